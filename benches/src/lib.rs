@@ -1,0 +1,1 @@
+//! Inputs and timing shared by the benchmarks.
