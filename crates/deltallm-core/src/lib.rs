@@ -1,1 +1,47 @@
-//! deltallm-core
+//! Delta coding of attention keys, threshold policy and key-value memory accounting.
+//!
+//! The method is DeltaLLM's (arXiv 2507.19608): along the token axis a key channel is stored only when it has moved
+//! by more than a threshold since it was last stored. In reading order:
+//!
+//! 1. [`DeltaEncoder`]: the element rule, one key at a time, with the reconstruction and its bound.
+//! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere; [`DeltaStream`] is one
+//!    block unpacked for arithmetic.
+//! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets.
+//! 4. [`PagedRows`] and [`ElementType`]: uncoded keys and values, in f32, f16 or bf16.
+//! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`]: bytes, planned before and charged while running.
+//! 6. [`SparsityStats`]: what the coding and the skipping saved.
+//!
+//! ```
+//! use deltallm_core::{DeltaEncoder, ElementType};
+//!
+//! let mut encoder = DeltaEncoder::new(vec![0.5, 0.5], ElementType::F32)?;
+//! encoder.encode(&[1.0, -1.0])?; // the first key is transmitted whole
+//! let sent = encoder.encode(&[1.4, 0.0])?; // channel 0 moved by 0.4 only
+//! assert_eq!(sent.iter().collect::<Vec<_>>(), [1]);
+//! assert_eq!(encoder.reconstruction(), [1.0, 0.0]);
+//! # Ok::<(), deltallm_core::CoreError>(())
+//! ```
+#![forbid(unsafe_code)]
+
+mod budget;
+mod elements;
+mod encoder;
+mod error;
+mod footprint;
+mod matrix;
+mod rows;
+mod stats;
+mod threshold;
+
+pub use budget::{Charge, MemoryBudget};
+pub use elements::{ElementType, Elements};
+pub use encoder::{ChannelMask, DeltaEncoder};
+pub use error::CoreError;
+pub use footprint::{CachePlan, Footprint, KeyPlan};
+pub use matrix::{DeltaMatrix, DeltaStream};
+pub use rows::PagedRows;
+pub use stats::{HeadSparsity, SparsityStats};
+pub use threshold::{ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+
+/// Tokens in one block of the cache: a page of rows, and the distance between two key frames of a delta matrix.
+pub const BLOCK_TOKENS: usize = 64;

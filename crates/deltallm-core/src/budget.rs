@@ -1,0 +1,173 @@
+//! A limit on the bytes of key-value caches, charged by every allocation.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crate::CoreError;
+
+/// Bytes that caches may hold together. Clones share one account, so all layers of a model draw on the same limit.
+///
+/// ```
+/// use deltallm_core::MemoryBudget;
+///
+/// let budget = MemoryBudget::new(1000);
+/// let mut layer = budget.charge();
+/// layer.grow(600)?;
+/// assert!(layer.grow(600).is_err()); // nothing changed
+/// assert_eq!(budget.used(), 600);
+/// drop(layer); // a cache that goes away gives its bytes back
+/// assert_eq!(budget.used(), 0);
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct MemoryBudget(Arc<Account>);
+
+#[derive(Debug)]
+struct Account {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+impl MemoryBudget {
+    /// A budget of `limit` bytes.
+    pub fn new(limit: usize) -> Self {
+        Self(Arc::new(Account { limit, used: AtomicUsize::new(0) }))
+    }
+
+    /// A budget that counts and never refuses.
+    pub fn unlimited() -> Self {
+        Self::new(usize::MAX)
+    }
+
+    /// Bytes allowed, or `None` without a limit.
+    pub fn limit(&self) -> Option<usize> {
+        (self.0.limit != usize::MAX).then_some(self.0.limit)
+    }
+
+    /// Bytes charged now.
+    pub fn used(&self) -> usize {
+        self.0.used.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that can still be charged.
+    pub fn available(&self) -> usize {
+        self.0.limit - self.used()
+    }
+
+    /// Opens an account of zero bytes for one cache.
+    pub fn charge(&self) -> Charge {
+        Charge { budget: self.clone(), bytes: 0 }
+    }
+}
+
+impl Default for MemoryBudget {
+    fn default() -> Self {
+        Self::unlimited()
+    }
+}
+
+/// The bytes one cache holds of a [`MemoryBudget`]; given back on drop.
+#[derive(Debug)]
+pub struct Charge {
+    budget: MemoryBudget,
+    bytes: usize,
+}
+
+impl Charge {
+    /// Charges `bytes` more. Call it before the allocation it pays for.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; the account is unchanged then.
+    pub fn grow(&mut self, bytes: usize) -> Result<(), CoreError> {
+        let Account { limit, used } = &*self.budget.0;
+        // The counter publishes no other memory, so relaxed ordering is enough.
+        used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|total| total <= limit)
+        })
+        .map_err(|used| CoreError::BudgetExhausted {
+            requested: bytes,
+            available: limit - used,
+            limit: *limit,
+        })?;
+        self.bytes += bytes;
+        Ok(())
+    }
+
+    /// Gives `bytes` back (at most what is held).
+    pub fn shrink(&mut self, bytes: usize) {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        self.budget.0.used.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Drop for Charge {
+    fn drop(&mut self) {
+        self.shrink(self.bytes);
+    }
+}
+
+/// Makes room for one more element in a table, charging what the table grows by.
+pub(crate) fn reserve_slot<T>(table: &mut Vec<T>, charge: &mut Charge) -> Result<(), CoreError> {
+    if table.len() == table.capacity() {
+        let more = table_growth(table.capacity());
+        charge.grow(more * size_of::<T>())?;
+        table.reserve_exact(more);
+    }
+    Ok(())
+}
+
+/// Slots by which a full table of `capacity` slots grows: it doubles, starting with four.
+pub(crate) fn table_growth(capacity: usize) -> usize {
+    capacity.max(4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_refused_charge_changes_nothing() {
+        let budget = MemoryBudget::new(100);
+        let mut charge = budget.charge();
+        charge.grow(70).unwrap();
+        let error = charge.grow(31).unwrap_err();
+        assert_eq!(error, CoreError::BudgetExhausted { requested: 31, available: 30, limit: 100 });
+        assert_eq!((charge.bytes(), budget.used()), (70, 70));
+        charge.grow(30).unwrap();
+        assert_eq!(budget.available(), 0);
+    }
+
+    #[test]
+    fn a_huge_request_does_not_wrap_around() {
+        let budget = MemoryBudget::unlimited();
+        let mut charge = budget.charge();
+        charge.grow(1).unwrap();
+        assert!(charge.grow(usize::MAX).is_err());
+        assert_eq!(budget.used(), 1);
+    }
+
+    #[test]
+    fn charges_of_several_threads_add_up() {
+        let budget = MemoryBudget::new(8 * 1000);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                let mut charge = budget.charge();
+                scope.spawn(move || {
+                    for _ in 0..1000 {
+                        charge.grow(1).unwrap();
+                    }
+                    assert_eq!(charge.bytes(), 1000);
+                });
+            }
+        });
+        assert_eq!(budget.used(), 0);
+    }
+}

@@ -1,0 +1,208 @@
+//! The number types a cache can hold, and a typed buffer of them.
+
+use std::{fmt, ops::Range, str::FromStr};
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use crate::CoreError;
+
+/// Element type of cached keys and values. Arithmetic is f32 whatever the storage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
+pub enum ElementType {
+    /// IEEE binary32: what the projections produce, stored as it is.
+    #[default]
+    F32,
+    /// IEEE binary16: relative rounding error up to 2^-11, largest value 65504.
+    F16,
+    /// bfloat16: relative rounding error up to 2^-8, the range of f32.
+    Bf16,
+}
+
+impl ElementType {
+    /// Bytes of one element.
+    pub fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+
+    /// Largest magnitude that is stored as a finite number.
+    pub fn max_magnitude(self) -> f32 {
+        match self {
+            Self::F32 => f32::MAX,
+            Self::F16 => f16::MAX.to_f32(),
+            Self::Bf16 => bf16::MAX.to_f32(),
+        }
+    }
+
+    /// The value that comes back after `x` has been stored.
+    pub fn round(self, x: f32) -> f32 {
+        match self {
+            Self::F32 => x,
+            Self::F16 => f16::from_f32(x).to_f32(),
+            Self::Bf16 => bf16::from_f32(x).to_f32(),
+        }
+    }
+
+    /// Checks that every number of a row can be stored.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is NaN, infinite or too large.
+    pub fn check(self, row: &[f32]) -> Result<(), CoreError> {
+        let limit = self.max_magnitude();
+        // One branch-free pass first: it vectorises, and the answer is nearly always yes.
+        if row.iter().fold(true, |ok, x| ok & (x.abs() <= limit)) {
+            return Ok(());
+        }
+        let channel = row.iter().position(|x| !(x.abs() <= limit)).unwrap_or(0);
+        Err(CoreError::NotStorable { channel, element: self, limit, got: row[channel] })
+    }
+}
+
+impl fmt::Display for ElementType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl FromStr for ElementType {
+    type Err = CoreError;
+
+    fn from_str(name: &str) -> Result<Self, CoreError> {
+        match name {
+            "f32" => Ok(Self::F32),
+            "f16" => Ok(Self::F16),
+            "bf16" => Ok(Self::Bf16),
+            _ => Err(CoreError::UnknownName {
+                what: "element type",
+                expected: "f32, f16, bf16",
+                got: name.to_owned(),
+            }),
+        }
+    }
+}
+
+/// A growable buffer of one [`ElementType`], written and read as f32.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub enum Elements {
+    /// binary32 elements.
+    F32(Vec<f32>),
+    /// binary16 elements.
+    F16(Vec<f16>),
+    /// bfloat16 elements.
+    Bf16(Vec<bf16>),
+}
+
+impl Elements {
+    /// An empty buffer with room for exactly `capacity` elements.
+    pub fn with_capacity(element: ElementType, capacity: usize) -> Self {
+        match element {
+            ElementType::F32 => Self::F32(Vec::with_capacity(capacity)),
+            ElementType::F16 => Self::F16(Vec::with_capacity(capacity)),
+            ElementType::Bf16 => Self::Bf16(Vec::with_capacity(capacity)),
+        }
+    }
+
+    /// Elements in the buffer.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(v) => v.len(),
+            Self::F16(v) => v.len(),
+            Self::Bf16(v) => v.len(),
+        }
+    }
+
+    /// Whether the buffer holds nothing.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Appends `row`, each element rounded to the buffer's type.
+    pub fn extend(&mut self, row: &[f32]) {
+        match self {
+            Self::F32(v) => v.extend_from_slice(row),
+            Self::F16(v) => {
+                let start = v.len();
+                v.resize(start + row.len(), f16::ZERO);
+                v[start..].convert_from_f32_slice(row);
+            }
+            Self::Bf16(v) => {
+                let start = v.len();
+                v.resize(start + row.len(), bf16::ZERO);
+                v[start..].convert_from_f32_slice(row);
+            }
+        }
+    }
+
+    /// Appends one element, rounded to the buffer's type.
+    pub fn push(&mut self, x: f32) {
+        match self {
+            Self::F32(v) => v.push(x),
+            Self::F16(v) => v.push(f16::from_f32(x)),
+            Self::Bf16(v) => v.push(bf16::from_f32(x)),
+        }
+    }
+
+    /// Drops everything from `len` on; the capacity stays.
+    pub fn truncate(&mut self, len: usize) {
+        match self {
+            Self::F32(v) => v.truncate(len),
+            Self::F16(v) => v.truncate(len),
+            Self::Bf16(v) => v.truncate(len),
+        }
+    }
+
+    /// The type of the elements.
+    pub fn element(&self) -> ElementType {
+        match self {
+            Self::F32(_) => ElementType::F32,
+            Self::F16(_) => ElementType::F16,
+            Self::Bf16(_) => ElementType::Bf16,
+        }
+    }
+
+    /// Elements there is room for without allocating.
+    pub fn capacity(&self) -> usize {
+        match self {
+            Self::F32(v) => v.capacity(),
+            Self::F16(v) => v.capacity(),
+            Self::Bf16(v) => v.capacity(),
+        }
+    }
+
+    /// Replaces the contents by those of `other`, rounded to this buffer's type.
+    pub fn copy_from(&mut self, other: &Self) {
+        self.truncate(0);
+        self.extend(other.read(0..other.len(), &mut Vec::new()));
+    }
+
+    /// A copy without spare capacity.
+    pub fn to_exact(&self) -> Self {
+        // `Vec::clone` allocates exactly `len` elements.
+        self.clone()
+    }
+
+    /// The elements of `range` as f32: borrowed where they already are, else converted into `scratch`.
+    pub fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::F32(v) => &v[range],
+            Self::F16(v) => {
+                scratch.resize(range.len(), 0.0);
+                v[range].convert_to_f32_slice(scratch);
+                scratch
+            }
+            Self::Bf16(v) => {
+                scratch.resize(range.len(), 0.0);
+                v[range].convert_to_f32_slice(scratch);
+                scratch
+            }
+        }
+    }
+}

@@ -1,0 +1,334 @@
+//! The delta matrix: the coded keys of one kv head.
+
+use crate::{
+    BLOCK_TOKENS, Charge, CoreError, DeltaEncoder, ElementType, Elements,
+    budget::reserve_slot,
+    encoder::{bits, words},
+};
+
+/// Coded keys of one kv head in blocks of [`BLOCK_TOKENS`] tokens.
+///
+/// Per token a block stores a bit mask over the channels and the *new values* of the channels that were transmitted,
+/// packed. New values rather than differences, so that the reconstruction is exact in any storage type. Each block
+/// starts with a *key frame*, the reconstruction just before its first token, so a block can be read on its own.
+///
+/// ```
+/// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
+///
+/// let mut charge = MemoryBudget::unlimited().charge();
+/// let mut keys = DeltaMatrix::new(vec![0.5, 0.5], ElementType::F32)?;
+/// for key in [[1.0, 2.0], [1.1, 3.0], [1.2, 3.1]] {
+///     keys.push(&key, &mut charge)?;
+/// }
+/// let mut rows = Vec::new();
+/// keys.reconstruct(0, &mut rows);
+/// assert_eq!(rows, [1.0, 2.0, 1.0, 3.0, 1.0, 3.0]);
+/// assert_eq!(keys.nonzeros(), 3); // of 6: the first key and one channel of the second
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
+#[derive(Debug)]
+pub struct DeltaMatrix {
+    encoder: DeltaEncoder,
+    sealed: Vec<Block>,
+    /// The block that is being written, with room for a whole one once the first key has come.
+    open: Block,
+}
+
+/// Up to [`BLOCK_TOKENS`] coded keys.
+#[derive(Debug)]
+struct Block {
+    /// Reconstruction before the block's first token, `[channels]`.
+    frame: Elements,
+    /// `[tokens, words]`: the channels each token transmits.
+    masks: Vec<u64>,
+    /// The transmitted values of all tokens, packed in order.
+    values: Elements,
+}
+
+impl DeltaMatrix {
+    /// An empty matrix; `thresholds` is `[channels]`, in the units of the keys.
+    ///
+    /// # Errors
+    /// [`CoreError::Threshold`] for a threshold that is negative, NaN or infinite.
+    pub fn new(thresholds: Vec<f32>, element: ElementType) -> Result<Self, CoreError> {
+        let encoder = DeltaEncoder::new(thresholds, element)?;
+        Ok(Self { encoder, sealed: Vec::new(), open: Block::with_capacity(element, 0, 0, 0) })
+    }
+
+    /// Channels of a key.
+    pub fn channels(&self) -> usize {
+        self.encoder.channels()
+    }
+
+    /// Tokens coded.
+    pub fn len(&self) -> usize {
+        self.sealed.len() * BLOCK_TOKENS + self.open_tokens()
+    }
+
+    /// Whether no token has been coded.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Transmitted channels over all tokens: the nonzeros of the delta matrix.
+    pub fn nonzeros(&self) -> usize {
+        self.sealed.iter().map(|b| b.values.len()).sum::<usize>() + self.open.values.len()
+    }
+
+    /// Blocks with at least one token.
+    pub fn blocks(&self) -> usize {
+        self.len().div_ceil(BLOCK_TOKENS)
+    }
+
+    /// Codes and appends one key (`[channels]`). Memory is charged before it is allocated.
+    ///
+    /// # Errors
+    /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; the matrix is unchanged
+    /// then.
+    pub fn push(&mut self, key: &[f32], charge: &mut Charge) -> Result<(), CoreError> {
+        if self.open.capacity_bytes() == 0 {
+            let bytes = Self::open_bytes(self.channels(), self.encoder.element());
+            charge.grow(bytes)?;
+            let channels = self.channels();
+            let room = BLOCK_TOKENS * channels;
+            self.open =
+                Block::with_capacity(self.encoder.element(), channels, words(channels) * BLOCK_TOKENS, room);
+        } else if self.open_tokens() == BLOCK_TOKENS {
+            self.seal(charge)?;
+        }
+        if self.open.masks.is_empty() {
+            self.open.frame.truncate(0);
+            self.open.frame.extend(self.encoder.reconstruction());
+        }
+        self.encoder.encode(key)?;
+        self.open.push(&self.encoder);
+        Ok(())
+    }
+
+    /// Moves the full open block into an allocation of exactly its size and starts the next one.
+    fn seal(&mut self, charge: &mut Charge) -> Result<(), CoreError> {
+        reserve_slot(&mut self.sealed, charge)?;
+        charge.grow(self.open.used_bytes())?;
+        self.sealed.push(Block {
+            frame: self.open.frame.to_exact(),
+            masks: self.open.masks.clone(),
+            values: self.open.values.to_exact(),
+        });
+        self.open.masks.clear();
+        self.open.values.truncate(0);
+        Ok(())
+    }
+
+    /// Forgets every token from `len` on. The matrix and its encoder are then as they were when token `len - 1` had
+    /// just been pushed.
+    ///
+    /// # Errors
+    /// [`CoreError::TruncateBeyondEnd`].
+    pub fn truncate(&mut self, len: usize, charge: &mut Charge) -> Result<(), CoreError> {
+        if len > self.len() {
+            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len });
+        }
+        if len == self.len() {
+            return Ok(());
+        }
+        let channels = self.channels();
+        let full = len / BLOCK_TOKENS;
+        if full < self.sealed.len() {
+            // Block `full` goes back into the open block's room, the ones after it go.
+            for block in self.sealed.drain(full + 1..) {
+                charge.shrink(block.used_bytes());
+            }
+            if let Some(block) = self.sealed.pop() {
+                charge.shrink(block.used_bytes());
+                self.open.copy_from(&block);
+            }
+        }
+        self.open.truncate(len % BLOCK_TOKENS, words(channels));
+        let mut rows = self.open.frame_row(channels);
+        if self.open_tokens() > 0 {
+            self.open.reconstruct(channels, &mut rows);
+        }
+        self.encoder.rewind((len > 0).then(|| &rows[rows.len() - channels..]));
+        Ok(())
+    }
+
+    /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized).
+    pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
+        self.block(block).reconstruct(self.channels(), rows);
+    }
+
+    /// The deltas of block `block` into `stream` (overwritten).
+    pub fn stream(&self, block: usize, stream: &mut DeltaStream) {
+        self.block(block).stream(self.channels(), stream);
+    }
+
+    /// Bytes of the coded keys, the open block's spare room included.
+    pub fn key_bytes(&self) -> usize {
+        self.sealed.iter().map(Block::used_bytes).sum::<usize>() + self.open.capacity_bytes()
+    }
+
+    /// Bytes of the table of blocks.
+    pub fn bookkeeping_bytes(&self) -> usize {
+        self.sealed.capacity() * size_of::<Block>()
+    }
+
+    /// Bytes of a block with room for any [`BLOCK_TOKENS`] keys.
+    pub(crate) fn open_bytes(channels: usize, element: ElementType) -> usize {
+        Self::block_bytes(channels, element, BLOCK_TOKENS * channels)
+    }
+
+    /// Bytes of a sealed block with `nonzeros` transmitted values.
+    pub(crate) fn block_bytes(channels: usize, element: ElementType, nonzeros: usize) -> usize {
+        (channels + nonzeros) * element.bytes() + words(channels) * BLOCK_TOKENS * size_of::<u64>()
+    }
+
+    /// Bytes of a slot in the table of blocks.
+    pub(crate) const SLOT_BYTES: usize = size_of::<Block>();
+
+    fn open_tokens(&self) -> usize {
+        self.open.masks.len() / words(self.channels()).max(1)
+    }
+
+    fn block(&self, block: usize) -> &Block {
+        self.sealed.get(block).unwrap_or(&self.open)
+    }
+}
+
+impl Block {
+    fn with_capacity(element: ElementType, frame: usize, masks: usize, values: usize) -> Self {
+        Self {
+            frame: Elements::with_capacity(element, frame),
+            masks: Vec::with_capacity(masks),
+            values: Elements::with_capacity(element, values),
+        }
+    }
+
+    /// Appends the key the encoder has just coded.
+    fn push(&mut self, encoder: &DeltaEncoder) {
+        let sent = encoder.sent();
+        self.masks.extend_from_slice(sent.words());
+        for channel in sent.iter() {
+            self.values.push(encoder.reconstruction()[channel]);
+        }
+    }
+
+    /// Keeps the first `tokens` tokens.
+    fn truncate(&mut self, tokens: usize, words: usize) {
+        self.masks.truncate(tokens * words);
+        self.values.truncate(self.masks.iter().map(|w| w.count_ones() as usize).sum());
+    }
+
+    /// Becomes a copy of `other`, within the room it has.
+    fn copy_from(&mut self, other: &Self) {
+        self.frame.copy_from(&other.frame);
+        self.masks.clear();
+        self.masks.extend_from_slice(&other.masks);
+        self.values.copy_from(&other.values);
+    }
+
+    fn frame_row(&self, channels: usize) -> Vec<f32> {
+        let mut row = Vec::new();
+        // Before the first key there is no frame yet.
+        row.extend_from_slice(self.frame.read(0..self.frame.len(), &mut Vec::new()));
+        row.resize(channels, 0.0);
+        row
+    }
+
+    fn reconstruct(&self, channels: usize, rows: &mut Vec<f32>) {
+        let mut scratch = Vec::new();
+        let mut values = self.values.read(0..self.values.len(), &mut scratch).iter();
+        let mut key = self.frame_row(channels);
+        rows.clear();
+        for mask in self.masks.chunks_exact(words(channels)) {
+            for (channel, value) in bits(mask).zip(&mut values) {
+                key[channel] = *value;
+            }
+            rows.extend_from_slice(&key);
+        }
+    }
+
+    fn stream(&self, channels: usize, stream: &mut DeltaStream) {
+        let mut scratch = Vec::new();
+        let mut values = self.values.read(0..self.values.len(), &mut scratch).iter();
+        let mut key = self.frame_row(channels);
+        stream.clear();
+        stream.frame.extend_from_slice(&key);
+        for mask in self.masks.chunks_exact(words(channels)) {
+            // Masks first: `zip` must not take a value when the mask has run out.
+            for (channel, value) in bits(mask).zip(&mut values) {
+                stream.channels.push(channel as u32);
+                stream.deltas.push(value - key[channel]);
+                key[channel] = *value;
+            }
+            stream.ends.push(stream.channels.len() as u32);
+        }
+    }
+
+    fn used_bytes(&self) -> usize {
+        (self.frame.len() + self.values.len()) * self.values.element().bytes() + size_of_val(&self.masks[..])
+    }
+
+    fn capacity_bytes(&self) -> usize {
+        (self.frame.capacity() + self.values.capacity()) * self.values.element().bytes()
+            + self.masks.capacity() * size_of::<u64>()
+    }
+}
+
+/// One block of a [`DeltaMatrix`] unpacked for arithmetic: `s(m,t) = s(m,t-1) + q_m . delta_t`
+/// (`docs/method.md`, equation 3), started from the key frame.
+///
+/// ```
+/// use deltallm_core::{DeltaMatrix, DeltaStream, ElementType, MemoryBudget};
+///
+/// let mut keys = DeltaMatrix::new(vec![0.5, 0.5], ElementType::F32)?;
+/// for key in [[1.0, 2.0], [1.0, 4.0]] {
+///     keys.push(&key, &mut MemoryBudget::unlimited().charge())?;
+/// }
+/// let mut stream = DeltaStream::default();
+/// keys.stream(0, &mut stream);
+/// let deltas: Vec<Vec<(usize, f32)>> = stream.tokens().map(|t| t.collect()).collect();
+/// assert_eq!(deltas, [vec![(0, 1.0), (1, 2.0)], vec![(1, 2.0)]]);
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct DeltaStream {
+    frame: Vec<f32>,
+    /// `[tokens]`: end of each token's deltas in the two lists below.
+    ends: Vec<u32>,
+    channels: Vec<u32>,
+    deltas: Vec<f32>,
+}
+
+impl DeltaStream {
+    /// Reconstruction before the block's first token: `[channels]`.
+    pub fn frame(&self) -> &[f32] {
+        &self.frame
+    }
+
+    /// Tokens in the block.
+    pub fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// Whether the block has no tokens.
+    pub fn is_empty(&self) -> bool {
+        self.ends.is_empty()
+    }
+
+    /// For each token its nonzero deltas as `(channel, delta)`, channels ascending.
+    pub fn tokens(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, f32)> + '_> + '_ {
+        let mut start = 0;
+        self.ends.iter().map(move |&end| {
+            let range = start..end as usize;
+            start = end as usize;
+            self.channels[range.clone()].iter().map(|c| *c as usize).zip(self.deltas[range].iter().copied())
+        })
+    }
+
+    fn clear(&mut self) {
+        self.frame.clear();
+        self.ends.clear();
+        self.channels.clear();
+        self.deltas.clear();
+    }
+}

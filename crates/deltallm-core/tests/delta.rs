@@ -1,0 +1,167 @@
+//! Properties of the delta encoder and matrix against the definition in f64.
+
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, ElementType, MemoryBudget};
+use proptest::prelude::*;
+
+/// Smooth random keys, `[tokens][channels]`: steps of a random walk, so that some deltas are zero and some are not.
+fn keys(channels: usize, tokens: usize, seed: u64) -> Vec<Vec<f32>> {
+    let mut state = seed | 1;
+    let mut random = move || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+    };
+    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random()).collect();
+    (0..tokens)
+        .map(|_| {
+            key.iter_mut().for_each(|x| *x += random());
+            key.clone()
+        })
+        .collect()
+}
+
+fn coded(keys: &[Vec<f32>], theta: f32, element: ElementType) -> DeltaMatrix {
+    let mut charge = MemoryBudget::unlimited().charge();
+    let mut matrix = DeltaMatrix::new(vec![theta; keys[0].len()], element).unwrap();
+    keys.iter().for_each(|key| matrix.push(key, &mut charge).unwrap());
+    matrix
+}
+
+fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
+    let (mut all, mut rows) = (Vec::new(), Vec::new());
+    for block in 0..matrix.blocks() {
+        matrix.reconstruct(block, &mut rows);
+        all.extend_from_slice(&rows);
+    }
+    all
+}
+
+/// Equation 1 of `docs/method.md`, for storage without rounding: the reconstruction and the count of nonzeros.
+fn definition(keys: &[Vec<f32>], theta: f64) -> (Vec<f64>, usize) {
+    let mut reference: Vec<f64> = keys[0].iter().map(|x| f64::from(*x)).collect();
+    let mut nonzeros = reference.iter().filter(|x| **x != 0.0).count();
+    let mut all = reference.clone();
+    for key in &keys[1..] {
+        for (r, k) in reference.iter_mut().zip(key) {
+            if (f64::from(*k) - *r).abs() > theta {
+                *r = f64::from(*k);
+                nonzeros += 1;
+            }
+        }
+        all.extend_from_slice(&reference);
+    }
+    (all, nonzeros)
+}
+
+fn element() -> impl Strategy<Value = ElementType> {
+    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
+}
+
+proptest! {
+    #[test]
+    fn f32_coding_is_the_definition(channels in 1_usize..130, tokens in 1_usize..200, seed: u64, theta in 0.0_f32..2.0) {
+        let keys = keys(channels, tokens, seed);
+        let matrix = coded(&keys, theta, ElementType::F32);
+        let (expected, nonzeros) = definition(&keys, f64::from(theta));
+        prop_assert_eq!(reconstruction(&matrix).iter().map(|x| f64::from(*x)).collect::<Vec<_>>(), expected);
+        prop_assert_eq!(matrix.nonzeros(), nonzeros);
+    }
+
+    #[test]
+    fn the_bound_holds_in_every_storage_type(tokens in 1_usize..200, seed: u64, theta in 0.0_f32..2.0, element in element()) {
+        let keys = keys(5, tokens, seed);
+        let matrix = coded(&keys, theta, element);
+        for (k, khat) in keys.concat().iter().zip(reconstruction(&matrix)) {
+            let rounding = (k - element.round(*k)).abs();
+            prop_assert!((k - khat).abs() <= theta.max(rounding), "{k} {khat} {theta}");
+        }
+    }
+
+    #[test]
+    fn theta_zero_stores_what_the_element_type_stores(seed: u64, element in element()) {
+        let keys = keys(7, 150, seed);
+        let expected: Vec<f32> = keys.concat().iter().map(|k| element.round(*k)).collect();
+        prop_assert_eq!(reconstruction(&coded(&keys, 0.0, element)), expected);
+    }
+
+    #[test]
+    fn the_stream_sums_to_the_reconstruction(tokens in 1_usize..200, seed: u64, theta in 0.0_f32..2.0) {
+        let keys = keys(70, tokens, seed);
+        let matrix = coded(&keys, theta, ElementType::F16);
+        let (mut stream, mut rows, mut nonzeros) = (DeltaStream::default(), Vec::new(), 0);
+        for block in 0..matrix.blocks() {
+            matrix.stream(block, &mut stream);
+            matrix.reconstruct(block, &mut rows);
+            let mut key: Vec<f64> = stream.frame().iter().map(|x| f64::from(*x)).collect();
+            prop_assert_eq!(stream.len(), rows.len() / 70);
+            for (deltas, expected) in stream.tokens().zip(rows.chunks_exact(70)) {
+                for (channel, delta) in deltas {
+                    key[channel] += f64::from(delta);
+                    nonzeros += 1;
+                }
+                for (got, expected) in key.iter().zip(expected) {
+                    prop_assert!((got - f64::from(*expected)).abs() <= 1e-4, "{got} {expected}");
+                }
+            }
+        }
+        prop_assert_eq!(nonzeros, matrix.nonzeros());
+    }
+
+    #[test]
+    fn a_cut_forgets_and_the_rest_goes_on_as_if_nothing_had_been(
+        cuts in prop::collection::vec((0_usize..300, 0_usize..200), 1..6), seed: u64, element in element()
+    ) {
+        let budget = MemoryBudget::unlimited();
+        let mut charge = budget.charge();
+        let mut matrix = DeltaMatrix::new(vec![0.7; 5], element).unwrap();
+        let mut history: Vec<Vec<f32>> = Vec::new();
+        for (round, (len, more)) in cuts.into_iter().enumerate() {
+            let len = len.min(history.len());
+            matrix.truncate(len, &mut charge).unwrap();
+            history.truncate(len);
+            for key in keys(5, more + 1, seed.wrapping_add(round as u64)) {
+                matrix.push(&key, &mut charge).unwrap();
+                history.push(key);
+            }
+            let fresh = coded(&history, 0.7, element);
+            prop_assert_eq!(reconstruction(&matrix), reconstruction(&fresh));
+            prop_assert_eq!(matrix.nonzeros(), fresh.nonzeros());
+            prop_assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), budget.used());
+        }
+    }
+}
+
+#[test]
+fn every_cut_around_block_edges_equals_a_fresh_start() {
+    let keys = keys(3, 3 * BLOCK_TOKENS + 1, 5);
+    let mut charge = MemoryBudget::unlimited().charge();
+    for len in 0..keys.len() {
+        let mut matrix = coded(&keys, 0.7, ElementType::F32);
+        matrix.truncate(len, &mut charge).unwrap();
+        assert_eq!(matrix.len(), len);
+        keys[len..].iter().for_each(|key| matrix.push(key, &mut charge).unwrap());
+        assert_eq!(
+            reconstruction(&matrix),
+            reconstruction(&coded(&keys, 0.7, ElementType::F32)),
+            "cut at {len}"
+        );
+    }
+    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1, &mut charge).is_err());
+}
+
+#[test]
+fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
+    let keys = keys(8, 1000, 3);
+    let budget = MemoryBudget::new(20_000);
+    let mut charge = budget.charge();
+    let mut matrix = DeltaMatrix::new(vec![0.3; 8], ElementType::F32).unwrap();
+    let stored = keys.iter().take_while(|key| matrix.push(key, &mut charge).is_ok()).count();
+    assert!(stored > BLOCK_TOKENS && stored < keys.len(), "{stored}");
+    assert_eq!(matrix.len(), stored);
+    assert_eq!(reconstruction(&matrix), reconstruction(&coded(&keys[..stored], 0.3, ElementType::F32)));
+    assert!(budget.used() <= 20_000);
+    assert!(matrix.push(&keys[stored], &mut charge).is_err(), "still refused");
+    matrix.truncate(10, &mut charge).unwrap();
+    matrix.push(&keys[10], &mut charge).unwrap();
+}
