@@ -1,1 +1,41 @@
-//! deltallm-attn
+//! Attention kernels for CPU inference engines, each together with its key-value cache.
+//!
+//! - [`AttentionKernel`]: the interface a model calls, one object per layer.
+//! - [`DenseAttention`]: exact; [`DeltaAttention`]: delta-coded keys; [`HybridAttention`]: exact window and sinks,
+//!   delta-coded history, value skipping.
+//! - [`attend_dense`], [`attend_hybrid`]: the same for engines that keep their own cache.
+//! - [`mod@reference`]: the method in plain f64 loops, with the equations of `docs/method.md`. Start there.
+//!
+//! One call runs, in reading order, through `forward` (checks, tiles, threads), `tile` (flash-style loop over key
+//! blocks) and `simd` (the micro-kernels, for scalar, AVX2, AVX-512 and NEON, chosen at run time).
+//!
+//! Keys and values that are NaN, infinite or too large for the cache's element type are an error, and so are finite
+//! inputs whose scores leave the range of f32; the cache is then as it was before the call.
+#![forbid(unsafe_code)]
+
+mod delta;
+mod dense;
+mod error;
+mod forward;
+mod hybrid;
+mod kernel;
+mod options;
+pub mod reference;
+mod shape;
+mod simd;
+mod tile;
+mod view;
+mod window;
+
+pub use delta::DeltaAttention;
+pub use deltallm_core::{ElementType, MemoryBudget, SparsityStats, ThresholdPolicy};
+pub use dense::{DenseAttention, attend_dense};
+pub use error::AttentionError;
+pub use hybrid::{HybridAttention, HybridConfig, attend_hybrid};
+pub use kernel::AttentionKernel;
+pub use options::AttentionOptions;
+pub use shape::AttentionShape;
+pub use simd::SimdLevel;
+pub use tile::query_tile;
+pub use view::{HeadsView, HeadsViewMut};
+pub use window::Window;

@@ -293,7 +293,6 @@ impl Block {
 #[derive(Debug, Clone, Default)]
 pub struct DeltaStream {
     frame: Vec<f32>,
-    /// `[tokens]`: end of each token's deltas in the two lists below.
     ends: Vec<u32>,
     channels: Vec<u32>,
     deltas: Vec<f32>,
@@ -313,6 +312,24 @@ impl DeltaStream {
     /// Whether the block has no tokens.
     pub fn is_empty(&self) -> bool {
         self.ends.is_empty()
+    }
+
+    /// End of each token's deltas in [`channels`](Self::channels) and [`deltas`](Self::deltas): `[tokens]`.
+    #[inline]
+    pub fn ends(&self) -> &[u32] {
+        &self.ends
+    }
+
+    /// Channels of the nonzero deltas of all tokens.
+    #[inline]
+    pub fn channels(&self) -> &[u32] {
+        &self.channels
+    }
+
+    /// The nonzero deltas of all tokens.
+    #[inline]
+    pub fn deltas(&self) -> &[f32] {
+        &self.deltas
     }
 
     /// For each token its nonzero deltas as `(channel, delta)`, channels ascending.

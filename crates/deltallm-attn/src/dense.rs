@@ -1,0 +1,184 @@
+//! Exact attention: the baseline everything else is measured against.
+
+use deltallm_core::{BLOCK_TOKENS, Charge, CoreError, Footprint, HeadSparsity, PagedRows, SparsityStats};
+
+use crate::{
+    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
+    forward::{attend, check_inputs},
+    tile::{HeadRows, Keys, Phase},
+    window::{Part, Split, WindowState},
+};
+
+/// Exact causal attention, tiled, with an online softmax and a cache of f32, f16 or bf16.
+///
+/// ```
+/// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionShape, DenseAttention};
+/// use ndarray::Array3;
+///
+/// let mut attention = DenseAttention::new(&AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?)?;
+/// let (q, k) = (Array3::ones((5, 4, 8)), Array3::ones((5, 2, 8)));
+/// let v = Array3::from_elem((5, 2, 8), 3.0);
+/// let mut out = Array3::zeros((5, 4, 8));
+/// attention.forward(q.view(), k.view(), v.view(), out.view_mut())?;
+/// assert!(out.iter().all(|x| (x - 3.0_f32).abs() < 1e-6));
+/// assert_eq!(attention.len(), 5);
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
+#[derive(Debug)]
+pub struct DenseAttention {
+    options: AttentionOptions,
+    heads: Vec<DenseHead>,
+    charge: Charge,
+    counts: Vec<HeadSparsity>,
+}
+
+#[derive(Debug)]
+struct DenseHead {
+    keys: PagedRows,
+    values: PagedRows,
+}
+
+impl DenseAttention {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number.
+    pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
+        options.check()?;
+        let kv_heads = options.shape.kv_heads();
+        let rows = || PagedRows::new(options.shape.head_dim(), options.element, BLOCK_TOKENS);
+        Ok(Self {
+            heads: (0..kv_heads).map(|_| DenseHead { keys: rows(), values: rows() }).collect(),
+            charge: options.budget.charge(),
+            counts: vec![HeadSparsity::default(); kv_heads],
+            options: options.clone(),
+        })
+    }
+
+    fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
+        for (kv_head, head) in self.heads.iter_mut().enumerate() {
+            for token in 0..k.tokens() {
+                head.keys.push(k.row(token, kv_head), &mut self.charge)?;
+                head.values.push(v.row(token, kv_head), &mut self.charge)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Back to `len` tokens in every head, some of which may not have got so far.
+    fn roll_back(&mut self, len: usize) {
+        for rows in self.heads.iter_mut().flat_map(|head| [&mut head.keys, &mut head.values]) {
+            let len = len.min(rows.len());
+            // Cannot fail: `len` does not exceed what is there.
+            let _ = rows.truncate(len, &mut self.charge);
+        }
+    }
+}
+
+impl AttentionKernel for DenseAttention {
+    fn forward_heads(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        out: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        check_inputs(&self.options, &q, &k, &v, &out)?;
+        check_same_tokens(&q, &k)?;
+        let first = self.len();
+        let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
+            let phases: Vec<Vec<Phase>> =
+                self.heads.iter().map(|head| vec![exact_phase(&head.keys, &head.values)]).collect();
+            attend(&self.options, &q, first, &ALL, &phases, out)
+        });
+        match result {
+            Ok(counts) => {
+                self.counts.iter_mut().zip(&counts).for_each(|(sum, more)| sum.add(more));
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back(first);
+                Err(error)
+            }
+        }
+    }
+
+    fn len(&self) -> usize {
+        // Values are pushed last, so the last head's values are the tokens that are complete.
+        self.heads.last().map_or(0, |head| head.values.len())
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        if len > self.len() {
+            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
+        }
+        self.roll_back(len);
+        Ok(())
+    }
+
+    fn footprint(&self) -> Footprint {
+        let mut sum = Footprint::default();
+        for head in &self.heads {
+            sum += Footprint {
+                keys: head.keys.held_bytes(),
+                values: head.values.held_bytes(),
+                window: 0,
+                bookkeeping: head.keys.bookkeeping_bytes() + head.values.bookkeeping_bytes(),
+            };
+        }
+        sum
+    }
+
+    fn stats(&self) -> SparsityStats {
+        SparsityStats::new(self.counts.clone())
+    }
+}
+
+/// Exact causal attention for an engine that keeps its own cache: nothing is stored and nothing copied as a whole.
+///
+/// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[cached, kv_heads, head_dim]` with `cached >= tokens`: the
+/// queries belong to the last tokens of the cache.
+///
+/// # Errors
+/// [`AttentionError`] for shapes that do not fit and numbers that are not finite.
+pub fn attend_dense(
+    options: &AttentionOptions,
+    q: HeadsView,
+    k: HeadsView,
+    v: HeadsView,
+    out: HeadsViewMut,
+) -> Result<(), AttentionError> {
+    options.check()?;
+    check_inputs(options, &q, &k, &v, &out)?;
+    let first = first_position(&q, &k)?;
+    let rows = |view| (0..options.shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
+    let (keys, values) = (rows(k), rows(v));
+    let phases: Vec<Vec<Phase>> = keys.iter().zip(&values).map(|(k, v)| vec![exact_phase(k, v)]).collect();
+    attend(options, &q, first, &ALL, &phases, out)?;
+    Ok(())
+}
+
+/// Position of the first query when the queries are the last tokens of `k`.
+pub(crate) fn first_position(q: &HeadsView, k: &HeadsView) -> Result<usize, AttentionError> {
+    k.tokens().checked_sub(q.tokens()).ok_or(AttentionError::Shape {
+        input: "k",
+        dimension: "tokens (at least those of q)",
+        expected: q.tokens(),
+        got: k.tokens(),
+    })
+}
+
+/// A kernel's cache grows by as many tokens as it attends.
+pub(crate) fn check_same_tokens(q: &HeadsView, k: &HeadsView) -> Result<(), AttentionError> {
+    if q.tokens() == k.tokens() {
+        return Ok(());
+    }
+    Err(AttentionError::Shape { input: "k", dimension: "tokens", expected: q.tokens(), got: k.tokens() })
+}
+
+/// All keys are one part; window and sinks play no role.
+const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0 };
+
+fn exact_phase<'a>(keys: &'a dyn crate::tile::Rows, values: &'a dyn crate::tile::Rows) -> Phase<'a> {
+    Phase { keys: Keys::Exact(keys), values, part: Part::All, skip_margin: None }
+}

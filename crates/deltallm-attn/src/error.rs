@@ -1,0 +1,72 @@
+//! What can go wrong in attention.
+
+use deltallm_core::CoreError;
+
+/// Errors of this crate. Every variant says what was expected and what came; after an error the cache holds what it
+/// held before.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttentionError {
+    /// A dimension of an input or of a configuration does not fit.
+    #[error("{input}: expected {dimension} = {expected}, got {got}")]
+    Shape {
+        /// Which argument: `q`, `k`, `v`, `out` or `shape`.
+        input: &'static str,
+        /// Which dimension of it.
+        dimension: &'static str,
+        /// What the kernel or the other arguments call for.
+        expected: usize,
+        /// What came.
+        got: usize,
+    },
+    /// The slice behind a view is too short for its shape and strides, or its rows overlap.
+    #[error(
+        "{input}: expected a slice of at least {expected} elements for this shape and strides, got {got}"
+    )]
+    SliceTooShort {
+        /// Which argument.
+        input: &'static str,
+        /// Elements needed.
+        expected: usize,
+        /// Elements in the slice.
+        got: usize,
+    },
+    /// An input is NaN or infinite.
+    #[error("{input}: expected finite numbers, got {got} at token {token}, head {head}, channel {channel}")]
+    NotFinite {
+        /// Which argument.
+        input: &'static str,
+        /// Token within this call.
+        token: usize,
+        /// Head of that argument.
+        head: usize,
+        /// Channel of the head.
+        channel: usize,
+        /// The offending number.
+        got: f32,
+    },
+    /// Finite inputs gave scores beyond the range of f32.
+    #[error("expected scores within the range of f32, got an overflow: the inputs are too large")]
+    Overflow,
+    /// A setting is out of its range.
+    #[error("{setting}: expected {expected}, got {got}")]
+    Setting {
+        /// Which setting.
+        setting: &'static str,
+        /// The accepted range.
+        expected: &'static str,
+        /// The value that came.
+        got: f64,
+    },
+    /// A SIMD level that does not exist, or that this CPU does not have.
+    #[error("unknown or unsupported SIMD level {got:?}: expected one of {expected} on this machine")]
+    SimdLevel {
+        /// The levels this machine has.
+        expected: String,
+        /// The level that was asked for.
+        got: String,
+    },
+    /// Coding, storing or charging failed.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+}

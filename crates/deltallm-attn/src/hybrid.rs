@@ -1,0 +1,371 @@
+//! Delta attention with an exact window: the product.
+
+use deltallm_core::{
+    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, Elements, Footprint, HeadSparsity,
+    PagedRows, SparsityStats, ThresholdPolicy,
+};
+
+use crate::{
+    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, Window,
+    dense::{check_same_tokens, first_position},
+    forward::{attend, check_inputs},
+    query_tile,
+    tile::{Keys, Phase, Rows},
+    window::{Part, Split, WindowState},
+};
+
+/// The method of [`HybridAttention`].
+#[derive(Debug, Clone)]
+pub struct HybridConfig {
+    /// Thresholds of the delta coding.
+    pub thresholds: ThresholdPolicy,
+    /// Which layer of the policy this kernel is.
+    pub layer: usize,
+    /// Keys scored exactly.
+    pub window: Window,
+    /// First keys of the sequence, always scored exactly.
+    pub sinks: usize,
+    /// Skip a far value when its key scores more than this many nats below the best exact score, for every query of
+    /// the tile; `None` keeps all. Useful margins are 4 to 7 and grow with the length.
+    pub skip_margin: Option<f32>,
+}
+
+impl HybridConfig {
+    /// A sliding window of 64 keys, 4 sinks, no skipping.
+    pub fn new(thresholds: ThresholdPolicy) -> Self {
+        Self { thresholds, layer: 0, window: Window::Sliding(64), sinks: 4, skip_margin: None }
+    }
+
+    /// The paper's rule: one threshold, a block-diagonal window of `scale` times the prompt, nothing else.
+    pub fn paper(theta: f32, scale: f32) -> Self {
+        Self { window: Window::Block { scale }, sinks: 0, ..Self::new(ThresholdPolicy::Uniform(theta)) }
+    }
+}
+
+/// Hybrid attention (`docs/method.md`, equations 1 to 6): exact scores inside a local window and for the first keys,
+/// delta-coded keys for the rest of the history, values untouched but skipped where they cannot matter.
+///
+/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. Exact copies that
+/// have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just
+/// before that point are scored through their deltas (within the bound) until the window has filled up again.
+///
+/// ```
+/// use deltallm_attn::{
+///     AttentionKernel, AttentionOptions, AttentionShape, HybridAttention, HybridConfig, ThresholdPolicy,
+/// };
+/// use ndarray::Array3;
+///
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let mut attention = HybridAttention::new(&options, &HybridConfig::new(ThresholdPolicy::Uniform(0.5)))?;
+/// let (q, k) = (Array3::ones((100, 4, 8)), Array3::ones((100, 2, 8)));
+/// let v = Array3::from_elem((100, 2, 8), 3.0);
+/// let mut out = Array3::zeros((100, 4, 8));
+/// attention.forward(q.view(), k.view(), v.view(), out.view_mut())?;
+/// assert!(out.iter().all(|x| (x - 3.0_f32).abs() < 1e-5));
+/// assert_eq!(attention.stats().total().zero_fraction(), 0.99); // the keys never move
+/// assert!(attention.footprint().total() > 0);
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
+#[derive(Debug)]
+pub struct HybridAttention {
+    options: AttentionOptions,
+    /// `None` is delta everywhere.
+    window: Option<Window>,
+    sinks: usize,
+    skip_margin: Option<f32>,
+    heads: Vec<HybridHead>,
+    charge: Charge,
+    counts: Vec<HeadSparsity>,
+    state: WindowState,
+    /// Where an announced prompt ends.
+    prompt_end: usize,
+}
+
+#[derive(Debug)]
+struct HybridHead {
+    keys: DeltaMatrix,
+    values: PagedRows,
+    /// Exact copies of the latest keys.
+    tail: PagedRows,
+    /// Exact copies of the first keys: `[sinks, head_dim]`.
+    sinks: Sinks,
+}
+
+#[derive(Debug)]
+struct Sinks {
+    rows: Elements,
+    head_dim: usize,
+}
+
+impl Rows for Sinks {
+    fn read<'a>(&'a self, tokens: std::ops::Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        self.rows.read(tokens.start * self.head_dim..tokens.end * self.head_dim, scratch)
+    }
+}
+
+impl HybridAttention {
+    /// An empty cache.
+    ///
+    /// # Errors
+    /// [`AttentionError::Setting`] for a window, margin, scale or soft cap out of range; [`AttentionError::Core`] when
+    /// the thresholds are not for this layer.
+    pub fn new(options: &AttentionOptions, config: &HybridConfig) -> Result<Self, AttentionError> {
+        config.window.check()?;
+        if let Some(margin) = config.skip_margin.filter(|margin| !(margin.is_finite() && *margin > 0.0)) {
+            let expected = "a finite number of nats > 0";
+            return Err(AttentionError::Setting { setting: "skip margin", expected, got: f64::from(margin) });
+        }
+        Self::with_window(options, config, Some(config.window))
+    }
+
+    /// `window` is the configuration's, or none for delta everywhere.
+    pub(crate) fn with_window(
+        options: &AttentionOptions,
+        config: &HybridConfig,
+        window: Option<Window>,
+    ) -> Result<Self, AttentionError> {
+        options.check()?;
+        let (kv_heads, head_dim, element) =
+            (options.shape.kv_heads(), options.shape.head_dim(), options.element);
+        let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
+        let heads = thresholds
+            .into_iter()
+            .map(|thresholds| {
+                Ok(HybridHead {
+                    keys: DeltaMatrix::new(thresholds, element)?,
+                    values: PagedRows::new(head_dim, element, BLOCK_TOKENS),
+                    tail: PagedRows::new(head_dim, element, CachePlan::WINDOW_PAGE_TOKENS),
+                    sinks: Sinks { rows: Elements::with_capacity(element, 0), head_dim },
+                })
+            })
+            .collect::<Result<_, CoreError>>()?;
+        Ok(Self {
+            window,
+            sinks: if window.is_some() { config.sinks } else { 0 },
+            skip_margin: config.skip_margin,
+            heads,
+            charge: options.budget.charge(),
+            counts: vec![HeadSparsity::default(); kv_heads],
+            state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
+            prompt_end: 0,
+            options: options.clone(),
+        })
+    }
+
+    /// Queries that decide together which values to skip; their positions start at multiples of this number.
+    pub fn query_tile(&self) -> usize {
+        query_tile(self.options.shape.group())
+    }
+
+    fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
+        let (windowed, charge) = (self.window.is_some(), &mut self.charge);
+        for (kv_head, head) in self.heads.iter_mut().enumerate() {
+            for token in 0..k.tokens() {
+                let key = k.row(token, kv_head);
+                head.keys.push(key, charge)?;
+                if windowed {
+                    head.tail.push(key, charge)?;
+                    head.sinks.push(key, head.keys.len() - 1, self.sinks, charge)?;
+                }
+                head.values.push(v.row(token, kv_head), charge)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Back to `len` tokens in every head, some of which may not have got so far.
+    fn roll_back(&mut self, len: usize) {
+        let charge = &mut self.charge;
+        for head in &mut self.heads {
+            // None of these can fail: none is asked for more than it holds.
+            let _ = head.keys.truncate(len.min(head.keys.len()), charge);
+            let _ = head.tail.truncate(len.min(head.tail.len()), charge);
+            let _ = head.values.truncate(len.min(head.values.len()), charge);
+            head.sinks.rows.truncate(len.saturating_mul(head.sinks.head_dim));
+        }
+    }
+
+    /// Attends the last tokens of the cache, of which `q` are the queries.
+    fn attend(
+        &self,
+        q: &HeadsView,
+        first: usize,
+        out: HeadsViewMut,
+    ) -> Result<Vec<HeadSparsity>, AttentionError> {
+        let shape = self.options.shape;
+        let exact_from = self.heads.first().map_or(0, |head| head.tail.first());
+        let split = Split { window: self.state, exact_from, sinks: self.sinks };
+        // Unpacking a block costs as much as a tile spends on it: do it once if several tiles follow.
+        let several_tiles = q.tokens() > query_tile(shape.group());
+        let streams: Vec<Vec<DeltaStream>> = self
+            .heads
+            .iter()
+            .map(|head| if several_tiles { unpack(&head.keys) } else { Vec::new() })
+            .collect();
+        let phases: Vec<Vec<Phase>> = self
+            .heads
+            .iter()
+            .zip(&streams)
+            .map(|(head, streams)| {
+                let phase = |keys, part| Phase { keys, values: &head.values, part, skip_margin: None };
+                let far = phase(Keys::Delta(&head.keys, streams), Part::Far);
+                if self.window.is_none() {
+                    return vec![far];
+                }
+                // The exact phases come first: they fix the scores that a far value has to come near to.
+                vec![
+                    phase(Keys::Exact(&head.sinks), Part::Sinks),
+                    phase(Keys::Exact(&head.tail), Part::Window),
+                    Phase { skip_margin: self.skip_margin, ..far },
+                ]
+            })
+            .collect();
+        attend(&self.options, q, first, &split, &phases, out)
+    }
+
+    /// Fixes the window for the tokens `first..end` and returns the one before, should it have to come back.
+    fn enter_window(&mut self, first: usize, end: usize) -> WindowState {
+        let before = self.state;
+        if let Some(window) = self.window {
+            if first < self.prompt_end {
+                self.state = WindowState::new(window, self.prompt_end);
+            } else if end - first > 1 {
+                self.state = WindowState::new(window, end);
+            }
+        }
+        before
+    }
+
+    /// Drops exact copies that no later query can need.
+    fn trim(&mut self) {
+        let needed = self.state.needed_from(self.len());
+        self.heads.iter_mut().for_each(|head| head.tail.drop_before(needed, &mut self.charge));
+    }
+}
+
+impl Sinks {
+    /// Keeps `key` if `token` is one of the first `sinks`.
+    fn push(
+        &mut self,
+        key: &[f32],
+        token: usize,
+        sinks: usize,
+        charge: &mut Charge,
+    ) -> Result<(), CoreError> {
+        if token >= sinks {
+            return Ok(());
+        }
+        if self.rows.capacity() == 0 {
+            let room = sinks.saturating_mul(self.head_dim);
+            charge.grow(room.saturating_mul(self.rows.element().bytes()))?;
+            self.rows = Elements::with_capacity(self.rows.element(), room);
+        }
+        self.rows.extend(key);
+        Ok(())
+    }
+}
+
+fn unpack(keys: &DeltaMatrix) -> Vec<DeltaStream> {
+    (0..keys.blocks())
+        .map(|block| {
+            let mut stream = DeltaStream::default();
+            keys.stream(block, &mut stream);
+            stream
+        })
+        .collect()
+}
+
+impl AttentionKernel for HybridAttention {
+    fn forward_heads(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        out: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        check_inputs(&self.options, &q, &k, &v, &out)?;
+        check_same_tokens(&q, &k)?;
+        let first = self.len();
+        let before = self.enter_window(first, first + k.tokens());
+        match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
+            Ok(counts) => {
+                self.counts.iter_mut().zip(&counts).for_each(|(sum, more)| sum.add(more));
+                self.trim();
+                Ok(())
+            }
+            Err(error) => {
+                self.roll_back(first);
+                self.state = before;
+                Err(error)
+            }
+        }
+    }
+
+    fn begin_prompt(&mut self, tokens: usize) {
+        self.prompt_end = self.len().saturating_add(tokens);
+    }
+
+    fn len(&self) -> usize {
+        // Values are pushed last, so the last head's values are the tokens that are complete.
+        self.heads.last().map_or(0, |head| head.values.len())
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        if len > self.len() {
+            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
+        }
+        self.roll_back(len);
+        self.prompt_end = self.prompt_end.min(len);
+        self.state.cut(len);
+        Ok(())
+    }
+
+    fn footprint(&self) -> Footprint {
+        let mut sum = Footprint::default();
+        for head in &self.heads {
+            sum += Footprint {
+                keys: head.keys.key_bytes(),
+                values: head.values.held_bytes(),
+                window: head.tail.held_bytes() + head.sinks.rows.capacity() * self.options.element.bytes(),
+                bookkeeping: head.keys.bookkeeping_bytes()
+                    + head.values.bookkeeping_bytes()
+                    + head.tail.bookkeeping_bytes(),
+            };
+        }
+        sum
+    }
+
+    fn stats(&self) -> SparsityStats {
+        let heads = self.heads.iter().zip(&self.counts).map(|(head, counts)| HeadSparsity {
+            elements: (head.keys.len() * head.keys.channels()) as u64,
+            nonzeros: head.keys.nonzeros() as u64,
+            ..*counts
+        });
+        SparsityStats::new(heads.collect())
+    }
+}
+
+/// Hybrid attention for an engine that keeps its own cache: codes `k` afresh, attends, and forgets it again.
+///
+/// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[cached, kv_heads, head_dim]` with `cached >= tokens`: the
+/// queries belong to the last tokens of the cache, which counts as one prompt. Returns the sparsity of this call.
+///
+/// # Errors
+/// [`AttentionError`] for shapes that do not fit, numbers that are not finite, and settings out of range.
+pub fn attend_hybrid(
+    options: &AttentionOptions,
+    config: &HybridConfig,
+    q: HeadsView,
+    k: HeadsView,
+    v: HeadsView,
+    out: HeadsViewMut,
+) -> Result<SparsityStats, AttentionError> {
+    let mut attention = HybridAttention::new(options, config)?;
+    check_inputs(options, &q, &k, &v, &out)?;
+    let first = first_position(&q, &k)?;
+    attention.begin_prompt(k.tokens());
+    attention.enter_window(0, k.tokens());
+    attention.append(&k, &v)?;
+    attention.counts = attention.attend(&q, first, out)?;
+    Ok(attention.stats())
+}

@@ -1,0 +1,70 @@
+//! The interface between a model and its attention.
+
+use deltallm_core::{Footprint, SparsityStats};
+use ndarray::{ArrayView3, ArrayViewMut3};
+
+use crate::{
+    AttentionError, HeadsView, HeadsViewMut,
+    view::{with_view, with_view_mut},
+};
+
+/// One layer's attention together with its key-value cache.
+///
+/// Keys come after rotary embedding. Positions are implied: the first token ever appended is position 0. After any
+/// error the cache is as it was before the call.
+pub trait AttentionKernel: Send {
+    /// Appends `k` and `v` (`[tokens, kv_heads, head_dim]`) to the cache and attends `q` (`[tokens, heads, head_dim]`)
+    /// to all of it, causally. The result goes to `out`, shaped like `q`.
+    ///
+    /// # Errors
+    /// [`AttentionError`] for wrong shapes, numbers that are not finite or cannot be stored, or an exhausted budget.
+    fn forward_heads(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        out: HeadsViewMut,
+    ) -> Result<(), AttentionError>;
+
+    /// [`forward_heads`](Self::forward_heads) for ndarray views of any strides.
+    ///
+    /// # Errors
+    /// The same.
+    fn forward(
+        &mut self,
+        q: ArrayView3<f32>,
+        k: ArrayView3<f32>,
+        v: ArrayView3<f32>,
+        out: ArrayViewMut3<f32>,
+    ) -> Result<(), AttentionError> {
+        with_view(q, |q| {
+            with_view(k, |k| with_view(v, |v| with_view_mut(out, |out| self.forward_heads(q, k, v, out))))
+        })
+    }
+
+    /// Announces that the next `tokens` tokens are one prompt, however many calls bring them. A window that depends on
+    /// the prompt's length is fixed by this; without it every call of more than one token counts as a whole prompt.
+    fn begin_prompt(&mut self, tokens: usize) {
+        let _ = tokens;
+    }
+
+    /// Tokens in the cache.
+    fn len(&self) -> usize;
+
+    /// Whether the cache is empty.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Forgets every token from `len` on (speculative decoding, prompt reuse).
+    ///
+    /// # Errors
+    /// [`deltallm_core::CoreError::TruncateBeyondEnd`] when `len` exceeds the tokens in the cache.
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError>;
+
+    /// Bytes the cache holds.
+    fn footprint(&self) -> Footprint;
+
+    /// Sparsity per kv head: of the keys in the cache, and of all pairs attended since the kernel was made.
+    fn stats(&self) -> SparsityStats;
+}

@@ -1,0 +1,63 @@
+//! Settings that every kernel shares.
+
+use deltallm_core::{ElementType, MemoryBudget};
+
+use crate::{AttentionError, AttentionShape, SimdLevel};
+
+/// What an attention kernel needs to know besides its method.
+///
+/// ```
+/// use deltallm_attn::{AttentionOptions, AttentionShape, ElementType};
+///
+/// let shape = AttentionShape::new(9, 3, 64)?;
+/// let options = AttentionOptions { element: ElementType::F16, ..AttentionOptions::new(shape)? };
+/// assert_eq!(options.scale, 0.125);
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct AttentionOptions {
+    /// Heads of the layer.
+    pub shape: AttentionShape,
+    /// Scores are `q . k * scale`; 1/sqrt(head_dim) unless the model says otherwise.
+    pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)` (Gemma 2); `None` for most models.
+    pub softcap: Option<f32>,
+    /// Element type of cached keys and values. Arithmetic is f32.
+    pub element: ElementType,
+    /// The account that the cache's memory is charged to. Clones share it.
+    pub budget: MemoryBudget,
+    /// Instruction set.
+    pub simd: SimdLevel,
+    /// Whether to spread work over the current rayon pool. Needs the feature `rayon`; results do not depend on it.
+    pub parallel: bool,
+}
+
+impl AttentionOptions {
+    /// The usual settings: scale 1/sqrt(head_dim), f32 cache, no limit on memory, the best SIMD level (or the one
+    /// `DELTALLM_SIMD` names), parallel where the feature `rayon` is on.
+    ///
+    /// # Errors
+    /// [`AttentionError::SimdLevel`] when `DELTALLM_SIMD` names a level this machine does not have.
+    pub fn new(shape: AttentionShape) -> Result<Self, AttentionError> {
+        Ok(Self {
+            shape,
+            scale: 1.0 / (shape.head_dim() as f32).sqrt(),
+            softcap: None,
+            element: ElementType::F32,
+            budget: MemoryBudget::unlimited(),
+            simd: SimdLevel::from_env()?,
+            parallel: cfg!(feature = "rayon"),
+        })
+    }
+
+    pub(crate) fn check(&self) -> Result<(), AttentionError> {
+        let positive = |setting, value: f32| {
+            if value.is_finite() && value > 0.0 {
+                return Ok(());
+            }
+            Err(AttentionError::Setting { setting, expected: "a finite number > 0", got: f64::from(value) })
+        };
+        positive("scale", self.scale)?;
+        positive("softcap", self.softcap.unwrap_or(1.0))
+    }
+}

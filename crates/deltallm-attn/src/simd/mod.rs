@@ -1,0 +1,178 @@
+//! The micro-kernels, written once over `fearless_simd`'s vectors and compiled for every level.
+//!
+//! All of them work on a *tile*: queries side by side in the lanes of a vector. A matrix with one row per channel or
+//! per key and one column per query lane is "lane-contiguous": `[rows, lanes]`. Reading order: [`matmul`] (both
+//! products of attention), [`delta`] (the sparse product), [`softmax`], [`exp`].
+//!
+//! Faster kernels for one instruction set (bf16 or int8 dot products, fused skip tests) belong beside these files, and
+//! are chosen in the methods of [`SimdLevel`].
+
+mod delta;
+mod exp;
+mod matmul;
+mod softmax;
+
+use std::{fmt, str::FromStr};
+
+use deltallm_core::DeltaStream;
+use fearless_simd::{Level, dispatch, prelude::*};
+
+use crate::AttentionError;
+
+/// An instruction set that this machine has. A value of this type is the proof of it.
+///
+/// The environment variable `DELTALLM_SIMD` (`scalar`, `avx2`, `avx512`, `neon`) forces one.
+#[derive(Clone, Copy)]
+pub struct SimdLevel {
+    name: &'static str,
+    level: Level,
+}
+
+impl SimdLevel {
+    /// All levels this machine has, slowest first. `scalar` is always there.
+    pub fn available() -> Vec<Self> {
+        let detected = Level::new();
+        let mut levels = vec![Self { name: "scalar", level: Level::fallback() }];
+        #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+        {
+            levels.extend(detected.as_avx2().map(|token| Self { name: "avx2", level: token.level() }));
+            levels.extend(detected.as_avx512().map(|token| Self { name: "avx512", level: token.level() }));
+        }
+        #[cfg(target_arch = "aarch64")]
+        levels.extend(detected.as_neon().map(|token| Self { name: "neon", level: token.level() }));
+        levels
+    }
+
+    /// The level `DELTALLM_SIMD` names, or else the best one.
+    ///
+    /// # Errors
+    /// [`AttentionError::SimdLevel`] when the variable names a level this machine does not have.
+    pub fn from_env() -> Result<Self, AttentionError> {
+        match std::env::var("DELTALLM_SIMD") {
+            Ok(name) => name.parse(),
+            Err(_) => Ok(Self::best()),
+        }
+    }
+
+    /// The fastest level this machine has.
+    pub fn best() -> Self {
+        let mut levels = Self::available();
+        // Never empty: the list starts with `scalar`.
+        levels.pop().unwrap_or(Self { name: "scalar", level: Level::fallback() })
+    }
+
+    /// `scalar`, `avx2`, `avx512` or `neon`.
+    pub fn name(self) -> &'static str {
+        self.name
+    }
+
+    /// f32 lanes of a vector.
+    pub(crate) fn lanes(self) -> usize {
+        dispatch!(self.level, simd => width(simd))
+    }
+
+    /// `out[key][lane] = keys[key] . queries[..][lane]`: exact scores of a block of keys.
+    ///
+    /// `keys` is `[rows, head_dim]`, `queries` `[head_dim, lanes]`, `out` `[rows, lanes]`.
+    pub(crate) fn scores(self, keys: &[f32], queries: &[f32], lanes: usize, out: &mut [f32]) {
+        dispatch!(self.level, simd => matmul::scores(simd, keys, queries, lanes, out));
+    }
+
+    /// The same for a block of delta-coded keys, from its token `skip` on; `frame` is scratch of `[lanes]`.
+    pub(crate) fn delta_scores(
+        self,
+        stream: &DeltaStream,
+        skip: usize,
+        queries: &[f32],
+        lanes: usize,
+        frame: &mut [f32],
+        out: &mut [f32],
+    ) {
+        self.scores(stream.frame(), queries, lanes, frame);
+        dispatch!(self.level, simd => delta::scores(simd, stream, skip, queries, lanes, frame, out));
+    }
+
+    /// `out[channel][lane] += sum over keys of values[key][channel] * weights[key][lane]`.
+    ///
+    /// `values` is `[rows, head_dim]`, `weights` `[rows, lanes]`, `out` `[head_dim, lanes]`.
+    pub(crate) fn accumulate(self, values: &[f32], weights: &[f32], lanes: usize, out: &mut [f32]) {
+        dispatch!(self.level, simd => matmul::accumulate(simd, values, weights, lanes, out));
+    }
+
+    /// One step of the online softmax over a block of scores `[rows, lanes]`, which become weights; see
+    /// [`softmax::update`]. Returns whether `rescale` has an entry other than one.
+    pub(crate) fn softmax(
+        self,
+        scores: &mut [f32],
+        lanes: usize,
+        max: &mut [f32],
+        sum: &mut [f32],
+        rescale: &mut [f32],
+    ) -> bool {
+        dispatch!(self.level, simd => softmax::update(simd, scores, lanes, max, sum, rescale))
+    }
+
+    /// `rows[..][lane] *= factors[lane]`.
+    pub(crate) fn rescale(self, rows: &mut [f32], factors: &[f32]) {
+        dispatch!(self.level, simd => softmax::rescale(simd, rows, factors));
+    }
+
+    /// `score = cap * tanh(score / cap)`.
+    pub(crate) fn softcap(self, scores: &mut [f32], cap: f32) {
+        dispatch!(self.level, simd => softmax::softcap(simd, scores, cap));
+    }
+
+    /// Whether any lane of a row of scores is above its threshold.
+    pub(crate) fn any_above(self, row: &[f32], thresholds: &[f32]) -> bool {
+        dispatch!(self.level, simd => softmax::any_above(simd, row, thresholds))
+    }
+}
+
+#[inline(always)]
+fn width<S: Simd>(_: S) -> usize {
+    S::f32s::LEN
+}
+
+impl fmt::Debug for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl fmt::Display for SimdLevel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for SimdLevel {
+    fn eq(&self, other: &Self) -> bool {
+        self.name == other.name
+    }
+}
+
+impl FromStr for SimdLevel {
+    type Err = AttentionError;
+
+    fn from_str(name: &str) -> Result<Self, AttentionError> {
+        let levels = Self::available();
+        levels.iter().find(|level| level.name == name).copied().ok_or_else(|| AttentionError::SimdLevel {
+            expected: levels.iter().map(|level| level.name).collect::<Vec<_>>().join(", "),
+            got: name.to_owned(),
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn levels_are_found_by_name() {
+        for level in SimdLevel::available() {
+            assert_eq!(level.name().parse::<SimdLevel>().unwrap(), level);
+        }
+        let error = "sse9".parse::<SimdLevel>().unwrap_err().to_string();
+        assert!(error.contains("sse9") && error.contains("scalar"), "{error}");
+    }
+}

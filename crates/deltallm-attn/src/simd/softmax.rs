@@ -1,0 +1,79 @@
+//! The online softmax over tiles of scores, lane by lane.
+
+use fearless_simd::prelude::*;
+
+use super::exp::exp;
+
+/// Turns a block of scores `[rows, lanes]` into weights `e^(score - max)`, where `max` is each lane's largest score so
+/// far, and keeps the books of the online softmax (Milakov and Gimelshein, arXiv 1805.02867): `max` and `sum` are
+/// updated, and `rescale` (all `[lanes]`) is what earlier sums and outputs must be multiplied by. Returns whether any
+/// lane's factor differs from one.
+///
+/// Scores of -inf are masked: their weight is zero. A lane that has seen nothing else keeps `max = -inf, sum = 0`.
+#[inline(always)]
+pub(super) fn update<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    lanes: usize,
+    max: &mut [f32],
+    sum: &mut [f32],
+    rescale: &mut [f32],
+) -> bool {
+    let width = S::f32s::LEN;
+    let mut changed = false;
+    for lane in (0..lanes).step_by(width) {
+        let columns = lane..lane + width;
+        let old = S::f32s::from_slice(simd, &max[columns.clone()]);
+        let mut new = old;
+        for row in scores.chunks_exact(lanes) {
+            new = new.max(S::f32s::from_slice(simd, &row[columns.clone()]));
+        }
+        // A finite reference for lanes in which everything is masked: -inf - (-inf) would be NaN.
+        let reference = new.max(f32::MIN);
+        let factor = exp(simd, old - reference);
+        let mut total = S::f32s::from_slice(simd, &sum[columns.clone()]) * factor;
+        for row in scores.chunks_exact_mut(lanes) {
+            let row = &mut row[columns.clone()];
+            let weight = exp(simd, S::f32s::from_slice(simd, row) - reference);
+            weight.store_slice(row);
+            total = total + weight;
+        }
+        changed |= new.simd_ne(old).any_true();
+        new.store_slice(&mut max[columns.clone()]);
+        total.store_slice(&mut sum[columns.clone()]);
+        factor.store_slice(&mut rescale[columns]);
+    }
+    changed
+}
+
+/// See [`super::SimdLevel::rescale`].
+#[inline(always)]
+pub(super) fn rescale<S: Simd>(simd: S, rows: &mut [f32], factors: &[f32]) {
+    let width = S::f32s::LEN;
+    for row in rows.chunks_exact_mut(factors.len()) {
+        for (x, factor) in row.chunks_exact_mut(width).zip(factors.chunks_exact(width)) {
+            (S::f32s::from_slice(simd, x) * S::f32s::from_slice(simd, factor)).store_slice(x);
+        }
+    }
+}
+
+/// See [`super::SimdLevel::softcap`].
+#[inline(always)]
+pub(super) fn softcap<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
+    for x in scores.chunks_exact_mut(S::f32s::LEN) {
+        // tanh(y) = 1 - 2 / (e^2y + 1); beyond 20 it is 1 in f32, and e^40 is still far from overflow.
+        let y = S::f32s::from_slice(simd, x) * (1.0 / cap);
+        let y = y.simd_gt(20.0).select(S::f32s::splat(simd, 20.0), y);
+        let tanh = S::f32s::splat(simd, 1.0) - S::f32s::splat(simd, 2.0) / (exp(simd, y * 2.0) + 1.0);
+        (tanh * cap).store_slice(x);
+    }
+}
+
+/// See [`super::SimdLevel::any_above`].
+#[inline(always)]
+pub(super) fn any_above<S: Simd>(simd: S, row: &[f32], thresholds: &[f32]) -> bool {
+    let width = S::f32s::LEN;
+    row.chunks_exact(width).zip(thresholds.chunks_exact(width)).any(|(x, threshold)| {
+        S::f32s::from_slice(simd, x).simd_gt(S::f32s::from_slice(simd, threshold)).any_true()
+    })
+}

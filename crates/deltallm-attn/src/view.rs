@@ -1,0 +1,230 @@
+//! Borrowed q, k, v and out: a slice with strides, for engines that do not use ndarray.
+
+use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
+
+use crate::AttentionError;
+
+/// Strides of `[tokens, heads, head_dim]` data whose channels are adjacent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Layout {
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+    token_stride: usize,
+    head_stride: usize,
+}
+
+impl Layout {
+    fn token_major(tokens: usize, heads: usize, head_dim: usize) -> Self {
+        Self { tokens, heads, head_dim, token_stride: heads.saturating_mul(head_dim), head_stride: head_dim }
+    }
+
+    /// Elements a slice must have; saturates instead of wrapping around.
+    fn span(&self) -> usize {
+        if self.tokens == 0 || self.heads == 0 {
+            return 0;
+        }
+        (self.tokens - 1)
+            .saturating_mul(self.token_stride)
+            .saturating_add((self.heads - 1).saturating_mul(self.head_stride))
+            .saturating_add(self.head_dim)
+    }
+
+    fn check(&self, input: &'static str, len: usize) -> Result<(), AttentionError> {
+        let expected = self.span();
+        if len < expected {
+            return Err(AttentionError::SliceTooShort { input, expected, got: len });
+        }
+        Ok(())
+    }
+
+    fn start(&self, token: usize, head: usize) -> usize {
+        token * self.token_stride + head * self.head_stride
+    }
+}
+
+/// Numbers of shape `[tokens, heads, head_dim]` in a slice with strides.
+///
+/// ```
+/// use deltallm_attn::HeadsView;
+///
+/// let fused = [0.0_f32; 2 * 12]; // two tokens of q (2 heads), k (1 head) and v (1 head), head_dim 3
+/// let q = HeadsView::strided(&fused, [2, 2, 3], 12, 3)?;
+/// let k = HeadsView::strided(&fused[6..], [2, 1, 3], 12, 3)?;
+/// assert_eq!((q.tokens(), k.heads()), (2, 1));
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
+#[derive(Debug, Clone, Copy)]
+pub struct HeadsView<'a> {
+    data: &'a [f32],
+    layout: Layout,
+}
+
+impl<'a> HeadsView<'a> {
+    /// Contiguous data: token after token, head after head.
+    ///
+    /// # Errors
+    /// [`AttentionError::SliceTooShort`].
+    pub fn new(data: &'a [f32], [tokens, heads, head_dim]: [usize; 3]) -> Result<Self, AttentionError> {
+        let layout = Layout::token_major(tokens, heads, head_dim);
+        layout.check("view", data.len())?;
+        Ok(Self { data, layout })
+    }
+
+    /// Data in which token `t`, head `h` starts at `t * token_stride + h * head_stride`, its channels adjacent.
+    ///
+    /// # Errors
+    /// [`AttentionError::SliceTooShort`].
+    pub fn strided(
+        data: &'a [f32],
+        [tokens, heads, head_dim]: [usize; 3],
+        token_stride: usize,
+        head_stride: usize,
+    ) -> Result<Self, AttentionError> {
+        let layout = Layout { tokens, heads, head_dim, token_stride, head_stride };
+        layout.check("view", data.len())?;
+        Ok(Self { data, layout })
+    }
+
+    /// Tokens.
+    pub fn tokens(&self) -> usize {
+        self.layout.tokens
+    }
+
+    /// Heads.
+    pub fn heads(&self) -> usize {
+        self.layout.heads
+    }
+
+    /// Channels of a head.
+    pub fn head_dim(&self) -> usize {
+        self.layout.head_dim
+    }
+
+    /// The channels of one head of one token, `[head_dim]`.
+    pub fn row(&self, token: usize, head: usize) -> &'a [f32] {
+        &self.data[self.layout.start(token, head)..][..self.layout.head_dim]
+    }
+
+    /// Checks shape and finiteness; `input` names the argument in errors.
+    pub(crate) fn check(
+        &self,
+        input: &'static str,
+        tokens: usize,
+        heads: usize,
+        head_dim: usize,
+    ) -> Result<(), AttentionError> {
+        check_shape(input, &self.layout, tokens, heads, head_dim)?;
+        for token in 0..tokens {
+            for head in 0..heads {
+                let row = self.row(token, head);
+                // One branch-free pass first: it vectorises, and the answer is nearly always yes.
+                if !row.iter().fold(true, |ok, x| ok & x.is_finite()) {
+                    let channel = row.iter().position(|x| !x.is_finite()).unwrap_or(0);
+                    return Err(AttentionError::NotFinite { input, token, head, channel, got: row[channel] });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where attention writes its result: `[tokens, heads, head_dim]` in a mutable slice with strides.
+#[derive(Debug)]
+pub struct HeadsViewMut<'a> {
+    data: &'a mut [f32],
+    layout: Layout,
+}
+
+impl<'a> HeadsViewMut<'a> {
+    /// Contiguous data: token after token, head after head.
+    ///
+    /// # Errors
+    /// [`AttentionError::SliceTooShort`].
+    pub fn new(data: &'a mut [f32], [tokens, heads, head_dim]: [usize; 3]) -> Result<Self, AttentionError> {
+        let layout = Layout::token_major(tokens, heads, head_dim);
+        layout.check("view", data.len())?;
+        Ok(Self { data, layout })
+    }
+
+    /// Data in which token `t`, head `h` starts at `t * token_stride + h * head_stride`, its channels adjacent.
+    ///
+    /// # Errors
+    /// [`AttentionError::SliceTooShort`].
+    pub fn strided(
+        data: &'a mut [f32],
+        [tokens, heads, head_dim]: [usize; 3],
+        token_stride: usize,
+        head_stride: usize,
+    ) -> Result<Self, AttentionError> {
+        let layout = Layout { tokens, heads, head_dim, token_stride, head_stride };
+        layout.check("view", data.len())?;
+        Ok(Self { data, layout })
+    }
+
+    /// The channels of one head of one token, `[head_dim]`.
+    pub fn row_mut(&mut self, token: usize, head: usize) -> &mut [f32] {
+        &mut self.data[self.layout.start(token, head)..][..self.layout.head_dim]
+    }
+
+    pub(crate) fn check(&self, tokens: usize, heads: usize, head_dim: usize) -> Result<(), AttentionError> {
+        check_shape("out", &self.layout, tokens, heads, head_dim)
+    }
+}
+
+fn check_shape(
+    input: &'static str,
+    layout: &Layout,
+    tokens: usize,
+    heads: usize,
+    head_dim: usize,
+) -> Result<(), AttentionError> {
+    for (dimension, expected, got) in [
+        ("tokens", tokens, layout.tokens),
+        ("heads", heads, layout.heads),
+        ("head_dim", head_dim, layout.head_dim),
+    ] {
+        if expected != got {
+            return Err(AttentionError::Shape { input, dimension, expected, got });
+        }
+    }
+    Ok(())
+}
+
+/// Calls `f` with a [`HeadsView`] of an array of any strides; only arrays without adjacent channels are copied.
+pub(crate) fn with_view<T>(
+    array: ArrayView3<f32>,
+    f: impl FnOnce(HeadsView) -> Result<T, AttentionError>,
+) -> Result<T, AttentionError> {
+    let (tokens, heads, head_dim) = array.dim();
+    let adjacent = array.strides()[2] == 1 && array.strides().iter().all(|s| *s >= 0);
+    let array = if adjacent && array.as_slice_memory_order().is_some() {
+        CowArray::<f32, Ix3>::from(array)
+    } else {
+        CowArray::from(array.as_standard_layout().into_owned())
+    };
+    // A permuted array keeps its memory; its strides say how to walk it.
+    let stride = |axis: usize| array.strides()[axis].unsigned_abs();
+    let data = array.as_slice_memory_order().unwrap_or(&[]);
+    f(HeadsView::strided(data, [tokens, heads, head_dim], stride(0), stride(1))?)
+}
+
+/// Calls `f` with a [`HeadsViewMut`] of an array of any strides.
+pub(crate) fn with_view_mut(
+    mut array: ArrayViewMut3<f32>,
+    f: impl FnOnce(HeadsViewMut) -> Result<(), AttentionError>,
+) -> Result<(), AttentionError> {
+    let (tokens, heads, head_dim) = array.dim();
+    let strides = [array.strides()[0], array.strides()[1], array.strides()[2]];
+    if strides[2] == 1 && strides.iter().all(|s| *s >= 0) {
+        if let Some(data) = array.as_slice_memory_order_mut() {
+            let [token, head, _] = strides.map(isize::unsigned_abs);
+            return f(HeadsViewMut::strided(data, [tokens, heads, head_dim], token, head)?);
+        }
+    }
+    let mut copy = array.to_owned().as_standard_layout().into_owned();
+    let data = copy.as_slice_mut().unwrap_or(&mut []);
+    f(HeadsViewMut::new(data, [tokens, heads, head_dim])?)?;
+    array.assign(&copy);
+    Ok(())
+}

@@ -1,0 +1,155 @@
+//! Which keys a query sees exactly.
+
+use std::ops::Range;
+
+use crate::AttentionError;
+
+/// The local context window of hybrid attention (`docs/method.md`, equation 4).
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
+pub enum Window {
+    /// The most recent keys, the query's own included: this many, at least one.
+    Sliding(usize),
+    /// The paper's block-diagonal window. A prompt that ends at token `n` is cut into blocks of `round(scale * n)`
+    /// tokens (at least one) and a query sees the keys of its own block up to itself; after the prompt the window is
+    /// the most recent block's worth of keys.
+    Block {
+        /// Block length as a share of the prompt, in (0, 1].
+        scale: f32,
+    },
+}
+
+impl Window {
+    pub(crate) fn check(self) -> Result<(), AttentionError> {
+        let setting = |setting, expected, got| Err(AttentionError::Setting { setting, expected, got });
+        match self {
+            Self::Sliding(0) => setting("window", "a sliding window of at least 1 key", 0.0),
+            Self::Block { scale } if !(scale > 0.0 && scale <= 1.0) => {
+                setting("window", "a block scale in (0, 1]", f64::from(scale))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A [`Window`] with the prompt's length filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct WindowState {
+    /// Keys in the window: of a sliding one, or of a block.
+    keys: usize,
+    /// Queries before this position see blocks, later ones slide.
+    prompt_end: usize,
+}
+
+impl WindowState {
+    /// No key is exact: delta everywhere.
+    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0 };
+
+    /// The window for a prompt that ends at token `prompt_end`.
+    pub(crate) fn new(window: Window, prompt_end: usize) -> Self {
+        match window {
+            Window::Sliding(keys) => Self { keys, prompt_end: 0 },
+            Window::Block { scale } => {
+                let keys = (f64::from(scale) * prompt_end as f64).round() as usize;
+                Self { keys: keys.max(1), prompt_end }
+            }
+        }
+    }
+
+    /// The prompt has been cut back to `len` tokens: what follows slides.
+    pub(crate) fn cut(&mut self, len: usize) {
+        self.prompt_end = self.prompt_end.min(len);
+    }
+
+    /// The first key that the query at `position` sees exactly; up to and including `position` all are exact.
+    pub(crate) fn start(&self, position: usize) -> usize {
+        if position < self.prompt_end {
+            position / self.keys * self.keys
+        } else {
+            (position + 1).saturating_sub(self.keys)
+        }
+    }
+
+    /// The first key that any query from `position` on may need exactly.
+    pub(crate) fn needed_from(&self, position: usize) -> usize {
+        (position + 1).saturating_sub(self.keys)
+    }
+}
+
+/// Divides the keys `0..=position` of a query among the ways of scoring them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Split {
+    pub(crate) window: WindowState,
+    /// Exact keys before this one are no longer held (after a cut they do not come back), so they count as far.
+    pub(crate) exact_from: usize,
+    pub(crate) sinks: usize,
+}
+
+/// A share of the keys of a query.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Part {
+    /// Every key up to the query's own.
+    All,
+    /// The first keys, as far as they lie before the window.
+    Sinks,
+    /// The exact window.
+    Window,
+    /// Everything between sinks and window.
+    Far,
+}
+
+impl Split {
+    /// The keys that the query at `position` takes from `part`. Sinks, window and far make up all.
+    pub(crate) fn range(&self, part: Part, position: usize) -> Range<usize> {
+        let end = position + 1;
+        let window = self.window.start(position).max(self.exact_from).min(end);
+        let sinks = self.sinks.min(window);
+        match part {
+            Part::All => 0..end,
+            Part::Sinks => 0..sinks,
+            Part::Window => window..end,
+            Part::Far => sinks..window,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sliding_window_counts_the_query_itself() {
+        let window = WindowState::new(Window::Sliding(3), 100);
+        assert_eq!([0, 1, 2, 3, 10].map(|p| window.start(p)), [0, 0, 0, 1, 8]);
+    }
+
+    #[test]
+    fn blocks_in_the_prompt_and_a_slide_after_it() {
+        let window = WindowState::new(Window::Block { scale: 0.2 }, 20);
+        assert_eq!([0, 3, 4, 7, 19].map(|p| window.start(p)), [0, 0, 4, 4, 16]);
+        assert_eq!([20, 21].map(|p| window.start(p)), [17, 18]);
+    }
+
+    #[test]
+    fn what_is_needed_covers_every_later_query() {
+        for window in
+            [WindowState::new(Window::Sliding(5), 0), WindowState::new(Window::Block { scale: 0.13 }, 50)]
+        {
+            for position in 0..100 {
+                assert!((position..120).all(|later| window.start(later) >= window.needed_from(position)));
+            }
+        }
+    }
+
+    #[test]
+    fn bad_windows_are_refused() {
+        for bad in [
+            Window::Sliding(0),
+            Window::Block { scale: 0.0 },
+            Window::Block { scale: f32::NAN },
+            Window::Block { scale: 1.5 },
+        ] {
+            assert!(bad.check().is_err(), "{bad:?}");
+        }
+    }
+}

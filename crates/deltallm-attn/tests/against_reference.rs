@@ -1,0 +1,473 @@
+//! Every kernel at every SIMD level against the f64 reference.
+//!
+//! Tolerance: outputs are weighted means of values of magnitude about 1, so errors are absolute. Single-precision sums
+//! of up to a few hundred terms stay within 2e-5.
+
+use deltallm_attn::{
+    AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, ThresholdPolicy, Window, attend_dense,
+    attend_hybrid, query_tile,
+    reference::{Method, attention},
+};
+use proptest::prelude::*;
+
+const TOLERANCE: f64 = 2e-5;
+
+/// Inputs of one layer: q is `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`.
+struct Inputs {
+    shape: AttentionShape,
+    tokens: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Inputs {
+    /// Keys walk along the tokens, so that deltas are partly zero.
+    fn new(shape: AttentionShape, tokens: usize, seed: u64) -> Self {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let (d, heads, kv_heads) = (shape.head_dim(), shape.heads(), shape.kv_heads());
+        let q = (0..tokens * heads * d).map(|_| 2.0 * random()).collect();
+        let v = (0..tokens * kv_heads * d).map(|_| random()).collect();
+        let mut key: Vec<f32> = (0..kv_heads * d).map(|_| random()).collect();
+        let mut k = Vec::new();
+        for _ in 0..tokens {
+            key.iter_mut().for_each(|x| *x = 0.9 * *x + 0.5 * random());
+            k.extend_from_slice(&key);
+        }
+        Self { shape, tokens, q, k, v }
+    }
+
+    fn q_row(&self) -> usize {
+        self.shape.heads() * self.shape.head_dim()
+    }
+
+    fn kv_row(&self) -> usize {
+        self.shape.kv_heads() * self.shape.head_dim()
+    }
+
+    fn q(&self, tokens: std::ops::Range<usize>) -> HeadsView<'_> {
+        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
+        HeadsView::new(&self.q[tokens.start * self.q_row()..], shape).unwrap()
+    }
+
+    fn kv<'a>(&self, data: &'a [f32], tokens: std::ops::Range<usize>) -> HeadsView<'a> {
+        let shape = [tokens.len(), self.shape.kv_heads(), self.shape.head_dim()];
+        HeadsView::new(&data[tokens.start * self.kv_row()..], shape).unwrap()
+    }
+
+    /// Runs a kernel over the next tokens, in calls that end at `ends`.
+    fn run(&self, kernel: &mut dyn AttentionKernel, ends: &[usize]) -> Vec<f32> {
+        let first = kernel.len();
+        let mut out = vec![0.0; (ends.last().unwrap() - first) * self.q_row()];
+        for &end in ends {
+            let start = kernel.len();
+            let out = &mut out[(start - first) * self.q_row()..(end - first) * self.q_row()];
+            let shape = [end - start, self.shape.heads(), self.shape.head_dim()];
+            let out = HeadsViewMut::new(out, shape).unwrap();
+            let (k, v) = (self.kv(&self.k, start..end), self.kv(&self.v, start..end));
+            kernel.forward_heads(self.q(start..end), k, v, out).unwrap();
+        }
+        out
+    }
+
+    fn reference(&self, method: &Method) -> (Vec<f64>, u64) {
+        let all = 0..self.tokens;
+        attention(
+            &self.shape,
+            method,
+            &self.q(all.clone()),
+            &self.kv(&self.k, all.clone()),
+            &self.kv(&self.v, all),
+        )
+    }
+}
+
+fn options(shape: AttentionShape, simd: SimdLevel, element: ElementType) -> AttentionOptions {
+    AttentionOptions { simd, element, ..AttentionOptions::new(shape).unwrap() }
+}
+
+fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
+    Some(vec![vec![theta; shape.head_dim()]; shape.kv_heads()])
+}
+
+fn worst(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs()).fold(0.0, f64::max)
+}
+
+fn assert_close(got: &[f32], expected: &[f64], what: &str) {
+    let worst = worst(got, expected);
+    assert!(worst <= TOLERANCE, "{what}: off by {worst:e}");
+}
+
+fn same(a: &[f32], b: &[f32], what: &str) {
+    let b: Vec<f64> = b.iter().map(|x| f64::from(*x)).collect();
+    assert_close(a, &b, what);
+}
+
+fn shapes() -> impl Strategy<Value = AttentionShape> {
+    let head_dims = prop_oneof![Just(64_usize), Just(80), Just(96), Just(128), Just(32), 1_usize..20];
+    (1_usize..=8, 1_usize..=3, head_dims)
+        .prop_map(|(group, kv_heads, d)| AttentionShape::new(group * kv_heads, kv_heads, d).unwrap())
+}
+
+fn elements() -> impl Strategy<Value = ElementType> {
+    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
+}
+
+fn windows() -> impl Strategy<Value = Window> {
+    prop_oneof![
+        (1_usize..100).prop_map(Window::Sliding),
+        (0.01_f32..1.0).prop_map(|scale| Window::Block { scale })
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, element in elements(), capped: bool) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let softcap = capped.then_some(3.0_f32);
+        let method = Method { element, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
+        let (expected, _) = inputs.reference(&method);
+        for simd in SimdLevel::available() {
+            let options = AttentionOptions { softcap, ..options(shape, simd, element) };
+            let out = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+            assert_close(&out, &expected, simd.name());
+        }
+    }
+
+    #[test]
+    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, element in elements(), theta in 0.0_f32..1.0) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let method = Method { thresholds: thresholds(shape, theta), element, ..Method::dense(&shape) };
+        let (expected, _) = inputs.reference(&method);
+        for simd in SimdLevel::available() {
+            let mut kernel =
+                DeltaAttention::new(&options(shape, simd, element), ThresholdPolicy::Uniform(theta), 0).unwrap();
+            assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
+        }
+    }
+
+    #[test]
+    fn hybrid_equals_the_reference(
+        shape in shapes(), tokens in 1_usize..300, seed: u64, element in elements(), theta in 0.0_f32..1.0,
+        window in windows(), sinks in 0_usize..70,
+    ) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let method = Method {
+            thresholds: thresholds(shape, theta), window: Some(window), prompt_end: tokens, sinks, element,
+            ..Method::dense(&shape)
+        };
+        let (expected, _) = inputs.reference(&method);
+        let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+        for simd in SimdLevel::available() {
+            let mut kernel = HybridAttention::new(&options(shape, simd, element), &config).unwrap();
+            assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
+        }
+    }
+
+    #[test]
+    fn skipping_equals_the_reference(
+        shape in shapes(), tokens in 1_usize..300, seed: u64, margin in 0.2_f32..4.0, window in 1_usize..40, one_by_one: bool,
+    ) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let tile = if one_by_one { 1 } else { query_tile(shape.group()) };
+        let method = Method {
+            thresholds: thresholds(shape, 0.4), window: Some(Window::Sliding(window)), sinks: 2,
+            skip_margin: Some(f64::from(margin)), tile, ..Method::dense(&shape)
+        };
+        let (expected, skipped) = inputs.reference(&method);
+        // A score within rounding of the margin may fall on either side: such inputs prove nothing.
+        let near = |by: f64| {
+            let moved = Method { skip_margin: Some(f64::from(margin) + by), ..method.clone() };
+            inputs.reference(&moved).1
+        };
+        prop_assume!(near(1e-4) == skipped && near(-1e-4) == skipped);
+        let config = HybridConfig {
+            window: Window::Sliding(window), sinks: 2, skip_margin: Some(margin),
+            ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+        };
+        let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
+        for simd in SimdLevel::available() {
+            let mut kernel = HybridAttention::new(&options(shape, simd, ElementType::F32), &config).unwrap();
+            assert_close(&inputs.run(&mut kernel, &ends), &expected, simd.name());
+            prop_assert_eq!(kernel.stats().total().skipped_values, skipped);
+        }
+    }
+
+    #[test]
+    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, element in elements(), window in windows()) {
+        let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
+        let tokens = *ends.last().unwrap();
+        let inputs = Inputs::new(shape, tokens, seed);
+        let options = options(shape, SimdLevel::best(), element);
+        let config = HybridConfig { window, sinks: 3, ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        kernel.begin_prompt(tokens);
+        let chunked = inputs.run(&mut kernel, &ends);
+        let mut whole = HybridAttention::new(&options, &config).unwrap();
+        same(&chunked, &inputs.run(&mut whole, &[tokens]), "hybrid");
+        prop_assert_eq!(kernel.stats(), whole.stats());
+        let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &ends);
+        same(&dense, &inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]), "dense");
+    }
+
+    #[test]
+    fn the_stateless_calls_equal_the_kernels(shape in shapes(), cached in 1_usize..200, new in 1_usize..40, seed: u64) {
+        let tokens = cached + new;
+        let inputs = Inputs::new(shape, tokens, seed);
+        let options = options(shape, SimdLevel::best(), ElementType::F32);
+        let config = HybridConfig { skip_margin: None, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
+        let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
+        let mut out = vec![0.0; new * inputs.q_row()];
+        let dims = [new, shape.heads(), shape.head_dim()];
+        attend_dense(&options, q, k, v, HeadsViewMut::new(&mut out, dims).unwrap()).unwrap();
+        let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+        same(&out, &dense[cached * inputs.q_row()..], "dense");
+        attend_hybrid(&options, &config, q, k, v, HeadsViewMut::new(&mut out, dims).unwrap()).unwrap();
+        let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
+        same(&out, &hybrid[cached * inputs.q_row()..], "hybrid");
+    }
+}
+
+/// Lengths on purpose: one, and around the edges of blocks (64), window pages (16) and query tiles.
+const EDGES: [usize; 14] = [1, 2, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 128, 129];
+
+fn smollm() -> AttentionShape {
+    AttentionShape::new(9, 3, 64).unwrap()
+}
+
+#[test]
+fn theta_zero_equals_dense() {
+    for tokens in EDGES {
+        let inputs = Inputs::new(smollm(), tokens, 1);
+        for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
+            let options = options(smollm(), SimdLevel::best(), element);
+            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+            let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+            let policy = ThresholdPolicy::Uniform(0.0);
+            let mut delta = DeltaAttention::new(&options, policy.clone(), 0).unwrap();
+            let config = HybridConfig { window: Window::Sliding(8), ..HybridConfig::new(policy) };
+            let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+            for kernel in [&mut delta as &mut dyn AttentionKernel, &mut hybrid] {
+                for (x, y) in inputs.run(kernel, &[tokens]).iter().zip(&dense) {
+                    assert!((x - y).abs() <= 1e-5 * largest, "{tokens} {element}: {x} {y}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_window_over_everything_equals_dense_bit_for_bit() {
+    for tokens in EDGES {
+        let inputs = Inputs::new(smollm(), tokens, 2);
+        for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
+            let options = options(smollm(), SimdLevel::best(), ElementType::F16);
+            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+            let config =
+                HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(9.0)) };
+            let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+            assert_eq!(inputs.run(&mut hybrid, &[tokens]), dense, "{tokens} {window:?}");
+            assert_eq!(hybrid.stats().total().sparsity(), 0.0);
+        }
+    }
+}
+
+#[test]
+fn token_by_token_equals_prefill() {
+    let tokens = 200;
+    let inputs = Inputs::new(smollm(), tokens, 3);
+    let options = options(smollm(), SimdLevel::best(), ElementType::F32);
+    let config =
+        HybridConfig { window: Window::Sliding(20), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+    let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
+        &|| Box::new(DenseAttention::new(&options).unwrap()),
+        &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.4), 0).unwrap()),
+        &|| Box::new(HybridAttention::new(&options, &config).unwrap()),
+    ];
+    for make in make {
+        let (mut one_by_one, mut at_once) = (make(), make());
+        let steps: Vec<usize> = (1..=tokens).collect();
+        same(&inputs.run(&mut *one_by_one, &steps), &inputs.run(&mut *at_once, &[tokens]), "token by token");
+        assert_eq!(one_by_one.stats(), at_once.stats());
+    }
+}
+
+#[test]
+fn after_the_prompt_a_block_window_slides() {
+    let (prompt, tokens) = (50, 90);
+    let inputs = Inputs::new(smollm(), tokens, 4);
+    let (window, theta) = (Window::Block { scale: 0.2 }, 0.5);
+    let method = Method {
+        thresholds: thresholds(smollm(), theta),
+        window: Some(window),
+        prompt_end: prompt,
+        ..Method::dense(&smollm())
+    };
+    let config = HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+    let options = options(smollm(), SimdLevel::best(), ElementType::F32);
+    let mut kernel = HybridAttention::new(&options, &config).unwrap();
+    let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
+    assert_close(&inputs.run(&mut kernel, &ends), &inputs.reference(&method).0, "prompt, then decode");
+}
+
+#[test]
+fn results_do_not_depend_on_the_number_of_threads() {
+    let tokens = 300;
+    let inputs = Inputs::new(smollm(), tokens, 5);
+    let config = HybridConfig { skip_margin: Some(2.0), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+    let run = |parallel| {
+        let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), ElementType::F32) };
+        let mut dense = DenseAttention::new(&options).unwrap();
+        let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+        let ends = [200, 201, 202, tokens];
+        (inputs.run(&mut dense, &ends), inputs.run(&mut hybrid, &ends), hybrid.stats())
+    };
+    let serial = run(false);
+    #[cfg(feature = "rayon")]
+    for threads in [1, 2, 3, 8] {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        assert_eq!(pool.install(|| run(true)), serial, "{threads} threads");
+    }
+    assert_eq!(run(true), serial);
+}
+
+#[test]
+fn a_cut_within_the_window_leaves_no_trace() {
+    let inputs = Inputs::new(smollm(), 220, 6);
+    let options = options(smollm(), SimdLevel::best(), ElementType::F16);
+    let config =
+        HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+    for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
+        // A window of 64 keeps 63 keys, so a cut of 0 to 48 keys leaves the window of the next query incomplete
+        // unless all keys are still there; the expected result knows which exact keys are left.
+        let mut cut_back = HybridAttention::new(&options, &config).unwrap();
+        inputs.run(&mut cut_back, &[reached]);
+        cut_back.truncate(cut).unwrap();
+        assert_eq!(cut_back.len(), cut);
+        let mut dense = DenseAttention::new(&options).unwrap();
+        inputs.run(&mut dense, &[reached]);
+        dense.truncate(cut).unwrap();
+        let mut fresh = DenseAttention::new(&options).unwrap();
+        if cut > 0 {
+            inputs.run(&mut fresh, &[cut]);
+        }
+        assert_eq!(inputs.run(&mut dense, &[220]), inputs.run(&mut fresh, &[220]));
+        assert_eq!(dense.footprint(), fresh.footprint());
+
+        let after = inputs.run(&mut cut_back, &[220]);
+        let mut straight = HybridAttention::new(&options, &config).unwrap();
+        let expected = inputs.run(&mut straight, &[220]);
+        // From 63 tokens after the cut on, every window is full again.
+        let full = (63 * inputs.q_row()).min(after.len());
+        same(&after[full..], &expected[(cut * inputs.q_row() + full)..], "once the window is full");
+        assert_eq!(cut_back.stats().total().nonzeros, straight.stats().total().nonzeros);
+    }
+}
+
+#[test]
+fn strides_do_not_matter() {
+    use ndarray::{Array3, s};
+    let (tokens, shape) = (20, smollm());
+    let inputs = Inputs::new(shape, tokens, 7);
+    let options = options(shape, SimdLevel::best(), ElementType::F32);
+    let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+    let array = |data: &[f32], heads| Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
+    let (q, k, v) = (array(&inputs.q, 9), array(&inputs.k, 3), array(&inputs.v, 3));
+
+    // Head-major memory, seen as token-major.
+    let head_major = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
+    let (q1, k1, v1) = (head_major(&q), head_major(&k), head_major(&v));
+    let mut out1 = Array3::zeros((9, tokens, 64));
+    DenseAttention::new(&options)
+        .unwrap()
+        .forward(
+            q1.view().permuted_axes([1, 0, 2]),
+            k1.view().permuted_axes([1, 0, 2]),
+            v1.view().permuted_axes([1, 0, 2]),
+            out1.view_mut().permuted_axes([1, 0, 2]),
+        )
+        .unwrap();
+    assert_eq!(out1.permuted_axes([1, 0, 2]).as_standard_layout().as_slice().unwrap(), expected);
+
+    // Every other channel of wider arrays, rows in reverse memory order.
+    let spread = |a: &Array3<f32>| {
+        let mut wide = Array3::zeros((a.dim().0, a.dim().1, 128));
+        wide.slice_mut(s![..;-1, .., ..;2]).assign(a);
+        wide
+    };
+    let (q2, k2, v2) = (spread(&q), spread(&k), spread(&v));
+    let mut out2 = Array3::zeros((tokens, 9, 128));
+    DenseAttention::new(&options)
+        .unwrap()
+        .forward(
+            q2.slice(s![..;-1, .., ..;2]),
+            k2.slice(s![..;-1, .., ..;2]),
+            v2.slice(s![..;-1, .., ..;2]),
+            out2.slice_mut(s![.., .., ..;2]),
+        )
+        .unwrap();
+    assert_eq!(out2.slice(s![.., .., ..;2]).as_standard_layout().as_slice().unwrap(), expected);
+}
+
+#[test]
+fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
+    let shape = AttentionShape::new(1, 1, 4).unwrap();
+    let tokens = 40;
+    // Far keys score -50, the query's own +50.
+    let q = vec![10.0; tokens * 4];
+    let mut k = vec![-2.5; tokens * 4];
+    k[(tokens - 1) * 4..].fill(2.5);
+    let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
+    let inputs = Inputs { shape, tokens, q, k, v };
+    let options = options(shape, SimdLevel::best(), ElementType::F32);
+    let config = HybridConfig {
+        window: Window::Sliding(1),
+        sinks: 0,
+        skip_margin: Some(5.0),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
+    };
+    let mut kernel = HybridAttention::new(&options, &config).unwrap();
+    inputs.run(&mut kernel, &[tokens - 1]);
+    let before = kernel.stats().total().skipped_values;
+    let out = inputs.run(&mut kernel, &[tokens]);
+    assert_eq!(out, inputs.v[(tokens - 1) * 4..]);
+    assert_eq!(kernel.stats().total().skipped_values - before, tokens as u64 - 1);
+}
+
+#[test]
+fn equal_scores_and_denormals_are_ordinary() {
+    let shape = AttentionShape::new(2, 1, 8).unwrap();
+    let tokens = 70;
+    for x in [0.0, 1e-40, 1e-20, 1.0, 1e3] {
+        let inputs = Inputs {
+            shape,
+            tokens,
+            q: vec![x; tokens * 16],
+            k: vec![x; tokens * 8],
+            v: vec![1.5; tokens * 8],
+        };
+        for simd in SimdLevel::available() {
+            let options = options(shape, simd, ElementType::F32);
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
+            for kernel in [
+                &mut DenseAttention::new(&options).unwrap() as &mut dyn AttentionKernel,
+                &mut HybridAttention::new(&options, &config).unwrap(),
+            ] {
+                for y in inputs.run(kernel, &[tokens]) {
+                    assert!((y - 1.5).abs() < 1e-5, "{simd} {x}: {y}");
+                }
+            }
+        }
+    }
+}

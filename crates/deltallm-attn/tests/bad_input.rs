@@ -1,0 +1,267 @@
+//! Every kind of bad input by name: a typed error that says what was expected and got, and a cache that is as before.
+
+use deltallm_attn::{
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    ElementType, HeadsView, HybridAttention, HybridConfig, MemoryBudget, SimdLevel, ThresholdPolicy, Window,
+    attend_dense,
+};
+use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
+use ndarray::Array3;
+
+const SHAPE: [usize; 3] = [4, 2, 8];
+
+fn options() -> AttentionOptions {
+    let [heads, kv_heads, head_dim] = SHAPE;
+    AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim).unwrap()).unwrap()
+}
+
+fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
+    let policy = ThresholdPolicy::Uniform(0.1);
+    vec![
+        Box::new(DenseAttention::new(options).unwrap()),
+        Box::new(DeltaAttention::new(options, policy.clone(), 0).unwrap()),
+        Box::new(HybridAttention::new(options, &HybridConfig::new(policy)).unwrap()),
+    ]
+}
+
+type Dims = (usize, usize, usize);
+
+/// A forward call with arrays of these dimensions, filled with a smooth pattern.
+fn forward(
+    kernel: &mut dyn AttentionKernel,
+    q: Dims,
+    k: Dims,
+    v: Dims,
+    out: Dims,
+) -> Result<Array3<f32>, AttentionError> {
+    let fill = |dims| Array3::from_shape_fn(dims, |(t, h, j)| ((t * 7 + h * 3 + j) % 11) as f32 * 0.1);
+    let mut result = Array3::zeros(out);
+    kernel.forward(fill(q).view(), fill(k).view(), fill(v).view(), result.view_mut())?;
+    Ok(result)
+}
+
+#[test]
+fn wrong_shapes_are_refused_dimension_by_dimension() {
+    let good = [(3, 4, 8), (3, 2, 8), (3, 2, 8), (3, 4, 8)];
+    for mut kernel in kernels(&options()) {
+        for (argument, input) in ["q", "k", "v", "out"].iter().enumerate() {
+            for dimension in 0..3 {
+                let mut dims = good;
+                match dimension {
+                    0 => dims[argument].0 += 1,
+                    1 => dims[argument].1 += 1,
+                    _ => dims[argument].2 += 1,
+                }
+                let error = forward(&mut *kernel, dims[0], dims[1], dims[2], dims[3]).unwrap_err();
+                let name = ["tokens", "heads", "head_dim"][dimension];
+                match error {
+                    AttentionError::Shape { dimension, expected, got, .. } => {
+                        assert_eq!(dimension, name, "{input}");
+                        assert_ne!(expected, got);
+                    }
+                    other => panic!("{input} {name}: {other}"),
+                }
+                assert_eq!(kernel.len(), 0);
+            }
+        }
+        forward(&mut *kernel, good[0], good[1], good[2], good[3]).unwrap();
+    }
+}
+
+#[test]
+fn zero_tokens_are_refused() {
+    for mut kernel in kernels(&options()) {
+        let error = forward(&mut *kernel, (0, 4, 8), (0, 2, 8), (0, 2, 8), (0, 4, 8)).unwrap_err();
+        assert_eq!(error.to_string(), "q: expected tokens = 1, got 0");
+    }
+}
+
+#[test]
+fn nan_and_infinity_are_refused_and_the_cache_stays() {
+    for mut kernel in kernels(&options()) {
+        forward(&mut *kernel, (3, 4, 8), (3, 2, 8), (3, 2, 8), (3, 4, 8)).unwrap();
+        let footprint = kernel.footprint();
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            for argument in 0..3 {
+                let mut arrays =
+                    [(2, 4, 8), (2, 2, 8), (2, 2, 8)].map(|dims: Dims| Array3::from_elem(dims, 0.5));
+                arrays[argument][[1, 1, 5]] = bad;
+                let mut out = Array3::zeros((2, 4, 8));
+                let [q, k, v] = &arrays;
+                let error = kernel.forward(q.view(), k.view(), v.view(), out.view_mut()).unwrap_err();
+                match error {
+                    AttentionError::NotFinite { input, token: 1, head: 1, channel: 5, .. } => {
+                        assert_eq!(input, ["q", "k", "v"][argument]);
+                    }
+                    other => panic!("{other}"),
+                }
+                assert_eq!((kernel.len(), kernel.footprint()), (3, footprint));
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_too_large_for_the_cache_are_refused() {
+    let options = AttentionOptions { element: ElementType::F16, ..options() };
+    for mut kernel in kernels(&options) {
+        let (q, mut k) = (Array3::ones((1, 4, 8)), Array3::ones((1, 2, 8)));
+        k[[0, 1, 3]] = 70_000.0;
+        let error =
+            kernel.forward(q.view(), k.view(), k.view(), Array3::zeros((1, 4, 8)).view_mut()).unwrap_err();
+        assert!(matches!(error, AttentionError::Core(CoreError::NotStorable { channel: 3, .. })), "{error}");
+        assert!(error.to_string().contains("70000"), "{error}");
+        assert_eq!(kernel.len(), 0);
+        forward(&mut *kernel, (1, 4, 8), (1, 2, 8), (1, 2, 8), (1, 4, 8)).unwrap();
+    }
+}
+
+#[test]
+fn scores_beyond_f32_are_an_error_at_every_level() {
+    for simd in SimdLevel::available() {
+        for mut kernel in kernels(&AttentionOptions { simd, ..options() }) {
+            forward(&mut *kernel, (3, 4, 8), (3, 2, 8), (3, 2, 8), (3, 4, 8)).unwrap();
+            let (q, k) = (Array3::from_elem((2, 4, 8), 1e30), Array3::from_elem((2, 2, 8), 1e30));
+            let error = kernel
+                .forward(q.view(), k.view(), k.view(), Array3::zeros((2, 4, 8)).view_mut())
+                .unwrap_err();
+            assert_eq!(error, AttentionError::Overflow, "{simd}");
+            // Sums of +inf and -inf: NaN scores.
+            let q = Array3::from_elem((2, 4, 8), 1e30);
+            let k = Array3::from_shape_fn((2, 2, 8), |(_, _, j)| if j % 2 == 0 { 1e30 } else { -1e30 });
+            let error = kernel
+                .forward(q.view(), k.view(), k.view(), Array3::zeros((2, 4, 8)).view_mut())
+                .unwrap_err();
+            assert_eq!(error, AttentionError::Overflow, "{simd}");
+            assert_eq!(kernel.len(), 3);
+        }
+    }
+}
+
+#[test]
+fn truncate_beyond_the_length_is_refused() {
+    for mut kernel in kernels(&options()) {
+        forward(&mut *kernel, (3, 4, 8), (3, 2, 8), (3, 2, 8), (3, 4, 8)).unwrap();
+        let error = kernel.truncate(4).unwrap_err();
+        assert_eq!(error.to_string(), "truncate: expected a length of at most 3, got 4");
+        kernel.truncate(3).unwrap();
+        kernel.truncate(0).unwrap();
+        assert!(kernel.is_empty());
+    }
+}
+
+#[test]
+fn a_budget_smaller_than_one_token_is_refused_and_gives_everything_back() {
+    let budget = MemoryBudget::new(100);
+    for mut kernel in kernels(&AttentionOptions { budget: budget.clone(), ..options() }) {
+        let error = forward(&mut *kernel, (1, 4, 8), (1, 2, 8), (1, 2, 8), (1, 4, 8)).unwrap_err();
+        assert!(
+            matches!(error, AttentionError::Core(CoreError::BudgetExhausted { limit: 100, .. })),
+            "{error}"
+        );
+        assert_eq!(kernel.len(), 0);
+    }
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
+fn an_exhausted_budget_loses_nothing_that_is_cached() {
+    for index in 0..3 {
+        // Room for the first 64 tokens, but not for 200.
+        let full = {
+            let mut kernel = kernels(&options()).swap_remove(index);
+            forward(&mut *kernel, (64, 4, 8), (64, 2, 8), (64, 2, 8), (64, 4, 8)).unwrap();
+            kernel.footprint().total()
+        };
+        let budget = MemoryBudget::new(full + 1000);
+        let mut kernel =
+            kernels(&AttentionOptions { budget: budget.clone(), ..options() }).swap_remove(index);
+        let mut free = kernels(&options()).swap_remove(index);
+        for kernel in [&mut kernel, &mut free] {
+            forward(&mut **kernel, (64, 4, 8), (64, 2, 8), (64, 2, 8), (64, 4, 8)).unwrap();
+        }
+        assert_eq!(kernel.footprint().total(), budget.used());
+        let error = forward(&mut *kernel, (136, 4, 8), (136, 2, 8), (136, 2, 8), (136, 4, 8)).unwrap_err();
+        assert!(matches!(error, AttentionError::Core(CoreError::BudgetExhausted { .. })), "{error}");
+        assert_eq!(kernel.len(), 64);
+        assert_eq!(kernel.footprint().total(), budget.used());
+        // What was cached still answers as it would have.
+        kernel.truncate(60).unwrap();
+        free.truncate(60).unwrap();
+        let dims = ((4, 4, 8), (4, 2, 8));
+        let got = forward(&mut *kernel, dims.0, dims.1, dims.1, dims.0).unwrap();
+        assert_eq!(got, forward(&mut *free, dims.0, dims.1, dims.1, dims.0).unwrap());
+    }
+}
+
+#[test]
+fn the_footprint_is_what_the_budget_was_charged() {
+    for tokens in [1, 63, 64, 65, 300] {
+        let budget = MemoryBudget::unlimited();
+        for mut kernel in kernels(&AttentionOptions { budget: budget.clone(), ..options() }) {
+            forward(&mut *kernel, (tokens, 4, 8), (tokens, 2, 8), (tokens, 2, 8), (tokens, 4, 8)).unwrap();
+            assert_eq!(kernel.footprint().total(), budget.used());
+            kernel.truncate(tokens / 2).unwrap();
+            assert_eq!(kernel.footprint().total(), budget.used());
+        }
+        assert_eq!(budget.used(), 0);
+    }
+}
+
+#[test]
+fn impossible_shapes_are_refused() {
+    for (heads, kv_heads, head_dim) in [(0, 1, 8), (4, 0, 8), (4, 2, 0), (5, 2, 8), (2, 4, 8)] {
+        assert!(matches!(AttentionShape::new(heads, kv_heads, head_dim), Err(AttentionError::Shape { .. })));
+    }
+}
+
+#[test]
+fn settings_out_of_range_are_refused() {
+    let options = options();
+    for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
+        for options in [
+            AttentionOptions { scale: bad, ..options.clone() },
+            AttentionOptions { softcap: Some(bad), ..options.clone() },
+        ] {
+            assert!(matches!(DenseAttention::new(&options), Err(AttentionError::Setting { .. })));
+        }
+        let config =
+            HybridConfig { skip_margin: Some(bad), ..HybridConfig::new(ThresholdPolicy::Uniform(0.1)) };
+        assert!(matches!(HybridAttention::new(&options, &config), Err(AttentionError::Setting { .. })));
+    }
+    let no_window =
+        HybridConfig { window: Window::Sliding(0), ..HybridConfig::new(ThresholdPolicy::Uniform(0.1)) };
+    assert!(matches!(HybridAttention::new(&options, &no_window), Err(AttentionError::Setting { .. })));
+    let negative = HybridConfig::new(ThresholdPolicy::Uniform(-0.1));
+    assert!(matches!(
+        HybridAttention::new(&options, &negative),
+        Err(AttentionError::Core(CoreError::Threshold { .. }))
+    ));
+}
+
+#[test]
+fn a_profile_for_another_model_is_refused() {
+    let profile = ThresholdProfile::new(ModelFingerprint(1), [1, 3, 8], vec![0.1; 24]).unwrap();
+    let error = DeltaAttention::new(&options(), ThresholdPolicy::Profile(profile.into()), 0).unwrap_err();
+    assert_eq!(error.to_string(), "threshold profile: expected kv_heads = 2, got 3");
+}
+
+#[test]
+fn a_short_slice_is_refused() {
+    assert_eq!(
+        HeadsView::new(&[0.0; 11], [2, 2, 3]).unwrap_err(),
+        AttentionError::SliceTooShort { input: "view", expected: 12, got: 11 }
+    );
+    assert!(HeadsView::strided(&[0.0; 11], [2, 1, 3], usize::MAX, 3).is_err());
+    assert!(HeadsView::new(&[], [usize::MAX, usize::MAX, 3]).is_err());
+}
+
+#[test]
+fn more_queries_than_keys_are_refused() {
+    let data = [0.5; 3 * 32];
+    let (q, k) = (HeadsView::new(&data, [3, 4, 8]).unwrap(), HeadsView::new(&data, [2, 2, 8]).unwrap());
+    let mut out = [0.0; 96];
+    let out = deltallm_attn::HeadsViewMut::new(&mut out, [3, 4, 8]).unwrap();
+    let error = attend_dense(&options(), q, k, k, out).unwrap_err();
+    assert_eq!(error.to_string(), "k: expected tokens (at least those of q) = 3, got 2");
+}
