@@ -1,1 +1,19 @@
-//! deltallm-models
+//! Llama-architecture models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
+#![deny(unsafe_code)]
+
+mod config;
+mod error;
+#[cfg(feature = "gguf")]
+pub mod gguf;
+mod mmap;
+pub mod quant;
+#[cfg(feature = "safetensors")]
+mod safetensors;
+mod weights;
+
+pub use config::{ConfigError, LlamaConfig, RopeConfig, RopeScaling};
+pub use error::ModelError;
+pub use mmap::Bytes;
+#[cfg(feature = "safetensors")]
+pub use safetensors::SafetensorsModel;
+pub use weights::{LayerTensor, LayerWeights, Linear, LlamaWeights, ModelFile, TensorId};

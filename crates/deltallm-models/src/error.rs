@@ -1,0 +1,146 @@
+//! The errors of this crate.
+
+use std::path::PathBuf;
+
+use crate::config::ConfigError;
+use crate::quant::QuantError;
+
+/// Why a model could not be opened, read or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The file system refused.
+    #[error("{}: {source}", file.display())]
+    Io {
+        /// File or directory that was being read.
+        file: PathBuf,
+        /// The operating system's answer.
+        source: std::io::Error,
+    },
+    /// The path is neither a GGUF file, a safetensors file nor a model directory.
+    #[error(
+        "{}: not a model: expected a GGUF file, a .safetensors file or a directory holding config.json and \
+         safetensors files, got a file that starts with {start:02x?}",
+        file.display()
+    )]
+    UnknownFormat {
+        /// The path as given.
+        file: PathBuf,
+        /// The first bytes of the file, at most four.
+        start: Vec<u8>,
+    },
+    /// The directory lacks a file that every model directory has.
+    #[error("{}: not a model directory: expected {expected} in it", file.display())]
+    IncompleteDirectory {
+        /// The directory.
+        file: PathBuf,
+        /// The file that is missing.
+        expected: &'static str,
+    },
+    /// The GGUF file breaks the format's rules.
+    #[cfg(feature = "gguf")]
+    #[error("{}: {source}", file.display())]
+    Gguf {
+        /// The file.
+        file: PathBuf,
+        /// Which rule.
+        source: crate::gguf::GgufError,
+    },
+    /// The safetensors file breaks the format's rules.
+    #[cfg(feature = "safetensors")]
+    #[error("{}: {source}", file.display())]
+    Safetensors {
+        /// The file.
+        file: PathBuf,
+        /// Which rule.
+        source: ::safetensors::SafeTensorError,
+    },
+    /// A JSON file is malformed.
+    #[error("{}: {source}", file.display())]
+    Json {
+        /// The file.
+        file: PathBuf,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A side file is larger than any real one.
+    #[error("{}: expected at most {limit} bytes, got {got}", file.display())]
+    FileTooLarge {
+        /// The file.
+        file: PathBuf,
+        /// The most bytes that are read.
+        limit: u64,
+        /// Its size in bytes.
+        got: u64,
+    },
+    /// A shard named by `model.safetensors.index.json` lies outside the model's directory.
+    #[error("{}: expected the plain name of a file in the same directory, got {got:?}", file.display())]
+    ShardName {
+        /// The index file.
+        file: PathBuf,
+        /// The name it gives.
+        got: String,
+    },
+    /// The model's parameters are inconsistent or not supported.
+    #[error("{}: {source}", file.display())]
+    Config {
+        /// The file.
+        file: PathBuf,
+        /// Which parameter.
+        source: ConfigError,
+    },
+    /// A tensor that the architecture needs is not in the file.
+    #[error("{}: tensor `{tensor}` is missing", file.display())]
+    MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+    },
+    /// A tensor's element type cannot be read.
+    #[error("{}: tensor `{tensor}`: expected elements of type F32, F16 or BF16, got {got}", file.display())]
+    ElementType {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// The type's name in that format.
+        got: String,
+    },
+    /// A tensor does not have the shape that the model's parameters imply.
+    #[error("{}: tensor `{tensor}`: expected shape {expected:?}, got {got:?}", file.display())]
+    TensorShape {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// `[out, in]` for a matrix, `[length]` for a vector.
+        expected: Vec<usize>,
+        /// The shape in the file, outermost dimension first.
+        got: Vec<usize>,
+    },
+    /// A tensor's bytes do not form whole blocks of its type.
+    #[error("{}: tensor `{tensor}`: {source}", file.display())]
+    Quant {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// What was expected and got.
+        source: QuantError,
+    },
+    /// A weight is NaN or infinite, which a damaged file or a broken conversion produces.
+    #[error("{}: tensor `{tensor}`: expected finite weights, got {got} at row {row}, column {column}", file.display())]
+    NonFiniteWeight {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// Row in the file's order.
+        row: usize,
+        /// Column.
+        column: usize,
+        /// The value.
+        got: f32,
+    },
+}

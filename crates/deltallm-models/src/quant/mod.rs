@@ -1,0 +1,184 @@
+//! Tensor element types of ggml and their conversion to `f32`.
+//!
+//! Quantised types store rows as a sequence of blocks, each a few scales followed by packed integers; a row never
+//! shares a block with the next one. Layouts are those of `ggml-common.h` and `ggml-quants.c` in the ggml repository,
+//! little-endian throughout.
+
+mod float;
+mod k_quants;
+mod legacy;
+
+use std::fmt;
+
+/// The element type of a tensor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+#[allow(non_camel_case_types)] // The format's own names.
+pub enum TensorType {
+    /// IEEE 754 single precision.
+    F32,
+    /// IEEE 754 half precision.
+    F16,
+    /// The upper half of an `f32`.
+    BF16,
+    /// 8 bits, one scale for 32 elements.
+    Q8_0,
+    /// 4 bits, one scale for 32 elements.
+    Q4_0,
+    /// 4 bits, scale and minimum for 32 elements.
+    Q4_1,
+    /// 5 bits, one scale for 32 elements.
+    Q5_0,
+    /// 5 bits, scale and minimum for 32 elements.
+    Q5_1,
+    /// 4 bits, 8 groups with 6-bit scales and minima in a block of 256.
+    Q4_K,
+    /// 5 bits, 8 groups with 6-bit scales and minima in a block of 256.
+    Q5_K,
+    /// 6 bits, 16 groups with 8-bit scales in a block of 256.
+    Q6_K,
+}
+
+impl TensorType {
+    /// Every type that can be read.
+    pub const ALL: [Self; 11] = [
+        Self::F32,
+        Self::F16,
+        Self::BF16,
+        Self::Q8_0,
+        Self::Q4_0,
+        Self::Q4_1,
+        Self::Q5_0,
+        Self::Q5_1,
+        Self::Q4_K,
+        Self::Q5_K,
+        Self::Q6_K,
+    ];
+
+    /// The type with this `ggml_type` number, if it is one that can be read.
+    pub fn from_id(id: u32) -> Option<Self> {
+        Self::ALL.into_iter().find(|ty| ty.id() == id)
+    }
+
+    /// Its `ggml_type` number, as GGUF files store it.
+    pub fn id(self) -> u32 {
+        self.layout().0
+    }
+
+    /// Its name in ggml.
+    pub fn name(self) -> &'static str {
+        self.layout().1
+    }
+
+    /// Elements per block; a row is a whole number of blocks.
+    pub fn block_elements(self) -> usize {
+        self.layout().2
+    }
+
+    /// Bytes per block.
+    pub fn block_bytes(self) -> usize {
+        self.layout().3
+    }
+
+    /// Bytes that `elements` elements take, or `None` if they are no whole number of blocks or overflow.
+    pub fn bytes_for(self, elements: u64) -> Option<u64> {
+        let block = self.block_elements() as u64;
+        if !elements.is_multiple_of(block) {
+            return None;
+        }
+        (elements / block).checked_mul(self.block_bytes() as u64)
+    }
+
+    /// Number, name, elements and bytes per block.
+    fn layout(self) -> (u32, &'static str, usize, usize) {
+        match self {
+            Self::F32 => (0, "F32", 1, 4),
+            Self::F16 => (1, "F16", 1, 2),
+            Self::Q4_0 => (2, "Q4_0", 32, 2 + 16),
+            Self::Q4_1 => (3, "Q4_1", 32, 4 + 16),
+            Self::Q5_0 => (6, "Q5_0", 32, 2 + 4 + 16),
+            Self::Q5_1 => (7, "Q5_1", 32, 4 + 4 + 16),
+            Self::Q8_0 => (8, "Q8_0", 32, 2 + 32),
+            Self::Q4_K => (12, "Q4_K", 256, 4 + 12 + 128),
+            Self::Q5_K => (13, "Q5_K", 256, 4 + 12 + 32 + 128),
+            Self::Q6_K => (14, "Q6_K", 256, 128 + 64 + 16 + 2),
+            Self::BF16 => (30, "BF16", 1, 2),
+        }
+    }
+}
+
+impl fmt::Display for TensorType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// Why bytes could not be converted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum QuantError {
+    /// The number of elements is no multiple of the block.
+    #[error("{ty}: expected a multiple of {} elements, got {got}", ty.block_elements())]
+    PartialBlock {
+        /// The element type.
+        ty: TensorType,
+        /// Elements asked for.
+        got: usize,
+    },
+    /// There are more or fewer bytes than the elements take.
+    #[error("{ty}: expected {expected} bytes, got {got}")]
+    ByteLength {
+        /// The element type.
+        ty: TensorType,
+        /// Bytes that the elements asked for take.
+        expected: u64,
+        /// Bytes given.
+        got: usize,
+    },
+}
+
+/// Converts the blocks in `bytes` to `out.len()` values, in storage order.
+///
+/// Not-a-number and infinite scales pass through to the values; loading a model refuses them.
+///
+/// # Errors
+/// [`QuantError`] when `out` is no whole number of blocks or `bytes` does not hold exactly as many.
+pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), QuantError> {
+    let expected = ty.bytes_for(out.len() as u64).ok_or(QuantError::PartialBlock { ty, got: out.len() })?;
+    if bytes.len() as u64 != expected {
+        return Err(QuantError::ByteLength { ty, expected, got: bytes.len() });
+    }
+    match ty {
+        TensorType::F32 => float::f32(bytes, out),
+        TensorType::F16 => float::f16(bytes, out),
+        TensorType::BF16 => float::bf16(bytes, out),
+        TensorType::Q8_0 => blocks(bytes, out, legacy::q8_0),
+        TensorType::Q4_0 => blocks(bytes, out, legacy::q4_0),
+        TensorType::Q4_1 => blocks(bytes, out, legacy::q4_1),
+        TensorType::Q5_0 => blocks(bytes, out, legacy::q5_0),
+        TensorType::Q5_1 => blocks(bytes, out, legacy::q5_1),
+        TensorType::Q4_K => blocks(bytes, out, k_quants::q4_k),
+        TensorType::Q5_K => blocks(bytes, out, k_quants::q5_k),
+        TensorType::Q6_K => blocks(bytes, out, k_quants::q6_k),
+    }
+    Ok(())
+}
+
+/// Applies the conversion of one block to all of them; the lengths have been checked.
+fn blocks<const BYTES: usize, const ELEMENTS: usize>(
+    bytes: &[u8],
+    out: &mut [f32],
+    convert: impl Fn(&[u8; BYTES], &mut [f32; ELEMENTS]),
+) {
+    let (bytes, _) = bytes.as_chunks::<BYTES>();
+    let (out, _) = out.as_chunks_mut::<ELEMENTS>();
+    for (block, values) in bytes.iter().zip(out) {
+        convert(block, values);
+    }
+}
+
+/// The `f16` stored at `offset` of a block.
+#[inline(always)]
+fn scale<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> f32 {
+    half::f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
+}

@@ -1,0 +1,184 @@
+//! Model directories as published on model hubs: `config.json` and one or several safetensors files.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Component, Path, PathBuf};
+
+use ::safetensors::{Dtype, SafeTensors};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::quant::TensorType;
+use crate::{Bytes, ModelError};
+
+const CONFIG: &str = "config.json";
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// The indices of models with thousands of tensors have about a megabyte.
+const MAX_JSON_BYTES: u64 = 64 << 20;
+
+/// A model directory: the parsed `config.json` and the mapped tensor files.
+#[derive(Debug)]
+pub struct SafetensorsModel {
+    directory: PathBuf,
+    config: Value,
+    shards: Vec<Bytes>,
+    tensors: HashMap<String, Entry>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    range: Range<usize>,
+}
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    /// File name by tensor name.
+    weight_map: BTreeMap<String, String>,
+}
+
+impl SafetensorsModel {
+    /// Opens a directory with `config.json` and either `model.safetensors` or the shards that
+    /// `model.safetensors.index.json` names.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file.
+    pub fn open_directory(directory: &Path) -> Result<Self, ModelError> {
+        if directory.join(SINGLE).is_file() {
+            return Self::open_file(&directory.join(SINGLE));
+        }
+        let path = directory.join(INDEX);
+        if !path.is_file() {
+            return Err(ModelError::IncompleteDirectory { file: directory.to_owned(), expected: SINGLE });
+        }
+        let mut model = Self::without_tensors(directory)?;
+        let index = Index::deserialize(read_json(&path)?)
+            .map_err(|source| ModelError::Json { file: path.clone(), source })?;
+        let names: BTreeSet<&String> = index.weight_map.values().collect();
+        for name in names {
+            if !is_plain_name(name) {
+                return Err(ModelError::ShardName { file: path, got: name.clone() });
+            }
+            let shard = directory.join(name);
+            model.add_shard(&shard, |tensor| index.weight_map.get(tensor) == Some(name))?;
+        }
+        // A tensor that the index promises may still be absent from its shard.
+        match index.weight_map.keys().find(|&tensor| !model.tensors.contains_key(tensor)) {
+            Some(tensor) => {
+                Err(ModelError::MissingTensor { file: directory.to_owned(), tensor: tensor.clone() })
+            }
+            None => Ok(model),
+        }
+    }
+
+    /// Opens one safetensors file whose directory holds the `config.json`.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file.
+    pub fn open_file(path: &Path) -> Result<Self, ModelError> {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        let mut model = Self::without_tensors(directory)?;
+        model.add_shard(path, |_| true)?;
+        Ok(model)
+    }
+
+    /// The directory, where tokenizer files lie too.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// The parsed `config.json`.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn contains(&self, tensor: &str) -> bool {
+        self.tensors.contains_key(tensor)
+    }
+
+    /// Element type, shape (outermost dimension first) and bytes of a tensor.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], or [`ModelError::ElementType`] for other types than F32, F16 and BF16.
+    pub fn tensor(&self, name: &str) -> Result<(TensorType, &[usize], &[u8]), ModelError> {
+        let file = || self.directory.clone();
+        let entry = self
+            .tensors
+            .get(name)
+            .ok_or_else(|| ModelError::MissingTensor { file: file(), tensor: name.to_owned() })?;
+        let ty = match entry.dtype {
+            Dtype::F32 => TensorType::F32,
+            Dtype::F16 => TensorType::F16,
+            Dtype::BF16 => TensorType::BF16,
+            other => {
+                let got = other.to_string();
+                return Err(ModelError::ElementType { file: file(), tensor: name.to_owned(), got });
+            }
+        };
+        let bytes = self.shards[entry.shard].get(entry.range.clone()).unwrap_or_default();
+        Ok((ty, &entry.shape, bytes))
+    }
+
+    fn without_tensors(directory: &Path) -> Result<Self, ModelError> {
+        let path = directory.join(CONFIG);
+        if !path.is_file() {
+            return Err(ModelError::IncompleteDirectory { file: directory.to_owned(), expected: CONFIG });
+        }
+        let config = read_json(&path)?;
+        Ok(Self { directory: directory.to_owned(), config, shards: Vec::new(), tensors: HashMap::new() })
+    }
+
+    /// Maps a file and takes up those of its tensors that are `wanted`.
+    fn add_shard(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), ModelError> {
+        let bytes = Bytes::map(path)?;
+        // Checks the header: sizes, overlaps, gaps and that the tensors fill the file exactly.
+        let (header, metadata) = SafeTensors::read_metadata(&bytes)
+            .map_err(|source| ModelError::Safetensors { file: path.to_owned(), source })?;
+        let data = 8 + header;
+        for (name, info) in metadata.tensors() {
+            if wanted(&name) {
+                let (start, end) = info.data_offsets;
+                let entry = Entry {
+                    shard: self.shards.len(),
+                    dtype: info.dtype,
+                    shape: info.shape.clone(),
+                    range: data + start..data + end,
+                };
+                self.tensors.insert(name, entry);
+            }
+        }
+        self.shards.push(bytes);
+        Ok(())
+    }
+}
+
+/// Whether the name is that of a file in the same directory: no separators, no `..`, not absolute.
+fn is_plain_name(name: &str) -> bool {
+    let mut components = Path::new(name).components();
+    // A backslash separates on Windows only; no real shard has one.
+    matches!(components.next(), Some(Component::Normal(only)) if only == OsStr::new(name))
+        && components.next().is_none()
+        && !name.contains('\\')
+}
+
+/// Parses a JSON file of bounded size.
+fn read_json(path: &Path) -> Result<Value, ModelError> {
+    let io = |source| ModelError::Io { file: path.to_owned(), source };
+    let file = File::open(path).map_err(io)?;
+    let got = file.metadata().map_err(io)?.len();
+    if got > MAX_JSON_BYTES {
+        return Err(ModelError::FileTooLarge { file: path.to_owned(), limit: MAX_JSON_BYTES, got });
+    }
+    let mut text = Vec::new();
+    // The file may grow after its size was read.
+    file.take(MAX_JSON_BYTES).read_to_end(&mut text).map_err(io)?;
+    serde_json::from_slice(&text).map_err(|source| ModelError::Json { file: path.to_owned(), source })
+}

@@ -1,0 +1,394 @@
+//! One view of a model's weights, whatever file format they come from.
+
+mod names;
+
+use std::borrow::Cow;
+use std::io::Read;
+use std::path::{Path, PathBuf};
+
+use names::{Format, Part};
+pub use names::{LayerTensor, TensorId};
+use ndarray::{Array1, Array2};
+use rayon::prelude::*;
+
+use crate::config::ConfigError;
+#[cfg(feature = "gguf")]
+use crate::gguf::{self, GgufFile};
+use crate::quant::{self, TensorType};
+#[cfg(feature = "safetensors")]
+use crate::safetensors::SafetensorsModel;
+use crate::{Bytes, LlamaConfig, ModelError};
+
+#[cfg(not(any(feature = "gguf", feature = "safetensors")))]
+compile_error!("enable at least one file format of this crate: `gguf` or `safetensors`");
+
+/// An open model: a GGUF file, or a directory with `config.json` and safetensors files.
+///
+/// Weights stay in the mapped file until they are asked for.
+#[derive(Debug)]
+pub struct ModelFile {
+    /// The file or directory, for messages.
+    path: PathBuf,
+    source: Source,
+}
+
+#[derive(Debug)]
+enum Source {
+    #[cfg(feature = "gguf")]
+    Gguf { header: GgufFile, bytes: Bytes },
+    #[cfg(feature = "safetensors")]
+    Safetensors(SafetensorsModel),
+}
+
+/// A tensor as it lies in the file.
+struct RawTensor<'a> {
+    name: String,
+    ty: TensorType,
+    /// Outermost dimension first.
+    shape: &'a [usize],
+    bytes: &'a [u8],
+}
+
+impl ModelFile {
+    /// Opens a GGUF file (recognised by its first bytes, not its name), a `.safetensors` file with a `config.json`
+    /// beside it, or a directory with both.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file and what is wrong with it.
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        let path = path.as_ref();
+        #[cfg(feature = "safetensors")]
+        if path.is_dir() {
+            let source = Source::Safetensors(SafetensorsModel::open_directory(path)?);
+            return Ok(Self { path: path.to_owned(), source });
+        }
+        let start = first_bytes(path)?;
+        #[cfg(feature = "gguf")]
+        if start == gguf::MAGIC {
+            return Self::from_gguf(path.to_owned(), Bytes::map(path)?);
+        }
+        #[cfg(feature = "safetensors")]
+        if path.extension().is_some_and(|extension| extension == "safetensors") {
+            let source = Source::Safetensors(SafetensorsModel::open_file(path)?);
+            return Ok(Self { path: path.to_owned(), source });
+        }
+        Err(ModelError::UnknownFormat { file: path.to_owned(), start })
+    }
+
+    /// Opens a GGUF file that is in memory, for example one that is part of the program. `name` stands for the file's
+    /// name in messages.
+    ///
+    /// # Errors
+    /// [`ModelError::Gguf`].
+    #[cfg(feature = "gguf")]
+    pub fn from_gguf_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, ModelError> {
+        Self::from_gguf(PathBuf::from(name), Bytes::from(bytes.into()))
+    }
+
+    #[cfg(feature = "gguf")]
+    fn from_gguf(path: PathBuf, bytes: Bytes) -> Result<Self, ModelError> {
+        let header =
+            GgufFile::parse(&bytes).map_err(|source| ModelError::Gguf { file: path.clone(), source })?;
+        Ok(Self { path, source: Source::Gguf { header, bytes } })
+    }
+
+    /// The file or directory as it was given.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The header of a GGUF file, which holds the tokenizer too; `None` for other formats.
+    #[cfg(feature = "gguf")]
+    pub fn gguf(&self) -> Option<&GgufFile> {
+        match &self.source {
+            Source::Gguf { header, .. } => Some(header),
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(_) => None,
+        }
+    }
+
+    /// The directory of safetensors files, which holds the tokenizer's files too; `None` for other formats.
+    #[cfg(feature = "safetensors")]
+    pub fn safetensors(&self) -> Option<&SafetensorsModel> {
+        match &self.source {
+            Source::Safetensors(model) => Some(model),
+            #[cfg(feature = "gguf")]
+            Source::Gguf { .. } => None,
+        }
+    }
+
+    /// The parameters of a Llama model.
+    ///
+    /// # Errors
+    /// [`ModelError::Config`] for another architecture or inconsistent parameters, [`ModelError::MissingTensor`]
+    /// without an embedding.
+    pub fn llama_config(&self) -> Result<LlamaConfig, ModelError> {
+        let config = match &self.source {
+            #[cfg(feature = "gguf")]
+            Source::Gguf { header, bytes } => LlamaConfig::from_gguf(header, bytes),
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(model) => LlamaConfig::from_json(model.config()),
+        };
+        let error = |source| ModelError::Config { file: self.path.clone(), source };
+        let config = config.map_err(error)?;
+        let rows =
+            self.raw(TensorId::TokenEmbedding, Part::Weight)?.shape.first().copied().unwrap_or_default();
+        if config.vocab_size == rows {
+            Ok(config)
+        } else {
+            Err(error(ConfigError::Vocabulary { rows, got: config.vocab_size }))
+        }
+    }
+
+    /// A weight matrix as `f32`, `[out, in]` in standard (row-major) layout.
+    ///
+    /// The rows of the query and key projections are in half-split RoPE order, channel `i` of a head rotating with
+    /// channel `i + head_dim / 2`, whatever the file's order (see [`TensorId`]).
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::ElementType`] or
+    /// [`ModelError::NonFiniteWeight`].
+    pub fn matrix(&self, config: &LlamaConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
+        let [rows, columns] = id.shape(config);
+        let values = self.read(id, Part::Weight, &[rows, columns], config)?;
+        Ok(Array2::from_shape_vec((rows, columns), values)
+            .expect("`read` answers as many values as the shape has"))
+    }
+
+    /// The weight of a norm as `f32`, `[hidden_size]`.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn norm(&self, config: &LlamaConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
+        self.read(id, Part::Weight, &[config.hidden_size], config).map(Array1::from)
+    }
+
+    /// The bias of a projection as `f32`, `[out]`, in the order of the matrix's rows; `None` where the model's
+    /// parameters say that there is none.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn bias(&self, config: &LlamaConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
+        if !id.has_bias(config) {
+            return Ok(None);
+        }
+        let [rows, _] = id.shape(config);
+        self.read(id, Part::Bias, &[rows], config).map(|values| Some(Array1::from(values)))
+    }
+
+    /// Reads a tensor of the given shape into row-major `f32`, rows in canonical order.
+    fn read(
+        &self,
+        id: TensorId,
+        part: Part,
+        shape: &[usize],
+        config: &LlamaConfig,
+    ) -> Result<Vec<f32>, ModelError> {
+        let raw = self.raw(id, part)?;
+        if raw.shape != shape {
+            return Err(ModelError::TensorShape {
+                file: self.path.clone(),
+                tensor: raw.name,
+                expected: shape.to_vec(),
+                got: raw.shape.to_vec(),
+            });
+        }
+        let head_dim = config.head_dim;
+        let interleaved = self.format() == Format::Gguf && id.is_rotated();
+        let source_row = |row| if interleaved { interleaved_row(row, head_dim) } else { row };
+        match *shape {
+            [_, columns] => self.convert(&raw, columns, source_row),
+            _ => {
+                let stored = self.convert(&raw, raw.shape.iter().product(), |row| row)?;
+                Ok((0..stored.len()).map(|row| stored[source_row(row)]).collect())
+            }
+        }
+    }
+
+    /// Converts the rows of a tensor in parallel; row `i` of the answer is row `source_row(i)` of the file.
+    fn convert(
+        &self,
+        raw: &RawTensor<'_>,
+        columns: usize,
+        source_row: impl Fn(usize) -> usize + Sync,
+    ) -> Result<Vec<f32>, ModelError> {
+        // Enough work for a task to be worth its hand-over.
+        const LEAST_ELEMENTS: usize = 1 << 16;
+        let quant = |source| ModelError::Quant { file: self.path.clone(), tensor: raw.name.clone(), source };
+        let elements: usize = raw.shape.iter().product();
+        let row_bytes = raw.bytes.len() / (elements / columns);
+        // The file holds this many elements, so the allocation is bounded by its size.
+        let mut values = vec![0.0; elements];
+        values
+            .par_chunks_exact_mut(columns)
+            .enumerate()
+            .with_min_len(LEAST_ELEMENTS.div_ceil(columns))
+            .try_for_each(|(row, out)| {
+                let row = source_row(row);
+                let bytes = raw.bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default();
+                quant::dequantize(raw.ty, bytes, out).map_err(quant)?;
+                self.refuse_non_finite(raw, row, out)
+            })?;
+        Ok(values)
+    }
+
+    fn refuse_non_finite(&self, raw: &RawTensor<'_>, row: usize, values: &[f32]) -> Result<(), ModelError> {
+        // Without an early exit this is a few vector instructions a row.
+        if values.iter().fold(true, |finite, x| finite & x.is_finite()) {
+            return Ok(());
+        }
+        let column = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
+        Err(ModelError::NonFiniteWeight {
+            file: self.path.clone(),
+            tensor: raw.name.clone(),
+            row,
+            column,
+            got: values[column],
+        })
+    }
+
+    fn format(&self) -> Format {
+        match &self.source {
+            #[cfg(feature = "gguf")]
+            Source::Gguf { .. } => Format::Gguf,
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(_) => Format::Safetensors,
+        }
+    }
+
+    fn raw(&self, id: TensorId, part: Part) -> Result<RawTensor<'_>, ModelError> {
+        let name = id.name(self.format(), part);
+        match &self.source {
+            #[cfg(feature = "gguf")]
+            Source::Gguf { header, bytes } => {
+                let Some(info) = header.tensor(&name) else {
+                    return Err(ModelError::MissingTensor { file: self.path.clone(), tensor: name });
+                };
+                let bytes = bytes.get(info.range.clone()).unwrap_or_default();
+                Ok(RawTensor { name, ty: info.ty, shape: &info.shape, bytes })
+            }
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(model) => {
+                let (ty, shape, bytes) = model.tensor(&name)?;
+                Ok(RawTensor { name, ty, shape, bytes })
+            }
+        }
+    }
+}
+
+/// Where the converter to GGUF has put a row of a query or key projection.
+///
+/// Its Llama graph rotates neighbouring channels, (2i, 2i + 1), so the converter moves channel `i` of a head to row
+/// `2i` and channel `i + head_dim / 2` to row `2i + 1` (`LlamaModel.permute` in llama.cpp's `convert_hf_to_gguf.py`).
+fn interleaved_row(row: usize, head_dim: usize) -> usize {
+    let (head, channel) = (row / head_dim, row % head_dim);
+    let half = head_dim / 2;
+    head * head_dim + 2 * (channel % half) + channel / half
+}
+
+fn first_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
+    let io = |source| ModelError::Io { file: path.to_owned(), source };
+    let file = std::fs::File::open(path).map_err(io)?;
+    let mut start = Vec::new();
+    file.take(4).read_to_end(&mut start).map_err(io)?;
+    Ok(start)
+}
+
+/// A linear map: `y = weight x + bias`.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    /// `[out, in]`, standard layout.
+    pub weight: Array2<f32>,
+    /// `[out]`.
+    pub bias: Option<Array1<f32>>,
+}
+
+/// The weights of one layer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LayerWeights {
+    /// RMSNorm before attention, `[hidden_size]`.
+    pub attention_norm: Array1<f32>,
+    /// `[heads * head_dim, hidden_size]`, half-split RoPE order.
+    pub query: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`, half-split RoPE order.
+    pub key: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`.
+    pub value: Linear,
+    /// `[hidden_size, heads * head_dim]`.
+    pub attention_output: Linear,
+    /// RMSNorm before the MLP, `[hidden_size]`.
+    pub mlp_norm: Array1<f32>,
+    /// `[intermediate_size, hidden_size]`.
+    pub gate: Linear,
+    /// `[intermediate_size, hidden_size]`.
+    pub up: Linear,
+    /// `[hidden_size, intermediate_size]`.
+    pub down: Linear,
+}
+
+/// All weights of a Llama model as `f32`.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LlamaWeights {
+    /// `[vocab_size, hidden_size]`.
+    pub token_embedding: Array2<f32>,
+    /// The layers in order.
+    pub layers: Vec<LayerWeights>,
+    /// RMSNorm before the head, `[hidden_size]`.
+    pub final_norm: Array1<f32>,
+    /// `[vocab_size, hidden_size]`, or `None` where the embedding serves.
+    pub head: Option<Array2<f32>>,
+}
+
+impl LlamaWeights {
+    /// Reads all weights. `progress` is told the steps done and their total: one for each layer and one for each end.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn load(
+        file: &ModelFile,
+        config: &LlamaConfig,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, ModelError> {
+        let steps = config.layers + 2;
+        progress(0, steps);
+        let token_embedding = file.matrix(config, TensorId::TokenEmbedding)?;
+        progress(1, steps);
+        // Not reserved from the configuration's number, which no tensor has confirmed yet.
+        let mut layers = Vec::new();
+        for layer in 0..config.layers {
+            layers.push(LayerWeights::load(file, config, layer)?);
+            progress(layer + 2, steps);
+        }
+        let final_norm = file.norm(config, TensorId::FinalNorm)?;
+        let head = if config.tie_embeddings { None } else { Some(file.matrix(config, TensorId::Head)?) };
+        progress(steps, steps);
+        Ok(Self { token_embedding, layers, final_norm, head })
+    }
+}
+
+impl LayerWeights {
+    /// Reads the weights of layer `layer`, counted from 0.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn load(file: &ModelFile, config: &LlamaConfig, layer: usize) -> Result<Self, ModelError> {
+        let norm = |tensor| file.norm(config, TensorId::Layer(layer, tensor));
+        let linear = |tensor| {
+            let id = TensorId::Layer(layer, tensor);
+            Ok::<_, ModelError>(Linear { weight: file.matrix(config, id)?, bias: file.bias(config, id)? })
+        };
+        Ok(Self {
+            attention_norm: norm(LayerTensor::AttentionNorm)?,
+            query: linear(LayerTensor::Query)?,
+            key: linear(LayerTensor::Key)?,
+            value: linear(LayerTensor::Value)?,
+            attention_output: linear(LayerTensor::AttentionOutput)?,
+            mlp_norm: norm(LayerTensor::MlpNorm)?,
+            gate: linear(LayerTensor::Gate)?,
+            up: linear(LayerTensor::Up)?,
+            down: linear(LayerTensor::Down)?,
+        })
+    }
+}

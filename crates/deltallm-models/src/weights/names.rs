@@ -1,0 +1,130 @@
+//! The tensors of a Llama model: their names in each format and their shapes.
+
+use crate::LlamaConfig;
+
+/// A tensor of a Llama model, independent of the file format.
+///
+/// Formats differ in more than names: GGUF files hold the rows of [`LayerTensor::Query`] and [`LayerTensor::Key`]
+/// reordered for interleaved RoPE, safetensors files in half-split order. Readers of this crate answer half-split
+/// order always.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TensorId {
+    /// The token embedding.
+    TokenEmbedding,
+    /// The norm before the head.
+    FinalNorm,
+    /// The head, where it is not the embedding.
+    Head,
+    /// A tensor of the layer of that number.
+    Layer(usize, LayerTensor),
+}
+
+/// A tensor of a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum LayerTensor {
+    /// The norm before attention.
+    AttentionNorm,
+    /// Query projection.
+    Query,
+    /// Key projection.
+    Key,
+    /// Value projection.
+    Value,
+    /// Attention's output projection.
+    AttentionOutput,
+    /// The norm before the MLP.
+    MlpNorm,
+    /// The MLP's gate.
+    Gate,
+    /// The MLP's other input projection.
+    Up,
+    /// The MLP's output projection.
+    Down,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(not(all(feature = "gguf", feature = "safetensors")), allow(dead_code))]
+pub(super) enum Format {
+    Gguf,
+    Safetensors,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    Weight,
+    Bias,
+}
+
+impl TensorId {
+    pub(super) fn name(self, format: Format, part: Part) -> String {
+        let part = match part {
+            Part::Weight => "weight",
+            Part::Bias => "bias",
+        };
+        let (gguf, safetensors) = match self {
+            Self::TokenEmbedding => ("token_embd", "model.embed_tokens"),
+            Self::FinalNorm => ("output_norm", "model.norm"),
+            Self::Head => ("output", "lm_head"),
+            Self::Layer(_, tensor) => tensor.names(),
+        };
+        match (self, format) {
+            (Self::Layer(layer, _), Format::Gguf) => format!("blk.{layer}.{gguf}.{part}"),
+            (Self::Layer(layer, _), Format::Safetensors) => {
+                format!("model.layers.{layer}.{safetensors}.{part}")
+            }
+            (_, Format::Gguf) => format!("{gguf}.{part}"),
+            (_, Format::Safetensors) => format!("{safetensors}.{part}"),
+        }
+    }
+
+    /// `[out, in]`; for a norm `[hidden_size, 1]`.
+    pub(super) fn shape(self, config: &LlamaConfig) -> [usize; 2] {
+        let hidden = config.hidden_size;
+        let queries = config.heads * config.head_dim;
+        let keys = config.kv_heads * config.head_dim;
+        match self {
+            Self::TokenEmbedding | Self::Head => [config.vocab_size, hidden],
+            Self::FinalNorm => [hidden, 1],
+            Self::Layer(_, tensor) => match tensor {
+                LayerTensor::AttentionNorm | LayerTensor::MlpNorm => [hidden, 1],
+                LayerTensor::Query => [queries, hidden],
+                LayerTensor::Key | LayerTensor::Value => [keys, hidden],
+                LayerTensor::AttentionOutput => [hidden, queries],
+                LayerTensor::Gate | LayerTensor::Up => [config.intermediate_size, hidden],
+                LayerTensor::Down => [hidden, config.intermediate_size],
+            },
+        }
+    }
+
+    pub(super) fn has_bias(self, config: &LlamaConfig) -> bool {
+        let Self::Layer(_, tensor) = self else { return false };
+        match tensor {
+            LayerTensor::AttentionNorm | LayerTensor::MlpNorm => false,
+            LayerTensor::Query | LayerTensor::Key | LayerTensor::Value => config.attention_bias,
+            LayerTensor::AttentionOutput => config.attention_output_bias,
+            LayerTensor::Gate | LayerTensor::Up | LayerTensor::Down => config.mlp_bias,
+        }
+    }
+
+    /// Whether RoPE is applied to what it projects to.
+    pub(super) fn is_rotated(self) -> bool {
+        matches!(self, Self::Layer(_, LayerTensor::Query | LayerTensor::Key))
+    }
+}
+
+impl LayerTensor {
+    /// In GGUF and in safetensors files, without the layer's prefix.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::AttentionNorm => ("attn_norm", "input_layernorm"),
+            Self::Query => ("attn_q", "self_attn.q_proj"),
+            Self::Key => ("attn_k", "self_attn.k_proj"),
+            Self::Value => ("attn_v", "self_attn.v_proj"),
+            Self::AttentionOutput => ("attn_output", "self_attn.o_proj"),
+            Self::MlpNorm => ("ffn_norm", "post_attention_layernorm"),
+            Self::Gate => ("ffn_gate", "mlp.gate_proj"),
+            Self::Up => ("ffn_up", "mlp.up_proj"),
+            Self::Down => ("ffn_down", "mlp.down_proj"),
+        }
+    }
+}
