@@ -1,6 +1,7 @@
 //! Llama-architecture models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
 #![deny(unsafe_code)]
 
+mod chat;
 mod config;
 mod error;
 #[cfg(feature = "gguf")]
@@ -9,11 +10,16 @@ mod mmap;
 pub mod quant;
 #[cfg(feature = "safetensors")]
 mod safetensors;
+mod sampling;
+mod tokenizer;
 mod weights;
 
+pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use config::{ConfigError, LlamaConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
 pub use mmap::Bytes;
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
+pub use sampling::{Sampler, SamplerConfig, SamplingError};
+pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
 pub use weights::{LayerTensor, LayerWeights, Linear, LlamaWeights, ModelFile, TensorId};

@@ -1,0 +1,43 @@
+//! The bytes that each token id stands for.
+
+use super::TokenizerError;
+use super::vocabulary::TokenKind;
+
+/// A table from id to kind and bytes, in one allocation for all the bytes.
+#[derive(Debug)]
+pub(super) struct Pieces {
+    bytes: Vec<u8>,
+    /// Where the bytes of each id end.
+    ends: Vec<u32>,
+    kinds: Vec<TokenKind>,
+}
+
+impl Pieces {
+    /// Builds the table; `push` appends the bytes of one id.
+    pub(super) fn new(kinds: Vec<TokenKind>, mut push: impl FnMut(usize, TokenKind, &mut Vec<u8>)) -> Self {
+        let mut bytes = Vec::new();
+        let mut ends = Vec::with_capacity(kinds.len());
+        for (id, &kind) in kinds.iter().enumerate() {
+            push(id, kind, &mut bytes);
+            ends.push(bytes.len() as u32);
+        }
+        Self { bytes, ends, kinds }
+    }
+
+    /// One more than the highest id.
+    pub(super) fn len(&self) -> usize {
+        self.kinds.len()
+    }
+
+    /// The kind and bytes of `id`.
+    pub(super) fn get(&self, id: u32) -> Result<(TokenKind, &[u8]), TokenizerError> {
+        let index = id as usize;
+        match self.kinds.get(index) {
+            Some(&kind) if kind != TokenKind::Absent => {
+                let start = if index == 0 { 0 } else { self.ends[index - 1] };
+                Ok((kind, &self.bytes[start as usize..self.ends[index] as usize]))
+            }
+            _ => Err(TokenizerError::IdOutOfRange { what: "decode", id, vocab_size: self.len() }),
+        }
+    }
+}
