@@ -1,0 +1,85 @@
+"""The Llama architecture in plain PyTorch: RMSNorm, rotary grouped-query attention, SwiGLU, tied head."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+@dataclass
+class Config:
+    vocab: int = 2048
+    hidden: int = 256
+    layers: int = 5
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 64
+    ffn: int = 512
+    context: int = 1024
+    rope_theta: float = 10000.0
+    eps: float = 1e-5
+
+
+def rope_tables(c: Config) -> tuple[Tensor, Tensor]:
+    """cos and sin, [context, head_dim]; the two halves of a head form the rotated pairs (the Hugging Face order)."""
+    inv = c.rope_theta ** (-torch.arange(0, c.head_dim, 2).double() / c.head_dim)
+    angles = torch.outer(torch.arange(c.context).double(), inv).repeat(1, 2)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    a, b = x.chunk(2, dim=-1)
+    return x * cos + torch.cat((-b, a), dim=-1) * sin
+
+
+class Layer(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.c = c
+        self.attn_norm = nn.RMSNorm(c.hidden, c.eps)
+        self.q = nn.Linear(c.hidden, c.heads * c.head_dim, bias=False)
+        self.k = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=False)
+        self.v = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=False)
+        self.o = nn.Linear(c.heads * c.head_dim, c.hidden, bias=False)
+        self.ffn_norm = nn.RMSNorm(c.hidden, c.eps)
+        self.gate = nn.Linear(c.hidden, c.ffn, bias=False)
+        self.up = nn.Linear(c.hidden, c.ffn, bias=False)
+        self.down = nn.Linear(c.ffn, c.hidden, bias=False)
+
+    def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        c, (batch, tokens, _) = self.c, x.shape
+        q = rotate(self.q(x).view(batch, tokens, c.heads, c.head_dim).transpose(1, 2), cos, sin)
+        k = rotate(self.k(x).view(batch, tokens, c.kv_heads, c.head_dim).transpose(1, 2), cos, sin)
+        v = self.v(x).view(batch, tokens, c.kv_heads, c.head_dim).transpose(1, 2)
+        k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return self.o(out.transpose(1, 2).reshape(batch, tokens, -1))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        x = x + self.attention(self.attn_norm(x), cos, sin)
+        h = self.ffn_norm(x)
+        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+
+
+class Llama(nn.Module):
+    def __init__(self, c: Config):
+        super().__init__()
+        self.c = c
+        self.embed = nn.Embedding(c.vocab, c.hidden)
+        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.norm = nn.RMSNorm(c.hidden, c.eps)
+        cos, sin = rope_tables(c)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        for name, p in self.named_parameters():
+            if p.ndim == 2:
+                # Residual branches start at zero, so that depth does not change the scale of the first steps.
+                nn.init.zeros_(p) if name.endswith(("o.weight", "down.weight")) else nn.init.normal_(p, std=0.02 if "embed" in name else c.hidden**-0.5)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Logits [batch, tokens, vocab] of ids [batch, tokens]."""
+        x, n = self.embed(ids), ids.shape[1]
+        for layer in self.layers:
+            x = layer(x, self.cos[:n], self.sin[:n])
+        return F.linear(self.norm(x), self.embed.weight)

@@ -1,0 +1,135 @@
+"""Tokenizer, training and held-out perplexity; see README.md. An interrupted run continues where it stopped."""
+
+import argparse
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+
+import data
+from model import Config, Llama
+from muon import Muon
+
+SEED = 20250731
+TOKENS_PER_STEP = 6144
+# (share of the steps, sequence length): short sequences are cheaper and teach the words; the last part sees the whole context.
+LENGTHS = [(0.40, 256), (0.30, 512), (0.30, 1024)]
+WARMUP_STEPS, STABLE_SHARE = 50, 0.40
+
+
+def learning_rate_factor(step: int, steps: int) -> float:
+    """Warm-up, stable, then linear decay to zero."""
+    decay = (steps - step) / (steps * (1 - STABLE_SHARE))
+    return min(1.0, (step + 1) / WARMUP_STEPS, decay)
+
+
+def schedule(step: int, steps: int) -> tuple[int, int]:
+    """(sequence length, index of the batch among those of this length)."""
+    start = 0
+    for share, length in LENGTHS:
+        end = start + round(share * steps)
+        if step < end or length == LENGTHS[-1][1]:
+            return length, step - start
+        start = end
+    raise AssertionError("the last length covers the rest")
+
+
+@torch.no_grad()
+def loss_on(model, stream, context: int, limit: int | None = None) -> float:
+    """Mean next-token loss in nats over consecutive windows of `context` tokens, or over the first `limit` of them."""
+    model.eval()
+    total, count = 0.0, 0
+    for start in range(0, len(stream) - 1, context)[:limit]:
+        ids = torch.from_numpy(stream[start : start + context + 1])
+        total += F.cross_entropy(model(ids[None, :-1])[0], ids[1:], reduction="sum").item()
+        count += len(ids) - 1
+    model.train()
+    return total / count
+
+
+def prepare(corpus: Path, out: Path, held_out: str):
+    """The tokenizer (trained on the training books alone, once) and the two token streams."""
+    train, held = data.load(corpus, held_out)
+    path = out / "tokenizer.json"
+    if not path.exists():
+        data.train_tokenizer(train, Config.vocab).save(str(path))
+    tokenizer = Tokenizer.from_file(str(path))
+    return tokenizer, data.encode(tokenizer, train), data.encode(tokenizer, held), sum(len(s.encode()) for s in held)
+
+
+def save(path: Path, **state):
+    part = path.with_suffix(".part")
+    torch.save(state, part)
+    part.rename(path)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--held-out", default="The-Violet-Fairy-Book")
+    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--stop", type=int, help="stop before this step (the schedule stays that of --steps)")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(SEED)
+
+    _, stream, held, _ = prepare(args.corpus, args.out, args.held_out)
+    config = Config()
+    model = Llama(config)
+    matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    muon = Muon(matrices)
+    adam = torch.optim.AdamW([{"params": [model.embed.weight]}, {"params": vectors, "weight_decay": 0.0}], lr=3e-3, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
+    optimizers, peaks = [muon, adam], [muon.defaults["lr"], adam.defaults["lr"]]
+    print(f"{sum(p.numel() for p in model.parameters())} parameters, {len(stream)} training tokens, {len(held)} held out", flush=True)
+
+    checkpoint, first = args.out / "checkpoint.pt", 0
+    if checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        if state["steps"] != args.steps:
+            raise SystemExit(f"{checkpoint} belongs to a run of {state['steps']} steps, not {args.steps}")
+        first = state["step"]
+        model.load_state_dict(state["model"])
+        for o, s in zip(optimizers, state["optimizers"]):
+            o.load_state_dict(s)
+
+    def store(step):
+        save(checkpoint, step=step, steps=args.steps, config=asdict(config), model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers])
+
+    @torch.compile(dynamic=False)
+    def loss_of(inputs, targets):
+        return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
+
+    clock, mean = time.time(), 0.0
+    for step in range(first, min(args.steps, args.stop or args.steps)):
+        length, index = schedule(step, args.steps)
+        inputs, targets = (torch.from_numpy(t) for t in data.batch(stream, length, TOKENS_PER_STEP // length, index, SEED))
+        loss = loss_of(inputs, targets)
+        loss.backward()
+        for optimizer, peak in zip(optimizers, peaks):
+            for group in optimizer.param_groups:
+                group["lr"] = peak * learning_rate_factor(step, args.steps)
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
+        mean += loss.item() / 10
+        if step % 10 == 9:
+            print(f"step {step + 1} length {length} loss {mean:.4f} tokens/s {10 * TOKENS_PER_STEP / (time.time() - clock):.0f}", flush=True)
+            clock, mean = time.time(), 0.0
+        if step % 50 == 49:
+            store(step + 1)
+        if step % 100 == 99:
+            print(f"step {step + 1} held out {loss_on(model, held, length, limit=20480 // length):.4f}", flush=True)
+            clock = time.time()
+    if args.stop is None:
+        store(args.steps)
+        print(f"held out, all: {loss_on(model, held, config.context):.4f}")
+
+
+if __name__ == "__main__":
+    main()
