@@ -68,3 +68,35 @@ pub trait AttentionKernel: Send {
     /// Sparsity per kv head: of the keys in the cache, and of all pairs attended since the kernel was made.
     fn stats(&self) -> SparsityStats;
 }
+
+impl<K: AttentionKernel + ?Sized> AttentionKernel for Box<K> {
+    fn forward_heads(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        out: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        (**self).forward_heads(q, k, v, out)
+    }
+
+    fn begin_prompt(&mut self, tokens: usize) {
+        (**self).begin_prompt(tokens);
+    }
+
+    fn len(&self) -> usize {
+        (**self).len()
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        (**self).truncate(len)
+    }
+
+    fn footprint(&self) -> Footprint {
+        (**self).footprint()
+    }
+
+    fn stats(&self) -> SparsityStats {
+        (**self).stats()
+    }
+}

@@ -143,4 +143,60 @@ pub enum ModelError {
         /// The value.
         got: f32,
     },
+    /// The head counts make no attention layer.
+    #[error(transparent)]
+    Shape(#[from] deltallm_attn::AttentionError),
+    /// The attention of a layer failed.
+    #[error("layer {layer}: {source}")]
+    Attention {
+        /// Counted from 0.
+        layer: usize,
+        /// What failed.
+        source: deltallm_attn::AttentionError,
+    },
+    /// A call without tokens.
+    #[error("expected at least one token, got none")]
+    NoTokens,
+    /// A token that the model does not know.
+    #[error("expected token ids below {vocab_size}, got {id}")]
+    TokenOutOfRange {
+        /// Tokens of the model's vocabulary.
+        vocab_size: usize,
+        /// The offending id.
+        id: u32,
+    },
+    /// More tokens than the model was made for.
+    #[error("expected at most {context_length} tokens of context, got {got}")]
+    ContextFull {
+        /// Positions of the model.
+        context_length: usize,
+        /// Positions that the call would need.
+        got: usize,
+    },
+    /// Not one attention kernel per layer.
+    #[error("expected {expected} attention kernels, one per layer, got {got}")]
+    KernelCount {
+        /// Layers of the model.
+        expected: usize,
+        /// Kernels passed.
+        got: usize,
+    },
+    /// The kernels do not hold the same tokens.
+    #[error("layer {layer}: expected a cache of {expected} tokens like layer 0's, got {got}")]
+    KernelLength {
+        /// Counted from 0.
+        layer: usize,
+        /// Tokens in the first layer's cache.
+        expected: usize,
+        /// Tokens in this layer's cache.
+        got: usize,
+    },
+    /// The tokenizer could not be made from the model's files.
+    #[error("{}: {source}", file.display())]
+    Tokenizer {
+        /// The file or directory.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: crate::TokenizerError,
+    },
 }

@@ -6,20 +6,26 @@ mod config;
 mod error;
 #[cfg(feature = "gguf")]
 pub mod gguf;
+mod kernels;
+mod layers;
+mod llama;
 mod mmap;
 pub mod quant;
 #[cfg(feature = "safetensors")]
 mod safetensors;
 mod sampling;
+mod session;
 mod tokenizer;
 mod weights;
 
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use config::{ConfigError, LlamaConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
+pub use llama::{Llama, LogitRows};
 pub use mmap::Bytes;
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
+pub use session::Session;
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
 pub use weights::{LayerTensor, LayerWeights, Linear, LlamaWeights, ModelFile, TensorId};

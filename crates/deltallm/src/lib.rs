@@ -1,1 +1,40 @@
-//! deltallm
+//! Delta attention for CPU inference engines, after DeltaLLM (arXiv 2507.19608).
+//!
+//! Keys are coded as thresholded differences along the token axis; a query sees the keys of a local window exactly and
+//! the rest through the differences. Nothing is trained.
+//!
+//! ```
+//! use deltallm::{AttentionKernel, AttentionOptions, AttentionShape, HybridAttention, HybridConfig, ThresholdPolicy};
+//! use ndarray::Array3;
+//!
+//! // One object per layer: 9 query heads, 3 kv heads, 64 channels.
+//! let options = AttentionOptions::new(AttentionShape::new(9, 3, 64)?)?;
+//! let mut attention = HybridAttention::new(&options, &HybridConfig::new(ThresholdPolicy::Uniform(0.6)))?;
+//!
+//! // q after RoPE: [tokens, heads, head_dim]; k after RoPE and v: [tokens, kv_heads, head_dim].
+//! let (q, k, v) = (Array3::ones((128, 9, 64)), Array3::ones((128, 3, 64)), Array3::ones((128, 3, 64)));
+//! let mut out = Array3::zeros((128, 9, 64));
+//! attention.forward(q.view(), k.view(), v.view(), out.view_mut())?;
+//!
+//! println!("{:.0} % zeros, {} bytes", 100.0 * attention.stats().total().zero_fraction(), attention.footprint().total());
+//! # Ok::<(), deltallm::AttentionError>(())
+//! ```
+//!
+//! - [`core`]: delta coding, thresholds, budgets, statistics.
+//! - [`attn`]: the kernels; what an engine needs most is re-exported here.
+//! - `models` (feature `models`): Llama graphs, loaders, tokenizer and sampling around the kernels.
+#![forbid(unsafe_code)]
+
+pub use deltallm_attn as attn;
+pub use deltallm_core as core;
+#[cfg(feature = "models")]
+pub use deltallm_models as models;
+
+pub use deltallm_attn::{
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, Window, attend_dense, attend_hybrid,
+};
+pub use deltallm_core::{
+    CachePlan, CoreError, ElementType, Footprint, KeyPlan, MemoryBudget, ModelFingerprint, SparsityStats,
+    ThresholdPolicy, ThresholdProfile,
+};

@@ -1,0 +1,30 @@
+//! Root-mean-square normalisation.
+
+use ndarray::{Array1, Array2, Axis, Zip};
+
+/// `x / sqrt(mean(x^2) + eps) * weight` for each row (Zhang and Sennrich, arXiv 1910.07467).
+/// `x` is `[tokens, hidden]`, `weight` `[hidden]`.
+pub(crate) fn rms_norm(x: &Array2<f32>, weight: &Array1<f32>, eps: f32) -> Array2<f32> {
+    let mut y = x.clone();
+    for mut row in y.axis_iter_mut(Axis(0)) {
+        let mean_square = row.iter().map(|x| f64::from(x * x)).sum::<f64>() / row.len() as f64;
+        let factor = (1.0 / (mean_square + f64::from(eps)).sqrt()) as f32;
+        Zip::from(&mut row).and(weight).for_each(|x, w| *x *= factor * w);
+    }
+    y
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::array;
+
+    use super::*;
+
+    #[test]
+    fn the_mean_square_becomes_the_weight_squared() {
+        let y = rms_norm(&array![[3.0, 4.0], [0.0, 0.0]], &array![2.0, 2.0], 1e-6);
+        let mean_square = (y[[0, 0]] * y[[0, 0]] + y[[0, 1]] * y[[0, 1]]) / 2.0;
+        assert!((mean_square - 4.0).abs() < 1e-4);
+        assert_eq!(y[[1, 0]], 0.0);
+    }
+}
