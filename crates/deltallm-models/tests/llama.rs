@@ -1,0 +1,197 @@
+//! The Llama graph against `transformers`: small random models, made by `tools/goldens/llama.py`.
+
+mod common;
+
+use common::{argmax, dense_kernels, fixture};
+use deltallm_attn::{
+    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
+    HybridConfig, MemoryBudget, ThresholdPolicy, Window,
+};
+use deltallm_core::CoreError;
+use deltallm_models::{Llama, LogitRows, ModelError, ModelFile, Session};
+use serde::Deserialize;
+
+#[derive(Deserialize)]
+struct Golden {
+    tokens: Vec<u32>,
+    /// Of the last tokens, `[rows, vocab_size]`.
+    logits: Vec<Vec<f32>>,
+    greedy: Vec<u32>,
+}
+
+fn golden(case: &str) -> Golden {
+    let path = fixture("llama").join(case).join("golden.json");
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+fn load(file: &str) -> Llama {
+    let file = ModelFile::open(fixture("llama").join(file)).unwrap();
+    Llama::load(&file, &mut |_, _| {}).unwrap()
+}
+
+/// Logits of the last tokens agree to 1e-4 of their largest magnitude, and greedy continuation is the same.
+fn check(model: &Llama, golden: &Golden) {
+    let mut kernels = dense_kernels(model);
+    let logits = model.forward(&golden.tokens, &mut kernels, LogitRows::All).unwrap();
+    let first = golden.tokens.len() - golden.logits.len();
+    let largest = golden.logits.iter().flatten().fold(0.0_f32, |m, x| m.max(x.abs()));
+    for (row, expected) in golden.logits.iter().enumerate() {
+        for (column, expected) in expected.iter().enumerate() {
+            let got = logits[[first + row, column]];
+            assert!(
+                (got - expected).abs() <= 1e-4 * largest,
+                "row {row}, id {column}: {got}, expected {expected}"
+            );
+        }
+    }
+    let mut next = argmax(logits.row(golden.tokens.len() - 1));
+    for expected in &golden.greedy {
+        assert_eq!(next, *expected);
+        next = argmax(model.forward(&[next], &mut kernels, LogitRows::Last).unwrap().row(0));
+    }
+}
+
+const CASES: [&str; 6] =
+    ["gqa1-d32", "gqa2-d128-llama3", "gqa2-d32-derived", "gqa3-d64-llama3", "gqa4-d80-bias", "gqa8-d32"];
+
+#[test]
+fn safetensors_models_equal_transformers() {
+    for case in CASES {
+        println!("{case}");
+        check(&load(case), &golden(case));
+    }
+}
+
+#[test]
+fn gguf_models_with_permuted_rows_equal_transformers() {
+    for case in ["gqa1-d32", "gqa3-d64-llama3"] {
+        println!("{case}");
+        check(&load(&format!("{case}/model.gguf")), &golden(case));
+    }
+}
+
+#[test]
+fn theta_zero_and_a_full_window_leave_the_logits_alone() {
+    for case in CASES {
+        let (model, golden) = (load(case), golden(case));
+        let expected = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::Last).unwrap();
+        let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
+        let options = AttentionOptions::new(model.attention_shape()).unwrap();
+        let hybrid = |window, theta| {
+            let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+            Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
+        };
+        let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
+            &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
+            &|| hybrid(Window::Sliding(5), 0.0),
+            &|| hybrid(Window::Sliding(40), 100.0),
+        ];
+        for make in makers {
+            let mut kernels: Vec<_> = (0..model.config().layers).map(|_| make()).collect();
+            let got = model.forward(&golden.tokens, &mut kernels, LogitRows::Last).unwrap();
+            for (got, expected) in got.iter().zip(&expected) {
+                assert!((got - expected).abs() <= 1e-5 * largest, "{case}: {got}, expected {expected}");
+            }
+        }
+    }
+}
+
+fn session(model: &Llama) -> Session<'_> {
+    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap()
+}
+
+#[test]
+fn chunks_rewinding_and_reuse_do_not_show() {
+    let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
+    let mut whole = session(&model);
+    let expected = whole.prefill(&golden.tokens, &mut |_| {}).unwrap();
+
+    let mut chunked = session(&model);
+    chunked.set_chunk(7);
+    let mut progress = Vec::new();
+    let got = chunked.prefill(&golden.tokens, &mut |done| progress.push(done)).unwrap();
+    assert_eq!(progress, [7, 14, 21, 28, 35, 40]);
+    let close = |a: &ndarray::Array1<f32>, b: &ndarray::Array1<f32>| {
+        a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
+    };
+    assert!(close(&got, &expected));
+
+    chunked.rewind(13).unwrap();
+    assert_eq!(chunked.tokens(), &golden.tokens[..13]);
+    let again = chunked.prefill(&golden.tokens[13..], &mut |_| {}).unwrap();
+    assert!(close(&again, &expected));
+    assert_eq!(chunked.footprint(), whole.footprint());
+
+    chunked.rewind(0).unwrap();
+    let mut last = None;
+    for token in &golden.tokens {
+        last = Some(chunked.decode(*token).unwrap());
+    }
+    assert!(close(&last.unwrap(), &expected), "token by token");
+}
+
+#[test]
+fn a_prompt_longer_than_the_context_is_refused_at_once() {
+    let model = load("gqa1-d32");
+    let mut session = session(&model);
+    let error = session.prefill(&vec![1; 257], &mut |_| panic!("nothing must be computed")).unwrap_err();
+    assert_eq!(error.to_string(), "expected at most 256 tokens of context, got 257");
+    assert!(session.tokens().is_empty());
+    session.prefill(&[1; 256], &mut |_| {}).unwrap();
+    assert!(matches!(session.decode(1), Err(ModelError::ContextFull { context_length: 256, got: 257 })));
+    assert_eq!(session.tokens().len(), 256);
+}
+
+#[test]
+fn no_tokens_and_unknown_tokens_are_refused() {
+    let model = load("gqa1-d32");
+    let mut session = session(&model);
+    assert!(matches!(session.prefill(&[], &mut |_| {}), Err(ModelError::NoTokens)));
+    assert!(matches!(session.decode(97), Err(ModelError::TokenOutOfRange { vocab_size: 97, id: 97 })));
+    assert!(matches!(session.rewind(1), Err(ModelError::Attention { layer: 0, .. })));
+    assert!(session.tokens().is_empty());
+}
+
+#[test]
+fn wrong_kernels_are_refused() {
+    let model = load("gqa1-d32");
+    let mut kernels = dense_kernels(&model);
+    let one = &mut kernels[..1];
+    assert!(matches!(
+        model.forward(&[1], one, LogitRows::Last),
+        Err(ModelError::KernelCount { expected: 2, got: 1 })
+    ));
+    model.forward(&[1, 2], &mut kernels, LogitRows::None).unwrap();
+    kernels[1].truncate(1).unwrap();
+    let error = model.forward(&[1], &mut kernels, LogitRows::Last).unwrap_err();
+    assert!(matches!(error, ModelError::KernelLength { layer: 1, expected: 2, got: 1 }), "{error}");
+}
+
+#[test]
+fn an_exhausted_budget_leaves_every_layer_as_it_was() {
+    let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
+    // The first layer's cache fits, the second's does not.
+    let one_layer = {
+        let mut session = session(&model);
+        session.prefill(&golden.tokens, &mut |_| {}).unwrap();
+        session.footprint().total() / 2
+    };
+    let budget = MemoryBudget::new(one_layer + one_layer / 2);
+    let options = AttentionOptions {
+        budget: budget.clone(),
+        ..AttentionOptions::new(model.attention_shape()).unwrap()
+    };
+    let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
+    let error = session.prefill(&golden.tokens, &mut |_| {}).unwrap_err();
+    match error {
+        ModelError::Attention {
+            layer: 1,
+            source: AttentionError::Core(CoreError::BudgetExhausted { .. }),
+        } => {}
+        other => panic!("{other}"),
+    }
+    assert!(session.tokens().is_empty());
+    assert!(session.kernels().iter().all(|kernel| kernel.is_empty()));
+    assert_eq!(session.footprint().total(), budget.used());
+}
