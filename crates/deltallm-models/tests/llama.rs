@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{argmax, dense_kernels, fixture};
+use common::models::{argmax, dense_kernels, fixture};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
     HybridConfig, MemoryBudget, ThresholdPolicy, Window,

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{argmax, dense_kernels, fixture};
+use common::models::{argmax, dense_kernels, fixture};
 use deltallm_models::{Llama, LogitRows, ModelFile};
 use serde::Deserialize;
 

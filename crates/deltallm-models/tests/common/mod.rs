@@ -1,24 +1,6 @@
-//! What the tests of whole models share.
-#![allow(dead_code, reason = "not every test needs everything")]
+//! What several test programs share.
+#![allow(dead_code, reason = "each program uses some of it")]
 
-use std::path::PathBuf;
-
-use deltallm_attn::{AttentionKernel, AttentionOptions, DenseAttention};
-use deltallm_models::Llama;
-use ndarray::ArrayView1;
-
-/// A file or folder of the test data in the repository.
-pub fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
-
-/// Exact attention for every layer.
-pub fn dense_kernels(model: &Llama) -> Vec<Box<dyn AttentionKernel>> {
-    let options = AttentionOptions::new(model.attention_shape()).unwrap();
-    (0..model.config().layers).map(|_| Box::new(DenseAttention::new(&options).unwrap()) as _).collect()
-}
-
-/// The id of the largest logit; the first of several.
-pub fn argmax(logits: ArrayView1<f32>) -> u32 {
-    (0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best }) as u32
-}
+pub(crate) mod gguf_writer;
+pub(crate) mod models;
+pub(crate) mod scratch;

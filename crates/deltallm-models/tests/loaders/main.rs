@@ -1,0 +1,13 @@
+//! The loaders: GGUF and safetensors files, tensor types, parameters and weights.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod config;
+mod directories;
+mod gguf_hostile;
+mod gguf_properties;
+mod quants;
+mod real_model;
+mod tiny;
+mod weights;

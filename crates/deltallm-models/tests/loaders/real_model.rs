@@ -1,0 +1,32 @@
+//! The whole path on a published model, if the environment names one.
+
+use std::time::Instant;
+
+use deltallm_models::{LlamaWeights, ModelFile};
+
+/// Set `DELTALLM_TEST_MODEL` to the path of any Llama model; run with `--nocapture` to see the time.
+#[test]
+fn a_published_model_loads() {
+    let Some(path) = std::env::var_os("DELTALLM_TEST_MODEL") else {
+        eprintln!("skipped: DELTALLM_TEST_MODEL is not set");
+        return;
+    };
+    let start = Instant::now();
+    let file = ModelFile::open(&path).unwrap();
+    let config = file.llama_config().unwrap();
+    let opened = start.elapsed();
+    let weights = LlamaWeights::load(&file, &config, &mut |_, _| ()).unwrap();
+    eprintln!("opened in {opened:?}, opened and converted in {:?}: {config:?}", start.elapsed());
+
+    assert_eq!(weights.layers.len(), config.layers);
+    assert_eq!(weights.token_embedding.dim(), (config.vocab_size, config.hidden_size));
+    // Trained weights are spread around zero, whatever the model; a wrong block layout is not.
+    for layer in &weights.layers {
+        for linear in [&layer.query, &layer.key, &layer.value, &layer.gate, &layer.up, &layer.down] {
+            let count = linear.weight.len() as f32;
+            let mean = linear.weight.sum() / count;
+            let deviation = (linear.weight.mapv(|x| (x - mean).powi(2)).sum() / count).sqrt();
+            assert!(deviation > 1e-4 && mean.abs() < 0.05 * deviation, "mean {mean}, deviation {deviation}");
+        }
+    }
+}
