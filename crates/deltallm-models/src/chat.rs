@@ -1,7 +1,7 @@
 //! Chat templates: a conversation to the text a model was trained on.
 //!
-//! Templates are Jinja, come with the model, and are not trusted: their size, work, nesting and output are limited. Names and
-//! white-space rules are those of `transformers`' `apply_chat_template`.
+//! Templates are Jinja, come with the model, and are not trusted: their size, work, nesting and output are
+//! limited. Names and white-space rules are those of `transformers`' `apply_chat_template`.
 
 use std::io;
 
@@ -124,8 +124,8 @@ impl ChatTemplate {
         Ok(Self { environment, bos: bos.to_owned(), eos: eos.to_owned() })
     }
 
-    /// Gives templates the time of day: `strftime_now(format)`, with the format of C's `strftime`. Without it, templates that ask whether
-    /// the function is there use a date of their own.
+    /// Gives templates the time of day: `strftime_now(format)`, with the format of C's `strftime`. Without
+    /// it, templates that ask whether the function is there use a date of their own.
     #[must_use]
     pub fn with_strftime_now(mut self, now: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
         self.environment.add_function("strftime_now", move |format: &str| now(format));
@@ -135,8 +135,8 @@ impl ChatTemplate {
     /// Renders `messages`; `add_generation_prompt` ends with what comes before an answer.
     ///
     /// # Errors
-    /// [`ChatError::Raised`] if the template does not accept the conversation, [`ChatError::OutOfFuel`] or [`ChatError::OutputTooLong`] if
-    /// it does too much, and [`ChatError::Render`] for other failures.
+    /// [`ChatError::Raised`] if the template does not accept the conversation, [`ChatError::OutOfFuel`] or
+    /// [`ChatError::OutputTooLong`] if it does too much, and [`ChatError::Render`] for other failures.
     pub fn render(&self, messages: &[ChatMessage], add_generation_prompt: bool) -> Result<String, ChatError> {
         let context = context! {
             messages => messages.iter().map(ChatMessage::value).collect::<Value>(),
@@ -222,7 +222,8 @@ fn detail(error: &minijinja::Error) -> String {
     }
 }
 
-/// JSON as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it: no HTML escapes, a space after separators.
+/// JSON as Python's `json.dumps(value, ensure_ascii=False, indent=indent)` writes it: no HTML escapes, a
+/// space after separators.
 fn to_json(value: &Value, options: Kwargs) -> Result<String, minijinja::Error> {
     let indent: Option<usize> = options.get("indent")?;
     let mut bytes = Vec::new();

@@ -46,16 +46,18 @@ pub enum SamplingError {
 /// How tokens are chosen. Filters apply in the order of the fields.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SamplerConfig {
-    /// Divides the logits of tokens in the history if positive, multiplies them if negative (CTRL, arXiv 1909.05858,
-    /// section 4.1). Above 0; 1 is off.
+    /// Divides the logits of tokens in the history if positive, multiplies them if negative (CTRL, arXiv
+    /// 1909.05858, section 4.1). Above 0; 1 is off.
     pub repetition_penalty: f32,
     /// Divides the logits. 0 or more, finite; 0 is greedy: the first of the highest logits.
     pub temperature: f32,
     /// Keeps this many of the highest logits; on ties the lower ids. 0 is off.
     pub top_k: usize,
-    /// Keeps the fewest most probable tokens whose probabilities sum to at least this (arXiv 1904.09751). In (0, 1]; 1 is off.
+    /// Keeps the fewest most probable tokens whose probabilities sum to at least this (arXiv 1904.09751). In
+    /// (0, 1]; 1 is off.
     pub top_p: f32,
-    /// Keeps tokens at least this many times as probable as the most probable one (arXiv 2407.01082). In [0, 1]; 0 is off.
+    /// Keeps tokens at least this many times as probable as the most probable one (arXiv 2407.01082). In [0,
+    /// 1]; 0 is off.
     pub min_p: f32,
     /// The same seed and logits give the same tokens, on every machine with the same `exp`.
     pub seed: u64,
@@ -122,7 +124,7 @@ impl Sampler {
         &self.config
     }
 
-    /// Chooses a token from `logits` ([vocabulary], natural-log scale), without a repetition penalty.
+    /// Chooses a token from `logits` (`[vocabulary]`, natural-log scale), without a repetition penalty.
     ///
     /// A logit of -inf is never chosen. Logits of +inf share all the probability between them.
     ///
@@ -132,7 +134,8 @@ impl Sampler {
         self.sample_after(logits, &[])
     }
 
-    /// Chooses a token from `logits` ([vocabulary]); tokens in `history` bear the repetition penalty, once each.
+    /// Chooses a token from `logits` (`[vocabulary]`); tokens in `history` bear the repetition penalty, once
+    /// each.
     ///
     /// # Errors
     /// As [`sample`](Self::sample), and an id in `history` that has no logit.
@@ -225,7 +228,8 @@ impl Sampler {
         }
     }
 
-    /// Draws one of the candidates by weight. There is at least one: every filter keeps the most probable token.
+    /// Draws one of the candidates by weight. There is at least one: every filter keeps the most probable
+    /// token.
     fn draw(&mut self) -> u32 {
         // In the order of ids, so that the result does not depend on how the filters left them.
         self.candidates.sort_unstable_by_key(|candidate| candidate.token);

@@ -42,9 +42,11 @@ pub(super) fn split_merge(index: usize, merge: &str) -> Result<(&str, &str), Tok
         .ok_or_else(|| TokenizerError::MalformedMerge { index, got: merge.to_owned() })
 }
 
-/// Builds the model. Tokens that plain text must not produce are not in it, and neither are merges that need them.
+/// Builds the model. Tokens that plain text must not produce are not in it, and neither are merges that need
+/// them.
 ///
-/// `tokenizers` indexes a buffer by the merged length before it looks the token up, so merges are checked here first.
+/// `tokenizers` indexes a buffer by the merged length before it looks the token up, so merges are checked
+/// here first.
 pub(super) fn build<'a>(
     ids: &HashMap<&str, u32>,
     kinds: &[TokenKind],

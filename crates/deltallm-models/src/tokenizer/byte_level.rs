@@ -37,8 +37,8 @@ pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
 
 /// The model and its pre-tokenizer.
 ///
-/// Bytes that the vocabulary has no symbol for (some lack rare control characters) are left out of the encoding,
-/// as `transformers` and llama.cpp do, unless there is a token of type "unknown".
+/// Bytes that the vocabulary has no symbol for (some lack rare control characters) are left out of the
+/// encoding, as `transformers` and llama.cpp do, unless there is a token of type "unknown".
 pub(super) fn model(
     vocabulary: &GgufVocabulary<'_>,
     kinds: &[TokenKind],

@@ -1,8 +1,9 @@
 //! Text to token ids and back.
 //!
-//! [`Tokenizer::from_gguf_vocabulary`] builds one from GGUF metadata and [`Tokenizer::from_json_file`] from a `tokenizer.json`. Splitting and
-//! merging are those of the `tokenizers` crate; special tokens and decoding are done here, so that plain text cannot make control
-//! tokens and a stream of tokens can be decoded without going back.
+//! [`Tokenizer::from_gguf_vocabulary`] builds one from GGUF metadata and [`Tokenizer::from_json_file`] from a
+//! `tokenizer.json`. Splitting and merging are those of the `tokenizers` crate; special tokens and decoding
+//! are done here, so that plain text cannot make control tokens and a stream of tokens can be decoded without
+//! going back.
 
 mod bpe;
 mod byte_level;
@@ -31,7 +32,8 @@ use pieces::Pieces;
 use special::{ESCAPE, SpecialToken, SpecialTokens};
 use vocabulary::TokenKind;
 
-/// Control tokens that end an answer in the chat formats of Llama, SmolLM, Gemma, Phi and their kin, besides `eos`.
+/// Control tokens that end an answer in the chat formats of Llama, SmolLM, Gemma, Phi and their kin, besides
+/// `eos`.
 const END_OF_TURN: &[&str] = &[
     "<|im_end|>",
     "<|eot_id|>",
@@ -74,8 +76,8 @@ impl Tokenizer {
     /// Builds the tokenizer that GGUF metadata describes.
     ///
     /// # Errors
-    /// A [`TokenizerError`] that names the first inconsistency: no tokens, lengths that differ, an unknown model or pre-tokenizer,
-    /// duplicate tokens, merges of unknown tokens, scores that are not finite.
+    /// A [`TokenizerError`] that names the first inconsistency: no tokens, lengths that differ, an unknown
+    /// model or pre-tokenizer, duplicate tokens, merges of unknown tokens, scores that are not finite.
     pub fn from_gguf_vocabulary(vocabulary: &GgufVocabulary<'_>) -> Result<Self, TokenizerError> {
         let kinds = vocabulary.kinds()?;
         let tokens = &vocabulary.tokens;
@@ -138,8 +140,8 @@ impl Tokenizer {
         Ok(tokenizer)
     }
 
-    /// Reads a `tokenizer.json` and what lies beside it: `tokenizer_config.json`, `generation_config.json`, `special_tokens_map.json` and
-    /// `chat_template.jinja`, each where there is one.
+    /// Reads a `tokenizer.json` and what lies beside it: `tokenizer_config.json`, `generation_config.json`,
+    /// `special_tokens_map.json` and `chat_template.jinja`, each where there is one.
     ///
     /// # Errors
     /// A [`TokenizerError`] that names the file, or the part of it, that cannot be read.
@@ -147,7 +149,8 @@ impl Tokenizer {
         json::read(path.as_ref())
     }
 
-    /// Encodes text that is taken as nothing but text: control tokens spelled out in it are encoded as their characters.
+    /// Encodes text that is taken as nothing but text: control tokens spelled out in it are encoded as their
+    /// characters.
     ///
     /// `add_special` adds what the model wants around a text, most often `bos` in front.
     ///
@@ -157,7 +160,8 @@ impl Tokenizer {
         self.encode_with(text, add_special, false)
     }
 
-    /// Encodes trusted text, such as the output of a chat template: control tokens spelled out in it become those tokens.
+    /// Encodes trusted text, such as the output of a chat template: control tokens spelled out in it become
+    /// those tokens.
     ///
     /// Text of others that goes into the template must go through [`escape`](Self::escape) first.
     ///
@@ -167,7 +171,8 @@ impl Tokenizer {
         self.encode_with(text, add_special, true)
     }
 
-    /// `content` such that [`encode_prompt`](Self::encode_prompt) takes the control tokens spelled out in it as text.
+    /// `content` such that [`encode_prompt`](Self::encode_prompt) takes the control tokens spelled out in it
+    /// as text.
     ///
     /// Each is preceded by the noncharacter U+FDD0, which `encode_prompt` takes out again.
     pub fn escape<'t>(&self, content: &'t str) -> Cow<'t, str> {
@@ -219,7 +224,8 @@ impl Tokenizer {
         Ok(String::from_utf8_lossy(text).into_owned())
     }
 
-    /// The text of one token as the vocabulary has it, control tokens spelled out, bytes that are not UTF-8 as U+FFFD.
+    /// The text of one token as the vocabulary has it, control tokens spelled out, bytes that are not UTF-8
+    /// as U+FFFD.
     ///
     /// # Errors
     /// [`TokenizerError::IdOutOfRange`] for an id that the vocabulary does not have.
@@ -252,7 +258,8 @@ impl Tokenizer {
         self.pieces.len()
     }
 
-    /// The id of a token as the vocabulary spells it (in byte-level vocabularies `Ġ` for a space, otherwise `▁`).
+    /// The id of a token as the vocabulary spells it (in byte-level vocabularies `Ġ` for a space, otherwise
+    /// `▁`).
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.special.control_id(token).or_else(|| self.model.token_to_id(token))
     }

@@ -14,7 +14,8 @@ pub(super) const SPACE: &str = "▁";
 /// The byte of a `<0xNN>` piece.
 pub(super) fn byte_of(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
-    if digits.len() != 2 {
+    // `from_str_radix` would take a sign.
+    if digits.len() != 2 || !digits.bytes().all(|digit| digit.is_ascii_hexdigit()) {
         return None;
     }
     u8::from_str_radix(digits, 16).ok()
@@ -41,7 +42,10 @@ pub(super) fn normalizer(add_space_prefix: bool) -> Result<NormalizerWrapper, To
 
 /// The model, with merges derived from the scores.
 ///
-/// SentencePiece joins the adjacent pair whose union has the highest score, so a pair ranks as its union does.
+/// SentencePiece joins the adjacent pair whose union has the highest score, so a pair ranks as its union
+/// does. It takes the leftmost of equals, which ranks cannot say: among pieces of the same score, and among
+/// ways of making the same piece, the order here is that of ids and of cuts. Trained vocabularies have no
+/// equal scores.
 pub(super) fn model(vocabulary: &GgufVocabulary<'_>, kinds: &[TokenKind]) -> Result<BPE, TokenizerError> {
     let (tokens, scores) = (&vocabulary.tokens, vocabulary.scores);
     if scores.len() != tokens.len() {

@@ -8,8 +8,8 @@ use tokenizers::{NormalizedString, Token};
 
 use super::TokenizerError;
 
-/// Stands before the spelling of a control token that is text and not that token. A noncharacter (Unicode 23.7), so no
-/// text that is meant to be exchanged has it.
+/// Stands before the spelling of a control token that is text and not that token. A noncharacter (Unicode
+/// 23.7), so no text that is meant to be exchanged has it.
 pub(super) const ESCAPE: char = '\u{FDD0}';
 
 /// A token to find in text.

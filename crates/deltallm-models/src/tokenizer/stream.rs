@@ -4,8 +4,9 @@ use super::{Tokenizer, TokenizerError};
 
 /// Turns tokens into text as they come. Work per token does not grow with the length of the text.
 ///
-/// A character whose bytes are spread over tokens is held back until it is whole, so every piece is valid UTF-8. The pieces and
-/// [`finish`](Self::finish), put together, are what [`Tokenizer::decode`] gives for all the ids.
+/// A character whose bytes are spread over tokens is held back until it is whole, so every piece is valid
+/// UTF-8. The pieces and [`finish`](Self::finish), put together, are what [`Tokenizer::decode`] gives for all
+/// the ids.
 #[derive(Debug)]
 pub struct StreamDecoder<'t> {
     tokenizer: &'t Tokenizer,

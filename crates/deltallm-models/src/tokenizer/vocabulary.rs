@@ -2,12 +2,14 @@
 
 use super::TokenizerError;
 
-/// Token ids above this are taken for a corrupt file: the largest published vocabularies have about 2^18 tokens.
+/// Token ids above this are taken for a corrupt file: the largest published vocabularies have about 2^18
+/// tokens.
 pub(super) const MAX_TOKEN_IDS: usize = 1 << 20;
 
 /// The `tokenizer.ggml.*` metadata of a GGUF file, borrowed.
 ///
-/// Field by field as in the [GGUF specification](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer).
+/// Field by field as in the [GGUF
+/// specification](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer).
 #[derive(Debug, Clone, Default)]
 pub struct GgufVocabulary<'a> {
     /// `tokenizer.ggml.model`: `gpt2` (byte-level BPE) or `llama` (SentencePiece BPE).
@@ -18,7 +20,8 @@ pub struct GgufVocabulary<'a> {
     pub tokens: Vec<&'a str>,
     /// `tokenizer.ggml.scores`, one per token, for `llama` vocabularies; otherwise empty.
     pub scores: &'a [f32],
-    /// `tokenizer.ggml.token_type`, one per token; empty means that all are normal but `bos`, `eos` and `unk`.
+    /// `tokenizer.ggml.token_type`, one per token; empty means that all are normal but `bos`, `eos` and
+    /// `unk`.
     pub token_types: &'a [i32],
     /// `tokenizer.ggml.merges`, `left right`, best first, for `gpt2` vocabularies; otherwise empty.
     pub merges: Vec<&'a str>,
@@ -30,7 +33,8 @@ pub struct GgufVocabulary<'a> {
     pub eot: Option<u32>,
     /// `tokenizer.ggml.unknown_token_id`.
     pub unk: Option<u32>,
-    /// `tokenizer.ggml.add_bos_token`. `None` means the default of the kind: true for `llama`, false for `gpt2`.
+    /// `tokenizer.ggml.add_bos_token`. `None` means the default of the kind: true for `llama`, false for
+    /// `gpt2`.
     pub add_bos: Option<bool>,
     /// `tokenizer.ggml.add_eos_token`. `None` means false.
     pub add_eos: Option<bool>,

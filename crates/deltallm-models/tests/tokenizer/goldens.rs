@@ -1,0 +1,63 @@
+//! Token ids against the reference implementations: `tokenizers` for byte-level vocabularies, SentencePiece for the other.
+
+use crate::vocabulary::{Case, VocabularyFile, fixture, read};
+use deltallm_models::{StreamDecoder, Tokenizer};
+use serde::Deserialize;
+
+fn assert_cases(tokenizer: &Tokenizer, cases: &[Case]) {
+    assert!(cases.len() > 40, "expected the whole fixture, got {} cases", cases.len());
+    for Case { text, ids } in cases {
+        assert_eq!(&tokenizer.encode_prompt(text, false).unwrap(), ids, "{text:?}");
+        let mut stream = StreamDecoder::new(tokenizer);
+        let mut streamed = String::new();
+        for &id in ids {
+            streamed.extend(stream.push(id).unwrap());
+        }
+        streamed.extend(stream.finish());
+        assert_eq!(streamed, tokenizer.decode(ids).unwrap(), "{text:?}");
+    }
+}
+
+#[test]
+fn llama_bpe_vocabulary() {
+    let file: VocabularyFile = read(&fixture("llama-bpe.json"));
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&file.as_gguf()).unwrap();
+    assert_cases(&tokenizer, &file.cases);
+    for case in &file.cases {
+        // The alphabet is complete, so plain text comes back whole.
+        let ids = tokenizer.encode(&case.text, false).unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), case.text);
+    }
+    assert_eq!(tokenizer.eos_ids()[0], file.eos_token_id.unwrap());
+}
+
+#[test]
+fn sentencepiece_vocabulary() {
+    let file: VocabularyFile = read(&fixture("spm.json"));
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&file.as_gguf()).unwrap();
+    assert_cases(&tokenizer, &file.cases);
+    for case in &file.cases {
+        let ids = tokenizer.encode(&case.text, false).unwrap();
+        assert_eq!(tokenizer.decode(&ids).unwrap(), case.text);
+    }
+    assert_eq!(tokenizer.encode("", true).unwrap(), [1]);
+}
+
+/// `smollm.json` has no vocabulary of its own: it is for that of SmolLM2.
+#[test]
+fn smollm_vocabulary() {
+    #[derive(Deserialize)]
+    struct Cases {
+        cases: Vec<Case>,
+    }
+    let Some(path) = std::env::var_os("DELTALLM_TEST_VOCABULARY") else {
+        eprintln!("skipped: DELTALLM_TEST_VOCABULARY does not name SmolLM2's vocabulary as JSON");
+        return;
+    };
+    let file: VocabularyFile = read(path.as_ref());
+    let start = std::time::Instant::now();
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&file.as_gguf()).unwrap();
+    eprintln!("built {} tokens in {:?}", tokenizer.vocab_size(), start.elapsed());
+    assert_cases(&tokenizer, &read::<Cases>(&fixture("smollm.json")).cases);
+    assert_eq!(tokenizer.eos_ids(), [2, 0]);
+}
