@@ -19,7 +19,7 @@ pub struct Method {
     pub prompt_end: usize,
     /// First keys that every query sees exactly.
     pub sinks: usize,
-    /// Far values more than this many nats below the best exact score are skipped.
+    /// Far values this many nats or more below the best exact score are skipped.
     pub skip_margin: Option<f64>,
     /// Queries that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`.
     pub tile: usize,

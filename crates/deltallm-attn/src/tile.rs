@@ -60,7 +60,7 @@ pub(crate) struct Phase<'a> {
     pub(crate) keys: Keys<'a>,
     pub(crate) values: &'a dyn Rows,
     pub(crate) part: Part,
-    /// Skip values more than this many nats below the best score of the phases before.
+    /// Skip values this many nats or more below the best score of the phases before (`docs/method.md`, equation 5).
     pub(crate) skip_margin: Option<f32>,
 }
 

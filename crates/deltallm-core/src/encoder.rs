@@ -11,7 +11,8 @@ use crate::{CoreError, ElementType};
 /// key is transmitted whole.
 ///
 /// The reference holds values as the cache stores them. With a 16-bit [`ElementType`] a transmitted channel is off by
-/// that type's rounding instead, so in general the bound is the larger of the threshold and the rounding error.
+/// that type's rounding instead, so in general the bound is the larger of the threshold and the rounding error
+/// (equation 2).
 #[derive(Debug, Clone)]
 pub struct DeltaEncoder {
     thresholds: Vec<f32>,
