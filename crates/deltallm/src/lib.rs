@@ -38,3 +38,13 @@ pub use deltallm_core::{
     CachePlan, CoreError, ElementType, Footprint, KeyPlan, MemoryBudget, ModelFingerprint, SparsityStats,
     ThresholdPolicy, ThresholdProfile,
 };
+
+/// The code in the README and in the guide for engines, compiled and run as tests.
+#[cfg(doctest)]
+mod guides {
+    #[doc = include_str!("../../../README.md")]
+    struct Readme;
+
+    #[doc = include_str!("../../../docs/architecture.md")]
+    struct Architecture;
+}
