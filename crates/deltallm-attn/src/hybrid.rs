@@ -25,8 +25,8 @@ pub struct HybridConfig {
     pub window: Window,
     /// First keys of the sequence, always scored exactly.
     pub sinks: usize,
-    /// Skip a far value when its key scores more than this many nats below the best exact score, for every query of
-    /// the tile; `None` keeps all. Useful margins are 4 to 7 and grow with the length.
+    /// Skip a far value when its key scores this many nats or more below the best exact score, for every query of the
+    /// tile (`docs/method.md`, equation 5); `None` keeps all. Useful margins are 4 to 7 and grow with the length.
     pub skip_margin: Option<f32>,
 }
 
