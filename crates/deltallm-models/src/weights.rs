@@ -2,6 +2,7 @@
 
 mod names;
 
+#[cfg(feature = "gguf")]
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -12,12 +13,15 @@ use ndarray::{Array1, Array2};
 use rayon::prelude::*;
 
 use crate::config::ConfigError;
-#[cfg(feature = "gguf")]
-use crate::gguf::{self, GgufFile};
 use crate::quant::{self, TensorType};
 #[cfg(feature = "safetensors")]
 use crate::safetensors::SafetensorsModel;
-use crate::{Bytes, LlamaConfig, ModelError};
+#[cfg(feature = "gguf")]
+use crate::{
+    Bytes,
+    gguf::{self, GgufFile},
+};
+use crate::{LlamaConfig, ModelError};
 
 #[cfg(not(any(feature = "gguf", feature = "safetensors")))]
 compile_error!("enable at least one file format of this crate: `gguf` or `safetensors`");

@@ -1,4 +1,5 @@
 //! The loaders: GGUF and safetensors files, tensor types, parameters and weights.
+#![cfg(all(feature = "gguf", feature = "safetensors"))]
 
 #[path = "../common/mod.rs"]
 mod common;
