@@ -11,7 +11,7 @@ use crate::{
 /// One layer's attention together with its key-value cache.
 ///
 /// Keys come after rotary embedding. Positions are implied: the first token ever appended is position 0. After any
-/// error the cache is as it was before the call.
+/// error the cache holds the tokens it held before the call.
 pub trait AttentionKernel: Send {
     /// Appends `k` and `v` (`[tokens, kv_heads, head_dim]`) to the cache and attends `q` (`[tokens, heads, head_dim]`)
     /// to all of it, causally. The result goes to `out`, shaped like `q`.

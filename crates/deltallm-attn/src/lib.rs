@@ -10,7 +10,7 @@
 //! blocks) and `simd` (the micro-kernels, for scalar, AVX2, AVX-512 and NEON, chosen at run time).
 //!
 //! Keys and values that are NaN, infinite or too large for the cache's element type are an error, and so are finite
-//! inputs whose scores leave the range of f32; the cache is then as it was before the call.
+//! inputs whose scores leave the range of f32; the cache then holds what it held before.
 #![forbid(unsafe_code)]
 
 mod delta;

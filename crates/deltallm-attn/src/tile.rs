@@ -13,8 +13,8 @@ use crate::{
     window::{Part, Split},
 };
 
-/// Queries in a tile, for a group of `group` query heads per kv head: about 64 to 96 lanes, so that the tile fits in
-/// the L1 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
+/// Queries in a tile, for a group of `group` query heads per kv head: 64 to 128 lanes for groups of up to 32, so
+/// that the tile of queries stays in the L1 or L2 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
 pub fn query_tile(group: usize) -> usize {
     (64 / group.max(1)).next_power_of_two().clamp(4, 64)
 }

@@ -56,7 +56,8 @@ impl ElementType {
         if row.iter().fold(true, |ok, x| ok & (x.abs() <= limit)) {
             return Ok(());
         }
-        let channel = row.iter().position(|x| !(x.abs() <= limit)).unwrap_or(0);
+        // NaN compares with nothing, so it counts as too large here.
+        let channel = row.iter().position(|x| x.is_nan() || x.abs() > limit).unwrap_or(0);
         Err(CoreError::NotStorable { channel, element: self, limit, got: row[channel] })
     }
 }

@@ -60,7 +60,8 @@ impl Llama {
     ///
     /// # Errors
     /// [`ModelError`] for no tokens, a token outside the vocabulary, more tokens than the context holds, a wrong number
-    /// of kernels, or a failing kernel. The kernels then hold what they held before.
+    /// of kernels, or a failing kernel. The kernels then hold the tokens they held before (those of layers that had already
+    /// finished by [`truncate`](AttentionKernel::truncate), with what that means for a hybrid window).
     pub fn forward<K: AttentionKernel>(
         &self,
         tokens: &[u32],
@@ -70,7 +71,7 @@ impl Llama {
         let position = self.check(tokens, kernels)?;
         let result = self.decoder(tokens, position, kernels);
         if result.is_err() {
-            // Layers before the failing one have the tokens already; those caches are longer, so this cannot fail.
+            // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
             for kernel in kernels.iter_mut() {
                 let _ = kernel.truncate(position);
             }

@@ -45,7 +45,7 @@ impl<'m> Session<'m> {
     ///
     /// # Errors
     /// [`ModelError`] for an empty prompt, one that does not fit in the context, a token outside the vocabulary, or a
-    /// failing kernel; the session is then as it was before.
+    /// failing kernel; the session then holds the tokens it held before.
     pub fn prefill(
         &mut self,
         prompt: &[u32],

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::models::{argmax, dense_kernels, fixture};
+use common::{
+    files::fixture,
+    models::{argmax, dense_kernels},
+};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
     HybridConfig, MemoryBudget, ThresholdPolicy, Window,

@@ -5,7 +5,10 @@
 
 mod common;
 
-use common::models::{argmax, dense_kernels, fixture};
+use common::{
+    files::fixture,
+    models::{argmax, dense_kernels},
+};
 use deltallm_models::{Llama, LogitRows, ModelFile};
 use serde::Deserialize;
 
@@ -40,11 +43,8 @@ fn logits_and_greedy_text_equal_transformers() {
         let logits = model.forward(&case.tokens, &mut kernels, LogitRows::Last).unwrap();
         let off = case.logits.iter().zip(logits.row(0).iter().step_by(goldens.stride));
         let off = off.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        println!(
-            "{:?}...: {} tokens, logits off by at most {off:.1e}",
-            &case.prompt.chars().take(30).collect::<String>(),
-            case.tokens.len()
-        );
+        let start: String = case.prompt.chars().take(30).collect();
+        println!("{start:?}...: {} tokens, logits off by at most {off:.1e}", case.tokens.len());
         worst = worst.max(off);
         let mut next = argmax(logits.row(0));
         assert_eq!(next, case.argmax);

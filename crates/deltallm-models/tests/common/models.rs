@@ -1,15 +1,8 @@
 //! Models and kernels for tests of whole graphs.
 
-use std::path::PathBuf;
-
 use deltallm_attn::{AttentionKernel, AttentionOptions, DenseAttention};
 use deltallm_models::Llama;
 use ndarray::ArrayView1;
-
-/// A file or folder of the test data in the repository.
-pub(crate) fn fixture(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
-}
 
 /// Exact attention for every layer.
 pub(crate) fn dense_kernels(model: &Llama) -> Vec<Box<dyn AttentionKernel>> {

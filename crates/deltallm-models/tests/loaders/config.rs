@@ -5,7 +5,7 @@ use deltallm_models::quant::TensorType;
 use deltallm_models::{ConfigError, LlamaConfig, ModelError, ModelFile, RopeScaling};
 use serde_json::{Value as Json, json};
 
-use crate::common::scratch::fixture;
+use crate::common::files::fixture;
 use crate::tiny;
 
 /// Llama 3.2 1B in the form that its `config.json` has since `transformers` 5.

@@ -7,7 +7,7 @@ use deltallm_models::{LlamaWeights, ModelError, ModelFile};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 
-use crate::common::scratch::{directory, fixture};
+use crate::common::files::{directory, fixture};
 use crate::tiny;
 
 /// Copies a fixture's `config.json`.

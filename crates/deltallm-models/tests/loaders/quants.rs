@@ -6,7 +6,7 @@ use std::fs;
 use deltallm_models::quant::{QuantError, TensorType, dequantize};
 use serde::Deserialize;
 
-use crate::common::scratch::fixture;
+use crate::common::files::fixture;
 
 #[derive(Deserialize)]
 struct Golden {

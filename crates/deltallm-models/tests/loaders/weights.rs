@@ -5,8 +5,8 @@ use deltallm_models::quant::TensorType;
 use deltallm_models::{LayerTensor, LlamaWeights, ModelError, ModelFile, TensorId};
 use ndarray::Array2;
 
+use crate::common::files::fixture;
 use crate::common::gguf_writer::GgufWriter;
-use crate::common::scratch::fixture;
 use crate::tiny;
 
 const QUERY: TensorId = TensorId::Layer(0, LayerTensor::Query);

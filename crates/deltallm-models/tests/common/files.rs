@@ -1,4 +1,4 @@
-//! Directories for tests that need files.
+//! Files for tests.
 
 use std::fs;
 use std::path::{Path, PathBuf};
