@@ -8,6 +8,7 @@
 mod bpe;
 mod byte_level;
 mod error;
+mod from_model;
 mod json;
 mod pieces;
 mod pre_tokenizer;
