@@ -1,0 +1,159 @@
+//! Continuing a prompt, measured.
+
+use std::time::{Duration, Instant};
+
+use deltallm::Footprint;
+use deltallm::core::HeadSparsity;
+use deltallm::models::{Sampler, SamplerConfig, Session, StreamDecoder};
+
+use crate::{KernelChoice, LoadedModel, Progress, interrupted};
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// The model said so.
+    EndOfText,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The model has no further positions.
+    ContextFull,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EndOfText => "the model ended the text",
+            Self::MaxTokens => "as many as asked for",
+            Self::ContextFull => "stopped: the context is full",
+            Self::Interrupted => "interrupted",
+        })
+    }
+}
+
+/// A continued prompt.
+#[derive(Debug)]
+pub struct Generation {
+    /// The new tokens, the one that ended the text included.
+    pub tokens: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why there are no more.
+    pub stop: Stop,
+    /// Time to read the prompt.
+    pub prefill: Duration,
+    /// From the start to the first new token.
+    pub first_token: Duration,
+    /// From the first new token to the last.
+    pub decode: Duration,
+    /// Tokens in the cache at the end.
+    pub cached_tokens: usize,
+    /// Bytes of all layers' caches at the end.
+    pub footprint: Footprint,
+    /// Sparsity of all layers and heads together.
+    pub sparsity: HeadSparsity,
+}
+
+impl Generation {
+    /// New tokens per second, the first one not counted: it comes with the prompt. `None` without a second one.
+    pub fn decode_tokens_per_second(&self) -> Option<f64> {
+        (self.tokens.len() > 1).then(|| (self.tokens.len() - 1) as f64 / self.decode.as_secs_f64())
+    }
+}
+
+/// Continues `prompt` by at most `max_tokens` tokens; `on_text` gets the text as it comes. `continues_text` says that
+/// the new text goes on in the middle of the prompt's, rather than answering it.
+///
+/// # Errors
+/// For a prompt that does not fit in the context, settings the sampler refuses, a failing model, and whatever
+/// `on_text` fails with.
+pub fn generate(
+    model: &LoadedModel,
+    kernel: &KernelChoice,
+    prompt: &[u32],
+    continues_text: bool,
+    sampling: SamplerConfig,
+    max_tokens: usize,
+    on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Generation> {
+    let context = model.llama.config().context_length;
+    anyhow::ensure!(
+        prompt.len() <= context,
+        "the prompt has {} tokens: expected at most {context}, the model's context; shorten it",
+        prompt.len()
+    );
+    let mut sampler = Sampler::new(sampling)?;
+    let mut session = Session::new(&model.llama, |layer| kernel.make(layer))?;
+    let mut decoder = match continues_text {
+        true => StreamDecoder::continuing(&model.tokenizer),
+        false => StreamDecoder::new(&model.tokenizer),
+    };
+
+    let start = Instant::now();
+    let mut progress = Progress::new("reading the prompt");
+    let mut logits = session.prefill(prompt, &mut |done| progress.update(done, prompt.len()))?;
+    drop(progress);
+    let prefill = start.elapsed();
+
+    let (mut tokens, mut text, mut first_token) = (Vec::new(), String::new(), prefill);
+    let stop = loop {
+        if interrupted() {
+            break Stop::Interrupted;
+        }
+        // A vector of its own is contiguous; the sampler refuses an empty slice.
+        let token = sampler.sample_after(logits.as_slice().unwrap_or_default(), session.tokens())?;
+        tokens.push(token);
+        if tokens.len() == 1 {
+            first_token = start.elapsed();
+        }
+        if model.tokenizer.eos_ids().contains(&token) {
+            break Stop::EndOfText;
+        }
+        if let Some(piece) = decoder.push(token)? {
+            on_text(&piece)?;
+            text.push_str(&piece);
+        }
+        if tokens.len() >= max_tokens {
+            break Stop::MaxTokens;
+        }
+        if session.tokens().len() == context {
+            break Stop::ContextFull;
+        }
+        logits = session.decode(token)?;
+    };
+    let decode = start.elapsed().saturating_sub(first_token);
+    if let Some(rest) = decoder.finish() {
+        on_text(&rest)?;
+        text.push_str(&rest);
+    }
+    Ok(Generation {
+        tokens,
+        text,
+        stop,
+        prefill,
+        first_token,
+        decode,
+        cached_tokens: session.tokens().len(),
+        footprint: session.footprint(),
+        sparsity: session.stats().total(),
+    })
+}
+
+/// The index of the first token in which two generations differ, or `None` if one is the other or its beginning.
+pub fn first_difference(a: &[u32], b: &[u32]) -> Option<usize> {
+    a.iter().zip(b).position(|(a, b)| a != b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_found() {
+        assert_eq!(first_difference(&[1, 2, 3], &[1, 2, 4]), Some(2));
+        assert_eq!(first_difference(&[1, 2], &[1, 2, 4]), None);
+        assert_eq!(first_difference(&[], &[]), None);
+    }
+}

@@ -1,0 +1,88 @@
+//! A model with its tokenizer.
+
+use std::path::Path;
+
+use anyhow::Context;
+use deltallm::models::{ChatMessage, ChatTemplate, Llama, ModelError, ModelFile, Tokenizer};
+
+use crate::Progress;
+
+/// The model that comes with the programs; `assets/README.md` says what it is.
+const EMBEDDED: &[u8] = include_bytes!("../assets/fairy-tales.gguf");
+const EMBEDDED_NAME: &str = "fairy-tales.gguf";
+
+/// What a program runs.
+#[derive(Debug)]
+pub struct LoadedModel {
+    /// The name in the file, or else the file's name.
+    pub name: String,
+    /// The graph with its weights.
+    pub llama: Llama,
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+}
+
+impl LoadedModel {
+    /// Opens a GGUF file, a safetensors file or a model directory; without a path, the embedded model.
+    ///
+    /// # Errors
+    /// With what is wrong with the file, and what to do where a wrong path is the likely reason.
+    pub fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+        let file = match path {
+            Some(path) => ModelFile::open(path).map_err(with_advice)?,
+            None => ModelFile::from_gguf_bytes(EMBEDDED_NAME, EMBEDDED)?,
+        };
+        let tokenizer = Tokenizer::from_model(&file)?;
+        let mut progress = Progress::new("loading");
+        let llama = Llama::load(&file, &mut |done, total| progress.update(done, total))?;
+        Ok(Self { name: name(&file), llama, tokenizer })
+    }
+
+    /// The tokens of `text` as a text to be continued.
+    ///
+    /// # Errors
+    /// When the tokenizer fails, or the text has no tokens.
+    pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        self.checked(self.tokenizer.encode(text, true)?)
+    }
+
+    /// The tokens of a conversation in which the user says `text` and the model is to answer.
+    ///
+    /// # Errors
+    /// When the model has no chat template, or one that fails.
+    pub fn encode_chat(&self, text: &str) -> anyhow::Result<Vec<u32>> {
+        let source = self.tokenizer.chat_template().with_context(|| {
+            format!("--chat: expected a model with a chat template, got {}; leave --chat out", self.name)
+        })?;
+        let special = |id: Option<u32>| {
+            id.map_or(Ok(String::new()), |id| self.tokenizer.token_text(id).map(|text| text.into_owned()))
+        };
+        let bos = special(self.tokenizer.bos())?;
+        let eos = special(self.tokenizer.eos_ids().first().copied())?;
+        let message = ChatMessage::new("user", self.tokenizer.escape(text));
+        let prompt = ChatTemplate::new(source, &bos, &eos)?.render(&[message], true)?;
+        // The template has written the special tokens.
+        self.checked(self.tokenizer.encode_prompt(&prompt, false)?)
+    }
+
+    fn checked(&self, tokens: Vec<u32>) -> anyhow::Result<Vec<u32>> {
+        anyhow::ensure!(!tokens.is_empty(), "expected a text of at least one token, got an empty one");
+        Ok(tokens)
+    }
+}
+
+fn name(file: &ModelFile) -> String {
+    let stored = file.gguf().and_then(|header| header.metadata().string("general.name").ok().flatten());
+    let path = || file.path().file_name().unwrap_or(file.path().as_os_str()).to_string_lossy().into_owned();
+    stored.map_or_else(path, str::to_owned)
+}
+
+fn with_advice(error: ModelError) -> anyhow::Error {
+    match error {
+        ModelError::Io { .. } => anyhow::anyhow!(
+            "--model {error}: expected a GGUF file or a model directory; leave --model out for the embedded model, \
+             or run tools/fetch-smollm2"
+        ),
+        other => other.into(),
+    }
+}
