@@ -14,7 +14,7 @@ const EMBEDDED_NAME: &str = "fairy-tales.gguf";
 /// What a program runs.
 #[derive(Debug)]
 pub struct LoadedModel {
-    /// The name in the file, or else the file's name.
+    /// The name of the file or directory.
     pub name: String,
     /// The graph with its weights.
     pub llama: Llama,
@@ -71,10 +71,11 @@ impl LoadedModel {
     }
 }
 
+/// The file's name without `.gguf`: what is inside often says less (not the quantisation, for one).
 fn name(file: &ModelFile) -> String {
-    let stored = file.gguf().and_then(|header| header.metadata().string("general.name").ok().flatten());
-    let path = || file.path().file_name().unwrap_or(file.path().as_os_str()).to_string_lossy().into_owned();
-    stored.map_or_else(path, str::to_owned)
+    let path = file.path();
+    let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
+    name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
 }
 
 fn with_advice(error: ModelError) -> anyhow::Error {
