@@ -28,8 +28,9 @@ pub enum KernelKind {
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Attention")]
 pub struct KernelArgs {
-    /// Attention kernel
-    #[arg(long, value_enum, default_value_t = KernelKind::Hybrid)]
+    /// dense (exact), delta (delta-coded keys) or hybrid (exact window and sinks, the rest delta-coded)
+    // Values that bring help of their own would spread the whole help over three lines an option.
+    #[arg(long, value_enum, default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
     kernel: KernelKind,
     /// Thresholds from a calibration (JSON), instead of --theta
     #[arg(long, value_name = "FILE", conflicts_with = "theta")]
@@ -123,8 +124,9 @@ impl KernelArgs {
 
 fn read_profile(path: &Path, model: &Llama) -> anyhow::Result<ThresholdProfile> {
     let name = || format!("--profile {}", path.display());
-    let text = std::fs::read_to_string(path).with_context(name)?;
-    let profile: ThresholdProfile = serde_json::from_str(&text).with_context(name)?;
+    let expected = || format!("{}: expected a file that calibrate has written", name());
+    let text = std::fs::read_to_string(path).with_context(expected)?;
+    let profile: ThresholdProfile = serde_json::from_str(&text).with_context(expected)?;
     let config = model.config();
     profile
         .check(ModelFingerprint(config.fingerprint()), [config.layers, config.kv_heads, config.head_dim])
