@@ -291,6 +291,6 @@ fn report<'a>(
         settings: kernel.settings(),
         context: args.context,
         threads: rayon::current_num_threads(),
-        seconds: seconds,
+        seconds,
     }
 }

@@ -87,3 +87,25 @@ fn with_advice(error: ModelError) -> anyhow::Error {
         other => other.into(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_embedded_model_is_small_and_has_what_delta_attention_needs() {
+        assert!(EMBEDDED.len() <= 4 << 20);
+        let model = LoadedModel::open(None).unwrap();
+        let config = model.llama.config();
+        assert!(config.layers >= 4 && config.kv_heads < config.heads && config.context_length >= 1024);
+        assert_eq!(model.name, "fairy-tales");
+    }
+
+    #[test]
+    fn the_embedded_model_reads_back_what_it_encodes() {
+        let model = LoadedModel::open(None).unwrap();
+        let text = "“Wait,” said the fox; the naïve crow didn't. 🦊\n";
+        assert_eq!(model.tokenizer.decode(&model.encode(text).unwrap()).unwrap(), text);
+        assert!(model.encode("").is_err());
+    }
+}

@@ -60,3 +60,31 @@ fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary<'_>, GgufError> {
         chat_template: metadata.string("tokenizer.chat_template")?,
     })
 }
+
+#[cfg(all(test, feature = "gguf", feature = "safetensors"))]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::TokenizerError;
+
+    fn from_fixture(name: &str) -> Result<Tokenizer, ModelError> {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/llama/gqa1-d32");
+        Tokenizer::from_model(&ModelFile::open(fixtures.join(name)).unwrap())
+    }
+
+    #[test]
+    fn a_file_without_a_vocabulary_is_refused() {
+        let error = from_fixture("model.gguf").unwrap_err();
+        assert!(
+            matches!(error, ModelError::Tokenizer { source: TokenizerError::EmptyVocabulary, .. }),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_directory_without_a_tokenizer_is_refused() {
+        let error = from_fixture("").unwrap_err();
+        assert!(matches!(error, ModelError::Tokenizer { source: TokenizerError::Io { .. }, .. }), "{error}");
+    }
+}
