@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, Elements, Footprint, HeadSparsity,
-    PagedRows, SparsityStats, ThresholdPolicy,
+    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, Footprint, HeadSparsity, PagedRows,
+    SparsityStats, ThresholdPolicy,
 };
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     dense::{check_same_tokens, first_position},
     forward::{attend, check_inputs},
     query_tile,
-    tile::{Keys, Phase, Rows},
+    tile::{Keys, Phase},
     window::{Part, Split, WindowState},
 };
 
@@ -87,20 +87,8 @@ struct HybridHead {
     values: PagedRows,
     /// Exact copies of the latest keys.
     tail: PagedRows,
-    /// Exact copies of the first keys: `[sinks, head_dim]`.
-    sinks: Sinks,
-}
-
-#[derive(Debug)]
-struct Sinks {
-    rows: Elements,
-    head_dim: usize,
-}
-
-impl Rows for Sinks {
-    fn read<'a>(&'a self, tokens: std::ops::Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        self.rows.read(tokens.start * self.head_dim..tokens.end * self.head_dim, scratch)
-    }
+    /// Exact copies of the first keys.
+    sinks: PagedRows,
 }
 
 impl HybridAttention {
@@ -135,7 +123,7 @@ impl HybridAttention {
                     keys: DeltaMatrix::new(thresholds, element)?,
                     values: PagedRows::new(head_dim, element, BLOCK_TOKENS),
                     tail: PagedRows::new(head_dim, element, CachePlan::WINDOW_PAGE_TOKENS),
-                    sinks: Sinks { rows: Elements::with_capacity(element, 0), head_dim },
+                    sinks: PagedRows::new(head_dim, element, CachePlan::sink_page_tokens(config.sinks)),
                 })
             })
             .collect::<Result<_, CoreError>>()?;
@@ -165,7 +153,9 @@ impl HybridAttention {
                 head.keys.push(key, charge)?;
                 if windowed {
                     head.tail.push(key, charge)?;
-                    head.sinks.push(key, head.keys.len() - 1, self.sinks, charge)?;
+                    if head.sinks.len() < self.sinks {
+                        head.sinks.push(key, charge)?;
+                    }
                 }
                 head.values.push(v.row(token, kv_head), charge)?;
             }
@@ -181,7 +171,7 @@ impl HybridAttention {
             let _ = head.keys.truncate(len.min(head.keys.len()), charge);
             let _ = head.tail.truncate(len.min(head.tail.len()), charge);
             let _ = head.values.truncate(len.min(head.values.len()), charge);
-            head.sinks.rows.truncate(len.saturating_mul(head.sinks.head_dim));
+            let _ = head.sinks.truncate(len.min(head.sinks.len()), charge);
         }
     }
 
@@ -240,28 +230,6 @@ impl HybridAttention {
     fn trim(&mut self) {
         let needed = self.state.needed_from(self.len());
         self.heads.iter_mut().for_each(|head| head.tail.drop_before(needed, &mut self.charge));
-    }
-}
-
-impl Sinks {
-    /// Keeps `key` if `token` is one of the first `sinks`.
-    fn push(
-        &mut self,
-        key: &[f32],
-        token: usize,
-        sinks: usize,
-        charge: &mut Charge,
-    ) -> Result<(), CoreError> {
-        if token >= sinks {
-            return Ok(());
-        }
-        if self.rows.capacity() == 0 {
-            let room = sinks.saturating_mul(self.head_dim);
-            charge.grow(room.saturating_mul(self.rows.element().bytes()))?;
-            self.rows = Elements::with_capacity(self.rows.element(), room);
-        }
-        self.rows.extend(key);
-        Ok(())
     }
 }
 
@@ -326,10 +294,11 @@ impl AttentionKernel for HybridAttention {
             sum += Footprint {
                 keys: head.keys.key_bytes(),
                 values: head.values.held_bytes(),
-                window: head.tail.held_bytes() + head.sinks.rows.capacity() * self.options.element.bytes(),
+                window: head.tail.held_bytes() + head.sinks.held_bytes(),
                 bookkeeping: head.keys.bookkeeping_bytes()
                     + head.values.bookkeeping_bytes()
-                    + head.tail.bookkeeping_bytes(),
+                    + head.tail.bookkeeping_bytes()
+                    + head.sinks.bookkeeping_bytes(),
             };
         }
         sum

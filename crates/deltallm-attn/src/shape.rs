@@ -23,7 +23,7 @@ impl AttentionShape {
                 return Err(shape(dimension, 1, 0));
             }
         }
-        if heads % kv_heads != 0 {
+        if !heads.is_multiple_of(kv_heads) {
             return Err(shape("heads (a multiple of kv_heads)", heads.next_multiple_of(kv_heads), heads));
         }
         Ok(Self { heads, kv_heads, head_dim })

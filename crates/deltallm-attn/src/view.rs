@@ -216,11 +216,10 @@ pub(crate) fn with_view_mut(
 ) -> Result<(), AttentionError> {
     let (tokens, heads, head_dim) = array.dim();
     let strides = [array.strides()[0], array.strides()[1], array.strides()[2]];
-    if strides[2] == 1 && strides.iter().all(|s| *s >= 0) {
-        if let Some(data) = array.as_slice_memory_order_mut() {
-            let [token, head, _] = strides.map(isize::unsigned_abs);
-            return f(HeadsViewMut::strided(data, [tokens, heads, head_dim], token, head)?);
-        }
+    let adjacent = strides[2] == 1 && strides.iter().all(|s| *s >= 0);
+    if adjacent && let Some(data) = array.as_slice_memory_order_mut() {
+        let [token, head, _] = strides.map(isize::unsigned_abs);
+        return f(HeadsViewMut::strided(data, [tokens, heads, head_dim], token, head)?);
     }
     let mut copy = array.to_owned().as_standard_layout().into_owned();
     let data = copy.as_slice_mut().unwrap_or(&mut []);

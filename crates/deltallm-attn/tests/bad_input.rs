@@ -5,7 +5,7 @@ use deltallm_attn::{
     ElementType, HeadsView, HybridAttention, HybridConfig, MemoryBudget, SimdLevel, ThresholdPolicy, Window,
     attend_dense,
 };
-use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
+use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
 use ndarray::Array3;
 
 const SHAPE: [usize; 3] = [4, 2, 8];
@@ -206,6 +206,45 @@ fn the_footprint_is_what_the_budget_was_charged() {
         }
         assert_eq!(budget.used(), 0);
     }
+}
+
+#[test]
+fn a_plan_is_the_footprint_token_by_token() {
+    for (window, sinks) in [(1, 0), (16, 4), (17, 40), (64, 4)] {
+        let options = options();
+        let config = HybridConfig {
+            window: Window::Sliding(window),
+            sinks,
+            ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
+        };
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let keys = KeyPlan::Delta { zero_fraction: 0.5, window, sinks };
+        let plan = CachePlan { kv_heads: 2, head_dim: 8, element: ElementType::F32, keys };
+        for t in 0..300 {
+            // Half of the channels change at every step.
+            let k = Array3::from_shape_fn(
+                (1, 2, 8),
+                |(_, _, j)| if j % 2 == 0 { t as f32 * 0.1 + 1.0 } else { 0.0 },
+            );
+            let q = Array3::ones((1, 4, 8));
+            kernel.forward(q.view(), k.view(), k.view(), Array3::zeros((1, 4, 8)).view_mut()).unwrap();
+            assert_eq!(
+                kernel.footprint(),
+                plan.footprint(t + 1),
+                "window {window}, {sinks} sinks, {} tokens",
+                t + 1
+            );
+        }
+    }
+}
+
+#[test]
+fn a_huge_number_of_sinks_reserves_nothing() {
+    let config = HybridConfig { sinks: usize::MAX, ..HybridConfig::new(ThresholdPolicy::Uniform(0.1)) };
+    let mut kernel = HybridAttention::new(&options(), &config).unwrap();
+    forward(&mut kernel, (100, 4, 8), (100, 2, 8), (100, 2, 8), (100, 4, 8)).unwrap();
+    assert_eq!(kernel.stats().total().exact_share(), 1.0);
+    assert!(kernel.footprint().window < 100 * 2 * 2 * 8 * 4 * 2);
 }
 
 #[test]

@@ -80,6 +80,11 @@ impl CachePlan {
     /// Tokens in a page of the exact window: small, because on average half a page is held in vain.
     pub const WINDOW_PAGE_TOKENS: usize = 16;
 
+    /// Tokens in a page of sinks: as many as there are, unless they are unusually many.
+    pub fn sink_page_tokens(sinks: usize) -> usize {
+        sinks.clamp(1, Self::WINDOW_PAGE_TOKENS)
+    }
+
     /// Bytes of the layer's cache once it holds `tokens` tokens.
     pub fn footprint(&self, tokens: usize) -> Footprint {
         let mut head = Footprint::default();
@@ -108,14 +113,20 @@ impl CachePlan {
                             );
                     head.bookkeeping += table_capacity(sealed) * DeltaMatrix::SLOT_BYTES;
                     if window > 0 {
-                        let first = (tokens + 1).saturating_sub(window) / Self::WINDOW_PAGE_TOKENS;
-                        let pages = tokens.div_ceil(Self::WINDOW_PAGE_TOKENS)
-                            - first.min(tokens.div_ceil(Self::WINDOW_PAGE_TOKENS));
-                        head.window = pages * Self::WINDOW_PAGE_TOKENS * row + sinks * row;
-                        let most = window.min(tokens).div_ceil(Self::WINDOW_PAGE_TOKENS) + 1;
-                        head.bookkeeping +=
-                            table_capacity(most.min(tokens.div_ceil(Self::WINDOW_PAGE_TOKENS)))
-                                * size_of::<Elements>();
+                        let table = |pages| table_capacity(pages) * size_of::<Elements>();
+                        let page = Self::WINDOW_PAGE_TOKENS;
+                        let held =
+                            tokens.div_ceil(page) - (tokens + 1).saturating_sub(window).min(tokens) / page;
+                        // Before a page is dropped, the window can touch one more than it fills.
+                        let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
+                        head.window = held * page * row;
+                        head.bookkeeping += table(most);
+                        if sinks > 0 {
+                            let page = Self::sink_page_tokens(sinks);
+                            let held = sinks.min(tokens).div_ceil(page);
+                            head.window += held * page * row;
+                            head.bookkeeping += table(held);
+                        }
                     }
                 }
             }

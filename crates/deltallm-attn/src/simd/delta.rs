@@ -47,8 +47,8 @@ fn panel<S: Simd, const N: usize>(
     let width = S::f32s::LEN;
     let frame = &frame[lane..][..N * width];
     let mut sums = [S::f32s::splat(simd, 0.0); N];
-    for n in 0..N {
-        sums[n] = S::f32s::from_slice(simd, &frame[n * width..][..width]);
+    for (sum, frame) in sums.iter_mut().zip(frame.chunks_exact(width)) {
+        *sum = S::f32s::from_slice(simd, frame);
     }
     let mut start = 0;
     let rows = out.len() / lanes;
@@ -58,14 +58,14 @@ fn panel<S: Simd, const N: usize>(
         for (channel, delta) in stream.channels()[range.clone()].iter().zip(&stream.deltas()[range]) {
             let delta = S::f32s::splat(simd, *delta);
             let query = &queries[*channel as usize * lanes + lane..][..N * width];
-            for n in 0..N {
-                sums[n] = delta.mul_add(S::f32s::from_slice(simd, &query[n * width..][..width]), sums[n]);
+            for (sum, query) in sums.iter_mut().zip(query.chunks_exact(width)) {
+                *sum = delta.mul_add(S::f32s::from_slice(simd, query), *sum);
             }
         }
         let Some(row) = token.checked_sub(skip) else { continue };
         let out = &mut out[row * lanes + lane..][..N * width];
-        for n in 0..N {
-            sums[n].store_slice(&mut out[n * width..][..width]);
+        for (sum, out) in sums.iter().zip(out.chunks_exact_mut(width)) {
+            sum.store_slice(out);
         }
     }
 }

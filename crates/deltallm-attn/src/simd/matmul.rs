@@ -85,10 +85,10 @@ fn tile<S: Simd, const R: usize, const N: usize>(
     let mut sums = [[S::f32s::splat(simd, 0.0); N]; R];
     for (k, b) in b.chunks_exact(lanes).take(depth).enumerate() {
         let b = &b[lane..][..N * width];
-        for r in 0..R {
+        for (r, sums) in sums.iter_mut().enumerate() {
             let a = S::f32s::splat(simd, a(r, k));
-            for n in 0..N {
-                sums[r][n] = a.mul_add(S::f32s::from_slice(simd, &b[n * width..][..width]), sums[r][n]);
+            for (sum, b) in sums.iter_mut().zip(b.chunks_exact(width)) {
+                *sum = a.mul_add(S::f32s::from_slice(simd, b), *sum);
             }
         }
     }

@@ -36,7 +36,7 @@ pub(super) fn update<S: Simd>(
             let row = &mut row[columns.clone()];
             let weight = exp(simd, S::f32s::from_slice(simd, row) - reference);
             weight.store_slice(row);
-            total = total + weight;
+            total += weight;
         }
         changed |= new.simd_ne(old).any_true();
         new.store_slice(&mut max[columns.clone()]);
