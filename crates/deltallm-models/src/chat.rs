@@ -85,6 +85,16 @@ impl ChatMessage {
 }
 
 /// A compiled chat template.
+///
+/// ```
+/// use deltallm_models::{ChatMessage, ChatTemplate};
+///
+/// let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{{ eos_token }}{% endfor %}";
+/// let template = ChatTemplate::new(source, "", "<end>")?;
+/// let prompt = template.render(&[ChatMessage::new("user", "Hello")], false)?;
+/// assert_eq!(prompt, "<user>Hello<end>");
+/// # Ok::<(), deltallm_models::ChatError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct ChatTemplate {
     environment: Environment<'static>,

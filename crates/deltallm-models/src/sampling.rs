@@ -102,6 +102,16 @@ struct Candidate {
 }
 
 /// Chooses tokens by a [`SamplerConfig`], with its own random numbers.
+///
+/// ```
+/// use deltallm_models::{Sampler, SamplerConfig};
+///
+/// let mut greedy = Sampler::new(SamplerConfig::default())?;
+/// assert_eq!(greedy.sample(&[0.1, 2.0, -1.0])?, 1);
+/// let mut two_best = Sampler::new(SamplerConfig { temperature: 1.0, top_k: 2, seed: 7, ..SamplerConfig::default() })?;
+/// assert_ne!(two_best.sample(&[0.1, 2.0, -1.0])?, 2);
+/// # Ok::<(), deltallm_models::SamplingError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Sampler {
     config: SamplerConfig,

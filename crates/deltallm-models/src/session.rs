@@ -10,6 +10,31 @@ use crate::{Llama, LogitRows, ModelError};
 ///
 /// A session prefills a prompt in chunks, decodes token by token, can be rewound to any earlier length, and be used
 /// again. Kernels of several kinds can be mixed, one kind per layer.
+///
+/// ```
+/// use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, ThresholdPolicy};
+/// use deltallm_models::{Llama, ModelFile, Sampler, SamplerConfig, Session};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+/// let model = Llama::load(&file, &mut |done, total| println!("{done} of {total}"))?;
+/// let options = AttentionOptions::new(model.attention_shape())?;
+/// let mut session = Session::new(&model, |layer| {
+///     let config = HybridConfig { layer, ..HybridConfig::new(ThresholdPolicy::Uniform(0.6)) };
+///     Ok(Box::new(HybridAttention::new(&options, &config)?))
+/// })?;
+///
+/// let mut sampler = Sampler::new(SamplerConfig::default())?; // greedy
+/// let mut logits = session.prefill(&[1, 2, 3], &mut |_| {})?.to_vec();
+/// for _ in 0..4 {
+///     let token = sampler.sample(&logits)?;
+///     logits = session.decode(token)?.to_vec();
+/// }
+/// assert_eq!(session.tokens().len(), 7);
+/// println!("{} bytes", session.footprint().total());
+/// # Ok(())
+/// # }
+/// ```
 pub struct Session<'m> {
     model: &'m Llama,
     kernels: Vec<Box<dyn AttentionKernel>>,

@@ -29,6 +29,16 @@ compile_error!("enable at least one file format of this crate: `gguf` or `safete
 /// An open model: a GGUF file, or a directory with `config.json` and safetensors files.
 ///
 /// Weights stay in the mapped file until they are asked for.
+///
+/// ```
+/// use deltallm_models::{LayerTensor, ModelFile, TensorId};
+///
+/// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3")?;
+/// let config = file.llama_config()?;
+/// let query = file.matrix(&config, TensorId::Layer(0, LayerTensor::Query))?;
+/// assert_eq!(query.dim(), (config.heads * config.head_dim, config.hidden_size));
+/// # Ok::<(), deltallm_models::ModelError>(())
+/// ```
 #[derive(Debug)]
 pub struct ModelFile {
     /// The file or directory, for messages.

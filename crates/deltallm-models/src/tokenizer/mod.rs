@@ -47,6 +47,24 @@ const END_OF_TURN: &[&str] = &[
 ];
 
 /// A vocabulary with its rules for cutting text into tokens.
+///
+/// ```
+/// use deltallm_models::{GgufVocabulary, Tokenizer};
+///
+/// let tokenizer = Tokenizer::from_gguf_vocabulary(&GgufVocabulary {
+///     model: "gpt2",
+///     pre: Some("gpt-2"),
+///     tokens: vec!["a", "b", "ab", "<|end|>"],
+///     token_types: &[1, 1, 1, 3],
+///     merges: vec!["a b"],
+///     eos: Some(3),
+///     ..GgufVocabulary::default()
+/// })?;
+/// assert_eq!(tokenizer.encode("abb", false)?, [2, 1]);
+/// assert_eq!(tokenizer.encode_prompt("ab<|end|>", false)?, [2, 3]);
+/// assert_eq!(tokenizer.decode(&[2, 1])?, "abb");
+/// # Ok::<(), deltallm_models::TokenizerError>(())
+/// ```
 pub struct Tokenizer {
     normalizer: Option<NormalizerWrapper>,
     pre_tokenizer: Option<PreTokenizerWrapper>,
