@@ -19,7 +19,7 @@ pub enum AttentionError {
         /// What came.
         got: usize,
     },
-    /// The slice behind a view is too short for its shape and strides, or its rows overlap.
+    /// The slice behind a view is too short for its shape and strides.
     #[error(
         "{input}: expected a slice of at least {expected} elements for this shape and strides, got {got}"
     )]
