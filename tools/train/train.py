@@ -71,7 +71,7 @@ def main():
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held-out", default="The-Violet-Fairy-Book")
-    parser.add_argument("--steps", type=int, default=1500)
+    parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--stop", type=int, help="stop before this step (the schedule stays that of --steps)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
