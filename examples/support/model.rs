@@ -7,7 +7,7 @@ use deltallm::models::{ChatMessage, ChatTemplate, Llama, ModelError, ModelFile, 
 
 use crate::Progress;
 
-/// The model that comes with the programs; `assets/README.md` says what it is.
+/// The model that comes with the programs; `assets/MODEL_CARD.md` says what it is.
 const EMBEDDED: &[u8] = include_bytes!("../assets/fairy-tales.gguf");
 const EMBEDDED_NAME: &str = "fairy-tales.gguf";
 
