@@ -248,20 +248,27 @@ impl Block {
     }
 
     fn stream(&self, channels: usize, stream: &mut DeltaStream) {
-        let mut scratch = Vec::new();
-        let mut values = self.values.read(0..self.values.len(), &mut scratch).iter();
-        let mut key = self.frame_row(channels);
         stream.clear();
-        stream.frame.extend_from_slice(&key);
+        stream.frame.extend_from_slice(&self.frame_row(channels));
         for mask in self.masks.chunks_exact(words(channels)) {
-            // Masks first: `zip` must not take a value when the mask has run out.
-            for (channel, value) in bits(mask).zip(&mut values) {
-                stream.channels.push(channel as u32);
-                stream.deltas.push(value - key[channel]);
-                key[channel] = *value;
+            for (&word, first) in mask.iter().zip((0..).step_by(64)) {
+                let mut rest = word;
+                while rest != 0 {
+                    stream.channels.push(first + rest.trailing_zeros());
+                    rest &= rest - 1;
+                }
             }
             stream.ends.push(stream.channels.len() as u32);
         }
+        let values = self.values.read(0..self.values.len(), &mut stream.values);
+        let key = &mut stream.key;
+        key.extend_from_slice(&stream.frame);
+        stream.deltas.extend(stream.channels.iter().zip(values).map(|(&channel, &value)| {
+            let last = &mut key[channel as usize];
+            let delta = value - *last;
+            *last = value;
+            delta
+        }));
     }
 
     fn used_bytes(&self) -> usize {
@@ -296,6 +303,9 @@ pub struct DeltaStream {
     ends: Vec<u32>,
     channels: Vec<u32>,
     deltas: Vec<f32>,
+    /// Scratch: the transmitted values as f32, and the key they add up to.
+    values: Vec<f32>,
+    key: Vec<f32>,
 }
 
 impl DeltaStream {
@@ -347,5 +357,6 @@ impl DeltaStream {
         self.ends.clear();
         self.channels.clear();
         self.deltas.clear();
+        self.key.clear();
     }
 }
