@@ -9,6 +9,9 @@ use deltallm::{
 };
 use deltallm_benches::Inputs;
 
+/// Makes an empty kernel.
+type Make<'a> = Box<dyn Fn() -> Box<dyn AttentionKernel> + 'a>;
+
 fn prefill(criterion: &mut Criterion) {
     let shape = AttentionShape::new(9, 3, 64).unwrap();
     let options = AttentionOptions { parallel: false, ..AttentionOptions::new(shape).unwrap() };
@@ -17,7 +20,7 @@ fn prefill(criterion: &mut Criterion) {
     group.sample_size(10);
     for tokens in [256, 1024] {
         let inputs = Inputs::synthetic(shape, tokens);
-        let kernels: [(&str, Box<dyn Fn() -> Box<dyn AttentionKernel>>); 3] = [
+        let kernels: [(&str, Make); 3] = [
             ("dense-f32", Box::new(|| Box::new(DenseAttention::new(&options).unwrap()))),
             ("delta-f32", Box::new(|| Box::new(DeltaAttention::new(&options, policy.clone(), 0).unwrap()))),
             (
