@@ -21,7 +21,7 @@ mod weights;
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use config::{ConfigError, LlamaConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
-pub use llama::{Llama, LogitRows};
+pub use llama::{AttentionInput, Llama, LogitRows, Sequence};
 pub use mmap::Bytes;
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;

@@ -1,7 +1,10 @@
 //! The Llama graph: tokens in, logits out.
 
-use deltallm_attn::{AttentionKernel, AttentionShape};
-use ndarray::{Array2, Array3, ArrayView2, s};
+use std::ops::Range;
+
+use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
+use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3, Axis, s};
+use rayon::prelude::*;
 
 use crate::{
     LayerWeights, LlamaConfig, LlamaWeights, ModelError, ModelFile,
@@ -28,8 +31,48 @@ pub enum LogitRows {
     All,
     /// The last token's.
     Last,
+    /// Those of the last so many tokens (of all, if the call has fewer).
+    Tail(usize),
     /// None: the call only fills the caches.
     None,
+}
+
+impl LogitRows {
+    /// How many of a call of `tokens` tokens.
+    fn of(self, tokens: usize) -> usize {
+        match self {
+            Self::All => tokens,
+            Self::Last => 1,
+            Self::Tail(rows) => rows.min(tokens),
+            Self::None => 0,
+        }
+    }
+}
+
+/// One sequence of a batch.
+#[derive(Debug)]
+pub struct Sequence<'a, K> {
+    /// Its next tokens.
+    pub tokens: &'a [u32],
+    /// Its attention kernels, one per layer, each with the same number of cached tokens.
+    pub kernels: &'a mut [K],
+    /// The logits wanted.
+    pub rows: LogitRows,
+}
+
+/// What a layer's attention is given, for whoever looks on ([`Llama::forward_observed`]).
+#[derive(Debug)]
+pub struct AttentionInput<'a> {
+    /// Which layer.
+    pub layer: usize,
+    /// The residual stream that the layer's output is added to, before its norm: `[tokens, hidden_size]`.
+    pub residual: ArrayView2<'a, f32>,
+    /// Queries after RoPE, `[tokens, heads, head_dim]`.
+    pub q: ArrayView3<'a, f32>,
+    /// Keys after RoPE, `[tokens, kv_heads, head_dim]`.
+    pub k: ArrayView3<'a, f32>,
+    /// Values, `[tokens, kv_heads, head_dim]`.
+    pub v: ArrayView3<'a, f32>,
 }
 
 impl Llama {
@@ -68,21 +111,67 @@ impl Llama {
         kernels: &mut [K],
         rows: LogitRows,
     ) -> Result<Array2<f32>, ModelError> {
-        let position = self.check(tokens, kernels)?;
-        let result = self.decoder(tokens, position, kernels);
+        self.run(&mut [Sequence { tokens, kernels, rows }], &mut |_| {})
+    }
+
+    /// [`forward`](Self::forward), and shows `observer` what every layer's attention is given, layer by layer.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn forward_observed<K: AttentionKernel>(
+        &self,
+        tokens: &[u32],
+        kernels: &mut [K],
+        rows: LogitRows,
+        observer: &mut dyn FnMut(AttentionInput),
+    ) -> Result<Array2<f32>, ModelError> {
+        self.run(&mut [Sequence { tokens, kernels, rows }], observer)
+    }
+
+    /// [`forward`](Self::forward) for several sequences at once, which share one pass over the weights. Returns the
+    /// logits of each.
+    ///
+    /// # Errors
+    /// The same; no sequence has moved then.
+    pub fn forward_batch<K: AttentionKernel>(
+        &self,
+        batch: &mut [Sequence<K>],
+    ) -> Result<Vec<Array2<f32>>, ModelError> {
+        let logits = self.run(batch, &mut |_| {})?;
+        let mut start = 0;
+        let parts = batch.iter().map(|sequence| {
+            let rows = start..start + sequence.rows.of(sequence.tokens.len());
+            start = rows.end;
+            logits.slice(s![rows, ..]).to_owned()
+        });
+        Ok(parts.collect())
+    }
+
+    /// Returns the wanted logits of all sequences, one after the other.
+    fn run<K: AttentionKernel>(
+        &self,
+        batch: &mut [Sequence<K>],
+        observer: &mut dyn FnMut(AttentionInput),
+    ) -> Result<Array2<f32>, ModelError> {
+        let positions =
+            batch.iter().map(|s| self.check(s.tokens, s.kernels)).collect::<Result<Vec<_>, _>>()?;
+        let result = self.decoder(batch, &positions, observer);
         if result.is_err() {
             // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
-            for kernel in kernels.iter_mut() {
-                let _ = kernel.truncate(position);
+            for (sequence, position) in batch.iter_mut().zip(&positions) {
+                for kernel in sequence.kernels.iter_mut() {
+                    let _ = kernel.truncate(*position);
+                }
             }
         }
         let x = result?;
-        let x = match rows {
-            LogitRows::All => x.view(),
-            LogitRows::Last => x.slice(s![-1.., ..]),
-            LogitRows::None => x.slice(s![..0, ..]),
-        };
-        Ok(self.head(&x))
+        let mut wanted = Vec::new();
+        let mut end = 0;
+        for sequence in batch.iter() {
+            end += sequence.tokens.len();
+            wanted.extend(end - sequence.rows.of(sequence.tokens.len())..end);
+        }
+        Ok(self.head(&x.select(Axis(0), &wanted)))
     }
 
     /// Checks the arguments of `forward` and returns the position of the first token.
@@ -109,51 +198,48 @@ impl Llama {
         Ok(position)
     }
 
-    /// Embedding and all layers: the residual stream, `[tokens, hidden]`.
+    /// Embedding and all layers: the residual stream of all sequences, one after the other, `[tokens, hidden]`.
     fn decoder<K: AttentionKernel>(
         &self,
-        tokens: &[u32],
-        position: usize,
-        kernels: &mut [K],
+        batch: &mut [Sequence<K>],
+        positions: &[usize],
+        observer: &mut dyn FnMut(AttentionInput),
     ) -> Result<Array2<f32>, ModelError> {
-        let mut x = Array2::zeros((tokens.len(), self.config.hidden_size));
-        for (mut row, &id) in x.outer_iter_mut().zip(tokens) {
-            row.assign(&self.weights.token_embedding.row(id as usize));
-        }
-        for (index, (layer, kernel)) in self.weights.layers.iter().zip(kernels).enumerate() {
+        let ids: Vec<usize> = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize).collect();
+        let mut x = self.weights.token_embedding.select(Axis(0), &ids);
+        for (index, layer) in self.weights.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.attention_norm, self.config.norm_eps);
-            x += &self
-                .attention(layer, &normed, position, kernel)
+            let [q, k, v] = self.projections(layer, &normed, batch, positions);
+            let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
+            observer(AttentionInput { layer: index, residual, q, k, v });
+            let attended = attend(batch, index, q, k, v)
                 .map_err(|source| ModelError::Attention { layer: index, source })?;
+            x += &layer.attention_output.apply(&attended.view());
             x += &swiglu(layer, &rms_norm(&x, &layer.mlp_norm, self.config.norm_eps));
         }
         Ok(x)
     }
 
-    /// Projections, rotation, the kernel, and the way back: `x` and the result are `[tokens, hidden]`.
-    fn attention<K: AttentionKernel>(
+    /// Queries, keys and values of a layer, rotated: `x` is `[tokens, hidden]`, the results `[tokens, heads, head_dim]`.
+    fn projections<K>(
         &self,
         layer: &LayerWeights,
         x: &Array2<f32>,
-        position: usize,
-        kernel: &mut K,
-    ) -> Result<Array2<f32>, deltallm_attn::AttentionError> {
-        let (tokens, head_dim) = (x.nrows(), self.config.head_dim);
-        let mut q = split_heads(layer.query.apply(&x.view()), head_dim);
-        let mut k = split_heads(layer.key.apply(&x.view()), head_dim);
-        let v = split_heads(layer.value.apply(&x.view()), head_dim);
-        self.rope.apply(q.view_mut(), position);
-        self.rope.apply(k.view_mut(), position);
-        let mut out = Array3::zeros(q.dim());
-        kernel.forward(q.view(), k.view(), v.view(), out.view_mut())?;
-        let width = self.config.heads * head_dim;
-        let out = out.into_shape_with_order((tokens, width)).expect("the same number of elements");
-        Ok(layer.attention_output.apply(&out.view()))
+        batch: &[Sequence<K>],
+        positions: &[usize],
+    ) -> [Array3<f32>; 3] {
+        let [mut q, mut k, v] = [&layer.query, &layer.key, &layer.value]
+            .map(|linear| split_heads(linear.apply(&x.view()), self.config.head_dim));
+        for (tokens, position) in token_ranges(batch).zip(positions) {
+            self.rope.apply(q.slice_mut(s![tokens.clone(), .., ..]), *position);
+            self.rope.apply(k.slice_mut(s![tokens, .., ..]), *position);
+        }
+        [q, k, v]
     }
 
     /// Final norm and output projection: logits `[rows, vocab_size]`.
-    fn head(&self, x: &ArrayView2<f32>) -> Array2<f32> {
-        let x = rms_norm(&x.to_owned(), &self.weights.final_norm, self.config.norm_eps);
+    fn head(&self, x: &Array2<f32>) -> Array2<f32> {
+        let x = rms_norm(x, &self.weights.final_norm, self.config.norm_eps);
         let weight = self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding);
         matmul_transposed(&x.view(), &weight.view())
     }
@@ -163,4 +249,43 @@ impl Llama {
 fn split_heads(x: Array2<f32>, head_dim: usize) -> Array3<f32> {
     let (tokens, width) = x.dim();
     x.into_shape_with_order((tokens, width / head_dim, head_dim)).expect("the same number of elements")
+}
+
+/// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer`: `[tokens, heads * head_dim]`.
+fn attend<K: AttentionKernel>(
+    batch: &mut [Sequence<K>],
+    layer: usize,
+    q: ArrayView3<f32>,
+    k: ArrayView3<f32>,
+    v: ArrayView3<f32>,
+) -> Result<Array2<f32>, AttentionError> {
+    let (tokens, heads, head_dim) = q.dim();
+    let mut out = Array3::zeros(q.dim());
+    let ranges: Vec<_> = token_ranges(batch).collect();
+    let mut rest = out.view_mut();
+    let mut tasks = Vec::new();
+    for (sequence, range) in batch.iter_mut().zip(ranges) {
+        let (own, others) = rest.split_at(Axis(0), range.len());
+        rest = others;
+        tasks.push((&mut sequence.kernels[layer], range, own));
+    }
+    let run = |(kernel, range, out): (&mut K, Range<usize>, ArrayViewMut3<f32>)| {
+        let part = s![range, .., ..];
+        kernel.forward(q.slice(part.clone()), k.slice(part.clone()), v.slice(part), out)
+    };
+    match tasks.len() {
+        // Spares the single sequence, which is every decoding step, the way through the thread pool.
+        1 => tasks.into_iter().try_for_each(run)?,
+        _ => tasks.into_par_iter().try_for_each(run)?,
+    }
+    Ok(out.into_shape_with_order((tokens, heads * head_dim)).expect("the same number of elements"))
+}
+
+/// Where each sequence's tokens stand when all are put one after the other.
+fn token_ranges<K>(batch: &[Sequence<K>]) -> impl Iterator<Item = Range<usize>> {
+    batch.iter().scan(0, |start, sequence| {
+        let range = *start..*start + sequence.tokens.len();
+        *start = range.end;
+        Some(range)
+    })
 }

@@ -11,7 +11,7 @@ use deltallm_attn::{
     HybridConfig, MemoryBudget, ThresholdPolicy, Window,
 };
 use deltallm_core::CoreError;
-use deltallm_models::{Llama, LogitRows, ModelError, ModelFile, Session};
+use deltallm_models::{Llama, LogitRows, ModelError, ModelFile, Sequence, Session};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -197,4 +197,69 @@ fn an_exhausted_budget_leaves_every_layer_as_it_was() {
     assert!(session.tokens().is_empty());
     assert!(session.kernels().iter().all(|kernel| kernel.is_empty()));
     assert_eq!(session.footprint().total(), budget.used());
+}
+
+#[test]
+fn a_batch_gives_each_sequence_what_it_gets_alone() {
+    let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
+    let parts = [&golden.tokens[..7], &golden.tokens[7..8], &golden.tokens[8..]];
+    let rows = [LogitRows::Tail(3), LogitRows::All, LogitRows::None];
+    // The first sequence has cached tokens already.
+    let fresh = || {
+        let mut kernels: Vec<_> = parts.iter().map(|_| dense_kernels(&model)).collect();
+        model.forward(&golden.tokens[20..25], &mut kernels[0], LogitRows::None).unwrap();
+        kernels
+    };
+    let mut together = fresh();
+    let mut batch: Vec<_> = parts
+        .iter()
+        .zip(&mut together)
+        .zip(rows)
+        .map(|((tokens, kernels), rows)| Sequence { tokens, kernels: &mut kernels[..], rows })
+        .collect();
+    let got = model.forward_batch(&mut batch).unwrap();
+    for (((tokens, kernels), rows), got) in parts.iter().zip(&mut fresh()).zip(rows).zip(&got) {
+        let expected = model.forward(tokens, kernels, rows).unwrap();
+        assert_eq!(got.dim(), expected.dim());
+        assert!(got.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4));
+    }
+    assert_eq!(got.iter().map(|logits| logits.nrows()).collect::<Vec<_>>(), [3, 1, 0]);
+    assert_eq!(together.iter().map(|kernels| kernels[1].len()).collect::<Vec<_>>(), [12, 1, 32]);
+}
+
+#[test]
+fn a_failing_sequence_leaves_the_whole_batch_where_it_was() {
+    let model = load("gqa3-d64-llama3");
+    let options = AttentionOptions {
+        budget: MemoryBudget::new(1),
+        ..AttentionOptions::new(model.attention_shape()).unwrap()
+    };
+    let starved = || Box::new(DenseAttention::new(&options).unwrap()) as Box<dyn AttentionKernel>;
+    let (mut good, mut bad) = (dense_kernels(&model), dense_kernels(&model));
+    *bad.last_mut().unwrap() = starved();
+    let mut batch = [
+        Sequence { tokens: &[1, 2], kernels: &mut good[..], rows: LogitRows::Last },
+        Sequence { tokens: &[3], kernels: &mut bad[..], rows: LogitRows::Last },
+    ];
+    assert!(matches!(model.forward_batch(&mut batch), Err(ModelError::Attention { layer: 1, .. })));
+    assert!(good.iter().chain(&bad).all(|kernel| kernel.is_empty()));
+}
+
+#[test]
+fn an_observer_sees_what_every_layer_attends() {
+    let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
+    let (mut seen, mut outputs) = (Vec::new(), Vec::new());
+    let mut kernels = dense_kernels(&model);
+    let logits = model.forward_observed(&golden.tokens, &mut kernels, LogitRows::Last, &mut |input| {
+        assert_eq!(input.residual.dim(), (golden.tokens.len(), model.config().hidden_size));
+        assert_eq!(input.q.len_of(ndarray::Axis(1)), model.config().heads);
+        // The embedding, and then something else in every layer.
+        outputs.push(input.residual.to_owned());
+        seen.push((input.layer, input.k.dim(), input.v.dim()));
+    });
+    let kv = (golden.tokens.len(), model.config().kv_heads, model.config().head_dim);
+    assert_eq!(seen, [(0, kv, kv), (1, kv, kv)]);
+    assert_ne!(outputs[0], outputs[1]);
+    let expected = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::Last).unwrap();
+    assert_eq!(logits.unwrap(), expected);
 }
