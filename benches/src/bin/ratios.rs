@@ -8,7 +8,7 @@ use candle_nn::attention::{AttnMask, flash_attn};
 use clap::Parser;
 use deltallm::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsViewMut, HybridAttention, HybridConfig, ThresholdPolicy,
+    HeadsViewMut, HybridAttention, HybridConfig, SkipMargin, ThresholdPolicy,
 };
 use deltallm_benches::Inputs;
 use serde::Serialize;
@@ -163,7 +163,10 @@ fn measure(args: &Args, inputs: &Inputs, phase: &'static str) -> Result<Vec<Row>
 fn variants<'a>(args: &Args, inputs: &'a Inputs, phase: &'static str) -> Result<Vec<Variant<'a>>> {
     let options = AttentionOptions { parallel: args.threads > 1, ..AttentionOptions::new(inputs.shape)? };
     let policy = ThresholdPolicy::Uniform(args.theta);
-    let config = HybridConfig { skip_margin: args.skip_margin, ..HybridConfig::new(policy.clone()) };
+    let config = HybridConfig {
+        skip_margin: args.skip_margin.map(SkipMargin::Fixed),
+        ..HybridConfig::new(policy.clone())
+    };
     let f16 = AttentionOptions { element: ElementType::F16, ..options.clone() };
     let (delta, hybrid) = (options.clone(), options.clone());
     let kernels: [(&'static str, MakeKernel); 4] = [

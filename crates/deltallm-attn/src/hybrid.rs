@@ -6,7 +6,7 @@ use deltallm_core::{
 };
 
 use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, Window,
+    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
     dense::{check_same_tokens, first_position},
     forward::{attend, check_inputs},
     query_tile,
@@ -25,9 +25,9 @@ pub struct HybridConfig {
     pub window: Window,
     /// First keys of the sequence, always scored exactly.
     pub sinks: usize,
-    /// Skip a far value when its key scores this many nats or more below the best exact score, for every query of the
-    /// tile (`docs/method.md`, equation 5); `None` keeps all. Useful margins are 4 to 7 and grow with the length.
-    pub skip_margin: Option<f32>,
+    /// Skip a far value when its key scores by this margin or more below the best exact score, for every query of the
+    /// tile (`docs/method.md`, equation 5); `None` keeps all.
+    pub skip_margin: Option<SkipMargin>,
 }
 
 impl HybridConfig {
@@ -35,9 +35,33 @@ impl HybridConfig {
     pub fn new(thresholds: ThresholdPolicy) -> Self {
         Self { thresholds, layer: 0, window: Window::Sliding(64), sinks: 4, skip_margin: None }
     }
+}
 
-    /// The paper's rule: one threshold, a block-diagonal window of `scale` times the prompt, nothing else.
-    pub fn paper(theta: f32, scale: f32) -> Self {
+/// The rule of the paper, for comparison: one threshold for all channels and a block-diagonal window, without sinks or
+/// skipping.
+///
+/// ```
+/// use deltallm_attn::{HybridConfig, PaperRule, Window};
+///
+/// let config = HybridConfig::from(PaperRule { theta: 1.0, ..PaperRule::default() });
+/// assert_eq!((config.window, config.sinks), (Window::Block { scale: 0.05 }, 0));
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct PaperRule {
+    /// The threshold, in the units of the keys; the paper's example is 0.6.
+    pub theta: f32,
+    /// Length of a block as a share of the prompt; 0.05 in the authors' code.
+    pub scale: f32,
+}
+
+impl Default for PaperRule {
+    fn default() -> Self {
+        Self { theta: 0.6, scale: 0.05 }
+    }
+}
+
+impl From<PaperRule> for HybridConfig {
+    fn from(PaperRule { theta, scale }: PaperRule) -> Self {
         Self { window: Window::Block { scale }, sinks: 0, ..Self::new(ThresholdPolicy::Uniform(theta)) }
     }
 }
@@ -72,7 +96,9 @@ pub struct HybridAttention {
     /// `None` is delta everywhere.
     window: Option<Window>,
     sinks: usize,
-    skip_margin: Option<f32>,
+    skip_margin: Option<SkipMargin>,
+    /// What every score must keep to, where that is the policy.
+    error_bound: Option<f32>,
     heads: Vec<HybridHead>,
     charge: Charge,
     counts: Vec<HeadSparsity>,
@@ -99,10 +125,7 @@ impl HybridAttention {
     /// the thresholds are not for this layer.
     pub fn new(options: &AttentionOptions, config: &HybridConfig) -> Result<Self, AttentionError> {
         config.window.check()?;
-        if let Some(margin) = config.skip_margin.filter(|margin| !(margin.is_finite() && *margin > 0.0)) {
-            let expected = "a finite number of nats > 0";
-            return Err(AttentionError::Setting { setting: "skip margin", expected, got: f64::from(margin) });
-        }
+        config.skip_margin.map_or(Ok(()), SkipMargin::check)?;
         Self::with_window(options, config, Some(config.window))
     }
 
@@ -131,6 +154,10 @@ impl HybridAttention {
             window,
             sinks: if window.is_some() { config.sinks } else { 0 },
             skip_margin: config.skip_margin,
+            error_bound: match &config.thresholds {
+                ThresholdPolicy::ErrorBound(bound) => Some(bound.epsilon()),
+                _ => None,
+            },
             heads,
             charge: options.budget.charge(),
             counts: vec![HeadSparsity::default(); kv_heads],
@@ -143,6 +170,25 @@ impl HybridAttention {
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
         query_tile(self.options.shape.group())
+    }
+
+    /// Checks that the bound of every query's scores (`docs/method.md`, equation 3) is what the policy promises.
+    fn check_bound(&self, q: &HeadsView) -> Result<(), AttentionError> {
+        let Some(epsilon) = self.error_bound else { return Ok(()) };
+        let thresholds: Vec<Vec<f32>> = self.heads.iter().map(|head| head.keys.thresholds()).collect();
+        for token in 0..q.tokens() {
+            for head in 0..self.options.shape.heads() {
+                let thresholds = &thresholds[head / self.options.shape.group()];
+                let error = |(q, theta): (&f32, &f32)| q.abs() * theta;
+                let sum: f32 = q.row(token, head).iter().zip(thresholds).map(error).sum();
+                let got = sum * self.options.scale;
+                // A little more is the rounding of this very sum.
+                if got > epsilon * 1.0001 {
+                    return Err(AttentionError::ScoreBound { token, head, epsilon, got });
+                }
+            }
+        }
+        Ok(())
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
@@ -253,6 +299,7 @@ impl AttentionKernel for HybridAttention {
     ) -> Result<(), AttentionError> {
         check_inputs(&self.options, &q, &k, &v, &out)?;
         check_same_tokens(&q, &k)?;
+        self.check_bound(&q)?;
         let first = self.len();
         let before = self.enter_window(first, first + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
@@ -331,6 +378,7 @@ pub fn attend_hybrid(
 ) -> Result<SparsityStats, AttentionError> {
     let mut attention = HybridAttention::new(options, config)?;
     check_inputs(options, &q, &k, &v, &out)?;
+    attention.check_bound(&q)?;
     let first = first_position(&q, &k)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());

@@ -13,6 +13,7 @@
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
 #![forbid(unsafe_code)]
 
+pub mod calibration;
 mod delta;
 mod dense;
 mod error;
@@ -20,9 +21,11 @@ mod forward;
 mod hybrid;
 mod kernel;
 mod options;
+mod profile;
 pub mod reference;
 mod shape;
 mod simd;
+mod skip;
 mod tile;
 mod view;
 mod window;
@@ -31,11 +34,13 @@ pub use delta::DeltaAttention;
 pub use deltallm_core::{ElementType, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::AttentionError;
-pub use hybrid::{HybridAttention, HybridConfig, attend_hybrid};
+pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::AttentionKernel;
 pub use options::AttentionOptions;
+pub use profile::{AttentionProfile, HeldOut, LayerPlan, Provenance};
 pub use shape::AttentionShape;
 pub use simd::SimdLevel;
+pub use skip::SkipMargin;
 pub use tile::query_tile;
 pub use view::{HeadsView, HeadsViewMut};
 pub use window::Window;

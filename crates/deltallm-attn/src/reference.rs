@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use deltallm_core::ElementType;
 
-use crate::{AttentionShape, HeadsView, Window, window::WindowState};
+use crate::{AttentionShape, HeadsView, SkipMargin, Window, window::WindowState};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
@@ -19,8 +19,8 @@ pub struct Method {
     pub prompt_end: usize,
     /// First keys that every query sees exactly.
     pub sinks: usize,
-    /// Far values this many nats or more below the best exact score are skipped.
-    pub skip_margin: Option<f64>,
+    /// Far values by this margin or more below the best exact score are skipped.
+    pub skip_margin: Option<SkipMargin>,
     /// Queries that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`.
     pub tile: usize,
     /// Scores are `q . k * scale`.
@@ -84,7 +84,7 @@ pub fn attention(
                 Some(margin) => queries.iter().zip(&scores).any(|(&(m, _), s)| {
                     let best =
                         (0..=m).filter(|&u| exact(method, m, u)).map(|u| s[u]).fold(f64::MIN, f64::max);
-                    t <= m && !exact(method, m, t) && s[t] > best - margin
+                    t <= m && !exact(method, m, t) && s[t] > best - f64::from(margin.nats(m + 1))
                 }),
             };
             let kept: Vec<bool> = (0..n).map(matters).collect();

@@ -9,7 +9,7 @@ use std::ops::Range;
 use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, HeadSparsity, PagedRows};
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView,
+    AttentionError, AttentionOptions, HeadsView, SkipMargin,
     window::{Part, Split},
 };
 
@@ -60,8 +60,8 @@ pub(crate) struct Phase<'a> {
     pub(crate) keys: Keys<'a>,
     pub(crate) values: &'a dyn Rows,
     pub(crate) part: Part,
-    /// Skip values this many nats or more below the best score of the phases before (`docs/method.md`, equation 5).
-    pub(crate) skip_margin: Option<f32>,
+    /// Skip values that are by this margin or more below the best score of the phases before (`docs/method.md`, equation 5).
+    pub(crate) skip_margin: Option<SkipMargin>,
 }
 
 /// One tile of one kv head.
@@ -134,7 +134,7 @@ pub(crate) fn attend_tile(
     let mut counts = HeadSparsity::default();
     for phase in phases {
         let ranges: Vec<Range<usize>> = tile.positions.clone().map(|p| split.range(phase.part, p)).collect();
-        attend_phase(options, phase, &ranges, lanes, scratch, &mut counts);
+        attend_phase(options, phase, tile, &ranges, lanes, scratch, &mut counts);
     }
 
     let mut rows = vec![0.0; queries * group * head_dim];
@@ -164,6 +164,7 @@ fn reset(values: &mut Vec<f32>, len: usize, value: f32) {
 fn attend_phase(
     options: &AttentionOptions,
     phase: &Phase,
+    tile: &Tile,
     ranges: &[Range<usize>],
     lanes: usize,
     scratch: &mut Scratch,
@@ -181,8 +182,11 @@ fn attend_phase(
     if let Some(margin) = phase.skip_margin {
         // Lanes that stand for no query must keep nothing alive.
         reset(&mut scratch.thresholds, lanes, f32::INFINITY);
-        let real = ranges.len() * group;
-        scratch.thresholds[..real].iter_mut().zip(&scratch.max).for_each(|(t, max)| *t = max - margin);
+        let margins = || tile.positions.clone().map(|position| margin.nats(position + 1));
+        let margins = (0..group).flat_map(|_| margins());
+        for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&scratch.max).zip(margins) {
+            *threshold = max - margin;
+        }
     }
     // Ranges rise from query to query, but the first ones may be empty.
     let filled = || ranges.iter().filter(|range| !range.is_empty());

@@ -1,11 +1,16 @@
 //! Which keys a query sees exactly.
 
-use std::ops::Range;
+use std::{fmt, ops::Range, str::FromStr};
 
 use crate::AttentionError;
 
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "String", into = "String")
+)]
 #[non_exhaustive]
 pub enum Window {
     /// The most recent keys, the query's own included: this many, at least one.
@@ -17,6 +22,46 @@ pub enum Window {
         /// Block length as a share of the prompt, in (0, 1].
         scale: f32,
     },
+}
+
+/// `64`, or `block:0.05`.
+impl fmt::Display for Window {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Sliding(keys) => write!(f, "{keys}"),
+            Self::Block { scale } => write!(f, "block:{scale}"),
+        }
+    }
+}
+
+impl FromStr for Window {
+    type Err = AttentionError;
+
+    fn from_str(text: &str) -> Result<Self, AttentionError> {
+        let expected = "a number of keys >= 1, or block:SCALE with a SCALE in (0, 1]";
+        let window = match text.strip_prefix("block:") {
+            Some(scale) => scale.parse().ok().map(|scale| Self::Block { scale }),
+            None => text.parse().ok().map(Self::Sliding),
+        };
+        let window = window.filter(|window| window.check().is_ok());
+        window.ok_or_else(|| AttentionError::Name { what: "window", expected, got: text.to_owned() })
+    }
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<String> for Window {
+    type Error = AttentionError;
+
+    fn try_from(text: String) -> Result<Self, AttentionError> {
+        text.parse()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<Window> for String {
+    fn from(window: Window) -> Self {
+        window.to_string()
+    }
 }
 
 impl Window {
@@ -138,6 +183,16 @@ mod tests {
             for position in 0..100 {
                 assert!((position..120).all(|later| window.start(later) >= window.needed_from(position)));
             }
+        }
+    }
+
+    #[test]
+    fn windows_read_back_what_they_write() {
+        for text in ["64", "block:0.05"] {
+            assert_eq!(text.parse::<Window>().unwrap().to_string(), text);
+        }
+        for bad in ["0", "-1", "", "block", "block:", "block:0", "block:1.5", "block:nan", "1.5"] {
+            assert!(bad.parse::<Window>().is_err(), "{bad}");
         }
     }
 

@@ -4,11 +4,12 @@
 //! of up to a few hundred terms stay within 2e-5.
 
 use deltallm_attn::{
-    AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, ThresholdPolicy, Window, attend_dense,
-    attend_hybrid, query_tile,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    ElementType, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, SkipMargin,
+    ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
     reference::{Method, attention},
 };
+use deltallm_core::{ErrorBound, QueryLimits, TargetSparsity};
 use proptest::prelude::*;
 
 const TOLERANCE: f64 = 2e-5;
@@ -129,6 +130,13 @@ fn windows() -> impl Strategy<Value = Window> {
     ]
 }
 
+fn margins() -> impl Strategy<Value = SkipMargin> {
+    prop_oneof![
+        (0.2_f32..4.0).prop_map(SkipMargin::Fixed),
+        (0.0_f32..4.0).prop_map(|slack| SkipMargin::Length { slack }),
+    ]
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
@@ -177,18 +185,24 @@ proptest! {
 
     #[test]
     fn skipping_equals_the_reference(
-        shape in shapes(), tokens in 1_usize..300, seed: u64, margin in 0.2_f32..4.0, window in 1_usize..40, one_by_one: bool,
+        shape in shapes(), tokens in 1_usize..300, seed: u64, margin in margins(), window in 1_usize..40,
+        one_by_one: bool,
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
         let tile = if one_by_one { 1 } else { query_tile(shape.group()) };
         let method = Method {
             thresholds: thresholds(shape, 0.4), window: Some(Window::Sliding(window)), sinks: 2,
-            skip_margin: Some(f64::from(margin)), tile, ..Method::dense(&shape)
+            skip_margin: Some(margin), tile, ..Method::dense(&shape)
         };
         let (expected, skipped) = inputs.reference(&method);
         // A score within rounding of the margin may fall on either side: such inputs prove nothing.
-        let near = |by: f64| {
-            let moved = Method { skip_margin: Some(f64::from(margin) + by), ..method.clone() };
+        let near = |by: f32| {
+            let moved = match margin {
+                SkipMargin::Length { slack } => SkipMargin::Length { slack: slack - by },
+                SkipMargin::Fixed(margin) => SkipMargin::Fixed(margin + by),
+                other => panic!("{other}"),
+            };
+            let moved = Method { skip_margin: Some(moved), ..method.clone() };
             inputs.reference(&moved).1
         };
         prop_assume!(near(1e-4) == skipped && near(-1e-4) == skipped);
@@ -325,7 +339,10 @@ fn after_the_prompt_a_block_window_slides() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let tokens = 300;
     let inputs = Inputs::new(smollm(), tokens, 5);
-    let config = HybridConfig { skip_margin: Some(2.0), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+    let config = HybridConfig {
+        skip_margin: Some(SkipMargin::Fixed(2.0)),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    };
     let run = |parallel| {
         let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), ElementType::F32) };
         let mut dense = DenseAttention::new(&options).unwrap();
@@ -434,7 +451,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
-        skip_margin: Some(5.0),
+        skip_margin: Some(SkipMargin::Length { slack: 1.0 }),
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
     };
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
@@ -468,6 +485,50 @@ fn equal_scores_and_denormals_are_ordinary() {
                     assert!((y - 1.5).abs() < 1e-5, "{simd} {x}: {y}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn a_target_is_met_and_the_bound_of_the_moment_holds() {
+    let shape = AttentionShape::new(2, 1, 64).unwrap();
+    let inputs = Inputs::new(shape, 700, 3);
+    let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
+    let mut kernel = HybridAttention::new(
+        &options(shape, SimdLevel::best(), ElementType::F32),
+        &HybridConfig::new(policy),
+    )
+    .unwrap();
+    inputs.run(&mut kernel, &[512, 700]);
+    let zeros = kernel.stats().total().zero_fraction();
+    assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
+}
+
+#[test]
+fn scores_beyond_their_bound_are_refused_and_others_are_not() {
+    let shape = AttentionShape::new(2, 1, 4).unwrap();
+    let inputs = Inputs::new(shape, 50, 5);
+    // The limits of these queries, and half of them.
+    let scale = 0.5;
+    let largest = inputs.q.iter().fold(0.0_f32, |max, q| max.max(q.abs())) * scale;
+    for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
+        let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
+        let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
+        let options = options(shape, SimdLevel::best(), ElementType::F32);
+        let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();
+        let mut out = vec![0.0; inputs.q.len()];
+        let result = kernel.forward_heads(
+            HeadsView::new(&inputs.q, [50, 2, 4]).unwrap(),
+            view(&inputs.k),
+            view(&inputs.v),
+            HeadsViewMut::new(&mut out, [50, 2, 4]).unwrap(),
+        );
+        match result {
+            Ok(()) => assert!(fits && kernel.len() == 50),
+            Err(AttentionError::ScoreBound { epsilon: 0.3, .. }) => assert!(!fits && kernel.is_empty()),
+            Err(other) => panic!("{other}"),
         }
     }
 }

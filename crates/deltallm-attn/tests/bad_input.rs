@@ -2,8 +2,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ElementType, HeadsView, HybridAttention, HybridConfig, MemoryBudget, SimdLevel, ThresholdPolicy, Window,
-    attend_dense,
+    ElementType, HeadsView, HybridAttention, HybridConfig, MemoryBudget, SimdLevel, SkipMargin,
+    ThresholdPolicy, Window, attend_dense,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
 use ndarray::Array3;
@@ -264,8 +264,10 @@ fn settings_out_of_range_are_refused() {
         ] {
             assert!(matches!(DenseAttention::new(&options), Err(AttentionError::Setting { .. })));
         }
-        let config =
-            HybridConfig { skip_margin: Some(bad), ..HybridConfig::new(ThresholdPolicy::Uniform(0.1)) };
+        let config = HybridConfig {
+            skip_margin: Some(SkipMargin::Fixed(bad)),
+            ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
+        };
         assert!(matches!(HybridAttention::new(&options, &config), Err(AttentionError::Setting { .. })));
     }
     let no_window =

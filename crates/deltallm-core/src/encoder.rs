@@ -1,6 +1,6 @@
 //! The element rule of delta coding, one key at a time.
 
-use crate::{CoreError, ElementType};
+use crate::{CoreError, ElementType, HeadThresholds};
 
 /// Codes the keys of one kv head: a channel is transmitted when it has moved by more than its threshold since it was
 /// last transmitted (`docs/method.md`, equation 1).
@@ -15,33 +15,33 @@ use crate::{CoreError, ElementType};
 /// (equation 2).
 #[derive(Debug, Clone)]
 pub struct DeltaEncoder {
-    thresholds: Vec<f32>,
+    thresholds: HeadThresholds,
     element: ElementType,
     reference: Vec<f32>,
     sent: ChannelMask,
-    started: bool,
+    /// Keys coded, and the entries transmitted for them.
+    tokens: usize,
+    nonzeros: usize,
 }
 
 impl DeltaEncoder {
-    /// An encoder with one threshold per channel, in the units of the keys.
+    /// An encoder with one threshold per channel, in the units of the keys: a `Vec<f32>` of fixed ones, or
+    /// [`HeadThresholds`] that follow a target.
     ///
     /// # Errors
     /// [`CoreError::Threshold`] for a threshold that is negative, NaN or infinite; [`CoreError::Channels`] for an
-    /// empty list.
-    pub fn new(thresholds: Vec<f32>, element: ElementType) -> Result<Self, CoreError> {
-        if thresholds.is_empty() {
-            return Err(CoreError::Channels { expected: 1, got: 0 });
-        }
-        if let Some(index) = thresholds.iter().position(|t| !(t.is_finite() && *t >= 0.0)) {
-            return Err(CoreError::Threshold { index, got: thresholds[index] });
-        }
-        let channels = thresholds.len();
+    /// empty list; [`CoreError::ZeroFraction`] for a target outside of 0..=1.
+    pub fn new(thresholds: impl Into<HeadThresholds>, element: ElementType) -> Result<Self, CoreError> {
+        let thresholds = thresholds.into();
+        thresholds.check()?;
+        let channels = thresholds.start.len();
         Ok(Self {
             thresholds,
             element,
             reference: vec![0.0; channels],
             sent: ChannelMask::new(channels),
-            started: false,
+            tokens: 0,
+            nonzeros: 0,
         })
     }
 
@@ -61,20 +61,22 @@ impl DeltaEncoder {
             return Err(CoreError::Channels { expected, got: key.len() });
         }
         self.element.check(key)?;
+        let (started, factor) = (self.tokens > 0, self.thresholds.factor(self.tokens, self.nonzeros));
         for (word, first) in self.sent.words.iter_mut().zip((0..).step_by(64)) {
             let last = expected.min(first + 64);
             let (key, reference) = (&key[first..last], &mut self.reference[first..last]);
             let mut bits = 0;
             for (j, ((k, r), theta)) in
-                key.iter().zip(reference).zip(&self.thresholds[first..last]).enumerate()
+                key.iter().zip(reference).zip(&self.thresholds.start[first..last]).enumerate()
             {
-                let moved = (k - *r).abs() > *theta || (!self.started && *k != 0.0);
+                let moved = (k - *r).abs() > *theta * factor || (!started && *k != 0.0);
                 bits |= u64::from(moved) << j;
                 *r = if moved { self.element.round(*k) } else { *r };
             }
             *word = bits;
         }
-        self.started = true;
+        self.tokens += 1;
+        self.nonzeros += self.sent.count();
         Ok(&self.sent)
     }
 
@@ -88,9 +90,10 @@ impl DeltaEncoder {
         &self.sent
     }
 
-    /// The thresholds, `[channels]`.
-    pub fn thresholds(&self) -> &[f32] {
-        &self.thresholds
+    /// The thresholds that the next key will be held to, `[channels]`.
+    pub fn thresholds(&self) -> Vec<f32> {
+        let factor = self.thresholds.factor(self.tokens, self.nonzeros);
+        self.thresholds.start.iter().map(|theta| theta * factor).collect()
     }
 
     /// The element type of the store the encoder writes for.
@@ -98,9 +101,10 @@ impl DeltaEncoder {
         self.element
     }
 
-    /// Goes back to the state in which `reconstruction` was current, or to the start with `None`.
-    pub(crate) fn rewind(&mut self, reconstruction: Option<&[f32]>) {
-        self.started = reconstruction.is_some();
+    /// Goes back to the state in which `tokens` keys had been coded with `nonzeros` entries and the last reconstruction
+    /// was `reconstruction` (none if there was no key).
+    pub(crate) fn rewind(&mut self, tokens: usize, nonzeros: usize, reconstruction: Option<&[f32]>) {
+        (self.tokens, self.nonzeros) = (tokens, nonzeros);
         match reconstruction {
             Some(row) => self.reference.copy_from_slice(row),
             None => self.reference.fill(0.0),

@@ -36,6 +36,20 @@ pub enum CoreError {
         /// The offending threshold.
         got: f32,
     },
+    /// A target that is not a share.
+    #[error("zero fraction: expected a number in 0..=1, got {got}")]
+    ZeroFraction {
+        /// The target that was passed.
+        got: f32,
+    },
+    /// A score error bound, or a limit of a query, that is not a positive number.
+    #[error("{what}: expected a finite number > 0, got {got}")]
+    ScoreBound {
+        /// Which number.
+        what: &'static str,
+        /// The number that was passed.
+        got: f32,
+    },
     /// A threshold profile has been made for other dimensions.
     #[error("threshold profile: expected {what} = {expected}, got {got}")]
     ProfileShape {

@@ -6,7 +6,8 @@
 //! 1. [`DeltaEncoder`]: the element rule, one key at a time, with the reconstruction and its bound.
 //! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere; [`DeltaStream`] is one
 //!    block unpacked for arithmetic.
-//! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets.
+//! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
+//!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
 //! 4. [`PagedRows`] and [`ElementType`]: uncoded keys and values, in f32, f16 or bf16.
 //! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`]: bytes, planned before and charged while running.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
@@ -23,25 +24,31 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bound;
 mod budget;
 mod elements;
 mod encoder;
 mod error;
 mod footprint;
 mod matrix;
+mod profile;
 mod rows;
 mod stats;
+mod target;
 mod threshold;
 
+pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{Charge, MemoryBudget};
 pub use elements::{ElementType, Elements};
 pub use encoder::{ChannelMask, DeltaEncoder};
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
 pub use matrix::{DeltaMatrix, DeltaStream};
+pub use profile::{ModelFingerprint, ThresholdProfile};
 pub use rows::PagedRows;
 pub use stats::{HeadSparsity, SparsityStats};
-pub use threshold::{ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+pub use target::TargetSparsity;
+pub use threshold::{HeadThresholds, ThresholdPolicy};
 
 /// Tokens in one block of the cache: a page of rows, and the distance between two key frames of a delta matrix.
 pub const BLOCK_TOKENS: usize = 64;

@@ -1,7 +1,7 @@
 //! The delta matrix: the coded keys of one kv head.
 
 use crate::{
-    BLOCK_TOKENS, Charge, CoreError, DeltaEncoder, ElementType, Elements,
+    BLOCK_TOKENS, Charge, CoreError, DeltaEncoder, ElementType, Elements, HeadThresholds,
     budget::reserve_slot,
     encoder::{bits, words},
 };
@@ -49,8 +49,8 @@ impl DeltaMatrix {
     /// An empty matrix; `thresholds` is `[channels]`, in the units of the keys.
     ///
     /// # Errors
-    /// [`CoreError::Threshold`] for a threshold that is negative, NaN or infinite.
-    pub fn new(thresholds: Vec<f32>, element: ElementType) -> Result<Self, CoreError> {
+    /// As [`DeltaEncoder::new`].
+    pub fn new(thresholds: impl Into<HeadThresholds>, element: ElementType) -> Result<Self, CoreError> {
         let encoder = DeltaEncoder::new(thresholds, element)?;
         Ok(Self { encoder, sealed: Vec::new(), open: Block::with_capacity(element, 0, 0, 0) })
     }
@@ -58,6 +58,11 @@ impl DeltaMatrix {
     /// Channels of a key.
     pub fn channels(&self) -> usize {
         self.encoder.channels()
+    }
+
+    /// The thresholds that the next key will be held to, `[channels]`.
+    pub fn thresholds(&self) -> Vec<f32> {
+        self.encoder.thresholds()
     }
 
     /// Tokens coded.
@@ -148,7 +153,8 @@ impl DeltaMatrix {
         if self.open_tokens() > 0 {
             self.open.reconstruct(channels, &mut rows);
         }
-        self.encoder.rewind((len > 0).then(|| &rows[rows.len() - channels..]));
+        let nonzeros = self.nonzeros();
+        self.encoder.rewind(len, nonzeros, (len > 0).then(|| &rows[rows.len() - channels..]));
         Ok(())
     }
 

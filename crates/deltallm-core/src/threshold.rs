@@ -1,10 +1,26 @@
 //! Which threshold each layer, kv head and channel gets.
 
-use std::{fmt, str::FromStr, sync::Arc};
+use std::{ops::Range, sync::Arc};
 
-use crate::CoreError;
+use crate::{CoreError, ErrorBound, TargetSparsity, ThresholdProfile};
 
 /// Where the thresholds of the delta encoders come from.
+///
+/// ```
+/// use deltallm_core::{DeltaEncoder, ElementType, TargetSparsity, ThresholdPolicy};
+///
+/// // Half of the entries are to be zero, whatever the keys are like.
+/// let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.5));
+/// let [head] = &policy.for_layer(0, 1, 64)?[..] else { panic!("one kv head") };
+/// let mut encoder = DeltaEncoder::new(head.clone(), ElementType::F32)?;
+/// let mut sent = 0;
+/// for t in 0..1000 {
+///     let key: Vec<f32> = (0..64).map(|j| (0.1 * (t * (j + 1)) as f32).sin()).collect();
+///     sent += encoder.encode(&key)?.count();
+/// }
+/// assert!((0.49..0.51).contains(&(sent as f32 / 64_000.0)));
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ThresholdPolicy {
@@ -12,277 +28,101 @@ pub enum ThresholdPolicy {
     Uniform(f32),
     /// One value per layer, kv head and channel, from a calibration.
     Profile(Arc<ThresholdProfile>),
+    /// Thresholds that rise and fall until the wanted share of entries is zero.
+    TargetSparsity(TargetSparsity),
+    /// Thresholds that keep every score within a bound.
+    ErrorBound(ErrorBound),
 }
 
 impl ThresholdPolicy {
-    /// Thresholds of one layer, `[kv_heads][head_dim]`.
+    /// Thresholds of one layer, one per kv head.
     ///
     /// # Errors
     /// [`CoreError::Threshold`] for a value that is negative or not finite, [`CoreError::ProfileShape`] when a profile
-    /// has other dimensions or too few layers.
+    /// has other dimensions or too few layers, and what [`TargetSparsity`] and [`ErrorBound`] refuse.
     pub fn for_layer(
         &self,
         layer: usize,
         kv_heads: usize,
         head_dim: usize,
-    ) -> Result<Vec<Vec<f32>>, CoreError> {
+    ) -> Result<Vec<HeadThresholds>, CoreError> {
+        let fixed = |heads: &[f32]| heads.chunks_exact(head_dim).map(|head| head.to_vec().into()).collect();
         match self {
-            Self::Uniform(theta) if theta.is_finite() && *theta >= 0.0 => {
-                Ok(vec![vec![*theta; head_dim]; kv_heads])
+            Self::Uniform(theta) => {
+                let head = HeadThresholds::from(vec![*theta; head_dim]);
+                head.check()?;
+                Ok(vec![head; kv_heads])
             }
-            Self::Uniform(theta) => Err(CoreError::Threshold { index: 0, got: *theta }),
-            Self::Profile(profile) => {
-                profile.check_shape(profile.layers.max(layer + 1), kv_heads, head_dim)?;
-                let heads = profile.thresholds.chunks_exact(head_dim).skip(layer * kv_heads);
-                Ok(heads.take(kv_heads).map(<[f32]>::to_vec).collect())
-            }
+            Self::Profile(profile) => profile.layer(layer, kv_heads, head_dim).map(fixed),
+            Self::TargetSparsity(target) => target.for_layer(layer, kv_heads, head_dim),
+            Self::ErrorBound(bound) => bound.for_layer(layer, kv_heads, head_dim),
         }
     }
 }
 
-/// Calibrated thresholds, `[layers, kv_heads, head_dim]`, tied to the model they were made for.
-///
-/// With the feature `serde` it reads and writes as JSON; every check of [`new`](Self::new) is made again on reading.
+/// Thresholds of one kv head: fixed, or led to a target.
 #[derive(Debug, Clone, PartialEq)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "StoredProfile", into = "StoredProfile")
-)]
-pub struct ThresholdProfile {
-    model: ModelFingerprint,
-    layers: usize,
-    kv_heads: usize,
-    head_dim: usize,
-    thresholds: Vec<f32>,
+pub struct HeadThresholds {
+    /// `[channels]`, in the units of the keys: where a target starts from.
+    pub(crate) start: Vec<f32>,
+    target: Option<f32>,
 }
 
-impl ThresholdProfile {
-    /// A profile of `layers * kv_heads * head_dim` thresholds in row-major order.
+impl From<Vec<f32>> for HeadThresholds {
+    /// Thresholds that stay as they are.
+    fn from(start: Vec<f32>) -> Self {
+        Self { start, target: None }
+    }
+}
+
+impl HeadThresholds {
+    /// How strongly a deviation from the target moves the thresholds: the logarithm of their common factor changes by
+    /// this much for every token's worth of missing zeros. It grows with the tokens, because what is missing in the end
+    /// is what the logarithm has to make up divided by the gain; more than this and the thresholds would swing.
+    const GAIN: Range<f64> = 0.2..0.6;
+    /// Tokens over which the gain grows.
+    const GAIN_TOKENS: f64 = 512.0;
+    /// The factor stays within `exp` of plus or minus this.
+    const RANGE: f64 = 12.0;
+
+    /// Thresholds that all grow and shrink by one factor until the share `zero_fraction` of all entries is zero.
+    pub fn with_target(start: Vec<f32>, zero_fraction: f32) -> Self {
+        Self { start, target: Some(zero_fraction) }
+    }
+
+    /// The zero fraction that is aimed at.
+    pub fn target(&self) -> Option<f32> {
+        self.target
+    }
+
+    /// The thresholds, `[channels]`; with a target, those it starts from.
+    pub fn start(&self) -> &[f32] {
+        &self.start
+    }
+
+    pub(crate) fn check(&self) -> Result<(), CoreError> {
+        if self.start.is_empty() {
+            return Err(CoreError::Channels { expected: 1, got: 0 });
+        }
+        if let Some(index) = self.start.iter().position(|t| !(t.is_finite() && *t >= 0.0)) {
+            return Err(CoreError::Threshold { index, got: self.start[index] });
+        }
+        match self.target {
+            Some(got) if !(0.0..=1.0).contains(&got) => Err(CoreError::ZeroFraction { got }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the thresholds are multiplied by after `tokens` keys with `nonzeros` transmitted entries.
     ///
-    /// # Errors
-    /// [`CoreError::ProfileShape`] for a wrong count, [`CoreError::Threshold`] for a negative or non-finite value.
-    pub fn new(
-        model: ModelFingerprint,
-        [layers, kv_heads, head_dim]: [usize; 3],
-        thresholds: Vec<f32>,
-    ) -> Result<Self, CoreError> {
-        let shape = |what, expected, got| Err(CoreError::ProfileShape { what, expected, got });
-        for (what, size) in [("layers", layers), ("kv_heads", kv_heads), ("head_dim", head_dim)] {
-            if size == 0 {
-                return shape(what, 1, 0);
-            }
-        }
-        let expected = layers.saturating_mul(kv_heads).saturating_mul(head_dim);
-        if thresholds.len() != expected {
-            return shape("thresholds", expected, thresholds.len());
-        }
-        if let Some(index) = thresholds.iter().position(|t| !(t.is_finite() && *t >= 0.0)) {
-            return Err(CoreError::Threshold { index, got: thresholds[index] });
-        }
-        Ok(Self { model, layers, kv_heads, head_dim, thresholds })
-    }
-
-    /// The model the profile was made for.
-    pub fn model(&self) -> ModelFingerprint {
-        self.model
-    }
-
-    /// All thresholds, `[layers, kv_heads, head_dim]`.
-    pub fn thresholds(&self) -> &[f32] {
-        &self.thresholds
-    }
-
-    /// Checks that the profile belongs to a model of this fingerprint and shape.
-    ///
-    /// # Errors
-    /// [`CoreError::ProfileModel`] or [`CoreError::ProfileShape`], naming what was expected and what the profile has.
-    pub fn check(
-        &self,
-        model: ModelFingerprint,
-        [layers, kv_heads, head_dim]: [usize; 3],
-    ) -> Result<(), CoreError> {
-        if self.model != model {
-            return Err(CoreError::ProfileModel { expected: model, got: self.model });
-        }
-        self.check_shape(layers, kv_heads, head_dim)
-    }
-
-    fn check_shape(&self, layers: usize, kv_heads: usize, head_dim: usize) -> Result<(), CoreError> {
-        for (what, expected, got) in [
-            ("layers", layers, self.layers),
-            ("kv_heads", kv_heads, self.kv_heads),
-            ("head_dim", head_dim, self.head_dim),
-        ] {
-            if expected != got {
-                return Err(CoreError::ProfileShape { what, expected, got });
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Names a model by its configuration; written as 16 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
-)]
-pub struct ModelFingerprint(pub u64);
-
-impl fmt::Display for ModelFingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for ModelFingerprint {
-    type Err = CoreError;
-
-    fn from_str(text: &str) -> Result<Self, CoreError> {
-        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(Self).ok_or_else(|| {
-            CoreError::UnknownName {
-                what: "model fingerprint",
-                expected: "16 hexadecimal digits",
-                got: text.to_owned(),
-            }
-        })
-    }
-}
-
-#[cfg(feature = "serde")]
-mod stored {
-    //! The JSON form of a profile.
-
-    use super::{CoreError, ModelFingerprint, ThresholdProfile};
-
-    /// Version of the JSON form that is written, and the only one that is read.
-    const VERSION: usize = 1;
-
-    #[derive(serde::Serialize, serde::Deserialize)]
-    #[serde(deny_unknown_fields)]
-    pub(super) struct StoredProfile {
-        version: usize,
-        model: ModelFingerprint,
-        layers: usize,
-        kv_heads: usize,
-        head_dim: usize,
-        thresholds: Vec<f32>,
-    }
-
-    impl TryFrom<StoredProfile> for ThresholdProfile {
-        type Error = CoreError;
-
-        fn try_from(stored: StoredProfile) -> Result<Self, CoreError> {
-            if stored.version != VERSION {
-                return Err(CoreError::ProfileShape {
-                    what: "version",
-                    expected: VERSION,
-                    got: stored.version,
-                });
-            }
-            Self::new(stored.model, [stored.layers, stored.kv_heads, stored.head_dim], stored.thresholds)
-        }
-    }
-
-    impl From<ThresholdProfile> for StoredProfile {
-        fn from(profile: ThresholdProfile) -> Self {
-            let ThresholdProfile { model, layers, kv_heads, head_dim, thresholds } = profile;
-            Self { version: VERSION, model, layers, kv_heads, head_dim, thresholds }
-        }
-    }
-
-    impl TryFrom<String> for ModelFingerprint {
-        type Error = CoreError;
-
-        fn try_from(text: String) -> Result<Self, CoreError> {
-            text.parse()
-        }
-    }
-
-    impl From<ModelFingerprint> for String {
-        fn from(model: ModelFingerprint) -> Self {
-            model.to_string()
-        }
-    }
-}
-
-#[cfg(feature = "serde")]
-use stored::StoredProfile;
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MODEL: ModelFingerprint = ModelFingerprint(7);
-
-    fn profile() -> ThresholdProfile {
-        ThresholdProfile::new(MODEL, [2, 2, 3], (0..12).map(|i| i as f32).collect()).unwrap()
-    }
-
-    #[test]
-    fn a_profile_is_cut_by_layer_and_head() {
-        let policy = ThresholdPolicy::Profile(Arc::new(profile()));
-        assert_eq!(policy.for_layer(1, 2, 3).unwrap(), [[6., 7., 8.], [9., 10., 11.]]);
-    }
-
-    #[test]
-    fn a_profile_for_another_shape_is_refused() {
-        let policy = ThresholdPolicy::Profile(Arc::new(profile()));
-        for (layer, kv_heads, head_dim, what) in
-            [(2, 2, 3, "layers"), (0, 3, 3, "kv_heads"), (0, 2, 4, "head_dim")]
-        {
-            match policy.for_layer(layer, kv_heads, head_dim) {
-                Err(CoreError::ProfileShape { what: got, .. }) => assert_eq!(got, what),
-                other => panic!("{other:?}"),
-            }
-        }
-    }
-
-    #[test]
-    fn a_profile_for_another_model_is_refused() {
-        let error = profile().check(ModelFingerprint(8), [2, 2, 3]).unwrap_err();
-        assert_eq!(error, CoreError::ProfileModel { expected: ModelFingerprint(8), got: MODEL });
-        assert!(error.to_string().contains("0000000000000008"), "{error}");
-        profile().check(MODEL, [2, 2, 3]).unwrap();
-    }
-
-    #[test]
-    fn bad_thresholds_are_refused() {
-        for bad in [-0.5, f32::NAN, f32::INFINITY] {
-            assert!(matches!(
-                ThresholdPolicy::Uniform(bad).for_layer(0, 1, 1),
-                Err(CoreError::Threshold { index: 0, .. })
-            ));
-            assert!(matches!(
-                ThresholdProfile::new(MODEL, [1, 1, 2], vec![0.0, bad]),
-                Err(CoreError::Threshold { index: 1, .. })
-            ));
-        }
-        assert!(matches!(
-            ThresholdProfile::new(MODEL, [1, 2, 3], vec![0.0; 5]),
-            Err(CoreError::ProfileShape { what: "thresholds", expected: 6, got: 5 })
-        ));
-        assert!(ThresholdProfile::new(MODEL, [usize::MAX, 2, 3], vec![0.0; 6]).is_err());
-    }
-
-    #[cfg(feature = "serde")]
-    #[test]
-    fn json_reads_back_and_is_checked() {
-        let json = serde_json::to_string(&profile()).unwrap();
-        assert_eq!(serde_json::from_str::<ThresholdProfile>(&json).unwrap(), profile());
-        for (from, to, complaint) in [
-            ("\"version\":1", "\"version\":2", "version = 1, got 2"),
-            ("\"layers\":2", "\"layers\":3", "thresholds = 18, got 12"),
-            ("11.0", "-11.0", "finite number >= 0, got -11"),
-            ("\"layers\"", "\"stories\"", "unknown field"),
-            ("0000000000000007", "seven", "16 hexadecimal digits"),
-        ] {
-            let error =
-                serde_json::from_str::<ThresholdProfile>(&json.replace(from, to)).unwrap_err().to_string();
-            assert!(error.contains(complaint), "{error}");
-        }
+    /// An integral controller: the logarithm of the factor is proportional to the zeros that are missing so far. That sum
+    /// follows from the two counts alone, so a cache that is cut back needs no history to be in the same state again.
+    pub(crate) fn factor(&self, tokens: usize, nonzeros: usize) -> f32 {
+        let Some(target) = self.target else { return 1.0 };
+        let zeros = tokens as f64 - nonzeros as f64 / self.start.len() as f64;
+        let missing = f64::from(target) * tokens as f64 - zeros;
+        let grown = (tokens as f64 / Self::GAIN_TOKENS).min(1.0);
+        let gain = Self::GAIN.start + (Self::GAIN.end - Self::GAIN.start) * grown;
+        (gain * missing).clamp(-Self::RANGE, Self::RANGE).exp() as f32
     }
 }

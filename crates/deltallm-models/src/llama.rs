@@ -93,6 +93,11 @@ impl Llama {
         &self.config
     }
 
+    /// The model's weights.
+    pub fn weights(&self) -> &LlamaWeights {
+        &self.weights
+    }
+
     /// Head counts of every layer, for making attention kernels.
     pub fn attention_shape(&self) -> AttentionShape {
         self.shape

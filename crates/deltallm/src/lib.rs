@@ -31,12 +31,13 @@ pub use deltallm_core as core;
 pub use deltallm_models as models;
 
 pub use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, Window, attend_dense, attend_hybrid,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
+    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, LayerPlan, PaperRule, SimdLevel,
+    SkipMargin, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    CachePlan, CoreError, ElementType, Footprint, KeyPlan, MemoryBudget, ModelFingerprint, SparsityStats,
-    ThresholdPolicy, ThresholdProfile,
+    CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, MemoryBudget, ModelFingerprint,
+    QueryLimits, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 
 /// The code in the README and in the guide for engines, compiled and run as tests.

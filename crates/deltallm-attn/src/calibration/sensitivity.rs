@@ -1,0 +1,180 @@
+//! What an error in a key channel does to the output of its layer.
+
+use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Slice, Zip};
+
+use crate::{AttentionOptions, AttentionShape};
+
+/// Queries whose probabilities are in memory at a time.
+const QUERY_ROWS: usize = 128;
+
+/// Sums the sensitivity of one layer's key channels over calibration texts (`docs/method.md`, equations 7 and 8).
+///
+/// An error `e` in channel `j` of a far key `t` moves the score of query `m` by `scale q_m[j] e`, the probability
+/// `p(m,t)` in proportion, and the layer's output by `p(m,t) scale q_m[j] e · Wo (v_t - o_m)`. Errors of different keys
+/// are taken as independent, so their squares add up.
+#[derive(Debug, Clone)]
+pub struct Sensitivity {
+    shape: AttentionShape,
+    scale: f32,
+    softcap: Option<f32>,
+    window: usize,
+    sinks: usize,
+    /// Every so many queries one is looked at.
+    stride: usize,
+    /// `Wo^T Wo` of each query head, `[head_dim, head_dim]`.
+    grams: Vec<Array2<f32>>,
+    sums: ChannelWeights,
+    /// Squared norms of the residual stream.
+    residuals: Vec<f32>,
+}
+
+/// Weights of the key channels of one layer, `[kv_heads, head_dim]` in row-major order: the mean over the calibration
+/// queries of what a unit error in the channel does, squared.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ChannelWeights {
+    /// `q[j]^2` times the attention mass beyond window and sinks. Needs probabilities only.
+    pub mass: Vec<f64>,
+    /// `q[j]^2 sum_t p_t^2 |Wo (v_t - o)|^2` over the keys beyond window and sinks, relative to the median squared norm of
+    /// the residual stream.
+    pub output: Vec<f64>,
+}
+
+impl Sensitivity {
+    /// For a layer whose output projection is `output`, `[hidden_size, heads * head_dim]`, seen with a sliding window of
+    /// `window` keys and `sinks` sinks. Every `stride`-th query (at least 1) is looked at.
+    ///
+    /// # Panics
+    /// If `output` does not have `heads * head_dim` columns.
+    pub fn new(
+        options: &AttentionOptions,
+        [window, sinks]: [usize; 2],
+        output: ArrayView2<f32>,
+        stride: usize,
+    ) -> Self {
+        let (shape, d) = (options.shape, options.shape.head_dim());
+        assert_eq!(output.ncols(), shape.heads() * d, "columns of the output projection");
+        let grams = (0..shape.heads())
+            .map(|head| {
+                let part = output.slice_axis(Axis(1), Slice::from(head * d..(head + 1) * d));
+                part.t().dot(&part)
+            })
+            .collect();
+        let zeros = vec![0.0; shape.kv_heads() * d];
+        Self {
+            shape,
+            scale: options.scale,
+            softcap: options.softcap,
+            window,
+            sinks,
+            stride: stride.max(1),
+            grams,
+            sums: ChannelWeights { mass: zeros.clone(), output: zeros },
+            residuals: Vec::new(),
+        }
+    }
+
+    /// Adds one text: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]` (after RoPE), and
+    /// `residual` is the stream that the layer's output is added to, `[tokens, hidden_size]`.
+    pub fn add(
+        &mut self,
+        q: ArrayView3<f32>,
+        k: ArrayView3<f32>,
+        v: ArrayView3<f32>,
+        residual: ArrayView2<f32>,
+    ) {
+        self.residuals.extend(residual.outer_iter().map(|row| row.dot(&row)));
+        let heads: Vec<usize> = (0..self.shape.heads()).collect();
+        let sums = map(&heads, |&head| {
+            let kv_head = head / self.shape.group();
+            let part = |x: &ArrayView3<f32>, head| x.index_axis(Axis(1), head).to_owned();
+            self.head_sums(&part(&q, head), &part(&k, kv_head), &part(&v, kv_head), &self.grams[head])
+        });
+        let d = self.shape.head_dim();
+        for (head, [mass, output]) in sums.iter().enumerate() {
+            let channels = head / self.shape.group() * d..(head / self.shape.group() + 1) * d;
+            let add = |sum: &mut [f64], more: &[f64]| sum.iter_mut().zip(more).for_each(|(s, m)| *s += m);
+            add(&mut self.sums.mass[channels.clone()], mass);
+            add(&mut self.sums.output[channels], output);
+        }
+    }
+
+    /// The sums of one query head: `q`, `k`, `v` are `[tokens, head_dim]`, `gram` is `Wo^T Wo`.
+    fn head_sums(
+        &self,
+        q: &Array2<f32>,
+        k: &Array2<f32>,
+        v: &Array2<f32>,
+        gram: &Array2<f32>,
+    ) -> [Vec<f64>; 2] {
+        let (tokens, d) = k.dim();
+        let values = v.dot(gram); // of token t: G v_t
+        let norms: Vec<f32> = v.outer_iter().zip(values.outer_iter()).map(|(v, g)| v.dot(&g)).collect();
+        let [mut mass, mut output] = [vec![0.0; d], vec![0.0; d]];
+        // Before this position no key is far.
+        let first = self.window + self.sinks;
+        let rows: Vec<usize> = (first..tokens).step_by(self.stride).collect();
+        for rows in rows.chunks(QUERY_ROWS) {
+            let seen = Slice::from(..rows[rows.len() - 1] + 1);
+            let q = q.select(Axis(0), rows);
+            let mut p = q.dot(&k.slice_axis(Axis(0), seen).t());
+            for (mut p, &position) in p.outer_iter_mut().zip(rows) {
+                self.softmax(p.as_slice_mut().unwrap_or_default(), position);
+            }
+            let out = p.dot(&v.slice_axis(Axis(0), seen));
+            let cross = out.dot(&values.slice_axis(Axis(0), seen).t()); // of query m and token t: o_m G v_t
+            let own = (&out.dot(gram) * &out).sum_axis(Axis(1)); // of query m: o_m G o_m
+            Zip::from(p.rows()).and(cross.rows()).and(&own).and(q.rows()).and(rows).for_each(
+                |p, cross, own, q, &position| {
+                    let (mut far_mass, mut far_output) = (0.0_f64, 0.0_f64);
+                    for t in self.sinks..position + 1 - self.window {
+                        far_mass += f64::from(p[t]);
+                        far_output += f64::from(p[t] * p[t] * (norms[t] - 2.0 * cross[t] + own).max(0.0));
+                    }
+                    for (j, q) in q.iter().enumerate() {
+                        let q = f64::from(*q * *q);
+                        mass[j] += q * far_mass;
+                        output[j] += q * far_output;
+                    }
+                },
+            );
+        }
+        [mass, output]
+    }
+
+    /// Turns the products `q . k` of the query at `position` into probabilities; later keys get none.
+    fn softmax(&self, row: &mut [f32], position: usize) {
+        let (seen, later) = row.split_at_mut(position + 1);
+        later.fill(0.0);
+        for x in seen.iter_mut() {
+            *x *= self.scale;
+            *x = self.softcap.map_or(*x, |cap| cap * (*x / cap).tanh());
+        }
+        let max = seen.iter().fold(f32::NEG_INFINITY, |max, x| max.max(*x));
+        let mut total = 0.0;
+        for x in seen.iter_mut() {
+            *x = (*x - max).exp();
+            total += *x;
+        }
+        seen.iter_mut().for_each(|x| *x /= total);
+    }
+
+    /// The weights of the channels. All zero if no text was long enough to have far keys.
+    pub fn finish(mut self) -> ChannelWeights {
+        self.residuals.sort_by(f32::total_cmp);
+        let median = self.residuals.get(self.residuals.len() / 2).map_or(1.0, |x| f64::from(*x));
+        let mean = 1.0 / (self.residuals.len().max(1) as f64);
+        self.sums.mass.iter_mut().for_each(|x| *x *= mean);
+        self.sums.output.iter_mut().for_each(|x| *x *= mean / median.max(f64::MIN_POSITIVE));
+        self.sums
+    }
+}
+
+fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
+    #[cfg(feature = "rayon")]
+    {
+        use rayon::prelude::*;
+        items.par_iter().map(f).collect()
+    }
+    #[cfg(not(feature = "rayon"))]
+    items.iter().map(f).collect()
+}
