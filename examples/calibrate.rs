@@ -1,43 +1,83 @@
-//! Experiments.
-use std::path::PathBuf;
+//! Finds the attention settings of a model: from a text to a profile.
+//!
+//! `cargo run --release --example calibrate -- --text TEXT --sparsity 0.6 --out PROFILE.json`
+
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Instant;
 
 use clap::Parser;
-use deltallm::attn::calibration::*;
-use deltallm::models::{LogitRows, Session};
-use deltallm::*;
-use deltallm_examples::*;
+use deltallm::attn::calibration::AllocationRule;
+use deltallm::attn::{HeldOut, Provenance};
+use deltallm::{AttentionOptions, DenseAttention, ElementType};
+use deltallm_examples::{
+    Calibration, CommonArgs, Goal, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
+    print_json, read_text, windows, write_whole,
+};
+use serde::Serialize;
+use sha2::{Digest, Sha256};
 
-/// x
+/// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model.
 #[derive(Debug, Parser)]
+#[command(name = "calibrate", version)]
 struct Args {
-    #[arg(long)]
+    /// GGUF file, safetensors file or model directory [default: the embedded model]
+    #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
-    #[arg(long)]
+    /// Text like what the model will read, UTF-8; its first tokens are calibrated on, the next ones held out
+    #[arg(long, value_name = "FILE")]
     text: PathBuf,
-    #[arg(long)]
-    held: PathBuf,
-    #[arg(long, default_value_t = 4096)]
+    /// Tokens to calibrate on
+    #[arg(long, value_name = "N", default_value_t = 4096)]
     tokens: usize,
-    #[arg(long, default_value_t = 1024)]
-    context: usize,
-    #[arg(long, default_value_t = 2)]
-    windows: usize,
-    #[arg(long, default_value_t = 2)]
-    stride: usize,
-    #[arg(long, default_value = "0.63")]
-    sparsity: String,
-    #[arg(long, default_value = "all")]
-    rules: String,
-    #[arg(long)]
-    layers: bool,
-    #[arg(long, default_value_t = 1.0)]
-    mult: f64,
+    /// Tokens to measure on; their logits are held in memory
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    held_out_tokens: usize,
+    /// Tokens in a window [default: 1024, or the model's context if that is shorter]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Share of zero entries to reach
+    #[arg(long, value_name = "S", required_unless_present = "max_kl", conflicts_with = "max_kl", value_parser = parse_share)]
+    sparsity: Option<f64>,
+    /// Divergence from dense attention to stay within, nats: as many zeros and skipped values as it allows
+    #[arg(long, value_name = "K", value_parser = parse_nats)]
+    max_kl: Option<f64>,
+    /// Latest keys that are scored exactly
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    window: u32,
+    /// First keys that are scored exactly
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    sinks: u32,
+    /// Whether to look for a margin of value skipping: search or off
+    #[arg(long, value_name = "search|off", default_value = "search", value_parser = parse_skip)]
+    skip_margin: bool,
+    /// Where the profile goes
+    #[arg(long, value_name = "PROFILE.json")]
+    out: PathBuf,
     #[command(flatten)]
     common: CommonArgs,
 }
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..1.0).contains(share));
+    share.ok_or_else(|| "expected a number >= 0 and < 1".into())
+}
+
+fn parse_nats(text: &str) -> Result<f64, String> {
+    let nats = text.parse().ok().filter(|nats: &f64| nats.is_finite() && *nats > 0.0);
+    nats.ok_or_else(|| "expected a finite number of nats > 0".into())
+}
+
+fn parse_skip(text: &str) -> Result<bool, String> {
+    match text {
+        "search" => Ok(true),
+        "off" => Ok(false),
+        _ => Err("expected search or off".into()),
+    }
+}
+
+/// Above this, the text means so little to the model that what it attends to says nothing.
+const STRANGE_PERPLEXITY: f64 = 1000.0;
 
 fn main() -> ExitCode {
     main_with(run)
@@ -45,146 +85,183 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
+    check_out(&args.out)?;
+    let text = read_text("--text", &args.text)?;
     let model = LoadedModel::open(args.model.as_deref())?;
-    let llama = &model.llama;
-    let options = AttentionOptions::new(llama.attention_shape())?;
-    let c = llama.config();
-    let text = model.encode(&std::fs::read_to_string(&args.text)?)?;
+    let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
+    let [calibration, held_out] = cut(&args, &tokens, context)?;
+    let options = AttentionOptions {
+        element: ElementType::F16,
+        ..AttentionOptions::new(model.llama.attention_shape())?
+    };
+    let request = Request {
+        goal: match (args.sparsity, args.max_kl) {
+            (_, Some(kl)) => Goal::Kl(kl),
+            (share, None) => Goal::ZeroFraction(share.unwrap_or_default()),
+        },
+        window: args.window as usize,
+        sinks: args.sinks as usize,
+        skip: args.skip_margin,
+    };
+
     let start = Instant::now();
-    let mut sens: Vec<Sensitivity> = llama
-        .weights()
-        .layers
-        .iter()
-        .map(|l| Sensitivity::new(&options, [64, 4], l.attention_output.weight.view(), args.stride))
-        .collect();
-    let mut rates: Vec<RateCurves> =
-        (0..c.layers).map(|_| RateCurves::new(c.kv_heads * c.head_dim)).collect();
-    for w in windows(&text, args.context, Some(args.tokens / args.context)) {
-        let mut kernels: Vec<DenseAttention> =
-            (0..c.layers).map(|_| DenseAttention::new(&options).unwrap()).collect();
-        let (mut ts, mut tr) = (0.0, 0.0);
-        llama.forward_observed(w, &mut kernels, LogitRows::None, &mut |i| {
-            let t = Instant::now();
-            sens[i.layer].add(i.q, i.k, i.v, i.residual);
-            ts += t.elapsed().as_secs_f64();
-            let t = Instant::now();
-            rates[i.layer].add(i.k);
-            tr += t.elapsed().as_secs_f64();
+    let total = calibration.len() + held_out.len() * (1 + Calibration::runs(&request));
+    let (mut progress, mut done) = (Progress::new("calibrating"), 0);
+    let mut step = |windows: usize| {
+        done += windows;
+        progress.update(done, total);
+    };
+    step(0);
+    let measurements = Measurements::new(&model.llama, &options, &calibration, &request, &mut || step(1))?;
+    let dense = HeldOutText::new(&model.llama, &held_out, &|_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    step(held_out.len());
+    let found = Calibration::find(&model.llama, &options, &measurements, &dense, &request, &mut || {
+        step(held_out.len());
+    })?;
+    drop(progress);
+    let seconds = start.elapsed().as_secs_f64();
+
+    let provenance = Provenance {
+        model: model.name.clone(),
+        text_sha256: Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect(),
+        tokens: calibration.len() * context,
+        context,
+        rule: found.rule,
+        zero_fraction: found.zero_fraction,
+        held_out: found.held_out.total,
+    };
+    let dense_layers = found.profile.layers().iter().filter(|plan| plan.dense).count();
+    let margin = found.profile.layers().iter().find_map(|plan| plan.skip_margin);
+    let profile = found.profile.clone().with_provenance(provenance.clone());
+    let mut json = serde_json::to_vec(&profile)?;
+    json.push(b'\n');
+    write_whole(&args.out, &json)?;
+
+    eprintln!("model        {}", model.name);
+    eprintln!(
+        "text         {}: {} windows of {context} tokens, {} held out",
+        args.text.display(),
+        calibration.len(),
+        held_out.len()
+    );
+    if dense.perplexity() > STRANGE_PERPLEXITY {
+        eprintln!(
+            "warning      perplexity {:.0} on this text: the model does not know its like; calibrate on text that it reads",
+            dense.perplexity()
+        );
+    }
+    for (rule, cost) in &found.rules {
+        describe(&format!("{}{}", name(*rule), if *rule == found.rule { " *" } else { "" }), cost);
+    }
+    describe("thresholds", &found.without_skipping);
+    describe("the profile", &found.held_out.total);
+    eprintln!(
+        "profile      {}: window {}, {} sinks, skip margin {}, {} of {} layers dense",
+        args.out.display(),
+        args.window,
+        args.sinks,
+        margin.map_or("off".into(), |margin| margin.to_string()),
+        dense_layers,
+        found.profile.layers().len()
+    );
+    eprintln!("time         {seconds:.1} s");
+    if args.common.json {
+        print_json(&Report {
+            profile: args.out.display().to_string(),
+            skip_margin: margin.map(|margin| margin.to_string()),
+            dense_layers,
+            rules: found
+                .rules
+                .iter()
+                .map(|(rule, cost)| Rule { rule: name(*rule), held_out: *cost })
+                .collect(),
+            without_skipping: found.without_skipping,
+            provenance,
+            seconds,
         })?;
-        eprintln!("{:.1}s sens {ts:.1} rates {tr:.1}", start.elapsed().as_secs_f64());
-    }
-    let mut weights: Vec<ChannelWeights> = sens.into_iter().map(Sensitivity::finish).collect();
-    if args.layers {
-        let pre = Allocation::new(weights.iter().cloned().zip(rates.iter().cloned()).collect());
-        let th = pre.thresholds(AllocationRule::Output { power: 0.75 }, 0.75);
-        let w = &text[..512];
-        let mut s = Session::new(llama, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
-        let mut dense = None;
-        s.score(w, &mut |_, l| dense = Some(l))?;
-        let dense = dense.unwrap();
-        let da = score_rows(dense.view(), &w[1..]);
-        for l in 0..c.layers {
-            let predicted = pre.predicted(l, &th[l]);
-            let mut s = Session::new(llama, |layer| {
-                if layer != l {
-                    return Ok(Box::new(DenseAttention::new(&options)?));
-                }
-                let mut t = vec![vec![0.0f32; c.kv_heads * c.head_dim]; c.layers];
-                t[l] = th[l].clone();
-                let profile = Arc::new(
-                    ThresholdProfile::new(
-                        ModelFingerprint(0),
-                        [c.layers, c.kv_heads, c.head_dim],
-                        t.concat(),
-                    )
-                    .unwrap(),
-                );
-                let config =
-                    HybridConfig { layer, ..HybridConfig::new(ThresholdPolicy::Profile(profile.clone())) };
-                Ok(Box::new(HybridAttention::new(&options, &config)?))
-            })?;
-            let mut cmp = Comparison::default();
-            s.score(w, &mut |_, x| {
-                let a = score_rows(x.view(), &w[1..]);
-                cmp.add((dense.view(), &da), (x.view(), &a));
-            })?;
-            eprintln!(
-                "layer {l} predicted {predicted:.3e} KL {:.3e} ratio {:.3e} zf {:.3}",
-                cmp.kl(),
-                cmp.kl() / predicted,
-                s.kernels()[l].stats().total().zero_fraction()
-            );
-            if args.mult != 0.0 {
-                let m = (cmp.kl() / predicted).powf(args.mult);
-                weights[l].output.iter_mut().for_each(|x| *x *= m);
-            }
-        }
-    }
-    let allocation = Allocation::new(weights.into_iter().zip(rates).collect());
-    let held = model.encode(&std::fs::read_to_string(&args.held)?)?;
-    let rules = [
-        ("m1", AllocationRule::Mass { power: 1.0 }),
-        ("m3", AllocationRule::Output { power: 1.0 }),
-        ("m3p.75", AllocationRule::Output { power: 0.75 }),
-        ("m3p.6", AllocationRule::Output { power: 0.6 }),
-        ("rd", AllocationRule::RateDistortion { power: 1.0 }),
-        ("rdp.8", AllocationRule::RateDistortion { power: 0.8 }),
-        ("rdp.65", AllocationRule::RateDistortion { power: 0.65 }),
-    ];
-    let mut dense_logits = Vec::new();
-    for w in windows(&held, args.context, Some(args.windows)) {
-        let mut s = Session::new(llama, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
-        let mut rows = Vec::new();
-        s.set_chunk(1024);
-        s.score(w, &mut |_, l| rows.push(l))?;
-        dense_logits.push(rows);
-    }
-    for sp in args.sparsity.split(',') {
-        let sp: f64 = sp.parse()?;
-        for (name, rule) in rules {
-            if args.rules != "all" && !args.rules.split(',').any(|r| r == name) {
-                continue;
-            }
-            let th = allocation.thresholds(rule, sp);
-            let zf = allocation.zero_fraction(&th);
-            let profile = Arc::new(ThresholdProfile::new(
-                ModelFingerprint(0),
-                [c.layers, c.kv_heads, c.head_dim],
-                th.concat(),
-            )?);
-            let (mut px, mut pd, mut cmp) =
-                (Perplexity::default(), Perplexity::default(), Comparison::default());
-            for (w, dense) in windows(&held, args.context, Some(args.windows)).iter().zip(&dense_logits) {
-                let mut s = Session::new(llama, |layer| {
-                    let config = HybridConfig {
-                        layer,
-                        ..HybridConfig::new(ThresholdPolicy::Profile(profile.clone()))
-                    };
-                    Ok(Box::new(HybridAttention::new(&options, &config)?))
-                })?;
-                s.set_chunk(1024);
-                let mut i = 0;
-                let mut begin = 0;
-                s.score(w, &mut |done, l| {
-                    let next = &w[begin + 1..w.len().min(done + 1)];
-                    let (a, b) = (score_rows(dense[i].view(), next), score_rows(l.view(), next));
-                    pd.add(&a);
-                    px.add(&b);
-                    cmp.add((dense[i].view(), &a), (l.view(), &b));
-                    i += 1;
-                    begin = done;
-                })?;
-                px.sparsity.add(&s.stats().total());
-            }
-            println!(
-                "{name:8} zf calib {zf:.4} zf {:.4} ppl {:+.3}% KL {:.5} top1 {:.2}%  [{:.0}s]",
-                px.sparsity.zero_fraction(),
-                100.0 * (px.value() / pd.value() - 1.0),
-                cmp.kl(),
-                100.0 * cmp.top1_agreement(),
-                start.elapsed().as_secs_f64()
-            );
-        }
     }
     Ok(())
+}
+
+/// Fails before the work rather than after it.
+fn check_out(out: &Path) -> anyhow::Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    anyhow::ensure!(
+        folder.is_dir() && !out.is_dir(),
+        "--out {}: expected a file in a folder that exists",
+        out.display()
+    );
+    Ok(())
+}
+
+fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
+    let most = model.llama.config().context_length;
+    let context = args.context.unwrap_or(most.min(1024));
+    let least = (args.window as usize).saturating_add(args.sinks as usize).saturating_add(2);
+    anyhow::ensure!(
+        (least..=most).contains(&context),
+        "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
+    );
+    Ok(context)
+}
+
+/// The windows to calibrate on and those to hold out.
+fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Vec<&'t [u32]>; 2]> {
+    let count = |option: &str, tokens: usize| {
+        anyhow::ensure!(
+            tokens >= context,
+            "{option}: expected at least one window of {context} tokens, got {tokens}; ask for more, or for a smaller --context"
+        );
+        Ok(tokens / context)
+    };
+    let (calibration, held_out) =
+        (count("--tokens", args.tokens)?, count("--held-out-tokens", args.held_out_tokens)?);
+    let all = windows(tokens, context, Some(calibration.saturating_add(held_out)));
+    anyhow::ensure!(
+        all.len() == calibration + held_out,
+        "--text {}: expected {calibration} windows of {context} tokens to calibrate on and {held_out} to hold out, got a text of \
+         {} tokens; use a longer text, or smaller --tokens, --held-out-tokens or --context",
+        args.text.display(),
+        tokens.len()
+    );
+    let (calibration, held_out) = all.split_at(calibration);
+    Ok([calibration.to_vec(), held_out.to_vec()])
+}
+
+fn name(rule: AllocationRule) -> String {
+    match rule {
+        AllocationRule::Mass { power } => format!("mass^-{:.3}", power / 2.0),
+        AllocationRule::Output { power } => format!("output^-{:.3}", power / 2.0),
+        other => format!("{other:?}"),
+    }
+}
+
+fn describe(what: &str, cost: &HeldOut) {
+    eprintln!(
+        "{what:<14} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
+        cost.zero_fraction,
+        cost.values_skipped,
+        100.0 * cost.perplexity_change,
+        cost.kl,
+        100.0 * cost.top1_agreement
+    );
+}
+
+/// The result for programs.
+#[derive(Serialize)]
+struct Report {
+    profile: String,
+    skip_margin: Option<String>,
+    dense_layers: usize,
+    rules: Vec<Rule>,
+    without_skipping: HeldOut,
+    #[serde(flatten)]
+    provenance: Provenance,
+    seconds: f64,
+}
+
+#[derive(Serialize)]
+struct Rule {
+    rule: String,
+    held_out: HeldOut,
 }

@@ -2,16 +2,15 @@
 //!
 //! `cargo run --release --example evaluate -- --task perplexity --data TEXT --compare dense`
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
 use clap::{Parser, ValueEnum};
 use deltallm::models::Session;
 use deltallm_examples::{
     CommonArgs, Comparison, KernelArgs, KernelChoice, KernelKind, KernelSettings, LoadedModel, Perplexity,
-    Progress, main_with, print_json, score_rows, windows,
+    Progress, main_with, print_json, read_text, score_rows, windows,
 };
 use ndarray::Array2;
 use serde::Serialize;
@@ -74,7 +73,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
-    let text = read_text(&args.data)?;
+    let text = read_text("--data", &args.data)?;
     let model = LoadedModel::open(args.model.as_deref())?;
     let kernel = args.kernel.resolve(&model.llama)?;
     let most = model.llama.config().context_length;
@@ -126,14 +125,6 @@ fn run(args: Args) -> anyhow::Result<()> {
         print_json(&report(&args, &model, &kernel, windows.len(), &scores, seconds))?;
     }
     Ok(())
-}
-
-fn read_text(path: &Path) -> anyhow::Result<String> {
-    let name = || format!("--data {}", path.display());
-    let bytes = std::fs::read(path).with_context(|| format!("{}: expected a text file", name()))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{}: expected UTF-8 text", name()))?;
-    anyhow::ensure!(!text.is_empty(), "{}: expected a text, got an empty file", name());
-    Ok(text)
 }
 
 #[derive(Default)]

@@ -1,16 +1,17 @@
-//! The attention settings of the command line, and the kernels they stand for.
+//! The attention settings of the command line.
 
-use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
 use deltallm::models::Llama;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
-    HybridAttention, HybridConfig, ModelFingerprint, ThresholdPolicy, ThresholdProfile, Window,
+    AttentionOptions, ElementType, ErrorBound, HybridConfig, PaperRule, SkipMargin, TargetSparsity,
+    ThresholdPolicy, Window,
 };
 use serde::Serialize;
+
+use crate::{KernelChoice, ModelProfile};
 
 /// Which attention runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -32,54 +33,62 @@ pub struct KernelArgs {
     // Values that bring help of their own would spread the whole help over three lines an option.
     #[arg(long, value_enum, default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
     kernel: KernelKind,
-    /// Thresholds from a calibration (JSON), instead of --theta
-    #[arg(long, value_name = "FILE", conflicts_with = "theta")]
+    /// Settings from a calibration (JSON), or none [default: those that come with the program, if they are for the model]
+    #[arg(long, value_name = "FILE|none")]
     profile: Option<PathBuf>,
-    /// One threshold for all key channels
-    #[arg(long, value_name = "X", default_value = "0.6", value_parser = parse_theta)]
-    theta: f32,
-    /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt
-    #[arg(long, value_name = "N|block:SCALE", default_value = "64", value_parser = parse_window)]
-    window: Window,
-    /// First keys, always scored exactly
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    sinks: usize,
-    /// Skip values whose key scores T nats below the best exact one
-    #[arg(long, value_name = "T|off", default_value = "off", value_parser = parse_margin)]
-    skip_margin: SkipMargin,
+    /// One threshold for all key channels [default: 0.6 where there is no profile]
+    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
+    theta: Option<f32>,
+    /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it
+    #[arg(long, value_name = "S", value_parser = parse_share, conflicts_with = "error_bound")]
+    target_sparsity: Option<f32>,
+    /// Thresholds that keep every score within this many nats, for any text
+    #[arg(long, value_name = "NATS", value_parser = parse_nats, conflicts_with = "profile")]
+    error_bound: Option<f32>,
+    /// The paper's rule: --theta 0.6 --window block:0.05 --sinks 0 --skip-margin off, each of which can be changed
+    #[arg(long, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
+    paper: bool,
+    /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt [default: 64]
+    #[arg(long, value_name = "N|block:SCALE")]
+    window: Option<Window>,
+    /// First keys, always scored exactly [default: 4]
+    #[arg(long, value_name = "N")]
+    sinks: Option<usize>,
+    /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C [default: the profile's, or off]
+    #[arg(long, value_name = "T|ln:C|off", value_parser = parse_margin)]
+    skip_margin: Option<MarginChoice>,
     /// Element type of the cache: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_element)]
     kv: ElementType,
 }
 
-/// A margin, or none. (clap gives a bare `Option` field another meaning.)
+/// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct SkipMargin(Option<f32>);
+struct MarginChoice(Option<SkipMargin>);
 
 fn parse_theta(text: &str) -> Result<f32, String> {
     let theta = text.parse().ok().filter(|theta: &f32| theta.is_finite() && *theta >= 0.0);
     theta.ok_or_else(|| "expected a finite number >= 0".into())
 }
 
-fn parse_window(text: &str) -> Result<Window, String> {
-    let window = match text.strip_prefix("block:") {
-        Some(scale) => {
-            let scale = scale.parse().ok().filter(|scale| *scale > 0.0 && *scale <= 1.0);
-            scale.map(|scale| Window::Block { scale })
-        }
-        None => text.parse().ok().filter(|keys| *keys >= 1).map(Window::Sliding),
-    };
-    window.ok_or_else(|| "expected a number of keys >= 1, or block:SCALE with a SCALE in (0, 1]".into())
+fn parse_share(text: &str) -> Result<f32, String> {
+    let share = text.parse().ok().filter(|share: &f32| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number in 0..=1".into())
 }
 
-fn parse_margin(text: &str) -> Result<SkipMargin, String> {
-    if text == "off" {
-        return Ok(SkipMargin(None));
+fn parse_nats(text: &str) -> Result<f32, String> {
+    let nats = text.parse().ok().filter(|nats: &f32| nats.is_finite() && *nats > 0.0);
+    nats.ok_or_else(|| "expected a finite number > 0".into())
+}
+
+fn parse_margin(text: &str) -> Result<MarginChoice, String> {
+    match text {
+        "off" => Ok(MarginChoice(None)),
+        _ => text
+            .parse()
+            .map(|margin| MarginChoice(Some(margin)))
+            .map_err(|_| "expected a number of nats > 0, ln:C for ln(keys) - C, or off".into()),
     }
-    let margin = text.parse().ok().filter(|margin: &f32| margin.is_finite() && *margin > 0.0);
-    margin
-        .map(|margin| SkipMargin(Some(margin)))
-        .ok_or_else(|| "expected a number of nats > 0, or off".into())
 }
 
 fn parse_element(text: &str) -> Result<ElementType, String> {
@@ -90,162 +99,81 @@ fn parse_element(text: &str) -> Result<ElementType, String> {
 }
 
 impl KernelArgs {
+    /// The thresholds when nothing is known about a model (its measured cost is in `docs/results`).
+    const DEFAULT_THETA: f32 = 0.6;
+
     /// Checks the settings against the model.
     ///
     /// # Errors
     /// For a profile that cannot be read or is not for this model, and for settings that no kernel takes.
     pub fn resolve(&self, model: &Llama) -> anyhow::Result<KernelChoice> {
-        let thresholds = match &self.profile {
-            Some(path) => ThresholdPolicy::Profile(Arc::new(read_profile(path, model)?)),
-            None => ThresholdPolicy::Uniform(self.theta),
-        };
         let context = model.config().context_length;
-        anyhow::ensure!(
-            self.sinks <= context,
-            "--sinks: expected at most {context}, the model's context, got {}",
-            self.sinks
-        );
-        let options = AttentionOptions::new(model.attention_shape())?;
-        let choice = KernelChoice {
-            kind: self.kernel,
-            options: AttentionOptions { element: self.kv, ..options },
-            config: HybridConfig {
-                window: self.window,
-                sinks: self.sinks,
-                skip_margin: self.skip_margin.0,
-                ..HybridConfig::new(thresholds)
-            },
-            profile: self.profile.as_ref().map(|path| path.display().to_string()),
+        if let Some(sinks) = self.sinks {
+            anyhow::ensure!(
+                sinks <= context,
+                "--sinks: expected at most {context}, the model's context, got {sinks}"
+            );
+        }
+        let profile = self.profile(model)?;
+        let base = match self.paper {
+            true => HybridConfig::from(PaperRule::default()),
+            false => HybridConfig::new(ThresholdPolicy::Uniform(Self::DEFAULT_THETA)),
         };
+        let (mut window, mut sinks) = (base.window, base.sinks);
+        if let Some(profile) = &profile {
+            (window, sinks) = (profile.settings.window(), profile.settings.sinks());
+        }
+        let config = HybridConfig {
+            thresholds: self.thresholds(model, profile.as_ref(), base.thresholds)?,
+            window: self.window.unwrap_or(window),
+            sinks: self.sinks.unwrap_or(sinks),
+            skip_margin: None,
+            layer: 0,
+        };
+        let options =
+            AttentionOptions { element: self.kv, ..AttentionOptions::new(model.attention_shape())? };
+        let choice =
+            KernelChoice::new(self.kernel, options, config, profile, self.skip_margin.map(|margin| margin.0));
         choice.make(0)?;
         Ok(choice)
     }
-}
 
-fn read_profile(path: &Path, model: &Llama) -> anyhow::Result<ThresholdProfile> {
-    let name = || format!("--profile {}", path.display());
-    let expected = || format!("{}: expected a file that calibrate has written", name());
-    let text = std::fs::read_to_string(path).with_context(expected)?;
-    let profile: ThresholdProfile = serde_json::from_str(&text).with_context(expected)?;
-    let config = model.config();
-    profile
-        .check(ModelFingerprint(config.fingerprint()), [config.layers, config.kv_heads, config.head_dim])
-        .with_context(|| format!("{} (calibrate makes one for this model)", name()))?;
-    Ok(profile)
-}
-
-/// Settings that fit the model: makes its kernels.
-#[derive(Debug, Clone)]
-pub struct KernelChoice {
-    kind: KernelKind,
-    options: AttentionOptions,
-    config: HybridConfig,
-    profile: Option<String>,
-}
-
-impl KernelChoice {
-    /// The kernel of one layer, with an empty cache.
-    ///
-    /// # Errors
-    /// As the kernels' constructors.
-    pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        Ok(match self.kind {
-            KernelKind::Dense => Box::new(DenseAttention::new(&self.options)?),
-            KernelKind::Delta => {
-                Box::new(DeltaAttention::new(&self.options, self.config.thresholds.clone(), layer)?)
+    /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds
+    /// have been asked for.
+    fn profile(&self, model: &Llama) -> anyhow::Result<Option<ModelProfile>> {
+        match &self.profile {
+            Some(path) if path.as_os_str() == "none" => Ok(None),
+            Some(path) => ModelProfile::read(path, model).map(Some),
+            None if self.theta.or(self.error_bound).or(self.target_sparsity).is_some() || self.paper => {
+                Ok(None)
             }
-            KernelKind::Hybrid => {
-                let config = HybridConfig { layer, ..self.config.clone() };
-                Box::new(HybridAttention::new(&self.options, &config)?)
-            }
+            None => Ok(ModelProfile::built_in(model)),
+        }
+    }
+
+    fn thresholds(
+        &self,
+        model: &Llama,
+        profile: Option<&ModelProfile>,
+        default: ThresholdPolicy,
+    ) -> anyhow::Result<ThresholdPolicy> {
+        if let Some(zero_fraction) = self.target_sparsity {
+            let target = TargetSparsity::new(zero_fraction);
+            return Ok(ThresholdPolicy::TargetSparsity(match profile {
+                Some(profile) => target.from_profile(Arc::clone(profile.settings.thresholds())),
+                None => target,
+            }));
+        }
+        if let Some(epsilon) = self.error_bound {
+            let limits = model.query_limits().context("--error-bound")?;
+            return Ok(ThresholdPolicy::ErrorBound(ErrorBound::new(epsilon, limits)?));
+        }
+        Ok(match (self.theta, profile) {
+            (Some(theta), _) => ThresholdPolicy::Uniform(theta),
+            (None, Some(profile)) => ThresholdPolicy::Profile(Arc::clone(profile.settings.thresholds())),
+            (None, None) => default,
         })
     }
-
-    /// Exact attention with the same cache type: what the choice is compared with.
-    #[must_use]
-    pub fn dense(&self) -> Self {
-        Self { kind: KernelKind::Dense, ..self.clone() }
-    }
-
-    /// Which kernel.
-    pub fn kind(&self) -> KernelKind {
-        self.kind
-    }
-
-    /// The settings for a report; those that the kernel does not use are absent.
-    pub fn settings(&self) -> KernelSettings {
-        let (coded, hybrid) = (self.kind != KernelKind::Dense, self.kind == KernelKind::Hybrid);
-        let theta = match self.config.thresholds {
-            ThresholdPolicy::Uniform(theta) => Some(theta),
-            _ => None,
-        };
-        KernelSettings {
-            theta: theta.filter(|_| coded),
-            profile: self.profile.clone().filter(|_| coded),
-            window: hybrid.then(|| match self.config.window {
-                Window::Block { scale } => format!("block:{scale}"),
-                Window::Sliding(keys) => keys.to_string(),
-                other => format!("{other:?}"),
-            }),
-            sinks: hybrid.then_some(self.config.sinks),
-            skip_margin: self.config.skip_margin.filter(|_| hybrid),
-            kv: self.options.element,
-            simd: self.options.simd.to_string(),
-        }
-    }
-}
-
-impl fmt::Display for KernelKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Dense => "dense",
-            Self::Delta => "delta",
-            Self::Hybrid => "hybrid",
-        })
-    }
-}
-
-/// `hybrid: theta 0.6, window 64, 4 sinks, cache f16`
-impl fmt::Display for KernelChoice {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let settings = self.settings();
-        write!(f, "{}: ", self.kind)?;
-        if let Some(theta) = settings.theta {
-            write!(f, "theta {theta}, ")?;
-        }
-        if let Some(profile) = settings.profile {
-            write!(f, "profile {profile}, ")?;
-        }
-        if let Some(window) = settings.window {
-            write!(f, "window {window}, ")?;
-        }
-        if let Some(sinks) = settings.sinks {
-            write!(f, "{sinks} sinks, ")?;
-        }
-        if let Some(margin) = settings.skip_margin {
-            write!(f, "skip margin {margin}, ")?;
-        }
-        write!(f, "cache {}, {}", settings.kv, settings.simd)
-    }
-}
-
-/// Attention settings as they appear in JSON.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct KernelSettings {
-    /// One threshold for all.
-    pub theta: Option<f32>,
-    /// File of calibrated thresholds.
-    pub profile: Option<String>,
-    /// As on the command line.
-    pub window: Option<String>,
-    /// First keys, always exact.
-    pub sinks: Option<usize>,
-    /// Nats; absent when values are not skipped.
-    pub skip_margin: Option<f32>,
-    /// Element type of the cache.
-    pub kv: ElementType,
-    /// Instruction set.
-    pub simd: String,
 }
 
 #[cfg(test)]
@@ -253,29 +181,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn windows_parse() {
-        assert_eq!(parse_window("64"), Ok(Window::Sliding(64)));
-        assert_eq!(parse_window("block:0.05"), Ok(Window::Block { scale: 0.05 }));
-        for bad in ["0", "-1", "", "block", "block:", "block:0", "block:1.5", "block:nan", "1.5"] {
-            assert!(parse_window(bad).is_err(), "{bad}");
-        }
-    }
-
-    #[test]
     fn margins_parse() {
-        assert_eq!(parse_margin("off"), Ok(SkipMargin(None)));
-        assert_eq!(parse_margin("4.5"), Ok(SkipMargin(Some(4.5))));
-        for bad in ["on", "0", "-4", "inf", "nan", ""] {
+        assert_eq!(parse_margin("off"), Ok(MarginChoice(None)));
+        assert_eq!(parse_margin("4.5"), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
+        assert_eq!(parse_margin("ln:3"), Ok(MarginChoice(Some(SkipMargin::Length { slack: 3.0 }))));
+        for bad in ["on", "0", "-4", "inf", "nan", "", "ln:"] {
             assert!(parse_margin(bad).is_err(), "{bad}");
         }
     }
 
     #[test]
-    fn thresholds_parse() {
+    fn thresholds_shares_and_bounds_parse() {
         assert_eq!(parse_theta("0"), Ok(0.0));
+        assert_eq!(parse_share("1"), Ok(1.0));
+        assert_eq!(parse_nats("0.5"), Ok(0.5));
         for bad in ["-0.1", "inf", "nan", "x"] {
-            assert!(parse_theta(bad).is_err(), "{bad}");
+            assert!(
+                parse_theta(bad).is_err() && parse_share(bad).is_err() && parse_nats(bad).is_err(),
+                "{bad}"
+            );
         }
+        assert!(parse_share("1.1").is_err() && parse_nats("0").is_err());
     }
 
     #[test]

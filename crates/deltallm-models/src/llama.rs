@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
+use deltallm_core::{CoreError, QueryLimits};
 use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 
@@ -96,6 +97,36 @@ impl Llama {
     /// The model's weights.
     pub fn weights(&self) -> &LlamaWeights {
         &self.weights
+    }
+
+    /// The largest `|scale q[j]|` that any text can lead to, from the weights alone: the norm before the projection leaves a
+    /// vector of length at most `sqrt(hidden_size)`, and RoPE turns a pair of channels without making it longer.
+    ///
+    /// # Errors
+    /// [`deltallm_core::CoreError`] for weights that are not finite.
+    pub fn query_limits(&self) -> Result<QueryLimits, CoreError> {
+        let (config, half) = (&self.config, self.config.head_dim / 2);
+        let scale = 1.0 / (config.head_dim as f32).sqrt();
+        let group = config.heads / config.kv_heads;
+        let mut limits = Vec::new();
+        for layer in &self.weights.layers {
+            let bias = layer.query.bias.as_ref();
+            let row = |index: usize| {
+                let weights = &layer.query.weight.row(index) * &layer.attention_norm;
+                let length = weights.dot(&weights).sqrt() * (config.hidden_size as f32).sqrt();
+                length + bias.map_or(0.0, |bias| bias[index].abs())
+            };
+            let channel = |head: usize, j: usize| {
+                let pair = |head: usize| {
+                    row(head * config.head_dim + j % half)
+                        .hypot(row(head * config.head_dim + j % half + half))
+                };
+                (head * group..(head + 1) * group).map(pair).fold(0.0, f32::max) * scale
+            };
+            let places = (0..config.kv_heads).flat_map(|head| (0..config.head_dim).map(move |j| (head, j)));
+            limits.extend(places.map(|(head, j)| channel(head, j)));
+        }
+        QueryLimits::new([config.layers, config.kv_heads, config.head_dim], limits)
     }
 
     /// Head counts of every layer, for making attention kernels.

@@ -1,0 +1,171 @@
+//! Attention settings that fit a model, and the kernels they stand for.
+
+use std::fmt;
+
+use deltallm::{
+    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
+    HybridAttention, HybridConfig, LayerPlan, SkipMargin, ThresholdPolicy,
+};
+use serde::Serialize;
+
+use crate::{KernelKind, ModelProfile};
+
+/// Settings that fit the model: makes its kernels.
+#[derive(Debug, Clone)]
+pub struct KernelChoice {
+    kind: KernelKind,
+    options: AttentionOptions,
+    config: HybridConfig,
+    profile: Option<ModelProfile>,
+    /// What the caller asked for, for all layers; otherwise each layer has its profile's.
+    skip_margin: Option<Option<SkipMargin>>,
+}
+
+impl KernelChoice {
+    /// `skip_margin` overrules the margins of the profile; without a profile nothing is skipped unless it says so.
+    pub(crate) fn new(
+        kind: KernelKind,
+        options: AttentionOptions,
+        config: HybridConfig,
+        profile: Option<ModelProfile>,
+        skip_margin: Option<Option<SkipMargin>>,
+    ) -> Self {
+        Self { kind, options, config, profile, skip_margin }
+    }
+
+    /// The kernel of one layer, with an empty cache.
+    ///
+    /// # Errors
+    /// As the kernels' constructors.
+    pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
+        let plan = self.plan(layer);
+        let options =
+            AttentionOptions { element: plan.store.unwrap_or(self.options.element), ..self.options.clone() };
+        Ok(match self.kind {
+            KernelKind::Delta => {
+                Box::new(DeltaAttention::new(&options, self.config.thresholds.clone(), layer)?)
+            }
+            KernelKind::Hybrid if !plan.dense => {
+                let config = HybridConfig { layer, skip_margin: plan.skip_margin, ..self.config.clone() };
+                Box::new(HybridAttention::new(&options, &config)?)
+            }
+            KernelKind::Dense | KernelKind::Hybrid => Box::new(DenseAttention::new(&options)?),
+        })
+    }
+
+    /// What a layer is to do: the profile's plan, where there is one, with the caller's margin.
+    fn plan(&self, layer: usize) -> LayerPlan {
+        let plans = self.profile.as_ref().map_or(&[][..], |profile| profile.settings.layers());
+        let plan = plans.get(layer).copied().unwrap_or_default();
+        LayerPlan { skip_margin: self.skip_margin.unwrap_or(plan.skip_margin), ..plan }
+    }
+
+    /// Exact attention with the same cache type: what the choice is compared with.
+    #[must_use]
+    pub fn dense(&self) -> Self {
+        Self { kind: KernelKind::Dense, profile: None, ..self.clone() }
+    }
+
+    /// Which kernel.
+    pub fn kind(&self) -> KernelKind {
+        self.kind
+    }
+
+    /// The settings for a report; those that the kernel does not use are absent.
+    pub fn settings(&self) -> KernelSettings {
+        let (coded, hybrid) = (self.kind != KernelKind::Dense, self.kind == KernelKind::Hybrid);
+        let (mut theta, mut target_sparsity, mut error_bound) = (None, None, None);
+        match &self.config.thresholds {
+            ThresholdPolicy::Uniform(x) => theta = Some(*x),
+            ThresholdPolicy::TargetSparsity(target) => target_sparsity = Some(target.zero_fraction()),
+            ThresholdPolicy::ErrorBound(bound) => error_bound = Some(bound.epsilon()),
+            _ => {}
+        }
+        let margins = self.profile.as_ref().map_or(1, |profile| profile.settings.layers().len());
+        let mut margins: Vec<String> = (0..margins)
+            .filter_map(|layer| self.plan(layer).skip_margin)
+            .map(|margin| margin.to_string())
+            .collect();
+        margins.sort_unstable();
+        margins.dedup();
+        KernelSettings {
+            theta: theta.filter(|_| coded),
+            target_sparsity: target_sparsity.filter(|_| coded),
+            error_bound: error_bound.filter(|_| coded),
+            profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
+            window: hybrid.then(|| self.config.window.to_string()),
+            sinks: hybrid.then_some(self.config.sinks),
+            skip_margin: match &margins[..] {
+                [] => None,
+                [margin] => Some(margin.clone()),
+                [first, .., last] => Some(format!("{first}..{last} by layer")),
+            }
+            .filter(|_| hybrid),
+            kv: self.options.element,
+            simd: self.options.simd.to_string(),
+        }
+    }
+}
+
+impl fmt::Display for KernelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Dense => "dense",
+            Self::Delta => "delta",
+            Self::Hybrid => "hybrid",
+        })
+    }
+}
+
+/// `hybrid: theta 0.6, window 64, 4 sinks, cache f16, avx2`
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = self.settings();
+        write!(f, "{}: ", self.kind)?;
+        if let Some(theta) = settings.theta {
+            write!(f, "theta {theta}, ")?;
+        }
+        if let Some(share) = settings.target_sparsity {
+            write!(f, "target {share} zeros, ")?;
+        }
+        if let Some(nats) = settings.error_bound {
+            write!(f, "scores within {nats} nats, ")?;
+        }
+        if let Some(profile) = settings.profile {
+            write!(f, "profile {profile}, ")?;
+        }
+        if let Some(window) = settings.window {
+            write!(f, "window {window}, ")?;
+        }
+        if let Some(sinks) = settings.sinks {
+            write!(f, "{sinks} sinks, ")?;
+        }
+        if let Some(margin) = settings.skip_margin {
+            write!(f, "skip margin {margin}, ")?;
+        }
+        write!(f, "cache {}, {}", settings.kv, settings.simd)
+    }
+}
+
+/// Attention settings as they appear in JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KernelSettings {
+    /// One threshold for all.
+    pub theta: Option<f32>,
+    /// Zero fraction that the thresholds are led to.
+    pub target_sparsity: Option<f32>,
+    /// Nats that every score keeps to.
+    pub error_bound: Option<f32>,
+    /// File of calibrated settings, or the name of a built-in one.
+    pub profile: Option<String>,
+    /// As on the command line.
+    pub window: Option<String>,
+    /// First keys, always exact.
+    pub sinks: Option<usize>,
+    /// As on the command line, or the range over the layers; absent when values are not skipped.
+    pub skip_margin: Option<String>,
+    /// Element type of the cache.
+    pub kv: ElementType,
+    /// Instruction set.
+    pub simd: String,
+}
