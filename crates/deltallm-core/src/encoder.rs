@@ -108,6 +108,19 @@ impl DeltaEncoder {
     }
 }
 
+impl DeltaEncoder {
+    /// An encoder at its start with thresholds of `factor` times these.
+    pub(crate) fn scaled(&self, factor: f32) -> Result<Self, CoreError> {
+        Self::new(self.thresholds.iter().map(|theta| factor * theta).collect(), self.element)
+    }
+
+    /// Goes on in a store of another type, which holds the reference rounded.
+    pub(crate) fn set_element(&mut self, element: ElementType) {
+        self.element = element;
+        self.reference.iter_mut().for_each(|r| *r = element.round(*r));
+    }
+}
+
 /// A set of channels, one bit each, in words of 64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelMask {
