@@ -28,7 +28,7 @@ mod view;
 mod window;
 
 pub use delta::DeltaAttention;
-pub use deltallm_core::{ElementType, MemoryBudget, SparsityStats, ThresholdPolicy};
+pub use deltallm_core::{AtLimit, ElementType, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::AttentionError;
 pub use hybrid::{HybridAttention, HybridConfig, attend_hybrid};

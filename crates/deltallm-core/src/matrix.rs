@@ -196,6 +196,9 @@ impl DeltaMatrix {
     /// equation 8). A channel can only be transmitted where it was before, so no block grows. One block at a time is
     /// held twice.
     ///
+    /// Values transmitted one after the other differ by more than the old threshold, so a factor of 2 or less leaves
+    /// the coded keys as they are (but for the rounding of 16-bit types) and only changes what comes.
+    ///
     /// ```
     /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
     ///

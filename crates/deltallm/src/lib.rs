@@ -35,8 +35,8 @@ pub use deltallm_attn::{
     HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    CachePlan, CoreError, ElementType, Footprint, KeyPlan, MemoryBudget, ModelFingerprint, SparsityStats,
-    ThresholdPolicy, ThresholdProfile,
+    AtLimit, CachePlan, CoreError, ElementType, Footprint, KeyPlan, MemoryBudget, ModelFingerprint,
+    SparsityStats, ThresholdPolicy, ThresholdProfile,
 };
 
 /// The code in the README and in the guide for engines, compiled and run as tests.
