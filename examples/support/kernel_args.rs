@@ -8,7 +8,8 @@ use anyhow::Context;
 use deltallm::models::Llama;
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
-    HybridAttention, HybridConfig, ModelFingerprint, ThresholdPolicy, ThresholdProfile, Window,
+    HybridAttention, HybridConfig, KeyPlan, MemoryBudget, ModelFingerprint, ThresholdPolicy,
+    ThresholdProfile, Window,
 };
 use serde::Serialize;
 
@@ -170,6 +171,30 @@ impl KernelChoice {
     /// Which kernel.
     pub fn kind(&self) -> KernelKind {
         self.kind
+    }
+
+    /// The same with caches that are charged to `budget`.
+    #[must_use]
+    pub fn with_budget(&self, budget: MemoryBudget) -> Self {
+        Self { options: AttentionOptions { budget, ..self.options.clone() }, ..self.clone() }
+    }
+
+    /// Element type of the cache.
+    pub fn element(&self) -> ElementType {
+        self.options.element
+    }
+
+    /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
+    pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
+        let (window, sinks) = match (self.kind, self.config.window) {
+            (KernelKind::Dense, _) => return KeyPlan::Dense,
+            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.config.sinks),
+            (KernelKind::Hybrid, Window::Block { scale }) => {
+                ((f64::from(scale) * context as f64).ceil() as usize, self.config.sinks)
+            }
+            _ => (0, 0),
+        };
+        KeyPlan::Delta { zero_fraction, window, sinks }
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

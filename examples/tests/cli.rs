@@ -122,6 +122,69 @@ fn bad_sampling_settings() {
 }
 
 #[test]
+fn bad_memory_settings() {
+    for bad in ["64", "MiB", "64mb", "1.5GiB", "-1B", "99999999999GiB"] {
+        assert_refused("generate", &[&format!("--kv-budget={bad}")], &["--kv-budget", bad, "such as 64MiB"]);
+    }
+    let with = |more: &[&str]| refusal("generate", &[&["--kv-budget", "1MB", "--at-limit"], more].concat());
+    assert!(with(&["forget"]).contains("error, narrow, raise-thresholds"));
+    assert!(with(&["narrow", "--kv", "f16"]).contains("expected --kv f32, got f16"));
+    let line = with(&["raise-thresholds", "--kernel", "dense"]);
+    assert!(line.contains("expected --kernel delta or hybrid, got dense"), "{line}");
+    assert_refused("generate", &["--at-limit", "error"], &["--kv-budget"]);
+}
+
+#[test]
+fn a_prompt_that_cannot_fit_is_refused_before_it_is_read() {
+    for kernel in ["dense", "hybrid"] {
+        let args = ["--kernel", kernel, "--kv-budget", "100kB"];
+        assert_refused("generate", &args, &["--kv-budget", "at least", "6 tokens", "got 100 kB", "shorten"]);
+    }
+}
+
+/// The embedded model's dense f32 cache: 5 layers, 2 kv heads, 64 channels, and tables of 4 slots.
+const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 32);
+
+fn with_budget<'a>(budget: &'a str, more: &[&'a str]) -> Output {
+    let args = ["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--kv-budget", budget];
+    run("generate", &[&args[..], more].concat())
+}
+
+#[test]
+fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
+    let budget = format!("{DENSE_F32_PAGE}B");
+    let output = with_budget(&budget, &["--max-tokens", "100"]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let error = stderr.lines().last().expect("a last line");
+    assert!(error.starts_with("error: --kv-budget") && error.contains("--at-limit"), "{error}");
+    assert!(stderr.contains("dense f32") && stderr.contains("budget       "), "plan and report: {stderr}");
+    let report: Value = serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
+    assert!(stdout.contains(report["text"].as_str().expect("text")), "{stdout}");
+    assert_eq!(report["stop"], "budget_exhausted");
+    assert_eq!((&report["kv_budget_bytes"], &report["at_limit"]), (&DENSE_F32_PAGE.into(), &"error".into()));
+    assert_eq!(report["times_relieved"], 0);
+    // One page of 64 tokens a head; the last new token is not cached.
+    assert_eq!(report["prompt_tokens"].as_u64().zip(report["generated_tokens"].as_u64()), Some((6, 59)));
+
+    let unlimited = json(&run(
+        "generate",
+        &["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--max-tokens", "59"],
+    ));
+    assert_eq!(unlimited["text"], report["text"]);
+    assert!(unlimited.get("kv_budget_bytes").is_none() && unlimited.get("times_relieved").is_none());
+}
+
+#[test]
+fn narrowing_goes_on_where_the_error_stops() {
+    let budget = format!("{DENSE_F32_PAGE}B");
+    let report = json(&with_budget(&budget, &["--max-tokens", "100", "--at-limit", "narrow"]));
+    assert_eq!((&report["generated_tokens"], &report["times_relieved"]), (&100.into(), &1.into()));
+    assert_eq!(report["at_limit"], "narrow");
+    assert!(report["kv_bytes"].as_u64().is_some_and(|bytes| bytes <= DENSE_F32_PAGE as u64), "{report}");
+}
+
+#[test]
 fn chat_without_a_template() {
     assert_refused("generate", &["--chat"], &["chat template", "leave --chat out"]);
 }

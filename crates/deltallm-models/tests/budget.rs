@@ -53,7 +53,7 @@ fn continue_to(session: &mut Session, budget: &MemoryBudget, len: usize) -> (Vec
             Err(error) => return (tokens, Some(error)),
         };
         tokens.push(token);
-        assert!(budget.available() <= budget.limit().unwrap_or(usize::MAX));
+        assert!(budget.limit().is_none_or(|limit| budget.used() <= limit));
         assert_eq!(session.footprint().total(), budget.used());
     }
     (tokens, None)
@@ -132,13 +132,15 @@ fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
         peak = peak.max(free.used() + growth(&unlimited));
         expected = Some(unlimited.decode(*token).unwrap());
     }
+    // Larger chunks leave larger tables of pages behind.
+    let limit = peak + 1000;
     let prefill = |at_limit| {
-        let budget = MemoryBudget::new(peak);
+        let budget = MemoryBudget::new(limit);
         let mut limited = session(&model, "hybrid", ElementType::F16, &budget);
         limited.limit_memory(budget.clone(), at_limit);
         let mut chunks = Vec::new();
         let result = limited.prefill(&prompt, &mut |done| chunks.push(done));
-        assert!(budget.used() <= peak);
+        assert!(budget.used() <= limit);
         (result, chunks, limited.relief())
     };
     let (result, ..) = prefill(AtLimit::Error);
