@@ -267,13 +267,11 @@ impl Run {
         );
         if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
             let relief = self.generation.relief;
-            eprintln!(
-                "budget       {} of {} used; {policy} {} times, {} given back",
-                bytes(footprint.total()),
-                bytes(limit),
-                relief.times,
-                bytes(relief.bytes)
-            );
+            let relieved = match relief.times {
+                0 => String::new(),
+                times => format!("; {policy} helped {times} times and gave {} back", bytes(relief.bytes)),
+            };
+            eprintln!("budget       {} of {} used{relieved}", bytes(footprint.total()), bytes(limit));
         }
     }
 
