@@ -4,7 +4,7 @@ use std::fmt;
 
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
-    HybridAttention, HybridConfig, LayerPlan, SkipMargin, ThresholdPolicy,
+    HybridAttention, HybridConfig, KeyPlan, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
@@ -69,6 +69,42 @@ impl KernelChoice {
     /// Which kernel.
     pub fn kind(&self) -> KernelKind {
         self.kind
+    }
+
+    /// The same with caches that are charged to `budget`.
+    #[must_use]
+    pub fn with_budget(&self, budget: MemoryBudget) -> Self {
+        Self { options: AttentionOptions { budget, ..self.options.clone() }, ..self.clone() }
+    }
+
+    /// Element type of the cache.
+    pub fn element(&self) -> ElementType {
+        self.options.element
+    }
+
+    /// Share of zero deltas that plans count on: what the profile measured or the target asks for, else about that of
+    /// SmolLM2-135M on WikiText-2 with theta 0.6.
+    pub fn expected_zero_fraction(&self) -> f64 {
+        let measured =
+            || self.profile.as_ref()?.settings.provenance().map(|made| made.held_out.zero_fraction);
+        match &self.config.thresholds {
+            ThresholdPolicy::TargetSparsity(target) => f64::from(target.zero_fraction()),
+            ThresholdPolicy::Profile(_) => measured().unwrap_or(0.45),
+            _ => 0.45,
+        }
+    }
+
+    /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
+    pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
+        let (window, sinks) = match (self.kind, self.config.window) {
+            (KernelKind::Dense, _) => return KeyPlan::Dense,
+            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.config.sinks),
+            (KernelKind::Hybrid, Window::Block { scale }) => {
+                ((f64::from(scale) * context as f64).ceil() as usize, self.config.sinks)
+            }
+            _ => (0, 0),
+        };
+        KeyPlan::Delta { zero_fraction, window, sinks }
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

@@ -1,6 +1,7 @@
 //! Shared parts of the example programs.
 //!
 //! - [`KernelArgs`]: the attention settings of every program, and the kernels they stand for.
+//! - [`MemoryArgs`]: bytes for the caches, and what to do when they are used up.
 //! - [`LoadedModel`]: a model with its tokenizer, from a file or the one that is embedded here.
 //! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
 //! - [`CommonArgs`], [`main_with`]: threads and JSON, and how a program ends.
@@ -13,6 +14,7 @@ mod json;
 mod kernel_args;
 mod kernel_choice;
 mod memory;
+mod memory_limit;
 mod model;
 mod output;
 mod perplexity;
@@ -27,6 +29,7 @@ pub use json::print_json;
 pub use kernel_args::{KernelArgs, KernelKind};
 pub use kernel_choice::{KernelChoice, KernelSettings};
 pub use memory::{dense_f16_bytes, format_bytes, peak_rss_bytes};
+pub use memory_limit::{LimitPolicy, MemoryArgs, MemoryLimit};
 pub use model::{LoadedModel, read_text};
 pub use output::write_whole;
 pub use perplexity::{Comparison, Perplexity, TokenScore, score_rows, windows};

@@ -7,7 +7,7 @@ use crate::{AttentionOptions, AttentionShape};
 /// Queries whose probabilities are in memory at a time.
 const QUERY_ROWS: usize = 128;
 
-/// Sums the sensitivity of one layer's key channels over calibration texts (`docs/method.md`, equations 7 and 8).
+/// Sums the sensitivity of one layer's key channels over calibration texts (`docs/method.md`, equations 9 and 10).
 ///
 /// An error `e` in channel `j` of a far key `t` moves the score of query `m` by `scale q_m[j] e`, the probability
 /// `p(m,t)` in proportion, and the layer's output by `p(m,t) scale q_m[j] e · Wo (v_t - o_m)`. Errors of different keys
@@ -196,7 +196,7 @@ mod tests {
         }
     }
 
-    /// Equations 7 and 8 in plain f64 loops: `[mass, output]`, `[kv_heads * head_dim]`.
+    /// Equations 9 and 10 in plain f64 loops: `[mass, output]`, `[kv_heads * head_dim]`.
     fn plain(
         shape: AttentionShape,
         [window, sinks]: [usize; 2],
