@@ -12,6 +12,8 @@ use deltallm::{
 };
 use serde::Serialize;
 
+use crate::PrefillOnly;
+
 /// Which attention runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -22,6 +24,16 @@ pub enum KernelKind {
     Delta,
     /// Exact window and sinks, delta-coded keys for the rest
     Hybrid,
+}
+
+/// When attention is approximate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phases {
+    /// While a prompt is read and while text is generated
+    Both,
+    /// While a prompt is read only
+    Prefill,
 }
 
 /// Attention settings.
@@ -50,6 +62,9 @@ pub struct KernelArgs {
     /// Element type of the cache: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_element)]
     kv: ElementType,
+    /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
+    #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
+    phases: Phases,
 }
 
 /// A margin, or none. (clap gives a bare `Option` field another meaning.)
@@ -116,6 +131,7 @@ impl KernelArgs {
                 ..HybridConfig::new(thresholds)
             },
             profile: self.profile.as_ref().map(|path| path.display().to_string()),
+            phases: self.phases,
         };
         choice.make(0)?;
         Ok(choice)
@@ -141,6 +157,7 @@ pub struct KernelChoice {
     options: AttentionOptions,
     config: HybridConfig,
     profile: Option<String>,
+    phases: Phases,
 }
 
 impl KernelChoice {
@@ -149,8 +166,8 @@ impl KernelChoice {
     /// # Errors
     /// As the kernels' constructors.
     pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        Ok(match self.kind {
-            KernelKind::Dense => Box::new(DenseAttention::new(&self.options)?),
+        let kernel: Box<dyn AttentionKernel> = match self.kind {
+            KernelKind::Dense => return Ok(Box::new(DenseAttention::new(&self.options)?)),
             KernelKind::Delta => {
                 Box::new(DeltaAttention::new(&self.options, self.config.thresholds.clone(), layer)?)
             }
@@ -158,6 +175,10 @@ impl KernelChoice {
                 let config = HybridConfig { layer, ..self.config.clone() };
                 Box::new(HybridAttention::new(&self.options, &config)?)
             }
+        };
+        Ok(match self.phases {
+            Phases::Both => kernel,
+            Phases::Prefill => Box::new(PrefillOnly::new(DenseAttention::new(&self.options)?, kernel)),
         })
     }
 
@@ -189,6 +210,7 @@ impl KernelChoice {
             }),
             sinks: hybrid.then_some(self.config.sinks),
             skip_margin: self.config.skip_margin.filter(|_| hybrid),
+            phases: coded.then_some(self.phases),
             kv: self.options.element,
             simd: self.options.simd.to_string(),
         }
@@ -225,6 +247,9 @@ impl fmt::Display for KernelChoice {
         if let Some(margin) = settings.skip_margin {
             write!(f, "skip margin {margin}, ")?;
         }
+        if settings.phases == Some(Phases::Prefill) {
+            write!(f, "in prefill only, ")?;
+        }
         write!(f, "cache {}, {}", settings.kv, settings.simd)
     }
 }
@@ -242,6 +267,8 @@ pub struct KernelSettings {
     pub sinks: Option<usize>,
     /// Nats; absent when values are not skipped.
     pub skip_margin: Option<f32>,
+    /// When attention is approximate.
+    pub phases: Option<Phases>,
     /// Element type of the cache.
     pub kv: ElementType,
     /// Instruction set.
