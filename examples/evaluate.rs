@@ -370,7 +370,9 @@ fn metrics_line(name: &str, metrics: &[(&'static str, Estimate)], signed: bool) 
             if *name == "log_likelihood" { (1.0, "nats", 4) } else { (100.0, "%", 2) };
         let (mean, error) = (factor * estimate.mean, factor * estimate.standard_error);
         let mean = if signed { format!("{mean:+.digits$}") } else { format!("{mean:.digits$}") };
-        format!("{name} {mean} ± {error:.digits$} {unit}")
+        // One example alone says nothing about its spread.
+        let error = if error.is_nan() { String::new() } else { format!("± {error:.digits$} ") };
+        format!("{name} {mean} {error}{unit}")
     };
     format!("{name:12} {}", metrics.iter().map(metric).collect::<Vec<_>>().join(", "))
 }

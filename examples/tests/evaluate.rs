@@ -6,8 +6,10 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::{assert_refused, file, json, program, run};
+use deltallm::models::SamplerConfig;
 use deltallm_examples::{
-    ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Setup, score_examples,
+    ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Setup,
+    answer_all, generate, score_examples,
 };
 use serde_json::{Value, json};
 
@@ -173,14 +175,47 @@ fn prefill_only_changes_answers_but_not_likelihoods() {
     assert_eq!(scores[0].sparsity, scores[1].sparsity);
     assert!(scores[0].comparison.expect("compared").kl() > 0.0);
 
-    // In squad the decoded pairs are exact, so fewer of all pairs go through deltas.
-    let data = file("phases.json", SQUAD.as_bytes());
-    let sparsity = |phases| {
-        let report = evaluate("squad", &data, &["--window", "2", "--phases", phases]);
-        assert_eq!(report["settings"]["phases"], phases);
-        report["exact_share"].as_f64().expect("a share")
-    };
-    assert!(sparsity("prefill") > sparsity("both"));
+    // Where text is generated, only the prompt's pairs go through deltas.
+    let prompts = [model.encode("Once upon a time there was a king who had").expect("tokens")];
+    let [both, prefill] = ["both", "prefill"].map(|phases| {
+        let setup = setup(&model, &["--theta", "1", "--window", "2", "--phases", phases]);
+        answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("an answer").remove(0)
+    });
+    assert_eq!(both.first_logits, prefill.first_logits);
+    assert!(both.tokens > 10 && prefill.tokens > 10, "too short to tell: {both:?}");
+    let far = |answer: &Answer| answer.sparsity.pairs - answer.sparsity.exact_pairs;
+    // Of n tokens' n (n + 1) / 2 pairs, 2 a token are in the window and up to 4 more are sinks.
+    let (tokens, heads) =
+        (prompts[0].len() as u64, (model.llama.config().heads * model.llama.config().layers) as u64);
+    let exact: u64 = (1..=tokens).map(|position| position.min(6)).sum();
+    assert_eq!(far(&prefill), heads * (tokens * (tokens + 1) / 2 - exact));
+    assert!(far(&both) > far(&prefill));
+}
+
+#[test]
+fn answers_in_a_batch_are_what_greedy_generation_writes() {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    let texts = [
+        "Once upon a time there was",
+        "The king said",
+        "One day the fox went to the wolf, and",
+        "The end.\n",
+    ];
+    let prompts: Vec<_> = texts.iter().map(|text| model.encode(text).expect("tokens")).collect();
+    for options in
+        [&["--kernel", "dense"][..], &["--window", "4", "--theta", "0.8"], &["--phases", "prefill"]]
+    {
+        let setup = setup(&model, options);
+        let answers = answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("answers");
+        for (prompt, answer) in prompts.iter().zip(&answers) {
+            let greedy = SamplerConfig::default();
+            let alone = generate(&model, &setup.kernel, prompt, true, greedy, ANSWER_TOKENS, &mut |_| Ok(()));
+            let alone = alone.expect("a text").text;
+            assert_eq!(answer.text, alone.split('\n').next().expect("a first line"));
+            assert_eq!(answer.unfinished, answer.tokens == ANSWER_TOKENS && !alone.contains('\n'));
+        }
+        assert!(answers.iter().any(|answer| answer.tokens > 10));
+    }
 }
 
 /// A report without what no two runs share.
