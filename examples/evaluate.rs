@@ -3,7 +3,6 @@
 //! `cargo run --release --example evaluate -- --task choices --data arc_easy.jsonl --compare dense`; `docs/evaluation.md`
 //! explains tasks and results.
 
-use std::ops::Range;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -14,8 +13,9 @@ use deltallm::core::HeadSparsity;
 use deltallm_examples::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
     KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, Perplexity,
-    Question, ResumeLog, Resumed, Setup, Summary, TaskKind, WindowResult, answer_questions, fnv1a, main_with,
-    print_json, read_dataset, read_text, run_windows, score_examples, score_window, sum_windows, windows,
+    Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult, answer_questions,
+    fnv1a, main_with, print_json, read_dataset, read_text, run_windows, score_examples, score_window,
+    sum_windows, windows,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -176,16 +176,16 @@ fn run_all<R: Serialize + DeserializeOwned>(
     args: &Args,
     setup: &Setup,
     data_hash: u64,
-    (examples, at_once): (usize, usize),
-    score: &mut dyn FnMut(Range<usize>, &mut dyn FnMut(usize)) -> anyhow::Result<Vec<R>>,
+    plan: Plan,
+    score: &mut Score<R>,
 ) -> anyhow::Result<Vec<R>> {
     let log = match &args.resume {
         Some(path) => Some(ResumeLog::open(path, &identity(args, setup, data_hash)?)?),
         None => None,
     };
-    let Resumed { results, from_log } = run_windows(examples, at_once, log, score)?;
+    let Resumed { results, from_log } = run_windows(plan, log, score)?;
     if let Some(path) = args.resume.as_ref().filter(|_| from_log > 0) {
-        eprintln!("resumed      {from_log} of {examples} examples are from {}", path.display());
+        eprintln!("resumed      {from_log} of {} examples are from {}", plan.examples, path.display());
     }
     Ok(results)
 }
@@ -211,8 +211,10 @@ fn identity(args: &Args, setup: &Setup, data_hash: u64) -> anyhow::Result<Value>
     }))
 }
 
-fn limited<T>(args: &Args, examples: &[T]) -> usize {
-    args.limit.map_or(examples.len(), |limit| examples.len().min(limit as usize))
+/// As many examples as are wanted, so many at once.
+fn plan<T>(args: &Args, examples: &[T], window: usize) -> Plan {
+    let limit = args.limit.map_or(examples.len(), |limit| limit as usize);
+    Plan { examples: examples.len().min(limit), window, steps: 1 }
 }
 
 fn perplexity(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> {
@@ -225,10 +227,10 @@ fn perplexity(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> 
         args.data.display(),
         tokens.len()
     );
-    let results =
-        run_all(args, setup, fnv1a(text.as_bytes()), (windows.len(), 1), &mut |range, progress| {
-            range.map(|index| score_window(setup, windows[index], progress)).collect()
-        })?;
+    let plan = Plan { examples: windows.len(), window: 1, steps: context };
+    let results = run_all(args, setup, fnv1a(text.as_bytes()), plan, &mut |range, progress| {
+        range.map(|index| score_window(setup, windows[index], progress)).collect()
+    })?;
     let sum = sum_windows(&results);
     let mut lines = vec![
         format!("text         {}: {} windows of {context} tokens", args.data.display(), windows.len()),
@@ -301,8 +303,8 @@ fn task(args: &Args, setup: &Setup, dataset: &Dataset) -> anyhow::Result<Scores>
             (LastWordExample::METRICS, likelihoods(args, setup, dataset, examples))
         }
         Examples::Squad(questions) => {
-            let size = (limited(args, questions), QUESTIONS_AT_ONCE);
-            let results = run_all(args, setup, dataset.hash, size, &mut |range, progress| {
+            let plan = plan(args, questions, QUESTIONS_AT_ONCE);
+            let results = run_all(args, setup, dataset.hash, plan, &mut |range, progress| {
                 answer_questions(setup, &questions[range], progress)
             });
             (Question::METRICS, results)
@@ -327,8 +329,8 @@ fn likelihoods<E: LikelihoodExample>(
     dataset: &Dataset,
     examples: &[E],
 ) -> anyhow::Result<Vec<ExampleResult>> {
-    let size = (limited(args, examples), EXAMPLES_AT_ONCE);
-    run_all(args, setup, dataset.hash, size, &mut |range, progress| {
+    let plan = plan(args, examples, EXAMPLES_AT_ONCE);
+    run_all(args, setup, dataset.hash, plan, &mut |range, progress| {
         score_examples(setup, range.start, &examples[range], progress)
     })
 }

@@ -27,7 +27,7 @@ pub use likelihood::{ExampleScores, RequestScore, score_requests};
 pub use metrics::Estimate;
 pub use pair::{Pair, Request};
 pub use records::{Dataset, Examples, Shape, TaskKind, read_dataset, read_text};
-pub use resume::{ResumeLog, Resumed, fnv1a, run_windows};
+pub use resume::{Plan, ResumeLog, Resumed, Score, fnv1a, run_windows};
 pub use squad::{Question, answer_questions};
 pub use squad_metric::{exact_match, f1, normalise};
 pub use summary::Summary;

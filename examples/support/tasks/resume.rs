@@ -127,17 +127,29 @@ pub struct Resumed<R> {
     pub from_log: usize,
 }
 
-/// Runs `examples` examples in windows of `window` (at least 1) of them: `score` gets a range of examples and tells how
-/// many of it are done. A window that is in the log as a whole is not run again; one that is there in part is, so that
-/// batches are what they would have been and the results the same to the last bit.
+/// How many examples are run, and how.
+#[derive(Debug, Clone, Copy)]
+pub struct Plan {
+    /// All of them.
+    pub examples: usize,
+    /// How many together (at least 1); they are logged at once.
+    pub window: usize,
+    /// Steps of progress in an example.
+    pub steps: usize,
+}
+
+/// Scores a range of examples, and tells how many steps of it are done.
+pub type Score<'s, R> = dyn FnMut(Range<usize>, &mut dyn FnMut(usize)) -> anyhow::Result<Vec<R>> + 's;
+
+/// Runs examples window by window. A window that is in the log as a whole is not run again; one that is there in part is, so
+/// that batches are what they would have been and the results the same to the last bit.
 ///
 /// # Errors
 /// Those of `score`, and when the log cannot be written.
 pub fn run_windows<R: Serialize + DeserializeOwned>(
-    examples: usize,
-    window: usize,
+    Plan { examples, window, steps }: Plan,
     mut log: Option<ResumeLog<R>>,
-    score: &mut dyn FnMut(Range<usize>, &mut dyn FnMut(usize)) -> anyhow::Result<Vec<R>>,
+    score: &mut Score<R>,
 ) -> anyhow::Result<Resumed<R>> {
     let mut run = Resumed { results: Vec::with_capacity(examples), from_log: 0 };
     let mut progress = Progress::new("scoring");
@@ -148,7 +160,9 @@ pub fn run_windows<R: Serialize + DeserializeOwned>(
             run.results.extend(results);
             continue;
         }
-        let results = score(range.clone(), &mut |done| progress.update(start + done, examples))?;
+        let results = score(range.clone(), &mut |done| {
+            progress.update(start * steps + done, examples * steps);
+        })?;
         ensure!(results.len() == range.len(), "expected {} results, got {}", range.len(), results.len());
         let mut lines = String::new();
         for (example, result) in range.zip(results) {
@@ -161,7 +175,7 @@ pub fn run_windows<R: Serialize + DeserializeOwned>(
         if let Some(log) = &mut log {
             log.append(&lines)?;
         }
-        progress.update(run.results.len(), examples);
+        progress.update(run.results.len() * steps, examples * steps);
     }
     Ok(run)
 }
@@ -188,7 +202,7 @@ mod tests {
     fn run(path: &Path, identity: &Value) -> (Vec<f64>, usize, usize) {
         let mut computed = 0;
         let log = ResumeLog::open(path, identity).unwrap();
-        let run = run_windows(10, 4, Some(log), &mut |range, _| {
+        let run = run_windows(Plan { examples: 10, window: 4, steps: 1 }, Some(log), &mut |range, _| {
             computed += range.len();
             Ok(range.map(|example| (example as f64).sqrt() / 3.0).collect())
         });
