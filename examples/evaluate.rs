@@ -311,7 +311,7 @@ fn task(args: &Args, setup: &Setup, dataset: &Dataset) -> anyhow::Result<Scores>
         }
     };
     let results = results.with_context(|| format!("--data {}", args.data.display()))?;
-    let summary = Summary::new(names, &results);
+    let summary = Summary::new(names, &results)?;
     let mut fields = summary.json();
     fields.insert("records".into(), json!(dataset.shape));
     Ok(Scores {

@@ -1,5 +1,6 @@
 //! All examples of a run together.
 
+use anyhow::ensure;
 use deltallm::core::HeadSparsity;
 use serde_json::{Map, Value, json};
 
@@ -40,9 +41,18 @@ pub struct DenseSummary {
 
 impl Summary {
     /// Sums up examples whose metrics have these names.
-    pub fn new(names: &[&'static str], examples: &[ExampleResult]) -> Self {
+    ///
+    /// # Errors
+    /// When an example has other metrics, or only some have been compared: they are not of one run.
+    pub fn new(names: &[&'static str], examples: &[ExampleResult]) -> anyhow::Result<Self> {
         let runs: Vec<&Outcome> = examples.iter().map(|example| &example.run).collect();
         let dense: Vec<&Outcome> = examples.iter().filter_map(|example| example.dense.as_ref()).collect();
+        let metrics = runs.iter().chain(&dense).all(|outcome| outcome.metrics.len() == names.len());
+        ensure!(
+            metrics && (dense.is_empty() || dense.len() == runs.len()),
+            "expected results with {} metrics each, got others: is the log of --resume whole?",
+            names.len()
+        );
         let mut lengths = Lengths::default();
         let mut sparsity = HeadSparsity::default();
         let mut comparison = Comparison::default();
@@ -57,7 +67,7 @@ impl Summary {
                 |metric| Estimate::of(&(0..examples.len()).map(|i| value(i, metric)).collect::<Vec<_>>());
             names.iter().enumerate().map(|(metric, name)| (*name, of(metric))).collect::<Vec<_>>()
         };
-        Self {
+        Ok(Self {
             metrics: estimate(&|i, metric| runs[i].metrics[metric]),
             dense: (!dense.is_empty()).then(|| DenseSummary {
                 metrics: estimate(&|i, metric| dense[i].metrics[metric]),
@@ -74,7 +84,7 @@ impl Summary {
             lengths,
             unfinished: unfinished(&runs),
             sparsity,
-        }
+        })
     }
 
     /// Mean length of a sequence, in tokens.
@@ -149,7 +159,7 @@ mod tests {
             example(("0", 0.0), ("1", 1.0)),
             example(("1", 1.0), ("1", 1.0)),
         ];
-        let summary = Summary::new(&["accuracy"], &examples);
+        let summary = Summary::new(&["accuracy"], &examples).unwrap();
         let json = summary.json();
         assert_eq!((&json["accuracy"], &json["dense"]["accuracy"]), (&json!(0.5), &json!(0.75)));
         assert_eq!((&json["flips"], &json["accuracy_difference"]), (&json!(2), &json!(-0.25)));
@@ -157,5 +167,14 @@ mod tests {
         assert_eq!(json["accuracy_difference_standard_error"], json!(0.25));
         assert_eq!((&json["mean_tokens"], &json["longest_tokens"]), (&json!(20.0), &json!(30)));
         assert_eq!((summary.tokens, &json["sequences"], &json["truncated"]), (12, &json!(8), &json!(4)));
+    }
+
+    #[test]
+    fn results_of_several_runs_are_refused() {
+        let examples = [example(("0", 1.0), ("0", 1.0)), example(("1", 0.0), ("2", 0.0))];
+        assert!(Summary::new(&["accuracy", "accuracy_norm"], &examples).is_err());
+        let [first, mut second] = examples;
+        second.dense = None;
+        assert!(Summary::new(&["accuracy"], &[first, second]).is_err());
     }
 }
