@@ -8,7 +8,7 @@ use deltallm::{
 };
 use serde::Serialize;
 
-use crate::{KernelKind, ModelProfile};
+use crate::{KernelKind, ModelProfile, Phases, PrefillOnly};
 
 /// Settings that fit the model: makes its kernels.
 #[derive(Debug, Clone)]
@@ -19,6 +19,7 @@ pub struct KernelChoice {
     profile: Option<ModelProfile>,
     /// What the caller asked for, for all layers; otherwise each layer has its profile's.
     skip_margin: Option<Option<SkipMargin>>,
+    phases: Phases,
 }
 
 impl KernelChoice {
@@ -29,8 +30,9 @@ impl KernelChoice {
         config: HybridConfig,
         profile: Option<ModelProfile>,
         skip_margin: Option<Option<SkipMargin>>,
+        phases: Phases,
     ) -> Self {
-        Self { kind, options, config, profile, skip_margin }
+        Self { kind, options, config, profile, skip_margin, phases }
     }
 
     /// The kernel of one layer, with an empty cache.
@@ -41,7 +43,7 @@ impl KernelChoice {
         let plan = self.plan(layer);
         let options =
             AttentionOptions { element: plan.store.unwrap_or(self.options.element), ..self.options.clone() };
-        Ok(match self.kind {
+        let kernel: Box<dyn AttentionKernel> = match self.kind {
             KernelKind::Delta => {
                 Box::new(DeltaAttention::new(&options, self.config.thresholds.clone(), layer)?)
             }
@@ -49,7 +51,11 @@ impl KernelChoice {
                 let config = HybridConfig { layer, skip_margin: plan.skip_margin, ..self.config.clone() };
                 Box::new(HybridAttention::new(&options, &config)?)
             }
-            KernelKind::Dense | KernelKind::Hybrid => Box::new(DenseAttention::new(&options)?),
+            KernelKind::Dense | KernelKind::Hybrid => return Ok(Box::new(DenseAttention::new(&options)?)),
+        };
+        Ok(match self.phases {
+            Phases::Both => kernel,
+            Phases::Prefill => Box::new(PrefillOnly::new(DenseAttention::new(&options)?, kernel)),
         })
     }
 
@@ -137,6 +143,7 @@ impl KernelChoice {
                 [first, .., last] => Some(format!("{first}..{last} by layer")),
             }
             .filter(|_| hybrid),
+            phases: coded.then_some(self.phases),
             kv: self.options.element,
             simd: self.options.simd.to_string(),
         }
@@ -179,6 +186,9 @@ impl fmt::Display for KernelChoice {
         if let Some(margin) = settings.skip_margin {
             write!(f, "skip margin {margin}, ")?;
         }
+        if settings.phases == Some(Phases::Prefill) {
+            write!(f, "in prefill only, ")?;
+        }
         write!(f, "cache {}, {}", settings.kv, settings.simd)
     }
 }
@@ -200,6 +210,8 @@ pub struct KernelSettings {
     pub sinks: Option<usize>,
     /// As on the command line, or the range over the layers; absent when values are not skipped.
     pub skip_margin: Option<String>,
+    /// When attention is approximate.
+    pub phases: Option<Phases>,
     /// Element type of the cache.
     pub kv: ElementType,
     /// Instruction set.
