@@ -3,8 +3,9 @@
 mod common;
 
 use std::path::Path;
+use std::process::Output;
 
-use common::{assert_refused, file, json, path, run};
+use common::{assert_refused, file, json, path, refusal, run};
 use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, Window};
 use deltallm_examples::LoadedModel;
 use serde_json::Value;
