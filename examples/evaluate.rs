@@ -12,10 +12,10 @@ use clap::{Parser, ValueEnum};
 use deltallm::core::HeadSparsity;
 use deltallm_examples::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
-    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, Perplexity,
-    Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult, answer_questions,
-    fnv1a, main_with, print_json, read_dataset, read_text, run_windows, score_examples, score_window,
-    sum_windows, windows,
+    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelProfile,
+    Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult,
+    answer_questions, fnv1a, main_with, print_json, read_dataset, read_text, run_windows, score_examples,
+    score_window, sum_windows, windows,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -46,6 +46,9 @@ struct Args {
     /// Tokens in a window (perplexity; default 1024), or most tokens of a sequence (default: the model's context)
     #[arg(long, value_name = "N")]
     context: Option<usize>,
+    /// Perplexity: score the last N tokens of each window alone, read one by one as in generation
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    decode: Option<u32>,
     /// Between context and continuation (choices, schema, last-word)
     #[arg(long, value_name = "TEXT", default_value = " ")]
     delimiter: String,
@@ -91,6 +94,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         context: context(&args, &model)?,
         dense: args.compare.map(|Baseline::Dense| kernel.dense()),
         delimiter: args.delimiter.clone(),
+        decode: decode(&args)?,
         kernel,
         model: &model,
     };
@@ -144,6 +148,18 @@ impl Input {
     }
 }
 
+/// Tokens of a window to be read one by one.
+fn decode(args: &Args) -> anyhow::Result<Option<usize>> {
+    let Some(tokens) = args.decode.map(|tokens| tokens as usize) else { return Ok(None) };
+    ensure!(args.task == TaskKind::Perplexity, "--decode: expected --task perplexity, which it belongs to");
+    let context = args.context.unwrap_or(PERPLEXITY_CONTEXT);
+    ensure!(
+        tokens < context - 1,
+        "--decode: expected less than --context, {context}, by at least 2, got {tokens}"
+    );
+    Ok(Some(tokens))
+}
+
 fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
     let most = model.llama.config().context_length;
     let (least, default) = match args.task {
@@ -194,8 +210,8 @@ fn run_all<R: Serialize + DeserializeOwned>(
 fn identity(args: &Args, setup: &Setup, data_hash: u64) -> anyhow::Result<Value> {
     let config = setup.model.llama.config();
     let settings = setup.kernel.settings();
-    let hash = |path: &String| anyhow::Ok(fnv1a(&std::fs::read(path).with_context(|| path.clone())?));
-    let profile_hash = settings.profile.as_ref().map(hash).transpose()?;
+    let hash = |profile: &ModelProfile| anyhow::Ok(fnv1a(&serde_json::to_vec(&profile.settings)?));
+    let profile_hash = setup.kernel.profile().map(hash).transpose()?;
     let bytes = args.model.as_ref().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
     Ok(json!({
         "model": {"name": setup.model.name, "fingerprint": config.fingerprint(), "bytes": bytes},
@@ -207,6 +223,7 @@ fn identity(args: &Args, setup: &Setup, data_hash: u64) -> anyhow::Result<Value>
         "profile_hash": profile_hash,
         "delimiter": setup.delimiter,
         "context": setup.context,
+        "decode": setup.decode,
         "compare": setup.dense.as_ref().map(|dense| dense.kind()),
     }))
 }

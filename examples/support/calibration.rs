@@ -26,8 +26,8 @@ const USUAL_ZERO_FRACTION: f64 = 0.63;
 /// Zero fractions among which the one for a divergence is sought, and the steps of that search.
 const ZERO_FRACTIONS: [f64; 2] = [0.05, 0.95];
 const ZERO_FRACTION_STEPS: usize = 6;
-/// Skipping may bring the divergence to this multiple of what the thresholds alone cause.
-const SKIP_SHARE: f64 = 1.5;
+/// Skipping may bring the divergence to this multiple of what the thresholds alone cause: it may cost as much as they do.
+const SKIP_SHARE: f64 = 2.0;
 /// Slacks of the margin `ln(n) - slack` among which one is sought, and the steps of that search.
 const SLACKS: [f32; 2] = [-1.0, 5.0];
 const SLACK_STEPS: usize = 5;

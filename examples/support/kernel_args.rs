@@ -46,10 +46,11 @@ pub struct KernelArgs {
     /// Settings from a calibration (JSON), or none [default: those that come with the program, if they are for the model]
     #[arg(long, value_name = "FILE|none")]
     profile: Option<PathBuf>,
-    /// One threshold for all key channels [default: 0.6 where there is no profile]
+    /// One threshold for all key channels
     #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
     theta: Option<f32>,
-    /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it
+    /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.45
+    /// where there is no profile]
     #[arg(long, value_name = "S", value_parser = parse_share, conflicts_with = "error_bound")]
     target_sparsity: Option<f32>,
     /// Thresholds that keep every score within this many nats, for any text
@@ -112,9 +113,6 @@ fn parse_element(text: &str) -> Result<ElementType, String> {
 }
 
 impl KernelArgs {
-    /// The thresholds when nothing is known about a model (its measured cost is in `docs/results`).
-    const DEFAULT_THETA: f32 = 0.6;
-
     /// Checks the settings against the model.
     ///
     /// # Errors
@@ -130,7 +128,7 @@ impl KernelArgs {
         let profile = self.profile(model)?;
         let base = match self.paper {
             true => HybridConfig::from(PaperRule::default()),
-            false => HybridConfig::new(ThresholdPolicy::Uniform(Self::DEFAULT_THETA)),
+            false => HybridConfig::default(),
         };
         let (mut window, mut sinks) = (base.window, base.sinks);
         if let Some(profile) = &profile {

@@ -113,6 +113,11 @@ impl KernelChoice {
         KeyPlan::Delta { zero_fraction, window, sinks }
     }
 
+    /// The profile behind the settings.
+    pub fn profile(&self) -> Option<&ModelProfile> {
+        self.profile.as_ref()
+    }
+
     /// The settings for a report; those that the kernel does not use are absent.
     pub fn settings(&self) -> KernelSettings {
         let (coded, hybrid) = (self.kind != KernelKind::Dense, self.kind == KernelKind::Hybrid);

@@ -119,7 +119,7 @@ fn setup<'m>(model: &'m LoadedModel, options: &[&str]) -> Setup<'m> {
     let kernel = <Kernel as clap::Parser>::try_parse_from([&["x"], options].concat()).expect("options").args;
     let kernel = kernel.resolve(&model.llama).expect("settings that fit");
     let dense = Some(kernel.dense());
-    Setup { model, kernel, dense, delimiter: " ".into(), context: 1024 }
+    Setup { model, kernel, dense, delimiter: " ".into(), decode: None, context: 1024 }
 }
 
 #[test]

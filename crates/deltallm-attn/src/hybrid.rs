@@ -2,7 +2,7 @@
 
 use deltallm_core::{
     AtLimit, BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, ElementType, Footprint,
-    HeadSparsity, PagedRows, SparsityStats, ThresholdPolicy,
+    HeadSparsity, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
 };
 
 use crate::{
@@ -34,6 +34,14 @@ impl HybridConfig {
     /// A sliding window of 64 keys, 4 sinks, no skipping.
     pub fn new(thresholds: ThresholdPolicy) -> Self {
         Self { thresholds, layer: 0, window: Window::Sliding(64), sinks: 4, skip_margin: None }
+    }
+}
+
+impl Default for HybridConfig {
+    /// What to do with a model of which nothing is known: a zero fraction of 0.45 ([`TargetSparsity::default`]), a sliding
+    /// window of 64 keys, 4 sinks, no skipping. A calibrated profile does better at the same cost.
+    fn default() -> Self {
+        Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default()))
     }
 }
 

@@ -34,8 +34,8 @@ pub enum SkipMargin {
 }
 
 impl SkipMargin {
-    /// The smallest margin of [`Length`](Self::Length): in short contexts nearly everything matters.
-    pub const LEAST: f32 = 1.0;
+    /// The smallest margin of [`Length`](Self::Length): in short contexts skipping gains little and costs most.
+    pub const LEAST: f32 = 3.0;
 
     /// The margin for a query that sees `keys` keys.
     pub fn nats(self, keys: usize) -> f32 {

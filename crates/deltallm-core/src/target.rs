@@ -30,9 +30,20 @@ enum Start {
     Profile(Arc<ThresholdProfile>),
 }
 
+impl Default for TargetSparsity {
+    /// The target for a model of which nothing is known: [`CAUTIOUS`](Self::CAUTIOUS).
+    fn default() -> Self {
+        Self::new(Self::CAUTIOUS)
+    }
+}
+
 impl TargetSparsity {
     /// The threshold that the controller starts from when nothing is known about the keys.
     pub const START: f32 = 0.6;
+
+    /// A zero fraction that costs little where nothing is known about the model; what it cost on one is in
+    /// `docs/results/calibration.md`.
+    pub const CAUTIOUS: f32 = 0.45;
 
     /// The share of zero entries to be reached, in 0..=1, with the same threshold for all channels of a head.
     pub fn new(zero_fraction: f32) -> Self {
