@@ -2,7 +2,7 @@
 
     python tasks.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data DIR --out ../../examples/tests/fixtures/tasks.json
 
-DIR holds the task files (`arc_easy.jsonl`, ...). The first 50 examples of each are scored one request at a time by the rules of
+DIR holds the task files (`arc_easy.jsonl`, ...). The first 50 examples of each are scored, one at a time, by the rules of
 lm-evaluation-harness: trailing white space of the context moves to the continuation, context and continuation are encoded as one text,
 and the continuation's tokens are those after the first len(encode(context)).
 """
@@ -18,7 +18,7 @@ from vocabularies import smollm_tokenizer
 
 EXAMPLES, NEW_TOKENS, DELIMITER = 50, 64, " "
 END_OF_TEXT = ["<|im_end|>", "<|endoftext|>"]
-CHOICES = ["arc_easy", "arc_challenge", "piqa", "openbook_qa", "commonsense_qa", "boolq"]
+JSON_LINES = ["arc_easy", "arc_challenge", "piqa", "openbook_qa", "commonsense_qa", "boolq", "winogrande", "lambada_openai", "gsm8k"]
 
 
 def pair(encode, context: str, continuation: str) -> tuple[list[int], list[int]]:
@@ -29,19 +29,32 @@ def pair(encode, context: str, continuation: str) -> tuple[list[int], list[int]]
 
 
 @torch.no_grad()
-def score(model, whole: list[int], continuation: list[int]) -> tuple[float, bool]:
-    """(log-likelihood of the continuation, whether greedy decoding would have written it)."""
-    logits = model(torch.tensor([whole[:-1]]), logits_to_keep=len(continuation)).logits[0].double()
-    targets = torch.tensor(continuation)
-    log_likelihood = logits.log_softmax(-1).gather(-1, targets[:, None]).sum().item()
-    return log_likelihood, bool((logits.argmax(-1) == targets).all())
+def score(model, pairs: list[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
+    """Per pair (log-likelihood of the continuation, whether greedy decoding would have written it)."""
+    inputs = sorted({tuple(whole[:-1]) for whole, _ in pairs})
+    longest = max(map(len, inputs))
+    # Causal: what stands to the right of a text does not change it.
+    logits = model(torch.tensor([list(ids) + [0] * (longest - len(ids)) for ids in inputs])).logits
+    scores = []
+    for whole, continuation in pairs:
+        end, targets = len(whole) - 1, torch.tensor(continuation)
+        rows = logits[inputs.index(tuple(whole[:-1])), end - len(continuation) : end].double()
+        log_likelihood = rows.log_softmax(-1).gather(-1, targets[:, None]).sum().item()
+        scores.append((log_likelihood, bool((rows.argmax(-1) == targets).all())))
+    return scores
 
 
 @torch.no_grad()
-def answer(model, tokenizer, ids: list[int]) -> tuple[str, float]:
-    """(greedy text up to a line break, smallest lead of a greedy choice over the next best)."""
+def answer(model, tokenizer, ids: list[int], gold: list[int]) -> tuple[str, float, float]:
+    """(greedy text up to a line break, smallest lead of a greedy choice over the next best, log-likelihood of the tokens `gold`)."""
     ends = [tokenizer.token_to_id(token) for token in END_OF_TEXT]
     output = model(torch.tensor([ids]), use_cache=True, logits_to_keep=1)
+    logits, cache = output.logits[0], output.past_key_values
+    if len(gold) > 1:
+        rest = model(torch.tensor([gold[:-1]]), past_key_values=cache, use_cache=True)
+        logits = torch.cat([logits, rest.logits[0]])
+        cache.crop(1 - len(gold))
+    gold_score = logits.double().log_softmax(-1).gather(-1, torch.tensor(gold)[:, None]).sum().item()
     new, lead = [], float("inf")
     while True:
         best = output.logits[0, -1].topk(2)
@@ -49,8 +62,8 @@ def answer(model, tokenizer, ids: list[int]) -> tuple[str, float]:
         new.append(best.indices[0].item())
         text = tokenizer.decode(new, skip_special_tokens=True)
         if new[-1] in ends or "\n" in text or len(new) == NEW_TOKENS:
-            return text.split("\n")[0], lead
-        output = model(best.indices[None, :1], past_key_values=output.past_key_values, use_cache=True)
+            return text.split("\n")[0], lead, gold_score
+        output = model(best.indices[None, :1], past_key_values=cache, use_cache=True)
 
 
 def requests(name: str, record: dict) -> list[tuple[str, str]]:
@@ -73,40 +86,52 @@ def questions(path: Path):
                 yield prompt, golds[0] if golds else "unanswerable"
 
 
+def write(path: Path, tasks: dict):
+    """One task a line, one question a line."""
+    rows = [f"{json.dumps(name)}: {json.dumps(tasks[name], separators=(',', ':'))}" for name in JSON_LINES if name in tasks]
+    lines = ",\n".join(json.dumps(question) for question in tasks.get("squad", []))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text('{\n"tasks": {\n' + ",\n".join(rows) + '\n},\n"squad": [\n' + lines + "\n]\n}\n")
+
+
+def read(path: Path) -> dict:
+    if not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    return before["tasks"] | ({"squad": before["squad"]} if before["squad"] else {})
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, required=True)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True, help="tasks that are in this file already are kept as they are")
+    parser.add_argument("--only", nargs="*", default=[*JSON_LINES, "squad"], metavar="TASK")
+    parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(args.threads)
 
     tokenizer = smollm_tokenizer(args.model)
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False).ids
     model = AutoModelForCausalLM.from_pretrained(args.model.parent, gguf_file=args.model.name, dtype=torch.float32).eval()
     short = lambda x: float(f"{x:.8g}")
 
-    tasks = {}
-    for name in [*CHOICES, "winogrande", "lambada_openai", "gsm8k"]:
+    tasks = read(args.out)
+    for name in [name for name in args.only if name not in tasks]:
         examples = []
-        with (args.data / f"{name}.jsonl").open(encoding="utf-8") as lines:
-            for _, line in zip(range(EXAMPLES), lines):
-                scores = [score(model, *pair(encode, *request)) for request in requests(name, json.loads(line))]
-                examples.append([[short(log_likelihood), int(greedy)] for log_likelihood, greedy in scores])
+        if name == "squad":
+            for _, (prompt, gold) in zip(range(EXAMPLES), questions(args.data / "squad_v2_dev.json")):
+                _, gold_tokens = pair(encode, prompt, DELIMITER + gold)
+                text, lead, gold_score = answer(model, tokenizer, encode(prompt), gold_tokens)
+                examples.append({"text": text, "smallest_lead": float(f"{lead:.3g}"), "gold": gold, "gold_log_likelihood": short(gold_score)})
+        else:
+            with (args.data / f"{name}.jsonl").open(encoding="utf-8") as lines:
+                for _, line in zip(range(EXAMPLES), lines):
+                    pairs = [pair(encode, *request) for request in requests(name, json.loads(line))]
+                    examples.append([[short(log_likelihood), int(greedy)] for log_likelihood, greedy in score(model, pairs)])
         tasks[name] = examples
         print(name, len(examples), flush=True)
-    squad = []
-    for _, (prompt, gold) in zip(range(EXAMPLES), questions(args.data / "squad_v2_dev.json")):
-        text, lead = answer(model, tokenizer, encode(prompt))
-        gold_score, _ = score(model, *pair(encode, prompt, DELIMITER + gold))
-        squad.append({"text": text, "smallest_lead": float(f"{lead:.3g}"), "gold": gold, "gold_log_likelihood": short(gold_score)})
-    print("squad", len(squad), flush=True)
-
-    rows = [f"{json.dumps(name)}: {json.dumps(examples, separators=(',', ':'))}" for name, examples in tasks.items()]
-    lines = ",\n".join(json.dumps(question) for question in squad)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text('{\n"tasks": {\n' + ",\n".join(rows) + '\n},\n"squad": [\n' + lines + "\n]\n}\n")
-    print(args.out.stat().st_size, "bytes")
+        write(args.out, tasks)
 
 
 if __name__ == "__main__":
