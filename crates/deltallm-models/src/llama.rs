@@ -311,7 +311,7 @@ fn attend<K: AttentionKernel>(
     }
     let run = |(kernel, range, out): (&mut K, Range<usize>, ArrayViewMut3<f32>)| {
         let part = s![range, .., ..];
-        kernel.forward(q.slice(part.clone()), k.slice(part.clone()), v.slice(part), out)
+        kernel.forward(q.slice(part), k.slice(part), v.slice(part), out)
     };
     match tasks.len() {
         // Spares the single sequence, which is every decoding step, the way through the thread pool.
