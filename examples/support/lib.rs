@@ -3,6 +3,7 @@
 //! - [`KernelArgs`]: the attention settings of every program, and the kernels they stand for.
 //! - [`LoadedModel`]: a model with its tokenizer, from a file or the one that is embedded here.
 //! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
+//! - [`report`]: the pictures of the program of that name.
 //! - [`CommonArgs`], [`main_with`]: threads and JSON, and how a program ends.
 
 mod calibration;
@@ -18,6 +19,7 @@ mod output;
 mod perplexity;
 mod profile;
 mod progress;
+pub mod report;
 
 pub use calibration::{Calibration, Goal, Measurements, RULES, Request};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
