@@ -21,11 +21,11 @@ const HALVINGS: usize = 20;
 const EXPONENTS: [f32; 2] = [-7.0, 5.0];
 
 const STYLES: [SeriesStyle; 3] = [
-    SeriesStyle { colour: palette::VERMILION, marker: Marker::Square, dash: Dash::Dotted },
-    SeriesStyle { colour: palette::BLUE, marker: Marker::Triangle, dash: Dash::Dashed },
-    SeriesStyle { colour: palette::GREEN, marker: Marker::Circle, dash: Dash::Solid },
+    SeriesStyle { colour: palette::VERMILION, marker: Marker::Square, dash: Some(Dash::Dotted) },
+    SeriesStyle { colour: palette::BLUE, marker: Marker::Triangle, dash: Some(Dash::Dashed) },
+    SeriesStyle { colour: palette::GREEN, marker: Marker::Circle, dash: Some(Dash::Solid) },
 ];
-const KERNEL: SeriesStyle = SeriesStyle { colour: palette::BLACK, marker: Marker::Star, dash: Dash::Solid };
+const KERNEL: SeriesStyle = SeriesStyle { colour: palette::BLACK, marker: Marker::Star, dash: None };
 
 /// Accuracy against zero fraction.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -205,20 +205,17 @@ impl Accuracy {
         let points = || self.rules.iter().flat_map(|rule| rule.points.iter().map(|point| point.cost));
         let costs: Vec<Cost> = points().chain([self.kernel]).collect();
         let x = || Axis::linear("zero fraction, %", costs.iter().map(|cost| 100.0 * cost.zero_fraction));
-        let change = |cost: &Cost, errors: f64| {
-            100.0 * (cost.perplexity_change + errors * cost.perplexity_change_error)
-        };
-        let changes = costs.iter().flat_map(|cost| [change(cost, -1.0), change(cost, 1.0), 0.0]);
+        let changes = costs.iter().map(Cost::perplexity_percent);
+        let changes = changes.flat_map(|(change, error)| [change - error, change + error, 0.0]);
 
         png(|canvas| {
             canvas.headline("Accuracy against sparsity of the keys")?;
-            canvas.caption(&subject.caption(&format!(
+            let bottom = canvas.caption(&subject.caption(&format!(
                 "{} windows of {} tokens; bars: standard error",
                 subject.windows, subject.context
             )))?;
             let top = legend(canvas, 76.0, &entries)? + 16.0;
-            let [width, height] = PICTURE_SIZE.map(f64::from);
-            let bottom = height - 106.0;
+            let width = f64::from(PICTURE_SIZE[0]);
             let kl = Axis::log("KL to dense attention, nats", costs.iter().map(|cost| cost.kl));
             let left = Panel::new(canvas, [(16.0, top), (width / 2.0 - 16.0, bottom)], x(), kl)?;
             let perplexity = Axis::linear("change of perplexity, %", changes);
@@ -226,15 +223,15 @@ impl Accuracy {
                 Panel::new(canvas, [(width / 2.0 + 8.0, top), (width - 16.0, bottom)], x(), perplexity)?;
             right.level(0.0)?;
             let draw = |costs: &[Cost], style: SeriesStyle| {
-                let points = |y: &dyn Fn(&Cost) -> f64| -> Vec<[f64; 2]> {
-                    costs.iter().map(|cost| [100.0 * cost.zero_fraction, y(cost)]).collect()
-                };
-                left.series(&points(&|cost| cost.kl), style)?;
+                let (mut kl, mut perplexity) = (Vec::new(), Vec::new());
                 for cost in costs {
-                    let bar = [change(cost, -1.0), change(cost, 1.0)];
-                    right.error_bar(100.0 * cost.zero_fraction, bar, style.colour)?;
+                    let (zeros, (change, error)) = (100.0 * cost.zero_fraction, cost.perplexity_percent());
+                    kl.push([zeros, cost.kl]);
+                    perplexity.push([zeros, change]);
+                    right.error_bar(zeros, [change - error, change + error], style.colour)?;
                 }
-                right.series(&points(&|cost| change(cost, 0.0)), style)
+                left.series(&kl, style)?;
+                right.series(&perplexity, style)
             };
             for (rule, style) in self.rules.iter().zip(STYLES) {
                 draw(&rule.points.iter().map(|point| point.cost).collect::<Vec<_>>(), style)?;

@@ -2,7 +2,9 @@
 
 use plotters::style::RGBColor;
 
-use super::canvas::{Align, Canvas, Dash, LINE, Place, SeriesStyle, TEXT, palette, text_width};
+use super::canvas::{
+    Align, Canvas, Dash, LINE, MARGIN, PICTURE_SIZE, Place, SeriesStyle, TEXT, palette, text_width,
+};
 
 /// Share of a logarithmic axis that is set apart for zero.
 const ZERO_SHARE: f64 = 0.12;
@@ -18,6 +20,8 @@ pub(super) struct Axis {
     low: f64,
     high: f64,
     ticks: Vec<(f64, String)>,
+    /// Room for the labels of the ticks of an upright axis, at least.
+    room: f64,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,11 +39,11 @@ impl Axis {
         let (mut low, mut high) = range(values);
         let margin = 0.06 * if high > low { high - low } else { high.abs().max(1.0) };
         (low, high) = (low - margin, high + margin);
-        let step = step((high - low) / 4.5);
+        let step = step((high - low) / 6.0);
         let ticks = (low / step).ceil() as i64..=(high / step).floor() as i64;
         let ticks = ticks.map(|i| i as f64 * step);
         let ticks = ticks.map(|tick| (tick, format!("{tick:.*}", digits(step)))).collect();
-        Self { title: title.into(), scale: Scale::Linear, low, high, ticks }
+        Self { title: title.into(), scale: Scale::Linear, low, high, ticks, room: 0.0 }
     }
 
     /// A linear axis from `low` to `high` exactly, which may run backwards.
@@ -47,7 +51,7 @@ impl Axis {
         let ticks = 0..=((high - low).abs() / step).floor() as i64;
         let ticks = ticks.map(|i| low.min(high) + i as f64 * step);
         let ticks = ticks.map(|tick| (tick, format!("{tick:.*}", digits(step)))).collect();
-        Self { title: title.into(), scale: Scale::Linear, low, high, ticks }
+        Self { title: title.into(), scale: Scale::Linear, low, high, ticks, room: 0.0 }
     }
 
     /// A logarithmic axis; values that are zero, but for rounding, get a place of their own below all others.
@@ -55,7 +59,8 @@ impl Axis {
         let values: Vec<f64> = values.into_iter().collect();
         let zero = values.iter().any(|value| *value < NOTHING);
         let (low, high) = range(values.into_iter().filter(|value| *value >= NOTHING));
-        let (low, high) = if low > 0.0 { (low / 1.4, high * 1.4) } else { (1e-6, 1.0) };
+        let margin = (high / low).powf(0.08).max(1.3);
+        let (low, high) = if low > 0.0 { (low / margin, high * margin) } else { (1e-6, 1.0) };
         let decades = low.log10().floor() as i32..=high.log10().ceil() as i32;
         let inside = |tick: &f64| (low..=high).contains(tick);
         let multiples = |multiples: &'static [f64]| -> Vec<f64> {
@@ -63,22 +68,33 @@ impl Axis {
                 decades.clone().flat_map(|decade| multiples.iter().map(move |m| m * 10_f64.powi(decade)));
             all.filter(inside).collect()
         };
-        let mut ticks = multiples(&[1.0]);
-        if ticks.len() < 3 {
-            ticks = multiples(&[1.0, 2.0, 5.0]);
-        }
+        let densities: [&[f64]; 3] = [&[1.0], &[1.0, 2.0, 5.0], &[1.0, 2.0, 3.0, 4.0, 5.0, 7.0]];
+        let sets = densities.map(multiples);
+        let [.., densest] = &sets;
+        let ticks = sets.iter().find(|ticks| ticks.len() >= 3).unwrap_or(densest);
         let plain = low >= 1e-4;
         let label = |tick: f64| if plain { decimal(tick) } else { scientific(tick) };
-        let mut ticks: Vec<_> = ticks.into_iter().map(|tick| (tick, label(tick))).collect();
+        let mut ticks: Vec<_> = ticks.iter().map(|tick| (*tick, label(*tick))).collect();
         if zero {
             ticks.push((0.0, "0".into()));
         }
-        Self { title: title.into(), scale: Scale::Log { zero }, low, high, ticks }
+        Self { title: title.into(), scale: Scale::Log { zero }, low, high, ticks, room: 0.0 }
     }
 
     /// The same axis with ticks at these places only.
     pub(super) fn with_ticks(self, ticks: impl IntoIterator<Item = f64>) -> Self {
         Self { ticks: ticks.into_iter().map(|tick| (tick, decimal(tick))).collect(), ..self }
+    }
+
+    /// Two upright axes with the same room for labels, so that panels below each other begin at the same place.
+    pub(super) fn aligned(axes: [Self; 2]) -> anyhow::Result<[Self; 2]> {
+        let [a, b] = &axes;
+        let room = a.label_width()?.max(b.label_width()?);
+        Ok(axes.map(|axis| Self { room, ..axis }))
+    }
+
+    fn label_width(&self) -> anyhow::Result<f64> {
+        self.ticks.iter().try_fold(self.room, |width, (_, label)| Ok(width.max(text_width(label, TEXT)?)))
     }
 
     /// Where a value stands, from 0 to 1.
@@ -123,7 +139,7 @@ fn digits(step: f64) -> usize {
 }
 
 fn decimal(x: f64) -> String {
-    format!("{:.*}", digits(x.abs().max(NOTHING)), x)
+    format!("{:.*}", if x == 0.0 { 0 } else { digits(x.abs()) }, x)
 }
 
 /// `2·10⁻⁴`, or `10⁻⁴`.
@@ -157,13 +173,9 @@ impl<'c, 'b> Panel<'c, 'b> {
         x: Axis,
         y: Axis,
     ) -> anyhow::Result<Self> {
-        let mut labels: f64 = 0.0;
-        for (_, label) in &y.ticks {
-            labels = labels.max(text_width(label, TEXT)?);
-        }
         let last = x.ticks.last().map_or(Ok(0.0), |(_, label)| text_width(label, TEXT))?;
         let inner = [
-            (left + LINE + labels + 16.0, top + TEXT / 2.0),
+            (left + LINE + 10.0 + y.label_width()? + 16.0, top + TEXT / 2.0),
             (right - (last / 2.0).max(10.0), bottom - 2.0 * LINE - 8.0),
         ];
         let panel = Self { canvas, inner, x, y };
@@ -182,7 +194,7 @@ impl<'c, 'b> Panel<'c, 'b> {
             let y = y1 - ZERO_SHARE * (y1 - y0);
             canvas.line(&[(x0, y), (x1, y)], palette::BLACK, 2.0, Dash::Dotted)?;
         }
-        canvas.line(&[(x0, y0), (x0, y1), (x1, y1)], palette::BLACK, 2.5, Dash::Solid)?;
+        panel.frame()?;
         canvas.text(((x0 + x1) / 2.0, y1 + 8.0 + 1.5 * LINE), Align::Middle, &panel.x.title)?;
         canvas.upward_text((left + LINE / 2.0, (y0 + y1) / 2.0), &panel.y.title)?;
         Ok(panel)
@@ -199,10 +211,18 @@ impl<'c, 'b> Panel<'c, 'b> {
         self.inner
     }
 
-    /// Points `[x, y]` joined by a line.
+    /// The lines of the axes, for drawing them over what has covered them.
+    pub(super) fn frame(&self) -> anyhow::Result<()> {
+        let [(x0, y0), (x1, y1)] = self.inner;
+        self.canvas.line(&[(x0, y0), (x0, y1), (x1, y1)], palette::BLACK, 2.5, Dash::Solid)
+    }
+
+    /// Points `[x, y]`, joined by a line if the style has one.
     pub(super) fn series(&self, points: &[[f64; 2]], style: SeriesStyle) -> anyhow::Result<()> {
         let places: Vec<Place> = points.iter().map(|[x, y]| self.at(*x, *y)).collect();
-        self.canvas.line(&places, style.colour, LINE_WIDTH, style.dash)?;
+        if let Some(dash) = style.dash {
+            self.canvas.line(&places, style.colour, LINE_WIDTH, dash)?;
+        }
         places.iter().try_for_each(|place| self.canvas.marker(*place, style.marker, style.colour))
     }
 
@@ -225,19 +245,19 @@ impl<'c, 'b> Panel<'c, 'b> {
 
 /// Series and their names from `top` on, line after line where they do not fit into one; returns where they end.
 pub(super) fn legend(canvas: &Canvas, top: f64, entries: &[(SeriesStyle, String)]) -> anyhow::Result<f64> {
-    const SAMPLE: f64 = 70.0;
-    let (left, right) = (24.0, f64::from(super::PICTURE_SIZE[0]) - 10.0);
+    let (left, right) = (MARGIN, f64::from(PICTURE_SIZE[0]) - 10.0);
     let (mut x, mut y) = (left, top + LINE / 2.0);
     for (style, name) in entries {
-        let width = SAMPLE + 12.0 + text_width(name, TEXT)?;
+        let sample = if style.dash.is_some() { 70.0 } else { 36.0 };
+        let width = sample + 12.0 + text_width(name, TEXT)?;
         if x > left && x + width > right {
             (x, y) = (left, y + LINE);
         }
-        if style.marker != super::canvas::Marker::Star {
-            canvas.line(&[(x, y), (x + SAMPLE, y)], style.colour, LINE_WIDTH, style.dash)?;
+        if let Some(dash) = style.dash {
+            canvas.line(&[(x, y), (x + sample, y)], style.colour, LINE_WIDTH, dash)?;
         }
-        canvas.marker((x + SAMPLE / 2.0, y), style.marker, style.colour)?;
-        canvas.text((x + SAMPLE + 12.0, y), Align::Left, name)?;
+        canvas.marker((x + sample / 2.0, y), style.marker, style.colour)?;
+        canvas.text((x + sample + 12.0, y), Align::Left, name)?;
         x += width + 36.0;
     }
     Ok(y + LINE / 2.0)
@@ -254,7 +274,7 @@ mod tests {
     #[test]
     fn linear_ticks_are_round_numbers() {
         assert_eq!(labels(&Axis::linear("", [30.0, 75.0])), ["30", "40", "50", "60", "70"]);
-        assert_eq!(labels(&Axis::linear("", [-0.2, 0.31])), ["-0.2", "0.0", "0.2"]);
+        assert_eq!(labels(&Axis::linear("", [-0.2, 0.31])), ["-0.2", "-0.1", "0.0", "0.1", "0.2", "0.3"]);
     }
 
     #[test]

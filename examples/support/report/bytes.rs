@@ -3,7 +3,7 @@
 use deltallm::ElementType;
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, legend};
+use super::axes::{Axis, Panel, legend, step};
 use super::canvas::{
     Align, Dash, LINE, Marker, PICTURE_SIZE, Place, SeriesStyle, TEXT, palette, png, text_width,
 };
@@ -11,9 +11,11 @@ use super::subject::{Cost, Subject};
 use crate::{HeldOutText, KernelChoice, Measured};
 
 const ELEMENTS: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::Bf16];
-const DENSE: SeriesStyle = SeriesStyle { colour: palette::BLUE, marker: Marker::Square, dash: Dash::Solid };
-const HYBRID: SeriesStyle =
-    SeriesStyle { colour: palette::VERMILION, marker: Marker::Circle, dash: Dash::Solid };
+const DENSE: SeriesStyle = SeriesStyle { colour: palette::BLUE, marker: Marker::Square, dash: None };
+const HYBRID: SeriesStyle = SeriesStyle { colour: palette::VERMILION, marker: Marker::Circle, dash: None };
+
+/// Distance of a label that is right beside its point.
+const BESIDE: f64 = 24.0;
 
 /// Accuracy against bytes.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -103,7 +105,7 @@ impl Bytes {
     pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
         png(|canvas| {
             canvas.headline("Accuracy against bytes of the cache")?;
-            canvas.caption(&subject.caption(&format!(
+            let bottom = canvas.caption(&subject.caption(&format!(
                 "caches of {} tokens, {} tokens scored",
                 self.context,
                 subject.measured_tokens()
@@ -113,12 +115,12 @@ impl Bytes {
                 (HYBRID, "hybrid: delta-coded keys, exact window and sinks".to_owned()),
             ];
             let top = legend(canvas, 76.0, &entries)? + 16.0;
-            let [width, height] = PICTURE_SIZE.map(f64::from);
+            let width = f64::from(PICTURE_SIZE[0]);
             let title = "bytes per token, layer and kv head, keys and values";
             let most = self.stores.iter().map(|store| store.bytes_per_token).fold(0.0, f64::max);
-            let x = Axis::linear(title, [0.0, 1.12 * most]);
+            let x = Axis::fixed(title, 0.0, 1.2 * most, step(most / 6.0));
             let y = Axis::log("KL to dense f32, nats", self.stores.iter().map(Store::kl));
-            let panel = Panel::new(canvas, [(16.0, top), (width - 24.0, height - 106.0)], x, y)?;
+            let panel = Panel::new(canvas, [(16.0, top), (width - 24.0, bottom)], x, y)?;
             let places: Vec<Place> =
                 self.stores.iter().map(|store| panel.at(store.bytes_per_token, store.kl())).collect();
             let mut taken: Vec<[Place; 2]> =
@@ -130,7 +132,10 @@ impl Bytes {
                 let [(x0, y0), (x1, y1)] = area;
                 taken.push(area);
                 let nearest = (place.0.clamp(x0, x1), place.1.clamp(y0, y1));
-                canvas.line(&[*place, nearest], style.colour, 2.0, Dash::Solid)?;
+                if (nearest.0 - place.0).hypot(nearest.1 - place.1) > BESIDE {
+                    canvas.line(&[*place, nearest], style.colour, 2.0, Dash::Solid)?;
+                }
+                canvas.fill([(x0 - 2.0, y0), (x1 + 2.0, y1)], palette::WHITE)?;
                 canvas.text((x0, (y0 + y1) / 2.0), Align::Left, &label)?;
             }
             for (store, place) in self.stores.iter().zip(&places) {
@@ -151,7 +156,7 @@ fn label_area(
 ) -> [Place; 2] {
     let height = LINE * 0.9;
     let rows = [0.0, -1.2, 1.2, -2.4, 2.4, -3.6, 3.6].map(|row| y + row * LINE);
-    let columns = [x + 24.0, x - 24.0 - width, x - width / 2.0];
+    let columns = [x + BESIDE, x - BESIDE - width, x - width / 2.0];
     let areas = rows
         .into_iter()
         .flat_map(|y| columns.map(|x| [(x, y - height / 2.0), (x + width, y + height / 2.0)]));
@@ -159,7 +164,7 @@ fn label_area(
         *x0 >= left + 6.0 && *x1 <= right && *y0 >= top && *y1 <= bottom - 4.0
     };
     let free = |area: &[Place; 2]| !taken.iter().any(|other| overlap(area, other));
-    let fallback = [(x + 24.0, y - height / 2.0), (x + 24.0 + width, y + height / 2.0)];
+    let fallback = [(x + BESIDE, y - height / 2.0), (x + BESIDE + width, y + height / 2.0)];
     areas.into_iter().find(|area| inside(area) && free(area)).unwrap_or(fallback)
 }
 

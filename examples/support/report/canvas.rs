@@ -38,6 +38,8 @@ const OVERSAMPLING: u32 = 2;
 const FONT: &str = "DejaVu Sans";
 /// Height of a capital letter as a share of the font's size.
 const CAPITALS: f64 = 0.63;
+/// Left and right of headline, legend and caption.
+pub(super) const MARGIN: f64 = 24.0;
 const MARKER_RADIUS: f64 = 11.0;
 
 /// A place in the picture, pixels from the upper left corner.
@@ -56,7 +58,6 @@ pub(super) enum Marker {
     Circle,
     Square,
     Triangle,
-    Diamond,
     Star,
 }
 
@@ -72,7 +73,8 @@ pub(super) enum Dash {
 pub(super) struct SeriesStyle {
     pub(super) colour: RGBColor,
     pub(super) marker: Marker,
-    pub(super) dash: Dash,
+    /// The line that joins the points, if one does.
+    pub(super) dash: Option<Dash>,
 }
 
 pub(super) struct Canvas<'a>(DrawingArea<BitMapBackend<'a>, Shift>);
@@ -191,15 +193,33 @@ impl Canvas<'_> {
     /// The headline of the picture.
     pub(super) fn headline(&self, text: &str) -> anyhow::Result<()> {
         let style = text_style(1.15 * TEXT, FontStyle::Bold, palette::BLACK);
-        self.draw_text((24.0, 16.0), text, &style)
+        self.draw_text((MARGIN, 16.0), text, &style)
     }
 
-    /// What the picture was made from, at the bottom.
-    pub(super) fn caption(&self, lines: &[String]) -> anyhow::Result<()> {
-        for (index, line) in lines.iter().rev().enumerate() {
-            self.text((24.0, f64::from(PICTURE_SIZE[1]) - 24.0 - LINE * index as f64), Align::Left, line)?;
+    /// What the picture was made from, at the bottom, in as many lines as it needs; returns where it begins.
+    pub(super) fn caption(&self, parts: &[String]) -> anyhow::Result<f64> {
+        const SIZE: f64 = 28.0;
+        const SPACING: f64 = 36.0;
+        let [width, height] = PICTURE_SIZE.map(f64::from);
+        let mut lines = Vec::new();
+        for part in parts {
+            let mut line = String::new();
+            for word in part.split(' ') {
+                let longer = if line.is_empty() { word.to_owned() } else { format!("{line} {word}") };
+                if text_width(&longer, SIZE)? > width - 2.0 * MARGIN && !line.is_empty() {
+                    lines.push(std::mem::replace(&mut line, word.to_owned()));
+                } else {
+                    line = longer;
+                }
+            }
+            lines.push(line);
         }
-        Ok(())
+        let top = height - SPACING * lines.len() as f64 - 12.0;
+        let style = text_style(SIZE, FontStyle::Normal, palette::BLACK);
+        for (index, line) in lines.iter().enumerate() {
+            self.draw_text((MARGIN, top + SPACING * index as f64), line, &style)?;
+        }
+        Ok(top - 20.0)
     }
 
     /// Text that runs upwards, with its middle at `(x, y)`.
@@ -234,7 +254,6 @@ impl Canvas<'_> {
             }
             Marker::Square => (0..4).map(|i| (f64::from(i) / 4.0 + 0.125, 1.25)).collect(),
             Marker::Triangle => (0..3).map(|i| (f64::from(i) / 3.0, 1.3)).collect(),
-            Marker::Diamond => (0..4).map(|i| (f64::from(i) / 4.0, 1.3)).collect(),
             Marker::Star => {
                 (0..10).map(|i| (f64::from(i) / 10.0, if i % 2 == 0 { 1.9 } else { 0.8 })).collect()
             }

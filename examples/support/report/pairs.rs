@@ -8,7 +8,7 @@ use plotters::style::RGBColor;
 use serde::{Serialize, Serializer};
 
 use super::axes::{Axis, Panel, step};
-use super::canvas::{Align, LINE, PICTURE_SIZE, palette, png};
+use super::canvas::{Align, LINE, palette, png};
 use super::subject::{Captured, Subject};
 
 /// Tokens of the text that are looked at, at most.
@@ -173,15 +173,16 @@ impl Pairs {
     }
 
     pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
-        let [width, height] = PICTURE_SIZE.map(f64::from);
         let n = self.tokens as f64;
-        let (window, sinks) =
-            subject.kernel.hybrid_config(self.layer).map_or((String::new(), String::new()), |config| {
-                (format!(", {}", config.window), format!(", {}", config.sinks))
-            });
+        let (window, sinks) = match subject.kernel.hybrid_config(self.layer) {
+            Some(config) => {
+                (format!("exact: window {}", config.window), format!("exact: {} sinks", config.sinks))
+            }
+            None => ("exact: dense layer".into(), "exact: no sinks".into()),
+        };
         let entries = [
-            (Pair::Window, format!("exact: window{window}"), self.counts.window),
-            (Pair::Sink, format!("exact: sinks{sinks}"), self.counts.sinks),
+            (Pair::Window, window, self.counts.window),
+            (Pair::Sink, sinks, self.counts.sinks),
             (Pair::Delta, "far: through the deltas".into(), self.counts.deltas),
             (Pair::Skipped, "far: value skipped".into(), self.counts.skipped),
         ];
@@ -190,9 +191,9 @@ impl Pairs {
                 "What becomes of each query-key pair: layer {}, kv head {}",
                 self.layer, self.kv_head
             ))?;
-            canvas.caption(&subject.caption(&format!("first {} tokens", self.tokens)))?;
+            let bottom = canvas.caption(&subject.caption(&format!("first {} tokens", self.tokens)))?;
             let axis = |title: &str, low, high| Axis::fixed(title, low, high, step(n / 4.0));
-            let area = [(16.0, 80.0), (860.0, height - 106.0)];
+            let area = [(16.0, 80.0), (860.0, bottom)];
             let panel = Panel::new(canvas, area, axis("key", 0.0, n), axis("query", n, 0.0))?;
             for (m, row) in self.map.iter().enumerate() {
                 let mut start = 0;
@@ -203,16 +204,17 @@ impl Pairs {
                     start = end;
                 }
             }
+            panel.frame()?;
             let mut y = 150.0;
             for (pair, name, count) in entries {
                 canvas.fill([(890.0, y - 20.0), (930.0, y + 20.0)], colour(pair))?;
                 canvas.text((944.0, y), Align::Left, &name)?;
-                let count = format!("{count} pairs, {:.1} %", self.share(count));
+                let count = format!("{} pairs, {:.1} %", grouped(count), self.share(count));
                 canvas.text((944.0, y + LINE), Align::Left, &count)?;
                 y += 2.7 * LINE;
             }
             let notes = [
-                format!("{} causal pairs", self.counts.total()),
+                format!("{} causal pairs", grouped(self.counts.total())),
                 format!("{:.1} % of key entries zero", 100.0 * self.kernel.zero_fraction()),
                 format!("tiles of {} queries × {} heads", self.query_tile, self.group),
                 "decide what is skipped".into(),
@@ -221,7 +223,6 @@ impl Pairs {
                 canvas.text((890.0, y), Align::Left, &note)?;
                 y += LINE;
             }
-            debug_assert!(y < height && width > 890.0);
             Ok(())
         })
     }
@@ -239,6 +240,14 @@ fn far_keys(subject: &Subject, layer: usize, m: usize, tokens: usize) -> std::op
         _ => 0,
     };
     config.sinks.min(start)..start
+}
+
+/// `73 920`
+fn grouped(count: usize) -> String {
+    match count {
+        0..1000 => count.to_string(),
+        _ => format!("{} {:03}", grouped(count / 1000), count % 1000),
+    }
 }
 
 fn colour(pair: Pair) -> RGBColor {
@@ -261,4 +270,65 @@ fn run_lengths<S: Serializer>(map: &[Vec<Pair>], serializer: S) -> Result<S::Ok,
         let runs = row.chunk_by(|a, b| a == b);
         runs.map(|run| format!("{}{}", run.len(), letter(run[0]))).collect::<String>()
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::{KernelArgs, LoadedModel};
+
+    #[derive(Parser)]
+    struct Args {
+        #[command(flatten)]
+        kernel: KernelArgs,
+    }
+
+    #[test]
+    fn the_map_has_the_pairs_that_the_kernel_has_counted() {
+        let model = LoadedModel::open(None).unwrap();
+        let text = include_str!("../../../docs/method.md");
+        let tokens = model.encode(&text[..2000]).unwrap();
+        for settings in [
+            "--theta 0.6 --window 16 --skip-margin 2",
+            "--theta 0.6 --window 16 --sinks 0 --skip-margin ln:2",
+            "--theta 1 --window block:0.1 --sinks 3 --skip-margin 1.5 --kv f32",
+            "--theta 0.6 --window 16",
+        ] {
+            let args = Args::parse_from(["test"].into_iter().chain(settings.split(' ')));
+            let kernel = args.kernel.resolve(&model.llama).unwrap();
+            let (model, kernel, tokens) = (&model, &kernel, &tokens[..]);
+            let subject = Subject { model, kernel, tokens, text: "", context: 150, windows: 1 };
+            let captured = subject.capture(150).unwrap();
+            for (layer, kv_head) in [(0, 1), (4, 0)] {
+                let choice = PairChoice { layer: Some(layer), kv_head: Some(kv_head) };
+                let pairs = Pairs::measure(&subject, &captured, &[], choice).unwrap();
+                let (counts, group) = (pairs.counts, pairs.group);
+                assert_eq!([pairs.layer, pairs.kv_head, counts.total()], [layer, kv_head, 150 * 151 / 2]);
+                let counted = [counts.total(), counts.window + counts.sinks, counts.skipped];
+                let kernel = [pairs.kernel.pairs, pairs.kernel.exact_pairs, pairs.kernel.skipped_values];
+                assert_eq!(counted.map(|count| (count * group) as u64), kernel, "{settings}");
+                assert_eq!(counts.skipped > 0, settings.contains("skip"), "{settings}: {counts:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_typical_head_is_the_one_in_the_middle() {
+        let head =
+            |skipped_values| HeadSparsity { elements: 10, pairs: 10, skipped_values, ..Default::default() };
+        let layers: Vec<_> =
+            [[1, 9], [8, 2], [5, 4]].map(|heads| SparsityStats::new(heads.map(head).into())).into();
+        let choice = |layer, kv_head| PairChoice { layer, kv_head }.typical(&layers);
+        assert_eq!(choice(None, None), (2, 0));
+        assert_eq!(choice(Some(1), None), (1, 0));
+        assert_eq!(choice(None, Some(1)), (2, 1));
+        assert_eq!(choice(Some(0), Some(1)), (0, 1));
+    }
+
+    #[test]
+    fn thousands_stand_apart() {
+        assert_eq!([7, 73_920, 1_002_003].map(grouped), ["7", "73 920", "1 002 003"]);
+    }
 }

@@ -4,7 +4,7 @@ use plotters::style::RGBColor;
 use serde::Serialize;
 
 use super::axes::{Axis, Panel, step};
-use super::canvas::{Align, Canvas, Dash, LINE, Place, TEXT, palette, png, text_width};
+use super::canvas::{Align, Canvas, Dash, LINE, MARGIN, Place, TEXT, palette, png, text_width};
 use super::subject::Subject;
 use crate::Measured;
 
@@ -76,9 +76,10 @@ impl Sparsity {
                 100.0 * self.zero_fraction,
                 100.0 * self.values_skipped
             ))?;
-            canvas.caption(&subject.caption(&format!("{} tokens", subject.measured_tokens())))?;
-            self.draw_heads(canvas, [(24.0, 80.0), (720.0, 790.0)])?;
-            self.draw_skipped(canvas, [(770.0, 100.0), (1380.0, 790.0)])
+            let tokens = format!("{} tokens", subject.measured_tokens());
+            let bottom = canvas.caption(&subject.caption(&tokens))?;
+            self.draw_heads(canvas, [(MARGIN, 80.0), (720.0, bottom)])?;
+            self.draw_skipped(canvas, [(770.0, 100.0), (1380.0, bottom)])
         })
     }
 
@@ -147,8 +148,7 @@ impl Sparsity {
             let [(x0, y0), (x1, _)] = panel.inner();
             canvas.text(((x0 + x1) / 2.0, y0 + 2.0 * LINE), Align::Middle, "skipping is off")?;
         }
-        let [(x0, y0), (x1, y1)] = panel.inner();
-        canvas.line(&[(x0, y0), (x0, y1), (x1, y1)], palette::BLACK, 2.5, Dash::Solid)
+        panel.frame()
     }
 }
 

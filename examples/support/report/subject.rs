@@ -53,6 +53,11 @@ impl Cost {
             top1_agreement: total.top1_agreement,
         }
     }
+
+    /// Change of perplexity and its standard error, per cent.
+    pub(super) fn perplexity_percent(&self) -> (f64, f64) {
+        (100.0 * self.perplexity_change, 100.0 * self.perplexity_change_error)
+    }
 }
 
 /// Queries, keys and values of all layers, as dense attention gets them.

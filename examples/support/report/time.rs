@@ -7,15 +7,16 @@ use ndarray::{Array3, s};
 use serde::Serialize;
 
 use super::axes::{Axis, Panel, legend};
-use super::canvas::{Dash, Marker, PICTURE_SIZE, SeriesStyle, palette, png};
+use super::canvas::{Canvas, Dash, Marker, PICTURE_SIZE, Place, SeriesStyle, palette, png};
 use super::subject::{Captured, Cost, Subject};
 use crate::MakeKernel;
 
 /// Runs of each kernel at each length, taken in turns.
 const REPETITIONS: usize = 5;
-const DENSE: SeriesStyle = SeriesStyle { colour: palette::BLUE, marker: Marker::Square, dash: Dash::Dashed };
+const DENSE: SeriesStyle =
+    SeriesStyle { colour: palette::BLUE, marker: Marker::Square, dash: Some(Dash::Dashed) };
 const HYBRID: SeriesStyle =
-    SeriesStyle { colour: palette::VERMILION, marker: Marker::Circle, dash: Dash::Solid };
+    SeriesStyle { colour: palette::VERMILION, marker: Marker::Circle, dash: Some(Dash::Solid) };
 
 /// Time and accuracy at several lengths.
 #[derive(Debug, Clone, PartialEq, Serialize)]
@@ -118,57 +119,68 @@ impl Times {
     }
 
     pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
-        let tokens = || self.lengths.iter().map(|at| at.tokens as f64);
-        let x = || Axis::log("context, tokens", tokens()).with_ticks(tokens());
-        let [width, height] = PICTURE_SIZE.map(f64::from);
         png(|canvas| {
             canvas.headline("Attention time and accuracy against context length")?;
-            canvas.caption(
-                &subject.caption(&format!("time: median of {}, shortest to longest", self.repetitions)),
-            )?;
+            let bottom = canvas.caption(&subject.caption(&format!(
+                "median and range of {} timings; accuracy on {} tokens",
+                self.repetitions,
+                subject.measured_tokens()
+            )))?;
             let entries = [(DENSE, "dense".to_owned()), (HYBRID, "hybrid".to_owned())];
             let top = legend(canvas, 76.0, &entries)? + 16.0;
-            let bottom = height - 106.0;
-
-            let series = [(DENSE, true), (HYBRID, false)].map(|(style, dense)| {
-                let times = self.lengths.iter().map(move |at| if dense { at.dense } else { at.hybrid });
-                (style, tokens().zip(times).collect::<Vec<_>>())
-            });
-            let all = series.iter().flat_map(|(_, points)| points.iter().map(|(_, time)| *time));
-            let y = Axis::log(
-                "attention, prefill, all layers, ms",
-                all.flat_map(|time| [time.lowest, time.highest]),
-            );
-            let panel = Panel::new(canvas, [(16.0, top), (width / 2.0 - 16.0, bottom)], x(), y)?;
-            for (style, points) in &series {
-                for (tokens, time) in points {
-                    panel.error_bar(*tokens, [time.lowest, time.highest], style.colour)?;
-                }
-                panel.series(
-                    &points.iter().map(|(tokens, time)| [*tokens, time.median]).collect::<Vec<_>>(),
-                    *style,
-                )?;
-            }
-
-            let middle = (top + bottom) / 2.0;
-            let (left, right) = (width / 2.0 + 8.0, width - 16.0);
-            let costs = || tokens().zip(self.lengths.iter().map(|at| at.cost));
-            let y = Axis::log("KL, nats", costs().map(|(_, cost)| cost.kl));
-            let panel = Panel::new(canvas, [(left, top), (right, middle)], x(), y)?;
-            panel.series(&costs().map(|(n, cost)| [n, cost.kl]).collect::<Vec<_>>(), HYBRID)?;
-
-            let change = |cost: &Cost, errors: f64| {
-                100.0 * (cost.perplexity_change + errors * cost.perplexity_change_error)
-            };
-            let y = costs().flat_map(|(_, cost)| [change(&cost, -1.0), change(&cost, 1.0), 0.0]);
-            let y = Axis::linear("perplexity, %", y);
-            let panel = Panel::new(canvas, [(left, middle), (right, bottom)], x(), y)?;
-            panel.level(0.0)?;
-            for (n, cost) in costs() {
-                panel.error_bar(n, [change(&cost, -1.0), change(&cost, 1.0)], HYBRID.colour)?;
-            }
-            panel.series(&costs().map(|(n, cost)| [n, change(&cost, 0.0)]).collect::<Vec<_>>(), HYBRID)
+            let middle = f64::from(PICTURE_SIZE[0]) / 2.0;
+            self.draw_times(canvas, [(16.0, top), (middle - 16.0, bottom)])?;
+            self.draw_costs(canvas, [(middle + 8.0, top), (2.0 * middle - 16.0, bottom)])
         })
+    }
+
+    fn tokens(&self) -> impl Iterator<Item = f64> {
+        self.lengths.iter().map(|at| at.tokens as f64)
+    }
+
+    fn axis(&self) -> Axis {
+        Axis::log("context, tokens", self.tokens()).with_ticks(self.tokens())
+    }
+
+    fn draw_times(&self, canvas: &Canvas, area: [Place; 2]) -> anyhow::Result<()> {
+        let all = self.lengths.iter().flat_map(|at| [at.dense, at.hybrid]);
+        let y =
+            Axis::log("attention, prefill, all layers, ms", all.flat_map(|time| [time.lowest, time.highest]));
+        let panel = Panel::new(canvas, area, self.axis(), y)?;
+        let kernels: [(SeriesStyle, fn(&AtLength) -> Milliseconds); 2] =
+            [(DENSE, |at| at.dense), (HYBRID, |at| at.hybrid)];
+        for (style, times) in kernels {
+            for (tokens, time) in self.tokens().zip(self.lengths.iter().map(times)) {
+                panel.error_bar(tokens, [time.lowest, time.highest], style.colour)?;
+            }
+            let medians = self.lengths.iter().map(|at| times(at).median);
+            panel.series(&self.tokens().zip(medians).map(<[f64; 2]>::from).collect::<Vec<_>>(), style)?;
+        }
+        Ok(())
+    }
+
+    /// KL divergence above the change of perplexity.
+    fn draw_costs(&self, canvas: &Canvas, [(left, top), (right, bottom)]: [Place; 2]) -> anyhow::Result<()> {
+        let costs = || self.lengths.iter().map(|at| at.cost);
+        let kl = Axis::log("KL, nats", costs().map(|cost| cost.kl));
+        let changes = costs().map(|cost| cost.perplexity_percent());
+        let changes = changes.flat_map(|(change, error)| [change - error, change + error, 0.0]);
+        let [kl, changes] = Axis::aligned([kl, Axis::linear("Δ perplexity, %", changes)])?;
+        let middle = (top + bottom) / 2.0;
+
+        let panel = Panel::new(canvas, [(left, top), (right, middle)], self.axis(), kl)?;
+        let points: Vec<_> = self.tokens().zip(costs()).map(|(tokens, cost)| [tokens, cost.kl]).collect();
+        panel.series(&points, HYBRID)?;
+
+        let panel = Panel::new(canvas, [(left, middle), (right, bottom)], self.axis(), changes)?;
+        panel.level(0.0)?;
+        let mut points = Vec::new();
+        for (tokens, cost) in self.tokens().zip(costs()) {
+            let (change, error) = cost.perplexity_percent();
+            panel.error_bar(tokens, [change - error, change + error], HYBRID.colour)?;
+            points.push([tokens, change]);
+        }
+        panel.series(&points, HYBRID)
     }
 }
 
