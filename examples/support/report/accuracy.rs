@@ -210,10 +210,8 @@ impl Accuracy {
 
         png(|canvas| {
             canvas.headline("Accuracy against sparsity of the keys")?;
-            let bottom = canvas.caption(&subject.caption(&format!(
-                "{} windows of {} tokens; bars: standard error",
-                subject.windows, subject.context
-            )))?;
+            let bottom =
+                canvas.caption(&subject.caption(&format!("{}; bars: standard error", subject.sample())))?;
             let top = legend(canvas, 76.0, &entries)? + 16.0;
             let width = f64::from(PICTURE_SIZE[0]);
             let kl = Axis::log("KL to dense attention, nats", costs.iter().map(|cost| cost.kl));

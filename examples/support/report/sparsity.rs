@@ -76,8 +76,7 @@ impl Sparsity {
                 100.0 * self.zero_fraction,
                 100.0 * self.values_skipped
             ))?;
-            let tokens = format!("{} tokens", subject.measured_tokens());
-            let bottom = canvas.caption(&subject.caption(&tokens))?;
+            let bottom = canvas.caption(&subject.caption(&subject.sample()))?;
             self.draw_heads(canvas, [(MARGIN, 80.0), (720.0, bottom)])?;
             self.draw_skipped(canvas, [(770.0, 100.0), (1380.0, bottom)])
         })

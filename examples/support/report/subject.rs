@@ -73,6 +73,12 @@ impl Subject<'_> {
         self.windows * self.context
     }
 
+    /// `2 windows of 1024 tokens`
+    pub(super) fn sample(&self) -> String {
+        let plural = if self.windows == 1 { "" } else { "s" };
+        format!("{} window{plural} of {} tokens", self.windows, self.context)
+    }
+
     /// Dense attention over the beginning of the text in windows of `context` tokens.
     pub(super) fn dense(&self, context: usize) -> anyhow::Result<HeldOutText> {
         let tokens = &self.tokens[..self.measured_tokens().max(context)];
