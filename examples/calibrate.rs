@@ -49,7 +49,7 @@ struct Args {
     #[arg(long, value_name = "N", default_value_t = 4)]
     sinks: u32,
     /// Whether to look for a margin of value skipping: search or off
-    #[arg(long, value_name = "search|off", default_value = "search", value_parser = parse_skip)]
+    #[arg(long, value_name = "search|off", default_value = "search", value_parser = parse_skip, action = clap::ArgAction::Set)]
     skip_margin: bool,
     /// Where the profile goes
     #[arg(long, value_name = "PROFILE.json")]

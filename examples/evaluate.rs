@@ -1,70 +1,80 @@
-//! Measures what delta attention costs in accuracy: perplexity, alone or beside dense attention.
+//! Measures what delta attention costs in accuracy: perplexity and downstream tasks, alone or beside dense attention.
 //!
-//! `cargo run --release --example evaluate -- --task perplexity --data TEXT --compare dense`
+//! `cargo run --release --example evaluate -- --task choices --data arc_easy.jsonl --compare dense`; `docs/evaluation.md`
+//! explains tasks and results.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use anyhow::{Context, ensure};
 use clap::{Parser, ValueEnum};
-use deltallm::models::Session;
+use deltallm::core::HeadSparsity;
 use deltallm_examples::{
-    CommonArgs, Comparison, KernelArgs, KernelChoice, KernelKind, KernelSettings, LoadedModel, Perplexity,
-    Progress, main_with, print_json, read_text, score_rows, windows,
+    ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
+    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, Perplexity,
+    Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult, answer_questions,
+    fnv1a, main_with, print_json, read_dataset, read_text, run_windows, score_examples, score_window,
+    sum_windows, windows,
 };
-use ndarray::Array2;
-use serde::Serialize;
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
 
-/// Tokens whose logits are in memory at a time, once per kernel.
-const CHUNK: usize = 256;
+/// Tokens in a window of perplexity, unless --context says otherwise.
+const PERPLEXITY_CONTEXT: usize = 1024;
+/// Examples that are scored together and logged at once.
+const EXAMPLES_AT_ONCE: usize = 32;
+/// Questions that are answered together: all their caches are in memory.
+const QUESTIONS_AT_ONCE: usize = 16;
 
-/// Measure a model's perplexity with delta attention, alone or beside dense attention.
+/// Measure a model with delta attention, alone or beside dense attention: perplexity and downstream tasks.
 #[derive(Debug, Parser)]
-#[command(name = "evaluate", version)]
+#[command(name = "evaluate", version, after_help = FIELDS)]
 struct Args {
     /// GGUF file, safetensors file or model directory [default: the embedded model]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
-    /// What to measure: perplexity
-    #[arg(long, value_parser = parse_task)]
-    task: Task,
-    /// The text, UTF-8
+    /// perplexity, choices, schema, last-word or squad
+    #[arg(long, value_enum, hide_possible_values = true)]
+    task: TaskKind,
+    /// A text (perplexity), SQuAD 2.0 (squad) or JSON lines
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Most windows to score [default: all]
+    /// Most examples (perplexity: windows) to score, from the first on [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     limit: Option<u32>,
-    /// Tokens in a window
-    #[arg(long, value_name = "N", default_value_t = 1024)]
-    context: usize,
-    /// Score the same windows with exact attention too
+    /// Tokens in a window (perplexity; default 1024), or most tokens of a sequence (default: the model's context)
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Between context and continuation (choices, schema, last-word)
+    #[arg(long, value_name = "TEXT", default_value = " ")]
+    delimiter: String,
+    /// Run the same with exact attention too
     #[arg(long, value_name = "KERNEL")]
     compare: Option<Baseline>,
+    /// Log of examples that are done; begun if there is none, continued if there is
+    #[arg(long, value_name = "FILE")]
+    resume: Option<PathBuf>,
     #[command(flatten)]
     common: CommonArgs,
     #[command(flatten)]
     kernel: KernelArgs,
 }
 
+const FIELDS: &str = "\
+Records, one JSON object a line:
+  choices    query, choices, gold: which choice is the most probable continuation
+  schema     context_options, continuation, gold: which context makes the continuation most probable
+  last-word  context, continuation; or (GSM8K) context, chain_of_thought, answer: would greedy decoding write it
+
+With --json accuracy, f1 and exact_match are in 0..1, each with its standard error. With --compare dense, kl and
+top1_agreement are over the scored positions (squad: the first generated position), and flips counts the examples
+whose prediction differs. Nothing is decoded in choices, schema, last-word and perplexity: there --phases prefill
+is the same as both.";
+
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum Baseline {
     Dense,
-}
-
-#[derive(Debug, Clone, Copy, Serialize)]
-#[serde(rename_all = "lowercase")]
-enum Task {
-    Perplexity,
-}
-
-fn parse_task(name: &str) -> Result<Task, String> {
-    match name {
-        "perplexity" => Ok(Task::Perplexity),
-        "choices" | "schema" | "last-word" | "squad" => {
-            Err("not in this version yet: expected perplexity".into())
-        }
-        _ => Err("unknown task: expected perplexity".into()),
-    }
 }
 
 fn main() -> ExitCode {
@@ -73,147 +83,321 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
-    let text = read_text("--data", &args.data)?;
+    // Read before the model: a wrong file is the more likely mistake, and is noticed at once.
+    let input = Input::read(&args)?;
     let model = LoadedModel::open(args.model.as_deref())?;
     let kernel = args.kernel.resolve(&model.llama)?;
-    let most = model.llama.config().context_length;
-    anyhow::ensure!(
-        (2..=most).contains(&args.context),
-        "--context: expected 2 to {most} tokens, the model's context, got {}",
-        args.context
-    );
-    let tokens = model.encode(&text)?;
-    let windows = windows(&tokens, args.context, args.limit.map(|limit| limit as usize));
-    anyhow::ensure!(
-        !windows.is_empty(),
-        "--data {}: expected at least one window of {} tokens, got a text of {}; use a longer text or a smaller --context",
-        args.data.display(),
-        args.context,
-        tokens.len()
-    );
-
+    let setup = Setup {
+        context: context(&args, &model)?,
+        dense: args.compare.map(|Baseline::Dense| kernel.dense()),
+        delimiter: args.delimiter.clone(),
+        kernel,
+        model: &model,
+    };
     let start = Instant::now();
-    let baseline = args.compare.map(|Baseline::Dense| kernel.dense());
-    let mut scores = Scores { dense: baseline.as_ref().map(|_| Default::default()), ..Scores::default() };
-    let mut progress = Progress::new("scoring");
-    for (index, window) in windows.iter().enumerate() {
-        let mut step = |done| progress.update(index * args.context + done, windows.len() * args.context);
-        scores.add_window(&model, &kernel, baseline.as_ref(), window, &mut step)?;
-    }
-    drop(progress);
+    let scores = match &input {
+        Input::Text(text) => perplexity(&args, &setup, text)?,
+        Input::Records(dataset) => task(&args, &setup, dataset)?,
+    };
     let seconds = start.elapsed().as_secs_f64();
 
     eprintln!("model        {}", model.name);
-    eprintln!("text         {}: {} windows of {} tokens", args.data.display(), windows.len(), args.context);
-    describe(&kernel, &scores.kernel);
-    if let (Some(baseline), Some((dense, comparison))) = (&baseline, &scores.dense) {
-        describe(baseline, dense);
-        let (mean, error) = comparison.log_likelihood_difference();
-        eprintln!(
-            "difference   perplexity {:+.2} %, KL(dense || {}) {:.5} nats, same top token {:.2} % ({} flips of {})",
-            100.0 * change(&scores.kernel, dense),
-            kernel.kind(),
-            comparison.kl(),
-            100.0 * comparison.top1_agreement(),
-            comparison.flips(),
-            scores.kernel.tokens()
-        );
-        eprintln!("             log-likelihood {mean:+.5} ± {error:.5} nats a token");
+    eprintln!("kernel       {}", setup.kernel);
+    scores.lines.iter().for_each(|line| eprintln!("{line}"));
+    if setup.kernel.kind() != KernelKind::Dense {
+        eprintln!("{}", sparsity_line(&scores.sparsity));
     }
     eprintln!("time         {seconds:.1} s");
     if args.common.json {
-        print_json(&report(&args, &model, &kernel, windows.len(), &scores, seconds))?;
+        print_json(&Report {
+            task: args.task,
+            examples: scores.examples,
+            tokens: scores.tokens,
+            fields: scores.fields,
+            zero_fraction: scores.sparsity.zero_fraction(),
+            sparsity: scores.sparsity.sparsity(),
+            exact_share: scores.sparsity.exact_share(),
+            values_skipped: scores.sparsity.values_skipped(),
+            model: &model.name,
+            kernel: setup.kernel.kind(),
+            settings: setup.kernel.settings(),
+            context: setup.context,
+            threads: rayon::current_num_threads(),
+            seconds,
+        })?;
     }
     Ok(())
 }
 
-#[derive(Default)]
+/// What `--data` holds.
+enum Input {
+    Text(String),
+    Records(Dataset),
+}
+
+impl Input {
+    fn read(args: &Args) -> anyhow::Result<Self> {
+        Ok(match args.task {
+            TaskKind::Perplexity => Self::Text(read_text("--data", &args.data)?),
+            task => Self::Records(read_dataset(&args.data, task)?),
+        })
+    }
+}
+
+fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
+    let most = model.llama.config().context_length;
+    let (least, default) = match args.task {
+        TaskKind::Perplexity => (2, PERPLEXITY_CONTEXT),
+        // An answer, and at least one token of its prompt.
+        TaskKind::Squad => (ANSWER_TOKENS + 1, most),
+        _ => (2, most),
+    };
+    let context = args.context.unwrap_or(default);
+    ensure!(
+        (least..=most).contains(&context),
+        "--context: expected {least} to {most} tokens, the model's context, got {context}"
+    );
+    Ok(context)
+}
+
+/// What a task came to.
 struct Scores {
-    kernel: Perplexity,
-    dense: Option<(Perplexity, Comparison)>,
+    examples: usize,
+    tokens: usize,
+    /// For programs: what differs from task to task.
+    fields: Map<String, Value>,
+    /// For people.
+    lines: Vec<String>,
+    sparsity: HeadSparsity,
 }
 
-impl Scores {
-    /// Scores every token of a window but its first. Both kernels go through the window side by side, so that the
-    /// logits of one chunk each are all that is in memory.
-    fn add_window(
-        &mut self,
-        model: &LoadedModel,
-        kernel: &KernelChoice,
-        baseline: Option<&KernelChoice>,
-        window: &[u32],
-        progress: &mut dyn FnMut(usize),
-    ) -> anyhow::Result<()> {
-        let session = |choice: &KernelChoice| {
-            let mut session = Session::new(&model.llama, |layer| choice.make(layer))?;
-            session.set_chunk(CHUNK);
-            anyhow::Ok(session)
-        };
-        let mut run = session(kernel)?;
-        let mut dense_run = baseline.map(session).transpose()?;
-        let mut failure = None;
-        run.score(window, &mut |done, logits| {
-            let start = done - logits.nrows();
-            let next = &window[start + 1..window.len().min(done + 1)];
-            let scores = score_rows(logits.view(), next);
-            self.kernel.add(&scores);
-            if let (Some(run), Some((perplexity, comparison))) = (&mut dense_run, &mut self.dense) {
-                match logits_of(run, &window[start..done]) {
-                    Ok(dense_logits) => {
-                        let dense = score_rows(dense_logits.view(), next);
-                        perplexity.add(&dense);
-                        comparison.add((dense_logits.view(), &dense), (logits.view(), &scores));
-                    }
-                    Err(error) => failure = Some(error),
-                }
-            }
-            progress(done);
-        })?;
-        if let Some(error) = failure {
-            return Err(error);
+/// Runs the examples that are wanted, those in the log of an earlier run excepted.
+fn run_all<R: Serialize + DeserializeOwned>(
+    args: &Args,
+    setup: &Setup,
+    data_hash: u64,
+    plan: Plan,
+    score: &mut Score<R>,
+) -> anyhow::Result<Vec<R>> {
+    let log = match &args.resume {
+        Some(path) => Some(ResumeLog::open(path, &identity(args, setup, data_hash)?)?),
+        None => None,
+    };
+    let Resumed { results, from_log } = run_windows(plan, log, score)?;
+    if let Some(path) = args.resume.as_ref().filter(|_| from_log > 0) {
+        eprintln!("resumed      {from_log} of {} examples are from {}", plan.examples, path.display());
+    }
+    Ok(results)
+}
+
+/// All that an example's result depends on.
+fn identity(args: &Args, setup: &Setup, data_hash: u64) -> anyhow::Result<Value> {
+    let config = setup.model.llama.config();
+    let settings = setup.kernel.settings();
+    let hash = |path: &String| anyhow::Ok(fnv1a(&std::fs::read(path).with_context(|| path.clone())?));
+    let profile_hash = settings.profile.as_ref().map(hash).transpose()?;
+    let bytes = args.model.as_ref().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
+    Ok(json!({
+        "model": {"name": setup.model.name, "fingerprint": config.fingerprint(), "bytes": bytes},
+        "task": args.task,
+        "data_hash": data_hash,
+        "kernel": setup.kernel.kind(),
+        // Through text, like what it will be compared with.
+        "settings": serde_json::from_str::<Value>(&serde_json::to_string(&settings)?)?,
+        "profile_hash": profile_hash,
+        "delimiter": setup.delimiter,
+        "context": setup.context,
+        "compare": setup.dense.as_ref().map(|dense| dense.kind()),
+    }))
+}
+
+/// As many examples as are wanted, so many at once.
+fn plan<T>(args: &Args, examples: &[T], window: usize) -> Plan {
+    let limit = args.limit.map_or(examples.len(), |limit| limit as usize);
+    Plan { examples: examples.len().min(limit), window, steps: 1 }
+}
+
+fn perplexity(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> {
+    let tokens = setup.model.encode(text)?;
+    let context = setup.context;
+    let windows = windows(&tokens, context, args.limit.map(|limit| limit as usize));
+    ensure!(
+        !windows.is_empty(),
+        "--data {}: expected at least one window of {context} tokens, got a text of {}; use a longer text or a smaller --context",
+        args.data.display(),
+        tokens.len()
+    );
+    let plan = Plan { examples: windows.len(), window: 1, steps: context };
+    let results = run_all(args, setup, fnv1a(text.as_bytes()), plan, &mut |range, progress| {
+        range.map(|index| score_window(setup, windows[index], progress)).collect()
+    })?;
+    let sum = sum_windows(&results);
+    let mut lines = vec![
+        format!("text         {}: {} windows of {context} tokens", args.data.display(), windows.len()),
+        perplexity_line("perplexity", &sum.run),
+    ];
+    lines.extend(sum.dense.iter().map(|dense| perplexity_line("dense", dense)));
+    lines.extend(perplexity_difference(&sum, setup));
+    Ok(Scores {
+        examples: windows.len(),
+        tokens: sum.run.tokens(),
+        fields: perplexity_fields(&sum),
+        lines,
+        sparsity: sum.run.sparsity,
+    })
+}
+
+fn perplexity_line(name: &str, perplexity: &Perplexity) -> String {
+    let (value, error) = (perplexity.value(), perplexity.standard_error());
+    format!("{name:12} {value:.4} ± {error:.4} over {} tokens", perplexity.tokens())
+}
+
+fn perplexity_difference(sum: &WindowResult, setup: &Setup) -> Vec<String> {
+    let (Some(dense), Some(comparison)) = (&sum.dense, &sum.comparison) else { return Vec::new() };
+    let (mean, error) = comparison.log_likelihood_difference();
+    let flips = format!(" ({} flips of {})", comparison.flips(), sum.run.tokens());
+    vec![
+        format!("difference   perplexity {:+.2} %", 100.0 * (sum.run.value() / dense.value() - 1.0)),
+        comparison_line(comparison, setup) + &flips,
+        format!("             log-likelihood {mean:+.5} ± {error:.5} nats a token"),
+    ]
+}
+
+fn comparison_line(comparison: &Comparison, setup: &Setup) -> String {
+    format!(
+        "             KL(dense || {}) {:.5} nats, same top token {:.2} %",
+        setup.kernel.kind(),
+        comparison.kl(),
+        100.0 * comparison.top1_agreement()
+    )
+}
+
+fn perplexity_fields(sum: &WindowResult) -> Map<String, Value> {
+    let own = |perplexity: &Perplexity| {
+        let mut fields = Map::new();
+        fields.insert("perplexity".into(), json!(perplexity.value()));
+        fields.insert("standard_error".into(), json!(perplexity.standard_error()));
+        fields
+    };
+    let mut fields = own(&sum.run);
+    if let (Some(dense), Some(comparison)) = (&sum.dense, &sum.comparison) {
+        let (mean, error) = comparison.log_likelihood_difference();
+        let more = [
+            ("dense", own(dense).into()),
+            ("kl", json!(comparison.kl())),
+            ("top1_agreement", json!(comparison.top1_agreement())),
+            ("flips", json!(comparison.flips())),
+            ("perplexity_change", json!(sum.run.value() / dense.value() - 1.0)),
+            ("log_likelihood_difference", json!(mean)),
+            ("log_likelihood_difference_standard_error", json!(error)),
+        ];
+        fields.extend(more.map(|(name, value)| (name.to_owned(), value)));
+    }
+    fields
+}
+
+fn task(args: &Args, setup: &Setup, dataset: &Dataset) -> anyhow::Result<Scores> {
+    let (names, results) = match &dataset.examples {
+        Examples::Choices(examples) => (ChoiceExample::METRICS, likelihoods(args, setup, dataset, examples)),
+        Examples::LastWord(examples) => {
+            (LastWordExample::METRICS, likelihoods(args, setup, dataset, examples))
         }
-        self.kernel.sparsity.add(&run.stats().total());
-        Ok(())
+        Examples::Squad(questions) => {
+            let plan = plan(args, questions, QUESTIONS_AT_ONCE);
+            let results = run_all(args, setup, dataset.hash, plan, &mut |range, progress| {
+                answer_questions(setup, &questions[range], progress)
+            });
+            (Question::METRICS, results)
+        }
+    };
+    let results = results.with_context(|| format!("--data {}", args.data.display()))?;
+    let summary = Summary::new(names, &results)?;
+    let mut fields = summary.json();
+    fields.insert("records".into(), json!(dataset.shape));
+    Ok(Scores {
+        examples: results.len(),
+        tokens: summary.tokens,
+        fields,
+        lines: task_lines(args, setup, &summary, results.len()),
+        sparsity: summary.sparsity,
+    })
+}
+
+fn likelihoods<E: LikelihoodExample>(
+    args: &Args,
+    setup: &Setup,
+    dataset: &Dataset,
+    examples: &[E],
+) -> anyhow::Result<Vec<ExampleResult>> {
+    let plan = plan(args, examples, EXAMPLES_AT_ONCE);
+    run_all(args, setup, dataset.hash, plan, &mut |range, progress| {
+        score_examples(setup, range.start, &examples[range], progress)
+    })
+}
+
+fn task_lines(args: &Args, setup: &Setup, summary: &Summary, examples: usize) -> Vec<String> {
+    let mut lines = vec![format!(
+        "data         {}: {examples} examples, {} sequences of {:.1} tokens on average, {} at most",
+        args.data.display(),
+        summary.lengths.sequences,
+        summary.mean_tokens(),
+        summary.lengths.longest
+    )];
+    if summary.lengths.truncated > 0 {
+        lines.push(format!(
+            "             {} sequences were longer than the context and lost their beginning",
+            summary.lengths.truncated
+        ));
     }
-}
-
-/// The logits of the next tokens, at most a chunk of them, `[tokens, vocab_size]`.
-fn logits_of(session: &mut Session, tokens: &[u32]) -> anyhow::Result<Array2<f32>> {
-    let mut result = Array2::default((0, 0));
-    session.score(tokens, &mut |_, logits| result = logits)?;
-    Ok(result)
-}
-
-/// Relative change of perplexity against dense attention.
-fn change(kernel: &Perplexity, dense: &Perplexity) -> f64 {
-    kernel.value() / dense.value() - 1.0
-}
-
-fn describe(kernel: &KernelChoice, scores: &Perplexity) {
-    eprintln!("kernel       {kernel}");
-    eprintln!("perplexity   {:.4} over {} tokens", scores.value(), scores.tokens());
-    if kernel.kind() != KernelKind::Dense {
-        let percent = |x: f64| format!("{:.1} %", 100.0 * x);
-        let sparsity = &scores.sparsity;
-        eprintln!(
-            "sparsity     zero fraction {}, exact pairs {}, sparsity as the paper counts it {}, values skipped {}",
-            percent(sparsity.zero_fraction()),
-            percent(sparsity.exact_share()),
-            percent(sparsity.sparsity()),
-            percent(sparsity.values_skipped())
-        );
+    if summary.unfinished > 0 {
+        lines.push(format!(
+            "             {} answers were cut off after {ANSWER_TOKENS} tokens",
+            summary.unfinished
+        ));
     }
+    lines.push(metrics_line("result", &summary.metrics, false));
+    if let Some(dense) = &summary.dense {
+        lines.push(metrics_line("dense", &dense.metrics, false));
+        lines.push(metrics_line("difference", &dense.differences, true));
+        lines.push(comparison_line(&dense.comparison, setup));
+        lines.push(format!("             {} of {examples} predictions differ", dense.flips));
+    }
+    lines
+}
+
+/// Shares in per cent, log-likelihoods in nats.
+fn metrics_line(name: &str, metrics: &[(&'static str, Estimate)], signed: bool) -> String {
+    let metric = |(name, estimate): &(&str, Estimate)| {
+        let (factor, unit, digits) =
+            if *name == "log_likelihood" { (1.0, "nats", 4) } else { (100.0, "%", 2) };
+        let (mean, error) = (factor * estimate.mean, factor * estimate.standard_error);
+        let mean = if signed { format!("{mean:+.digits$}") } else { format!("{mean:.digits$}") };
+        // One example alone says nothing about its spread.
+        let error = if error.is_nan() { String::new() } else { format!("± {error:.digits$} ") };
+        format!("{name} {mean} {error}{unit}")
+    };
+    format!("{name:12} {}", metrics.iter().map(metric).collect::<Vec<_>>().join(", "))
+}
+
+fn sparsity_line(sparsity: &HeadSparsity) -> String {
+    let percent = |x: f64| format!("{:.1} %", 100.0 * x);
+    format!(
+        "sparsity     zero fraction {}, exact pairs {}, sparsity as the paper counts it {}, values skipped {}",
+        percent(sparsity.zero_fraction()),
+        percent(sparsity.exact_share()),
+        percent(sparsity.sparsity()),
+        percent(sparsity.values_skipped())
+    )
 }
 
 /// The result for programs.
 #[derive(Serialize)]
 struct Report<'a> {
-    task: Task,
+    task: TaskKind,
     examples: usize,
     tokens: usize,
-    perplexity: f64,
     #[serde(flatten)]
-    comparison: Option<Compared>,
+    fields: Map<String, Value>,
     zero_fraction: f64,
     sparsity: f64,
     exact_share: f64,
@@ -224,64 +408,4 @@ struct Report<'a> {
     context: usize,
     threads: usize,
     seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Compared {
-    dense: Dense,
-    /// Mean KL(dense || this), nats.
-    kl: f64,
-    top1_agreement: f64,
-    /// Tokens whose most probable prediction differs.
-    flips: usize,
-    /// Relative to dense attention.
-    perplexity_change: f64,
-    /// Mean over the tokens, nats.
-    log_likelihood_difference: f64,
-    log_likelihood_difference_standard_error: f64,
-}
-
-#[derive(Serialize)]
-struct Dense {
-    perplexity: f64,
-}
-
-fn report<'a>(
-    args: &Args,
-    model: &'a LoadedModel,
-    kernel: &KernelChoice,
-    examples: usize,
-    scores: &Scores,
-    seconds: f64,
-) -> Report<'a> {
-    let Perplexity { sparsity, .. } = &scores.kernel;
-    let comparison = scores.dense.as_ref().map(|(dense, comparison)| {
-        let (mean, error) = comparison.log_likelihood_difference();
-        Compared {
-            dense: Dense { perplexity: dense.value() },
-            kl: comparison.kl(),
-            top1_agreement: comparison.top1_agreement(),
-            flips: comparison.flips(),
-            perplexity_change: change(&scores.kernel, dense),
-            log_likelihood_difference: mean,
-            log_likelihood_difference_standard_error: error,
-        }
-    });
-    Report {
-        task: args.task,
-        examples,
-        tokens: scores.kernel.tokens(),
-        perplexity: scores.kernel.value(),
-        comparison,
-        zero_fraction: sparsity.zero_fraction(),
-        sparsity: sparsity.sparsity(),
-        exact_share: sparsity.exact_share(),
-        values_skipped: sparsity.values_skipped(),
-        model: &model.name,
-        kernel: kernel.kind(),
-        settings: kernel.settings(),
-        context: args.context,
-        threads: rayon::current_num_threads(),
-        seconds,
-    }
 }

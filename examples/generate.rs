@@ -7,11 +7,11 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use deltallm::models::SamplerConfig;
+use deltallm::models::{SamplerConfig, Session};
 use deltallm_examples::{
-    CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LoadedModel, Stop,
-    dense_f16_bytes, first_difference, format_bytes, generate, interrupted, main_with, peak_rss_bytes,
-    print_json, stop_on_ctrl_c,
+    CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy, LoadedModel,
+    MemoryArgs, MemoryLimit, Stop, dense_f16_bytes, first_difference, format_bytes, generate, interrupted,
+    main_with, peak_rss_bytes, print_json, stop_on_ctrl_c,
 };
 use serde::Serialize;
 
@@ -43,6 +43,8 @@ struct Args {
     sampling: SamplingArgs,
     #[command(flatten)]
     kernel: KernelArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -81,7 +83,12 @@ fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     let model = LoadedModel::open(args.model.as_deref())?;
     let kernel = args.kernel.resolve(&model.llama)?;
+    let limit = args.memory.resolve(&kernel)?;
     let prompt = Prompt::new(&args, &model)?;
+    if let Some(limit) = &limit {
+        limit.check_prompt(model.llama.config(), &kernel, prompt.tokens.len())?;
+        eprint!("{}", limit.describe(model.llama.config(), &kernel));
+    }
     stop_on_ctrl_c()?;
 
     let kernels = match args.compare {
@@ -97,7 +104,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         if kernels.len() > 1 {
             heading(&format!("=== {kernel} ==="))?;
         }
-        runs.push(Run::new(&model, kernel, &prompt, &args)?);
+        // What it is compared with is not limited.
+        let limit = limit.filter(|_| runs.is_empty());
+        runs.push(Run::new(&model, kernel, limit, &prompt, &args)?);
     }
 
     let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
@@ -131,6 +140,13 @@ fn run(args: Args) -> anyhow::Result<()> {
             first_difference: difference,
         })?;
     }
+    let cached = run.generation.cached_tokens;
+    anyhow::ensure!(
+        run.generation.stop != Stop::BudgetExhausted,
+        "--kv-budget: expected enough for {} more tokens, got what {cached} tokens take; give more, or choose a lower \
+         --max-tokens or another --at-limit",
+        args.max_tokens as usize - run.generation.tokens.len()
+    );
     Ok(())
 }
 
@@ -164,13 +180,20 @@ impl Prompt {
 /// One kernel's continuation.
 struct Run {
     kernel: KernelChoice,
+    limit: Option<MemoryLimit>,
     generation: Generation,
     prompt_tokens: usize,
     dense_f16_bytes: usize,
 }
 
 impl Run {
-    fn new(model: &LoadedModel, kernel: &KernelChoice, prompt: &Prompt, args: &Args) -> anyhow::Result<Self> {
+    fn new(
+        model: &LoadedModel,
+        kernel: &KernelChoice,
+        limit: Option<MemoryLimit>,
+        prompt: &Prompt,
+        args: &Args,
+    ) -> anyhow::Result<Self> {
         let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed } = args.sampling;
         let sampling = SamplerConfig { repetition_penalty, temperature, top_k, top_p, min_p, seed };
         let mut stdout = std::io::stdout();
@@ -181,9 +204,13 @@ impl Run {
             stdout.flush()?;
             Ok(())
         };
+        let session = match limit {
+            Some(limit) => limit.session(model, kernel)?,
+            None => Session::new(&model.llama, |layer| kernel.make(layer))?,
+        };
         let generation = generate(
             model,
-            kernel,
+            session,
             &prompt.tokens,
             prompt.shown.is_some(),
             sampling,
@@ -192,7 +219,8 @@ impl Run {
         )?;
         write("\n")?;
         let dense_f16_bytes = dense_f16_bytes(model.llama.config(), generation.cached_tokens);
-        Ok(Self { kernel: kernel.clone(), generation, prompt_tokens: prompt.tokens.len(), dense_f16_bytes })
+        let (kernel, prompt_tokens) = (kernel.clone(), prompt.tokens.len());
+        Ok(Self { kernel, limit, generation, prompt_tokens, dense_f16_bytes })
     }
 
     fn prefill_tokens_per_second(&self) -> f64 {
@@ -237,6 +265,14 @@ impl Run {
             percent(footprint.total() as f64 / self.dense_f16_bytes as f64),
             bytes(self.dense_f16_bytes)
         );
+        if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
+            let relief = self.generation.relief;
+            let relieved = match relief.times {
+                0 => String::new(),
+                times => format!("; {policy} helped {times} times and gave {} back", bytes(relief.bytes)),
+            };
+            eprintln!("budget       {} of {} used{relieved}", bytes(footprint.total()), bytes(limit));
+        }
     }
 
     fn measured(&self) -> Measured<'_> {
@@ -255,6 +291,11 @@ impl Run {
             kv_bytes_dense_f16: self.dense_f16_bytes,
             stop: *stop,
             time_to_first_token_seconds: first_token.as_secs_f64(),
+            budget: self.limit.map(|MemoryLimit { bytes, policy }| BudgetReport {
+                kv_budget_bytes: bytes,
+                at_limit: policy,
+                times_relieved: self.generation.relief.times,
+            }),
             settings: self.kernel.settings(),
         }
     }
@@ -308,5 +349,15 @@ struct Measured<'a> {
     kv_bytes_dense_f16: usize,
     stop: Stop,
     time_to_first_token_seconds: f64,
+    /// Absent without a budget.
+    #[serde(flatten)]
+    budget: Option<BudgetReport>,
     settings: KernelSettings,
+}
+
+#[derive(Serialize)]
+struct BudgetReport {
+    kv_budget_bytes: usize,
+    at_limit: LimitPolicy,
+    times_relieved: usize,
 }

@@ -11,7 +11,7 @@ use clap::Parser;
 use deltallm::Window;
 use deltallm_examples::report::{PairChoice, Report, Subject};
 use deltallm_examples::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, Progress, main_with, print_json,
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, Phases, Progress, main_with, print_json,
     read_text, write_whole,
 };
 use serde::Serialize;
@@ -135,6 +135,10 @@ fn check_kernel(kernel: &KernelChoice, model: &LoadedModel) -> anyhow::Result<()
         kernel.kind() == KernelKind::Hybrid,
         "--kernel: expected hybrid, got {}; dense attention is what it is compared with anyway",
         kernel.kind()
+    );
+    anyhow::ensure!(
+        kernel.phases() == Phases::Both,
+        "--phases: expected both, got prefill: the text is read as a prompt, so there is no other phase"
     );
     let coded = (0..model.llama.config().layers).any(|layer| kernel.hybrid_config(layer).is_some());
     anyhow::ensure!(coded, "--profile: expected one with a layer that is not dense");

@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use deltallm::Footprint;
 use deltallm::core::HeadSparsity;
-use deltallm::models::{Sampler, SamplerConfig, Session, StreamDecoder};
+use deltallm::models::{ModelError, Relief, Sampler, SamplerConfig, Session, StreamDecoder};
 
-use crate::{KernelChoice, LoadedModel, Progress, interrupted};
+use crate::{LoadedModel, Progress, interrupted};
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -18,6 +18,8 @@ pub enum Stop {
     MaxTokens,
     /// The model has no further positions.
     ContextFull,
+    /// The caches may not grow any further.
+    BudgetExhausted,
     /// Ctrl-C.
     Interrupted,
 }
@@ -28,6 +30,7 @@ impl std::fmt::Display for Stop {
             Self::EndOfText => "the model ended the text",
             Self::MaxTokens => "as many as asked for",
             Self::ContextFull => "stopped: the context is full",
+            Self::BudgetExhausted => "stopped: the memory budget is used up",
             Self::Interrupted => "interrupted",
         })
     }
@@ -52,6 +55,8 @@ pub struct Generation {
     pub cached_tokens: usize,
     /// Bytes of all layers' caches at the end.
     pub footprint: Footprint,
+    /// What was done to stay within a memory budget.
+    pub relief: Relief,
     /// Sparsity of all layers and heads together.
     pub sparsity: HeadSparsity,
 }
@@ -63,15 +68,15 @@ impl Generation {
     }
 }
 
-/// Continues `prompt` by at most `max_tokens` tokens; `on_text` gets the text as it comes. `continues_text` says that
+/// Continues `prompt` in an empty `session` by at most `max_tokens` tokens; `on_text` gets the text as it comes. `continues_text` says that
 /// the new text goes on in the middle of the prompt's, rather than answering it.
 ///
 /// # Errors
-/// For a prompt that does not fit in the context, settings the sampler refuses, a failing model, and whatever
+/// For a prompt that does not fit in the context or in the session's memory budget, settings the sampler refuses, a failing model, and whatever
 /// `on_text` fails with.
 pub fn generate(
     model: &LoadedModel,
-    kernel: &KernelChoice,
+    mut session: Session,
     prompt: &[u32],
     continues_text: bool,
     sampling: SamplerConfig,
@@ -85,7 +90,6 @@ pub fn generate(
         prompt.len()
     );
     let mut sampler = Sampler::new(sampling)?;
-    let mut session = Session::new(&model.llama, |layer| kernel.make(layer))?;
     let mut decoder = match continues_text {
         true => StreamDecoder::continuing(&model.tokenizer),
         false => StreamDecoder::new(&model.tokenizer),
@@ -93,7 +97,9 @@ pub fn generate(
 
     let start = Instant::now();
     let mut progress = Progress::new("reading the prompt");
-    let mut logits = session.prefill(prompt, &mut |done| progress.update(done, prompt.len()))?;
+    let mut logits = session
+        .prefill(prompt, &mut |done| progress.update(done, prompt.len()))
+        .map_err(|error| advise(error, prompt.len()))?;
     drop(progress);
     let prefill = start.elapsed();
 
@@ -121,7 +127,10 @@ pub fn generate(
         if session.tokens().len() == context {
             break Stop::ContextFull;
         }
-        logits = session.decode(token)?;
+        logits = match session.decode(token) {
+            Err(error) if error.is_budget_exhausted() => break Stop::BudgetExhausted,
+            result => result?,
+        };
     };
     let decode = start.elapsed().saturating_sub(first_token);
     if let Some(rest) = decoder.finish() {
@@ -137,8 +146,19 @@ pub fn generate(
         decode,
         cached_tokens: session.tokens().len(),
         footprint: session.footprint(),
+        relief: session.relief(),
         sparsity: session.stats().total(),
     })
+}
+
+fn advise(error: ModelError, tokens: usize) -> anyhow::Error {
+    if !error.is_budget_exhausted() {
+        return error.into();
+    }
+    anyhow::Error::new(error).context(format!(
+        "--kv-budget: expected enough for the prompt of {tokens} tokens; give more, shorten the prompt, or choose \
+         another --at-limit"
+    ))
 }
 
 /// The index of the first token in which two generations differ, or `None` if one is the other or its beginning.

@@ -25,6 +25,16 @@ pub enum KernelKind {
     Hybrid,
 }
 
+/// When attention is approximate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Phases {
+    /// While a prompt is read and while text is generated
+    Both,
+    /// While a prompt is read only
+    Prefill,
+}
+
 /// Attention settings.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Attention")]
@@ -60,6 +70,9 @@ pub struct KernelArgs {
     /// Element type of the cache: f32, f16 or bf16
     #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_element)]
     kv: ElementType,
+    /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
+    #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
+    phases: Phases,
 }
 
 /// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
@@ -132,8 +145,14 @@ impl KernelArgs {
         };
         let options =
             AttentionOptions { element: self.kv, ..AttentionOptions::new(model.attention_shape())? };
-        let choice =
-            KernelChoice::new(self.kernel, options, config, profile, self.skip_margin.map(|margin| margin.0));
+        let choice = KernelChoice::new(
+            self.kernel,
+            options,
+            config,
+            profile,
+            self.skip_margin.map(|margin| margin.0),
+            self.phases,
+        );
         choice.make(0)?;
         Ok(choice)
     }

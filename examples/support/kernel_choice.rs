@@ -4,11 +4,11 @@ use std::fmt;
 
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
-    HybridAttention, HybridConfig, LayerPlan, SkipMargin, ThresholdPolicy,
+    HybridAttention, HybridConfig, KeyPlan, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
-use crate::{KernelKind, ModelProfile};
+use crate::{KernelKind, ModelProfile, Phases, PrefillOnly};
 
 /// Settings that fit the model: makes its kernels.
 #[derive(Debug, Clone)]
@@ -19,6 +19,7 @@ pub struct KernelChoice {
     profile: Option<ModelProfile>,
     /// What the caller asked for, for all layers; otherwise each layer has its profile's.
     skip_margin: Option<Option<SkipMargin>>,
+    phases: Phases,
 }
 
 impl KernelChoice {
@@ -29,8 +30,9 @@ impl KernelChoice {
         config: HybridConfig,
         profile: Option<ModelProfile>,
         skip_margin: Option<Option<SkipMargin>>,
+        phases: Phases,
     ) -> Self {
-        Self { kind, options, config, profile, skip_margin }
+        Self { kind, options, config, profile, skip_margin, phases }
     }
 
     /// The kernel of one layer, with an empty cache.
@@ -39,12 +41,16 @@ impl KernelChoice {
     /// As the kernels' constructors.
     pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
         let options = self.options(layer);
-        Ok(match (self.kind, self.hybrid_config(layer)) {
+        let kernel: Box<dyn AttentionKernel> = match (self.kind, self.hybrid_config(layer)) {
             (KernelKind::Delta, _) => {
                 Box::new(DeltaAttention::new(&options, self.config.thresholds.clone(), layer)?)
             }
             (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(&options, &config)?),
-            _ => Box::new(DenseAttention::new(&options)?),
+            _ => return Ok(Box::new(DenseAttention::new(&options)?)),
+        };
+        Ok(match self.phases {
+            Phases::Both => kernel,
+            Phases::Prefill => Box::new(PrefillOnly::new(DenseAttention::new(&options)?, kernel)),
         })
     }
 
@@ -90,6 +96,47 @@ impl KernelChoice {
         self.kind
     }
 
+    /// The same with caches that are charged to `budget`.
+    #[must_use]
+    pub fn with_budget(&self, budget: MemoryBudget) -> Self {
+        Self { options: AttentionOptions { budget, ..self.options.clone() }, ..self.clone() }
+    }
+
+    /// When attention is approximate.
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
+    /// Element type of the cache.
+    pub fn element(&self) -> ElementType {
+        self.options.element
+    }
+
+    /// Share of zero deltas that plans count on: what the profile measured or the target asks for, else about that of
+    /// SmolLM2-135M on WikiText-2 with theta 0.6.
+    pub fn expected_zero_fraction(&self) -> f64 {
+        let measured =
+            || self.profile.as_ref()?.settings.provenance().map(|made| made.held_out.zero_fraction);
+        match &self.config.thresholds {
+            ThresholdPolicy::TargetSparsity(target) => f64::from(target.zero_fraction()),
+            ThresholdPolicy::Profile(_) => measured().unwrap_or(0.45),
+            _ => 0.45,
+        }
+    }
+
+    /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
+    pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
+        let (window, sinks) = match (self.kind, self.config.window) {
+            (KernelKind::Dense, _) => return KeyPlan::Dense,
+            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.config.sinks),
+            (KernelKind::Hybrid, Window::Block { scale }) => {
+                ((f64::from(scale) * context as f64).ceil() as usize, self.config.sinks)
+            }
+            _ => (0, 0),
+        };
+        KeyPlan::Delta { zero_fraction, window, sinks }
+    }
+
     /// The settings for a report; those that the kernel does not use are absent.
     pub fn settings(&self) -> KernelSettings {
         let (coded, hybrid) = (self.kind != KernelKind::Dense, self.kind == KernelKind::Hybrid);
@@ -120,6 +167,7 @@ impl KernelChoice {
                 [first, .., last] => Some(format!("{first}..{last} by layer")),
             }
             .filter(|_| hybrid),
+            phases: coded.then_some(self.phases),
             kv: self.options.element,
             simd: self.options.simd.to_string(),
         }
@@ -162,6 +210,9 @@ impl fmt::Display for KernelChoice {
         if let Some(margin) = settings.skip_margin {
             write!(f, "skip margin {margin}, ")?;
         }
+        if settings.phases == Some(Phases::Prefill) {
+            write!(f, "in prefill only, ")?;
+        }
         write!(f, "cache {}, {}", settings.kv, settings.simd)
     }
 }
@@ -183,6 +234,8 @@ pub struct KernelSettings {
     pub sinks: Option<usize>,
     /// As on the command line, or the range over the layers; absent when values are not skipped.
     pub skip_margin: Option<String>,
+    /// When attention is approximate.
+    pub phases: Option<Phases>,
     /// Element type of the cache.
     pub kv: ElementType,
     /// Instruction set.

@@ -79,7 +79,7 @@ pub fn read_text(option: &str, path: &Path) -> anyhow::Result<String> {
     let name = || format!("{option} {}", path.display());
     let bytes = std::fs::read(path).with_context(|| format!("{}: expected a text file", name()))?;
     let text = String::from_utf8(bytes).with_context(|| format!("{}: expected UTF-8 text", name()))?;
-    anyhow::ensure!(!text.is_empty(), "{}: expected a text, got an empty file", name());
+    anyhow::ensure!(!text.trim().is_empty(), "{}: expected a text, got an empty file", name());
     Ok(text)
 }
 

@@ -3,6 +3,7 @@
 use deltallm::core::HeadSparsity;
 use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
 
 /// How a model did on one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -48,9 +49,10 @@ fn divergence((dense, dense_sum): (ArrayView1<f32>, f64), (other, other_sum): (A
 }
 
 /// Sums over the scored tokens of one kernel.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Perplexity {
     log_likelihood: f64,
+    log_likelihood_squared: f64,
     tokens: usize,
     /// Sparsity of all layers, heads and windows.
     pub sparsity: HeadSparsity,
@@ -60,12 +62,27 @@ impl Perplexity {
     /// Adds scored tokens.
     pub fn add(&mut self, scores: &[TokenScore]) {
         self.log_likelihood += scores.iter().map(|score| score.log_likelihood).sum::<f64>();
+        self.log_likelihood_squared += scores.iter().map(|score| score.log_likelihood.powi(2)).sum::<f64>();
         self.tokens += scores.len();
+    }
+
+    /// Adds the sums of other tokens.
+    pub fn merge(&mut self, other: &Self) {
+        self.log_likelihood += other.log_likelihood;
+        self.log_likelihood_squared += other.log_likelihood_squared;
+        self.tokens += other.tokens;
+        self.sparsity.add(&other.sparsity);
     }
 
     /// `exp` of the mean negative log-likelihood.
     pub fn value(&self) -> f64 {
         (-self.log_likelihood / self.tokens as f64).exp()
+    }
+
+    /// Standard error of [`value`](Self::value), tokens taken as independent: that of the mean log-likelihood times the
+    /// perplexity.
+    pub fn standard_error(&self) -> f64 {
+        self.value() * mean_and_error(self.log_likelihood, self.log_likelihood_squared, self.tokens).1
     }
 
     /// Tokens scored.
@@ -75,7 +92,7 @@ impl Perplexity {
 }
 
 /// Sums over the scored tokens of a kernel beside dense attention.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Comparison {
     kl: f64,
     difference: f64,
@@ -108,6 +125,15 @@ impl Comparison {
         self.tokens += rows;
     }
 
+    /// Adds the sums of other tokens.
+    pub fn merge(&mut self, other: &Self) {
+        self.kl += other.kl;
+        self.difference += other.difference;
+        self.difference_squared += other.difference_squared;
+        self.flips += other.flips;
+        self.tokens += other.tokens;
+    }
+
     /// Mean KL(dense || this), in nats.
     pub fn kl(&self) -> f64 {
         self.kl / self.tokens as f64
@@ -125,11 +151,16 @@ impl Comparison {
 
     /// Mean difference in log-likelihood to dense attention, in nats, and its standard error (tokens taken as independent).
     pub fn log_likelihood_difference(&self) -> (f64, f64) {
-        let n = self.tokens as f64;
-        let mean = self.difference / n;
-        let variance = (self.difference_squared / n - mean * mean).max(0.0);
-        (mean, (variance / (n - 1.0)).sqrt())
+        mean_and_error(self.difference, self.difference_squared, self.tokens)
     }
+}
+
+/// The mean of `n` numbers and its standard error, from their sum and the sum of their squares.
+fn mean_and_error(sum: f64, squares: f64, n: usize) -> (f64, f64) {
+    let n = n as f64;
+    let mean = sum / n;
+    let variance = (squares / n - mean * mean).max(0.0);
+    (mean, (variance / (n - 1.0)).sqrt())
 }
 
 #[cfg(test)]
@@ -158,6 +189,22 @@ mod tests {
         perplexity.add(&scores);
         assert!((perplexity.value() - (0.25_f64 * 0.8).powf(-0.5)).abs() < 1e-6);
         assert_eq!([scores[0].top, scores[1].top], [0, 2]);
+        // The two log-likelihoods lie symmetrically about their mean: half their distance is its standard error.
+        let error = perplexity.value() * (0.8_f64 / 0.25).ln() / 2.0;
+        assert!((perplexity.standard_error() - error).abs() < 1e-6);
+    }
+
+    #[test]
+    fn sums_can_be_added_later() {
+        let logits = logs(array![[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]);
+        let scores = score_rows(logits.view(), &[1, 2]);
+        let mut whole = Perplexity::default();
+        whole.add(&scores);
+        let mut parts = [Perplexity::default(); 2];
+        parts.iter_mut().zip(scores.chunks(1)).for_each(|(part, scores)| part.add(scores));
+        let [mut sum, second] = parts;
+        sum.merge(&second);
+        assert_eq!(sum, whole);
     }
 
     #[test]

@@ -1,55 +1,19 @@
 //! The programs as a user runs them: bad input is one line and exit code 2, good input gives the promised JSON.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
-use deltallm::{ModelFingerprint, ThresholdProfile};
+use std::path::Path;
+use std::process::Output;
+
+use common::{assert_refused, file, json, path, refusal, run};
+use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, Window};
 use deltallm_examples::LoadedModel;
 use serde_json::Value;
 
-/// Cargo builds the examples beside this test before it runs it.
-fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.parent().and_then(Path::parent).expect("tests are in target/PROFILE/deps");
-    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: run `cargo test -p deltallm-examples`", path.display());
-    path
-}
-
-fn run(name: &str, args: &[&str]) -> Output {
-    Command::new(program(name)).args(args).output().expect("the program starts")
-}
-
-/// Runs a program that must refuse its arguments, and returns the line it says.
-#[track_caller]
-fn refusal(name: &str, args: &[&str]) -> String {
-    let output = run(name, args);
-    let stderr = String::from_utf8(output.stderr).expect("UTF-8");
-    assert_eq!(output.status.code(), Some(2), "{stderr}");
-    assert_eq!(stderr.lines().count(), 1, "{stderr}");
-    assert!(stderr.starts_with("error: "), "{stderr}");
-    assert!(output.stdout.is_empty(), "{:?}", output.stdout);
-    stderr
-}
-
-#[track_caller]
-fn assert_refused(name: &str, args: &[&str], parts: &[&str]) {
-    let line = refusal(name, args);
-    for part in parts {
-        assert!(line.contains(part), "{part:?} is not in: {line}");
-    }
-}
-
-fn file(name: &str, contents: &[u8]) -> String {
-    let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
-    std::fs::write(&path, contents).expect("the target directory is writable");
-    path.to_str().expect("UTF-8").to_owned()
-}
-
-fn json(output: &Output) -> Value {
-    let stdout = std::str::from_utf8(&output.stdout).expect("UTF-8");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON")
+/// A text that the embedded model understands: it is its own.
+fn fairy_text() -> String {
+    let text = json(&run("generate", &["--max-tokens", "900", "--json"]))["text"].clone();
+    text.as_str().expect("a text").to_owned()
 }
 
 #[test]
@@ -81,9 +45,8 @@ fn unknown_option() {
 
 #[test]
 fn unknown_task() {
-    let args = ["--data", "x", "--task"];
-    assert_refused("evaluate", &[&args[..], &["poetry"]].concat(), &["poetry", "expected perplexity"]);
-    assert_refused("evaluate", &[&args[..], &["squad"]].concat(), &["not in this version"]);
+    let args = ["--data", "x", "--task", "poetry"];
+    assert_refused("evaluate", &args, &["poetry", "perplexity, choices, schema, last-word, squad"]);
 }
 
 #[test]
@@ -122,13 +85,78 @@ fn bad_sampling_settings() {
 }
 
 #[test]
+fn bad_memory_settings() {
+    for bad in ["64", "MiB", "64mb", "1.5GiB", "-1B", "99999999999GiB"] {
+        assert_refused("generate", &[&format!("--kv-budget={bad}")], &["--kv-budget", bad, "such as 64MiB"]);
+    }
+    let with = |more: &[&str]| refusal("generate", &[&["--kv-budget", "1MB", "--at-limit"], more].concat());
+    assert!(with(&["forget"]).contains("error, narrow, raise-thresholds"));
+    assert!(with(&["narrow", "--kv", "f16"]).contains("expected --kv f32, got f16"));
+    let line = with(&["raise-thresholds", "--kernel", "dense"]);
+    assert!(line.contains("expected --kernel delta or hybrid, got dense"), "{line}");
+    assert_refused("generate", &["--at-limit", "error"], &["--kv-budget"]);
+}
+
+#[test]
+fn a_prompt_that_cannot_fit_is_refused_before_it_is_read() {
+    for kernel in ["dense", "hybrid"] {
+        let args = ["--kernel", kernel, "--kv-budget", "100kB"];
+        assert_refused("generate", &args, &["--kv-budget", "at least", "6 tokens", "got 100 kB", "shorten"]);
+    }
+}
+
+/// The embedded model's dense f32 cache: 5 layers, 2 kv heads, 64 channels, and tables of 4 slots.
+const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 32);
+
+fn with_budget<'a>(budget: &'a str, more: &[&'a str]) -> Output {
+    let args = ["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--kv-budget", budget];
+    run("generate", &[&args[..], more].concat())
+}
+
+#[test]
+fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
+    let budget = format!("{DENSE_F32_PAGE}B");
+    let output = with_budget(&budget, &["--max-tokens", "100"]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let error = stderr.lines().last().expect("a last line");
+    assert!(error.starts_with("error: --kv-budget") && error.contains("--at-limit"), "{error}");
+    assert!(stderr.contains("dense f32") && stderr.contains("budget       "), "plan and report: {stderr}");
+    let report: Value = serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
+    assert!(stdout.contains(report["text"].as_str().expect("text")), "{stdout}");
+    assert_eq!(report["stop"], "budget_exhausted");
+    assert_eq!((&report["kv_budget_bytes"], &report["at_limit"]), (&DENSE_F32_PAGE.into(), &"error".into()));
+    assert_eq!(report["times_relieved"], 0);
+    // One page of 64 tokens a head; the last new token is not cached.
+    assert_eq!(report["prompt_tokens"].as_u64().zip(report["generated_tokens"].as_u64()), Some((6, 59)));
+
+    let unlimited = json(&run(
+        "generate",
+        &["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--max-tokens", "59"],
+    ));
+    assert_eq!(unlimited["text"], report["text"]);
+    assert!(unlimited.get("kv_budget_bytes").is_none() && unlimited.get("times_relieved").is_none());
+}
+
+#[test]
+fn narrowing_goes_on_where_the_error_stops() {
+    let budget = format!("{DENSE_F32_PAGE}B");
+    let report = json(&with_budget(&budget, &["--max-tokens", "100", "--at-limit", "narrow"]));
+    assert_eq!((&report["generated_tokens"], &report["times_relieved"]), (&100.into(), &1.into()));
+    assert_eq!(report["at_limit"], "narrow");
+    assert!(report["kv_bytes"].as_u64().is_some_and(|bytes| bytes <= DENSE_F32_PAGE as u64), "{report}");
+}
+
+#[test]
 fn chat_without_a_template() {
     assert_refused("generate", &["--chat"], &["chat template", "leave --chat out"]);
 }
 
 #[test]
 fn profile_for_another_model() {
-    let profile = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![0.5, 0.5]).expect("valid");
+    let thresholds = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![0.5, 0.5]).expect("valid");
+    let profile = AttentionProfile::new(thresholds.into(), Window::Sliding(8), 0, vec![LayerPlan::default()])
+        .expect("valid");
     let path = file("another-model.json", &serde_json::to_vec(&profile).expect("JSON"));
     assert_refused("generate", &["--profile", &path], &["expected model", "0000000000000001", "calibrate"]);
 }
@@ -139,6 +167,112 @@ fn profile_that_is_none() {
     assert_refused("generate", &["--profile", &path], &["--profile", "missing field"]);
     assert_refused("generate", &["--profile", "no-such.json"], &["no-such.json"]);
     assert_refused("generate", &["--profile", &path, "--theta", "1"], &["--theta"]);
+}
+
+#[test]
+fn a_profile_edited_by_hand_is_refused() {
+    let good = include_str!("../assets/profiles/fairy-tales.json");
+    let edit = |name: &str, from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        file(name, good.replacen(from, to, 1).as_bytes())
+    };
+    for (name, from, to, part) in [
+        ("negative.json", "\"thresholds\":[", "\"thresholds\":[-1,", "thresholds of a layer"),
+        ("short.json", "\"kv_heads\":2", "\"kv_heads\":1", "thresholds of a layer"),
+        ("nan.json", "\"thresholds\":[", "\"thresholds\":[NaN,", "calibrate has written"),
+        ("old.json", "\"version\":2", "\"version\":1", "version = 2, got 1"),
+        ("torn.json", "\"layers\"", "", "calibrate has written"),
+    ] {
+        assert_refused("generate", &["--profile", &edit(name, from, to)], &[part]);
+    }
+    // One threshold, and only its sign.
+    let start = good.find("\"thresholds\":[").expect("thresholds") + "\"thresholds\":[".len();
+    let signed = format!("{}-{}", &good[..start], &good[start..]);
+    assert_refused(
+        "generate",
+        &["--profile", &file("sign.json", signed.as_bytes())],
+        &["finite number >= 0"],
+    );
+}
+
+#[test]
+fn policies_reach_the_kernels_and_are_reported() {
+    let report = |args: &[&str]| json(&run("generate", &[&["--max-tokens", "2", "--json"], args].concat()));
+    let settings = |args: &[&str]| report(args)["settings"].clone();
+    assert_eq!(settings(&[])["profile"], "fairy-tales (built in)");
+    assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.starts_with("ln:")));
+    let none = settings(&["--profile", "none"]);
+    assert_eq!((&none["theta"], &none["skip_margin"]), (&Value::from(0.6_f32), &Value::Null));
+    let paper = settings(&["--paper", "--theta", "1"]);
+    assert_eq!(
+        (&paper["window"], &paper["sinks"], &paper["theta"]),
+        (&"block:0.05".into(), &0.into(), &1.0.into())
+    );
+    assert_eq!(settings(&["--target-sparsity", "0.5"])["target_sparsity"], 0.5);
+    assert_eq!(settings(&["--error-bound", "2"])["error_bound"], 2.0);
+    for bad in [
+        &["--target-sparsity", "1.5"][..],
+        &["--error-bound", "0"],
+        &["--error-bound", "1", "--theta", "1"],
+        &["--paper", "--target-sparsity", "0.5"],
+        &["--skip-margin", "ln:"],
+    ] {
+        assert_refused("generate", bad, &["--"]);
+    }
+}
+
+#[test]
+fn calibration_makes_a_profile_that_evaluate_takes() {
+    let text = file("calibration.txt", fairy_text().as_bytes());
+    let out = path("made.json");
+    let args =
+        ["--text", &text, "--tokens", "512", "--held-out-tokens", "256", "--context", "256", "--out", &out];
+    let report = json(&run("calibrate", &[&args[..], &["--sparsity", "0.5", "--json"]].concat()));
+    assert!((report["zero_fraction"].as_f64().expect("a number") - 0.5).abs() < 0.01, "{report}");
+    assert!(report["held_out"]["kl"].as_f64().is_some_and(|kl| kl > 0.0 && kl < 0.1), "{report}");
+    let first = std::fs::read(&out).expect("a profile");
+    run("calibrate", &[&args[..], &["--sparsity", "0.5", "--threads", "1"]].concat());
+    assert!(first == std::fs::read(&out).expect("a profile"), "the same on one thread as on all");
+    let args = [
+        "--task",
+        "perplexity",
+        "--data",
+        &text,
+        "--context",
+        "256",
+        "--limit",
+        "1",
+        "--profile",
+        &out,
+        "--json",
+    ];
+    assert_eq!(json(&run("evaluate", &args))["settings"]["profile"], out.as_str());
+}
+
+#[test]
+fn bad_calibrations_are_refused_and_write_nothing() {
+    let text = file("calibration-2.txt", fairy_text().as_bytes());
+    let out = path("never-made.json");
+    let good =
+        ["--text", &text, "--context", "256", "--tokens", "256", "--held-out-tokens", "256", "--out", &out];
+    let with =
+        |more: &[&str], parts: &[&str]| assert_refused("calibrate", &[&good[..], more].concat(), parts);
+    with(&[], &["--sparsity"]);
+    with(&["--sparsity", "1"], &["expected a number >= 0 and < 1"]);
+    with(&["--max-kl", "0"], &["nats > 0"]);
+    with(&["--max-kl", "1e-12"], &["--max-kl", "zero fraction"]);
+    with(&["--sparsity", "0.5", "--max-kl", "1"], &["--max-kl"]);
+    let other = |text: &str, out: &str, more: &[&str], parts: &[&str]| {
+        let args = ["--text", text, "--out", out, "--sparsity", "0.5"];
+        assert_refused("calibrate", &[&args[..], more].concat(), parts);
+    };
+    other("no-such.txt", &out, &[], &["--text no-such.txt"]);
+    other(&file("nothing.txt", b""), &out, &[], &["empty file"]);
+    other(&file("tiny.txt", b"Once upon a time"), &out, &[], &["windows of 1024 tokens", "longer text"]);
+    other(&text, "no/such/folder/p.json", &[], &["--out no/such/folder/p.json"]);
+    other(&text, &out, &["--context", "60"], &["--context: expected 70"]);
+    other(&text, &out, &["--tokens", "10"], &["--tokens: expected at least one window"]);
+    assert!(!Path::new(&out).exists());
 }
 
 #[test]
@@ -243,4 +377,5 @@ fn evaluate_reports_the_promised_fields() {
     let agreement = report["top1_agreement"].as_f64().expect("top1_agreement");
     assert!((agreement - (1.0 - flips / 126.0)).abs() < 1e-12);
     assert!(report["dense"]["perplexity"].as_f64().is_some_and(|x| x > 1.0));
+    assert!(report["standard_error"].as_f64().is_some_and(|x| x > 0.0), "{report}");
 }

@@ -1,6 +1,6 @@
 //! Delta attention without a window: the paper's ablation.
 
-use deltallm_core::{Footprint, SparsityStats, ThresholdPolicy};
+use deltallm_core::{AtLimit, Footprint, SparsityStats, ThresholdPolicy};
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, HybridAttention, HybridConfig,
@@ -60,5 +60,13 @@ impl AttentionKernel for DeltaAttention {
 
     fn stats(&self) -> SparsityStats {
         self.0.stats()
+    }
+
+    fn growth(&self, tokens: usize) -> usize {
+        self.0.growth(tokens)
+    }
+
+    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+        self.0.relieve(at_limit)
     }
 }

@@ -1,6 +1,8 @@
 //! Exact attention: the baseline everything else is measured against.
 
-use deltallm_core::{BLOCK_TOKENS, Charge, CoreError, Footprint, HeadSparsity, PagedRows, SparsityStats};
+use deltallm_core::{
+    AtLimit, BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, PagedRows, SparsityStats,
+};
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
@@ -73,6 +75,14 @@ impl DenseAttention {
             let _ = rows.truncate(len, &mut self.charge);
         }
     }
+
+    /// All heads or, if a number does not fit in `element`, none.
+    fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+        let mut rows: Vec<_> =
+            self.heads.iter_mut().flat_map(|head| [&mut head.keys, &mut head.values]).collect();
+        rows.iter().try_for_each(|rows| rows.check_narrow(element))?;
+        rows.iter_mut().try_for_each(|rows| rows.narrow(element, &mut self.charge))
+    }
 }
 
 impl AttentionKernel for DenseAttention {
@@ -131,6 +141,20 @@ impl AttentionKernel for DenseAttention {
 
     fn stats(&self) -> SparsityStats {
         SparsityStats::new(self.counts.clone())
+    }
+
+    fn growth(&self, tokens: usize) -> usize {
+        let rows = self.heads.iter().flat_map(|head| [&head.keys, &head.values]);
+        rows.fold(0, |sum, rows| sum.saturating_add(rows.growth(tokens)))
+    }
+
+    /// [`AtLimit::NarrowStore`] converts to f16; there are no thresholds to raise.
+    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+        let held = self.charge.bytes();
+        if at_limit == AtLimit::NarrowStore {
+            self.narrow(ElementType::F16)?;
+        }
+        Ok(held - self.charge.bytes())
     }
 }
 

@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, Footprint, HeadSparsity, PagedRows,
-    SparsityStats, ThresholdPolicy,
+    AtLimit, BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, ElementType, Footprint,
+    HeadSparsity, PagedRows, SparsityStats, ThresholdPolicy,
 };
 
 use crate::{
@@ -105,6 +105,8 @@ pub struct HybridAttention {
     state: WindowState,
     /// Where an announced prompt ends.
     prompt_end: usize,
+    /// How often the thresholds have been raised.
+    raises: u32,
 }
 
 #[derive(Debug)]
@@ -163,9 +165,17 @@ impl HybridAttention {
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
+            raises: 0,
             options: options.clone(),
         })
     }
+
+    /// What [`AtLimit::RaiseThresholds`] multiplies the thresholds by, each time. More than 2, or the keys that are
+    /// coded already would not shrink ([`DeltaMatrix::coarsen`]).
+    pub const RAISE: f32 = 2.5;
+
+    /// How often thresholds are raised at most, to about six times what they were: hardly anything is transmitted then.
+    pub const MOST_RAISES: u32 = 2;
 
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
@@ -272,6 +282,30 @@ impl HybridAttention {
         before
     }
 
+    /// All heads or, if a number does not fit in `element`, none.
+    fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+        for HybridHead { keys, values, tail, sinks } in &self.heads {
+            keys.check_narrow(element)?;
+            [values, tail, sinks].into_iter().try_for_each(|rows| rows.check_narrow(element))?;
+        }
+        let charge = &mut self.charge;
+        for HybridHead { keys, values, tail, sinks } in &mut self.heads {
+            keys.narrow(element, charge)?;
+            [values, tail, sinks].into_iter().try_for_each(|rows| rows.narrow(element, charge))?;
+        }
+        Ok(())
+    }
+
+    /// Raises the thresholds, if there are blocks that could shrink (the one being written keeps its room) and no bound on
+    /// the scores forbids it.
+    fn raise_thresholds(&mut self) -> Result<(), CoreError> {
+        if self.error_bound.is_none() && self.raises < Self::MOST_RAISES && self.len() > BLOCK_TOKENS {
+            self.raises += 1;
+            self.heads.iter_mut().try_for_each(|head| head.keys.coarsen(Self::RAISE, &mut self.charge))?;
+        }
+        Ok(())
+    }
+
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
         let needed = self.state.needed_from(self.len());
@@ -358,6 +392,30 @@ impl AttentionKernel for HybridAttention {
             ..*counts
         });
         SparsityStats::new(heads.collect())
+    }
+
+    fn growth(&self, tokens: usize) -> usize {
+        let windowed = if self.window.is_some() { tokens } else { 0 };
+        self.heads.iter().fold(0, |sum: usize, head| {
+            let sinks = windowed.min(self.sinks.saturating_sub(head.sinks.len()));
+            sum.saturating_add(head.keys.growth(tokens))
+                .saturating_add(head.values.growth(tokens))
+                .saturating_add(head.tail.growth(windowed))
+                .saturating_add(head.sinks.growth(sinks))
+        })
+    }
+
+    /// [`AtLimit::NarrowStore`] converts everything to f16. [`AtLimit::RaiseThresholds`] multiplies the thresholds by
+    /// [`RAISE`](Self::RAISE) and codes the keys again; the exact window and the sinks stay exact. It helps at most
+    /// [`MOST_RAISES`](Self::MOST_RAISES) times. Neither is undone by [`truncate`](AttentionKernel::truncate).
+    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+        let held = self.charge.bytes();
+        match at_limit {
+            AtLimit::NarrowStore => self.narrow(ElementType::F16)?,
+            AtLimit::RaiseThresholds => self.raise_thresholds()?,
+            _ => {}
+        }
+        Ok(held - self.charge.bytes())
     }
 }
 

@@ -1,6 +1,6 @@
 //! The interface between a model and its attention.
 
-use deltallm_core::{Footprint, SparsityStats};
+use deltallm_core::{AtLimit, Footprint, SparsityStats};
 use ndarray::{ArrayView3, ArrayViewMut3};
 
 use crate::{
@@ -67,6 +67,24 @@ pub trait AttentionKernel: Send {
 
     /// Sparsity per kv head: of the keys in the cache, and of all pairs attended since the kernel was made.
     fn stats(&self) -> SparsityStats;
+
+    /// Bytes that appending `tokens` tokens in one call would charge at most. For one token it is close enough that a
+    /// call never fails for want of memory when the budget has this much left. 0 where the kernel does not know.
+    fn growth(&self, tokens: usize) -> usize {
+        let _ = tokens;
+        0
+    }
+
+    /// Makes the cache smaller in the way the caller chose and returns the bytes given back: 0 when there is nothing
+    /// (left) to gain. No token is lost; what later calls answer may change by what [`AtLimit`] says.
+    ///
+    /// # Errors
+    /// [`deltallm_core::CoreError::NotStorable`] for numbers that the narrower type cannot hold; the cache is unchanged
+    /// then.
+    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+        let _ = at_limit;
+        Ok(0)
+    }
 }
 
 impl<K: AttentionKernel + ?Sized> AttentionKernel for Box<K> {
@@ -98,5 +116,13 @@ impl<K: AttentionKernel + ?Sized> AttentionKernel for Box<K> {
 
     fn stats(&self) -> SparsityStats {
         (**self).stats()
+    }
+
+    fn growth(&self, tokens: usize) -> usize {
+        (**self).growth(tokens)
+    }
+
+    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+        (**self).relieve(at_limit)
     }
 }

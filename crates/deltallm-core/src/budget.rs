@@ -114,6 +114,20 @@ impl Drop for Charge {
     }
 }
 
+/// What a cache does when its [`MemoryBudget`] does not cover the next token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
+pub enum AtLimit {
+    /// Nothing: [`CoreError::BudgetExhausted`].
+    #[default]
+    Error,
+    /// Converts an f32 store to f16, which halves it; once. Keys and values are off by their rounding from then on.
+    NarrowStore,
+    /// Codes the far history again with higher thresholds, and goes on with those. Each time less is left to gain, and
+    /// the bound on the keys grows.
+    RaiseThresholds,
+}
+
 /// Makes room for one more element in a table, charging what the table grows by.
 pub(crate) fn reserve_slot<T>(table: &mut Vec<T>, charge: &mut Charge) -> Result<(), CoreError> {
     if table.len() == table.capacity() {
@@ -127,6 +141,14 @@ pub(crate) fn reserve_slot<T>(table: &mut Vec<T>, charge: &mut Charge) -> Result
 /// Slots by which a full table of `capacity` slots grows: it doubles, starting with four.
 pub(crate) fn table_growth(capacity: usize) -> usize {
     capacity.max(4)
+}
+
+/// Slots of a table of `capacity` slots once it has grown to hold `entries`.
+pub(crate) fn table_capacity(mut capacity: usize, entries: usize) -> usize {
+    while capacity < entries {
+        capacity = capacity.saturating_add(table_growth(capacity));
+    }
+    capacity
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@ use std::{fmt, ops::Range, str::FromStr};
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use crate::CoreError;
+use crate::{Charge, CoreError};
 
 /// Element type of cached keys and values. Arithmetic is f32 whatever the storage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -175,6 +175,39 @@ impl Elements {
             Self::F32(v) => v.capacity(),
             Self::F16(v) => v.capacity(),
             Self::Bf16(v) => v.capacity(),
+        }
+    }
+
+    /// Bytes of all elements there is room for.
+    pub fn capacity_bytes(&self) -> usize {
+        self.capacity() * self.element().bytes()
+    }
+
+    /// Converts to a narrower type, keeps room for as many elements, and gives the freed bytes back. A buffer that is
+    /// as narrow already stays as it is. While this runs the buffer exists in both types.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] with the position of the first element that is too large; nothing changes then.
+    pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
+        if self.narrows_to(element) {
+            element.check(self.read(0..self.len(), &mut Vec::new()))?;
+        }
+        self.convert(element, charge);
+        Ok(())
+    }
+
+    /// Whether `element` is a narrower type than the buffer's.
+    pub(crate) fn narrows_to(&self, element: ElementType) -> bool {
+        element.bytes() < self.element().bytes()
+    }
+
+    /// [`narrow`](Self::narrow) for elements that have been checked.
+    pub(crate) fn convert(&mut self, element: ElementType, charge: &mut Charge) {
+        if self.narrows_to(element) {
+            let mut narrow = Self::with_capacity(element, self.capacity());
+            narrow.copy_from(self);
+            charge.shrink(self.capacity_bytes() - narrow.capacity_bytes());
+            *self = narrow;
         }
     }
 

@@ -112,6 +112,27 @@ impl DeltaEncoder {
     }
 }
 
+impl DeltaEncoder {
+    /// A fresh encoder with fixed thresholds of `factor` times those of the moment.
+    pub(crate) fn scaled(&self, factor: f32) -> Result<Self, CoreError> {
+        let thresholds: Vec<f32> = self.thresholds().iter().map(|theta| factor * theta).collect();
+        Self::new(thresholds, self.element)
+    }
+
+    /// Goes on with thresholds `factor` times as high, after the keys so far have been coded again as `nonzeros` entries
+    /// that add up to `reconstruction`.
+    pub(crate) fn raise(&mut self, factor: f32, nonzeros: usize, reconstruction: &[f32]) {
+        self.thresholds.raise(factor, self.tokens, self.nonzeros.saturating_sub(nonzeros));
+        self.rewind(self.tokens, nonzeros, Some(reconstruction));
+    }
+
+    /// Goes on in a store of another type, which holds the reference rounded.
+    pub(crate) fn set_element(&mut self, element: ElementType) {
+        self.element = element;
+        self.reference.iter_mut().for_each(|r| *r = element.round(*r));
+    }
+}
+
 /// A set of channels, one bit each, in words of 64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChannelMask {

@@ -50,6 +50,12 @@ pub enum CoreError {
         /// The number that was passed.
         got: f32,
     },
+    /// Thresholds can be raised and not lowered: what was not transmitted is gone.
+    #[error("factor for thresholds: expected a finite number >= 1, got {got}")]
+    Factor {
+        /// The offending factor.
+        got: f32,
+    },
     /// A threshold profile has been made for other dimensions.
     #[error("threshold profile: expected {what} = {expected}, got {got}")]
     ProfileShape {

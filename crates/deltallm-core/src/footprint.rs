@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use crate::{BLOCK_TOKENS, DeltaMatrix, ElementType, Elements, budget::table_growth};
+use crate::{BLOCK_TOKENS, DeltaMatrix, ElementType, Elements, budget::table_capacity};
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -93,7 +93,7 @@ impl CachePlan {
             let pages = tokens.div_ceil(BLOCK_TOKENS);
             let dense = pages * BLOCK_TOKENS * row;
             head.values = dense;
-            head.bookkeeping = table_capacity(pages) * size_of::<Elements>();
+            head.bookkeeping = table_capacity(0, pages) * size_of::<Elements>();
             match self.keys {
                 KeyPlan::Dense => {
                     head.keys = dense;
@@ -111,9 +111,9 @@ impl CachePlan {
                                 self.element,
                                 nonzeros.round() as usize,
                             );
-                    head.bookkeeping += table_capacity(sealed) * DeltaMatrix::SLOT_BYTES;
+                    head.bookkeeping += table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES;
                     if window > 0 {
-                        let table = |pages| table_capacity(pages) * size_of::<Elements>();
+                        let table = |pages| table_capacity(0, pages) * size_of::<Elements>();
                         let page = Self::WINDOW_PAGE_TOKENS;
                         let held =
                             tokens.div_ceil(page) - (tokens + 1).saturating_sub(window).min(tokens) / page;
@@ -159,15 +159,6 @@ impl CachePlan {
         }
         low
     }
-}
-
-/// Slots of a table that has grown to hold `entries`.
-fn table_capacity(entries: usize) -> usize {
-    let mut capacity = 0;
-    while capacity < entries {
-        capacity += table_growth(capacity);
-    }
-    capacity
 }
 
 #[cfg(test)]

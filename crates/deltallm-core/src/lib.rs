@@ -9,7 +9,8 @@
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
 //! 4. [`PagedRows`] and [`ElementType`]: uncoded keys and values, in f32, f16 or bf16.
-//! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`]: bytes, planned before and charged while running.
+//! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while running, and
+//!    what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
 //!
 //! ```
@@ -38,7 +39,7 @@ mod target;
 mod threshold;
 
 pub use bound::{ErrorBound, QueryLimits};
-pub use budget::{Charge, MemoryBudget};
+pub use budget::{AtLimit, Charge, MemoryBudget};
 pub use elements::{ElementType, Elements};
 pub use encoder::{ChannelMask, DeltaEncoder};
 pub use error::CoreError;

@@ -2,7 +2,7 @@
 
 use crate::{
     BLOCK_TOKENS, Charge, CoreError, DeltaEncoder, ElementType, Elements, HeadThresholds,
-    budget::reserve_slot,
+    budget::{reserve_slot, table_capacity},
     encoder::{bits, words},
 };
 
@@ -158,6 +158,115 @@ impl DeltaMatrix {
         Ok(())
     }
 
+    /// Checks that every key frame and value can be stored in `element`, should that be narrower than the store's type.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is too large.
+    pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
+        let mut rows = Vec::new();
+        if element.bytes() < self.encoder.element().bytes() {
+            for block in 0..self.blocks() {
+                // A key frame is the last row of the block before.
+                self.reconstruct(block, &mut rows);
+                rows.chunks_exact(self.channels()).try_for_each(|row| element.check(row))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Converts block by block to a narrower type and gives the freed bytes back; later keys are stored in it too, and
+    /// compared with the reference as rounded. A matrix that is as narrow already stays as it is.
+    ///
+    /// What has been coded before is off by at most its threshold *plus* the rounding error of the new type, because
+    /// it was compared with the reference before rounding (`docs/method.md`, equation 7).
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
+        self.check_narrow(element)?;
+        if element.bytes() < self.encoder.element().bytes() {
+            self.encoder.set_element(element);
+            for block in self.sealed.iter_mut().chain([&mut self.open]) {
+                block.frame.convert(element, charge);
+                block.values.convert(element, charge);
+            }
+        }
+        Ok(())
+    }
+
+    /// Raises the thresholds to `factor` times what they are, for the keys that come and for those that are coded
+    /// already, and gives the freed bytes back.
+    ///
+    /// The coded keys are coded again from their reconstruction, with thresholds of `factor - 1` times the old ones.
+    /// The two errors add up to `factor` times the old threshold, the bound of the keys that come (`docs/method.md`,
+    /// equation 8). A channel can only be transmitted where it was before, so no block grows. One block at a time is
+    /// held twice.
+    ///
+    /// Values transmitted one after the other differ by more than the old threshold, so a factor of 2 or less leaves
+    /// the coded keys as they are (but for the rounding of 16-bit types) and only changes what comes.
+    ///
+    /// ```
+    /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
+    ///
+    /// let mut charge = MemoryBudget::unlimited().charge();
+    /// let mut keys = DeltaMatrix::new(vec![1.0], ElementType::F32)?;
+    /// for key in [0.5, 2.0, 2.5, 5.0] {
+    ///     keys.push(&[key], &mut charge)?;
+    /// }
+    /// assert_eq!(keys.nonzeros(), 3); // 2.5 is seen as 2.0
+    /// keys.coarsen(3.0, &mut charge)?;
+    /// let mut rows = Vec::new();
+    /// keys.reconstruct(0, &mut rows);
+    /// assert_eq!(rows, [0.5, 0.5, 0.5, 5.0]); // nothing is off by more than 3
+    /// # Ok::<(), deltallm_core::CoreError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`CoreError::Factor`] for a factor below 1, NaN or infinite, [`CoreError::Threshold`] for a threshold that would
+    /// become infinite; nothing changes then.
+    pub fn coarsen(&mut self, factor: f32, charge: &mut Charge) -> Result<(), CoreError> {
+        if !(factor.is_finite() && factor >= 1.0) {
+            return Err(CoreError::Factor { got: factor });
+        }
+        self.encoder.scaled(factor)?; // refused before anything changes
+        let mut encoder = self.encoder.scaled(factor - 1.0)?;
+        let mut rows = Vec::new();
+        for block in &mut self.sealed {
+            let held = block.used_bytes();
+            block.recode(&mut encoder, &mut rows)?;
+            block.values = block.values.to_exact();
+            charge.shrink(held - block.used_bytes());
+        }
+        if self.open_tokens() > 0 {
+            self.open.recode(&mut encoder, &mut rows)?;
+        }
+        let nonzeros = self.nonzeros();
+        self.encoder.raise(factor, nonzeros, encoder.reconstruction());
+        Ok(())
+    }
+
+    /// Bytes that appending `tokens` keys would charge at most; for one key exactly.
+    pub fn growth(&self, tokens: usize) -> usize {
+        let (channels, element, written) = (self.channels(), self.encoder.element(), self.open_tokens());
+        if tokens == 0 {
+            return 0;
+        }
+        let open = if self.open.capacity_bytes() == 0 { Self::open_bytes(channels, element) } else { 0 };
+        // A full block is sealed when the next key comes. What will be in it is not known before it is full.
+        let seals = (written.saturating_add(tokens) - 1) / BLOCK_TOKENS;
+        let slots = self.sealed.capacity();
+        let new_slots = table_capacity(slots, self.sealed.len().saturating_add(seals)) - slots;
+        let sealed = match seals {
+            0 => 0,
+            _ => {
+                let nonzeros = self.open.values.len() + (BLOCK_TOKENS - written) * channels;
+                let later = (seals - 1).saturating_mul(Self::open_bytes(channels, element));
+                Self::block_bytes(channels, element, nonzeros).saturating_add(later)
+            }
+        };
+        open.saturating_add(sealed).saturating_add(new_slots.saturating_mul(Self::SLOT_BYTES))
+    }
+
     /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized).
     pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
         self.block(block).reconstruct(self.channels(), rows);
@@ -216,6 +325,23 @@ impl Block {
         for channel in sent.iter() {
             self.values.push(encoder.reconstruction()[channel]);
         }
+    }
+
+    /// Codes the block's keys again, from their reconstruction. A key that is what the key before was is never
+    /// transmitted again, so the new masks are subsets of the old ones, and the room suffices.
+    fn recode(&mut self, encoder: &mut DeltaEncoder, rows: &mut Vec<f32>) -> Result<(), CoreError> {
+        let channels = encoder.channels();
+        self.reconstruct(channels, rows);
+        self.frame.truncate(0);
+        self.frame.extend(encoder.reconstruction());
+        self.masks.clear();
+        self.values.truncate(0);
+        for key in rows.chunks_exact(channels) {
+            // Cannot fail: the store has held these numbers before.
+            encoder.encode(key)?;
+            self.push(encoder);
+        }
+        Ok(())
     }
 
     /// Keeps the first `tokens` tokens.
@@ -282,8 +408,7 @@ impl Block {
     }
 
     fn capacity_bytes(&self) -> usize {
-        (self.frame.capacity() + self.values.capacity()) * self.values.element().bytes()
-            + self.masks.capacity() * size_of::<u64>()
+        self.frame.capacity_bytes() + self.values.capacity_bytes() + self.masks.capacity() * size_of::<u64>()
     }
 }
 

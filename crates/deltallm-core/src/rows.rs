@@ -2,7 +2,10 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use crate::{Charge, CoreError, ElementType, Elements, budget::table_growth};
+use crate::{
+    Charge, CoreError, ElementType, Elements,
+    budget::{table_capacity, table_growth},
+};
 
 /// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
 ///
@@ -114,6 +117,46 @@ impl PagedRows {
             self.first = self.first.max(self.first_page * self.page_tokens);
             charge.shrink(self.page_bytes());
         }
+    }
+
+    /// Checks that every number held can be stored in `element`, should that be narrower than the store's type.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is too large.
+    pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
+        let mut scratch = Vec::new();
+        for page in self.pages.iter().filter(|page| page.narrows_to(element)) {
+            let mut rows = page.read(0..page.len(), &mut scratch).chunks_exact(self.channels.max(1));
+            rows.try_for_each(|row| element.check(row))?;
+        }
+        Ok(())
+    }
+
+    /// Converts page by page to a narrower type and gives the freed bytes back; later rows are stored in it too. A
+    /// store that is as narrow already stays as it is.
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
+        self.check_narrow(element)?;
+        if element.bytes() < self.element.bytes() {
+            self.element = element;
+            self.pages.iter_mut().for_each(|page| page.convert(element, charge));
+        }
+        Ok(())
+    }
+
+    /// Bytes that appending `tokens` rows would charge.
+    pub fn growth(&self, tokens: usize) -> usize {
+        if tokens == 0 {
+            return 0;
+        }
+        let end = self.len.saturating_add(tokens).div_ceil(self.page_tokens) - self.first_page;
+        let (pages, slots) = (end.max(self.pages.len()), self.pages.capacity());
+        let new_slots = table_capacity(slots, pages) - slots;
+        (pages - self.pages.len())
+            .saturating_mul(self.page_bytes())
+            .saturating_add(new_slots.saturating_mul(size_of::<Elements>()))
     }
 
     /// The rows of `tokens` as f32, `[tokens, channels]`: borrowed where they already are, else gathered into

@@ -200,3 +200,15 @@ pub enum ModelError {
         source: crate::TokenizerError,
     },
 }
+
+impl ModelError {
+    /// Whether the memory budget is what stopped a layer: more of it, or fewer tokens, would help.
+    pub fn is_budget_exhausted(&self) -> bool {
+        use deltallm_attn::AttentionError;
+        use deltallm_core::CoreError;
+        matches!(
+            self,
+            Self::Attention { source: AttentionError::Core(CoreError::BudgetExhausted { .. }), .. }
+        )
+    }
+}

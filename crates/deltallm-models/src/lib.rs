@@ -26,6 +26,6 @@ pub use mmap::Bytes;
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
-pub use session::Session;
+pub use session::{Relief, Session};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
 pub use weights::{LayerTensor, LayerWeights, Linear, LlamaWeights, ModelFile, TensorId};

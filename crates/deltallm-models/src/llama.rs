@@ -211,7 +211,11 @@ impl Llama {
     }
 
     /// Checks the arguments of `forward` and returns the position of the first token.
-    fn check<K: AttentionKernel>(&self, tokens: &[u32], kernels: &[K]) -> Result<usize, ModelError> {
+    pub(crate) fn check<K: AttentionKernel>(
+        &self,
+        tokens: &[u32],
+        kernels: &[K],
+    ) -> Result<usize, ModelError> {
         let (layers, vocab_size) = (self.config.layers, self.config.vocab_size);
         if kernels.len() != layers {
             return Err(ModelError::KernelCount { expected: layers, got: kernels.len() });

@@ -1,7 +1,7 @@
 //! A sequence of tokens together with its caches.
 
-use deltallm_attn::{AttentionError, AttentionKernel, SparsityStats};
-use deltallm_core::Footprint;
+use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, MemoryBudget, SparsityStats};
+use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
 
 use crate::{Llama, LogitRows, ModelError};
@@ -40,6 +40,17 @@ pub struct Session<'m> {
     kernels: Vec<Box<dyn AttentionKernel>>,
     tokens: Vec<u32>,
     chunk: usize,
+    limit: Option<(MemoryBudget, AtLimit)>,
+    relief: Relief,
+}
+
+/// What a session has done to stay within its budget.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Relief {
+    /// How often the caches were made smaller, all layers together counting once.
+    pub times: usize,
+    /// Bytes that gave back.
+    pub bytes: usize,
 }
 
 impl<'m> Session<'m> {
@@ -57,12 +68,52 @@ impl<'m> Session<'m> {
         let kernels = (0..model.config().layers)
             .map(|layer| kernel(layer).map_err(|source| ModelError::Attention { layer, source }))
             .collect::<Result<_, _>>()?;
-        Ok(Self { model, kernels, tokens: Vec::new(), chunk: Self::DEFAULT_CHUNK })
+        Ok(Self {
+            model,
+            kernels,
+            tokens: Vec::new(),
+            chunk: Self::DEFAULT_CHUNK,
+            limit: None,
+            relief: Relief::default(),
+        })
     }
 
     /// Sets the tokens per call during prefill (at least 1). Larger chunks are faster and need more memory.
     pub fn set_chunk(&mut self, tokens: usize) {
         self.chunk = tokens.max(1);
+    }
+
+    /// Says what to do when `budget`, the one that the kernels charge, does not cover the next call of the model: first
+    /// smaller chunks in prefill, then `at_limit` for all layers, as often as it helps. Only then the error comes out
+    /// that [`AtLimit::Error`] (and a session that has not been told) gives at once.
+    ///
+    /// This is settled before the model is called, so a token that does not fit costs nothing, not even the exact
+    /// copies of a hybrid window. What has been narrowed or raised stays so, also after [`rewind`](Self::rewind).
+    ///
+    /// ```
+    /// use deltallm_attn::{AtLimit, AttentionOptions, DenseAttention, MemoryBudget};
+    /// use deltallm_models::{Llama, ModelFile, Session};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// # let model = Llama::load(&file, &mut |_, _| {})?;
+    /// let budget = MemoryBudget::new(80_000);
+    /// let options = AttentionOptions { budget: budget.clone(), ..AttentionOptions::new(model.attention_shape())? };
+    /// let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    /// session.limit_memory(budget.clone(), AtLimit::NarrowStore);
+    /// session.prefill(&[1; 70], &mut |_| {})?; // two pages a layer: in f32 that would be twice the budget
+    /// assert!(budget.used() <= 80_000);
+    /// assert_eq!(session.relief().times, 1);
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn limit_memory(&mut self, budget: MemoryBudget, at_limit: AtLimit) {
+        self.limit = Some((budget, at_limit));
+    }
+
+    /// What has been done so far to stay within the budget.
+    pub fn relief(&self) -> Relief {
+        self.relief
     }
 
     /// Appends a prompt and returns the logits after its last token, `[vocab_size]`. `progress` is told after every
@@ -103,6 +154,8 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`prefill`](Self::prefill).
     pub fn decode(&mut self, token: u32) -> Result<Array1<f32>, ModelError> {
+        self.model.check(&[token], &self.kernels)?;
+        self.make_room(1)?;
         let logits = self.model.forward(&[token], &mut self.kernels, LogitRows::Last)?;
         self.tokens.push(token);
         Ok(logits.index_axis_move(Axis(0), 0))
@@ -114,32 +167,84 @@ impl<'m> Session<'m> {
         rows: LogitRows,
         chunk: &mut dyn FnMut(usize, Array2<f32>),
     ) -> Result<(), ModelError> {
-        if tokens.is_empty() {
-            return Err(ModelError::NoTokens);
-        }
         // Refused before anything is computed, not after most of it.
-        let (context_length, got) = (self.model.config().context_length, self.tokens.len() + tokens.len());
-        if got > context_length {
-            return Err(ModelError::ContextFull { context_length, got });
-        }
+        self.model.check(tokens, &self.kernels)?;
         let before = self.tokens.len();
         self.kernels.iter_mut().for_each(|kernel| kernel.begin_prompt(tokens.len()));
+        let result = self.run_chunks(tokens, rows, chunk);
+        if result.is_err() {
+            self.rewind(before)?;
+        }
+        result
+    }
+
+    fn run_chunks(
+        &mut self,
+        tokens: &[u32],
+        rows: LogitRows,
+        chunk: &mut dyn FnMut(usize, Array2<f32>),
+    ) -> Result<(), ModelError> {
         let mut done = 0;
-        for part in tokens.chunks(self.chunk) {
-            done += part.len();
+        while done < tokens.len() {
+            let size = self.make_room(self.chunk.min(tokens.len() - done))?;
+            let part = &tokens[done..done + size];
+            done += size;
             let rows = if rows == LogitRows::Last && done < tokens.len() { LogitRows::None } else { rows };
-            match self.model.forward(part, &mut self.kernels, rows) {
-                Ok(logits) => {
-                    self.tokens.extend_from_slice(part);
-                    chunk(done, logits);
-                }
-                Err(error) => {
-                    self.rewind(before)?;
-                    return Err(error);
-                }
-            }
+            let logits = self.model.forward(part, &mut self.kernels, rows)?;
+            self.tokens.extend_from_slice(part);
+            chunk(done, logits);
         }
         Ok(())
+    }
+
+    /// Of at most `most` tokens, how many the next call of the model may have; relieves the kernels where not even one
+    /// fits.
+    fn make_room(&mut self, most: usize) -> Result<usize, ModelError> {
+        let (budget, at_limit) = match &self.limit {
+            None | Some((_, AtLimit::Error)) => return Ok(most),
+            Some((budget, at_limit)) => (budget.clone(), *at_limit),
+        };
+        let mut helped = true;
+        loop {
+            let mut tokens = most;
+            let refused = loop {
+                match self.check_room(&budget, tokens) {
+                    Ok(()) => return Ok(tokens),
+                    Err(refused) if tokens == 1 => break refused,
+                    Err(_) => tokens /= 2,
+                }
+            };
+            if !helped {
+                return Err(refused);
+            }
+            helped = self.relieve(at_limit);
+        }
+    }
+
+    /// Whether the budget covers `tokens` tokens more; else the error that the first layer without room would give.
+    fn check_room(&self, budget: &MemoryBudget, tokens: usize) -> Result<(), ModelError> {
+        let mut available = budget.available();
+        for (layer, kernel) in self.kernels.iter().enumerate() {
+            let requested = kernel.growth(tokens);
+            available = available.checked_sub(requested).ok_or_else(|| {
+                let limit = budget.limit().unwrap_or(usize::MAX);
+                let source = CoreError::BudgetExhausted { requested, available, limit }.into();
+                ModelError::Attention { layer, source }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Relieves every layer and says whether that gave anything back. A layer that cannot be relieved (its numbers may
+    /// not fit in a narrower type) stays as it is.
+    fn relieve(&mut self, at_limit: AtLimit) -> bool {
+        let freed: usize =
+            self.kernels.iter_mut().map(|kernel| kernel.relieve(at_limit).unwrap_or_default()).sum();
+        if freed > 0 {
+            self.relief.times += 1;
+            self.relief.bytes += freed;
+        }
+        freed > 0
     }
 
     /// Forgets every token from `len` on.

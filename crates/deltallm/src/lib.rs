@@ -36,8 +36,8 @@ pub use deltallm_attn::{
     SkipMargin, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, MemoryBudget, ModelFingerprint,
-    QueryLimits, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
+    AtLimit, CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, MemoryBudget,
+    ModelFingerprint, QueryLimits, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 
 /// The code in the README and in the guide for engines, compiled and run as tests.

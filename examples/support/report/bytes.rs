@@ -86,7 +86,7 @@ impl Bytes {
             });
         }
         for element in ELEMENTS {
-            stores.push(match element == subject.kernel.settings().kv {
+            stores.push(match element == subject.kernel.element() {
                 true => store(true, element, kernel),
                 false => store(true, element, &measure(&subject.kernel.with_element(element))?),
             });

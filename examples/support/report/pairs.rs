@@ -309,7 +309,9 @@ mod tests {
                 let counted = [counts.total(), counts.window + counts.sinks, counts.skipped];
                 let kernel = [pairs.kernel.pairs, pairs.kernel.exact_pairs, pairs.kernel.skipped_values];
                 assert_eq!(counted.map(|count| (count * group) as u64), kernel, "{settings}");
-                assert_eq!(counts.skipped > 0, settings.contains("skip"), "{settings}: {counts:?}");
+                // In the first layer attention is flat.
+                let skips = layer > 0 && settings.contains("skip");
+                assert!(if skips { counts.skipped > 0 } else { counts.deltas > 0 }, "{settings}: {counts:?}");
             }
         }
     }

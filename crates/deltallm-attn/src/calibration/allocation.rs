@@ -69,3 +69,54 @@ impl Allocation {
         self.layers.iter().map(layer).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array3;
+
+    use super::*;
+
+    /// Two layers of two channels; keys wander by different strides.
+    fn allocation() -> Allocation {
+        let layer = |stride: f32, weights: [f64; 2]| {
+            let mut curves = RateCurves::new(2);
+            let key = |t: usize, j: usize| stride * (j + 1) as f32 * ((t * t) as f32 * 0.3).sin();
+            curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view());
+            (ChannelWeights { mass: weights.to_vec(), output: weights.map(|w| w * w).to_vec() }, curves)
+        };
+        Allocation::new(vec![layer(1.0, [1.0, 4.0]), layer(0.3, [16.0, 1e-4])])
+    }
+
+    const RULES: [AllocationRule; 2] =
+        [AllocationRule::Mass { power: 1.0 }, AllocationRule::Output { power: 0.75 }];
+
+    #[test]
+    fn the_zero_fraction_is_met() {
+        for rule in RULES {
+            for wanted in [0.1, 0.5, 0.9] {
+                let thresholds = allocation().thresholds(rule, wanted);
+                assert!((allocation().zero_fraction(&thresholds) - wanted).abs() < 1e-3, "{rule:?} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_channel_with_four_times_the_weight_gets_half_the_threshold() {
+        let thresholds = allocation().thresholds(AllocationRule::Mass { power: 1.0 }, 0.3);
+        assert!((thresholds[0][0] / thresholds[0][1] - 2.0).abs() < 1e-4);
+        assert!((thresholds[0][1] / thresholds[1][0] - 2.0).abs() < 1e-4);
+    }
+
+    #[test]
+    fn what_cannot_be_had_gives_the_nearest_thresholds() {
+        for rule in RULES {
+            for wanted in [-1.0, 0.0, 1.0, 2.0] {
+                let thresholds = allocation().thresholds(rule, wanted);
+                assert!(thresholds.concat().iter().all(|t| (0.0..=RateCurves::LARGEST).contains(t)));
+            }
+        }
+        let silent = ChannelWeights { mass: vec![0.0; 2], output: vec![0.0; 2] };
+        let allocation = Allocation::new(vec![(silent, RateCurves::new(2))]);
+        assert_eq!(allocation.thresholds(RULES[0], 0.5), [[RateCurves::LARGEST; 2]]);
+    }
+}

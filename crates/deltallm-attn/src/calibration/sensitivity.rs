@@ -7,7 +7,7 @@ use crate::{AttentionOptions, AttentionShape};
 /// Queries whose probabilities are in memory at a time.
 const QUERY_ROWS: usize = 128;
 
-/// Sums the sensitivity of one layer's key channels over calibration texts (`docs/method.md`, equations 7 and 8).
+/// Sums the sensitivity of one layer's key channels over calibration texts (`docs/method.md`, equations 9 and 10).
 ///
 /// An error `e` in channel `j` of a far key `t` moves the score of query `m` by `scale q_m[j] e`, the probability
 /// `p(m,t)` in proportion, and the layer's output by `p(m,t) scale q_m[j] e · Wo (v_t - o_m)`. Errors of different keys
@@ -177,4 +177,107 @@ fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<
     }
     #[cfg(not(feature = "rayon"))]
     items.iter().map(f).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use ndarray::Array3;
+
+    use super::*;
+
+    /// Numbers in -1..1.
+    fn random(seed: u64) -> impl FnMut() -> f32 {
+        let mut state = seed | 1;
+        move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        }
+    }
+
+    /// Equations 9 and 10 in plain f64 loops: `[mass, output]`, `[kv_heads * head_dim]`.
+    fn plain(
+        shape: AttentionShape,
+        [window, sinks]: [usize; 2],
+        stride: usize,
+        (q, k, v): (&Array3<f32>, &Array3<f32>, &Array3<f32>),
+        wo: &Array2<f32>,
+        residual: &Array2<f32>,
+    ) -> [Vec<f64>; 2] {
+        let (n, d) = (k.dim().0, shape.head_dim());
+        let mut sums = [vec![0.0; shape.kv_heads() * d], vec![0.0; shape.kv_heads() * d]];
+        for head in 0..shape.heads() {
+            let kv = head / shape.group();
+            for m in (window + sinks..n).step_by(stride) {
+                let dot = |t: usize| -> f64 {
+                    (0..d).map(|j| f64::from(q[[m, head, j]]) * f64::from(k[[t, kv, j]])).sum::<f64>()
+                        / (d as f64).sqrt()
+                };
+                let weights: Vec<f64> = (0..=m).map(|t| dot(t).exp()).collect();
+                let total: f64 = weights.iter().sum();
+                let p: Vec<f64> = weights.iter().map(|w| w / total).collect();
+                let mean: Vec<f64> =
+                    (0..d).map(|j| (0..=m).map(|t| p[t] * f64::from(v[[t, kv, j]])).sum()).collect();
+                for t in sinks..m + 1 - window {
+                    let moved: f64 = wo
+                        .outer_iter()
+                        .map(|row| {
+                            let x: f64 = (0..d)
+                                .map(|j| f64::from(row[head * d + j]) * (f64::from(v[[t, kv, j]]) - mean[j]))
+                                .sum();
+                            x * x
+                        })
+                        .sum();
+                    for j in 0..d {
+                        let q2 = f64::from(q[[m, head, j]]).powi(2);
+                        sums[0][kv * d + j] += q2 * p[t];
+                        sums[1][kv * d + j] += q2 * p[t] * p[t] * moved;
+                    }
+                }
+            }
+        }
+        let mut norms: Vec<f64> =
+            residual.outer_iter().map(|row| row.iter().map(|x| f64::from(x * x)).sum()).collect();
+        norms.sort_by(f64::total_cmp);
+        sums[0].iter_mut().for_each(|x| *x /= n as f64);
+        sums[1].iter_mut().for_each(|x| *x /= n as f64 * norms[n / 2]);
+        sums
+    }
+
+    #[test]
+    fn the_sums_equal_plain_loops() {
+        let shape = AttentionShape::new(4, 2, 8).unwrap();
+        let mut next = random(11);
+        let n = 300; // more than one group of queries
+        let mut heads = |heads| Array3::from_shape_simple_fn((n, heads, 8), &mut next);
+        let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
+        let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), &mut next);
+        let (wo, residual) = (rows(20, 32), rows(n, 20));
+        let options = AttentionOptions::new(shape).unwrap();
+        for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
+            let mut sensitivity = Sensitivity::new(&options, exact, wo.view(), stride);
+            sensitivity.add(q.view(), k.view(), v.view(), residual.view());
+            let got = sensitivity.finish();
+            let [mass, output] = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
+            let close = |got: &[f64], expected: &[f64]| {
+                got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs() && *b > 0.0)
+            };
+            assert!(close(&got.mass, &mass), "{exact:?}");
+            assert!(close(&got.output, &output), "{exact:?}");
+        }
+    }
+
+    #[test]
+    fn a_text_without_far_keys_says_nothing() {
+        let shape = AttentionShape::new(2, 1, 4).unwrap();
+        let options = AttentionOptions::new(shape).unwrap();
+        let wo = Array2::ones((3, 8));
+        let mut sensitivity = Sensitivity::new(&options, [64, 4], wo.view(), 1);
+        let x = Array3::ones((20, 2, 4));
+        let kv = Array3::ones((20, 1, 4));
+        sensitivity.add(x.view(), kv.view(), kv.view(), Array2::ones((20, 3)).view());
+        let weights = sensitivity.finish();
+        assert!(weights.mass.iter().chain(&weights.output).all(|w| *w == 0.0));
+    }
 }

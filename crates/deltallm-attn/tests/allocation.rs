@@ -1,0 +1,114 @@
+//! The accounting against the allocator: what a kernel says it holds is what it has allocated, to the byte.
+//!
+//! One test in a program of its own, because the allocator counts for the whole process.
+
+use deltallm_attn::{
+    AtLimit, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget, ThresholdPolicy,
+};
+
+#[global_allocator]
+static ALLOCATOR: dhat::Alloc = dhat::Alloc;
+
+const HEADS: usize = 4;
+const KV_HEADS: usize = 2;
+/// Two mask words a token, the second one not full.
+const HEAD_DIM: usize = 70;
+const MOST_TOKENS: usize = 700;
+
+/// What is done to a kernel.
+#[derive(Debug, Clone, Copy)]
+enum Step {
+    /// Calls of this many tokens each, up to this length.
+    Append {
+        each: usize,
+        len: usize,
+    },
+    Truncate(usize),
+    Relieve(AtLimit),
+}
+
+const STEPS: [Step; 15] = [
+    Step::Append { each: 1, len: 3 },
+    Step::Append { each: 130, len: 263 },
+    Step::Append { each: 1, len: 330 },
+    Step::Truncate(256),
+    Step::Truncate(201),
+    Step::Append { each: 100, len: 401 },
+    Step::Relieve(AtLimit::RaiseThresholds),
+    Step::Append { each: 1, len: 470 },
+    Step::Relieve(AtLimit::RaiseThresholds),
+    Step::Truncate(190),
+    Step::Relieve(AtLimit::NarrowStore),
+    Step::Append { each: 77, len: 421 },
+    Step::Truncate(0),
+    Step::Append { each: 1, len: 70 },
+    Step::Relieve(AtLimit::RaiseThresholds),
+];
+
+fn kernels(options: &AttentionOptions) -> [Box<dyn AttentionKernel>; 3] {
+    let policy = ThresholdPolicy::Uniform(0.3);
+    let config = HybridConfig { sinks: 20, ..HybridConfig::new(policy.clone()) };
+    [
+        Box::new(DenseAttention::new(options).unwrap()),
+        Box::new(DeltaAttention::new(options, policy, 0).unwrap()),
+        Box::new(HybridAttention::new(options, &config).unwrap()),
+    ]
+}
+
+/// Smooth rows that repeat slowly, so that some deltas are zero and some are not.
+fn rows(heads: usize) -> Vec<f32> {
+    let row =
+        |t: usize| (0..heads * HEAD_DIM).map(move |j| ((t * (j % 7 + 1)) as f32 * 0.05 + j as f32).sin());
+    (0..MOST_TOKENS).flat_map(row).collect()
+}
+
+#[test]
+fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
+    let _profiler = dhat::Profiler::builder().testing().build();
+    let allocated = || dhat::HeapStats::get().curr_bytes;
+    let (queries, keys) = (rows(HEADS), rows(KV_HEADS));
+    let mut out = vec![0.0; MOST_TOKENS * HEADS * HEAD_DIM];
+    let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
+    for element in [ElementType::F32, ElementType::F16] {
+        let budget = MemoryBudget::unlimited();
+        let options = AttentionOptions {
+            element,
+            budget: budget.clone(),
+            parallel: false,
+            ..AttentionOptions::new(shape).unwrap()
+        };
+        for (index, mut kernel) in kernels(&options).into_iter().enumerate() {
+            let empty = allocated();
+            for step in STEPS {
+                match step {
+                    Step::Append { each, len } => {
+                        while kernel.len() < len {
+                            let tokens = each.min(len - kernel.len());
+                            let (first, q_shape) = (kernel.len(), [tokens, HEADS, HEAD_DIM]);
+                            let q = HeadsView::new(&queries[first * HEADS * HEAD_DIM..], q_shape).unwrap();
+                            let k_shape = [tokens, KV_HEADS, HEAD_DIM];
+                            let k = HeadsView::new(&keys[first * KV_HEADS * HEAD_DIM..], k_shape).unwrap();
+                            let (held, growth) = (budget.used(), kernel.growth(tokens));
+                            kernel
+                                .forward_heads(q, k, k, HeadsViewMut::new(&mut out, q_shape).unwrap())
+                                .unwrap();
+                            assert!(budget.used() <= held + growth);
+                            assert_eq!(allocated() - empty, kernel.footprint().total());
+                        }
+                    }
+                    Step::Truncate(len) => kernel.truncate(len).unwrap(),
+                    Step::Relieve(at_limit) => {
+                        let held = budget.used();
+                        let freed = kernel.relieve(at_limit).unwrap();
+                        assert_eq!(held - freed, budget.used());
+                    }
+                }
+                let accounted = (kernel.footprint().total(), budget.used());
+                let real = allocated() - empty;
+                assert_eq!(accounted, (real, real), "kernel {index}, {element}, after {step:?}");
+            }
+        }
+        assert_eq!(budget.used(), 0);
+    }
+}

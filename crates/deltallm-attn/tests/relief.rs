@@ -1,0 +1,270 @@
+//! What kernels answer after they have made room: within the bounds of `docs/method.md`, and nothing is lost.
+
+use std::ops::Range;
+
+use deltallm_attn::{
+    AtLimit, AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention,
+    DenseAttention, ElementType, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget,
+    ThresholdPolicy, Window,
+    reference::{Method, attention},
+};
+use deltallm_core::{CoreError, DeltaMatrix};
+use proptest::prelude::*;
+
+/// Inputs of one layer, `[tokens, heads, head_dim]` and `[tokens, kv_heads, head_dim]`.
+struct Inputs {
+    shape: AttentionShape,
+    tokens: usize,
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+impl Inputs {
+    /// Keys walk along the tokens; values are at most 1 in magnitude.
+    fn new(shape: AttentionShape, tokens: usize, seed: u64) -> Self {
+        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+        let mut random = move || {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        };
+        let (q_row, kv_row) = (shape.heads() * shape.head_dim(), shape.kv_heads() * shape.head_dim());
+        let q = (0..tokens * q_row).map(|_| 2.0 * random()).collect();
+        let v = (0..tokens * kv_row).map(|_| random()).collect();
+        let mut key: Vec<f32> = (0..kv_row).map(|_| random()).collect();
+        let mut k = Vec::new();
+        for _ in 0..tokens {
+            key.iter_mut().for_each(|x| *x = 0.9 * *x + 0.5 * random());
+            k.extend_from_slice(&key);
+        }
+        Self { shape, tokens, q, k, v }
+    }
+
+    fn q(&self, tokens: Range<usize>) -> HeadsView<'_> {
+        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
+        HeadsView::new(&self.q[tokens.start * shape[1] * shape[2]..], shape).unwrap()
+    }
+
+    fn kv<'a>(&self, data: &'a [f32], tokens: Range<usize>) -> HeadsView<'a> {
+        let shape = [tokens.len(), self.shape.kv_heads(), self.shape.head_dim()];
+        HeadsView::new(&data[tokens.start * shape[1] * shape[2]..], shape).unwrap()
+    }
+
+    /// Runs a kernel up to token `end` in one call and returns `[tokens, heads, head_dim]`.
+    fn run(&self, kernel: &mut dyn AttentionKernel, end: usize) -> Result<Vec<f32>, AttentionError> {
+        let tokens = kernel.len()..end;
+        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
+        let mut out = vec![0.0; shape.iter().product()];
+        let (k, v) = (self.kv(&self.k, tokens.clone()), self.kv(&self.v, tokens.clone()));
+        kernel.forward_heads(self.q(tokens), k, v, HeadsViewMut::new(&mut out, shape)?)?;
+        Ok(out)
+    }
+
+    /// Exact attention with these keys and values, all in f64: the outputs of the tokens from `first` on.
+    fn reference(&self, k: &[f32], v: &[f32], first: usize) -> Vec<f64> {
+        let all = 0..self.tokens;
+        let (q, k, v) = (self.q(all.clone()), self.kv(k, all.clone()), self.kv(v, all));
+        let (out, _) = attention(&self.shape, &Method::dense(&self.shape), &q, &k, &v);
+        out[first * self.shape.heads() * self.shape.head_dim()..].to_vec()
+    }
+
+    /// The sum of `|q[j]|` of the largest query, which bounds how far an error of the keys moves a score.
+    fn largest_query(&self) -> f64 {
+        let sum = |q: &[f32]| q.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+        self.q.chunks_exact(self.shape.head_dim()).map(sum).fold(0.0, f64::max)
+    }
+}
+
+fn worst(got: &[f32], expected: &[f64]) -> f64 {
+    assert_eq!(got.len(), expected.len());
+    got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs()).fold(0.0, f64::max)
+}
+
+fn options(shape: AttentionShape) -> AttentionOptions {
+    AttentionOptions::new(shape).unwrap()
+}
+
+fn shapes() -> impl Strategy<Value = AttentionShape> {
+    (1_usize..=4, 1_usize..=2, prop_oneof![Just(64_usize), Just(80), 1_usize..20])
+        .prop_map(|(group, kv_heads, d)| AttentionShape::new(group * kv_heads, kv_heads, d).unwrap())
+}
+
+fn policies() -> impl Strategy<Value = AtLimit> {
+    prop_oneof![Just(AtLimit::NarrowStore), Just(AtLimit::RaiseThresholds)]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    /// Against the reference with exactly the keys and values that the cache now stands for.
+    #[test]
+    fn delta_after_relief_is_attention_to_the_keys_it_then_holds(
+        shape in shapes(), before in 65_usize..200, after in 1_usize..100, seed: u64, theta in 0.0_f32..0.5,
+        reliefs in prop::collection::vec(policies(), 1..3),
+    ) {
+        let inputs = Inputs::new(shape, before + after, seed);
+        let (d, row) = (shape.head_dim(), shape.kv_heads() * shape.head_dim());
+        let mut kernel = DeltaAttention::new(&options(shape), ThresholdPolicy::Uniform(theta), 0).unwrap();
+        inputs.run(&mut kernel, before).unwrap();
+        for relief in &reliefs {
+            kernel.relieve(*relief).unwrap();
+        }
+        let got = inputs.run(&mut kernel, before + after).unwrap();
+
+        let mut charge = MemoryBudget::unlimited().charge();
+        let mut k = inputs.k.clone();
+        for head in 0..shape.kv_heads() {
+            let mut matrix = DeltaMatrix::new(vec![theta; d], ElementType::F32).unwrap();
+            for t in 0..before + after {
+                if t == before {
+                    for relief in &reliefs {
+                        match relief {
+                            AtLimit::NarrowStore => matrix.narrow(ElementType::F16, &mut charge).unwrap(),
+                            _ => matrix.coarsen(HybridAttention::RAISE, &mut charge).unwrap(),
+                        }
+                    }
+                }
+                matrix.push(&inputs.k[t * row + head * d..][..d], &mut charge).unwrap();
+            }
+            let mut keys = Vec::new();
+            for block in 0..matrix.blocks() {
+                matrix.reconstruct(block, &mut keys);
+                for (t, key) in (block * 64..).zip(keys.chunks_exact(d)) {
+                    k[t * row + head * d..][..d].copy_from_slice(key);
+                }
+            }
+        }
+        let narrow = reliefs.contains(&AtLimit::NarrowStore);
+        let element = if narrow { ElementType::F16 } else { ElementType::F32 };
+        let v: Vec<f32> = inputs.v.iter().map(|x| element.round(*x)).collect();
+        let worst = worst(&got, &inputs.reference(&k, &v, before));
+        prop_assert!(worst <= 2e-5, "off by {worst:e}");
+    }
+
+    /// Against exact attention: if no score is off by more than `e`, no weight is off by more than a factor of
+    /// `exp(2 e)`, and outputs of values of magnitude 1 by no more than `exp(2 e) - 1`.
+    #[test]
+    fn outputs_after_relief_stay_within_the_bound(
+        shape in shapes(), before in 65_usize..200, after in 1_usize..100, seed: u64, theta in 0.0_f32..0.01,
+        window in 1_usize..40, sinks in 0_usize..10, relief in policies(), kind in 0..3,
+    ) {
+        let inputs = Inputs::new(shape, before + after, seed);
+        let policy = ThresholdPolicy::Uniform(theta);
+        let config = HybridConfig { window: Window::Sliding(window), sinks, ..HybridConfig::new(policy.clone()) };
+        let options = options(shape);
+        let mut kernel: Box<dyn AttentionKernel> = match kind {
+            0 => Box::new(DenseAttention::new(&options).unwrap()),
+            1 => Box::new(DeltaAttention::new(&options, policy, 0).unwrap()),
+            _ => Box::new(HybridAttention::new(&options, &config).unwrap()),
+        };
+        inputs.run(&mut *kernel, before).unwrap();
+        let held = kernel.footprint().total();
+        let freed = kernel.relieve(relief).unwrap();
+        prop_assert_eq!(kernel.footprint().total(), held - freed);
+        prop_assert_eq!(kernel.len(), before);
+        let got = inputs.run(&mut *kernel, before + after).unwrap();
+
+        let theta = if kind == 0 { 0.0 } else { f64::from(theta) };
+        let largest_key = inputs.k.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
+        let (key_error, value_error) = match relief {
+            AtLimit::NarrowStore => (theta + (largest_key + theta) / 2048.0, 1.0 / 2048.0),
+            _ => (f64::from(HybridAttention::RAISE) * theta, 0.0),
+        };
+        let score_error = f64::from(options.scale) * inputs.largest_query() * key_error;
+        let bound = (2.0 * score_error).exp_m1() + value_error + 2e-5;
+        let worst = worst(&got, &inputs.reference(&inputs.k, &inputs.v, before));
+        prop_assert!(worst <= bound, "off by {worst:e}, expected at most {bound:e}");
+    }
+}
+
+fn kernels(options: &AttentionOptions, theta: f32) -> [Box<dyn AttentionKernel>; 3] {
+    let policy = ThresholdPolicy::Uniform(theta);
+    [
+        Box::new(DenseAttention::new(options).unwrap()),
+        Box::new(DeltaAttention::new(options, policy.clone(), 0).unwrap()),
+        Box::new(HybridAttention::new(options, &HybridConfig::new(policy)).unwrap()),
+    ]
+}
+
+fn shape() -> AttentionShape {
+    AttentionShape::new(4, 2, 16).unwrap()
+}
+
+#[test]
+fn relief_ends_when_there_is_nothing_left_to_gain() {
+    let inputs = Inputs::new(shape(), 300, 1);
+    for at_limit in [AtLimit::Error, AtLimit::NarrowStore, AtLimit::RaiseThresholds] {
+        for (index, mut kernel) in kernels(&options(shape()), 0.2).into_iter().enumerate() {
+            inputs.run(&mut *kernel, 300).unwrap();
+            let freed: Vec<usize> = (0..10).map(|_| kernel.relieve(at_limit).unwrap()).collect();
+            let helped = freed.iter().take_while(|bytes| **bytes > 0).count();
+            let expected = match (at_limit, index) {
+                (AtLimit::NarrowStore, _) => 1,
+                (AtLimit::RaiseThresholds, 1 | 2) => HybridAttention::MOST_RAISES as usize,
+                _ => 0,
+            };
+            assert_eq!(helped, expected, "kernel {index}, {at_limit:?}: {freed:?}");
+            assert!(freed[helped..].iter().all(|bytes| *bytes == 0));
+        }
+    }
+}
+
+#[test]
+fn raised_thresholds_leave_the_exact_window_alone() {
+    let inputs = Inputs::new(shape(), 301, 2);
+    let config =
+        HybridConfig { window: Window::Sliding(400), ..HybridConfig::new(ThresholdPolicy::Uniform(0.5)) };
+    let mut kernel = HybridAttention::new(&options(shape()), &config).unwrap();
+    let mut free = HybridAttention::new(&options(shape()), &config).unwrap();
+    inputs.run(&mut kernel, 300).unwrap();
+    inputs.run(&mut free, 300).unwrap();
+    assert!(kernel.relieve(AtLimit::RaiseThresholds).unwrap() > 0);
+    assert_eq!(inputs.run(&mut kernel, 301), inputs.run(&mut free, 301));
+}
+
+#[test]
+fn a_cache_that_cannot_be_narrowed_stays_as_it_is() {
+    for index in 0..3 {
+        let mut inputs = Inputs::new(shape(), 200, 3);
+        // In the last head, which is looked at last.
+        *inputs.v.last_mut().unwrap() = 1e6;
+        let mut kernel = kernels(&options(shape()), 0.2).into_iter().nth(index).unwrap();
+        let mut free = kernels(&options(shape()), 0.2).into_iter().nth(index).unwrap();
+        for kernel in [&mut kernel, &mut free] {
+            inputs.run(&mut **kernel, 199).unwrap();
+            inputs.run(&mut **kernel, 200).unwrap();
+        }
+        let error = kernel.relieve(AtLimit::NarrowStore).unwrap_err();
+        assert!(matches!(error, AttentionError::Core(CoreError::NotStorable { channel: 15, .. })), "{error}");
+        assert_eq!(kernel.footprint(), free.footprint());
+        let again = Inputs::new(shape(), 201, 3);
+        assert_eq!(again.run(&mut *kernel, 201), again.run(&mut *free, 201));
+    }
+}
+
+#[test]
+fn a_token_never_fails_when_its_growth_is_available() {
+    let inputs = Inputs::new(shape(), 500, 4);
+    for index in 0..3 {
+        for limit in [40_000, 60_000, 90_000] {
+            let budget = MemoryBudget::new(limit);
+            let options = AttentionOptions { budget: budget.clone(), ..options(shape()) };
+            let mut kernel = kernels(&options, 0.2).into_iter().nth(index).unwrap();
+            let mut tokens = 0;
+            while tokens < 500 {
+                let (held, growth) = (budget.used(), kernel.growth(1));
+                let fits = growth <= budget.available();
+                let result = inputs.run(&mut *kernel, tokens + 1);
+                assert_eq!(result.is_ok(), fits, "kernel {index}, token {tokens}");
+                if !fits {
+                    break;
+                }
+                assert!(budget.used() <= held + growth);
+                tokens += 1;
+            }
+            assert!((64..500).contains(&tokens), "kernel {index}, {limit} bytes: {tokens} tokens");
+        }
+    }
+}

@@ -1,0 +1,180 @@
+//! Sessions under a memory budget: planned before a call, kept at every step, and nothing lost at the limit.
+
+mod common;
+
+use common::{files::fixture, models::argmax};
+use deltallm_attn::{
+    AtLimit, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType, HybridAttention,
+    HybridConfig, MemoryBudget, ThresholdPolicy, Window,
+};
+use deltallm_models::{Llama, ModelError, ModelFile, Session};
+
+const KINDS: [&str; 3] = ["dense", "delta", "hybrid"];
+const PROMPT: [u32; 5] = [3, 14, 15, 9, 26];
+
+fn model() -> Llama {
+    let file = ModelFile::open(fixture("llama").join("gqa3-d64-llama3")).unwrap();
+    Llama::load(&file, &mut |_, _| {}).unwrap()
+}
+
+fn session<'m>(model: &'m Llama, kind: &str, element: ElementType, budget: &MemoryBudget) -> Session<'m> {
+    let options = AttentionOptions {
+        element,
+        budget: budget.clone(),
+        ..AttentionOptions::new(model.attention_shape()).unwrap()
+    };
+    let policy = ThresholdPolicy::Uniform(0.1);
+    Session::new(model, |layer| {
+        Ok(match kind {
+            "dense" => Box::new(DenseAttention::new(&options)?) as Box<dyn AttentionKernel>,
+            "delta" => Box::new(DeltaAttention::new(&options, policy.clone(), layer)?),
+            _ => {
+                let window = Window::Sliding(20);
+                let config = HybridConfig { layer, window, ..HybridConfig::new(policy.clone()) };
+                Box::new(HybridAttention::new(&options, &config)?)
+            }
+        })
+    })
+    .unwrap()
+}
+
+fn growth(session: &Session) -> usize {
+    session.kernels().iter().map(|kernel| kernel.growth(1)).sum()
+}
+
+/// Continues greedily until `len` tokens are cached or the session refuses, and returns the tokens and the refusal.
+fn continue_to(session: &mut Session, budget: &MemoryBudget, len: usize) -> (Vec<u32>, Option<ModelError>) {
+    let mut logits = session.prefill(&PROMPT, &mut |_| {}).unwrap();
+    let mut tokens = Vec::new();
+    while session.tokens().len() < len {
+        let token = argmax(logits.view());
+        logits = match session.decode(token) {
+            Ok(logits) => logits,
+            Err(error) => return (tokens, Some(error)),
+        };
+        tokens.push(token);
+        assert!(budget.limit().is_none_or(|limit| budget.used() <= limit));
+        assert_eq!(session.footprint().total(), budget.used());
+    }
+    (tokens, None)
+}
+
+#[test]
+fn relief_reaches_more_tokens_than_the_error_and_the_tokens_before_it_are_the_same() {
+    let model = model();
+    for kind in KINDS {
+        // One byte less than token 129 takes.
+        let free = MemoryBudget::unlimited();
+        let mut unlimited = session(&model, kind, ElementType::F32, &free);
+        let (expected, _) = continue_to(&mut unlimited, &free, 128);
+        let limit = free.used() + growth(&unlimited) - 1;
+
+        for at_limit in [AtLimit::Error, AtLimit::NarrowStore, AtLimit::RaiseThresholds] {
+            let budget = MemoryBudget::new(limit);
+            let mut limited = session(&model, kind, ElementType::F32, &budget);
+            limited.limit_memory(budget.clone(), at_limit);
+            let (tokens, error) = continue_to(&mut limited, &budget, 256);
+            assert_eq!(tokens[..expected.len()], expected, "{kind}, {at_limit:?}");
+            let (reached, relief) = (limited.tokens().len(), limited.relief());
+            let helps = match at_limit {
+                AtLimit::NarrowStore => true,
+                AtLimit::RaiseThresholds => kind != "dense",
+                _ => false,
+            };
+            if helps {
+                assert!(reached > 128, "{kind}, {at_limit:?}: {reached} tokens");
+                assert!(relief.times > 0 && relief.bytes > 0);
+            } else {
+                assert_eq!((reached, relief.times), (128, 0), "{kind}, {at_limit:?}");
+            }
+            let full = error.is_none_or(|error| error.is_budget_exhausted());
+            assert!(full, "{kind}, {at_limit:?}");
+        }
+    }
+}
+
+#[test]
+fn a_refused_token_costs_nothing_not_even_exact_keys() {
+    let model = model();
+    for kind in KINDS {
+        let free = MemoryBudget::unlimited();
+        let mut unlimited = session(&model, kind, ElementType::F16, &free);
+        continue_to(&mut unlimited, &free, 64);
+
+        let budget = MemoryBudget::new(free.used() + growth(&unlimited));
+        let mut limited = session(&model, kind, ElementType::F16, &budget);
+        limited.limit_memory(budget.clone(), AtLimit::NarrowStore); // a cache of f16 has nothing to give
+        continue_to(&mut limited, &budget, 64);
+        let mut other = budget.charge();
+        other.grow(budget.available()).unwrap();
+        let footprint = limited.footprint();
+        for _ in 0..3 {
+            let error = limited.decode(7).unwrap_err();
+            assert!(error.is_budget_exhausted(), "{error}");
+            assert!(limited.prefill(&[7, 8], &mut |_| panic!("nothing must be computed")).is_err());
+            assert_eq!((limited.footprint(), limited.tokens().len()), (footprint, 64));
+        }
+        drop(other);
+        assert_eq!(limited.decode(7).unwrap(), unlimited.decode(7).unwrap(), "{kind}");
+        assert_eq!(limited.relief().times, 0);
+    }
+}
+
+#[test]
+fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
+    let model = model();
+    let prompt: Vec<u32> = (0..200).map(|t| (t * 37 + t * t / 5) % 80).collect();
+    // What the prompt takes at most when it comes token by token.
+    let free = MemoryBudget::unlimited();
+    let mut unlimited = session(&model, "hybrid", ElementType::F16, &free);
+    let (mut peak, mut expected) = (0, None);
+    for token in &prompt {
+        peak = peak.max(free.used() + growth(&unlimited));
+        expected = Some(unlimited.decode(*token).unwrap());
+    }
+    // Larger chunks leave larger tables of pages behind.
+    let limit = peak + 1000;
+    let prefill = |at_limit| {
+        let budget = MemoryBudget::new(limit);
+        let mut limited = session(&model, "hybrid", ElementType::F16, &budget);
+        limited.limit_memory(budget.clone(), at_limit);
+        let mut chunks = Vec::new();
+        let result = limited.prefill(&prompt, &mut |done| chunks.push(done));
+        assert!(budget.used() <= limit);
+        (result, chunks, limited.relief())
+    };
+    let (result, ..) = prefill(AtLimit::Error);
+    assert!(result.unwrap_err().is_budget_exhausted(), "the copies of a whole chunk are too much");
+    let (result, chunks, relief) = prefill(AtLimit::RaiseThresholds);
+    assert_eq!(relief.times, 0);
+    assert!(chunks.len() > 1 && chunks.last() == Some(&200), "{chunks:?}");
+    for (got, expected) in result.unwrap().iter().zip(&expected.unwrap()) {
+        assert!((got - expected).abs() <= 1e-4, "{got} {expected}");
+    }
+}
+
+#[test]
+fn an_empty_session_is_narrowed_when_the_first_token_would_not_fit() {
+    let model = model();
+    let wide = growth(&session(&model, "dense", ElementType::F32, &MemoryBudget::unlimited()));
+    let budget = MemoryBudget::new(wide - 1);
+    let mut limited = session(&model, "dense", ElementType::F32, &budget);
+    limited.limit_memory(budget.clone(), AtLimit::NarrowStore);
+    limited.prefill(&PROMPT, &mut |_| {}).unwrap();
+    let error = continue_to(&mut limited, &budget, 256).1.unwrap();
+    assert!(error.is_budget_exhausted(), "{error}");
+    assert_eq!(limited.tokens().len(), 64);
+}
+
+#[test]
+fn tokens_that_are_refused_anyway_give_nothing_up() {
+    let model = model();
+    let budget = MemoryBudget::new(1);
+    let mut limited = session(&model, "dense", ElementType::F32, &budget);
+    limited.limit_memory(budget, AtLimit::NarrowStore);
+    assert!(matches!(limited.decode(80), Err(ModelError::TokenOutOfRange { .. })));
+    assert!(matches!(limited.prefill(&[1; 257], &mut |_| {}), Err(ModelError::ContextFull { .. })));
+    let wide = growth(&session(&model, "dense", ElementType::F32, &MemoryBudget::unlimited()));
+    assert_eq!(growth(&limited), wide);
+    assert!(limited.decode(1).unwrap_err().is_budget_exhausted());
+}

@@ -1,0 +1,193 @@
+//! Approximate attention while a prompt is read, exact attention afterwards.
+
+use deltallm::core::HeadSparsity;
+use deltallm::{
+    AttentionError, AttentionKernel, DenseAttention, Footprint, HeadsView, HeadsViewMut, SparsityStats,
+};
+
+/// The paper's prefill-only mode: a prompt is attended by another kernel, tokens after it by exact attention, which has
+/// followed along. Both keep a cache of their own.
+///
+/// A prompt is what [`begin_prompt`](AttentionKernel::begin_prompt) has announced; without that, a call of more than one
+/// token. Once tokens have been decoded the other kernel has missed them: a further prompt is read exactly.
+pub struct PrefillOnly {
+    dense: DenseAttention,
+    prefill: Box<dyn AttentionKernel>,
+    /// Where an announced prompt ends.
+    prompt_end: usize,
+    /// What exact attention computes during a prompt is not used.
+    scratch: Vec<f32>,
+}
+
+impl PrefillOnly {
+    /// Two empty kernels of the same shape as one.
+    pub fn new(dense: DenseAttention, prefill: Box<dyn AttentionKernel>) -> Self {
+        Self { dense, prefill, prompt_end: 0, scratch: Vec::new() }
+    }
+}
+
+impl AttentionKernel for PrefillOnly {
+    fn forward_heads(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        out: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        let first = self.dense.len();
+        let prompt = first < self.prompt_end || q.tokens() > 1;
+        if !prompt || self.prefill.len() < first {
+            return self.dense.forward_heads(q, k, v, out);
+        }
+        let shape = [q.tokens(), q.heads(), q.head_dim()];
+        self.scratch.resize(shape.iter().product(), 0.0);
+        self.dense.forward_heads(q, k, v, HeadsViewMut::new(&mut self.scratch, shape)?)?;
+        let result = self.prefill.forward_heads(q, k, v, out);
+        if result.is_err() {
+            self.dense.truncate(first)?;
+        }
+        result
+    }
+
+    fn begin_prompt(&mut self, tokens: usize) {
+        self.prompt_end = self.len().saturating_add(tokens);
+        self.prefill.begin_prompt(tokens);
+    }
+
+    fn len(&self) -> usize {
+        self.dense.len()
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.dense.truncate(len)?;
+        self.prompt_end = self.prompt_end.min(len);
+        self.prefill.truncate(len.min(self.prefill.len()))
+    }
+
+    /// Of both caches.
+    fn footprint(&self) -> Footprint {
+        let mut sum = self.dense.footprint();
+        sum += self.prefill.footprint();
+        sum
+    }
+
+    /// The prompt's keys, and all pairs: those of later tokens are exact.
+    fn stats(&self) -> SparsityStats {
+        let (dense, prefill) = (self.dense.stats(), self.prefill.stats());
+        let head = |(dense, prefill): (&HeadSparsity, &HeadSparsity)| HeadSparsity {
+            pairs: dense.pairs,
+            exact_pairs: dense.pairs - (prefill.pairs - prefill.exact_pairs),
+            ..*prefill
+        };
+        SparsityStats::new(dense.heads().iter().zip(prefill.heads()).map(head).collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use deltallm::{
+        AttentionOptions, AttentionShape, ElementType, HybridAttention, HybridConfig, ThresholdPolicy, Window,
+    };
+    use ndarray::{Array3, s};
+
+    const TOKENS: usize = 24;
+
+    fn options() -> AttentionOptions {
+        let options = AttentionOptions::new(AttentionShape::new(4, 2, 8).unwrap()).unwrap();
+        AttentionOptions { element: ElementType::F32, ..options }
+    }
+
+    fn hybrid() -> HybridAttention {
+        let config = HybridConfig {
+            window: Window::Sliding(2),
+            sinks: 1,
+            ..HybridConfig::new(ThresholdPolicy::Uniform(0.9))
+        };
+        HybridAttention::new(&options(), &config).unwrap()
+    }
+
+    fn dense() -> DenseAttention {
+        DenseAttention::new(&options()).unwrap()
+    }
+
+    fn input(heads: usize, phase: f32) -> Array3<f32> {
+        Array3::from_shape_fn((TOKENS, heads, 8), |(t, h, c)| {
+            ((t * 7 + h * 3 + c * 5) as f32 * 0.37 + phase).sin() * 1.5
+        })
+    }
+
+    /// The outputs of a prompt in two calls and of token-by-token decoding after it.
+    fn outputs(kernel: &mut dyn AttentionKernel, prompt: usize) -> Array3<f32> {
+        let (q, k, v) = (input(4, 0.1), input(2, 0.2), input(2, 0.3));
+        let mut out = Array3::zeros(q.dim());
+        kernel.begin_prompt(prompt);
+        let mut start = 0;
+        let calls = [prompt - 1, 1].into_iter().chain(std::iter::repeat_n(1, TOKENS - prompt));
+        for tokens in calls {
+            let part = s![start..start + tokens, .., ..];
+            kernel.forward(q.slice(part), k.slice(part), v.slice(part), out.slice_mut(part)).unwrap();
+            start += tokens;
+        }
+        out
+    }
+
+    #[test]
+    fn the_prompt_is_hybrid_and_the_rest_exact() {
+        let prompt = 16;
+        let mut mixed = PrefillOnly::new(dense(), Box::new(hybrid()));
+        let out = outputs(&mut mixed, prompt);
+        let (exact, approximate) = (outputs(&mut dense(), prompt), outputs(&mut hybrid(), prompt));
+        // The prompt's last token came in a call of its own and is still part of it.
+        assert_eq!(out.slice(s![..prompt, .., ..]), approximate.slice(s![..prompt, .., ..]));
+        assert_eq!(out.slice(s![prompt.., .., ..]), exact.slice(s![prompt.., .., ..]));
+        assert_ne!(exact.slice(s![prompt.., .., ..]), approximate.slice(s![prompt.., .., ..]));
+    }
+
+    #[test]
+    fn both_caches_count_and_decoded_pairs_are_exact() {
+        let mut mixed = PrefillOnly::new(dense(), Box::new(hybrid()));
+        outputs(&mut mixed, 16);
+        let (exact, mut prompt_only) = (dense(), hybrid());
+        let mut exact = exact;
+        outputs(&mut exact, 16);
+        let (q, k, v) = (input(4, 0.1), input(2, 0.2), input(2, 0.3));
+        let part = s![..16, .., ..];
+        let mut out = Array3::zeros((16, 4, 8));
+        prompt_only.forward(q.slice(part), k.slice(part), v.slice(part), out.view_mut()).unwrap();
+        assert_eq!(mixed.footprint().total(), exact.footprint().total() + prompt_only.footprint().total());
+        let (total, prompt) = (mixed.stats().total(), prompt_only.stats().total());
+        assert_eq!(total.pairs, exact.stats().total().pairs);
+        assert_eq!(total.pairs - total.exact_pairs, prompt.pairs - prompt.exact_pairs);
+        assert_eq!(total.zero_fraction(), prompt.zero_fraction());
+    }
+
+    #[test]
+    fn truncation_brings_the_prompt_back_into_step() {
+        let mut mixed = PrefillOnly::new(dense(), Box::new(hybrid()));
+        outputs(&mut mixed, 16);
+        assert_eq!((mixed.len(), mixed.prefill.len()), (TOKENS, 16));
+        // Behind the prompt: the other kernel has missed tokens, so a second prompt is read exactly.
+        mixed.truncate(20).unwrap();
+        assert_eq!((mixed.len(), mixed.prefill.len()), (20, 16));
+        let (q, k) = (input(4, 0.1), input(2, 0.2));
+        let part = s![20..24, .., ..];
+        let mut out = Array3::zeros((4, 4, 8));
+        mixed.forward(q.slice(part), k.slice(part), k.slice(part), out.view_mut()).unwrap();
+        assert_eq!((mixed.len(), mixed.prefill.len()), (24, 16));
+        mixed.truncate(10).unwrap();
+        mixed.forward(q.slice(part), k.slice(part), k.slice(part), out.view_mut()).unwrap();
+        assert_eq!((mixed.len(), mixed.prefill.len()), (14, 14));
+        assert!(mixed.truncate(15).is_err());
+    }
+
+    #[test]
+    fn a_refused_token_is_in_neither_cache() {
+        let mut mixed = PrefillOnly::new(dense(), Box::new(hybrid()));
+        let (q, mut k, v) = (input(4, 0.1), input(2, 0.2), input(2, 0.3));
+        k[[3, 0, 0]] = f32::NAN;
+        let mut out = Array3::zeros(q.dim());
+        assert!(mixed.forward(q.view(), k.view(), v.view(), out.view_mut()).is_err());
+        assert_eq!((mixed.len(), mixed.prefill.len()), (0, 0));
+    }
+}

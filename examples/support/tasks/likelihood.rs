@@ -1,0 +1,137 @@
+//! Log-likelihoods of continuations, in batches, of one kernel or of two side by side.
+
+use deltallm::core::HeadSparsity;
+use deltallm::models::LogitRows;
+use ndarray::{ArrayView2, s};
+
+use super::batch::{batches, prefill, sparsity};
+use super::{Request, Setup};
+use crate::{Comparison, TokenScore, score_rows};
+
+/// How probable a continuation is.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct RequestScore {
+    /// Sum over the continuation's tokens, nats.
+    pub log_likelihood: f64,
+    /// Whether every token of it is the most probable one: greedy decoding would have written it.
+    pub greedy: bool,
+}
+
+/// What the requests of one example came to.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct ExampleScores {
+    /// Of each request.
+    pub run: Vec<RequestScore>,
+    /// With exact attention, if that is compared.
+    pub dense: Option<Vec<RequestScore>>,
+    /// Over all positions scored.
+    pub comparison: Option<Comparison>,
+    /// Of all layers and heads.
+    pub sparsity: HeadSparsity,
+}
+
+/// One prompt and the requests of an example that share it: those that differ in the last token alone, which is not
+/// read.
+struct Pass<'r> {
+    example: usize,
+    input: &'r [u32],
+    requests: Vec<(usize, &'r [u32])>,
+}
+
+impl Pass<'_> {
+    fn rows(&self) -> LogitRows {
+        LogitRows::Tail(self.requests.iter().map(|(_, targets)| targets.len()).max().unwrap_or(0))
+    }
+}
+
+/// Scores the requests of each example. `progress` is told how many examples are done.
+///
+/// # Errors
+/// When the model fails, or a log-likelihood is not finite.
+pub fn score_requests(
+    setup: &Setup,
+    examples: &[Vec<Request>],
+    progress: &mut dyn FnMut(usize),
+) -> anyhow::Result<Vec<ExampleScores>> {
+    let nothing = RequestScore { log_likelihood: 0.0, greedy: false };
+    let mut results: Vec<ExampleScores> = examples
+        .iter()
+        .map(|requests| ExampleScores {
+            run: vec![nothing; requests.len()],
+            dense: setup.dense.as_ref().map(|_| vec![nothing; requests.len()]),
+            comparison: setup.dense.as_ref().map(|_| Comparison::default()),
+            sparsity: HeadSparsity::default(),
+        })
+        .collect();
+    let passes: Vec<Pass> = examples
+        .iter()
+        .enumerate()
+        .flat_map(|(example, requests)| shared_passes(example, requests))
+        .collect();
+    for range in batches(passes.iter().map(|pass| pass.input.len())) {
+        let batch = &passes[range];
+        let prompts: Vec<_> = batch.iter().map(|pass| (pass.input, pass.rows())).collect();
+        let runs = prefill(&setup.model.llama, &setup.kernel, &prompts)?;
+        let dense =
+            setup.dense.as_ref().map(|dense| prefill(&setup.model.llama, dense, &prompts)).transpose()?;
+        for (index, (pass, run)) in batch.iter().zip(&runs).enumerate() {
+            let result = &mut results[pass.example];
+            result.sparsity.add(&sparsity(&run.kernels));
+            let dense = dense.as_ref().map(|dense| dense[index].logits.view());
+            for &(request, targets) in &pass.requests {
+                result.add(request, targets, run.logits.view(), dense);
+            }
+        }
+        progress(batch.last().map_or(0, |pass| pass.example));
+    }
+    let scores = results.iter().flat_map(|result| result.run.iter().chain(result.dense.iter().flatten()));
+    anyhow::ensure!(
+        scores.into_iter().all(|score| score.log_likelihood.is_finite()),
+        "expected finite log-likelihoods, got one that is not: the model's logits overflow"
+    );
+    Ok(results)
+}
+
+fn shared_passes(example: usize, requests: &[Request]) -> Vec<Pass<'_>> {
+    let mut passes: Vec<Pass> = Vec::new();
+    for (index, request) in requests.iter().enumerate() {
+        let own = (index, request.targets());
+        match passes.iter_mut().find(|pass| pass.input == request.input()) {
+            Some(pass) => pass.requests.push(own),
+            None => passes.push(Pass { example, input: request.input(), requests: vec![own] }),
+        }
+    }
+    passes
+}
+
+impl ExampleScores {
+    /// Scores a request by the last rows of its prompt's logits.
+    fn add(
+        &mut self,
+        request: usize,
+        targets: &[u32],
+        logits: ArrayView2<f32>,
+        dense_logits: Option<ArrayView2<f32>>,
+    ) {
+        let tail = logits.slice(s![logits.nrows() - targets.len().., ..]);
+        let scores = score_rows(tail, targets);
+        self.run[request] = RequestScore::new(&scores, targets);
+        if let (Some(logits), Some(dense), Some(comparison)) =
+            (dense_logits, &mut self.dense, &mut self.comparison)
+        {
+            let dense_tail = logits.slice(s![logits.nrows() - targets.len().., ..]);
+            let dense_scores = score_rows(dense_tail, targets);
+            dense[request] = RequestScore::new(&dense_scores, targets);
+            comparison.add((dense_tail, &dense_scores), (tail, &scores));
+        }
+    }
+}
+
+impl RequestScore {
+    fn new(scores: &[TokenScore], targets: &[u32]) -> Self {
+        Self {
+            log_likelihood: scores.iter().map(|score| score.log_likelihood).sum(),
+            greedy: scores.iter().zip(targets).all(|(score, target)| score.top == *target as usize),
+        }
+    }
+}
