@@ -1,31 +1,40 @@
 //! The program `report` as a user runs it.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+mod common;
 
+use std::path::Path;
+use std::process::Output;
+use std::sync::Arc;
+
+use common::{assert_refused, file, json, path, run};
+use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, Window};
+use deltallm_examples::LoadedModel;
 use deltallm_examples::report::PICTURE_SIZE;
 use serde_json::Value;
 
 const FILES: [&str; 6] =
     ["accuracy.png", "bytes.png", "pairs.png", "report.json", "sparsity.png", "time.png"];
 
-fn folder() -> PathBuf {
-    PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
-}
-
 /// A text of some 6000 tokens.
 fn text() -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/method.md").display().to_string()
 }
 
-fn report(text: &str, out: &Path, args: &[&str]) -> Output {
-    let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.parent().and_then(Path::parent).expect("tests are in target/PROFILE/deps");
-    let program = profile.join("examples").join(format!("report{}", std::env::consts::EXE_SUFFIX));
-    assert!(program.exists(), "{} is missing: run `cargo test -p deltallm-examples`", program.display());
-    let command =
-        |program| Command::new(program).arg("--text").arg(text).arg("--out").arg(out).args(args).output();
-    command(program).expect("the program starts")
+/// A profile for the embedded model whose first layer is dense.
+fn profile() -> String {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    let config = model.llama.config();
+    let shape = [config.layers, config.kv_heads, config.head_dim];
+    let thresholds = (0..shape.iter().product()).map(|i: usize| 0.4 + 0.1 * (i % 5) as f32).collect();
+    let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds);
+    let layers = (0..config.layers).map(|layer| LayerPlan { dense: layer == 0, ..LayerPlan::default() });
+    let thresholds = Arc::new(thresholds.expect("valid"));
+    let profile = AttentionProfile::new(thresholds, Window::Sliding(64), 4, layers.collect()).expect("valid");
+    file("report-profile.json", &serde_json::to_vec(&profile).expect("JSON"))
+}
+
+fn report(out: &str, args: &[&str]) -> Output {
+    run("report", &[&["--text", &text(), "--out", out], args].concat())
 }
 
 /// A number at a path of keys and indices.
@@ -57,23 +66,12 @@ fn pairs_in(rows: &[Value], kind: char) -> usize {
 
 #[test]
 fn the_pictures_are_there_and_their_numbers_agree() {
-    let out = folder().join("report-pictures");
+    let (out, profile) = (path("report-pictures"), profile());
     let _ = std::fs::remove_dir_all(&out);
-    let args = [
-        "--context",
-        "192",
-        "--windows",
-        "1",
-        "--window",
-        "16",
-        "--skip-margin",
-        "2",
-        "--layer",
-        "2",
-        "--json",
-    ];
-    let output = report(&text(), &out, &args);
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let small =
+        ["--context", "192", "--windows", "1", "--window", "16", "--skip-margin", "2", "--layer", "2"];
+    let output = report(&out, &[&small[..], &["--profile", &profile, "--json"]].concat());
+    let json = json(&output);
 
     let mut files: Vec<_> = std::fs::read_dir(&out)
         .expect("a folder")
@@ -85,14 +83,13 @@ fn the_pictures_are_there_and_their_numbers_agree() {
     for file in FILES {
         assert!(stdout.lines().any(|line| line.contains(&format!("{file}: "))), "{file} in {stdout}");
         if file.ends_with(".png") {
-            let png = std::fs::read(out.join(file)).expect("a file");
+            let png = std::fs::read(Path::new(&out).join(file)).expect("a file");
             assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{file}");
             let size = [16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().expect("four bytes")));
             assert_eq!(size, PICTURE_SIZE, "{file}");
         }
     }
-    let json: Value = serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
-    let file = std::fs::read(out.join("report.json")).expect("a file");
+    let file = std::fs::read(Path::new(&out).join("report.json")).expect("a file");
     assert_eq!(serde_json::from_slice::<Value>(&file).expect("JSON"), json);
 
     // Sparsity: 5 layers of 2 kv heads, and the mean of equally large heads is the total.
@@ -101,7 +98,7 @@ fn the_pictures_are_there_and_their_numbers_agree() {
         .filter(|layer| layer["dense"] == false)
         .flat_map(|layer| list(layer, "/zero_fraction").iter().filter_map(Value::as_f64))
         .collect();
-    assert_eq!(layers.len(), 5);
+    assert_eq!((layers.len(), heads.len(), &layers[0]["dense"]), (5, 8, &Value::Bool(true)));
     let mean = heads.iter().sum::<f64>() / heads.len() as f64;
     assert!((mean - number(&json, "/sparsity/zero_fraction")).abs() < 1e-9);
 
@@ -162,39 +159,29 @@ fn the_pictures_are_there_and_their_numbers_agree() {
 
 #[test]
 fn bad_input_is_one_line_and_writes_nothing() {
-    let file = |name: &str, contents: &str| {
-        let path = folder().join(name);
-        std::fs::write(&path, contents).expect("the target directory is writable");
-        path.display().to_string()
-    };
-    let (empty, short) = (file("report-empty.txt", ""), file("report-short.txt", "Once upon a time"));
-    let out = folder().join("report-refused");
+    let (empty, short) = (file("report-empty.txt", b""), file("report-short.txt", b"Once upon a time"));
+    let (out, text) = (path("report-refused"), text());
     let _ = std::fs::remove_dir_all(&out);
-    let cases: [(&str, &[&str], &[&str]); 9] = [
+    let refused = |text: &str, out: &str, args: &[&str], parts: &[&str]| {
+        assert_refused("report", &[&["--text", text, "--out", out], args].concat(), parts);
+    };
+    let cases: [(&str, &[&str], &[&str]); 10] = [
         ("no-such.txt", &[], &["no-such.txt", "expected a text file"]),
         (&empty, &[], &["--text", "empty file"]),
         (&short, &[], &["--text", "2 windows of 1024 tokens", "longer text"]),
-        (&text(), &["--layer", "5"], &["--layer", "0 to 4", "got 5"]),
-        (&text(), &["--head", "2"], &["--head", "0 to 1", "got 2"]),
-        (&text(), &["--context", "64"], &["--context", "70", "1024", "got 64"]),
-        (&text(), &["--context", "2048"], &["--context", "got 2048"]),
-        (&text(), &["--windows", "0"], &["--windows"]),
-        (&text(), &["--kernel", "dense"], &["--kernel", "expected hybrid"]),
+        (&text, &["--layer", "5"], &["--layer", "0 to 4", "got 5"]),
+        (&text, &["--head", "2"], &["--head", "0 to 1", "got 2"]),
+        (&text, &["--context", "64"], &["--context", "70", "1024", "got 64"]),
+        (&text, &["--context", "2048"], &["--context", "got 2048"]),
+        (&text, &["--windows", "0"], &["--windows"]),
+        (&text, &["--kernel", "dense"], &["--kernel", "expected hybrid"]),
+        (&text, &["--phases", "prefill"], &["--phases", "expected both"]),
     ];
-    let check = |text: &str, out: &Path, args: &[&str], parts: &[&str]| {
-        let output = report(text, out, args);
-        let stderr = String::from_utf8(output.stderr).expect("UTF-8");
-        assert_eq!(output.status.code(), Some(2), "{stderr}");
-        assert_eq!((stderr.lines().count(), output.stdout.len()), (1, 0), "{stderr}");
-        for part in parts {
-            assert!(stderr.contains(part), "{part:?} is not in: {stderr}");
-        }
-    };
     for (text, args, parts) in cases {
-        check(text, &out, args, parts);
-        assert!(!out.exists());
+        refused(text, &out, args, parts);
+        assert!(!Path::new(&out).exists());
     }
-    check(&text(), Path::new(&short), &[], &["--out", "expected a folder"]);
-    check(&text(), &Path::new(&short).join("below"), &[], &["--out", "expected a folder"]);
+    refused(&text, &short, &[], &["--out", "expected a folder"]);
+    refused(&text, &format!("{short}/below"), &[], &["--out", "expected a folder"]);
     assert_eq!(std::fs::read(&short).expect("still there"), b"Once upon a time");
 }
