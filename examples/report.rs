@@ -16,14 +16,18 @@ use deltallm_examples::{
 };
 use serde::Serialize;
 
-/// Draw five pictures of what hybrid attention does to a model on a text, and write the numbers behind them.
-///
-/// sparsity.png: zeros by layer and kv head, values skipped by layer. accuracy.png: KL divergence and perplexity against
-/// sparsity, for the paper's rule, one threshold with a sliding window, and calibrated thresholds. bytes.png: accuracy
-/// against bytes of the cache. time.png: time and accuracy against context length. pairs.png: what becomes of each
-/// query-key pair of one head. report.json: all numbers.
+/// The files that the help names.
+const FILES: &str = "Files in DIR:
+  sparsity.png  zeros by layer and kv head, values skipped by layer
+  accuracy.png  KL divergence and perplexity against zeros: the paper's rule, one threshold, calibrated thresholds
+  bytes.png     KL divergence against bytes of the cache, for every store
+  time.png      time of attention, KL divergence and perplexity against context length
+  pairs.png     what becomes of each query-key pair of one head
+  report.json   the numbers behind them";
+
+/// Draw what hybrid attention does to a model on a text, in five pictures.
 #[derive(Debug, Parser)]
-#[command(name = "report", version)]
+#[command(name = "report", version, after_help = FILES)]
 struct Args {
     /// GGUF file, safetensors file or model directory [default: the embedded model]
     #[arg(long, value_name = "FILE|DIR")]
