@@ -83,23 +83,23 @@ impl Times {
         let dense_kernel = subject.kernel.dense();
         let mut lengths = Vec::new();
         for tokens in Self::lengths(subject) {
-            let mut times = [[0.0; REPETITIONS]; 2];
-            for repetition in 0..REPETITIONS {
-                times[0][repetition] = replay(captured, tokens, &|layer| dense_kernel.make(layer))?;
-                times[1][repetition] = replay(captured, tokens, &|layer| subject.kernel.make(layer))?;
+            let (mut dense, mut hybrid) = ([0.0; REPETITIONS], [0.0; REPETITIONS]);
+            for (dense, hybrid) in dense.iter_mut().zip(&mut hybrid) {
+                *dense = replay(captured, tokens, &|layer| dense_kernel.make(layer))?;
+                *hybrid = replay(captured, tokens, &|layer| subject.kernel.make(layer))?;
             }
+            let [dense, hybrid] = [dense, hybrid].map(Milliseconds::new);
             step();
             let cost = match tokens == subject.context {
                 true => kernel,
                 false => {
-                    let dense = subject.dense(tokens)?;
+                    let text = subject.dense(tokens)?;
                     step();
-                    let measured = subject.measure(&dense, &|layer| subject.kernel.make(layer))?;
+                    let measured = subject.measure(&text, &|layer| subject.kernel.make(layer))?;
                     step();
                     Cost::new(&measured)
                 }
             };
-            let [dense, hybrid] = times.map(Milliseconds::new);
             lengths.push(AtLength { tokens, dense, hybrid, cost });
         }
         Ok(Self { threads: rayon::current_num_threads(), repetitions: REPETITIONS, lengths })
@@ -147,13 +147,13 @@ impl Times {
         let y =
             Axis::log("attention, prefill, all layers, ms", all.flat_map(|time| [time.lowest, time.highest]));
         let panel = Panel::new(canvas, area, self.axis(), y)?;
-        let kernels: [(SeriesStyle, fn(&AtLength) -> Milliseconds); 2] =
-            [(DENSE, |at| at.dense), (HYBRID, |at| at.hybrid)];
-        for (style, times) in kernels {
-            for (tokens, time) in self.tokens().zip(self.lengths.iter().map(times)) {
+        let dense: Vec<Milliseconds> = self.lengths.iter().map(|at| at.dense).collect();
+        let hybrid: Vec<Milliseconds> = self.lengths.iter().map(|at| at.hybrid).collect();
+        for (style, times) in [(DENSE, dense), (HYBRID, hybrid)] {
+            for (tokens, time) in self.tokens().zip(&times) {
                 panel.error_bar(tokens, [time.lowest, time.highest], style.colour)?;
             }
-            let medians = self.lengths.iter().map(|at| times(at).median);
+            let medians = times.iter().map(|time| time.median);
             panel.series(&self.tokens().zip(medians).map(<[f64; 2]>::from).collect::<Vec<_>>(), style)?;
         }
         Ok(())
