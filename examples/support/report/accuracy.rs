@@ -5,7 +5,7 @@ use std::sync::Arc;
 use deltallm::attn::calibration::RateCurves;
 use deltallm::{
     AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ModelFingerprint,
-    PaperRule, ThresholdPolicy, ThresholdProfile,
+    PaperRule, ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
 
@@ -82,10 +82,10 @@ impl Rule {
         let name = format!("paper: one θ, blocks of {:.0} %, no sinks", 100.0 * paper.scale);
         let mut rules = vec![uniform(name, paper.into())];
         let layers: Vec<_> = (0..config.layers).map(|layer| subject.kernel.hybrid_config(layer)).collect();
-        if let Some(base) = layers.iter().flatten().next() {
-            let name = format!("one θ, window {}, {} sinks", base.window, base.sinks);
-            rules.push(uniform(name, base.clone()));
-        }
+        let sliding = layers.iter().flatten().find(|config| matches!(config.window, Window::Sliding(_)));
+        let base = sliding.cloned().unwrap_or_else(|| HybridConfig::new(ThresholdPolicy::Uniform(1.0)));
+        let name = format!("one θ, window {}, {} sinks", base.window, base.sinks);
+        rules.push(uniform(name, base));
         if let Some(profile) = subject.kernel.profile() {
             let thresholds = Arc::clone(profile.settings.thresholds());
             rules.push(Self { name: "calibrated thresholds, scaled".into(), thresholds, layers });

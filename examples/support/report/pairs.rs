@@ -213,12 +213,14 @@ impl Pairs {
                 canvas.text((944.0, y + LINE), Align::Left, &count)?;
                 y += 2.7 * LINE;
             }
-            let notes = [
+            let mut notes = vec![
                 format!("{} causal pairs", grouped(self.counts.total())),
                 format!("{:.1} % of key entries zero", 100.0 * self.kernel.zero_fraction()),
-                format!("tiles of {} queries × {} heads", self.query_tile, self.group),
-                "decide what is skipped".into(),
             ];
+            if self.counts.skipped > 0 {
+                notes.push(format!("tiles of {} queries × {} heads", self.query_tile, self.group));
+                notes.push("decide what is skipped".into());
+            }
             for note in notes {
                 canvas.text((890.0, y), Align::Left, &note)?;
                 y += LINE;

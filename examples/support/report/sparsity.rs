@@ -71,10 +71,13 @@ impl Sparsity {
 
     pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
         png(|canvas| {
+            let skipped = match self.values_skipped {
+                0.0 => "no values skipped".to_owned(),
+                share => format!("{:.0} % of far values skipped", 100.0 * share),
+            };
             canvas.headline(&format!(
-                "Sparsity by layer: {:.0} % zeros, {:.0} % of far values skipped",
-                100.0 * self.zero_fraction,
-                100.0 * self.values_skipped
+                "Sparsity by layer: {:.0} % zeros, {skipped}",
+                100.0 * self.zero_fraction
             ))?;
             let bottom = canvas.caption(&subject.caption(&subject.sample()))?;
             self.draw_heads(canvas, [(MARGIN, 80.0), (720.0, bottom)])?;

@@ -38,7 +38,9 @@ pub struct AtLength {
     pub dense: Milliseconds,
     /// The same with the hybrid kernel.
     pub hybrid: Milliseconds,
-    /// What the hybrid kernel costs on windows of this length.
+    /// Windows of this length that the costs are measured on.
+    pub windows: usize,
+    /// What the hybrid kernel costs on them.
     #[serde(flatten)]
     pub cost: Cost,
 }
@@ -100,7 +102,8 @@ impl Times {
                     Cost::new(&measured)
                 }
             };
-            lengths.push(AtLength { tokens, dense, hybrid, cost });
+            let windows = (subject.measured_tokens() / tokens).max(1);
+            lengths.push(AtLength { tokens, dense, hybrid, windows, cost });
         }
         Ok(Self { threads: rayon::current_num_threads(), repetitions: REPETITIONS, lengths })
     }
@@ -121,11 +124,15 @@ impl Times {
     pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
         png(|canvas| {
             canvas.headline("Attention time and accuracy against context length")?;
-            let bottom = canvas.caption(&subject.caption(&format!(
-                "median and range of {} timings; accuracy on {} tokens",
-                self.repetitions,
-                subject.measured_tokens()
-            )))?;
+            let measured = self.lengths.iter().map(|at| at.windows * at.tokens);
+            let least = measured.clone().min().unwrap_or(0);
+            let tokens = match measured.max() {
+                Some(most) if most > least => format!("{least} to {most}"),
+                _ => least.to_string(),
+            };
+            let timings = self.repetitions;
+            let text = format!("median and range of {timings} timings; accuracy on {tokens} tokens");
+            let bottom = canvas.caption(&subject.caption(&text))?;
             let entries = [(DENSE, "dense".to_owned()), (HYBRID, "hybrid".to_owned())];
             let top = legend(canvas, 76.0, &entries)? + 16.0;
             let middle = f64::from(PICTURE_SIZE[0]) / 2.0;
