@@ -2,7 +2,7 @@
 
 use deltallm::attn::HeldOut;
 use deltallm::models::{Llama, Session};
-use deltallm::{AttentionError, AttentionKernel, SparsityStats};
+use deltallm::{AttentionError, AttentionKernel, Footprint, SparsityStats};
 use ndarray::Array2;
 
 use crate::{Comparison, Perplexity, TokenScore, score_rows};
@@ -14,6 +14,7 @@ pub type MakeKernel<'a> = dyn Fn(usize) -> Result<Box<dyn AttentionKernel>, Atte
 pub struct HeldOutText {
     windows: Vec<Window>,
     dense: Perplexity,
+    footprint: Footprint,
 }
 
 struct Window {
@@ -29,6 +30,10 @@ pub struct Measured {
     pub total: HeldOut,
     /// Per layer.
     pub layers: Vec<SparsityStats>,
+    /// Mean difference of the log-likelihood of a token to dense attention, nats, and its standard error.
+    pub log_likelihood_difference: (f64, f64),
+    /// Bytes of all layers' caches, summed over the windows.
+    pub footprint: Footprint,
 }
 
 impl HeldOutText {
@@ -37,9 +42,11 @@ impl HeldOutText {
     /// # Errors
     /// A failing model.
     pub fn new(model: &Llama, windows: &[&[u32]], dense: &MakeKernel) -> anyhow::Result<Self> {
-        let mut text = Self { windows: Vec::new(), dense: Perplexity::default() };
+        let mut text =
+            Self { windows: Vec::new(), dense: Perplexity::default(), footprint: Footprint::default() };
         for tokens in windows {
-            let (logits, _) = logits(model, tokens, dense)?;
+            let (logits, session) = logits(model, tokens, dense)?;
+            text.footprint += session.footprint();
             let scores = score_rows(logits.view(), &tokens[1..]);
             text.dense.add(&scores);
             text.windows.push(Window { tokens: tokens.to_vec(), logits, scores });
@@ -52,6 +59,11 @@ impl HeldOutText {
         self.dense.value()
     }
 
+    /// Bytes of all layers' dense caches, summed over the windows.
+    pub fn footprint(&self) -> Footprint {
+        self.footprint
+    }
+
     /// Compares the kernels of `make` with dense attention.
     ///
     /// # Errors
@@ -59,11 +71,13 @@ impl HeldOutText {
     pub fn measure(&self, model: &Llama, make: &MakeKernel) -> anyhow::Result<Measured> {
         let (mut perplexity, mut comparison) = (Perplexity::default(), Comparison::default());
         let mut layers = vec![SparsityStats::default(); model.config().layers];
+        let mut footprint = Footprint::default();
         for window in &self.windows {
             let (logits, session) = logits(model, &window.tokens, make)?;
             let scores = score_rows(logits.view(), &window.tokens[1..]);
             perplexity.add(&scores);
             perplexity.sparsity.add(&session.stats().total());
+            footprint += session.footprint();
             comparison.add((window.logits.view(), &window.scores), (logits.view(), &scores));
             for (sum, kernel) in layers.iter_mut().zip(session.kernels()) {
                 sum.merge(&kernel.stats())?;
@@ -80,7 +94,8 @@ impl HeldOutText {
             kl: comparison.kl(),
             top1_agreement: comparison.top1_agreement(),
         };
-        Ok(Measured { total, layers })
+        let log_likelihood_difference = comparison.log_likelihood_difference();
+        Ok(Measured { total, layers, log_likelihood_difference, footprint })
     }
 }
 

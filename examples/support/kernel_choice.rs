@@ -40,23 +40,42 @@ impl KernelChoice {
     /// # Errors
     /// As the kernels' constructors.
     pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        let plan = self.plan(layer);
-        let options =
-            AttentionOptions { element: plan.store.unwrap_or(self.options.element), ..self.options.clone() };
-        let kernel: Box<dyn AttentionKernel> = match self.kind {
-            KernelKind::Delta => {
+        let options = self.options(layer);
+        let kernel: Box<dyn AttentionKernel> = match (self.kind, self.hybrid_config(layer)) {
+            (KernelKind::Delta, _) => {
                 Box::new(DeltaAttention::new(&options, self.config.thresholds.clone(), layer)?)
             }
-            KernelKind::Hybrid if !plan.dense => {
-                let config = HybridConfig { layer, skip_margin: plan.skip_margin, ..self.config.clone() };
-                Box::new(HybridAttention::new(&options, &config)?)
-            }
-            KernelKind::Dense | KernelKind::Hybrid => return Ok(Box::new(DenseAttention::new(&options)?)),
+            (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(&options, &config)?),
+            _ => return Ok(Box::new(DenseAttention::new(&options)?)),
         };
         Ok(match self.phases {
             Phases::Both => kernel,
             Phases::Prefill => Box::new(PrefillOnly::new(DenseAttention::new(&options)?, kernel)),
         })
+    }
+
+    /// What all kernels of a layer are given.
+    pub fn options(&self, layer: usize) -> AttentionOptions {
+        let element = self.plan(layer).store.unwrap_or(self.options.element);
+        AttentionOptions { element, ..self.options.clone() }
+    }
+
+    /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
+    pub fn hybrid_config(&self, layer: usize) -> Option<HybridConfig> {
+        let plan = self.plan(layer);
+        let config = || HybridConfig { layer, skip_margin: plan.skip_margin, ..self.config.clone() };
+        (!plan.dense).then(config)
+    }
+
+    /// The profile that the settings come from.
+    pub fn profile(&self) -> Option<&ModelProfile> {
+        self.profile.as_ref()
+    }
+
+    /// The same with another element type of the cache (in layers for which a profile has none of its own).
+    #[must_use]
+    pub fn with_element(&self, element: ElementType) -> Self {
+        Self { options: AttentionOptions { element, ..self.options.clone() }, ..self.clone() }
     }
 
     /// What a layer is to do: the profile's plan, where there is one, with the caller's margin.
@@ -81,6 +100,11 @@ impl KernelChoice {
     #[must_use]
     pub fn with_budget(&self, budget: MemoryBudget) -> Self {
         Self { options: AttentionOptions { budget, ..self.options.clone() }, ..self.clone() }
+    }
+
+    /// When attention is approximate.
+    pub fn phases(&self) -> Phases {
+        self.phases
     }
 
     /// Element type of the cache.
@@ -111,11 +135,6 @@ impl KernelChoice {
             _ => (0, 0),
         };
         KeyPlan::Delta { zero_fraction, window, sinks }
-    }
-
-    /// The profile behind the settings.
-    pub fn profile(&self) -> Option<&ModelProfile> {
-        self.profile.as_ref()
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

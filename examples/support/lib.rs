@@ -4,6 +4,7 @@
 //! - [`MemoryArgs`]: bytes for the caches, and what to do when they are used up.
 //! - [`LoadedModel`]: a model with its tokenizer, from a file or the one that is embedded here.
 //! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
+//! - [`report`]: the pictures of the program of that name.
 //! - [`Setup`], [`read_dataset`], [`Summary`]: the tasks of `evaluate`.
 //! - [`CommonArgs`], [`main_with`]: threads and JSON, and how a program ends.
 
@@ -22,6 +23,7 @@ mod perplexity;
 mod prefill_only;
 mod profile;
 mod progress;
+pub mod report;
 mod tasks;
 
 pub use calibration::{Calibration, Goal, Measurements, RULES, Request};

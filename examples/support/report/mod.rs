@@ -1,0 +1,117 @@
+//! Pictures about a model, a text and its attention settings, and the numbers behind them.
+//!
+//! [`Report::measure`] runs the model, [`Report::pictures`] draws; each picture has a file here with both of its halves.
+
+mod accuracy;
+mod axes;
+mod bytes;
+mod canvas;
+mod pairs;
+mod sparsity;
+mod subject;
+mod time;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::KernelSettings;
+
+pub use accuracy::{Accuracy, RuleCost, RuleCosts};
+pub use bytes::{Bytes, Store};
+pub use canvas::PICTURE_SIZE;
+pub use pairs::{Pair, PairChoice, PairCounts, Pairs};
+pub use sparsity::{LayerSparsity, Sparsity};
+pub use subject::{Cost, Subject};
+pub use time::{AtLength, Milliseconds, Times};
+
+/// The numbers behind all pictures.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// Name of the model.
+    pub model: String,
+    /// Name of the text.
+    pub text: String,
+    /// Tokens in a window.
+    pub context: usize,
+    /// Windows that accuracy is measured on.
+    pub windows: usize,
+    /// Worker threads.
+    pub threads: usize,
+    /// The hybrid kernel.
+    pub settings: KernelSettings,
+    /// `sparsity.png`.
+    pub sparsity: Sparsity,
+    /// `accuracy.png`.
+    pub accuracy: Accuracy,
+    /// `bytes.png`.
+    pub bytes: Bytes,
+    /// `time.png`.
+    pub time: Times,
+    /// `pairs.png`.
+    pub pairs: Pairs,
+}
+
+/// A drawn picture.
+pub struct Picture {
+    /// Name of its file.
+    pub file: &'static str,
+    /// What is to be seen, in one line.
+    pub summary: String,
+    /// The file's contents, of [`PICTURE_SIZE`].
+    pub png: Vec<u8>,
+}
+
+impl Report {
+    /// How often [`measure`](Self::measure) calls `step`.
+    pub fn steps(subject: &Subject) -> usize {
+        3 + Bytes::RUNS + Accuracy::runs(subject) + Times::runs(subject)
+    }
+
+    /// Runs the model and its attention as often as the pictures need it. `step` is told after every run.
+    ///
+    /// # Errors
+    /// A failing model.
+    pub fn measure(subject: &Subject, choice: PairChoice, step: &mut dyn FnMut()) -> anyhow::Result<Self> {
+        let longest = Times::lengths(subject).into_iter().max().context("no context length to report on")?;
+        let captured = subject.capture(longest)?;
+        step();
+        let dense = subject.dense(subject.context)?;
+        step();
+        let kernel = subject.measure(&dense, &|layer| subject.kernel.make(layer))?;
+        step();
+        let bytes = Bytes::measure(subject, &dense, &kernel, step)?;
+        let accuracy = Accuracy::measure(subject, &captured, &dense, Cost::new(&kernel), step)?;
+        // Its logits take much memory.
+        drop(dense);
+        Ok(Self {
+            model: subject.model.name.clone(),
+            text: subject.text.to_owned(),
+            context: subject.context,
+            windows: subject.windows,
+            threads: rayon::current_num_threads(),
+            settings: subject.kernel.settings(),
+            sparsity: Sparsity::new(&kernel),
+            accuracy,
+            bytes,
+            time: Times::measure(subject, &captured, Cost::new(&kernel), step)?,
+            pairs: Pairs::measure(subject, &captured, &kernel.layers, choice)?,
+        })
+    }
+
+    /// Draws all pictures.
+    ///
+    /// # Errors
+    /// When a picture cannot be drawn or encoded.
+    pub fn pictures(&self, subject: &Subject) -> anyhow::Result<Vec<Picture>> {
+        let picture = |file, summary, png: anyhow::Result<Vec<u8>>| {
+            anyhow::Ok(Picture { file, summary, png: png.with_context(|| format!("{file}: cannot draw"))? })
+        };
+        Ok(vec![
+            picture("sparsity.png", self.sparsity.summary(), self.sparsity.draw(subject))?,
+            picture("accuracy.png", self.accuracy.summary(), self.accuracy.draw(subject))?,
+            picture("bytes.png", self.bytes.summary(), self.bytes.draw(subject))?,
+            picture("time.png", self.time.summary(), self.time.draw(subject))?,
+            picture("pairs.png", self.pairs.summary(), self.pairs.draw(subject))?,
+        ])
+    }
+}
