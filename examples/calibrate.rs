@@ -8,10 +8,10 @@ use std::time::Instant;
 
 use clap::Parser;
 use deltallm::attn::calibration::AllocationRule;
-use deltallm::attn::{HeldOut, Provenance};
+use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, ElementType};
 use deltallm_examples::{
-    Calibration, CommonArgs, Goal, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
+    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
     print_json, read_text, windows, write_whole,
 };
 use serde::Serialize;
@@ -96,8 +96,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     };
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {
-            (_, Some(kl)) => Goal::Kl(kl),
-            (share, None) => Goal::ZeroFraction(share.unwrap_or_default()),
+            (_, Some(kl)) => CalibrationGoal::Kl(kl),
+            (share, None) => CalibrationGoal::ZeroFraction(share.unwrap_or_default()),
         },
         window: args.window as usize,
         sinks: args.sinks as usize,
@@ -126,6 +126,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         text_sha256: Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect(),
         tokens: calibration.len() * context,
         context,
+        goal: request.goal,
         rule: found.rule,
         zero_fraction: found.zero_fraction,
         held_out: found.held_out.total,

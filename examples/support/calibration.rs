@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use deltallm::attn::HeldOut;
 use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensitivity};
+use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{Llama, LogitRows};
 use deltallm::{
     AttentionOptions, AttentionProfile, DenseAttention, LayerPlan, ModelFingerprint, SkipMargin,
@@ -34,20 +34,11 @@ const SLACK_STEPS: usize = 5;
 /// A layer that saves less than this share of the multiply-adds of attention runs dense.
 const LEAST_GAIN: f64 = 0.1;
 
-/// What is asked of the thresholds.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Goal {
-    /// This share of zero entries.
-    ZeroFraction(f64),
-    /// As many zeros as this divergence from dense attention allows, nats.
-    Kl(f64),
-}
-
 /// What to calibrate for.
 #[derive(Debug, Clone, Copy)]
 pub struct Request {
     /// The goal.
-    pub goal: Goal,
+    pub goal: CalibrationGoal,
     /// Keys in the exact sliding window.
     pub window: usize,
     /// First keys, always exact.
@@ -114,7 +105,7 @@ impl Measurements {
 impl Calibration {
     /// Runs that [`find`](Self::find) makes at most.
     pub fn runs(request: &Request) -> usize {
-        let search = if matches!(request.goal, Goal::Kl(_)) { ZERO_FRACTION_STEPS } else { 0 };
+        let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { ZERO_FRACTION_STEPS } else { 0 };
         RULES.len() + search + 2 + if request.skip { SLACK_STEPS } else { 0 }
     }
 
@@ -132,8 +123,8 @@ impl Calibration {
     ) -> anyhow::Result<Self> {
         let mut search = Search { model, options, allocation: &measurements.0, held_out, request, step };
         let first = match request.goal {
-            Goal::ZeroFraction(share) => share,
-            Goal::Kl(_) => USUAL_ZERO_FRACTION,
+            CalibrationGoal::ZeroFraction(share) => share,
+            CalibrationGoal::Kl(_) => USUAL_ZERO_FRACTION,
         };
         let mut rules = Vec::new();
         for rule in RULES {
@@ -143,17 +134,19 @@ impl Calibration {
         let (rule, at_first) = *best.ok_or_else(|| anyhow::anyhow!("no allocation rule"))?;
 
         let zero_fraction = match request.goal {
-            Goal::ZeroFraction(share) => share,
-            Goal::Kl(limit) if request.skip => search.zero_fraction(rule, limit / SKIP_SHARE, at_first.kl)?,
-            Goal::Kl(limit) => search.zero_fraction(rule, limit, at_first.kl)?,
+            CalibrationGoal::ZeroFraction(share) => share,
+            CalibrationGoal::Kl(limit) if request.skip => {
+                search.zero_fraction(rule, limit / SKIP_SHARE, at_first.kl)?
+            }
+            CalibrationGoal::Kl(limit) => search.zero_fraction(rule, limit, at_first.kl)?,
         };
         let mut profile = search.profile(rule, zero_fraction, None)?;
         let mut measured = search.measure(&profile)?;
         let without_skipping = measured.total;
         if request.skip {
             let limit = match request.goal {
-                Goal::ZeroFraction(_) => without_skipping.kl * SKIP_SHARE,
-                Goal::Kl(limit) => limit,
+                CalibrationGoal::ZeroFraction(_) => without_skipping.kl * SKIP_SHARE,
+                CalibrationGoal::Kl(limit) => limit,
             };
             if let Some((slack, result)) = search.slack(rule, zero_fraction, limit)? {
                 (profile, measured) = (search.profile(rule, zero_fraction, Some(slack))?, result);
@@ -285,7 +278,21 @@ fn four_digits(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
+    use deltallm::core::HeadSparsity;
+
     use super::*;
+
+    #[test]
+    fn a_layer_without_zeros_and_skipping_gains_too_little() {
+        let layer = |nonzeros, skipped_values| {
+            let head = HeadSparsity { elements: 100, nonzeros, pairs: 100, exact_pairs: 20, skipped_values };
+            gain(&SparsityStats::new(vec![head; 2]))
+        };
+        assert_eq!(layer(100, 0), 0.0);
+        assert!((layer(0, 80) - 0.8).abs() < 1e-12, "everything far is saved");
+        assert!(layer(80, 0) < LEAST_GAIN && layer(70, 0) > LEAST_GAIN);
+        assert!(layer(100, 10) < LEAST_GAIN && layer(100, 30) > LEAST_GAIN);
+    }
 
     #[test]
     fn four_digits_are_kept() {

@@ -26,7 +26,7 @@ mod progress;
 pub mod report;
 mod tasks;
 
-pub use calibration::{Calibration, Goal, Measurements, RULES, Request};
+pub use calibration::{Calibration, Measurements, RULES, Request};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
 pub use generation::{Generation, Stop, first_difference, generate};
 pub use held_out::{HeldOutText, MakeKernel, Measured};

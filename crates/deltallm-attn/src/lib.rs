@@ -37,7 +37,7 @@ pub use error::AttentionError;
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::AttentionKernel;
 pub use options::AttentionOptions;
-pub use profile::{AttentionProfile, HeldOut, LayerPlan, Provenance};
+pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
 pub use shape::AttentionShape;
 pub use simd::SimdLevel;
 pub use skip::SkipMargin;

@@ -68,12 +68,24 @@ pub struct Provenance {
     pub tokens: usize,
     /// Tokens of a window.
     pub context: usize,
+    /// What was asked for.
+    pub goal: CalibrationGoal,
     /// How the thresholds follow from the sensitivities.
     pub rule: AllocationRule,
     /// Zero fraction on the calibration text.
     pub zero_fraction: f64,
     /// Accuracy on text that was not used for the calibration.
     pub held_out: HeldOut,
+}
+
+/// What is asked of a calibration.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "snake_case"))]
+pub enum CalibrationGoal {
+    /// This share of zero entries.
+    ZeroFraction(f64),
+    /// As many zeros and skipped values as this divergence from dense attention allows, nats.
+    Kl(f64),
 }
 
 /// Accuracy against dense attention, with the same cache type.
