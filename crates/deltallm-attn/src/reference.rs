@@ -72,6 +72,7 @@ pub fn attention(
         });
         let group: Range<usize> = kv_head * shape.group()..(kv_head + 1) * shape.group();
         for tile in (0..n).step_by(method.tile) {
+            let positions = method.tile.min(n - tile);
             let queries: Vec<(usize, usize)> =
                 (tile..n.min(tile + method.tile)).flat_map(|m| group.clone().map(move |h| (m, h))).collect();
             let scores: Vec<Vec<f64>> = queries
@@ -84,7 +85,7 @@ pub fn attention(
                 Some(margin) => queries.iter().zip(&scores).any(|(&(m, _), s)| {
                     let best =
                         (0..=m).filter(|&u| exact(method, m, u)).map(|u| s[u]).fold(f64::MIN, f64::max);
-                    t <= m && !exact(method, m, t) && s[t] > best - f64::from(margin.nats(m + 1))
+                    t <= m && !exact(method, m, t) && s[t] > best - f64::from(margin.nats(m + 1, positions))
                 }),
             };
             let kept: Vec<bool> = (0..n).map(matters).collect();

@@ -10,8 +10,9 @@ use crate::AttentionError;
 /// use deltallm_attn::SkipMargin;
 ///
 /// let margin: SkipMargin = "ln:3".parse()?;
-/// assert!((margin.nats(1024) - (1024_f32.ln() - 3.0)).abs() < 1e-6);
-/// assert_eq!(margin.nats(1), SkipMargin::LEAST);
+/// assert!((margin.nats(1024, 32) - (1024_f32.ln() - 3.0)).abs() < 1e-6);
+/// assert_eq!(margin.nats(1024, 1), margin.nats(1024, 32) + SkipMargin::ALONE);
+/// assert_eq!(margin.nats(2, 32), SkipMargin::LEAST);
 /// assert_eq!("4.5".parse::<SkipMargin>()?, SkipMargin::Fixed(4.5));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -26,7 +27,7 @@ pub enum SkipMargin {
     /// The same at every length.
     Fixed(f32),
     /// `ln(n) - slack` for a query that sees `n` keys: then the mass a query can lose, relative to its best exact key, is at
-    /// most `exp(slack)` at every length.
+    /// most `exp(slack)` at every length. A query that decides alone, as in decoding, adds [`ALONE`](SkipMargin::ALONE).
     Length {
         /// In nats; about 3.
         slack: f32,
@@ -37,11 +38,18 @@ impl SkipMargin {
     /// The smallest margin of [`Length`](Self::Length): in short contexts skipping gains little and costs most.
     pub const LEAST: f32 = 3.0;
 
-    /// The margin for a query that sees `keys` keys.
-    pub fn nats(self, keys: usize) -> f32 {
+    /// What [`Length`](Self::Length) adds where one query decides alone. In a tile most values are kept for the sake of some
+    /// other query; without them the same margin would skip far more.
+    pub const ALONE: f32 = 2.0;
+
+    /// The margin for a query that sees `keys` keys, in a tile of `queries` queries.
+    pub fn nats(self, keys: usize, queries: usize) -> f32 {
         match self {
             Self::Fixed(margin) => margin,
-            Self::Length { slack } => ((keys as f32).ln() - slack).max(Self::LEAST),
+            Self::Length { slack } => {
+                let alone = if queries == 1 { Self::ALONE } else { 0.0 };
+                ((keys as f32).ln() - slack).max(Self::LEAST) + alone
+            }
         }
     }
 

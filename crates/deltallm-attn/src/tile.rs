@@ -182,7 +182,7 @@ fn attend_phase(
     if let Some(margin) = phase.skip_margin {
         // Lanes that stand for no query must keep nothing alive.
         reset(&mut scratch.thresholds, lanes, f32::INFINITY);
-        let margins = || tile.positions.clone().map(|position| margin.nats(position + 1));
+        let margins = || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
         let margins = (0..group).flat_map(|_| margins());
         for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&scratch.max).zip(margins) {
             *threshold = max - margin;
