@@ -98,7 +98,8 @@ impl PagedRows {
         }
         self.len = len;
         self.first = self.first.min(len);
-        let pages = len.div_ceil(self.page_tokens).saturating_sub(self.first_page);
+        // After an earlier cut into pages dropped from the front, the page that `len` stands in may not be held.
+        let pages = len.div_ceil(self.page_tokens).saturating_sub(self.first_page).min(self.pages.len());
         charge.shrink((self.pages.len() - pages) * self.page_bytes());
         self.pages.truncate(pages);
         if pages == 0 {
@@ -239,6 +240,25 @@ mod tests {
                 drop(charge);
                 assert_eq!(budget.used(), 0);
             }
+        }
+    }
+
+    #[test]
+    fn cuts_into_dropped_pages_can_follow_each_other() {
+        for cuts in [[10, 6, 6], [6, 6, 5], [5, 4, 0], [3, 3, 3]] {
+            let budget = MemoryBudget::unlimited();
+            let (mut rows, mut charge) = filled(11, &budget);
+            rows.drop_before(11, &mut charge);
+            for cut in cuts {
+                rows.truncate(cut, &mut charge).unwrap();
+                assert_eq!(charge.bytes(), rows.held_bytes() + rows.bookkeeping_bytes(), "{cuts:?}");
+            }
+            let [.., len] = cuts;
+            for t in len..20 {
+                rows.push(&[t as f32, 0.0], &mut charge).unwrap();
+            }
+            let expected: Vec<f32> = (len..20).map(|t| t as f32).collect();
+            assert_eq!(first_column(&rows, len..20), expected, "{cuts:?}");
         }
     }
 
