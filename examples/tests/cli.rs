@@ -10,11 +10,8 @@ use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, 
 use deltallm_examples::LoadedModel;
 use serde_json::Value;
 
-/// A text that the embedded model understands: it is its own.
-fn fairy_text() -> String {
-    let text = json(&run("generate", &["--max-tokens", "900", "--json"]))["text"].clone();
-    text.as_str().expect("a text").to_owned()
-}
+/// A text of some thousand tokens that is the same everywhere.
+const LONG_TEXT: &str = include_str!("../../docs/method.md");
 
 #[test]
 fn prompt_longer_than_the_context() {
@@ -68,7 +65,7 @@ fn bad_attention_settings() {
         ("--window", "wide", "block:SCALE"),
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
-        ("--skip-margin", "0", "nats > 0, or off"),
+        ("--skip-margin", "0", "nats > 0, ln:C for ln(keys) - C, or off"),
         ("--kv", "compact", "not in this version yet"),
         ("--kv", "f8", "f32, f16 or bf16"),
         ("--sinks", "18446744073709551615", "at most 1024"),
@@ -223,13 +220,13 @@ fn policies_reach_the_kernels_and_are_reported() {
 
 #[test]
 fn calibration_makes_a_profile_that_evaluate_takes() {
-    let text = file("calibration.txt", fairy_text().as_bytes());
+    let text = file("calibration.txt", LONG_TEXT.as_bytes());
     let out = path("made.json");
     let args =
         ["--text", &text, "--tokens", "512", "--held-out-tokens", "256", "--context", "256", "--out", &out];
     let report = json(&run("calibrate", &[&args[..], &["--sparsity", "0.5", "--json"]].concat()));
     assert!((report["zero_fraction"].as_f64().expect("a number") - 0.5).abs() < 0.01, "{report}");
-    assert!(report["held_out"]["kl"].as_f64().is_some_and(|kl| kl > 0.0 && kl < 0.1), "{report}");
+    assert!(report["held_out"]["kl"].as_f64().is_some_and(|kl| kl > 0.0 && kl < 0.5), "{report}");
     let first = std::fs::read(&out).expect("a profile");
     run("calibrate", &[&args[..], &["--sparsity", "0.5", "--threads", "1"]].concat());
     assert!(first == std::fs::read(&out).expect("a profile"), "the same on one thread as on all");
@@ -251,7 +248,7 @@ fn calibration_makes_a_profile_that_evaluate_takes() {
 
 #[test]
 fn bad_calibrations_are_refused_and_write_nothing() {
-    let text = file("calibration-2.txt", fairy_text().as_bytes());
+    let text = file("calibration-2.txt", LONG_TEXT.as_bytes());
     let out = path("never-made.json");
     let good =
         ["--text", &text, "--context", "256", "--tokens", "256", "--held-out-tokens", "256", "--out", &out];
