@@ -46,9 +46,9 @@ struct Args {
     /// Tokens in a window (perplexity; default 1024), or most tokens of a sequence (default: the model's context)
     #[arg(long, value_name = "N")]
     context: Option<usize>,
-    /// Perplexity: score the last N tokens of each window alone, read one by one as in generation
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    decode: Option<u32>,
+    /// Perplexity: attend one token at a time, as in generation
+    #[arg(long)]
+    decode: bool,
     /// Between context and continuation (choices, schema, last-word)
     #[arg(long, value_name = "TEXT", default_value = " ")]
     delimiter: String,
@@ -86,6 +86,10 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
+    ensure!(
+        !args.decode || matches!(args.task, TaskKind::Perplexity),
+        "--decode: expected --task perplexity, which it belongs to"
+    );
     // Read before the model: a wrong file is the more likely mistake, and is noticed at once.
     let input = Input::read(&args)?;
     let model = LoadedModel::open(args.model.as_deref())?;
@@ -94,7 +98,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         context: context(&args, &model)?,
         dense: args.compare.map(|Baseline::Dense| kernel.dense()),
         delimiter: args.delimiter.clone(),
-        decode: decode(&args)?,
+        decode: args.decode,
         kernel,
         model: &model,
     };
@@ -146,18 +150,6 @@ impl Input {
             task => Self::Records(read_dataset(&args.data, task)?),
         })
     }
-}
-
-/// Tokens of a window to be read one by one.
-fn decode(args: &Args) -> anyhow::Result<Option<usize>> {
-    let Some(tokens) = args.decode.map(|tokens| tokens as usize) else { return Ok(None) };
-    ensure!(args.task == TaskKind::Perplexity, "--decode: expected --task perplexity, which it belongs to");
-    let context = args.context.unwrap_or(PERPLEXITY_CONTEXT);
-    ensure!(
-        tokens < context - 1,
-        "--decode: expected less than --context, {context}, by at least 2, got {tokens}"
-    );
-    Ok(Some(tokens))
 }
 
 fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {

@@ -119,7 +119,7 @@ fn setup<'m>(model: &'m LoadedModel, options: &[&str]) -> Setup<'m> {
     let kernel = <Kernel as clap::Parser>::try_parse_from([&["x"], options].concat()).expect("options").args;
     let kernel = kernel.resolve(&model.llama).expect("settings that fit");
     let dense = Some(kernel.dense());
-    Setup { model, kernel, dense, delimiter: " ".into(), decode: None, context: 1024 }
+    Setup { model, kernel, dense, delimiter: " ".into(), decode: false, context: 1024 }
 }
 
 #[test]
@@ -290,7 +290,8 @@ fn the_log_of_another_run_is_refused() {
     evaluate("choices", &data, &["--resume", &log]);
     let base = ["--task", "choices", "--data", &data, "--resume", &log];
     for (more, setting) in [
-        (["--theta", "0.9"], "settings.theta"),
+        (["--theta", "0.9"], "profile_hash"),
+        (["--sinks", "3"], "settings.sinks"),
         (["--kernel", "dense"], "kernel"),
         (["--delimiter", ""], "delimiter"),
         (["--context", "500"], "context"),
@@ -305,6 +306,28 @@ fn the_log_of_another_run_is_refused() {
     let args = ["--task", "choices", "--data", &data, "--resume", &data];
     assert_refused("evaluate", &args, &["expected the log of an earlier run"]);
     assert_eq!(std::fs::read_to_string(&data).expect("still there"), CHOICES);
+}
+
+#[test]
+fn attention_token_by_token_is_the_same_where_nothing_is_skipped() {
+    let data = file("decode.txt", include_bytes!("../../docs/method.md"));
+    let report = |more: &[&str]| {
+        let args =
+            ["--context", "200", "--limit", "1", "--window", "16", "--kv", "f32", "--compare", "dense"];
+        evaluate("perplexity", &data, &[&args[..], more].concat())
+    };
+    let close = |a: &Value, b: &Value, name: &str| {
+        let [a, b] = [a, b].map(|report| report[name].as_f64().expect("a number"));
+        assert!((a - b).abs() <= 1e-3 * a.abs(), "{name}: {a} {b}");
+    };
+    let (whole, decoded) = (report(&["--skip-margin", "off"]), report(&["--skip-margin", "off", "--decode"]));
+    for name in ["perplexity", "zero_fraction", "sparsity"] {
+        close(&whole, &decoded, name);
+    }
+    // Alone a query skips more than in a tile.
+    let (whole, decoded) = (report(&["--skip-margin", "4"]), report(&["--skip-margin", "4", "--decode"]));
+    assert!(decoded["values_skipped"].as_f64() > whole["values_skipped"].as_f64());
+    assert_refused("evaluate", &["--task", "choices", "--data", &data, "--decode"], &["--decode"]);
 }
 
 #[test]

@@ -63,7 +63,7 @@ fn data(name: &str) -> PathBuf {
 fn setup(model: &LoadedModel) -> Setup<'_> {
     let options = Options::try_parse_from(["test", "--kernel", "dense", "--kv", "f32"]).expect("options");
     let kernel = options.kernel.resolve(&model.llama).expect("settings that fit");
-    Setup { model, kernel, dense: None, delimiter: " ".into(), decode: None, context: 8192 }
+    Setup { model, kernel, dense: None, delimiter: " ".into(), decode: false, context: 8192 }
 }
 
 /// The largest difference in log-likelihood.

@@ -21,8 +21,8 @@ pub struct Setup<'m> {
     pub delimiter: String,
     /// Most tokens of a sequence.
     pub context: usize,
-    /// Perplexity: how many tokens of a window are read one by one, and they alone scored.
-    pub decode: Option<usize>,
+    /// Perplexity: whether attention goes through the text as in generation.
+    pub decode: bool,
 }
 
 /// What one kernel made of an example.
