@@ -1,6 +1,8 @@
 //! Narrowing and coarsening: the bounds of `docs/method.md`, equations 7 and 8, and the bytes that come back.
 
-use deltallm_core::{BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, MemoryBudget, PagedRows};
+use deltallm_core::{
+    BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, HeadThresholds, MemoryBudget, PagedRows,
+};
 use proptest::prelude::*;
 
 /// A random walk, `[tokens][channels]`.
@@ -249,4 +251,20 @@ fn thresholds_are_not_lowered_and_not_raised_beyond_f32() {
     assert!(matches!(matrix.coarsen(2.0, &mut charge), Err(CoreError::Threshold { index: 0, .. })));
     matrix.coarsen(1.0, &mut charge).unwrap();
     assert_eq!(matrix.len(), keys.len());
+}
+
+#[test]
+fn what_a_raised_target_has_saved_is_not_spent_again() {
+    let keys = keys(32, 3000, 9);
+    let head = HeadThresholds::with_target(vec![0.5; 32], 0.4);
+    let mut charge = MemoryBudget::unlimited().charge();
+    let mut matrix = DeltaMatrix::new(head, ElementType::F32).unwrap();
+    let zeros = |matrix: &DeltaMatrix| 1.0 - matrix.nonzeros() as f64 / (matrix.len() * 32) as f64;
+    push(&mut matrix, &keys[..1000], &mut charge);
+    assert!((zeros(&matrix) - 0.4).abs() < 0.02, "{}", zeros(&matrix));
+    matrix.coarsen(3.0, &mut charge).unwrap();
+    let raised = zeros(&matrix);
+    assert!(raised > 0.45, "{raised}");
+    push(&mut matrix, &keys[1000..], &mut charge);
+    assert!((zeros(&matrix) - raised).abs() < 0.02, "{} {raised}", zeros(&matrix));
 }
