@@ -6,8 +6,8 @@ use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensit
 use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{Llama, LogitRows};
 use deltallm::{
-    AttentionOptions, AttentionProfile, DenseAttention, LayerPlan, ModelFingerprint, SkipMargin,
-    SparsityStats, ThresholdProfile, Window,
+    AttentionError, AttentionOptions, AttentionProfile, DenseAttention, LayerPlan, ModelFingerprint,
+    SkipMargin, SparsityStats, ThresholdProfile, Window,
 };
 
 use crate::{HeldOutText, Measured};
@@ -83,22 +83,24 @@ impl Measurements {
         let mut layers: Vec<(Sensitivity, RateCurves)> = (model.weights().layers.iter())
             .map(|layer| {
                 let output = layer.attention_output.weight.view();
-                let sensitivity = Sensitivity::new(options, exact, output, QUERY_STRIDE);
-                (sensitivity, RateCurves::new(config.kv_heads * config.head_dim))
+                let sensitivity = Sensitivity::new(options, exact, output, QUERY_STRIDE)?;
+                Ok((sensitivity, RateCurves::new(config.kv_heads * config.head_dim)))
             })
-            .collect();
+            .collect::<Result<_, AttentionError>>()?;
         for window in windows {
             let mut kernels =
                 (0..config.layers).map(|_| DenseAttention::new(options)).collect::<Result<Vec<_>, _>>()?;
+            let mut failure = None;
             model.forward_observed(window, &mut kernels, LogitRows::None, &mut |input| {
                 let (sensitivity, curves) = &mut layers[input.layer];
-                sensitivity.add(input.q, input.k, input.v, input.residual);
+                failure = failure.take().or(sensitivity.add(input.q, input.k, input.v, input.residual).err());
                 curves.add(input.k);
             })?;
+            failure.map_or(Ok(()), Err)?;
             step();
         }
         let layers = layers.into_iter().map(|(sensitivity, curves)| (sensitivity.finish(), curves));
-        Ok(Self(Allocation::new(layers.collect())))
+        Ok(Self(Allocation::new(layers.collect())?))
     }
 }
 

@@ -8,7 +8,7 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 
 use crate::{
-    LayerWeights, LlamaConfig, LlamaWeights, ModelError, ModelFile,
+    LayerWeights, Linear, LlamaConfig, LlamaWeights, ModelError, ModelFile,
     kernels::matmul_transposed,
     layers::{Rope, rms_norm, swiglu},
 };
@@ -249,11 +249,11 @@ impl Llama {
         let mut x = self.weights.token_embedding.select(Axis(0), &ids);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.attention_norm, self.config.norm_eps);
-            let [q, k, v] = self.projections(layer, &normed, batch, positions);
+            let failed = |source| ModelError::Attention { layer: index, source };
+            let [q, k, v] = self.projections(layer, &normed, batch, positions).map_err(failed)?;
             let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
             observer(AttentionInput { layer: index, residual, q, k, v });
-            let attended = attend(batch, index, q, k, v)
-                .map_err(|source| ModelError::Attention { layer: index, source })?;
+            let attended = attend(batch, index, q, k, v).map_err(failed)?;
             x += &layer.attention_output.apply(&attended.view());
             x += &swiglu(layer, &rms_norm(&x, &layer.mlp_norm, self.config.norm_eps));
         }
@@ -267,14 +267,14 @@ impl Llama {
         x: &Array2<f32>,
         batch: &[Sequence<K>],
         positions: &[usize],
-    ) -> [Array3<f32>; 3] {
-        let [mut q, mut k, v] = [&layer.query, &layer.key, &layer.value]
-            .map(|linear| split_heads(linear.apply(&x.view()), self.config.head_dim));
+    ) -> Result<[Array3<f32>; 3], AttentionError> {
+        let heads = |linear: &Linear| split_heads(linear.apply(&x.view()), self.config.head_dim);
+        let (mut q, mut k, v) = (heads(&layer.query)?, heads(&layer.key)?, heads(&layer.value)?);
         for (tokens, position) in token_ranges(batch).zip(positions) {
             self.rope.apply(q.slice_mut(s![tokens.clone(), .., ..]), *position);
             self.rope.apply(k.slice_mut(s![tokens, .., ..]), *position);
         }
-        [q, k, v]
+        Ok([q, k, v])
     }
 
     /// Final norm and output projection: logits `[rows, vocab_size]`.
@@ -286,9 +286,15 @@ impl Llama {
 }
 
 /// `[tokens, heads * head_dim]` as `[tokens, heads, head_dim]`.
-fn split_heads(x: Array2<f32>, head_dim: usize) -> Array3<f32> {
+fn split_heads(x: Array2<f32>, head_dim: usize) -> Result<Array3<f32>, AttentionError> {
     let (tokens, width) = x.dim();
-    x.into_shape_with_order((tokens, width / head_dim, head_dim)).expect("the same number of elements")
+    x.into_shape_with_order((tokens, width / head_dim, head_dim))
+        .map_err(|_| columns("projection", width / head_dim * head_dim, width))
+}
+
+/// A matrix whose columns are not whole heads. Loading checks the weights' shapes, so nobody has seen this error.
+fn columns(input: &'static str, expected: usize, got: usize) -> AttentionError {
+    AttentionError::Shape { input, dimension: "columns", expected, got }
 }
 
 /// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer`: `[tokens, heads * head_dim]`.
@@ -301,8 +307,8 @@ fn attend<K: AttentionKernel>(
 ) -> Result<Array2<f32>, AttentionError> {
     let (tokens, heads, head_dim) = q.dim();
     let mut out = Array3::zeros(q.dim());
-    let ranges: Vec<_> = token_ranges(batch).collect();
     let mut rest = out.view_mut();
+    let ranges: Vec<_> = token_ranges(batch).collect();
     let mut tasks = Vec::new();
     for (sequence, range) in batch.iter_mut().zip(ranges) {
         let (own, others) = rest.split_at(Axis(0), range.len());
@@ -318,7 +324,8 @@ fn attend<K: AttentionKernel>(
         1 => tasks.into_iter().try_for_each(run)?,
         _ => tasks.into_par_iter().try_for_each(run)?,
     }
-    Ok(out.into_shape_with_order((tokens, heads * head_dim)).expect("the same number of elements"))
+    let width = heads * head_dim;
+    out.into_shape_with_order((tokens, width)).map_err(|_| columns("out", width, heads * head_dim))
 }
 
 /// Where each sequence's tokens stand when all are put one after the other.

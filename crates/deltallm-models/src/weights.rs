@@ -165,8 +165,14 @@ impl ModelFile {
     pub fn matrix(&self, config: &LlamaConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
         let [rows, columns] = id.shape(config);
         let values = self.read(id, Part::Weight, &[rows, columns], config)?;
-        Ok(Array2::from_shape_vec((rows, columns), values)
-            .expect("`read` answers as many values as the shape has"))
+        let got = values.len();
+        // `read` has checked the shape, so the values fill it.
+        Array2::from_shape_vec((rows, columns), values).map_err(|_| ModelError::TensorShape {
+            file: self.path.clone(),
+            tensor: format!("{id:?}"),
+            expected: vec![rows, columns],
+            got: vec![got],
+        })
     }
 
     /// The weight of a norm as `f32`, `[hidden_size]`.

@@ -1,6 +1,7 @@
 //! Thresholds of all layers for a wanted zero fraction.
 
 use super::{ChannelWeights, RateCurves};
+use crate::AttentionError;
 
 /// How thresholds follow from the measurements.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -27,8 +28,19 @@ pub struct Allocation {
 
 impl Allocation {
     /// Weights and curves of every layer, measured on the same texts.
-    pub fn new(layers: Vec<(ChannelWeights, RateCurves)>) -> Self {
-        Self { layers }
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`] for a layer whose weights and curves are not of the same channels.
+    pub fn new(layers: Vec<(ChannelWeights, RateCurves)>) -> Result<Self, AttentionError> {
+        for (weights, curves) in &layers {
+            for (input, got) in [("mass", weights.mass.len()), ("output", weights.output.len())] {
+                let expected = curves.channels();
+                if got != expected {
+                    return Err(AttentionError::Shape { input, dimension: "channels", expected, got });
+                }
+            }
+        }
+        Ok(Self { layers })
     }
 
     /// Thresholds, `[layers, kv_heads * head_dim]`, whose zero fraction on the calibration texts is `zero_fraction` (as near as
@@ -84,7 +96,7 @@ mod tests {
             curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view());
             (ChannelWeights { mass: weights.to_vec(), output: weights.map(|w| w * w).to_vec() }, curves)
         };
-        Allocation::new(vec![layer(1.0, [1.0, 4.0]), layer(0.3, [16.0, 1e-4])])
+        Allocation::new(vec![layer(1.0, [1.0, 4.0]), layer(0.3, [16.0, 1e-4])]).unwrap()
     }
 
     const RULES: [AllocationRule; 2] =
@@ -116,7 +128,8 @@ mod tests {
             }
         }
         let silent = ChannelWeights { mass: vec![0.0; 2], output: vec![0.0; 2] };
-        let allocation = Allocation::new(vec![(silent, RateCurves::new(2))]);
+        let allocation = Allocation::new(vec![(silent.clone(), RateCurves::new(2))]).unwrap();
         assert_eq!(allocation.thresholds(RULES[0], 0.5), [[RateCurves::LARGEST; 2]]);
+        assert!(Allocation::new(vec![(silent, RateCurves::new(3))]).is_err());
     }
 }

@@ -73,13 +73,15 @@ impl RateCurves {
         self.sent.len()
     }
 
-    /// Entries that channel `channel` transmits with a threshold, interpolated between those of the grid.
+    /// Entries that channel `channel` transmits with a threshold, interpolated between those of the grid; none for a channel
+    /// that the layer does not have.
     pub fn sent(&self, channel: usize, threshold: f32) -> f64 {
         let place = (threshold.log2() - SMALLEST_EXPONENT) * STEPS_PER_OCTAVE;
         // Not a number for a threshold that is none, minus infinity for zero.
         let place = if place > 0.0 { place.min((STEPS - 1) as f32) } else { 0.0 };
         let (low, part) = (place as usize, f64::from(place.fract()));
-        let sent = |step: usize| f64::from(self.sent[channel][step.min(STEPS - 1)]);
+        let Some(curve) = self.sent.get(channel) else { return 0.0 };
+        let sent = |step: usize| f64::from(curve[step.min(STEPS - 1)]);
         sent(low) + (sent(low + 1) - sent(low)) * part
     }
 }

@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Slice, Zip};
 
-use crate::{AttentionOptions, AttentionShape};
+use crate::{AttentionError, AttentionOptions, AttentionShape};
 
 /// Queries whose probabilities are in memory at a time.
 const QUERY_ROWS: usize = 128;
@@ -43,16 +43,16 @@ impl Sensitivity {
     /// For a layer whose output projection is `output`, `[hidden_size, heads * head_dim]`, seen with a sliding window of
     /// `window` keys and `sinks` sinks. Every `stride`-th query (at least 1) is looked at.
     ///
-    /// # Panics
-    /// If `output` does not have `heads * head_dim` columns.
+    /// # Errors
+    /// [`AttentionError::Shape`] if `output` does not have `heads * head_dim` columns.
     pub fn new(
         options: &AttentionOptions,
         [window, sinks]: [usize; 2],
         output: ArrayView2<f32>,
         stride: usize,
-    ) -> Self {
+    ) -> Result<Self, AttentionError> {
         let (shape, d) = (options.shape, options.shape.head_dim());
-        assert_eq!(output.ncols(), shape.heads() * d, "columns of the output projection");
+        check("output projection", "columns", shape.heads() * d, output.ncols())?;
         let grams = (0..shape.heads())
             .map(|head| {
                 let part = output.slice_axis(Axis(1), Slice::from(head * d..(head + 1) * d));
@@ -60,7 +60,7 @@ impl Sensitivity {
             })
             .collect();
         let zeros = vec![0.0; shape.kv_heads() * d];
-        Self {
+        Ok(Self {
             shape,
             scale: options.scale,
             softcap: options.softcap,
@@ -70,18 +70,31 @@ impl Sensitivity {
             grams,
             sums: ChannelWeights { mass: zeros.clone(), output: zeros },
             residuals: Vec::new(),
-        }
+        })
     }
 
     /// Adds one text: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]` (after RoPE), and
     /// `residual` is the stream that the layer's output is added to, `[tokens, hidden_size]`.
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`] for inputs of other shapes; nothing is added then.
     pub fn add(
         &mut self,
         q: ArrayView3<f32>,
         k: ArrayView3<f32>,
         v: ArrayView3<f32>,
         residual: ArrayView2<f32>,
-    ) {
+    ) -> Result<(), AttentionError> {
+        let tokens = residual.nrows();
+        for (input, heads, got) in [
+            ("q", self.shape.heads(), q.dim()),
+            ("k", self.shape.kv_heads(), k.dim()),
+            ("v", self.shape.kv_heads(), v.dim()),
+        ] {
+            check(input, "tokens", tokens, got.0)?;
+            check(input, "heads", heads, got.1)?;
+            check(input, "head_dim", self.shape.head_dim(), got.2)?;
+        }
         self.residuals.extend(residual.outer_iter().map(|row| row.dot(&row)));
         let heads: Vec<usize> = (0..self.shape.heads()).collect();
         let sums = map(&heads, |&head| {
@@ -96,6 +109,7 @@ impl Sensitivity {
             add(&mut self.sums.mass[channels.clone()], mass);
             add(&mut self.sums.output[channels], output);
         }
+        Ok(())
     }
 
     /// The sums of one query head: `q`, `k`, `v` are `[tokens, head_dim]`, `gram` is `Wo^T Wo`.
@@ -111,7 +125,7 @@ impl Sensitivity {
         let norms: Vec<f32> = v.outer_iter().zip(values.outer_iter()).map(|(v, g)| v.dot(&g)).collect();
         let [mut mass, mut output] = [vec![0.0; d], vec![0.0; d]];
         // Before this position no key is far.
-        let first = self.window + self.sinks;
+        let first = self.window.saturating_add(self.sinks);
         let rows: Vec<usize> = (first..tokens).step_by(self.stride).collect();
         for rows in rows.chunks(QUERY_ROWS) {
             let seen = Slice::from(..rows[rows.len() - 1] + 1);
@@ -167,6 +181,15 @@ impl Sensitivity {
         self.sums.output.iter_mut().for_each(|x| *x *= mean / median.max(f64::MIN_POSITIVE));
         self.sums
     }
+}
+
+fn check(
+    input: &'static str,
+    dimension: &'static str,
+    expected: usize,
+    got: usize,
+) -> Result<(), AttentionError> {
+    if expected == got { Ok(()) } else { Err(AttentionError::Shape { input, dimension, expected, got }) }
 }
 
 fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
@@ -256,8 +279,8 @@ mod tests {
         let (wo, residual) = (rows(20, 32), rows(n, 20));
         let options = AttentionOptions::new(shape).unwrap();
         for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
-            let mut sensitivity = Sensitivity::new(&options, exact, wo.view(), stride);
-            sensitivity.add(q.view(), k.view(), v.view(), residual.view());
+            let mut sensitivity = Sensitivity::new(&options, exact, wo.view(), stride).unwrap();
+            sensitivity.add(q.view(), k.view(), v.view(), residual.view()).unwrap();
             let got = sensitivity.finish();
             let [mass, output] = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
             let close = |got: &[f64], expected: &[f64]| {
@@ -273,10 +296,35 @@ mod tests {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
         let options = AttentionOptions::new(shape).unwrap();
         let wo = Array2::ones((3, 8));
-        let mut sensitivity = Sensitivity::new(&options, [64, 4], wo.view(), 1);
+        let mut sensitivity = Sensitivity::new(&options, [64, 4], wo.view(), 1).unwrap();
         let x = Array3::ones((20, 2, 4));
         let kv = Array3::ones((20, 1, 4));
-        sensitivity.add(x.view(), kv.view(), kv.view(), Array2::ones((20, 3)).view());
+        sensitivity.add(x.view(), kv.view(), kv.view(), Array2::ones((20, 3)).view()).unwrap();
+        let weights = sensitivity.finish();
+        assert!(weights.mass.iter().chain(&weights.output).all(|w| *w == 0.0));
+    }
+
+    #[test]
+    fn other_shapes_are_refused_and_add_nothing() {
+        let shape = AttentionShape::new(2, 1, 4).unwrap();
+        let options = AttentionOptions::new(shape).unwrap();
+        let wrong = Sensitivity::new(&options, [2, 0], Array2::ones((3, 7)).view(), 1).unwrap_err();
+        assert!(matches!(wrong, AttentionError::Shape { dimension: "columns", expected: 8, got: 7, .. }));
+
+        let mut sensitivity = Sensitivity::new(&options, [2, 0], Array2::ones((3, 8)).view(), 1).unwrap();
+        let (q, kv, residual) = (Array3::ones((9, 2, 4)), Array3::ones((9, 1, 4)), Array2::ones((9, 3)));
+        for (q, k, v, input, dimension) in [
+            (Array3::ones((9, 1, 4)), kv.clone(), kv.clone(), "q", "heads"),
+            (q.clone(), Array3::ones((8, 1, 4)), kv.clone(), "k", "tokens"),
+            (q.clone(), kv.clone(), Array3::ones((9, 1, 5)), "v", "head_dim"),
+        ] {
+            match sensitivity.add(q.view(), k.view(), v.view(), residual.view()) {
+                Err(AttentionError::Shape { input: i, dimension: d, .. }) => {
+                    assert_eq!((i, d), (input, dimension))
+                }
+                other => panic!("{other:?}"),
+            }
+        }
         let weights = sensitivity.finish();
         assert!(weights.mass.iter().chain(&weights.output).all(|w| *w == 0.0));
     }
