@@ -12,10 +12,9 @@ use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, ElementType};
 use deltallm_examples::{
     Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
-    print_json, read_text, windows, write_whole,
+    print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;
-use sha2::{Digest, Sha256};
 
 /// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model.
 #[derive(Debug, Parser)]
@@ -123,7 +122,7 @@ fn run(args: Args) -> anyhow::Result<()> {
 
     let provenance = Provenance {
         model: model.name.clone(),
-        text_sha256: Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect(),
+        text_sha256: sha256_hex(text.as_bytes()),
         tokens: calibration.len() * context,
         context,
         goal: request.goal,

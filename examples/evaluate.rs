@@ -14,8 +14,8 @@ use deltallm_examples::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
     KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelProfile,
     Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult,
-    answer_questions, fnv1a, main_with, print_json, read_dataset, read_text, run_windows, score_examples,
-    score_window, sum_windows, windows,
+    answer_questions, main_with, print_json, read_dataset, read_text, run_windows, score_examples,
+    score_window, sha256_hex, sum_windows, windows,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
@@ -183,12 +183,12 @@ struct Scores {
 fn run_all<R: Serialize + DeserializeOwned>(
     args: &Args,
     setup: &Setup,
-    data_hash: u64,
+    data_sha256: &str,
     plan: Plan,
     score: &mut Score<R>,
 ) -> anyhow::Result<Vec<R>> {
     let log = match &args.resume {
-        Some(path) => Some(ResumeLog::open(path, &identity(args, setup, data_hash)?)?),
+        Some(path) => Some(ResumeLog::open(path, &identity(args, setup, data_sha256)?)?),
         None => None,
     };
     let Resumed { results, from_log } = run_windows(plan, log, score)?;
@@ -199,20 +199,20 @@ fn run_all<R: Serialize + DeserializeOwned>(
 }
 
 /// All that an example's result depends on.
-fn identity(args: &Args, setup: &Setup, data_hash: u64) -> anyhow::Result<Value> {
+fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Value> {
     let config = setup.model.llama.config();
     let settings = setup.kernel.settings();
-    let hash = |profile: &ModelProfile| anyhow::Ok(fnv1a(&serde_json::to_vec(&profile.settings)?));
-    let profile_hash = setup.kernel.profile().map(hash).transpose()?;
+    let hash = |profile: &ModelProfile| anyhow::Ok(sha256_hex(&serde_json::to_vec(&profile.settings)?));
+    let profile_sha256 = setup.kernel.profile().map(hash).transpose()?;
     let bytes = args.model.as_ref().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
     Ok(json!({
         "model": {"name": setup.model.name, "fingerprint": config.fingerprint(), "bytes": bytes},
         "task": args.task,
-        "data_hash": data_hash,
+        "data_sha256": data_sha256,
         "kernel": setup.kernel.kind(),
         // Through text, like what it will be compared with.
         "settings": serde_json::from_str::<Value>(&serde_json::to_string(&settings)?)?,
-        "profile_hash": profile_hash,
+        "profile_sha256": profile_sha256,
         "delimiter": setup.delimiter,
         "context": setup.context,
         "decode": setup.decode,
@@ -237,7 +237,7 @@ fn perplexity(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> 
         tokens.len()
     );
     let plan = Plan { examples: windows.len(), window: 1, steps: context };
-    let results = run_all(args, setup, fnv1a(text.as_bytes()), plan, &mut |range, progress| {
+    let results = run_all(args, setup, &sha256_hex(text.as_bytes()), plan, &mut |range, progress| {
         range.map(|index| score_window(setup, windows[index], progress)).collect()
     })?;
     let sum = sum_windows(&results);
@@ -313,7 +313,7 @@ fn task(args: &Args, setup: &Setup, dataset: &Dataset) -> anyhow::Result<Scores>
         }
         Examples::Squad(questions) => {
             let plan = plan(args, questions, QUESTIONS_AT_ONCE);
-            let results = run_all(args, setup, dataset.hash, plan, &mut |range, progress| {
+            let results = run_all(args, setup, &dataset.sha256, plan, &mut |range, progress| {
                 answer_questions(setup, &questions[range], progress)
             });
             (Question::METRICS, results)
@@ -339,7 +339,7 @@ fn likelihoods<E: LikelihoodExample>(
     examples: &[E],
 ) -> anyhow::Result<Vec<ExampleResult>> {
     let plan = plan(args, examples, EXAMPLES_AT_ONCE);
-    run_all(args, setup, dataset.hash, plan, &mut |range, progress| {
+    run_all(args, setup, &dataset.sha256, plan, &mut |range, progress| {
         score_examples(setup, range.start, &examples[range], progress)
     })
 }

@@ -188,31 +188,20 @@ impl fmt::Display for KernelKind {
 impl fmt::Display for KernelChoice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let settings = self.settings();
-        write!(f, "{}: ", self.kind)?;
-        if let Some(theta) = settings.theta {
-            write!(f, "theta {theta}, ")?;
-        }
-        if let Some(share) = settings.target_sparsity {
-            write!(f, "target {share} zeros, ")?;
-        }
-        if let Some(nats) = settings.error_bound {
-            write!(f, "scores within {nats} nats, ")?;
-        }
-        if let Some(profile) = settings.profile {
-            write!(f, "profile {profile}, ")?;
-        }
-        if let Some(window) = settings.window {
-            write!(f, "window {window}, ")?;
-        }
-        if let Some(sinks) = settings.sinks {
-            write!(f, "{sinks} sinks, ")?;
-        }
-        if let Some(margin) = settings.skip_margin {
-            write!(f, "skip margin {margin}, ")?;
-        }
-        if settings.phases == Some(Phases::Prefill) {
-            write!(f, "in prefill only, ")?;
-        }
+        let parts = [
+            settings.theta.map(|theta| format!("theta {theta}, ")),
+            settings.target_sparsity.map(|share| format!("target {share} zeros, ")),
+            settings.error_bound.map(|nats| format!("scores within {nats} nats, ")),
+            settings.profile.map(|profile| format!("profile {profile}, ")),
+            settings.window.map(|window| format!("window {window}, ")),
+            settings.sinks.map(|sinks| format!("{sinks} sinks, ")),
+            settings.skip_margin.map(|margin| format!("skip margin {margin}, ")),
+            settings
+                .phases
+                .filter(|phases| *phases == Phases::Prefill)
+                .map(|_| "in prefill only, ".to_owned()),
+        ];
+        write!(f, "{}: {}", self.kind, parts.into_iter().flatten().collect::<String>())?;
         write!(f, "cache {}, {}", settings.kv, settings.simd)
     }
 }

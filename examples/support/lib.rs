@@ -10,6 +10,7 @@
 
 mod calibration;
 mod common;
+mod digest;
 mod generation;
 mod held_out;
 mod json;
@@ -29,6 +30,7 @@ mod tasks;
 
 pub use calibration::{Calibration, Measurements, RULES, Request};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
+pub use digest::sha256_hex;
 pub use generation::{Generation, Stop, first_difference, generate};
 pub use held_out::{HeldOutText, MakeKernel, Measured};
 pub use json::print_json;

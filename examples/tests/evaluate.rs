@@ -290,7 +290,7 @@ fn the_log_of_another_run_is_refused() {
     evaluate("choices", &data, &["--resume", &log]);
     let base = ["--task", "choices", "--data", &data, "--resume", &log];
     for (more, setting) in [
-        (["--theta", "0.9"], "profile_hash"),
+        (["--theta", "0.9"], "profile_sha256"),
         (["--sinks", "3"], "settings.sinks"),
         (["--kernel", "dense"], "kernel"),
         (["--delimiter", ""], "delimiter"),
@@ -302,7 +302,7 @@ fn the_log_of_another_run_is_refused() {
     }
     let other = file("other-data.jsonl", format!("{CHOICES}\n").as_bytes());
     let args = ["--task", "choices", "--data", &other, "--resume", &log];
-    assert_refused("evaluate", &args, &["data_hash"]);
+    assert_refused("evaluate", &args, &["data_sha256"]);
     let args = ["--task", "choices", "--data", &data, "--resume", &data];
     assert_refused("evaluate", &args, &["expected the log of an earlier run"]);
     assert_eq!(std::fs::read_to_string(&data).expect("still there"), CHOICES);

@@ -28,7 +28,7 @@ pub use metrics::Estimate;
 pub use pair::Pair;
 pub(crate) use pair::Request;
 pub use records::{Dataset, Examples, Shape, TaskKind, read_dataset};
-pub use resume::{Plan, ResumeLog, Resumed, Score, fnv1a, run_windows};
+pub use resume::{Plan, ResumeLog, Resumed, Score, run_windows};
 pub use squad::{Question, answer_questions};
 pub use squad_metric::{exact_match, f1, normalise};
 pub use summary::Summary;

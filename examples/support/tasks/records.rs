@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use crate::read_text;
+use crate::{read_text, sha256_hex};
 use anyhow::{Context, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{ChoiceExample, LastWordExample, Pair, Question, fnv1a};
+use super::{ChoiceExample, LastWordExample, Pair, Question};
 
 /// What is measured.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -86,7 +86,7 @@ pub struct Dataset {
     /// What the file's records look like.
     pub shape: Shape,
     /// Of the file's bytes.
-    pub hash: u64,
+    pub sha256: String,
     /// In the order of the file.
     pub examples: Examples,
 }
@@ -114,7 +114,7 @@ pub fn read_dataset(path: &Path, task: TaskKind) -> anyhow::Result<Dataset> {
         TaskKind::Squad => (Shape::Squad, Examples::Squad(read_squad(&name, &text)?)),
         _ => read_lines(&name, &text, task)?,
     };
-    Ok(Dataset { shape, hash: fnv1a(text.as_bytes()), examples })
+    Ok(Dataset { shape, sha256: sha256_hex(text.as_bytes()), examples })
 }
 
 fn read_lines(name: &str, text: &str, task: TaskKind) -> anyhow::Result<(Shape, Examples)> {

@@ -180,13 +180,6 @@ pub fn run_windows<R: Serialize + DeserializeOwned>(
     Ok(run)
 }
 
-/// The 64-bit FNV-1a hash (RFC 9923), to tell files apart.
-pub fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
-        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
