@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use crate::{BLOCK_TOKENS, DeltaMatrix, Elements, KvStore, budget::table_capacity};
+use crate::{BLOCK_TOKENS, DeltaMatrix, KvStore, PagedRows, budget::table_capacity};
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -94,7 +94,7 @@ impl CachePlan {
             let pages = tokens.div_ceil(BLOCK_TOKENS);
             let dense = pages * BLOCK_TOKENS * row;
             head.values = dense;
-            head.bookkeeping = table_capacity(0, pages) * size_of::<Elements>();
+            head.bookkeeping = table_capacity(0, pages) * PagedRows::SLOT_BYTES;
             match self.keys {
                 KeyPlan::Dense => {
                     head.keys = dense;
@@ -110,7 +110,7 @@ impl CachePlan {
                             * DeltaMatrix::block_bytes(self.head_dim, element, nonzeros.round() as usize);
                     head.bookkeeping += table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES;
                     if window > 0 {
-                        let table = |pages| table_capacity(0, pages) * size_of::<Elements>();
+                        let table = |pages| table_capacity(0, pages) * PagedRows::SLOT_BYTES;
                         let page = Self::WINDOW_PAGE_TOKENS;
                         let held =
                             tokens.div_ceil(page) - (tokens + 1).saturating_sub(window).min(tokens) / page;
@@ -161,7 +161,7 @@ impl CachePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ElementType, MemoryBudget, PagedRows};
+    use crate::{ElementType, MemoryBudget};
 
     #[test]
     fn a_dense_plan_is_exact_at_every_length() {
