@@ -13,6 +13,7 @@
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
 #![forbid(unsafe_code)]
 
+mod cache;
 pub mod calibration;
 mod delta;
 mod dense;
