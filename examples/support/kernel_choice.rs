@@ -3,12 +3,16 @@
 use std::fmt;
 
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
-    HybridAttention, HybridConfig, KeyPlan, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
+    HybridConfig, KeyPlan, KvStore, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
 use crate::{KernelKind, ModelProfile, Phases, PrefillOnly};
+
+/// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
+/// built-in profile.
+const ESCAPES: f64 = 0.1;
 
 /// Settings that fit the model: makes its kernels.
 #[derive(Debug, Clone)]
@@ -41,23 +45,27 @@ impl KernelChoice {
     /// As the kernels' constructors.
     pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
         let options = self.options(layer);
+        let dense = || {
+            let options = AttentionOptions { store: options.store.dense(), ..options.clone() };
+            DenseAttention::new(&options)
+        };
         let kernel: Box<dyn AttentionKernel> = match (self.kind, self.hybrid_config(layer)) {
             (KernelKind::Delta, _) => {
                 Box::new(DeltaAttention::new(&options, self.config.thresholds.clone(), layer)?)
             }
             (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(&options, &config)?),
-            _ => return Ok(Box::new(DenseAttention::new(&options)?)),
+            _ => return Ok(Box::new(dense()?)),
         };
         Ok(match self.phases {
             Phases::Both => kernel,
-            Phases::Prefill => Box::new(PrefillOnly::new(DenseAttention::new(&options)?, kernel)),
+            Phases::Prefill => Box::new(PrefillOnly::new(dense()?, kernel)),
         })
     }
 
     /// What all kernels of a layer are given.
     pub fn options(&self, layer: usize) -> AttentionOptions {
-        let element = self.plan(layer).store.unwrap_or(self.options.element);
-        AttentionOptions { element, ..self.options.clone() }
+        let store = self.plan(layer).store.unwrap_or(self.options.store);
+        AttentionOptions { store, ..self.options.clone() }
     }
 
     /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
@@ -72,10 +80,10 @@ impl KernelChoice {
         self.profile.as_ref()
     }
 
-    /// The same with another element type of the cache (in layers for which a profile has none of its own).
+    /// The same with another store (in layers for which a profile has none of its own).
     #[must_use]
-    pub fn with_element(&self, element: ElementType) -> Self {
-        Self { options: AttentionOptions { element, ..self.options.clone() }, ..self.clone() }
+    pub fn with_store(&self, store: KvStore) -> Self {
+        Self { options: AttentionOptions { store, ..self.options.clone() }, ..self.clone() }
     }
 
     /// What a layer is to do: the profile's plan, where there is one, with the caller's margin.
@@ -85,10 +93,11 @@ impl KernelChoice {
         LayerPlan { skip_margin: self.skip_margin.unwrap_or(plan.skip_margin), ..plan }
     }
 
-    /// Exact attention with the same cache type: what the choice is compared with.
+    /// Exact attention with the same cache type, f16 for stores that quantise: what the choice is compared with.
     #[must_use]
     pub fn dense(&self) -> Self {
-        Self { kind: KernelKind::Dense, profile: None, ..self.clone() }
+        let choice = self.with_store(self.options.store.exact().into());
+        Self { kind: KernelKind::Dense, profile: None, ..choice }
     }
 
     /// Which kernel.
@@ -107,9 +116,9 @@ impl KernelChoice {
         self.phases
     }
 
-    /// Element type of the cache.
-    pub fn element(&self) -> ElementType {
-        self.options.element
+    /// How keys and values are cached.
+    pub fn store(&self) -> KvStore {
+        self.options.store
     }
 
     /// Share of zero deltas that plans count on: what the profile measured or the target asks for, else about that of
@@ -134,7 +143,7 @@ impl KernelChoice {
             }
             _ => (0, 0),
         };
-        KeyPlan::Delta { zero_fraction, window, sinks }
+        KeyPlan::Delta { zero_fraction, escapes: ESCAPES, window, sinks }
     }
 
     /// The settings for a report; those that the kernel does not use are absent.
@@ -168,7 +177,7 @@ impl KernelChoice {
             }
             .filter(|_| hybrid),
             phases: coded.then_some(self.phases),
-            kv: self.options.element,
+            kv: self.options.store,
             simd: self.options.simd.to_string(),
         }
     }
@@ -225,8 +234,8 @@ pub struct KernelSettings {
     pub skip_margin: Option<String>,
     /// When attention is approximate.
     pub phases: Option<Phases>,
-    /// Element type of the cache.
-    pub kv: ElementType,
+    /// How keys and values are cached.
+    pub kv: KvStore,
     /// Instruction set.
     pub simd: String,
 }

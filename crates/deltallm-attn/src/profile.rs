@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deltallm_core::{CoreError, ElementType, ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+use deltallm_core::{CoreError, KvStore, ModelFingerprint, ThresholdPolicy, ThresholdProfile};
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
@@ -52,8 +52,9 @@ pub struct LayerPlan {
     pub dense: bool,
     /// Margin of value skipping.
     pub skip_margin: Option<SkipMargin>,
-    /// Element type of this layer's cache, if it is to differ from that of the others.
-    pub store: Option<ElementType>,
+    /// Store of this layer's cache, if it is to differ from that of the others; a dense layer takes the nearest that dense
+    /// attention has ([`KvStore::dense`]).
+    pub store: Option<KvStore>,
 }
 
 /// How a profile came about, and what it was measured to cost.
@@ -184,10 +185,12 @@ impl AttentionProfile {
             let (expected, got) = (layer + 1, self.layers.len());
             return Err(CoreError::ProfileShape { what: "layers", expected, got }.into());
         };
-        let options = AttentionOptions { element: plan.store.unwrap_or(options.element), ..options.clone() };
+        let store = plan.store.unwrap_or(options.store);
         if plan.dense {
+            let options = AttentionOptions { store: store.dense(), ..options.clone() };
             return Ok(Box::new(DenseAttention::new(&options)?));
         }
+        let options = AttentionOptions { store, ..options.clone() };
         let config = HybridConfig {
             thresholds: ThresholdPolicy::Profile(self.thresholds.clone()),
             layer,
@@ -283,7 +286,7 @@ mod tests {
         let margin = Some(SkipMargin::Length { slack: 2.5 });
         let layers = vec![
             LayerPlan { dense: true, ..LayerPlan::default() },
-            LayerPlan { skip_margin: margin, store: Some(ElementType::Bf16), ..LayerPlan::default() },
+            LayerPlan { skip_margin: margin, store: Some(KvStore::Bf16), ..LayerPlan::default() },
         ];
         AttentionProfile::new(Arc::new(thresholds), Window::Sliding(8), 2, layers).unwrap()
     }
@@ -308,6 +311,15 @@ mod tests {
         ));
         let other = AttentionOptions::new(AttentionShape::new(2, 1, 8).unwrap()).unwrap();
         assert!(profile().kernel(&other, 1).is_err());
+    }
+
+    #[test]
+    fn a_dense_layer_of_a_compact_cache_has_8_bits() {
+        let options = AttentionOptions::new(AttentionShape::new(2, 1, 4).unwrap()).unwrap();
+        let options = AttentionOptions { store: KvStore::Compact, ..options };
+        let int8 = AttentionOptions { store: KvStore::Int8, ..options.clone() };
+        let dense = profile().kernel(&options, 0).unwrap();
+        assert_eq!(dense.growth(100), DenseAttention::new(&int8).unwrap().growth(100));
     }
 
     #[test]

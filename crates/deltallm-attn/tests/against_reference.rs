@@ -5,8 +5,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ElementType, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, SkipMargin,
-    ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, SimdLevel, SkipMargin, ThresholdPolicy,
+    Window, attend_dense, attend_hybrid, query_tile,
     reference::{Method, attention},
 };
 use deltallm_core::{ErrorBound, QueryLimits, TargetSparsity};
@@ -90,8 +90,8 @@ impl Inputs {
     }
 }
 
-fn options(shape: AttentionShape, simd: SimdLevel, element: ElementType) -> AttentionOptions {
-    AttentionOptions { simd, element, ..AttentionOptions::new(shape).unwrap() }
+fn options(shape: AttentionShape, simd: SimdLevel, store: KvStore) -> AttentionOptions {
+    AttentionOptions { simd, store, ..AttentionOptions::new(shape).unwrap() }
 }
 
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
@@ -119,9 +119,12 @@ fn shapes() -> impl Strategy<Value = AttentionShape> {
         .prop_map(|(group, kv_heads, d)| AttentionShape::new(group * kv_heads, kv_heads, d).unwrap())
 }
 
-fn elements() -> impl Strategy<Value = ElementType> {
-    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
+fn stores(of: &'static [KvStore]) -> impl Strategy<Value = KvStore> {
+    prop::sample::select(of)
 }
+
+const DENSE: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Int8];
+const DELTA: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Compact];
 
 fn windows() -> impl Strategy<Value = Window> {
     prop_oneof![
@@ -142,44 +145,44 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, element in elements(), capped: bool) {
+    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(&DENSE), capped: bool) {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(3.0_f32);
-        let method = Method { element, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
+        let method = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
         for simd in SimdLevel::available() {
-            let options = AttentionOptions { softcap, ..options(shape, simd, element) };
+            let options = AttentionOptions { softcap, ..options(shape, simd, store) };
             let out = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             assert_close(&out, &expected, simd.name());
         }
     }
 
     #[test]
-    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, element in elements(), theta in 0.0_f32..1.0) {
+    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(&DELTA), theta in 0.0_f32..1.0) {
         let inputs = Inputs::new(shape, tokens, seed);
-        let method = Method { thresholds: thresholds(shape, theta), element, ..Method::dense(&shape) };
+        let method = Method { thresholds: thresholds(shape, theta), store, ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
         for simd in SimdLevel::available() {
             let mut kernel =
-                DeltaAttention::new(&options(shape, simd, element), ThresholdPolicy::Uniform(theta), 0).unwrap();
+                DeltaAttention::new(&options(shape, simd, store), ThresholdPolicy::Uniform(theta), 0).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
         }
     }
 
     #[test]
     fn hybrid_equals_the_reference(
-        shape in shapes(), tokens in 1_usize..300, seed: u64, element in elements(), theta in 0.0_f32..1.0,
+        shape in shapes(), tokens in 1_usize..300, seed: u64, store in stores(&KvStore::ALL), theta in 0.0_f32..1.0,
         window in windows(), sinks in 0_usize..70,
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method {
-            thresholds: thresholds(shape, theta), window: Some(window), prompt_end: tokens, sinks, element,
+            thresholds: thresholds(shape, theta), window: Some(window), prompt_end: tokens, sinks, store,
             ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
         let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
         for simd in SimdLevel::available() {
-            let mut kernel = HybridAttention::new(&options(shape, simd, element), &config).unwrap();
+            let mut kernel = HybridAttention::new(&options(shape, simd, store), &config).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
         }
     }
@@ -213,18 +216,18 @@ proptest! {
         };
         let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
         for simd in SimdLevel::available() {
-            let mut kernel = HybridAttention::new(&options(shape, simd, ElementType::F32), &config).unwrap();
+            let mut kernel = HybridAttention::new(&options(shape, simd, KvStore::F32), &config).unwrap();
             assert_close(&inputs.run(&mut kernel, &ends), &expected, simd.name());
             prop_assert_eq!(kernel.stats().total().skipped_values, skipped);
         }
     }
 
     #[test]
-    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, element in elements(), window in windows()) {
+    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, store in stores(&KvStore::ALL), window in windows()) {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, SimdLevel::best(), element);
+        let options = options(shape, SimdLevel::best(), store);
         let config = HybridConfig { window, sinks: 3, ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         kernel.begin_prompt(tokens);
@@ -232,15 +235,17 @@ proptest! {
         let mut whole = HybridAttention::new(&options, &config).unwrap();
         same(&chunked, &inputs.run(&mut whole, &[tokens]), "hybrid");
         prop_assert_eq!(kernel.stats(), whole.stats());
-        let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &ends);
-        same(&dense, &inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]), "dense");
+        if DENSE.contains(&store) {
+            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &ends);
+            same(&dense, &inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]), "dense");
+        }
     }
 
     #[test]
     fn the_stateless_calls_equal_the_kernels(shape in shapes(), cached in 1_usize..200, new in 1_usize..40, seed: u64) {
         let tokens = cached + new;
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, SimdLevel::best(), ElementType::F32);
+        let options = options(shape, SimdLevel::best(), KvStore::F32);
         let config = HybridConfig { skip_margin: None, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
         let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
         let mut out = vec![0.0; new * inputs.q_row()];
@@ -265,8 +270,8 @@ fn smollm() -> AttentionShape {
 fn theta_zero_equals_dense() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 1);
-        for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
-            let options = options(smollm(), SimdLevel::best(), element);
+        for store in [KvStore::F32, KvStore::F16, KvStore::Bf16] {
+            let options = options(smollm(), SimdLevel::best(), store);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
@@ -275,7 +280,7 @@ fn theta_zero_equals_dense() {
             let mut hybrid = HybridAttention::new(&options, &config).unwrap();
             for kernel in [&mut delta as &mut dyn AttentionKernel, &mut hybrid] {
                 for (x, y) in inputs.run(kernel, &[tokens]).iter().zip(&dense) {
-                    assert!((x - y).abs() <= 1e-5 * largest, "{tokens} {element}: {x} {y}");
+                    assert!((x - y).abs() <= 1e-5 * largest, "{tokens} {store}: {x} {y}");
                 }
             }
         }
@@ -287,7 +292,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 2);
         for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
-            let options = options(smollm(), SimdLevel::best(), ElementType::F16);
+            let options = options(smollm(), SimdLevel::best(), KvStore::F16);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let config =
                 HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(9.0)) };
@@ -302,7 +307,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
 fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
-    let options = options(smollm(), SimdLevel::best(), ElementType::F32);
+    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
     let config =
         HybridConfig { window: Window::Sliding(20), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
@@ -319,6 +324,75 @@ fn token_by_token_equals_prefill() {
 }
 
 #[test]
+fn every_store_is_the_reference_around_every_edge() {
+    for store in KvStore::ALL {
+        for (head_dim, edges) in [(64, &EDGES[..]), (80, &[33, 65]), (96, &[64]), (128, &[129]), (33, &[65])]
+        {
+            let shape = AttentionShape::new(2, 1, head_dim).unwrap();
+            for &tokens in edges {
+                let inputs = Inputs::new(shape, tokens, 11);
+                for window in [tokens.saturating_sub(1).max(1), tokens + 1, 31, 32, 64] {
+                    let window = Window::Sliding(window);
+                    let method = Method {
+                        thresholds: thresholds(shape, 0.3),
+                        window: Some(window),
+                        sinks: 2,
+                        store,
+                        ..Method::dense(&shape)
+                    };
+                    let config =
+                        HybridConfig { window, sinks: 2, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
+                    let mut kernel =
+                        HybridAttention::new(&options(shape, SimdLevel::best(), store), &config).unwrap();
+                    let got = inputs.run(&mut kernel, &[tokens]);
+                    let what = format!("{store}, {head_dim} channels, {tokens} tokens, {window}");
+                    assert_close(&got, &inputs.reference(&method).0, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn token_by_token_equals_prefill_in_every_store() {
+    let tokens = 150;
+    let inputs = Inputs::new(smollm(), tokens, 12);
+    let steps: Vec<usize> = (1..=tokens).collect();
+    for store in KvStore::ALL {
+        for window in [1, 20, 64] {
+            let options = options(smollm(), SimdLevel::best(), store);
+            let config = HybridConfig {
+                window: Window::Sliding(window),
+                ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+            };
+            let mut one_by_one = HybridAttention::new(&options, &config).unwrap();
+            let mut at_once = HybridAttention::new(&options, &config).unwrap();
+            let got = inputs.run(&mut one_by_one, &steps);
+            same(&got, &inputs.run(&mut at_once, &[tokens]), &format!("{store}, window {window}"));
+            assert_eq!(one_by_one.stats(), at_once.stats());
+        }
+    }
+}
+
+#[test]
+fn a_store_that_a_kernel_has_no_use_for_is_refused() {
+    let policy = ThresholdPolicy::Uniform(0.4);
+    for store in KvStore::ALL {
+        let options = options(smollm(), SimdLevel::best(), store);
+        let dense = DenseAttention::new(&options).map(drop);
+        let delta = DeltaAttention::new(&options, policy.clone(), 0).map(drop);
+        assert!(HybridAttention::new(&options, &HybridConfig::new(policy.clone())).is_ok());
+        for (result, stores) in [(dense, DENSE), (delta, DELTA)] {
+            match result {
+                Ok(()) => assert!(stores.contains(&store)),
+                Err(AttentionError::Store { got, .. }) => assert!(got == store && !stores.contains(&store)),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn after_the_prompt_a_block_window_slides() {
     let (prompt, tokens) = (50, 90);
     let inputs = Inputs::new(smollm(), tokens, 4);
@@ -330,7 +404,7 @@ fn after_the_prompt_a_block_window_slides() {
         ..Method::dense(&smollm())
     };
     let config = HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-    let options = options(smollm(), SimdLevel::best(), ElementType::F32);
+    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
     assert_close(&inputs.run(&mut kernel, &ends), &inputs.reference(&method).0, "prompt, then decode");
@@ -345,7 +419,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
     let run = |parallel| {
-        let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), ElementType::F32) };
+        let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), KvStore::F32) };
         let mut dense = DenseAttention::new(&options).unwrap();
         let mut hybrid = HybridAttention::new(&options, &config).unwrap();
         let ends = [200, 201, 202, tokens];
@@ -362,8 +436,16 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn a_cut_within_the_window_leaves_no_trace() {
+    for store in KvStore::ALL {
+        cut_within_the_window(store);
+    }
+}
+
+fn cut_within_the_window(store: KvStore) {
     let inputs = Inputs::new(smollm(), 220, 6);
-    let options = options(smollm(), SimdLevel::best(), ElementType::F16);
+    let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
+    let dense_options = options(smollm(), SimdLevel::best(), dense_store);
+    let options = options(smollm(), SimdLevel::best(), store);
     let config =
         HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
@@ -373,10 +455,10 @@ fn a_cut_within_the_window_leaves_no_trace() {
         inputs.run(&mut cut_back, &[reached]);
         cut_back.truncate(cut).unwrap();
         assert_eq!(cut_back.len(), cut);
-        let mut dense = DenseAttention::new(&options).unwrap();
+        let mut dense = DenseAttention::new(&dense_options).unwrap();
         inputs.run(&mut dense, &[reached]);
         dense.truncate(cut).unwrap();
-        let mut fresh = DenseAttention::new(&options).unwrap();
+        let mut fresh = DenseAttention::new(&dense_options).unwrap();
         if cut > 0 {
             inputs.run(&mut fresh, &[cut]);
         }
@@ -398,7 +480,7 @@ fn strides_do_not_matter() {
     use ndarray::{Array3, s};
     let (tokens, shape) = (20, smollm());
     let inputs = Inputs::new(shape, tokens, 7);
-    let options = options(shape, SimdLevel::best(), ElementType::F32);
+    let options = options(shape, SimdLevel::best(), KvStore::F32);
     let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
     let array = |data: &[f32], heads| Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
     let (q, k, v) = (array(&inputs.q, 9), array(&inputs.k, 3), array(&inputs.v, 3));
@@ -448,7 +530,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     k[(tokens - 1) * 4..].fill(2.5);
     let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
     let inputs = Inputs { shape, tokens, q, k, v };
-    let options = options(shape, SimdLevel::best(), ElementType::F32);
+    let options = options(shape, SimdLevel::best(), KvStore::F32);
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
@@ -476,7 +558,7 @@ fn equal_scores_and_denormals_are_ordinary() {
             v: vec![1.5; tokens * 8],
         };
         for simd in SimdLevel::available() {
-            let options = options(shape, simd, ElementType::F32);
+            let options = options(shape, simd, KvStore::F32);
             let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
             for kernel in [
                 &mut DenseAttention::new(&options).unwrap() as &mut dyn AttentionKernel,
@@ -495,11 +577,9 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
-    let mut kernel = HybridAttention::new(
-        &options(shape, SimdLevel::best(), ElementType::F32),
-        &HybridConfig::new(policy),
-    )
-    .unwrap();
+    let mut kernel =
+        HybridAttention::new(&options(shape, SimdLevel::best(), KvStore::F32), &HybridConfig::new(policy))
+            .unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
@@ -515,7 +595,7 @@ fn scores_beyond_their_bound_are_refused_and_others_are_not() {
     for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
         let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
         let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
-        let options = options(shape, SimdLevel::best(), ElementType::F32);
+        let options = options(shape, SimdLevel::best(), KvStore::F32);
         let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();
