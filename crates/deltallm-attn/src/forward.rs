@@ -5,8 +5,10 @@ use std::ops::Range;
 use deltallm_core::HeadSparsity;
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, HeadsViewMut, query_tile,
-    tile::{Phase, Scratch, Tile, TileOutput, attend_tile},
+    AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    prepare::Prepared,
+    query_tile,
+    tile::{Phase, Scratch, Tile, attend_tile, union},
     window::Split,
 };
 
@@ -40,8 +42,14 @@ pub(crate) fn attend(
 ) -> Result<Vec<HeadSparsity>, AttentionError> {
     let shape = options.shape;
     let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
-    let outputs = map(options.parallel, &tiles, |scratch, tile| {
-        attend_tile(options, q, first, tile, split, &phases[tile.kv_head], scratch)
+    // Preparing a block costs about as much as a tile spends on it: do it once if several tiles follow.
+    let prepared = match q.tokens() > query_tile(shape.group()) {
+        true => prepare(options, first..first + q.tokens(), split, phases)?,
+        false => Vec::new(),
+    };
+    let outputs = map(options.parallel, &tiles, |scratch: &mut Scratch, tile| {
+        let prepared = prepared.get(tile.kv_head).map_or(&[][..], |phases| phases);
+        attend_tile(options, q, first, tile, split, &phases[tile.kv_head], prepared, scratch)
     })?;
     let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
     for (tile, output) in tiles.iter().zip(&outputs) {
@@ -53,6 +61,23 @@ pub(crate) fn attend(
         }
     }
     Ok(counts)
+}
+
+/// Every phase of every kv head, prepared for the queries at `positions`.
+fn prepare(
+    options: &AttentionOptions,
+    positions: Range<usize>,
+    split: &Split,
+    phases: &[Vec<Phase>],
+) -> Result<Vec<Vec<Prepared>>, AttentionError> {
+    let (head_dim, pairs) = (options.shape.head_dim(), options.simd.pairs(options.precision));
+    map(options.parallel, phases, |_: &mut (), phases| {
+        let prepare = |phase: &Phase| {
+            let ranges = positions.clone().map(|position| split.range(phase.part, position));
+            Prepared::new(phase, union(ranges), head_dim, pairs)
+        };
+        Ok(phases.iter().map(prepare).collect())
+    })
 }
 
 /// Cuts `positions` at multiples of `size`, for every kv head.
@@ -67,26 +92,27 @@ fn tiles(positions: Range<usize>, size: usize, kv_heads: usize) -> Vec<Tile> {
     tiles
 }
 
-/// The results of `attend` for all tiles, in order. Tiles do not depend on each other, so neither does the result on
-/// the number of threads.
-fn map(
+/// The results of `work` for all items, in order. Items do not depend on each other, so neither does the result on the
+/// number of threads.
+fn map<T: Sync, S: Default, O: Send>(
     parallel: bool,
-    tiles: &[Tile],
-    attend: impl Fn(&mut Scratch, &Tile) -> Result<TileOutput, AttentionError> + Sync,
-) -> Result<Vec<TileOutput>, AttentionError> {
+    items: &[T],
+    work: impl Fn(&mut S, &T) -> Result<O, AttentionError> + Sync,
+) -> Result<Vec<O>, AttentionError> {
     #[cfg(feature = "rayon")]
-    if parallel && tiles.len() > 1 {
+    if parallel && items.len() > 1 {
         use rayon::prelude::*;
         // The last tiles see the most keys: starting with them leaves no long one for the end.
-        let mut outputs: Vec<TileOutput> = tiles
+        let mut outputs: Vec<O> = items
             .par_iter()
             .rev()
-            .map_init(Scratch::default, |scratch, tile| attend(scratch, tile))
+            .with_max_len(1)
+            .map_init(S::default, |scratch, item| work(scratch, item))
             .collect::<Result<_, _>>()?;
         outputs.reverse();
         return Ok(outputs);
     }
     let _ = parallel;
-    let mut scratch = Scratch::default();
-    tiles.iter().map(|tile| attend(&mut scratch, tile)).collect()
+    let mut scratch = S::default();
+    items.iter().map(|item| work(&mut scratch, item)).collect()
 }

@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, DeltaStream, ElementType, Footprint, GROUP,
-    HeadSparsity, KvStore, MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
+    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, Footprint, GROUP, HeadSparsity,
+    KvStore, MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
 };
 
 use crate::{
@@ -233,26 +233,14 @@ impl HybridAttention {
         first: usize,
         out: HeadsViewMut,
     ) -> Result<Vec<HeadSparsity>, AttentionError> {
-        let shape = self.options.shape;
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
         let split = Split { window: self.state, exact_from, sinks: self.sinks, group: self.group() };
-        // Unpacking a block costs as much as a tile spends on it: do it once if several tiles follow.
-        let several_tiles = q.tokens() > query_tile(shape.group());
-        let streams: Vec<Vec<DeltaStream>> = self
-            .heads
-            .iter()
-            .map(|head| match head.keys.deltas() {
-                Some(deltas) if several_tiles => unpack(deltas),
-                _ => Vec::new(),
-            })
-            .collect();
         let phases: Vec<Vec<Phase>> = self
             .heads
             .iter()
-            .zip(&streams)
-            .map(|(head, streams)| {
+            .map(|head| {
                 let keys = match &head.keys {
-                    FarKeys::Delta(matrix) => Keys::Delta(matrix, streams),
+                    FarKeys::Delta(matrix) => Keys::Delta(matrix),
                     FarKeys::Int8(rows) => Keys::Rows(rows),
                     FarKeys::Int4(keys) => Keys::Rows(keys),
                 };
@@ -335,16 +323,6 @@ impl HybridAttention {
 fn exact_phase<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Phase<'a> {
     let values = rows.values.as_ref().unwrap_or(values);
     Phase { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
-}
-
-fn unpack(keys: &DeltaMatrix) -> Vec<DeltaStream> {
-    (0..keys.blocks())
-        .map(|block| {
-            let mut stream = DeltaStream::default();
-            keys.stream(block, &mut stream);
-            stream
-        })
-        .collect()
 }
 
 impl AttentionKernel for HybridAttention {

@@ -11,7 +11,7 @@
 //!
 //! Keys and values that are NaN, infinite or too large for the cache's element type are an error, and so are finite
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod aligned;
 mod cache;
@@ -23,6 +23,7 @@ mod forward;
 mod hybrid;
 mod kernel;
 mod options;
+mod prepare;
 mod profile;
 pub mod reference;
 mod shape;
@@ -38,7 +39,7 @@ pub use dense::{DenseAttention, attend_dense};
 pub use error::AttentionError;
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::AttentionKernel;
-pub use options::AttentionOptions;
+pub use options::{AttentionOptions, Precision};
 pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
 pub use shape::AttentionShape;
 pub use simd::SimdLevel;

@@ -4,6 +4,22 @@ use deltallm_core::{KvStore, MemoryBudget};
 
 use crate::{AttentionError, AttentionShape, SimdLevel};
 
+/// The numbers that a prompt's products are made of; sums are 32 bits wide always.
+///
+/// 16 bits are used where the level has dot-product instructions for them, and where several tiles of queries share the
+/// cost of converting keys and values; everything else, decoding included, is f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// binary32.
+    #[default]
+    F32,
+    /// bfloat16, with AVX512-BF16. Not every CPU that has these instructions is fast at them.
+    Bf16,
+    /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: twice
+    /// as fast as f32, and more accurate than bf16.
+    Int16,
+}
+
 /// What an attention kernel needs to know besides its method.
 ///
 /// ```
@@ -28,6 +44,8 @@ pub struct AttentionOptions {
     pub budget: MemoryBudget,
     /// Instruction set.
     pub simd: SimdLevel,
+    /// Arithmetic of prompts.
+    pub precision: Precision,
     /// Whether to spread work over the current rayon pool. Needs the feature `rayon`; results do not depend on it.
     pub parallel: bool,
 }
@@ -46,6 +64,7 @@ impl AttentionOptions {
             store: KvStore::F32,
             budget: MemoryBudget::unlimited(),
             simd: SimdLevel::from_env()?,
+            precision: Precision::F32,
             parallel: cfg!(feature = "rayon"),
         })
     }

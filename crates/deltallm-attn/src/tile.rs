@@ -9,8 +9,10 @@ use std::{f32::consts::LOG2_E, ops::Range};
 use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, GroupedKeys, HeadSparsity, PagedRows};
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, SkipMargin,
+    AttentionError, AttentionOptions, HeadsView, SimdLevel, SkipMargin,
     aligned::Aligned,
+    prepare::{PairPhase, Prepared},
+    simd::{PairQueries, pair_values},
     window::{Part, Split},
 };
 
@@ -57,8 +59,8 @@ impl Rows for HeadRows<'_> {
 pub(crate) enum Keys<'a> {
     /// `q . k` with the keys as they are held.
     Rows(&'a dyn Rows),
-    /// `q . khat` through the deltas; the blocks unpacked beforehand if many tiles need them.
-    Delta(&'a DeltaMatrix, &'a [DeltaStream]),
+    /// `q . khat` through the deltas.
+    Delta(&'a DeltaMatrix),
 }
 
 /// Some of the keys of a tile.
@@ -111,9 +113,15 @@ pub(crate) struct Scratch {
     starts: Aligned,
     ends: Aligned,
     stream: DeltaStream,
+    /// For products of pairs: the queries, and values and weights of a block.
+    pair_queries: PairQueries,
+    pair_values: Vec<u32>,
+    pair_weights: Vec<u32>,
 }
 
-/// Attends the tile's queries to the keys of all phases, in order. `first` is the position of `q`'s first token.
+/// Attends the tile's queries to the keys of all phases, in order. `first` is the position of `q`'s first token, and
+/// `prepared` has the phases' keys and values in another form, if they were prepared.
+#[expect(clippy::too_many_arguments, reason = "one call's inputs, and one tile of it")]
 pub(crate) fn attend_tile(
     options: &AttentionOptions,
     q: &HeadsView,
@@ -121,6 +129,7 @@ pub(crate) fn attend_tile(
     tile: &Tile,
     split: &Split,
     phases: &[Phase],
+    prepared: &[Prepared],
     scratch: &mut Scratch,
 ) -> Result<TileOutput, AttentionError> {
     let (group, head_dim) = (options.shape.group(), options.shape.head_dim());
@@ -142,9 +151,13 @@ pub(crate) fn attend_tile(
     scratch.frame.reset(lanes, 0.0);
 
     let mut counts = HeadSparsity::default();
-    for phase in phases {
+    if let Some(Prepared::Pairs(pairs)) = prepared.first() {
+        pairs.arithmetic.set_queries(&scratch.queries, lanes, &mut scratch.pair_queries);
+    }
+    for (i, phase) in phases.iter().enumerate() {
         let ranges: Vec<Range<usize>> = tile.positions.clone().map(|p| split.range(phase.part, p)).collect();
-        attend_phase(options, phase, tile, &ranges, lanes, scratch, &mut counts);
+        let prepared = prepared.get(i).unwrap_or(&Prepared::Rows);
+        attend_phase(options, phase, prepared, tile, &ranges, lanes, scratch, &mut counts);
     }
 
     scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
@@ -162,24 +175,29 @@ pub(crate) fn attend_tile(
     Ok(TileOutput { rows, counts })
 }
 
+/// The keys that any of the ranges has.
+pub(crate) fn union(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    let filled = ranges.filter(|range| !range.is_empty());
+    filled.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+}
+
 /// `ranges` are the keys of each query of the tile.
+#[expect(clippy::too_many_arguments, reason = "one tile, one phase, and the sums so far")]
 fn attend_phase(
     options: &AttentionOptions,
     phase: &Phase,
+    prepared: &Prepared,
     tile: &Tile,
     ranges: &[Range<usize>],
     lanes: usize,
     scratch: &mut Scratch,
     counts: &mut HeadSparsity,
 ) {
-    let (group, head_dim, simd) = (options.shape.group(), options.shape.head_dim(), options.simd);
+    let (group, simd) = (options.shape.group(), options.simd);
     let pairs: usize = ranges.iter().map(|range| range.len() * group).sum();
     counts.pairs += pairs as u64;
     if phase.part != Part::Far {
         counts.exact_pairs += pairs as u64;
-    }
-    if pairs == 0 {
-        return;
     }
     if let Some(margin) = phase.skip_margin {
         // Lanes that stand for no query must keep nothing alive.
@@ -190,107 +208,150 @@ fn attend_phase(
             *threshold = max - margin * LOG2_E;
         }
     }
-    // Ranges rise from query to query, but the first ones may be empty.
-    let filled = || ranges.iter().filter(|range| !range.is_empty());
-    let start = filled().map(|range| range.start).min().unwrap_or(0);
-    let end = filled().map(|range| range.end).max().unwrap_or(0);
-
-    for block in start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
-        let tokens = start.max(block * BLOCK_TOKENS)..end.min((block + 1) * BLOCK_TOKENS);
+    let all = union(ranges.iter().cloned());
+    let mut start = all.start;
+    while start < all.end {
+        let tokens = start..all.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
+        start = tokens.end;
         let whole = ranges.iter().all(|range| range.start <= tokens.start && tokens.end <= range.end);
         scratch.scores.resize(BLOCK_TOKENS * lanes);
-        // Scores, and the rows whose values count.
-        let mut chosen = false;
-        match phase.keys {
-            Keys::Rows(rows) => {
-                let keys = rows.read(tokens.clone(), &mut scratch.key_rows);
-                simd.scores(keys, &scratch.queries, lanes, &mut scratch.scores);
-            }
-            Keys::Delta(matrix, prepared) => {
-                let Scratch { queries, scores, frame, thresholds, kept, .. } = scratch;
-                let stream = match prepared.get(block) {
-                    Some(stream) => stream,
-                    None => {
-                        matrix.stream(block, &mut scratch.stream);
-                        &scratch.stream
-                    }
-                };
-                let fused = phase.skip_margin.is_some()
-                    && whole
-                    && options.softcap.is_none()
-                    && tokens.len() == stream.len();
-                chosen =
-                    fused && simd.delta_survivors(stream, queries, lanes, frame, thresholds, scores, kept);
-                if !chosen {
-                    let scores = &mut scores[..tokens.len() * lanes];
-                    simd.delta_scores(
-                        stream,
-                        tokens.start - block * BLOCK_TOKENS,
-                        queries,
-                        lanes,
-                        frame,
-                        scores,
-                    );
-                }
-            }
-        }
-        if !chosen {
-            let scores = &mut scratch.scores[..tokens.len() * lanes];
-            if let Some(cap) = options.softcap {
-                simd.softcap(scores, cap);
-            }
-            if !whole {
-                let lane_ranges = || (0..group).flat_map(|_| ranges);
-                let row = |token: usize| token.clamp(tokens.start, tokens.end) - tokens.start;
-                scratch.starts.reset(lanes, 0.0);
-                scratch.ends.reset(lanes, 0.0);
-                scratch.starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start) as f32);
-                scratch.ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end) as f32);
-                simd.mask(scores, &scratch.starts, &scratch.ends);
-            }
-            if phase.skip_margin.is_some() {
-                keep_rows(scores, lanes, &mut scratch.kept, |row| simd.any_above(row, &scratch.thresholds));
-            }
-        }
 
-        let values = phase.values.read(tokens.clone(), &mut scratch.value_rows);
-        let (rows, values) = if phase.skip_margin.is_some() {
-            scratch.kept_values.clear();
-            for row in &scratch.kept {
-                scratch.kept_values.extend_from_slice(&values[row * head_dim..][..head_dim]);
+        score(options, phase, prepared, &tokens, whole, lanes, scratch);
+        if !whole {
+            let lane_ranges = || (0..group).flat_map(|_| ranges);
+            let row = |token: usize| (token.clamp(tokens.start, tokens.end) - tokens.start) as f32;
+            scratch.starts.reset(lanes, 0.0);
+            scratch.ends.reset(lanes, 0.0);
+            scratch.starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
+            scratch.ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
+            simd.mask(&mut scratch.scores[..tokens.len() * lanes], &scratch.starts, &scratch.ends);
+            if phase.skip_margin.is_some() {
+                keep_rows(scratch, lanes, simd);
             }
-            let seen = |tokens: Range<usize>| -> usize {
-                ranges.iter().map(|r| r.end.min(tokens.end).saturating_sub(r.start.max(tokens.start))).sum()
-            };
-            let kept_pairs: usize = match whole {
-                true => scratch.kept.len() * ranges.len(),
-                false => {
-                    scratch.kept.iter().map(|row| seen(tokens.start + row..tokens.start + row + 1)).sum()
-                }
-            };
-            counts.skipped_values += ((seen(tokens) - kept_pairs) * group) as u64;
-            (scratch.kept.len(), &scratch.kept_values[..])
-        } else {
-            (tokens.len(), values)
-        };
-        if rows == 0 {
-            continue;
         }
-        let scores = &mut scratch.scores[..rows * lanes];
-        if simd.softmax(scores, lanes, &mut scratch.max, &mut scratch.total, &mut scratch.rescale) {
-            simd.rescale(&mut scratch.sums, &scratch.rescale);
+        if phase.skip_margin.is_some() {
+            let kept = scratch.kept.iter().map(|row| match whole {
+                true => ranges.len(),
+                false => ranges.iter().filter(|range| range.contains(&(tokens.start + row))).count(),
+            });
+            let seen = ranges.iter().map(|r| r.end.min(tokens.end).saturating_sub(r.start.max(tokens.start)));
+            counts.skipped_values += ((seen.sum::<usize>() - kept.sum::<usize>()) * group) as u64;
         }
-        simd.accumulate(values, scores, lanes, &mut scratch.sums);
+        if !scratch.kept.is_empty() {
+            accumulate(options, phase, prepared, &tokens, lanes, scratch);
+        }
     }
 }
 
-/// Moves the rows that `keep` accepts to the front and notes their numbers.
-fn keep_rows(scores: &mut [f32], lanes: usize, kept: &mut Vec<usize>, keep: impl Fn(&[f32]) -> bool) {
+/// Scores the keys `tokens`, all of one block. Where something may be skipped and every query sees the `whole` of them,
+/// the scores of the keys that are above the threshold of any query, packed; otherwise all. `kept` says which.
+fn score(
+    options: &AttentionOptions,
+    phase: &Phase,
+    prepared: &Prepared,
+    tokens: &Range<usize>,
+    whole: bool,
+    lanes: usize,
+    scratch: &mut Scratch,
+) {
+    let simd = options.simd;
+    let Scratch { queries, scores, frame, thresholds, kept, key_rows, stream, pair_queries, .. } =
+        &mut *scratch;
+    let thresholds: Option<&[f32]> = (phase.skip_margin.is_some() && whole).then_some(thresholds);
+    // A cap changes the scores after the product and before the test.
+    let fused = thresholds.filter(|_| options.softcap.is_none());
+    let mut tested = fused.is_some();
     kept.clear();
-    for row in 0..scores.len() / lanes {
-        if keep(&scores[row * lanes..][..lanes]) {
-            scores.copy_within(row * lanes..(row + 1) * lanes, kept.len() * lanes);
-            kept.push(row);
+    if let Prepared::Pairs(pairs) = prepared {
+        let rows = tokens.start - pairs.tokens.start..tokens.end - pairs.tokens.start;
+        pairs.arithmetic.scores(&pairs.keys, rows, pair_queries, fused, scores, kept);
+    } else {
+        match phase.keys {
+            Keys::Rows(rows) => {
+                simd.scores(rows.read(tokens.clone(), key_rows), queries, lanes, scores);
+                tested = false;
+            }
+            Keys::Delta(matrix) => {
+                let block = tokens.start / BLOCK_TOKENS;
+                let stream = match prepared {
+                    Prepared::Streams(streams) => &streams[block],
+                    _ => {
+                        matrix.stream(block, stream);
+                        stream
+                    }
+                };
+                tested = match fused {
+                    Some(limits) if tokens.len() == stream.len() => {
+                        simd.delta_survivors(stream, queries, lanes, frame, limits, scores, kept)
+                    }
+                    _ => false,
+                };
+                if !tested {
+                    let (skip, scores) = (tokens.start % BLOCK_TOKENS, &mut scores[..tokens.len() * lanes]);
+                    simd.delta_scores(stream, skip, queries, lanes, frame, scores);
+                }
+            }
         }
     }
+    if tested {
+        return;
+    }
+    kept.clear();
+    kept.extend(0..tokens.len());
+    if let Some(cap) = options.softcap {
+        simd.softcap(&mut scores[..tokens.len() * lanes], cap);
+    }
+    if thresholds.is_some() {
+        keep_rows(scratch, lanes, simd);
+    }
+}
+
+/// Adds the values of the kept keys, weighted by their scores.
+fn accumulate(
+    options: &AttentionOptions,
+    phase: &Phase,
+    prepared: &Prepared,
+    tokens: &Range<usize>,
+    lanes: usize,
+    scratch: &mut Scratch,
+) {
+    let (simd, head_dim) = (options.simd, options.shape.head_dim());
+    let Scratch { scores, sums, max, total, rescale, kept, value_rows, kept_values, .. } = scratch;
+    let (paired, weights) = (&mut scratch.pair_values, &mut scratch.pair_weights);
+    let scores = &mut scores[..kept.len() * lanes];
+    if simd.softmax(scores, lanes, max, total, rescale) {
+        simd.rescale(sums, rescale);
+    }
+    if let Prepared::Pairs(pairs) = prepared {
+        let PairPhase { arithmetic, values: rows, tokens: all, .. } = pairs;
+        let block = tokens.start / BLOCK_TOKENS - all.start / BLOCK_TOKENS;
+        let scales = rows.scales.get(block * head_dim..(block + 1) * head_dim).unwrap_or(&[]);
+        let rows = &rows.rows[(tokens.start - all.start) * head_dim..(tokens.end - all.start) * head_dim];
+        pair_values(rows, head_dim, kept, paired);
+        arithmetic.weights(scores, lanes, weights);
+        return arithmetic.accumulate(paired, scales, weights, lanes, sums);
+    }
+    let values = phase.values.read(tokens.clone(), value_rows);
+    if kept.len() == tokens.len() {
+        return simd.accumulate(values, scores, lanes, sums);
+    }
+    kept_values.clear();
+    for row in &*kept {
+        kept_values.extend_from_slice(&values[row * head_dim..][..head_dim]);
+    }
+    simd.accumulate(kept_values, scores, lanes, sums);
+}
+
+/// Of the kept rows, all of which are there, keeps those that are above the threshold of any query.
+fn keep_rows(scratch: &mut Scratch, lanes: usize, simd: SimdLevel) {
+    let Scratch { scores, kept, thresholds, .. } = scratch;
+    let mut count = 0;
+    kept.retain(|&row| {
+        let keep = simd.any_above(&scores[row * lanes..][..lanes], thresholds);
+        if keep {
+            scores.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
+            count += 1;
+        }
+        keep
+    });
 }

@@ -5,8 +5,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, SimdLevel, SkipMargin, ThresholdPolicy,
-    Window, attend_dense, attend_hybrid, query_tile,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, Precision, SimdLevel, SkipMargin,
+    ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
     reference::{Method, attention},
 };
 use deltallm_core::{ErrorBound, QueryLimits, TargetSparsity};
@@ -219,6 +219,39 @@ proptest! {
             let mut kernel = HybridAttention::new(&options(shape, simd, KvStore::F32), &config).unwrap();
             assert_close(&inputs.run(&mut kernel, &ends), &expected, simd.name());
             prop_assert_eq!(kernel.stats().total().skipped_values, skipped);
+        }
+    }
+
+    #[test]
+    fn sixteen_bits_come_near_to_the_reference(
+        shape in shapes(), tokens in 1_usize..300, seed: u64, theta in 0.0_f32..0.6, window in 1_usize..100,
+        margin in prop::option::of(3.0_f32..6.0), capped: bool,
+    ) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let softcap = capped.then_some(3.0_f32);
+        let margin = margin.map(SkipMargin::Fixed);
+        let dense = Method { softcap: softcap.map(f64::from), ..Method::dense(&shape) };
+        let hybrid = Method {
+            thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3, skip_margin: margin,
+            tile: query_tile(shape.group()), ..dense.clone()
+        };
+        let config = HybridConfig {
+            window: Window::Sliding(window), sinks: 3, skip_margin: margin,
+            ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
+        };
+        let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
+        for simd in SimdLevel::available() {
+            // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
+            let slack = if margin.is_some() { 0.1 } else { 0.0 };
+            for (precision, tolerance) in [(Precision::Int16, 4e-3 + slack), (Precision::Bf16, 6e-2 + slack)] {
+                let options = AttentionOptions { softcap, precision, ..options(shape, simd, KvStore::F32) };
+                let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+                let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
+                for (got, expected) in [dense, hybrid].iter().zip(&expected) {
+                    let worst = worst(got, expected);
+                    prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", simd, precision, worst);
+                }
+            }
         }
     }
 

@@ -10,6 +10,7 @@
 mod delta;
 mod exp;
 mod matmul;
+mod pairs;
 mod softmax;
 mod transpose;
 
@@ -18,7 +19,10 @@ use std::{fmt, str::FromStr};
 use deltallm_core::DeltaStream;
 use fearless_simd::{Level, dispatch, prelude::*};
 
-use crate::AttentionError;
+use crate::{AttentionError, Precision};
+
+use pairs::PairKind;
+pub(crate) use pairs::{PairQueries, PairRows, Pairs, pair_values};
 
 /// An instruction set that this machine has. A value of this type is the proof of it.
 ///
@@ -65,6 +69,22 @@ impl SimdLevel {
     /// `scalar`, `avx2`, `avx512` or `neon`.
     pub fn name(self) -> &'static str {
         self.name
+    }
+
+    /// The 16-bit products of this precision, if this level has instructions for them (or is there for its answers and
+    /// not for its speed).
+    pub(crate) fn pairs(self, precision: Precision) -> Option<Pairs> {
+        let kind = match precision {
+            Precision::F32 => return None,
+            Precision::Bf16 => PairKind::Bf16,
+            Precision::Int16 => PairKind::Int16,
+        };
+        match self.name {
+            "scalar" => Some(Pairs::portable(kind)),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => Pairs::avx512(kind),
+            _ => None,
+        }
     }
 
     /// f32 lanes of a vector.
