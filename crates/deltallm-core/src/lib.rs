@@ -8,7 +8,7 @@
 //!    block unpacked for arithmetic.
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
-//! 4. [`PagedRows`] and [`ElementType`]: uncoded keys and values, in f32, f16 or bf16.
+//! 4. [`KvStore`]: how a cache keeps its keys and values; [`PagedRows`] and [`ElementType`]: uncoded rows.
 //! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while running, and
 //!    what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
@@ -35,6 +35,7 @@ mod matrix;
 mod profile;
 mod rows;
 mod stats;
+mod store;
 mod target;
 mod threshold;
 
@@ -48,6 +49,7 @@ pub use matrix::{DeltaMatrix, DeltaStream};
 pub use profile::{ModelFingerprint, ThresholdProfile};
 pub use rows::PagedRows;
 pub use stats::{HeadSparsity, SparsityStats};
+pub use store::KvStore;
 pub use target::TargetSparsity;
 pub use threshold::{HeadThresholds, ThresholdPolicy};
 
