@@ -33,7 +33,7 @@ impl Peak {
             "neon" => detected.as_neon().map(|token| token.level()),
             _ => None,
         };
-        Self { level: level.unwrap_or_else(|| { let _ = detected; Level::fallback() }), threads }
+        Self { level: level.unwrap_or_else(Level::fallback), threads }
     }
 
     /// Multiply-adds in a second, all threads together, each at its own pace.

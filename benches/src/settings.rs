@@ -17,7 +17,7 @@ pub struct LayerSettings {
 }
 
 /// Settings from the command line.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 #[command(next_help_heading = "Approximate variants")]
 pub struct SettingsArgs {
     /// Settings from a calibration (JSON), or none; with --text only [default: built-in ones, if there are any for the model]
@@ -67,14 +67,13 @@ impl SettingsArgs {
         };
         let layers = 0..model.config().layers;
         let Some(profile) = profile else {
-            let thresholds = self.theta.map(ThresholdPolicy::Uniform);
-            let config = HybridConfig { ..HybridConfig::new(thresholds.unwrap_or_default()) };
-            let config = self.overrule(config);
-            let words = match self.theta {
-                Some(theta) => format!("theta {theta}"),
-                None => "thresholds for a zero fraction of 0.45".to_owned(),
+            let (words, config) = match self.theta {
+                Some(theta) => (format!("theta {theta}"), HybridConfig::new(ThresholdPolicy::Uniform(theta))),
+                None => ("thresholds for a zero fraction of 0.45".to_owned(), HybridConfig::default()),
             };
-            let layer = |layer| LayerSettings { config: HybridConfig { layer, ..config.clone() }, dense: false };
+            let config = self.overrule(config);
+            let layer =
+                |layer| LayerSettings { config: HybridConfig { layer, ..config.clone() }, dense: false };
             let settings: Vec<_> = layers.map(layer).collect();
             return Ok((describe(&words, &settings), settings));
         };
@@ -94,8 +93,14 @@ impl SettingsArgs {
     }
 
     /// The settings of `layers` equal layers.
-    pub fn uniform(&self, layers: usize, theta: f32, margin: Option<SkipMargin>) -> (String, Vec<LayerSettings>) {
-        let config = HybridConfig { skip_margin: margin, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+    pub fn uniform(
+        &self,
+        layers: usize,
+        theta: f32,
+        margin: Option<SkipMargin>,
+    ) -> (String, Vec<LayerSettings>) {
+        let config =
+            HybridConfig { skip_margin: margin, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
         let settings = vec![LayerSettings { config: self.overrule(config), dense: false }; layers];
         (describe(&format!("theta {theta:.3}"), &settings), settings)
     }

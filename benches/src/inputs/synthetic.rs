@@ -77,7 +77,8 @@ pub fn layer(shape: AttentionShape, tokens: usize) -> Layer {
         ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3_f32.sqrt()
     };
     let (heads, kv_heads, d) = (shape.heads(), shape.kv_heads(), shape.head_dim());
-    let pull: Vec<f32> = (0..d).map(|j| 1.0 - 0.5 * 0.01_f32.powf(j as f32 / (d - 1).max(1) as f32)).collect();
+    let pull: Vec<f32> =
+        (0..d).map(|j| 1.0 - 0.5 * 0.01_f32.powf(j as f32 / (d - 1).max(1) as f32)).collect();
     let mut step = |walk: &mut [f32]| {
         for (x, j) in walk.iter_mut().zip((0..d).cycle()) {
             *x = pull[j] * *x + (1.0 - pull[j] * pull[j]).sqrt() * random();

@@ -1,0 +1,86 @@
+//! The table of our kernels that are timed.
+
+use deltallm::{
+    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
+    KvStore,
+};
+
+use crate::inputs::Inputs;
+use crate::ours::{Decode, Make, Prefill};
+use crate::settings::LayerSettings;
+use crate::subject::{Attention, Phase, Subject};
+
+type Made = Result<Box<dyn AttentionKernel>, AttentionError>;
+
+/// One of our kernels.
+pub struct Variant {
+    /// Its name on the command line and in results.
+    pub name: &'static str,
+    /// See [`Subject::tolerance`].
+    tolerance: Option<f64>,
+    /// Makes the empty kernel of a layer.
+    kernel: fn(AttentionOptions, &LayerSettings) -> Made,
+}
+
+/// Difference to dense f32, relative to its largest output, that the order of f32 sums may make.
+pub const F32: Option<f64> = Some(1e-3);
+/// The same where keys and values are rounded to f16. Scores are sums of products of large channels: rounding is not small.
+const F16: Option<f64> = Some(3e-2);
+/// Not a defect at any size; printed.
+const APPROXIMATE: Option<f64> = None;
+
+/// All of them.
+pub const OURS: &[Variant] = &[
+    Variant { name: "dense-f32", tolerance: F32, kernel: |options, _| dense(&options) },
+    Variant {
+        name: "dense-f16-cache",
+        tolerance: F16,
+        kernel: |options, _| dense(&with(options, KvStore::F16)),
+    },
+    Variant { name: "delta-f32", tolerance: APPROXIMATE, kernel: |options, layer| delta(&options, layer) },
+    Variant { name: "hybrid-f32", tolerance: APPROXIMATE, kernel: |options, layer| hybrid(&options, layer) },
+];
+
+fn with(options: AttentionOptions, store: KvStore) -> AttentionOptions {
+    AttentionOptions { store, ..options }
+}
+
+fn dense(options: &AttentionOptions) -> Made {
+    Ok(Box::new(DenseAttention::new(options)?))
+}
+
+fn delta(options: &AttentionOptions, layer: &LayerSettings) -> Made {
+    let config = &layer.config;
+    Ok(Box::new(DeltaAttention::new(options, config.thresholds.clone(), config.layer)?))
+}
+
+/// Hybrid attention, but dense where the profile says so.
+fn hybrid(options: &AttentionOptions, layer: &LayerSettings) -> Made {
+    match layer.dense {
+        true => dense(options),
+        false => Ok(Box::new(HybridAttention::new(options, &layer.config)?)),
+    }
+}
+
+impl Variant {
+    /// The variant with f32 caches, ready for the rounds; before decoding, caches are filled with `cached` tokens.
+    ///
+    /// # Errors
+    /// A kernel that refuses its settings or its inputs.
+    pub fn subject<'a>(
+        &self,
+        inputs: &'a Inputs,
+        options: &AttentionOptions,
+        phase: Phase,
+        cached: usize,
+        rounds: usize,
+    ) -> anyhow::Result<Subject<'a>> {
+        let (kernel, options) = (self.kernel, options.clone());
+        let make: Make<'a> = Box::new(move |layer| Ok(kernel(options.clone(), &inputs.settings[layer])?));
+        let attention: Box<dyn Attention + 'a> = match phase {
+            Phase::Prefill => Box::new(Prefill::new(make, inputs)),
+            Phase::Decode => Box::new(Decode::new(&make, inputs, cached)?),
+        };
+        Ok(Subject { name: self.name, attention, rounds, tolerance: self.tolerance, compared: true })
+    }
+}
