@@ -92,17 +92,19 @@ impl SettingsArgs {
         Ok((describe(&format!("profile {}", profile.name), &settings), settings))
     }
 
-    /// The settings of `layers` equal layers.
+    /// The settings of `layers` equal layers; the skip margin is still to be chosen for `values_skipped`, if that is given.
     pub fn uniform(
         &self,
         layers: usize,
         theta: f32,
-        margin: Option<SkipMargin>,
+        values_skipped: Option<f64>,
     ) -> (String, Vec<LayerSettings>) {
-        let config =
-            HybridConfig { skip_margin: margin, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-        let settings = vec![LayerSettings { config: self.overrule(config), dense: false }; layers];
-        (describe(&format!("theta {theta:.3}"), &settings), settings)
+        let config = self.overrule(HybridConfig::new(ThresholdPolicy::Uniform(theta)));
+        let settings = vec![LayerSettings { config, dense: false }; layers];
+        let description = describe(&format!("theta {theta:.3}"), &settings);
+        let chosen =
+            values_skipped.map(|share| format!("; skip margin such that {share} of far values are skipped"));
+        (description + &chosen.unwrap_or_default(), settings)
     }
 
     /// Whether the margin is given, be it off.
@@ -122,18 +124,16 @@ impl SettingsArgs {
 
 fn describe(thresholds: &str, settings: &[LayerSettings]) -> String {
     let Some(first) = settings.first() else { return thresholds.to_owned() };
-    let mut margins: Vec<String> = settings
-        .iter()
-        .map(|layer| layer.config.skip_margin.map_or("off".to_owned(), |margin| margin.to_string()))
-        .collect();
+    let margins = settings.iter().filter_map(|layer| layer.config.skip_margin);
+    let mut margins: Vec<String> = margins.map(|margin| format!(", skip margin {margin}")).collect();
     margins.sort_unstable();
     margins.dedup();
     let dense = settings.iter().filter(|layer| layer.dense).count();
     format!(
-        "{thresholds}, window {}, {} sinks, skip margin {}, {dense} of {} layers dense",
+        "{thresholds}, window {}, {} sinks{}, {dense} of {} layers dense",
         first.config.window,
         first.config.sinks,
-        margins.join(" or "),
+        margins.concat(),
         settings.len()
     )
 }

@@ -88,12 +88,12 @@ fn subjects<'a>(
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject<'a>>> {
     let options = AttentionOptions { parallel: args.threads > 1, ..AttentionOptions::new(inputs.shape)? };
+    let settings = inputs.settings_for(plan.phase, plan.n)?.into();
     let mut subjects = Vec::new();
-    let cached = plan.decoded().start;
     for variant in OURS {
         if variant.name == baseline(plan.phase) || args.wants(variant.name) {
-            let filled = variant.subject(inputs, &options, plan.phase, cached, plan.repetitions);
-            subjects.push(filled.with_context(|| format!("{} at n = {}", variant.name, plan.n))?);
+            let subject = variant.subject(inputs, &options, plan, &settings);
+            subjects.push(subject.with_context(|| format!("{} at n = {}", variant.name, plan.n))?);
         }
     }
     let rounds = plan.repetitions.min(args.peer_repetitions.into());

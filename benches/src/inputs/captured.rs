@@ -47,6 +47,7 @@ pub fn capture(
         shape: model.llama.attention_shape(),
         windows: captured,
         settings,
+        values_skipped: None,
         description,
     })
 }

@@ -9,6 +9,7 @@ use std::{ops::Range, rc::Rc};
 use deltallm::{AttentionShape, HeadsView};
 
 use crate::settings::LayerSettings;
+use crate::subject::Phase;
 
 /// Queries, keys and values of one layer, after RoPE.
 #[derive(Debug)]
@@ -56,6 +57,8 @@ pub struct Inputs {
     pub windows: Vec<Vec<Rc<Layer>>>,
     /// Settings of every layer.
     pub settings: Vec<LayerSettings>,
+    /// Choose the skip margin for this share of skipped values, at every length and in every phase anew.
+    pub values_skipped: Option<f64>,
     /// The settings in words.
     pub description: String,
 }
@@ -64,5 +67,18 @@ impl Inputs {
     /// Layers of a window.
     pub fn layers(&self) -> usize {
         self.settings.len()
+    }
+
+    /// The settings of every layer for a length.
+    ///
+    /// # Errors
+    /// For settings that a kernel refuses.
+    pub fn settings_for(&self, phase: Phase, n: usize) -> anyhow::Result<Vec<LayerSettings>> {
+        let mut settings = self.settings.clone();
+        if let (Some(share), Some(first)) = (self.values_skipped, settings.first()) {
+            let margin = synthetic::margin(&self.windows[0][0], &first.config, share, phase, n)?;
+            settings.iter_mut().for_each(|layer| layer.config.skip_margin = Some(margin));
+        }
+        Ok(settings)
     }
 }

@@ -11,16 +11,21 @@ use std::rc::Rc;
 
 use deltallm::core::DeltaEncoder;
 use deltallm::{
-    AttentionOptions, AttentionShape, ElementType, HeadsViewMut, HybridConfig, SkipMargin, attend_hybrid,
+    AttentionOptions, AttentionShape, ElementType, HeadsView, HeadsViewMut, HybridConfig, SkipMargin, Window,
+    attend_hybrid,
 };
 
 use super::shapes::NamedShape;
-use crate::{Inputs, Layer, settings::SettingsArgs};
+use crate::{Inputs, Layer, settings::SettingsArgs, subject::Phase};
 
 /// Steps of the bisections: more digits than a share of a few thousand keys has.
 const STEPS: usize = 16;
-/// Queries at the end of the input that a skip margin is tried on.
-const TRIAL_QUERIES: usize = 256;
+/// Skip margins among which one is sought, in nats, and the steps of that search.
+const MARGINS: [f32; 2] = [0.05, 20.0];
+const MARGIN_STEPS: usize = 10;
+/// Tokens near the end of the input that stand for those that are decoded, and how far they are apart.
+const TRIAL_TOKENS: usize = 16;
+const TRIAL_STRIDE: usize = 4;
 
 /// What is asked of synthetic inputs.
 #[derive(Debug, Clone)]
@@ -48,20 +53,16 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
         Some(theta) => theta,
         None => theta(&layer, request.zero_fraction)?,
     };
-    let margin = match settings.has_margin() || request.values_skipped == 0.0 {
-        true => None,
-        false => {
-            let (_, layers) = settings.uniform(1, theta, None);
-            Some(margin(&layer, &layers[0].config, request.values_skipped)?)
-        }
-    };
-    let (description, settings) = settings.uniform(request.layers, theta, margin);
+    let values_skipped =
+        (request.values_skipped > 0.0 && !settings.has_margin()).then_some(request.values_skipped);
+    let (description, settings) = settings.uniform(request.layers, theta, values_skipped);
     let layer = Rc::new(layer);
     Ok(Inputs {
         name: format!("synthetic {}", request.shape.name),
         shape,
         windows: vec![vec![layer; request.layers]],
         settings,
+        values_skipped,
         description,
     })
 }
@@ -133,40 +134,95 @@ fn zeros(layer: &Layer, theta: f32) -> anyhow::Result<f64> {
     Ok(1.0 - sent as f64 / layer.k.len().max(1) as f64)
 }
 
-/// The margin at which this share of the far values is skipped in prefill, on the last queries.
-fn margin(layer: &Layer, config: &HybridConfig, values_skipped: f64) -> anyhow::Result<SkipMargin> {
-    let (mut low, mut high) = (0.05, 20.0);
-    for _ in 0..STEPS {
+/// The skip margin at which this share of the far values is skipped, in the first kv head.
+///
+/// # Errors
+/// For settings that a kernel refuses.
+pub fn margin(
+    layer: &Layer,
+    config: &HybridConfig,
+    values_skipped: f64,
+    phase: Phase,
+    n: usize,
+) -> anyhow::Result<SkipMargin> {
+    Ok(SkipMargin::Fixed(match phase {
+        Phase::Prefill => prefill_margin(layer, config, values_skipped, n)?,
+        Phase::Decode => decode_margin(layer, config, values_skipped, n)?,
+    }))
+}
+
+/// In prefill the queries of a tile decide together, so it is tried out.
+fn prefill_margin(
+    layer: &Layer,
+    config: &HybridConfig,
+    values_skipped: f64,
+    n: usize,
+) -> anyhow::Result<f32> {
+    let [mut low, mut high] = MARGINS;
+    for _ in 0..MARGIN_STEPS {
         let middle = 0.5 * (low + high);
-        if skipped(layer, config, middle)? > values_skipped {
+        if skipped(layer, config, middle, n)? > values_skipped {
             low = middle;
         } else {
             high = middle;
         }
     }
-    Ok(SkipMargin::Fixed(high))
+    Ok(high)
 }
 
-fn skipped(layer: &Layer, config: &HybridConfig, margin: f32) -> anyhow::Result<f64> {
-    let (shape, all) = (layer.shape, layer.q.len() / (layer.shape.heads() * layer.shape.head_dim()));
-    let first = all.saturating_sub(TRIAL_QUERIES);
+fn skipped(layer: &Layer, config: &HybridConfig, margin: f32, n: usize) -> anyhow::Result<f64> {
+    let (shape, d) = (layer.shape, layer.shape.head_dim());
     let config = HybridConfig { skip_margin: Some(SkipMargin::Fixed(margin)), ..config.clone() };
-    let dims = [all - first, shape.heads(), shape.head_dim()];
+    let row = shape.kv_heads() * d;
+    let dims = [n, shape.group(), d];
     let mut out = vec![0.0; dims.iter().product()];
     let stats = attend_hybrid(
-        &AttentionOptions::new(shape)?,
+        &AttentionOptions::new(AttentionShape::new(shape.group(), 1, d)?)?,
         &config,
-        layer.q(first..all),
-        layer.k(0..all),
-        layer.v(0..all),
+        HeadsView::strided(&layer.q, dims, shape.heads() * d, d)?,
+        HeadsView::strided(&layer.k, [n, 1, d], row, d)?,
+        HeadsView::strided(&layer.v, [n, 1, d], row, d)?,
         HeadsViewMut::new(&mut out, dims)?,
     )?;
     Ok(stats.total().values_skipped())
 }
 
+/// In decoding the heads of a group decide: a value is kept if its key scores within the margin of the best exact key for
+/// any of them. Far keys are put in order of that.
+fn decode_margin(layer: &Layer, config: &HybridConfig, values_skipped: f64, n: usize) -> anyhow::Result<f32> {
+    let (shape, d) = (layer.shape, layer.shape.head_dim());
+    let window = match config.window {
+        Window::Sliding(keys) => keys,
+        Window::Block { scale } => (f64::from(scale) * n as f64) as usize,
+        _ => anyhow::bail!("--window: expected N or block:SCALE, got {}", config.window),
+    };
+    let mut gaps = Vec::new();
+    let heads = (0..shape.kv_heads()).flat_map(|head| (1..=TRIAL_TOKENS).map(move |trial| (head, trial)));
+    for (kv_head, trial) in heads {
+        let token = n.saturating_sub(trial * TRIAL_STRIDE);
+        let far = config.sinks..(token + 1).saturating_sub(window).max(config.sinks);
+        let mut gap = vec![f32::NEG_INFINITY; far.len()];
+        let queries = layer.q[token * shape.heads() * d..].chunks(d);
+        for q in queries.skip(kv_head * shape.group()).take(shape.group()) {
+            let score = |key: usize| {
+                let key = &layer.k[(key * shape.kv_heads() + kv_head) * d..][..d];
+                q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() / (d as f32).sqrt()
+            };
+            let exact = (0..=token).filter(|key| !far.contains(key));
+            let best = exact.map(score).fold(f32::NEG_INFINITY, f32::max);
+            gap.iter_mut().zip(far.clone()).for_each(|(gap, key)| *gap = gap.max(score(key) - best));
+        }
+        gaps.extend(gap);
+    }
+    gaps.sort_by(f32::total_cmp);
+    let at = (values_skipped * gaps.len() as f64) as usize;
+    Ok(gaps.get(at).map_or(MARGINS[1], |gap| -gap).clamp(MARGINS[0], MARGINS[1]))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{measure, measure::Plan, peak::Peak, variants::OURS};
 
     #[test]
     fn the_threshold_gives_the_zero_fraction_that_was_asked_for() {
@@ -179,12 +235,24 @@ mod tests {
 
     #[test]
     fn the_margin_gives_the_share_of_skipped_values_that_was_asked_for() {
-        let layer = layer(AttentionShape::new(4, 2, 64).unwrap(), 1024);
-        let config = HybridConfig::new(deltallm::ThresholdPolicy::Uniform(0.5));
-        for wanted in [0.3, 0.65] {
-            let SkipMargin::Fixed(nats) = margin(&layer, &config, wanted).unwrap() else { unreachable!() };
-            let got = skipped(&layer, &config, nats).unwrap();
-            assert!((got - wanted).abs() < 0.05, "{wanted}: {got} at {nats}");
+        let request = Request {
+            shape: "4,2,64".parse().unwrap(),
+            tokens: 768,
+            layers: 1,
+            zero_fraction: 0.5,
+            values_skipped: 0.6,
+        };
+        let inputs = synthetic(&request, &SettingsArgs::default()).unwrap();
+        for phase in [Phase::Prefill, Phase::Decode] {
+            let plan = Plan { phase, n: 700, repetitions: 1, steps: 8 };
+            let hybrid = OURS.iter().find(|variant| variant.name == "hybrid-f32").unwrap();
+            let options = AttentionOptions::new(inputs.shape).unwrap();
+            let settings = inputs.settings_for(phase, plan.n).unwrap().into();
+            let mut subjects = [hybrid.subject(&inputs, &options, &plan, &settings).unwrap()];
+            let peak = Peak::new(deltallm::SimdLevel::best(), 1);
+            let results = measure(&mut subjects, &inputs, &plan, &peak, &mut |_| ()).unwrap();
+            let got = results.subjects[0].counts.unwrap().sparsity.values_skipped();
+            assert!((got - 0.6).abs() < 0.1, "{phase}: {got}");
         }
     }
 }
