@@ -276,12 +276,15 @@ mod tests {
     use crate::inputs::synthetic;
     use crate::subject::Attention;
 
+    /// Who was asked for which tokens.
+    type Calls = Vec<(&'static str, Range<usize>)>;
+
     /// Copies the right answer, or a wrong one, and writes down that it was called.
     struct Fake<'a> {
         name: &'static str,
         inputs: &'a Inputs,
         error: f32,
-        calls: Rc<RefCell<Vec<(&'static str, Range<usize>)>>>,
+        calls: Rc<RefCell<Calls>>,
     }
 
     impl Attention for Fake<'_> {
@@ -297,7 +300,7 @@ mod tests {
         }
     }
 
-    fn run(plan: &Plan, error: f32) -> (anyhow::Result<Results>, Vec<(&'static str, Range<usize>)>) {
+    fn run(plan: &Plan, error: f32) -> (anyhow::Result<Results>, Calls) {
         let request = synthetic::Request {
             shape: "2,1,8".parse().unwrap(),
             tokens: plan.n,
