@@ -66,7 +66,7 @@ fn bad_attention_settings() {
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
         ("--skip-margin", "0", "nats > 0, ln:C for ln(keys) - C, or off"),
-        ("--kv", "q8", "expected f32, f16 or bf16"),
+        ("--kv", "q8", "expected f32, f16, bf16, int8, int4 or compact"),
         ("--kv", "f8", "f32, f16 or bf16"),
         ("--sinks", "18446744073709551615", "at most 1024"),
         ("--threads", "0", "1..=1024"),
@@ -88,7 +88,7 @@ fn bad_memory_settings() {
     }
     let with = |more: &[&str]| refusal("generate", &[&["--kv-budget", "1MB", "--at-limit"], more].concat());
     assert!(with(&["forget"]).contains("error, narrow, raise-thresholds"));
-    assert!(with(&["narrow", "--kv", "f16"]).contains("expected --kv f32, got f16"));
+    assert!(with(&["narrow", "--kv", "int8"]).contains("expected --kv f32, f16 or bf16, got int8"));
     let line = with(&["raise-thresholds", "--kernel", "dense"]);
     assert!(line.contains("expected --kernel delta or hybrid, got dense"), "{line}");
     assert_refused("generate", &["--at-limit", "error"], &["--kv-budget"]);

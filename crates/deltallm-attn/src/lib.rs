@@ -13,6 +13,8 @@
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
 #![forbid(unsafe_code)]
 
+mod aligned;
+mod cache;
 pub mod calibration;
 mod delta;
 mod dense;

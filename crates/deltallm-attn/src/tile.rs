@@ -4,12 +4,13 @@
 //! vectors: `lane = head_in_group * queries + query`. Its keys come in *phases*: one for dense attention; sinks, exact
 //! window and far history for the hybrid. A phase gives each query a range of keys and says how they are scored.
 
-use std::ops::Range;
+use std::{f32::consts::LOG2_E, ops::Range};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, HeadSparsity, PagedRows};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, GroupedKeys, HeadSparsity, PagedRows};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
+    aligned::Aligned,
     window::{Part, Split},
 };
 
@@ -26,6 +27,12 @@ pub(crate) trait Rows: Sync {
 }
 
 impl Rows for PagedRows {
+    fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        self.read(tokens, scratch)
+    }
+}
+
+impl Rows for GroupedKeys {
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         self.read(tokens, scratch)
     }
@@ -48,8 +55,8 @@ impl Rows for HeadRows<'_> {
 /// How the keys of a phase are scored.
 #[derive(Clone, Copy)]
 pub(crate) enum Keys<'a> {
-    /// `q . k`.
-    Exact(&'a dyn Rows),
+    /// `q . k` with the keys as they are held.
+    Rows(&'a dyn Rows),
     /// `q . khat` through the deltas; the blocks unpacked beforehand if many tiles need them.
     Delta(&'a DeltaMatrix, &'a [DeltaStream]),
 }
@@ -83,21 +90,26 @@ pub(crate) struct TileOutput {
 /// Working memory that is reused from tile to tile.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    /// Scaled queries, `[head_dim, lanes]`.
-    queries: Vec<f32>,
+    /// Scaled queries, `[head_dim, lanes]`: scores come out in units of ln 2.
+    queries: Aligned,
     /// Scores, then weights, of a block: `[BLOCK_TOKENS, lanes]`.
-    scores: Vec<f32>,
+    scores: Aligned,
     /// Weighted sum of values so far, `[head_dim, lanes]`.
-    sums: Vec<f32>,
+    sums: Aligned,
     /// Per lane: largest score, sum of weights, rescale factor, skip threshold, score of the key frame.
-    max: Vec<f32>,
-    total: Vec<f32>,
-    rescale: Vec<f32>,
-    thresholds: Vec<f32>,
-    frame: Vec<f32>,
+    max: Aligned,
+    total: Aligned,
+    rescale: Aligned,
+    thresholds: Aligned,
+    frame: Aligned,
     key_rows: Vec<f32>,
     value_rows: Vec<f32>,
     kept_values: Vec<f32>,
+    /// Rows of the block whose values are used.
+    kept: Vec<usize>,
+    /// Per lane: first row of the block that its query sees, and the row after the last.
+    starts: Aligned,
+    ends: Aligned,
     stream: DeltaStream,
 }
 
@@ -115,21 +127,19 @@ pub(crate) fn attend_tile(
     let queries = tile.positions.len();
     let lanes = (queries * group).next_multiple_of(options.simd.lanes());
 
-    scratch.queries.clear();
-    scratch.queries.resize(head_dim * lanes, 0.0);
-    for (query, position) in tile.positions.clone().enumerate() {
-        for head in 0..group {
-            let row = q.row(position - first, tile.kv_head * group + head);
-            for (channel, x) in row.iter().enumerate() {
-                scratch.queries[channel * lanes + head * queries + query] = x * options.scale;
-            }
-        }
+    // The cap is a function of nats; its result changes the unit.
+    let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
+    scratch.queries.reset(head_dim * lanes, 0.0);
+    for head in 0..group {
+        let (rows, stride) = q.rows(tile.positions.start - first, tile.kv_head * group + head);
+        let out = &mut scratch.queries[head * queries..];
+        options.simd.transpose(rows, stride, [queries, head_dim], scale, out, lanes);
     }
-    reset(&mut scratch.sums, head_dim * lanes, 0.0);
-    reset(&mut scratch.max, lanes, f32::NEG_INFINITY);
-    reset(&mut scratch.total, lanes, 0.0);
-    reset(&mut scratch.rescale, lanes, 1.0);
-    reset(&mut scratch.frame, lanes, 0.0);
+    scratch.sums.reset(head_dim * lanes, 0.0);
+    scratch.max.reset(lanes, f32::NEG_INFINITY);
+    scratch.total.reset(lanes, 0.0);
+    scratch.rescale.reset(lanes, 1.0);
+    scratch.frame.reset(lanes, 0.0);
 
     let mut counts = HeadSparsity::default();
     for phase in phases {
@@ -137,15 +147,12 @@ pub(crate) fn attend_tile(
         attend_phase(options, phase, tile, &ranges, lanes, scratch, &mut counts);
     }
 
+    scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
+    options.simd.rescale(&mut scratch.sums, &scratch.rescale);
     let mut rows = vec![0.0; queries * group * head_dim];
-    for (query, rows) in rows.chunks_exact_mut(group * head_dim).enumerate() {
-        for (head, row) in rows.chunks_exact_mut(head_dim).enumerate() {
-            let lane = head * queries + query;
-            let weight = 1.0 / scratch.total[lane];
-            row.iter_mut()
-                .zip(scratch.sums.iter().skip(lane).step_by(lanes))
-                .for_each(|(x, sum)| *x = sum * weight);
-        }
+    for head in 0..group {
+        let (sums, out) = (&scratch.sums[head * queries..], &mut rows[head * head_dim..]);
+        options.simd.transpose(sums, lanes, [head_dim, queries], 1.0, out, group * head_dim);
     }
     // Inputs are finite, so anything else here is a score that left the range of f32.
     let real = &scratch.max[..queries * group];
@@ -153,11 +160,6 @@ pub(crate) fn attend_tile(
         return Err(AttentionError::Overflow);
     }
     Ok(TileOutput { rows, counts })
-}
-
-fn reset(values: &mut Vec<f32>, len: usize, value: f32) {
-    values.clear();
-    values.resize(len, value);
 }
 
 /// `ranges` are the keys of each query of the tile.
@@ -173,7 +175,7 @@ fn attend_phase(
     let (group, head_dim, simd) = (options.shape.group(), options.shape.head_dim(), options.simd);
     let pairs: usize = ranges.iter().map(|range| range.len() * group).sum();
     counts.pairs += pairs as u64;
-    if let Keys::Exact(_) = phase.keys {
+    if phase.part != Part::Far {
         counts.exact_pairs += pairs as u64;
     }
     if pairs == 0 {
@@ -181,11 +183,11 @@ fn attend_phase(
     }
     if let Some(margin) = phase.skip_margin {
         // Lanes that stand for no query must keep nothing alive.
-        reset(&mut scratch.thresholds, lanes, f32::INFINITY);
+        scratch.thresholds.reset(lanes, 1e30);
         let margins = || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
         let margins = (0..group).flat_map(|_| margins());
-        for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&scratch.max).zip(margins) {
-            *threshold = max - margin;
+        for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&*scratch.max).zip(margins) {
+            *threshold = max - margin * LOG2_E;
         }
     }
     // Ranges rise from query to query, but the first ones may be empty.
@@ -195,14 +197,17 @@ fn attend_phase(
 
     for block in start / BLOCK_TOKENS..end.div_ceil(BLOCK_TOKENS) {
         let tokens = start.max(block * BLOCK_TOKENS)..end.min((block + 1) * BLOCK_TOKENS);
-        scratch.scores.resize(BLOCK_TOKENS * lanes, 0.0);
-        let scores = &mut scratch.scores[..tokens.len() * lanes];
+        let whole = ranges.iter().all(|range| range.start <= tokens.start && tokens.end <= range.end);
+        scratch.scores.resize(BLOCK_TOKENS * lanes);
+        // Scores, and the rows whose values count.
+        let mut chosen = false;
         match phase.keys {
-            Keys::Exact(rows) => {
+            Keys::Rows(rows) => {
                 let keys = rows.read(tokens.clone(), &mut scratch.key_rows);
-                simd.scores(keys, &scratch.queries, lanes, scores);
+                simd.scores(keys, &scratch.queries, lanes, &mut scratch.scores);
             }
             Keys::Delta(matrix, prepared) => {
+                let Scratch { queries, scores, frame, thresholds, kept, .. } = scratch;
                 let stream = match prepared.get(block) {
                     Some(stream) => stream,
                     None => {
@@ -210,29 +215,61 @@ fn attend_phase(
                         &scratch.stream
                     }
                 };
-                let skip = tokens.start - block * BLOCK_TOKENS;
-                simd.delta_scores(stream, skip, &scratch.queries, lanes, &mut scratch.frame, scores);
+                let fused = phase.skip_margin.is_some()
+                    && whole
+                    && options.softcap.is_none()
+                    && tokens.len() == stream.len();
+                chosen =
+                    fused && simd.delta_survivors(stream, queries, lanes, frame, thresholds, scores, kept);
+                if !chosen {
+                    let scores = &mut scores[..tokens.len() * lanes];
+                    simd.delta_scores(
+                        stream,
+                        tokens.start - block * BLOCK_TOKENS,
+                        queries,
+                        lanes,
+                        frame,
+                        scores,
+                    );
+                }
             }
         }
-        if let Some(cap) = options.softcap {
-            simd.softcap(scores, cap);
+        if !chosen {
+            let scores = &mut scratch.scores[..tokens.len() * lanes];
+            if let Some(cap) = options.softcap {
+                simd.softcap(scores, cap);
+            }
+            if !whole {
+                let lane_ranges = || (0..group).flat_map(|_| ranges);
+                let row = |token: usize| token.clamp(tokens.start, tokens.end) - tokens.start;
+                scratch.starts.reset(lanes, 0.0);
+                scratch.ends.reset(lanes, 0.0);
+                scratch.starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start) as f32);
+                scratch.ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end) as f32);
+                simd.mask(scores, &scratch.starts, &scratch.ends);
+            }
+            if phase.skip_margin.is_some() {
+                keep_rows(scores, lanes, &mut scratch.kept, |row| simd.any_above(row, &scratch.thresholds));
+            }
         }
-        mask(scores, lanes, &tokens, ranges, group);
 
         let values = phase.values.read(tokens.clone(), &mut scratch.value_rows);
         let (rows, values) = if phase.skip_margin.is_some() {
-            let kept = keep_rows(scores, lanes, |row| simd.any_above(row, &scratch.thresholds));
             scratch.kept_values.clear();
-            for row in &kept {
+            for row in &scratch.kept {
                 scratch.kept_values.extend_from_slice(&values[row * head_dim..][..head_dim]);
             }
             let seen = |tokens: Range<usize>| -> usize {
                 ranges.iter().map(|r| r.end.min(tokens.end).saturating_sub(r.start.max(tokens.start))).sum()
             };
-            let kept_pairs: usize =
-                kept.iter().map(|row| seen(tokens.start + row..tokens.start + row + 1)).sum();
+            let kept_pairs: usize = match whole {
+                true => scratch.kept.len() * ranges.len(),
+                false => {
+                    scratch.kept.iter().map(|row| seen(tokens.start + row..tokens.start + row + 1)).sum()
+                }
+            };
             counts.skipped_values += ((seen(tokens) - kept_pairs) * group) as u64;
-            (kept.len(), &scratch.kept_values[..])
+            (scratch.kept.len(), &scratch.kept_values[..])
         } else {
             (tokens.len(), values)
         };
@@ -247,30 +284,13 @@ fn attend_phase(
     }
 }
 
-/// Sets the scores of keys outside a query's range to -inf.
-fn mask(scores: &mut [f32], lanes: usize, tokens: &Range<usize>, ranges: &[Range<usize>], group: usize) {
-    for (query, range) in ranges.iter().enumerate() {
-        if range.start <= tokens.start && tokens.end <= range.end {
-            continue;
-        }
-        for (row, token) in tokens.clone().enumerate() {
-            if !range.contains(&token) {
-                for head in 0..group {
-                    scores[row * lanes + head * ranges.len() + query] = f32::NEG_INFINITY;
-                }
-            }
-        }
-    }
-}
-
-/// Moves the rows that `keep` accepts to the front and returns their numbers.
-fn keep_rows(scores: &mut [f32], lanes: usize, keep: impl Fn(&[f32]) -> bool) -> Vec<usize> {
-    let mut kept = Vec::new();
+/// Moves the rows that `keep` accepts to the front and notes their numbers.
+fn keep_rows(scores: &mut [f32], lanes: usize, kept: &mut Vec<usize>, keep: impl Fn(&[f32]) -> bool) {
+    kept.clear();
     for row in 0..scores.len() / lanes {
         if keep(&scores[row * lanes..][..lanes]) {
             scores.copy_within(row * lanes..(row + 1) * lanes, kept.len() * lanes);
             kept.push(row);
         }
     }
-    kept
 }

@@ -106,6 +106,11 @@ impl<'a> HeadsView<'a> {
         &self.data[self.layout.start(token, head)..][..self.layout.head_dim]
     }
 
+    /// The rows of `head` from token `token` on, and the distance from one to the next.
+    pub(crate) fn rows(&self, token: usize, head: usize) -> (&'a [f32], usize) {
+        (&self.data[self.layout.start(token, head)..], self.layout.token_stride)
+    }
+
     /// Checks shape and finiteness; `input` names the argument in errors.
     pub(crate) fn check(
         &self,

@@ -25,31 +25,40 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod block;
 mod bound;
 mod budget;
+mod coding;
 mod elements;
 mod encoder;
 mod error;
 mod footprint;
+mod grouped;
 mod matrix;
 mod profile;
+mod quantise;
 mod rows;
 mod stats;
 mod store;
+mod stream;
 mod target;
 mod threshold;
 
+pub use block::{BlockCodes, DeltaBlock, Escape};
 pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{AtLimit, Charge, MemoryBudget};
 pub use elements::{ElementType, Elements};
 pub use encoder::{ChannelMask, DeltaEncoder};
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
-pub use matrix::{DeltaMatrix, DeltaStream};
+pub use grouped::{GroupedKeys, KeyGroup};
+pub use matrix::DeltaMatrix;
 pub use profile::{ModelFingerprint, ThresholdProfile};
-pub use rows::PagedRows;
+pub use quantise::GROUP;
+pub use rows::{PagedRows, RowFormat, RowsPage};
 pub use stats::{HeadSparsity, SparsityStats};
 pub use store::KvStore;
+pub use stream::DeltaStream;
 pub use target::TargetSparsity;
 pub use threshold::{HeadThresholds, ThresholdPolicy};
 

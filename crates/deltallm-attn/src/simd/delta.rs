@@ -1,11 +1,14 @@
 //! The sparse product: scores of delta-coded keys.
+//!
+//! The scores of a tile's queries with the key frame come from a dense product; from there
+//! `s(m,t) = s(m,t-1) + q_m . delta_t` (`docs/method.md`, equation 3). All lanes of the tile need the same few rows of
+//! the transposed queries, so unstructured zeros are skipped without gathering anything, and the running scores stay in
+//! registers over the whole block.
 
 use deltallm_core::DeltaStream;
 use fearless_simd::prelude::*;
 
-/// See [`super::SimdLevel::delta_scores`]. `frame` holds the scores of the key frame, from which
-/// `s(m,t) = s(m,t-1) + q_m . delta_t` (`docs/method.md`, equation 3), for all lanes at once, so
-/// that unstructured zeros are skipped without gathering anything.
+/// See [`super::SimdLevel::delta_scores`].
 #[inline(always)]
 pub(super) fn scores<S: Simd>(
     simd: S,
@@ -16,56 +19,143 @@ pub(super) fn scores<S: Simd>(
     frame: &[f32],
     out: &mut [f32],
 ) {
-    // The running scores of a panel stay in registers over the block.
     let mut lane = 0;
-    while lane + 8 * S::f32s::LEN <= lanes {
-        panel::<S, 8>(simd, stream, skip, queries, lanes, lane, frame, out);
-        lane += 8 * S::f32s::LEN;
-    }
-    while lane + 2 * S::f32s::LEN <= lanes {
-        panel::<S, 2>(simd, stream, skip, queries, lanes, lane, frame, out);
-        lane += 2 * S::f32s::LEN;
-    }
-    if lane < lanes {
-        panel::<S, 1>(simd, stream, skip, queries, lanes, lane, frame, out);
+    while lane < lanes {
+        let operands = Panel { stream, skip, queries, lanes, lane };
+        lane += S::f32s::LEN
+            * match (lanes - lane) / S::f32s::LEN {
+                1 => every_key::<S, 1>(simd, operands, frame, out),
+                2 | 3 => every_key::<S, 2>(simd, operands, frame, out),
+                4..8 => every_key::<S, 4>(simd, operands, frame, out),
+                _ => every_key::<S, 8>(simd, operands, frame, out),
+            };
     }
 }
 
-/// The `N` vectors that start at `lane`.
+/// See [`super::SimdLevel::delta_survivors`].
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-fn panel<S: Simd, const N: usize>(
+pub(super) fn survivors<S: Simd>(
     simd: S,
     stream: &DeltaStream,
-    skip: usize,
     queries: &[f32],
     lanes: usize,
-    lane: usize,
     frame: &[f32],
+    thresholds: &[f32],
     out: &mut [f32],
-) {
-    let width = S::f32s::LEN;
-    let frame = &frame[lane..][..N * width];
-    let mut sums = [S::f32s::splat(simd, 0.0); N];
-    for (sum, frame) in sums.iter_mut().zip(frame.chunks_exact(width)) {
-        *sum = S::f32s::from_slice(simd, frame);
+    kept: &mut Vec<usize>,
+) -> bool {
+    let operands = Panel { stream, skip: 0, queries, lanes, lane: 0 };
+    match lanes / S::f32s::LEN {
+        4 => keys_above::<S, 4>(simd, operands, frame, thresholds, out, kept),
+        6 => keys_above::<S, 6>(simd, operands, frame, thresholds, out, kept),
+        8 => keys_above::<S, 8>(simd, operands, frame, thresholds, out, kept),
+        12 => keys_above::<S, 12>(simd, operands, frame, thresholds, out, kept),
+        16 => keys_above::<S, 16>(simd, operands, frame, thresholds, out, kept),
+        24 => keys_above::<S, 24>(simd, operands, frame, thresholds, out, kept),
+        _ => return false,
     }
-    let mut start = 0;
-    let rows = out.len() / lanes;
-    for (token, &end) in stream.ends().iter().enumerate().take(skip + rows) {
-        let range = start..end as usize;
-        start = end as usize;
-        for (channel, delta) in stream.channels()[range.clone()].iter().zip(&stream.deltas()[range]) {
-            let delta = S::f32s::splat(simd, *delta);
-            let query = &queries[*channel as usize * lanes + lane..][..N * width];
-            for (sum, query) in sums.iter_mut().zip(query.chunks_exact(width)) {
-                *sum = delta.mul_add(S::f32s::from_slice(simd, query), *sum);
+    true
+}
+
+/// Some vectors of a tile of queries, and the keys they are to meet.
+#[derive(Clone, Copy)]
+struct Panel<'a> {
+    stream: &'a DeltaStream,
+    /// Keys of the block whose scores are not wanted.
+    skip: usize,
+    /// `[head_dim, lanes]`.
+    queries: &'a [f32],
+    lanes: usize,
+    /// First lane of the panel.
+    lane: usize,
+}
+
+impl Panel<'_> {
+    /// Calls `key` with the running scores of every wanted key, in order; `sums` are those of the key frame.
+    #[inline(always)]
+    #[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
+    fn run<S: Simd, const N: usize>(
+        self,
+        simd: S,
+        mut sums: [S::f32s; N],
+        rows: usize,
+        mut key: impl FnMut(usize, &[S::f32s; N]),
+    ) {
+        let width = S::f32s::LEN;
+        let mut start = 0;
+        for (token, &end) in self.stream.ends().iter().enumerate().take(self.skip + rows) {
+            let range = start..end as usize;
+            start = end as usize;
+            for (channel, delta) in
+                self.stream.channels()[range.clone()].iter().zip(&self.stream.deltas()[range])
+            {
+                let delta = S::f32s::splat(simd, *delta);
+                let query = &self.queries[*channel as usize * self.lanes + self.lane..][..N * width];
+                for n in 0..N {
+                    sums[n] = delta.mul_add(S::f32s::from_slice(simd, &query[n * width..][..width]), sums[n]);
+                }
+            }
+            if token >= self.skip {
+                key(token - self.skip, &sums);
             }
         }
-        let Some(row) = token.checked_sub(skip) else { continue };
-        let out = &mut out[row * lanes + lane..][..N * width];
-        for (sum, out) in sums.iter().zip(out.chunks_exact_mut(width)) {
-            sum.store_slice(out);
-        }
     }
+}
+
+/// The scores of all keys from `skip` on, for `N` vectors; answers `N`.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
+fn every_key<S: Simd, const N: usize>(simd: S, panel: Panel, frame: &[f32], out: &mut [f32]) -> usize {
+    let (width, Panel { lanes, lane, .. }) = (S::f32s::LEN, panel);
+    let mut sums = [S::f32s::splat(simd, 0.0); N];
+    for n in 0..N {
+        sums[n] = S::f32s::from_slice(simd, &frame[lane + n * width..][..width]);
+    }
+    let rows = out.len() / lanes;
+    panel.run(simd, sums, rows, |row, sums| {
+        let out = &mut out[row * lanes + lane..][..N * width];
+        for n in 0..N {
+            sums[n].store_slice(&mut out[n * width..][..width]);
+        }
+    });
+    N
+}
+
+/// The scores of the keys that are above the threshold in any of the `N` vectors, which are all lanes of the tile.
+#[inline(always)]
+#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
+fn keys_above<S: Simd, const N: usize>(
+    simd: S,
+    panel: Panel,
+    frame: &[f32],
+    thresholds: &[f32],
+    out: &mut [f32],
+    kept: &mut Vec<usize>,
+) {
+    let (width, lanes) = (S::f32s::LEN, panel.lanes);
+    let zero = S::f32s::splat(simd, 0.0);
+    // Scores relative to the thresholds: one maximum over all vectors then answers the question.
+    let (mut sums, mut limits) = ([zero; N], [zero; N]);
+    for n in 0..N {
+        limits[n] = S::f32s::from_slice(simd, &thresholds[n * width..][..width]);
+        sums[n] = S::f32s::from_slice(simd, &frame[n * width..][..width]) - limits[n];
+    }
+    let rows = panel.stream.len();
+    kept.clear();
+    kept.resize(rows, 0);
+    let mut count = 0;
+    panel.run(simd, sums, rows, |row, sums| {
+        let mut best = sums[0];
+        for n in 1..N {
+            best = best.max(sums[n]);
+        }
+        // Written always and counted only if kept: a branch would be guessed wrongly too often.
+        kept[count] = row;
+        let out = &mut out[count * lanes..][..N * width];
+        for n in 0..N {
+            (sums[n] + limits[n]).store_slice(&mut out[n * width..][..width]);
+        }
+        count += usize::from(best.simd_gt(zero).any_true());
+    });
+    kept.truncate(count);
 }

@@ -1,26 +1,26 @@
-//! The exponential function on vectors.
+//! Powers of two on vectors.
 
 use fearless_simd::prelude::*;
 
-/// `e^x` for `x <= 88`, with a relative error below 2e-7; zero below -88 (also for -inf); NaN stays NaN.
+/// `2^x` for `x <= 127`, with a relative error below 3e-7; zero below -126 (also for -inf); NaN stays NaN.
 ///
-/// `x = n ln 2 + r` with `|r| <= ln(2) / 2`, a polynomial of degree 7 for `e^r` (the coefficients of Cephes' `expf`) and
-/// `2^n` put together from its bits.
+/// The softmax works in base 2: with log2(e) folded into the queries, `e^(s - max)` is `2^x`, and the reduction
+/// `x = n + f`, `|f| <= 1/2`, is exact. `2^f` is the minimax polynomial of degree 5 for the relative error on that
+/// interval (Remez' algorithm), and `2^n` goes into the exponent's bits.
 #[inline(always)]
-pub(super) fn exp<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let constant = |value: f32| S::f32s::splat(simd, value);
-    // A comparison and not `max`: it lets NaN pass. At the lower limit 2^n comes out as zero.
-    let x = x.simd_lt(-88.0).select(constant(-88.0), x);
-    let n = (x * std::f32::consts::LOG2_E).round_ties_even();
-    // ln 2 in two parts, the first with few enough bits for an exact product.
-    let r = n.mul_add(constant(2.121_944_4e-4), n.mul_add(constant(-0.693_359_4), x));
-    let mut p = constant(1.987_569_1e-4);
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
-        p = p.mul_add(r, constant(coefficient));
+    // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
+    let magic = constant(12_582_912.0);
+    let shifted = x + magic;
+    let f = x - (shifted - magic);
+    let mut p = constant(1.327_647_2e-3);
+    for coefficient in [9.675_541e-3, 5.550_713e-2, 2.402_212e-1, 6.931_469_4e-1, 1.000_000_1] {
+        p = p.mul_add(f, constant(coefficient));
     }
-    let y = (p * r).mul_add(r, r) + 1.0;
-    let exponent = n.to_int::<S::i32s>() + 127;
-    y * (exponent << 23).bitcast::<S::f32s>()
+    let power: S::i32s = (shifted.bitcast::<S::i32s>() + 127) << 23;
+    // A comparison and not `max`: it lets NaN pass.
+    x.simd_lt(-126.0).select(constant(0.0), p * power.bitcast::<S::f32s>())
 }
 
 #[cfg(test)]
@@ -31,27 +31,24 @@ mod tests {
     use crate::simd::SimdLevel;
 
     #[inline(always)]
-    fn exp_one<S: Simd>(simd: S, x: f32) -> f32 {
-        exp(simd, S::f32s::splat(simd, x)).as_slice()[0]
+    fn one<S: Simd>(simd: S, x: f32) -> f32 {
+        exp2(simd, S::f32s::splat(simd, x)).as_slice()[0]
     }
 
     #[test]
     fn agrees_with_f64_at_every_level() {
         for level in SimdLevel::available() {
-            let mut x = -87.0_f32;
-            while x <= 88.0 {
-                let got = f64::from(dispatch!(level.level, simd => exp_one(simd, x)));
-                let expected = f64::from(x).exp();
-                assert!(
-                    (got / expected - 1.0).abs() < 2e-7,
-                    "{level}: exp({x}) = {got}, expected {expected}"
-                );
+            let mut x = -125.99_f32;
+            while x <= 127.0 {
+                let got = f64::from(dispatch!(level.level, simd => one(simd, x)));
+                let expected = f64::from(x).exp2();
+                assert!((got / expected - 1.0).abs() < 3e-7, "{level}: 2^{x} = {got}, expected {expected}");
                 x += 0.003_7;
             }
-            for (x, expected) in [(f32::NEG_INFINITY, 0.0), (-1e30, 0.0), (-88.5, 0.0), (0.0, 1.0)] {
-                assert_eq!(dispatch!(level.level, simd => exp_one(simd, x)), expected, "{level}: exp({x})");
+            for (x, expected) in [(f32::NEG_INFINITY, 0.0), (-1e30, 0.0), (-126.5, 0.0)] {
+                assert_eq!(dispatch!(level.level, simd => one(simd, x)), expected, "{level}: 2^{x}");
             }
-            assert!(dispatch!(level.level, simd => exp_one(simd, f32::NAN)).is_nan(), "{level}");
+            assert!(dispatch!(level.level, simd => one(simd, f32::NAN)).is_nan(), "{level}");
         }
     }
 }

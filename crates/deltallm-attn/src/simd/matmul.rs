@@ -11,8 +11,7 @@ use fearless_simd::prelude::*;
 pub(super) fn scores<S: Simd>(simd: S, keys: &[f32], queries: &[f32], lanes: usize, out: &mut [f32]) {
     let head_dim = queries.len() / lanes;
     let rows = keys.len() / head_dim;
-    out[..rows * lanes].fill(0.0);
-    product(simd, rows, head_dim, Keys { data: keys, head_dim }, queries, lanes, out);
+    product::<S, false>(simd, rows, head_dim, Keys { data: keys, head_dim }, queries, lanes, out);
 }
 
 /// See [`super::SimdLevel::accumulate`].
@@ -20,7 +19,7 @@ pub(super) fn scores<S: Simd>(simd: S, keys: &[f32], queries: &[f32], lanes: usi
 pub(super) fn accumulate<S: Simd>(simd: S, values: &[f32], weights: &[f32], lanes: usize, out: &mut [f32]) {
     let head_dim = out.len() / lanes;
     let keys = weights.len() / lanes;
-    product(simd, head_dim, keys, Values { data: values, head_dim }, weights, lanes, out);
+    product::<S, true>(simd, head_dim, keys, Values { data: values, head_dim }, weights, lanes, out);
 }
 
 /// The broadcast factor `a`, `[rows, depth]`, cut so that the inner loop has few bounds to check.
@@ -73,9 +72,13 @@ impl Broadcast for Values<'_> {
     }
 }
 
-/// `c += a b` for `c` of `[rows, lanes]` and `b` of `[depth, lanes]`; `lanes` is a multiple of the vector length.
+/// `c = a b`, or `c += a b` if `ADD`, for `c` of `[rows, lanes]` and `b` of `[depth, lanes]`; `lanes` is a multiple of the vector length.
+///
+/// The tile of `c` has to hide the latency of two FMAs a cycle, which takes 8 accumulators, and to need few loads for
+/// each FMA, which takes more: 24 of 32 registers (AVX-512, NEON), 12 of 16 (AVX2), the others being for `b` and one
+/// broadcast.
 #[inline(always)]
-fn product<S: Simd>(
+fn product<S: Simd, const ADD: bool>(
     simd: S,
     rows: usize,
     depth: usize,
@@ -84,22 +87,30 @@ fn product<S: Simd>(
     lanes: usize,
     c: &mut [f32],
 ) {
-    // Eight accumulators hide the latency of two FMAs a cycle and leave registers for `b` and the broadcast even
-    // where there are only 16 registers.
     let mut lane = 0;
-    while lane + 2 * S::f32s::LEN <= lanes {
-        panel::<S, 4, 2>(simd, rows, depth, a, b, lanes, lane, c);
-        lane += 2 * S::f32s::LEN;
-    }
-    if lane < lanes {
-        panel::<S, 8, 1>(simd, rows, depth, a, b, lanes, lane, c);
+    while lane < lanes {
+        let vectors = (lanes - lane) / S::f32s::LEN;
+        lane += S::f32s::LEN
+            * match vectors {
+                1 => panel::<S, 8, 1, ADD>(simd, rows, depth, a, b, lanes, lane, c),
+                // 256-bit vectors: 16 registers.
+                _ if S::f32s::LEN == 8 && vectors.is_multiple_of(3) => {
+                    panel::<S, 4, 3, ADD>(simd, rows, depth, a, b, lanes, lane, c)
+                }
+                _ if S::f32s::LEN == 8 => panel::<S, 4, 2, ADD>(simd, rows, depth, a, b, lanes, lane, c),
+                2 | 3 => panel::<S, 8, 2, ADD>(simd, rows, depth, a, b, lanes, lane, c),
+                _ if vectors.is_multiple_of(6) => {
+                    panel::<S, 4, 6, ADD>(simd, rows, depth, a, b, lanes, lane, c)
+                }
+                _ => panel::<S, 6, 4, ADD>(simd, rows, depth, a, b, lanes, lane, c),
+            };
     }
 }
 
-/// All rows of the `N` vectors that start at `lane`.
+/// All rows of the `N` vectors that start at `lane`; answers `N`.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-fn panel<S: Simd, const R: usize, const N: usize>(
+fn panel<S: Simd, const R: usize, const N: usize, const ADD: bool>(
     simd: S,
     rows: usize,
     depth: usize,
@@ -108,21 +119,27 @@ fn panel<S: Simd, const R: usize, const N: usize>(
     lanes: usize,
     lane: usize,
     c: &mut [f32],
-) {
+) -> usize {
     let mut row = 0;
     while row + R <= rows {
-        tile::<S, R, N>(simd, depth, a.strip(row), b, lanes, lane, &mut c[row * lanes..]);
+        tile::<S, R, N, ADD>(simd, depth, a.strip(row), b, lanes, lane, &mut c[row * lanes..]);
         row += R;
     }
+    if R > 4 && row + 4 <= rows {
+        tile::<S, 4, N, ADD>(simd, depth, a.strip(row), b, lanes, lane, &mut c[row * lanes..]);
+        row += 4;
+    }
     while row < rows {
-        tile::<S, 1, N>(simd, depth, a.strip(row), b, lanes, lane, &mut c[row * lanes..]);
+        tile::<S, 1, N, ADD>(simd, depth, a.strip(row), b, lanes, lane, &mut c[row * lanes..]);
         row += 1;
     }
+    N
 }
 
-/// `R` rows by `N` vectors, kept in registers.
+/// `R` rows by `N` vectors, kept in registers: every loop over them has a constant count, or they would be kept in memory.
 #[inline(always)]
-fn tile<S: Simd, const R: usize, const N: usize>(
+#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
+fn tile<S: Simd, const R: usize, const N: usize, const ADD: bool>(
     simd: S,
     depth: usize,
     a: impl Fn(usize) -> [f32; R],
@@ -133,22 +150,26 @@ fn tile<S: Simd, const R: usize, const N: usize>(
 ) {
     let width = S::f32s::LEN;
     let mut sums = [[S::f32s::splat(simd, 0.0); N]; R];
-    for k in 0..depth {
-        let b_row = &b[k * lanes + lane..][..N * width];
-        let mut b = [S::f32s::splat(simd, 0.0); N];
-        for (b, row) in b.iter_mut().zip(b_row.chunks_exact(width)) {
-            *b = S::f32s::from_slice(simd, row);
+    for (k, b) in b.chunks_exact(lanes).enumerate().take(depth) {
+        let b = &b[lane..][..N * width];
+        let mut columns = [S::f32s::splat(simd, 0.0); N];
+        for n in 0..N {
+            columns[n] = S::f32s::from_slice(simd, &b[n * width..][..width]);
         }
-        for (a, sums) in a(k).into_iter().zip(&mut sums) {
-            let a = S::f32s::splat(simd, a);
-            for (sum, b) in sums.iter_mut().zip(b) {
-                *sum = a.mul_add(b, *sum);
+        let a = a(k);
+        for r in 0..R {
+            let a = S::f32s::splat(simd, a[r]);
+            for n in 0..N {
+                sums[r][n] = a.mul_add(columns[n], sums[r][n]);
             }
         }
     }
-    for (sums, c) in sums.iter().zip(c.chunks_mut(lanes)) {
-        for (sum, c) in sums.iter().zip(c[lane..].chunks_exact_mut(width)) {
-            (*sum + S::f32s::from_slice(simd, c)).store_slice(c);
+    for r in 0..R {
+        let c = &mut c[r * lanes + lane..][..N * width];
+        for n in 0..N {
+            let c = &mut c[n * width..][..width];
+            let sum = if ADD { sums[r][n] + S::f32s::from_slice(simd, c) } else { sums[r][n] };
+            sum.store_slice(c);
         }
     }
 }

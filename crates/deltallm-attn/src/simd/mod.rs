@@ -11,6 +11,7 @@ mod delta;
 mod exp;
 mod matmul;
 mod softmax;
+mod transpose;
 
 use std::{fmt, str::FromStr};
 
@@ -92,6 +93,43 @@ impl SimdLevel {
         dispatch!(self.level, simd => delta::scores(simd, stream, skip, queries, lanes, frame, out));
     }
 
+    /// The scores of those keys of a whole block that are above the threshold in any lane, packed into the first rows of
+    /// `out` (which has room for all), and the numbers of these keys. False, and nothing done, for a number of lanes
+    /// that has no kernel.
+    #[expect(clippy::too_many_arguments, reason = "the operands of delta_scores, and what is to survive")]
+    pub(crate) fn delta_survivors(
+        self,
+        stream: &DeltaStream,
+        queries: &[f32],
+        lanes: usize,
+        frame: &mut [f32],
+        thresholds: &[f32],
+        out: &mut [f32],
+        kept: &mut Vec<usize>,
+    ) -> bool {
+        self.scores(stream.frame(), queries, lanes, frame);
+        dispatch!(self.level, simd => delta::survivors(simd, stream, queries, lanes, frame, thresholds, out, kept))
+    }
+
+    /// `out[column * out_stride + row] = rows[row * stride + column] * factor` for `count` rows of `columns` columns.
+    pub(crate) fn transpose(
+        self,
+        rows: &[f32],
+        stride: usize,
+        [count, columns]: [usize; 2],
+        factor: f32,
+        out: &mut [f32],
+        out_stride: usize,
+    ) {
+        let shape = [count, columns];
+        dispatch!(self.level, simd => transpose::transpose(simd, rows, stride, shape, factor, out, out_stride));
+    }
+
+    /// Sets the scores to -inf of the rows outside of `starts[lane]..ends[lane]`.
+    pub(crate) fn mask(self, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
+        dispatch!(self.level, simd => softmax::mask(simd, scores, starts, ends));
+    }
+
     /// `out[channel][lane] += sum over keys of values[key][channel] * weights[key][lane]`.
     ///
     /// `values` is `[rows, head_dim]`, `weights` `[rows, lanes]`, `out` `[head_dim, lanes]`.
@@ -99,7 +137,7 @@ impl SimdLevel {
         dispatch!(self.level, simd => matmul::accumulate(simd, values, weights, lanes, out));
     }
 
-    /// One step of the online softmax over a block of scores `[rows, lanes]`, which become weights; see
+    /// One step of the online softmax over a block of scores `[rows, lanes]` in units of ln 2, which become weights; see
     /// [`softmax::update`]. Returns whether `rescale` has an entry other than one.
     pub(crate) fn softmax(
         self,
@@ -117,7 +155,7 @@ impl SimdLevel {
         dispatch!(self.level, simd => softmax::rescale(simd, rows, factors));
     }
 
-    /// `score = cap * tanh(score / cap)`.
+    /// `score = cap * tanh(score / cap)`, from nats to units of ln 2.
     pub(crate) fn softcap(self, scores: &mut [f32], cap: f32) {
         dispatch!(self.level, simd => softmax::softcap(simd, scores, cap));
     }

@@ -2,9 +2,9 @@
 
 use fearless_simd::prelude::*;
 
-use super::exp::exp;
+use super::exp::exp2;
 
-/// Turns a block of scores `[rows, lanes]` into weights `e^(score - max)`, where `max` is each lane's largest score so
+/// Turns a block of scores `[rows, lanes]`, in units of ln 2, into weights `2^(score - max)`, where `max` is each lane's largest score so
 /// far, and keeps the books of the online softmax (Milakov and Gimelshein, arXiv 1805.02867): `max` and `sum` are
 /// updated, and `rescale` (all `[lanes]`) is what earlier sums and outputs must be multiplied by. Returns whether any
 /// lane's factor differs from one.
@@ -30,11 +30,11 @@ pub(super) fn update<S: Simd>(
         }
         // A finite reference for lanes in which everything is masked: -inf - (-inf) would be NaN.
         let reference = new.max(f32::MIN);
-        let factor = exp(simd, old - reference);
+        let factor = exp2(simd, old - reference);
         let mut total = S::f32s::from_slice(simd, &sum[columns.clone()]) * factor;
         for row in scores.chunks_exact_mut(lanes) {
             let row = &mut row[columns.clone()];
-            let weight = exp(simd, S::f32s::from_slice(simd, row) - reference);
+            let weight = exp2(simd, S::f32s::from_slice(simd, row) - reference);
             weight.store_slice(row);
             total += weight;
         }
@@ -60,12 +60,31 @@ pub(super) fn rescale<S: Simd>(simd: S, rows: &mut [f32], factors: &[f32]) {
 /// See [`super::SimdLevel::softcap`].
 #[inline(always)]
 pub(super) fn softcap<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
+    use std::f32::consts::LOG2_E;
+
     for x in scores.chunks_exact_mut(S::f32s::LEN) {
         // tanh(y) = 1 - 2 / (e^2y + 1); beyond 20 it is 1 in f32, and e^40 is still far from overflow.
         let y = S::f32s::from_slice(simd, x) * (1.0 / cap);
         let y = y.simd_gt(20.0).select(S::f32s::splat(simd, 20.0), y);
-        let tanh = S::f32s::splat(simd, 1.0) - S::f32s::splat(simd, 2.0) / (exp(simd, y * 2.0) + 1.0);
-        (tanh * cap).store_slice(x);
+        let tanh =
+            S::f32s::splat(simd, 1.0) - S::f32s::splat(simd, 2.0) / (exp2(simd, y * (2.0 * LOG2_E)) + 1.0);
+        (tanh * (cap * LOG2_E)).store_slice(x);
+    }
+}
+
+/// See [`super::SimdLevel::mask`].
+#[inline(always)]
+pub(super) fn mask<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
+    let width = S::f32s::LEN;
+    let masked = S::f32s::splat(simd, f32::NEG_INFINITY);
+    for (row, scores) in scores.chunks_exact_mut(starts.len()).enumerate() {
+        let row = S::f32s::splat(simd, row as f32);
+        let bounds = starts.chunks_exact(width).zip(ends.chunks_exact(width));
+        for (x, (start, end)) in scores.chunks_exact_mut(width).zip(bounds) {
+            let seen =
+                row.simd_ge(S::f32s::from_slice(simd, start)) & row.simd_lt(S::f32s::from_slice(simd, end));
+            seen.select(S::f32s::from_slice(simd, x), masked).store_slice(x);
+        }
     }
 }
 
