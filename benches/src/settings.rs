@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use deltallm::models::Llama;
-use deltallm::{HybridConfig, SkipMargin, ThresholdPolicy, Window};
+use deltallm::{HybridConfig, KvStore, SkipMargin, ThresholdPolicy, Window};
 use deltallm_examples::ModelProfile;
 
 /// What the delta, hybrid and compact variants of one layer do.
@@ -14,6 +14,8 @@ pub struct LayerSettings {
     pub config: HybridConfig,
     /// The profile wants this layer exact: hybrid and compact variants run dense.
     pub dense: bool,
+    /// The store that the profile wants for this layer; the compact variant takes it, the others have their own.
+    pub store: Option<KvStore>,
 }
 
 /// Settings from the command line.
@@ -72,8 +74,11 @@ impl SettingsArgs {
                 None => ("thresholds for a zero fraction of 0.45".to_owned(), HybridConfig::default()),
             };
             let config = self.overrule(config);
-            let layer =
-                |layer| LayerSettings { config: HybridConfig { layer, ..config.clone() }, dense: false };
+            let layer = |layer| LayerSettings {
+                config: HybridConfig { layer, ..config.clone() },
+                dense: false,
+                store: None,
+            };
             let settings: Vec<_> = layers.map(layer).collect();
             return Ok((describe(&words, &settings), settings));
         };
@@ -86,7 +91,7 @@ impl SettingsArgs {
                 sinks: profile.settings.sinks(),
                 skip_margin: plan.skip_margin,
             };
-            LayerSettings { config: self.overrule(config), dense: plan.dense }
+            LayerSettings { config: self.overrule(config), dense: plan.dense, store: plan.store }
         };
         let settings: Vec<_> = profile.settings.layers().iter().enumerate().map(layer).collect();
         Ok((describe(&format!("profile {}", profile.name), &settings), settings))
@@ -100,7 +105,7 @@ impl SettingsArgs {
         values_skipped: Option<f64>,
     ) -> (String, Vec<LayerSettings>) {
         let config = self.overrule(HybridConfig::new(ThresholdPolicy::Uniform(theta)));
-        let settings = vec![LayerSettings { config, dense: false }; layers];
+        let settings = vec![LayerSettings { config, dense: false, store: None }; layers];
         let description = describe(&format!("theta {theta:.3}"), &settings);
         let chosen =
             values_skipped.map(|share| format!("; skip margin such that {share} of far values are skipped"));

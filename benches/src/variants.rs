@@ -40,8 +40,18 @@ pub const OURS: &[Variant] = &[
         tolerance: F16,
         kernel: |options, _| dense(&with(options, KvStore::F16)),
     },
+    Variant {
+        name: "dense-8bit-cache",
+        tolerance: APPROXIMATE,
+        kernel: |options, _| dense(&with(options, KvStore::Int8)),
+    },
     Variant { name: "delta-f32", tolerance: APPROXIMATE, kernel: |options, layer| delta(&options, layer) },
     Variant { name: "hybrid-f32", tolerance: APPROXIMATE, kernel: |options, layer| hybrid(&options, layer) },
+    Variant {
+        name: "compact",
+        tolerance: APPROXIMATE,
+        kernel: |options, layer| hybrid(&with(options, layer.store.unwrap_or(KvStore::Compact)), layer),
+    },
 ];
 
 fn with(options: AttentionOptions, store: KvStore) -> AttentionOptions {
@@ -57,10 +67,10 @@ fn delta(options: &AttentionOptions, layer: &LayerSettings) -> Made {
     Ok(Box::new(DeltaAttention::new(options, config.thresholds.clone(), config.layer)?))
 }
 
-/// Hybrid attention, but dense where the profile says so.
+/// Hybrid attention, but dense where the profile says so (in a store that dense attention takes).
 fn hybrid(options: &AttentionOptions, layer: &LayerSettings) -> Made {
     match layer.dense {
-        true => dense(options),
+        true => dense(&with(options.clone(), options.store.dense())),
         false => Ok(Box::new(HybridAttention::new(options, &layer.config)?)),
     }
 }

@@ -28,8 +28,16 @@ fn variants<'r>(rows: &'r [Value], phase: &str) -> Vec<&'r str> {
 fn synthetic_inputs_give_the_promised_rows() {
     let args = ["--shape", "4,2,16", "--layers", "2", "--n", "80", "--repetitions", "2", "--json"];
     let rows = rows(&[&args[..], &["--per-layer"]].concat());
-    let expected =
-        ["dense-f32", "dense-f16-cache", "delta-f32", "hybrid-f32", "candle-flash", "candle-matmul"];
+    let expected = [
+        "dense-f32",
+        "dense-f16-cache",
+        "dense-8bit-cache",
+        "delta-f32",
+        "hybrid-f32",
+        "compact",
+        "candle-flash",
+        "candle-matmul",
+    ];
     for phase in ["prefill", "decode"] {
         let variants = variants(&rows, phase);
         assert!(expected.iter().all(|name| variants.contains(name)), "{phase}: {variants:?}");
