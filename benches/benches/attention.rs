@@ -1,42 +1,80 @@
-//! Criterion benchmarks of the three kernels, one thread: `cargo bench -p deltallm-benches`.
+//! Criterion benchmarks of the kernels and of the delta coding, one thread: `cargo bench -p deltallm-benches`.
+//!
+//! For watching one kernel while it changes; ratios between kernels are the business of the program `ratios`.
 
 use std::hint::black_box;
 
-use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use deltallm::core::{DeltaEncoder, DeltaMatrix, DeltaStream, HeadThresholds};
 use deltallm::{
-    AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, HeadsViewMut,
-    HybridAttention, HybridConfig, ThresholdPolicy,
+    AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
+    HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget, SkipMargin, ThresholdPolicy,
 };
-use deltallm_benches::Inputs;
+use deltallm_benches::{Layer, inputs::synthetic};
+
+const LENGTHS: [usize; 2] = [512, 2048];
+/// About 0.6 zeros on the synthetic keys.
+const THETA: f32 = 0.34;
 
 /// Makes an empty kernel.
-type Make<'a> = Box<dyn Fn() -> Box<dyn AttentionKernel> + 'a>;
+type Make = Box<dyn Fn() -> Box<dyn AttentionKernel>>;
+
+fn shape() -> AttentionShape {
+    AttentionShape::new(9, 3, 64).unwrap()
+}
+
+fn kernels() -> [(&'static str, Make); 3] {
+    let options = AttentionOptions { parallel: false, ..AttentionOptions::new(shape()).unwrap() };
+    let policy = ThresholdPolicy::Uniform(THETA);
+    let config =
+        HybridConfig { skip_margin: Some(SkipMargin::Fixed(3.0)), ..HybridConfig::new(policy.clone()) };
+    let (dense, delta) = (options.clone(), options.clone());
+    [
+        ("dense-f32", Box::new(move || Box::new(DenseAttention::new(&dense).unwrap()))),
+        ("delta-f32", Box::new(move || Box::new(DeltaAttention::new(&delta, policy.clone(), 0).unwrap()))),
+        ("hybrid-f32", Box::new(move || Box::new(HybridAttention::new(&options, &config).unwrap()))),
+    ]
+}
+
+fn forward(kernel: &mut dyn AttentionKernel, layer: &Layer, tokens: std::ops::Range<usize>, out: &mut [f32]) {
+    let view = HeadsViewMut::new(out, [tokens.len(), 9, 64]).unwrap();
+    kernel.forward_heads(layer.q(tokens.clone()), layer.k(tokens.clone()), layer.v(tokens), view).unwrap();
+    black_box(out);
+}
 
 fn prefill(criterion: &mut Criterion) {
-    let shape = AttentionShape::new(9, 3, 64).unwrap();
-    let options = AttentionOptions { parallel: false, ..AttentionOptions::new(shape).unwrap() };
-    let policy = ThresholdPolicy::Uniform(0.6);
     let mut group = criterion.benchmark_group("prefill");
     group.sample_size(10);
-    for tokens in [256, 1024] {
-        let inputs = Inputs::synthetic(shape, tokens);
-        let kernels: [(&str, Make); 3] = [
-            ("dense-f32", Box::new(|| Box::new(DenseAttention::new(&options).unwrap()))),
-            ("delta-f32", Box::new(|| Box::new(DeltaAttention::new(&options, policy.clone(), 0).unwrap()))),
-            (
-                "hybrid-f32",
-                Box::new(|| {
-                    Box::new(HybridAttention::new(&options, &HybridConfig::new(policy.clone())).unwrap())
-                }),
-            ),
-        ];
-        let mut out = vec![0.0; inputs.q.len()];
-        for (name, kernel) in &kernels {
-            group.bench_function(BenchmarkId::new(*name, tokens), |bencher| {
+    for tokens in LENGTHS {
+        let layer = synthetic::layer(shape(), tokens);
+        let mut out = vec![0.0; layer.q.len()];
+        for (name, make) in kernels() {
+            group.bench_function(BenchmarkId::new(name, tokens), |bencher| {
+                bencher.iter_batched_ref(
+                    &make,
+                    |kernel| forward(&mut **kernel, &layer, 0..tokens, &mut out),
+                    BatchSize::PerIteration,
+                );
+            });
+        }
+    }
+    group.finish();
+}
+
+/// The last token again and again, `truncate` included.
+fn decode(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decode");
+    group.sample_size(20);
+    for tokens in LENGTHS {
+        let layer = synthetic::layer(shape(), tokens);
+        let mut out = vec![0.0; layer.q.len()];
+        for (name, make) in kernels() {
+            let mut kernel = make();
+            forward(&mut *kernel, &layer, 0..tokens, &mut out);
+            group.bench_function(BenchmarkId::new(name, tokens), |bencher| {
                 bencher.iter(|| {
-                    let out = HeadsViewMut::new(&mut out, [tokens, 9, 64]).unwrap();
-                    kernel().forward_heads(inputs.q(0), inputs.k(0), inputs.v(0), out).unwrap();
-                    black_box(());
+                    kernel.truncate(tokens - 1).unwrap();
+                    forward(&mut *kernel, &layer, tokens - 1..tokens, &mut out[..9 * 64]);
                 });
             });
         }
@@ -44,5 +82,35 @@ fn prefill(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, prefill);
+/// One kv head's keys: coded, stored as a delta matrix, and unpacked into the stream that the kernels read.
+fn coding(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("coding");
+    group.sample_size(20);
+    let keys = synthetic::layer(AttentionShape::new(1, 1, 64).unwrap(), 2048).k;
+    group.throughput(Throughput::Elements(2048));
+    let thresholds = || HeadThresholds::from(vec![THETA; 64]);
+    group.bench_function("encode", |bencher| {
+        bencher.iter(|| {
+            let mut encoder = DeltaEncoder::new(thresholds(), ElementType::F32).unwrap();
+            keys.chunks(64).map(|key| encoder.encode(key).unwrap().count()).sum::<usize>()
+        });
+    });
+    let matrix = || {
+        let mut charge = MemoryBudget::unlimited().charge();
+        let mut matrix = DeltaMatrix::new(thresholds(), ElementType::F32).unwrap();
+        keys.chunks(64).for_each(|key| matrix.push(key, &mut charge).unwrap());
+        matrix
+    };
+    group.bench_function("push", |bencher| bencher.iter(&matrix));
+    let (matrix, mut stream) = (matrix(), DeltaStream::default());
+    group.bench_function("stream", |bencher| {
+        bencher.iter(|| {
+            (0..matrix.blocks()).for_each(|block| matrix.stream(block, &mut stream));
+            black_box(&stream);
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, prefill, decode, coding);
 criterion_main!(benches);

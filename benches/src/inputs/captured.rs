@@ -1,0 +1,69 @@
+//! q, k, v of every layer of a model that reads a text.
+
+use std::rc::Rc;
+
+use anyhow::Context;
+use deltallm::models::{Llama, LogitRows};
+use deltallm::{AttentionOptions, DenseAttention};
+use deltallm_examples::{LoadedModel, Progress, windows};
+use ndarray::ArrayView3;
+
+use crate::{Inputs, Layer, settings::SettingsArgs};
+
+/// Captures the first `count` windows of `tokens` tokens of `text`; attention is dense while it reads. Shorter inputs are
+/// the beginnings of these: nothing in a causal model depends on later tokens.
+///
+/// # Errors
+/// For a text that is too short, windows longer than the model's context, and settings that do not fit the model.
+pub fn capture(
+    model: &LoadedModel,
+    text: &str,
+    count: usize,
+    tokens: usize,
+    settings: &SettingsArgs,
+) -> anyhow::Result<Inputs> {
+    let context = model.llama.config().context_length;
+    anyhow::ensure!(
+        tokens <= context,
+        "--n: expected lengths of at most {context}, the model's context, got {tokens}"
+    );
+    let ids = model.encode(text)?;
+    let cut = windows(&ids, tokens, Some(count));
+    anyhow::ensure!(
+        cut.len() == count,
+        "--text: expected at least {count} windows of {tokens} tokens, got a text of {} tokens; use a longer text, or smaller --n \
+         or --windows",
+        ids.len()
+    );
+    let (description, settings) = settings.for_model(&model.llama)?;
+    let mut progress = Progress::new("capturing");
+    let mut captured = Vec::new();
+    for (done, ids) in cut.iter().enumerate() {
+        progress.update(done, count);
+        captured.push(window(&model.llama, ids)?);
+    }
+    Ok(Inputs {
+        name: format!("captured {}", model.name),
+        shape: model.llama.attention_shape(),
+        windows: captured,
+        settings,
+        values_skipped: None,
+        description,
+    })
+}
+
+fn window(model: &Llama, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
+    let shape = model.attention_shape();
+    let options = AttentionOptions::new(shape)?;
+    let layers = 0..model.config().layers;
+    let mut kernels = layers.map(|_| DenseAttention::new(&options)).collect::<Result<Vec<_>, _>>()?;
+    let mut captured = Vec::new();
+    let owned = |x: ArrayView3<f32>| x.iter().copied().collect();
+    model
+        .forward_observed(ids, &mut kernels, LogitRows::None, &mut |input| {
+            let (q, k, v) = (owned(input.q), owned(input.k), owned(input.v));
+            captured.push(Rc::new(Layer { shape, q, k, v }));
+        })
+        .context("cannot capture q, k and v")?;
+    Ok(captured)
+}

@@ -1,0 +1,4 @@
+//! Other engines, on the same inputs, with the same number of threads.
+
+pub mod candle;
+pub mod torch;
