@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    KvStore,
+    KvStore, Precision,
 };
 
 use crate::inputs::Inputs;
@@ -29,12 +29,16 @@ pub struct Variant {
 pub const F32: Option<f64> = Some(1e-3);
 /// The same where keys and values are rounded to f16: on SmolLM2's about 1e-3.
 const F16: Option<f64> = Some(1e-2);
+/// The same for bf16.
+const BF16: Option<f64> = Some(5e-2);
 /// Not a defect at any size; printed.
 const APPROXIMATE: Option<f64> = None;
 
 /// All of them.
 pub const OURS: &[Variant] = &[
     Variant { name: "dense-f32", tolerance: F32, kernel: |options, _| dense(&options) },
+    Variant { name: "dense-bf16", tolerance: BF16, kernel: |options, _| dense(&bf16(options)) },
+    Variant { name: "dense-int16", tolerance: F16, kernel: |options, _| dense(&int16(options)) },
     Variant {
         name: "dense-f16-cache",
         tolerance: F16,
@@ -46,13 +50,43 @@ pub const OURS: &[Variant] = &[
         kernel: |options, _| dense(&with(options, KvStore::Int8)),
     },
     Variant { name: "delta-f32", tolerance: APPROXIMATE, kernel: |options, layer| delta(&options, layer) },
+    Variant {
+        name: "delta-bf16",
+        tolerance: APPROXIMATE,
+        kernel: |options, layer| delta(&bf16(options), layer),
+    },
     Variant { name: "hybrid-f32", tolerance: APPROXIMATE, kernel: |options, layer| hybrid(&options, layer) },
+    Variant {
+        name: "hybrid-bf16",
+        tolerance: APPROXIMATE,
+        kernel: |options, layer| hybrid(&bf16(options), layer),
+    },
+    Variant {
+        name: "hybrid-int16",
+        tolerance: APPROXIMATE,
+        kernel: |options, layer| hybrid(&int16(options), layer),
+    },
+    Variant {
+        name: "hybrid-8bit",
+        tolerance: APPROXIMATE,
+        kernel: |options, layer| hybrid(&with(options, KvStore::Int8), layer),
+    },
     Variant {
         name: "compact",
         tolerance: APPROXIMATE,
         kernel: |options, layer| hybrid(&with(options, layer.store.unwrap_or(KvStore::Compact)), layer),
     },
 ];
+
+/// Products of bf16 numbers, from a cache of them.
+fn bf16(options: AttentionOptions) -> AttentionOptions {
+    AttentionOptions { precision: Precision::Bf16, ..with(options, KvStore::Bf16) }
+}
+
+/// Products of 16-bit integers, from the cache of dense-f32.
+fn int16(options: AttentionOptions) -> AttentionOptions {
+    AttentionOptions { precision: Precision::Int16, ..options }
+}
 
 fn with(options: AttentionOptions, store: KvStore) -> AttentionOptions {
     AttentionOptions { store, ..options }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use deltallm::models::Llama;
 use deltallm::{
-    AttentionOptions, ErrorBound, HybridConfig, KvStore, PaperRule, SkipMargin, TargetSparsity,
+    AttentionOptions, ErrorBound, HybridConfig, KvStore, PaperRule, Precision, SkipMargin, TargetSparsity,
     ThresholdPolicy, Window,
 };
 use serde::Serialize;
@@ -72,6 +72,10 @@ pub struct KernelArgs {
     /// values)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
     kv: KvStore,
+    /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: bf16 (AVX512-BF16)
+    /// or int16 (AVX512-VNNI)
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_precision)]
+    precision: Precision,
     /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
     #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
     phases: Phases,
@@ -108,6 +112,10 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
 
 fn parse_store(text: &str) -> Result<KvStore, String> {
     text.parse().map_err(|_| "expected f32, f16, bf16, int8, int4 or compact".into())
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    text.parse().map_err(|_| "expected f32, bf16 or int16".into())
 }
 
 impl KernelArgs {
@@ -149,7 +157,17 @@ impl KernelArgs {
             skip_margin: None,
             layer: 0,
         };
-        let options = AttentionOptions { store: self.kv, ..AttentionOptions::new(model.attention_shape())? };
+        let options = AttentionOptions {
+            store: self.kv,
+            precision: self.precision,
+            ..AttentionOptions::new(model.attention_shape())?
+        };
+        anyhow::ensure!(
+            options.simd.multiplies(self.precision),
+            "--precision: expected one that {} has instructions for (f32), got {}",
+            options.simd,
+            self.precision
+        );
         let choice = KernelChoice::new(
             self.kernel,
             options,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    HybridConfig, KeyPlan, KvStore, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
+    HybridConfig, KeyPlan, KvStore, LayerPlan, MemoryBudget, Precision, SkipMargin, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
@@ -93,11 +93,12 @@ impl KernelChoice {
         LayerPlan { skip_margin: self.skip_margin.unwrap_or(plan.skip_margin), ..plan }
     }
 
-    /// Exact attention with the same cache type, f16 for stores that quantise: what the choice is compared with.
+    /// Exact attention in f32 with the same cache type, f16 for stores that quantise: what the choice is compared with.
     #[must_use]
     pub fn dense(&self) -> Self {
         let choice = self.with_store(self.options.store.exact().into());
-        Self { kind: KernelKind::Dense, profile: None, ..choice }
+        let options = AttentionOptions { precision: Precision::F32, ..choice.options };
+        Self { kind: KernelKind::Dense, profile: None, options, ..choice }
     }
 
     /// Which kernel.
@@ -178,6 +179,9 @@ impl KernelChoice {
             .filter(|_| hybrid),
             phases: coded.then_some(self.phases),
             kv: self.options.store,
+            precision: Some(self.options.precision)
+                .filter(|precision| *precision != Precision::F32)
+                .map(|precision| precision.to_string()),
             simd: self.options.simd.to_string(),
         }
     }
@@ -209,6 +213,7 @@ impl fmt::Display for KernelChoice {
                 .phases
                 .filter(|phases| *phases == Phases::Prefill)
                 .map(|_| "in prefill only, ".to_owned()),
+            settings.precision.map(|precision| format!("{precision} products, ")),
         ];
         write!(f, "{}: {}", self.kind, parts.into_iter().flatten().collect::<String>())?;
         write!(f, "cache {}, {}", settings.kv, settings.simd)
@@ -236,6 +241,9 @@ pub struct KernelSettings {
     pub phases: Option<Phases>,
     /// How keys and values are cached.
     pub kv: KvStore,
+    /// Numbers that a prompt's products are made of, if not f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
     /// Instruction set.
     pub simd: String,
 }

@@ -1,12 +1,14 @@
 //! Settings that every kernel shares.
 
+use std::{fmt, str::FromStr};
+
 use deltallm_core::{KvStore, MemoryBudget};
 
 use crate::{AttentionError, AttentionShape, SimdLevel};
 
 /// The numbers that a prompt's products are made of; sums are 32 bits wide always.
 ///
-/// 16 bits are used where the level has dot-product instructions for them, and where several tiles of queries share the
+/// 16 bits are used where the level has dot-product instructions for them ([`SimdLevel::multiplies`]), and where several tiles of queries share the
 /// cost of converting keys and values; everything else, decoding included, is f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
@@ -18,6 +20,29 @@ pub enum Precision {
     /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: twice
     /// as fast as f32, and more accurate than bf16.
     Int16,
+}
+
+impl fmt::Display for Precision {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+            Self::Int16 => "int16",
+        })
+    }
+}
+
+impl FromStr for Precision {
+    type Err = AttentionError;
+
+    fn from_str(name: &str) -> Result<Self, AttentionError> {
+        let all = [Self::F32, Self::Bf16, Self::Int16];
+        all.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| AttentionError::Name {
+            what: "precision",
+            expected: "f32, bf16 or int16",
+            got: name.to_owned(),
+        })
+    }
 }
 
 /// What an attention kernel needs to know besides its method.

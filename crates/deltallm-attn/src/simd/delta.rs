@@ -34,6 +34,7 @@ pub(super) fn scores<S: Simd>(
 
 /// See [`super::SimdLevel::delta_survivors`].
 #[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
 pub(super) fn survivors<S: Simd>(
     simd: S,
     stream: &DeltaStream,
@@ -104,7 +105,6 @@ impl Panel<'_> {
 
 /// The scores of all keys from `skip` on, for `N` vectors; answers `N`.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 fn every_key<S: Simd, const N: usize>(simd: S, panel: Panel, frame: &[f32], out: &mut [f32]) -> usize {
     let (width, Panel { lanes, lane, .. }) = (S::f32s::LEN, panel);
     let mut sums = [S::f32s::splat(simd, 0.0); N];

@@ -138,7 +138,6 @@ fn panel<S: Simd, const R: usize, const N: usize, const ADD: bool>(
 
 /// `R` rows by `N` vectors, kept in registers: every loop over them has a constant count, or they would be kept in memory.
 #[inline(always)]
-#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 fn tile<S: Simd, const R: usize, const N: usize, const ADD: bool>(
     simd: S,
     depth: usize,

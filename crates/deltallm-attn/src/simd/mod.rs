@@ -71,6 +71,11 @@ impl SimdLevel {
         self.name
     }
 
+    /// Whether this level multiplies numbers of this precision; otherwise f32 takes their place.
+    pub fn multiplies(self, precision: Precision) -> bool {
+        precision == Precision::F32 || self.pairs(precision).is_some()
+    }
+
     /// The 16-bit products of this precision, if this level has instructions for them (or is there for its answers and
     /// not for its speed).
     pub(crate) fn pairs(self, precision: Precision) -> Option<Pairs> {

@@ -5,7 +5,6 @@ use fearless_simd::{f32x4, prelude::*};
 /// `out[column * out_stride + row] = rows[row * stride + column] * factor` for a matrix of `count` rows and `columns`
 /// columns, in blocks of four by four.
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "two matrices with their strides, and a factor")]
 pub(super) fn transpose<S: Simd>(
     simd: S,
     rows: &[f32],

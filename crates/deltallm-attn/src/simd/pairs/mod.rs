@@ -13,6 +13,7 @@
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
+#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 mod avx512;
 
 use deltallm_core::BLOCK_TOKENS;
