@@ -5,7 +5,9 @@ use std::ops::Range;
 use deltallm_core::HeadSparsity;
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, HeadsViewMut, query_tile,
+    AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    decode::attend_token,
+    query_tile,
     tile::{Phase, Scratch, Tile, TileOutput, attend_tile},
     window::Split,
 };
@@ -39,6 +41,9 @@ pub(crate) fn attend(
     mut out: HeadsViewMut,
 ) -> Result<Vec<HeadSparsity>, AttentionError> {
     let shape = options.shape;
+    if q.tokens() == 1 {
+        return attend_token(options, q, first, split, phases, out);
+    }
     let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
     let outputs = map(options.parallel, &tiles, |scratch, tile| {
         attend_tile(options, q, first, tile, split, &phases[tile.kv_head], scratch)

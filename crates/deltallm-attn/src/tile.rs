@@ -10,6 +10,7 @@ use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, HeadSparsity, PagedR
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
+    decode::DecodeRows,
     window::{Part, Split},
 };
 
@@ -20,7 +21,7 @@ pub fn query_tile(group: usize) -> usize {
 }
 
 /// Rows of one kv head, addressed by token.
-pub(crate) trait Rows: Sync {
+pub(crate) trait Rows: DecodeRows + Sync {
     /// `[tokens, head_dim]` as f32, borrowed or converted into `scratch`.
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32];
 }

@@ -106,6 +106,11 @@ impl<'a> HeadsView<'a> {
         &self.data[self.layout.start(token, head)..][..self.layout.head_dim]
     }
 
+    /// One head from token `token` on: rows that start `stride` elements apart, and this `stride`.
+    pub(crate) fn rows_from(&self, token: usize, head: usize) -> (&'a [f32], usize) {
+        (&self.data[self.layout.start(token, head)..], self.layout.token_stride)
+    }
+
     /// Checks shape and finiteness; `input` names the argument in errors.
     pub(crate) fn check(
         &self,

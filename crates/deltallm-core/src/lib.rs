@@ -44,7 +44,7 @@ pub use elements::{ElementType, Elements};
 pub use encoder::{ChannelMask, DeltaEncoder};
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
-pub use matrix::{DeltaMatrix, DeltaStream};
+pub use matrix::{DeltaMatrix, DeltaStream, StoredBlock};
 pub use profile::{ModelFingerprint, ThresholdProfile};
 pub use rows::PagedRows;
 pub use stats::{HeadSparsity, SparsityStats};

@@ -45,6 +45,17 @@ struct Block {
     values: Elements,
 }
 
+/// Up to [`BLOCK_TOKENS`] coded keys as they are stored: [`DeltaMatrix::stored`].
+#[derive(Debug, Clone, Copy)]
+pub struct StoredBlock<'a> {
+    /// Reconstruction before the block's first token, `[channels]`.
+    pub frame: &'a Elements,
+    /// `[tokens, words]`: the channels each token transmits, 64 to a word, the lowest bit first.
+    pub masks: &'a [u64],
+    /// The transmitted values of all tokens, packed in order.
+    pub values: &'a Elements,
+}
+
 impl DeltaMatrix {
     /// An empty matrix; `thresholds` is `[channels]`, in the units of the keys.
     ///
@@ -270,6 +281,12 @@ impl DeltaMatrix {
     /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized).
     pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
         self.block(block).reconstruct(self.channels(), rows);
+    }
+
+    /// The stored form of block `block`.
+    pub fn stored(&self, block: usize) -> StoredBlock<'_> {
+        let Block { frame, masks, values } = self.block(block);
+        StoredBlock { frame, masks, values }
     }
 
     /// The deltas of block `block` into `stream` (overwritten).

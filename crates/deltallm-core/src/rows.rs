@@ -182,6 +182,14 @@ impl PagedRows {
         scratch
     }
 
+    /// The stored form of the first of `tokens`: the page they are in, and which of its elements they are. As many of
+    /// them as that page holds; all must be held.
+    pub fn stored(&self, tokens: Range<usize>) -> (&Elements, Range<usize>) {
+        let (page, row) = (tokens.start / self.page_tokens - self.first_page, tokens.start % self.page_tokens);
+        let rows = (self.page_tokens - row).min(tokens.len());
+        (&self.pages[page], row * self.channels..(row + rows) * self.channels)
+    }
+
     /// Bytes of all pages held.
     pub fn held_bytes(&self) -> usize {
         self.pages.len() * self.page_bytes()

@@ -1,0 +1,71 @@
+//! The few vector operations that decoding needs and `fearless_simd` has no name for, per level.
+
+#[cfg(target_arch = "aarch64")]
+mod aarch64;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod x86;
+
+use fearless_simd::{Fallback, prelude::*};
+use half::{bf16, f16};
+
+use super::expand::{Masked, expand_by_bits};
+
+/// Conversions, sums and expansions; every slice of numbers to convert is one vector of f32 long.
+pub(super) trait Lanes: Simd {
+    /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
+    const HEADS: usize;
+
+    /// binary16 to f32.
+    fn f16s(self, x: &[f16]) -> Self::f32s {
+        // Fraction and exponent in their places, the exponent's bias put right by a product: exact for all finite numbers.
+        Self::f32s::from_fn(self, |i| {
+            let bits = u32::from(x[i].to_bits());
+            let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+            f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+        })
+    }
+
+    /// bfloat16 to f32.
+    fn bf16s(self, x: &[bf16]) -> Self::f32s {
+        Self::f32s::from_fn(self, |i| f32::from_bits(u32::from(x[i].to_bits()) << 16))
+    }
+
+    /// Signed bytes to f32.
+    fn i8s(self, x: &[i8]) -> Self::f32s {
+        Self::f32s::from_fn(self, |i| f32::from(x[i]))
+    }
+
+    /// The low or the high halves of bytes to f32, unsigned.
+    fn nibbles(self, x: &[u8], high: bool) -> Self::f32s {
+        Self::f32s::from_fn(self, |i| f32::from(if high { x[i] >> 4 } else { x[i] & 15 }))
+    }
+
+    /// The sums over the lanes of four vectors.
+    fn sums(self, x: [Self::f32s; 4]) -> [f32; 4] {
+        x.map(|x| x.reduce_sum())
+    }
+
+    /// Keys of a block of bytes, see [`super::expand`].
+    fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
+        expand_by_bits(block, out);
+    }
+
+    /// Keys of a block of 16-bit numbers.
+    fn expand_u16(self, block: Masked<u16>, out: &mut [u16]) {
+        expand_by_bits(block, out);
+    }
+
+    /// Keys of a block of f32.
+    fn expand_f32(self, block: Masked<f32>, out: &mut [f32]) {
+        expand_by_bits(block, out);
+    }
+
+    /// Asks for the cache line of the first number of `x`.
+    fn prefetch<T>(self, x: &[T]) {
+        let _ = x;
+    }
+}
+
+impl Lanes for Fallback {
+    const HEADS: usize = 2;
+}
