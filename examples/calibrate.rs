@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::Parser;
 use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
-use deltallm::{AttentionOptions, DenseAttention, ElementType};
+use deltallm::{AttentionOptions, DenseAttention, KvStore};
 use deltallm_examples::{
     Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
     print_json, read_text, sha256_hex, windows, write_whole,
@@ -89,10 +89,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     let model = LoadedModel::open(args.model.as_deref())?;
     let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
-    let options = AttentionOptions {
-        element: ElementType::F16,
-        ..AttentionOptions::new(model.llama.attention_shape())?
-    };
+    let options =
+        AttentionOptions { store: KvStore::F16, ..AttentionOptions::new(model.llama.attention_shape())? };
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {
             (_, Some(kl)) => CalibrationGoal::Kl(kl),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::Context;
 use deltallm::models::Llama;
 use deltallm::{
-    AttentionOptions, ElementType, ErrorBound, HybridConfig, PaperRule, SkipMargin, TargetSparsity,
+    AttentionOptions, ErrorBound, HybridConfig, KvStore, PaperRule, SkipMargin, TargetSparsity,
     ThresholdPolicy, Window,
 };
 use serde::Serialize;
@@ -68,9 +68,9 @@ pub struct KernelArgs {
     /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C [default: the profile's, or off]
     #[arg(long, value_name = "T|ln:C|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
-    /// Element type of the cache: f32, f16 or bf16
-    #[arg(long, value_name = "TYPE", default_value = "f16", value_parser = parse_element)]
-    kv: ElementType,
+    /// Store of keys and values: f32, f16, bf16
+    #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
+    kv: KvStore,
     /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
     #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
     phases: Phases,
@@ -105,11 +105,9 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
     }
 }
 
-fn parse_element(text: &str) -> Result<ElementType, String> {
-    match text {
-        "compact" => Err("not in this version yet: expected f32, f16 or bf16".into()),
-        name => name.parse().map_err(|_| "expected f32, f16 or bf16".into()),
-    }
+fn parse_store(text: &str) -> Result<KvStore, String> {
+    let store = text.parse().ok().filter(|store: &KvStore| !store.is_quantised());
+    store.ok_or_else(|| "expected f32, f16 or bf16".into())
 }
 
 impl KernelArgs {
@@ -141,8 +139,7 @@ impl KernelArgs {
             skip_margin: None,
             layer: 0,
         };
-        let options =
-            AttentionOptions { element: self.kv, ..AttentionOptions::new(model.attention_shape())? };
+        let options = AttentionOptions { store: self.kv, ..AttentionOptions::new(model.attention_shape())? };
         let choice = KernelChoice::new(
             self.kernel,
             options,
@@ -222,9 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn the_compact_cache_is_known_by_name() {
-        assert_eq!(parse_element("bf16"), Ok(ElementType::Bf16));
-        assert!(parse_element("compact").unwrap_err().contains("not in this version"));
-        assert!(parse_element("int8").is_err());
+    fn stores_parse() {
+        assert_eq!(parse_store("bf16"), Ok(KvStore::Bf16));
+        assert!(parse_store("q8").is_err());
     }
 }

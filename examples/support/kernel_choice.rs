@@ -3,8 +3,8 @@
 use std::fmt;
 
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType,
-    HybridAttention, HybridConfig, KeyPlan, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
+    HybridConfig, KeyPlan, KvStore, LayerPlan, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
@@ -56,8 +56,8 @@ impl KernelChoice {
 
     /// What all kernels of a layer are given.
     pub fn options(&self, layer: usize) -> AttentionOptions {
-        let element = self.plan(layer).store.unwrap_or(self.options.element);
-        AttentionOptions { element, ..self.options.clone() }
+        let store = self.plan(layer).store.unwrap_or(self.options.store);
+        AttentionOptions { store, ..self.options.clone() }
     }
 
     /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
@@ -72,10 +72,10 @@ impl KernelChoice {
         self.profile.as_ref()
     }
 
-    /// The same with another element type of the cache (in layers for which a profile has none of its own).
+    /// The same with another store (in layers for which a profile has none of its own).
     #[must_use]
-    pub fn with_element(&self, element: ElementType) -> Self {
-        Self { options: AttentionOptions { element, ..self.options.clone() }, ..self.clone() }
+    pub fn with_store(&self, store: KvStore) -> Self {
+        Self { options: AttentionOptions { store, ..self.options.clone() }, ..self.clone() }
     }
 
     /// What a layer is to do: the profile's plan, where there is one, with the caller's margin.
@@ -107,9 +107,9 @@ impl KernelChoice {
         self.phases
     }
 
-    /// Element type of the cache.
-    pub fn element(&self) -> ElementType {
-        self.options.element
+    /// How keys and values are cached.
+    pub fn store(&self) -> KvStore {
+        self.options.store
     }
 
     /// Share of zero deltas that plans count on: what the profile measured or the target asks for, else about that of
@@ -168,7 +168,7 @@ impl KernelChoice {
             }
             .filter(|_| hybrid),
             phases: coded.then_some(self.phases),
-            kv: self.options.element,
+            kv: self.options.store,
             simd: self.options.simd.to_string(),
         }
     }
@@ -225,8 +225,8 @@ pub struct KernelSettings {
     pub skip_margin: Option<String>,
     /// When attention is approximate.
     pub phases: Option<Phases>,
-    /// Element type of the cache.
-    pub kv: ElementType,
+    /// How keys and values are cached.
+    pub kv: KvStore,
     /// Instruction set.
     pub simd: String,
 }

@@ -1,7 +1,7 @@
 //! Bytes: of the process, and of the cache that delta attention is compared with.
 
 use deltallm::models::LlamaConfig;
-use deltallm::{CachePlan, ElementType, KeyPlan};
+use deltallm::{CachePlan, KeyPlan, KvStore};
 
 /// The most memory the process has had resident, or `None` where the system does not say.
 pub fn peak_rss_bytes() -> Option<u64> {
@@ -19,7 +19,7 @@ pub fn dense_f16_bytes(config: &LlamaConfig, tokens: usize) -> usize {
     let plan = CachePlan {
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,
-        element: ElementType::F16,
+        store: KvStore::F16,
         keys: KeyPlan::Dense,
     };
     config.layers * plan.footprint(tokens).total()

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use deltallm::models::{LlamaConfig, Session};
-use deltallm::{AtLimit, CachePlan, ElementType, KeyPlan, MemoryBudget};
+use deltallm::{AtLimit, CachePlan, KeyPlan, KvStore, MemoryBudget};
 use serde::Serialize;
 
 use crate::{KernelChoice, KernelKind, LoadedModel, format_bytes};
@@ -72,9 +72,9 @@ impl MemoryArgs {
         let Some(bytes) = self.kv_budget else { return Ok(None) };
         match self.at_limit {
             LimitPolicy::Narrow => anyhow::ensure!(
-                kernel.element() == ElementType::F32,
+                kernel.store() == KvStore::F32,
                 "--at-limit narrow: expected --kv f32, got {}, which is as narrow as it gets",
-                kernel.element()
+                kernel.store()
             ),
             LimitPolicy::RaiseThresholds => anyhow::ensure!(
                 kernel.kind() != KernelKind::Dense,
@@ -127,7 +127,7 @@ impl MemoryLimit {
         tokens: usize,
     ) -> anyhow::Result<()> {
         let keys = kernel.key_plan(1.0, config.context_length);
-        let least = config.layers * plan(config, keys, kernel.element()).footprint(tokens).total();
+        let least = config.layers * plan(config, keys, kernel.store()).footprint(tokens).total();
         anyhow::ensure!(
             self.policy != LimitPolicy::Error || least <= self.bytes,
             "--kv-budget: expected at least {} for the prompt of {tokens} tokens, got {}; give more, shorten the \
@@ -147,11 +147,11 @@ impl MemoryLimit {
                 kernel.key_plan(kernel.expected_zero_fraction(), config.context_length),
             ));
         }
-        let types = [ElementType::F32, ElementType::F16];
+        let types = [KvStore::F32, KvStore::F16];
         let rows = stores.into_iter().flat_map(|(kind, keys)| {
-            types.map(|element| {
-                let tokens = plan(config, keys, element).tokens_within(self.bytes / config.layers);
-                (format!("{kind} {element}"), tokens)
+            types.map(|store| {
+                let tokens = plan(config, keys, store).tokens_within(self.bytes / config.layers);
+                (format!("{kind} {store}"), tokens)
             })
         });
         rows.collect()
@@ -178,8 +178,8 @@ impl MemoryLimit {
 }
 
 /// The plan of one layer.
-fn plan(config: &LlamaConfig, keys: KeyPlan, element: ElementType) -> CachePlan {
-    CachePlan { kv_heads: config.kv_heads, head_dim: config.head_dim, element, keys }
+fn plan(config: &LlamaConfig, keys: KeyPlan, store: KvStore) -> CachePlan {
+    CachePlan { kv_heads: config.kv_heads, head_dim: config.head_dim, store, keys }
 }
 
 #[cfg(test)]

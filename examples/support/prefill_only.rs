@@ -87,7 +87,7 @@ impl AttentionKernel for PrefillOnly {
 mod tests {
     use super::*;
     use deltallm::{
-        AttentionOptions, AttentionShape, ElementType, HybridAttention, HybridConfig, ThresholdPolicy, Window,
+        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KvStore, ThresholdPolicy, Window,
     };
     use ndarray::{Array3, s};
 
@@ -95,7 +95,7 @@ mod tests {
 
     fn options() -> AttentionOptions {
         let options = AttentionOptions::new(AttentionShape::new(4, 2, 8).unwrap()).unwrap();
-        AttentionOptions { element: ElementType::F32, ..options }
+        AttentionOptions { store: KvStore::F32, ..options }
     }
 
     fn hybrid() -> HybridAttention {

@@ -66,7 +66,7 @@ fn bad_attention_settings() {
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
         ("--skip-margin", "0", "nats > 0, ln:C for ln(keys) - C, or off"),
-        ("--kv", "compact", "not in this version yet"),
+        ("--kv", "q8", "expected f32, f16 or bf16"),
         ("--kv", "f8", "f32, f16 or bf16"),
         ("--sinks", "18446744073709551615", "at most 1024"),
         ("--threads", "0", "1..=1024"),

@@ -7,8 +7,8 @@ use candle_core::{Device, Tensor};
 use candle_nn::attention::{AttnMask, flash_attn};
 use clap::Parser;
 use deltallm::{
-    AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsViewMut, HybridAttention, HybridConfig, SkipMargin, ThresholdPolicy,
+    AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, HeadsViewMut,
+    HybridAttention, HybridConfig, KvStore, SkipMargin, ThresholdPolicy,
 };
 use deltallm_benches::Inputs;
 use serde::Serialize;
@@ -167,7 +167,7 @@ fn variants<'a>(args: &Args, inputs: &'a Inputs, phase: &'static str) -> Result<
         skip_margin: args.skip_margin.map(SkipMargin::Fixed),
         ..HybridConfig::new(policy.clone())
     };
-    let f16 = AttentionOptions { element: ElementType::F16, ..options.clone() };
+    let f16 = AttentionOptions { store: KvStore::F16, ..options.clone() };
     let (delta, hybrid) = (options.clone(), options.clone());
     let kernels: [(&'static str, MakeKernel); 4] = [
         ("dense-f32", Rc::new(move || Ok(Box::new(DenseAttention::new(&options)?)))),

@@ -10,11 +10,11 @@
 
 use std::ops::Range;
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, Elements, HeadSparsity, PagedRows, StoredBlock};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, Elements, GROUP, HeadSparsity, PagedRows, RowsPage, StoredBlock};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::decode::{CHANNELS, Masked, RowScratch, Scoring, StoredDeltas, StoredRows, Strided},
+    simd::decode::{CHANNELS, DeltaRows, Int4Rows, Int8Rows, Masked, Scoring, StoredDeltas, StoredRows, Strided},
     tile::{HeadRows, Keys, Phase, Rows},
     window::Split,
 };
@@ -31,29 +31,40 @@ const ENOUGH_FOR_THREADS: usize = 4096;
 
 /// Rows of one kv head in the form they are stored in.
 pub(crate) trait DecodeRows {
-    /// The first of `tokens`, as many as lie adjacent, and how many these are.
-    fn stored(&self, tokens: Range<usize>) -> (StoredRows<'_>, usize);
+    /// The first of `tokens`, as many as lie adjacent, and how many these are. `None` where there is no kernel for the
+    /// form.
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)>;
 }
 
 impl DecodeRows for PagedRows {
-    fn stored(&self, tokens: Range<usize>) -> (StoredRows<'_>, usize) {
-        let (page, range) = self.stored(tokens);
-        let (stride, rows) = (self.channels(), range.len() / self.channels());
-        let rows_of = match page {
-            Elements::F32(page) => StoredRows::F32(Strided { data: &page[range], stride }),
-            Elements::F16(page) => StoredRows::F16(Strided { data: &page[range], stride }),
-            Elements::Bf16(page) => StoredRows::Bf16(Strided { data: &page[range], stride }),
-            // Not reached: there is no other type.
-            _ => StoredRows::F32(Strided { data: &[], stride }),
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let stride = self.channels();
+        let first = tokens.start % self.page_tokens();
+        let count = tokens.len().min(self.page_tokens() - first);
+        let of = |width: usize| first * width..(first + count) * width;
+        let groups = stride.div_ceil(GROUP);
+        let rows = match self.page(tokens.start / self.page_tokens())? {
+            RowsPage::F32(page) => StoredRows::F32(Strided { data: &page[of(stride)], stride }),
+            RowsPage::F16(page) => StoredRows::F16(Strided { data: &page[of(stride)], stride }),
+            RowsPage::Bf16(page) => StoredRows::Bf16(Strided { data: &page[of(stride)], stride }),
+            RowsPage::Int8 { codes, scales } => {
+                StoredRows::Int8(Int8Rows { codes: &codes[of(stride)], scales: &scales[of(groups)] })
+            }
+            // Vectors would straddle a shorter last group.
+            RowsPage::Int4 { codes, scales } if stride.is_multiple_of(GROUP) => {
+                StoredRows::Int4(Int4Rows { codes: &codes[of(stride / 2)], scales: &scales[of(groups)] })
+            }
+            _ => return None,
         };
-        (rows_of, rows)
+        (stride.is_multiple_of(CHANNELS)).then_some((rows, count))
     }
 }
 
 impl DecodeRows for HeadRows<'_> {
-    fn stored(&self, tokens: Range<usize>) -> (StoredRows<'_>, usize) {
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
         let (data, stride) = self.view.rows_from(tokens.start, self.head);
-        (StoredRows::F32(Strided { data, stride }), tokens.len())
+        let rows = StoredRows::F32(Strided { data, stride });
+        self.view.head_dim().is_multiple_of(CHANNELS).then_some((rows, tokens.len()))
     }
 }
 
@@ -70,7 +81,16 @@ struct Chunk {
 struct Scratch {
     /// `[group, BLOCK]`: scores, then weights.
     scores: Vec<f32>,
-    rows: RowScratch,
+    deltas: DeltaRows,
+    converted: Converted,
+    scales: Vec<f32>,
+}
+
+/// Rows as f32, and the same padded.
+#[derive(Debug, Default)]
+struct Converted {
+    rows: Vec<f32>,
+    padded: Vec<f32>,
 }
 
 /// What has come of some keys of one kv head: `[group]` maxima, `[group]` sums of weights, `[group, channels]` weighted
@@ -195,7 +215,7 @@ impl Token<'_> {
     /// Attends one chunk. Returns the number of (query, key) pairs whose value was skipped.
     fn attend(&self, chunk: &Chunk, merged: &[f32], partial: &mut [f32], scratch: &mut Scratch) -> u64 {
         let (simd, shape, channels) = (self.options.simd, self.options.shape, self.channels);
-        let (group, head_dim) = (shape.group(), shape.head_dim());
+        let group = shape.group();
         let phase = &self.phases[chunk.kv_head][chunk.phase];
         let size = partial.len();
         let exact_max = &merged[chunk.kv_head * size..][..group];
@@ -206,23 +226,25 @@ impl Token<'_> {
             partial.max.copy_from_slice(exact_max);
         }
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
-        let Scratch { scores, rows: row_scratch } = scratch;
+        let Scratch { scores, deltas, converted, scales } = scratch;
         scores.resize(group * BLOCK, 0.0);
         let mut skipped = 0;
 
         for block in chunk.tokens.start / BLOCK..chunk.tokens.end.div_ceil(BLOCK) {
             let tokens = chunk.tokens.start.max(block * BLOCK)..chunk.tokens.end.min((block + 1) * BLOCK);
-            let mut scoring = Scoring { queries, channels, head_dim, scores };
+            // Of the chunk's next block.
+            let next = chunk.tokens.end.min((block + 2) * BLOCK);
+            let mut scoring = Scoring { queries, channels, scores };
             match phase.keys {
                 Keys::Exact(keys) => {
-                    for (rows, count, at) in runs(keys, &tokens) {
-                        simd.decode_scores(rows, count, at, &mut scoring, row_scratch);
-                    }
+                    for_runs(keys, &tokens, next, channels, converted, |rows, ahead, count, at| {
+                        simd.decode_scores(rows, ahead, count, at, &mut scoring, scales);
+                    });
                 }
                 Keys::Delta(matrix, _) => {
                     let skip = tokens.start - block * BLOCK;
-                    let deltas = stored_deltas(matrix, block);
-                    simd.decode_delta_scores(deltas, skip, tokens.len(), &mut scoring, row_scratch);
+                    let stored = stored_deltas(matrix, block);
+                    simd.decode_delta_scores(stored, skip, tokens.len(), &mut scoring, deltas);
                 }
             }
             if let Some(cap) = self.options.softcap {
@@ -241,6 +263,12 @@ impl Token<'_> {
             let mut numbers = [0; BLOCK];
             let count = bit_numbers(kept, &mut numbers);
             let padded = count.next_multiple_of(CHANNELS);
+            if margin.is_some()
+                && let Some((rows, rows_here)) = phase.values.stored(tokens.clone())
+                && rows_here == tokens.len()
+            {
+                simd.decode_prefetch(rows, &numbers[..count], channels);
+            }
             for (head, scores) in scores.chunks_exact_mut(BLOCK).enumerate() {
                 if count < tokens.len() {
                     (0..count).for_each(|i| scores[i] = scores[usize::from(numbers[i])]);
@@ -251,34 +279,52 @@ impl Token<'_> {
                 simd.decode_softmax(&mut scores[..padded], max, total, sums);
             }
             let mut done = 0;
-            for (rows, count, at) in runs(phase.values, &tokens) {
+            let next = if margin.is_some() { tokens.end } else { next };
+            for_runs(phase.values, &tokens, next, channels, converted, |rows, ahead, count, at| {
                 let here = (kept >> at & low_bits(count)).count_ones() as usize;
                 let picks = &mut numbers[done..done + here];
                 picks.iter_mut().for_each(|pick| *pick -= at as u8);
                 let weights = &scores[done..];
-                simd.decode_values(rows, picks, weights, partial.sums, channels, head_dim, row_scratch);
+                simd.decode_values(rows, ahead, picks, weights, partial.sums, channels, scales);
                 done += here;
-            }
+            });
         }
         skipped
     }
 }
 
-/// The stored rows of `tokens` (one block's) run by run: rows, their number, and the first one's place in `tokens`.
-fn runs<'a>(
-    rows: &'a dyn Rows,
+/// Calls `work` with the rows of `tokens` (one block's), run by run: rows, their number, and the first one's place in
+/// `tokens`; besides the rows that follow it, up to `next_end`. Where there is no kernel for their stored form they come as
+/// padded f32.
+fn for_runs(
+    rows: &dyn Rows,
     tokens: &Range<usize>,
-) -> impl Iterator<Item = (StoredRows<'a>, usize, usize)> {
-    let (start, end) = (tokens.start, tokens.end);
-    let mut next = start;
-    std::iter::from_fn(move || {
-        let at = next - start;
-        (next < end).then(|| {
-            let (stored, count) = rows.stored(next..end);
-            next += count;
-            (stored, count, at)
-        })
-    })
+    next_end: usize,
+    channels: usize,
+    scratch: &mut Converted,
+    mut work: impl FnMut(StoredRows, Option<StoredRows>, usize, usize),
+) {
+    let mut next = tokens.start;
+    while next < tokens.end {
+        if let Some((stored, count)) = rows.stored(next..tokens.end) {
+            let follow = next + count;
+            let ahead = if follow < next_end { rows.stored(follow..next_end) } else { None };
+            work(stored, ahead.map(|(rows, _)| rows), count, next - tokens.start);
+            next = follow;
+            continue;
+        }
+        let rest = next..tokens.end;
+        let numbers = rows.read(rest.clone(), &mut scratch.rows);
+        scratch.padded.clear();
+        scratch.padded.resize(rest.len() * channels, 0.0);
+        let head_dim = numbers.len() / rest.len();
+        for (row, padded) in numbers.chunks_exact(head_dim).zip(scratch.padded.chunks_exact_mut(channels)) {
+            padded[..head_dim].copy_from_slice(row);
+        }
+        let padded = Strided { data: &scratch.padded[..], stride: channels };
+        work(StoredRows::F32(padded), None, rest.len(), next - tokens.start);
+        next = rest.end;
+    }
 }
 
 /// A block of coded keys by the type of its numbers.
@@ -342,3 +388,6 @@ impl<'a> Partial<'a> {
         }
     }
 }
+
+#[cfg(test)]
+mod timing;

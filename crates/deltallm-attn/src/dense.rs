@@ -48,7 +48,11 @@ impl DenseAttention {
     pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
         options.check()?;
         let kv_heads = options.shape.kv_heads();
-        let rows = || PagedRows::new(options.shape.head_dim(), options.element, BLOCK_TOKENS);
+        if options.store.is_quantised() {
+            let (kernel, expected) = ("dense attention", "f32, f16 or bf16");
+            return Err(AttentionError::Store { kernel, expected, got: options.store });
+        }
+        let rows = || PagedRows::new(options.shape.head_dim(), options.store.exact(), BLOCK_TOKENS);
         Ok(Self {
             heads: (0..kv_heads).map(|_| DenseHead { keys: rows(), values: rows() }).collect(),
             charge: options.budget.charge(),

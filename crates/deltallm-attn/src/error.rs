@@ -1,6 +1,6 @@
 //! What can go wrong in attention.
 
-use deltallm_core::CoreError;
+use deltallm_core::{CoreError, KvStore};
 
 /// Errors of this crate. Every variant says what was expected and what came; after an error the cache holds what it
 /// held before.
@@ -57,6 +57,16 @@ pub enum AttentionError {
         expected: &'static str,
         /// The value that came.
         got: f64,
+    },
+    /// A kernel has no use for the store.
+    #[error("{kernel}: expected a store of {expected}, got {got}")]
+    Store {
+        /// Which kernel.
+        kernel: &'static str,
+        /// The stores it takes, and where the others belong.
+        expected: &'static str,
+        /// The store that came.
+        got: KvStore,
     },
     /// A text does not name what it should.
     #[error("{what}: expected {expected}, got {got:?}")]

@@ -147,7 +147,11 @@ impl HybridAttention {
     ) -> Result<Self, AttentionError> {
         options.check()?;
         let (kv_heads, head_dim, element) =
-            (options.shape.kv_heads(), options.shape.head_dim(), options.element);
+            (options.shape.kv_heads(), options.shape.head_dim(), options.store.exact());
+        if options.store.is_quantised() {
+            let (kernel, expected) = ("hybrid attention", "f32, f16 or bf16");
+            return Err(AttentionError::Store { kernel, expected, got: options.store });
+        }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
         let heads = thresholds
             .into_iter()

@@ -32,7 +32,7 @@ mod view;
 mod window;
 
 pub use delta::DeltaAttention;
-pub use deltallm_core::{AtLimit, ElementType, MemoryBudget, SparsityStats, ThresholdPolicy};
+pub use deltallm_core::{AtLimit, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::AttentionError;
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};

@@ -1,16 +1,16 @@
 //! Settings that every kernel shares.
 
-use deltallm_core::{ElementType, MemoryBudget};
+use deltallm_core::{KvStore, MemoryBudget};
 
 use crate::{AttentionError, AttentionShape, SimdLevel};
 
 /// What an attention kernel needs to know besides its method.
 ///
 /// ```
-/// use deltallm_attn::{AttentionOptions, AttentionShape, ElementType};
+/// use deltallm_attn::{AttentionOptions, AttentionShape, KvStore};
 ///
 /// let shape = AttentionShape::new(9, 3, 64)?;
-/// let options = AttentionOptions { element: ElementType::F16, ..AttentionOptions::new(shape)? };
+/// let options = AttentionOptions { store: KvStore::F16, ..AttentionOptions::new(shape)? };
 /// assert_eq!(options.scale, 0.125);
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -22,8 +22,8 @@ pub struct AttentionOptions {
     pub scale: f32,
     /// Scores become `cap * tanh(score / cap)` (Gemma 2); `None` for most models.
     pub softcap: Option<f32>,
-    /// Element type of cached keys and values. Arithmetic is f32.
-    pub element: ElementType,
+    /// How keys and values are cached. Arithmetic is f32.
+    pub store: KvStore,
     /// The account that the cache's memory is charged to. Clones share it.
     pub budget: MemoryBudget,
     /// Instruction set.
@@ -43,7 +43,7 @@ impl AttentionOptions {
             shape,
             scale: 1.0 / (shape.head_dim() as f32).sqrt(),
             softcap: None,
-            element: ElementType::F32,
+            store: KvStore::F32,
             budget: MemoryBudget::unlimited(),
             simd: SimdLevel::from_env()?,
             parallel: cfg!(feature = "rayon"),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deltallm_core::{CoreError, ElementType, ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+use deltallm_core::{CoreError, KvStore, ModelFingerprint, ThresholdPolicy, ThresholdProfile};
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
@@ -52,8 +52,8 @@ pub struct LayerPlan {
     pub dense: bool,
     /// Margin of value skipping.
     pub skip_margin: Option<SkipMargin>,
-    /// Element type of this layer's cache, if it is to differ from that of the others.
-    pub store: Option<ElementType>,
+    /// Store of this layer's cache, if it is to differ from that of the others.
+    pub store: Option<KvStore>,
 }
 
 /// How a profile came about, and what it was measured to cost.
@@ -184,7 +184,7 @@ impl AttentionProfile {
             let (expected, got) = (layer + 1, self.layers.len());
             return Err(CoreError::ProfileShape { what: "layers", expected, got }.into());
         };
-        let options = AttentionOptions { element: plan.store.unwrap_or(options.element), ..options.clone() };
+        let options = AttentionOptions { store: plan.store.unwrap_or(options.store), ..options.clone() };
         if plan.dense {
             return Ok(Box::new(DenseAttention::new(&options)?));
         }
@@ -283,7 +283,7 @@ mod tests {
         let margin = Some(SkipMargin::Length { slack: 2.5 });
         let layers = vec![
             LayerPlan { dense: true, ..LayerPlan::default() },
-            LayerPlan { skip_margin: margin, store: Some(ElementType::Bf16), ..LayerPlan::default() },
+            LayerPlan { skip_margin: margin, store: Some(KvStore::Bf16), ..LayerPlan::default() },
         ];
         AttentionProfile::new(Arc::new(thresholds), Window::Sliding(8), 2, layers).unwrap()
     }

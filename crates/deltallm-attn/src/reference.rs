@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use deltallm_core::ElementType;
+use deltallm_core::KvStore;
 
 use crate::{AttentionShape, HeadsView, SkipMargin, Window, window::WindowState};
 
@@ -27,8 +27,8 @@ pub struct Method {
     pub scale: f64,
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f64>,
-    /// Keys and values are stored in this type.
-    pub element: ElementType,
+    /// How keys and values are stored.
+    pub store: KvStore,
 }
 
 impl Method {
@@ -43,7 +43,7 @@ impl Method {
             tile: 1,
             scale: 1.0 / (shape.head_dim() as f64).sqrt(),
             softcap: None,
-            element: ElementType::F32,
+            store: KvStore::F32,
         }
     }
 }
@@ -62,7 +62,7 @@ pub fn attention(
     let mut skipped = 0;
     for kv_head in 0..shape.kv_heads() {
         let stored = |view: &HeadsView, t: usize| -> Vec<f64> {
-            view.row(t, kv_head).iter().map(|x| f64::from(method.element.round(*x))).collect()
+            view.row(t, kv_head).iter().map(|x| f64::from(method.store.exact().round(*x))).collect()
         };
         let keys: Vec<Vec<f64>> = (0..n).map(|t| stored(k, t)).collect();
         let values: Vec<Vec<f64>> = (0..n).map(|t| stored(v, t)).collect();

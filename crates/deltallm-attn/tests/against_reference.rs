@@ -5,8 +5,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ElementType, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, SimdLevel, SkipMargin,
-    ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, SimdLevel, SkipMargin, ThresholdPolicy,
+    Window, attend_dense, attend_hybrid, query_tile,
     reference::{Method, attention},
 };
 use deltallm_core::{ErrorBound, QueryLimits, TargetSparsity};
@@ -90,8 +90,8 @@ impl Inputs {
     }
 }
 
-fn options(shape: AttentionShape, simd: SimdLevel, element: ElementType) -> AttentionOptions {
-    AttentionOptions { simd, element, ..AttentionOptions::new(shape).unwrap() }
+fn options(shape: AttentionShape, simd: SimdLevel, store: KvStore) -> AttentionOptions {
+    AttentionOptions { simd, store, ..AttentionOptions::new(shape).unwrap() }
 }
 
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
@@ -119,8 +119,8 @@ fn shapes() -> impl Strategy<Value = AttentionShape> {
         .prop_map(|(group, kv_heads, d)| AttentionShape::new(group * kv_heads, kv_heads, d).unwrap())
 }
 
-fn elements() -> impl Strategy<Value = ElementType> {
-    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
+fn stores() -> impl Strategy<Value = KvStore> {
+    prop_oneof![Just(KvStore::F32), Just(KvStore::F16), Just(KvStore::Bf16)]
 }
 
 fn windows() -> impl Strategy<Value = Window> {
@@ -142,44 +142,44 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, element in elements(), capped: bool) {
+    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(), capped: bool) {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(3.0_f32);
-        let method = Method { element, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
+        let method = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
         for simd in SimdLevel::available() {
-            let options = AttentionOptions { softcap, ..options(shape, simd, element) };
+            let options = AttentionOptions { softcap, ..options(shape, simd, store) };
             let out = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             assert_close(&out, &expected, simd.name());
         }
     }
 
     #[test]
-    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, element in elements(), theta in 0.0_f32..1.0) {
+    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(), theta in 0.0_f32..1.0) {
         let inputs = Inputs::new(shape, tokens, seed);
-        let method = Method { thresholds: thresholds(shape, theta), element, ..Method::dense(&shape) };
+        let method = Method { thresholds: thresholds(shape, theta), store, ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
         for simd in SimdLevel::available() {
             let mut kernel =
-                DeltaAttention::new(&options(shape, simd, element), ThresholdPolicy::Uniform(theta), 0).unwrap();
+                DeltaAttention::new(&options(shape, simd, store), ThresholdPolicy::Uniform(theta), 0).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
         }
     }
 
     #[test]
     fn hybrid_equals_the_reference(
-        shape in shapes(), tokens in 1_usize..300, seed: u64, element in elements(), theta in 0.0_f32..1.0,
+        shape in shapes(), tokens in 1_usize..300, seed: u64, store in stores(), theta in 0.0_f32..1.0,
         window in windows(), sinks in 0_usize..70,
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method {
-            thresholds: thresholds(shape, theta), window: Some(window), prompt_end: tokens, sinks, element,
+            thresholds: thresholds(shape, theta), window: Some(window), prompt_end: tokens, sinks, store,
             ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
         let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
         for simd in SimdLevel::available() {
-            let mut kernel = HybridAttention::new(&options(shape, simd, element), &config).unwrap();
+            let mut kernel = HybridAttention::new(&options(shape, simd, store), &config).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
         }
     }
@@ -213,18 +213,18 @@ proptest! {
         };
         let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
         for simd in SimdLevel::available() {
-            let mut kernel = HybridAttention::new(&options(shape, simd, ElementType::F32), &config).unwrap();
+            let mut kernel = HybridAttention::new(&options(shape, simd, KvStore::F32), &config).unwrap();
             assert_close(&inputs.run(&mut kernel, &ends), &expected, simd.name());
             prop_assert_eq!(kernel.stats().total().skipped_values, skipped);
         }
     }
 
     #[test]
-    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, element in elements(), window in windows()) {
+    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, store in stores(), window in windows()) {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, SimdLevel::best(), element);
+        let options = options(shape, SimdLevel::best(), store);
         let config = HybridConfig { window, sinks: 3, ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         kernel.begin_prompt(tokens);
@@ -240,7 +240,7 @@ proptest! {
     fn the_stateless_calls_equal_the_kernels(shape in shapes(), cached in 1_usize..200, new in 1_usize..40, seed: u64) {
         let tokens = cached + new;
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, SimdLevel::best(), ElementType::F32);
+        let options = options(shape, SimdLevel::best(), KvStore::F32);
         let config = HybridConfig { skip_margin: None, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
         let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
         let mut out = vec![0.0; new * inputs.q_row()];
@@ -265,8 +265,8 @@ fn smollm() -> AttentionShape {
 fn theta_zero_equals_dense() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 1);
-        for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
-            let options = options(smollm(), SimdLevel::best(), element);
+        for store in [KvStore::F32, KvStore::F16, KvStore::Bf16] {
+            let options = options(smollm(), SimdLevel::best(), store);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
@@ -275,7 +275,7 @@ fn theta_zero_equals_dense() {
             let mut hybrid = HybridAttention::new(&options, &config).unwrap();
             for kernel in [&mut delta as &mut dyn AttentionKernel, &mut hybrid] {
                 for (x, y) in inputs.run(kernel, &[tokens]).iter().zip(&dense) {
-                    assert!((x - y).abs() <= 1e-5 * largest, "{tokens} {element}: {x} {y}");
+                    assert!((x - y).abs() <= 1e-5 * largest, "{tokens} {store}: {x} {y}");
                 }
             }
         }
@@ -287,7 +287,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 2);
         for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
-            let options = options(smollm(), SimdLevel::best(), ElementType::F16);
+            let options = options(smollm(), SimdLevel::best(), KvStore::F16);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let config =
                 HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(9.0)) };
@@ -302,7 +302,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
 fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
-    let options = options(smollm(), SimdLevel::best(), ElementType::F32);
+    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
     let config =
         HybridConfig { window: Window::Sliding(20), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
@@ -330,7 +330,7 @@ fn after_the_prompt_a_block_window_slides() {
         ..Method::dense(&smollm())
     };
     let config = HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-    let options = options(smollm(), SimdLevel::best(), ElementType::F32);
+    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
     assert_close(&inputs.run(&mut kernel, &ends), &inputs.reference(&method).0, "prompt, then decode");
@@ -345,7 +345,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
     let run = |parallel| {
-        let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), ElementType::F32) };
+        let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), KvStore::F32) };
         let mut dense = DenseAttention::new(&options).unwrap();
         let mut hybrid = HybridAttention::new(&options, &config).unwrap();
         let ends = [200, 201, 202, tokens];
@@ -363,7 +363,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
 #[test]
 fn a_cut_within_the_window_leaves_no_trace() {
     let inputs = Inputs::new(smollm(), 220, 6);
-    let options = options(smollm(), SimdLevel::best(), ElementType::F16);
+    let options = options(smollm(), SimdLevel::best(), KvStore::F16);
     let config =
         HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
@@ -398,7 +398,7 @@ fn strides_do_not_matter() {
     use ndarray::{Array3, s};
     let (tokens, shape) = (20, smollm());
     let inputs = Inputs::new(shape, tokens, 7);
-    let options = options(shape, SimdLevel::best(), ElementType::F32);
+    let options = options(shape, SimdLevel::best(), KvStore::F32);
     let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
     let array = |data: &[f32], heads| Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
     let (q, k, v) = (array(&inputs.q, 9), array(&inputs.k, 3), array(&inputs.v, 3));
@@ -448,7 +448,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     k[(tokens - 1) * 4..].fill(2.5);
     let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
     let inputs = Inputs { shape, tokens, q, k, v };
-    let options = options(shape, SimdLevel::best(), ElementType::F32);
+    let options = options(shape, SimdLevel::best(), KvStore::F32);
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
@@ -476,7 +476,7 @@ fn equal_scores_and_denormals_are_ordinary() {
             v: vec![1.5; tokens * 8],
         };
         for simd in SimdLevel::available() {
-            let options = options(shape, simd, ElementType::F32);
+            let options = options(shape, simd, KvStore::F32);
             let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
             for kernel in [
                 &mut DenseAttention::new(&options).unwrap() as &mut dyn AttentionKernel,
@@ -495,11 +495,9 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
-    let mut kernel = HybridAttention::new(
-        &options(shape, SimdLevel::best(), ElementType::F32),
-        &HybridConfig::new(policy),
-    )
-    .unwrap();
+    let mut kernel =
+        HybridAttention::new(&options(shape, SimdLevel::best(), KvStore::F32), &HybridConfig::new(policy))
+            .unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
@@ -515,7 +513,7 @@ fn scores_beyond_their_bound_are_refused_and_others_are_not() {
     for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
         let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
         let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
-        let options = options(shape, SimdLevel::best(), ElementType::F32);
+        let options = options(shape, SimdLevel::best(), KvStore::F32);
         let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();

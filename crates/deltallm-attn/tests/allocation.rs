@@ -3,8 +3,8 @@
 //! One test in a program of its own, because the allocator counts for the whole process.
 
 use deltallm_attn::{
-    AtLimit, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget, ThresholdPolicy,
+    AtLimit, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, HeadsView,
+    HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, ThresholdPolicy,
 };
 
 #[global_allocator]
@@ -70,10 +70,10 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
     let (queries, keys) = (rows(HEADS), rows(KV_HEADS));
     let mut out = vec![0.0; MOST_TOKENS * HEADS * HEAD_DIM];
     let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
-    for element in [ElementType::F32, ElementType::F16] {
+    for store in [KvStore::F32, KvStore::F16] {
         let budget = MemoryBudget::unlimited();
         let options = AttentionOptions {
-            element,
+            store,
             budget: budget.clone(),
             parallel: false,
             ..AttentionOptions::new(shape).unwrap()
@@ -106,7 +106,7 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
                 }
                 let accounted = (kernel.footprint().total(), budget.used());
                 let real = allocated() - empty;
-                assert_eq!(accounted, (real, real), "kernel {index}, {element}, after {step:?}");
+                assert_eq!(accounted, (real, real), "kernel {index}, {store}, after {step:?}");
             }
         }
         assert_eq!(budget.used(), 0);

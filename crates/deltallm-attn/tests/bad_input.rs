@@ -2,8 +2,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ElementType, HeadsView, HybridAttention, HybridConfig, MemoryBudget, SimdLevel, SkipMargin,
-    ThresholdPolicy, Window, attend_dense,
+    HeadsView, HybridAttention, HybridConfig, KvStore, MemoryBudget, SimdLevel, SkipMargin, ThresholdPolicy,
+    Window, attend_dense,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
 use ndarray::Array3;
@@ -103,7 +103,7 @@ fn nan_and_infinity_are_refused_and_the_cache_stays() {
 
 #[test]
 fn numbers_too_large_for_the_cache_are_refused() {
-    let options = AttentionOptions { element: ElementType::F16, ..options() };
+    let options = AttentionOptions { store: KvStore::F16, ..options() };
     for mut kernel in kernels(&options) {
         let (q, mut k) = (Array3::ones((1, 4, 8)), Array3::ones((1, 2, 8)));
         k[[0, 1, 3]] = 70_000.0;
@@ -219,7 +219,7 @@ fn a_plan_is_the_footprint_token_by_token() {
         };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         let keys = KeyPlan::Delta { zero_fraction: 0.5, window, sinks };
-        let plan = CachePlan { kv_heads: 2, head_dim: 8, element: ElementType::F32, keys };
+        let plan = CachePlan { kv_heads: 2, head_dim: 8, store: KvStore::F32, keys };
         for t in 0..300 {
             // Half of the channels change at every step.
             let k = Array3::from_shape_fn(

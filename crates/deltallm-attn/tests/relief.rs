@@ -4,11 +4,11 @@ use std::ops::Range;
 
 use deltallm_attn::{
     AtLimit, AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention,
-    DenseAttention, ElementType, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget,
-    ThresholdPolicy, Window,
+    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget, ThresholdPolicy,
+    Window,
     reference::{Method, attention},
 };
-use deltallm_core::{CoreError, DeltaMatrix};
+use deltallm_core::{CoreError, DeltaMatrix, ElementType};
 use proptest::prelude::*;
 
 /// Inputs of one layer, `[tokens, heads, head_dim]` and `[tokens, kv_heads, head_dim]`.

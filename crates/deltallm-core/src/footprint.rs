@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use crate::{BLOCK_TOKENS, DeltaMatrix, ElementType, Elements, budget::table_capacity};
+use crate::{BLOCK_TOKENS, DeltaMatrix, KvStore, PagedRows, budget::table_capacity};
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -57,9 +57,9 @@ pub enum KeyPlan {
 /// a chunk of `n` tokens holds up to `n` more exact keys while it is being attended to.
 ///
 /// ```
-/// use deltallm_core::{CachePlan, ElementType, KeyPlan};
+/// use deltallm_core::{CachePlan, KeyPlan, KvStore};
 ///
-/// let plan = CachePlan { kv_heads: 3, head_dim: 64, element: ElementType::F16, keys: KeyPlan::Dense };
+/// let plan = CachePlan { kv_heads: 3, head_dim: 64, store: KvStore::F16, keys: KeyPlan::Dense };
 /// let bytes = plan.footprint(1024).total();
 /// assert_eq!(plan.tokens_within(bytes), 1024);
 /// assert_eq!(plan.tokens_within(1000), 0);
@@ -70,8 +70,8 @@ pub struct CachePlan {
     pub kv_heads: usize,
     /// Channels of a head.
     pub head_dim: usize,
-    /// Element type of keys and values.
-    pub element: ElementType,
+    /// How keys and values are stored.
+    pub store: KvStore,
     /// Store of the keys.
     pub keys: KeyPlan,
 }
@@ -89,11 +89,12 @@ impl CachePlan {
     pub fn footprint(&self, tokens: usize) -> Footprint {
         let mut head = Footprint::default();
         if tokens > 0 {
-            let row = self.head_dim * self.element.bytes();
+            let element = self.store.exact();
+            let row = self.head_dim * element.bytes();
             let pages = tokens.div_ceil(BLOCK_TOKENS);
             let dense = pages * BLOCK_TOKENS * row;
             head.values = dense;
-            head.bookkeeping = table_capacity(0, pages) * size_of::<Elements>();
+            head.bookkeeping = table_capacity(0, pages) * PagedRows::SLOT_BYTES;
             match self.keys {
                 KeyPlan::Dense => {
                     head.keys = dense;
@@ -104,16 +105,12 @@ impl CachePlan {
                     let sealed = pages - 1;
                     let nonzeros =
                         (BLOCK_TOKENS * self.head_dim) as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0));
-                    head.keys = DeltaMatrix::open_bytes(self.head_dim, self.element)
+                    head.keys = DeltaMatrix::open_bytes(self.head_dim, element)
                         + sealed
-                            * DeltaMatrix::block_bytes(
-                                self.head_dim,
-                                self.element,
-                                nonzeros.round() as usize,
-                            );
+                            * DeltaMatrix::block_bytes(self.head_dim, element, nonzeros.round() as usize);
                     head.bookkeeping += table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES;
                     if window > 0 {
-                        let table = |pages| table_capacity(0, pages) * size_of::<Elements>();
+                        let table = |pages| table_capacity(0, pages) * PagedRows::SLOT_BYTES;
                         let page = Self::WINDOW_PAGE_TOKENS;
                         let held =
                             tokens.div_ceil(page) - (tokens + 1).saturating_sub(window).min(tokens) / page;
@@ -164,7 +161,7 @@ impl CachePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{MemoryBudget, PagedRows};
+    use crate::{ElementType, MemoryBudget};
 
     #[test]
     fn a_dense_plan_is_exact_at_every_length() {
@@ -172,8 +169,7 @@ mod tests {
             (PagedRows::new(8, ElementType::F16, BLOCK_TOKENS), MemoryBudget::unlimited().charge());
         for tokens in 1..600 {
             rows.push(&[0.5; 8], &mut charge).unwrap();
-            let plan =
-                CachePlan { kv_heads: 1, head_dim: 8, element: ElementType::F16, keys: KeyPlan::Dense };
+            let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F16, keys: KeyPlan::Dense };
             assert_eq!(plan.footprint(tokens).total(), 2 * charge.bytes());
         }
     }
@@ -187,8 +183,7 @@ mod tests {
             let key: Vec<f32> = (0..8).map(|j| if j % 2 == 0 { t as f32 + 1.0 } else { 0.0 }).collect();
             matrix.push(&key, &mut charge).unwrap();
             let keys = KeyPlan::Delta { zero_fraction: 0.5, window: 0, sinks: 0 };
-            let plan =
-                CachePlan { kv_heads: 1, head_dim: 8, element: ElementType::F32, keys }.footprint(t + 1);
+            let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F32, keys }.footprint(t + 1);
             assert_eq!(plan.keys, matrix.key_bytes());
             assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), charge.bytes());
         }
@@ -196,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_budget_smaller_than_one_token_fits_nothing() {
-        let plan = CachePlan { kv_heads: 1, head_dim: 64, element: ElementType::F32, keys: KeyPlan::Dense };
+        let plan = CachePlan { kv_heads: 1, head_dim: 64, store: KvStore::F32, keys: KeyPlan::Dense };
         assert_eq!(plan.tokens_within(0), 0);
         assert_eq!(plan.tokens_within(plan.footprint(1).total() - 1), 0);
         assert_eq!(plan.tokens_within(plan.footprint(1).total()), BLOCK_TOKENS);

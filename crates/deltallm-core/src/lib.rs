@@ -8,7 +8,7 @@
 //!    block unpacked for arithmetic.
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
-//! 4. [`PagedRows`] and [`ElementType`]: uncoded keys and values, in f32, f16 or bf16.
+//! 4. [`KvStore`]: how a cache keeps its keys and values; [`PagedRows`] and [`ElementType`]: uncoded rows.
 //! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while running, and
 //!    what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
@@ -31,10 +31,13 @@ mod elements;
 mod encoder;
 mod error;
 mod footprint;
+mod grouped;
 mod matrix;
 mod profile;
+mod quantise;
 mod rows;
 mod stats;
+mod store;
 mod target;
 mod threshold;
 
@@ -44,10 +47,13 @@ pub use elements::{ElementType, Elements};
 pub use encoder::{ChannelMask, DeltaEncoder};
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
+pub use grouped::{GroupedKeys, KeyGroup};
 pub use matrix::{DeltaMatrix, DeltaStream, StoredBlock};
 pub use profile::{ModelFingerprint, ThresholdProfile};
-pub use rows::PagedRows;
+pub use quantise::GROUP;
+pub use rows::{PagedRows, RowFormat, RowsPage};
 pub use stats::{HeadSparsity, SparsityStats};
+pub use store::KvStore;
 pub use target::TargetSparsity;
 pub use threshold::{HeadThresholds, ThresholdPolicy};
 

@@ -1,11 +1,181 @@
-//! Uncoded rows of keys or values, in pages.
+//! Rows of keys or values, in pages.
 
 use std::{collections::VecDeque, ops::Range};
+
+use half::{bf16, f16};
 
 use crate::{
     Charge, CoreError, ElementType, Elements,
     budget::{table_capacity, table_growth},
+    quantise::{from_int4, from_int8, groups, nibble_bytes, to_int4, to_int8},
 };
+
+/// How the numbers of a row are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RowFormat {
+    /// One after the other in a float type.
+    Float(ElementType),
+    /// 8-bit codes with an f16 scale per [`GROUP`](crate::GROUP) channels.
+    Int8,
+    /// 4-bit codes with an f16 scale per [`GROUP`](crate::GROUP) channels.
+    Int4,
+}
+
+impl From<ElementType> for RowFormat {
+    fn from(element: ElementType) -> Self {
+        Self::Float(element)
+    }
+}
+
+impl RowFormat {
+    /// Bytes of a row of `channels` numbers.
+    pub fn row_bytes(self, channels: usize) -> usize {
+        let scales = groups(channels) * size_of::<f16>();
+        match self {
+            Self::Float(element) => channels * element.bytes(),
+            Self::Int8 => channels + scales,
+            Self::Int4 => nibble_bytes(channels) + scales,
+        }
+    }
+
+    /// Checks that every number of a row can be stored. Quantised rows take what f16 takes.
+    ///
+    /// # Errors
+    /// As [`ElementType::check`].
+    pub fn check(self, row: &[f32]) -> Result<(), CoreError> {
+        match self {
+            Self::Float(element) => element.check(row),
+            Self::Int8 | Self::Int4 => ElementType::F16.check(row),
+        }
+    }
+}
+
+/// The numbers of a page, as they are held: row after row.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum RowsPage<'a> {
+    /// `[tokens, channels]`.
+    F32(&'a [f32]),
+    /// `[tokens, channels]`.
+    F16(&'a [f16]),
+    /// `[tokens, channels]`.
+    Bf16(&'a [bf16]),
+    /// A number is `code * scale`, with the scale of its group of [`GROUP`](crate::GROUP) channels.
+    Int8 {
+        /// `[tokens, channels]`.
+        codes: &'a [i8],
+        /// `[tokens, groups]`.
+        scales: &'a [f16],
+    },
+    /// A number is `(code - 8) * scale`, with the scale of its group of [`GROUP`](crate::GROUP) channels; scales may be
+    /// negative. Byte `b` of a whole group holds channel `b` in its low half and channel `16 + b` in its high half; in a
+    /// shorter last group of `g` channels it is channel `ceil(g / 2) + b` that stands in the high half.
+    Int4 {
+        /// `[tokens, bytes]`: half the channels, each group rounded up.
+        codes: &'a [u8],
+        /// `[tokens, groups]`.
+        scales: &'a [f16],
+    },
+}
+
+/// A page with room for its tokens.
+#[derive(Debug)]
+enum Page {
+    Float(Elements),
+    Int8 { codes: Vec<i8>, scales: Vec<f16> },
+    Int4 { codes: Vec<u8>, scales: Vec<f16> },
+}
+
+impl Page {
+    fn with_capacity(format: RowFormat, tokens: usize, channels: usize) -> Self {
+        let scales = Vec::with_capacity(tokens * groups(channels));
+        match format {
+            RowFormat::Float(element) => Self::Float(Elements::with_capacity(element, tokens * channels)),
+            RowFormat::Int8 => Self::Int8 { codes: Vec::with_capacity(tokens * channels), scales },
+            RowFormat::Int4 => {
+                Self::Int4 { codes: Vec::with_capacity(tokens * nibble_bytes(channels)), scales }
+            }
+        }
+    }
+
+    fn push(&mut self, row: &[f32]) {
+        let groups = groups(row.len());
+        match self {
+            Self::Float(elements) => elements.extend(row),
+            Self::Int8 { codes, scales } => {
+                let (code, scale) = (codes.len(), scales.len());
+                codes.resize(code + row.len(), 0);
+                scales.resize(scale + groups, f16::ZERO);
+                to_int8(row, &mut codes[code..], &mut scales[scale..]);
+            }
+            Self::Int4 { codes, scales } => {
+                let (code, scale) = (codes.len(), scales.len());
+                codes.resize(code + nibble_bytes(row.len()), 0);
+                scales.resize(scale + groups, f16::ZERO);
+                to_int4(row, &mut codes[code..], &mut scales[scale..]);
+            }
+        }
+    }
+
+    fn truncate(&mut self, tokens: usize, channels: usize) {
+        match self {
+            Self::Float(elements) => elements.truncate(tokens * channels),
+            Self::Int8 { codes, scales } => {
+                codes.truncate(tokens * channels);
+                scales.truncate(tokens * groups(channels));
+            }
+            Self::Int4 { codes, scales } => {
+                codes.truncate(tokens * nibble_bytes(channels));
+                scales.truncate(tokens * groups(channels));
+            }
+        }
+    }
+
+    /// Appends rows to `rows`.
+    fn gather(&self, tokens: Range<usize>, channels: usize, rows: &mut Vec<f32>) {
+        let of = |width: usize| tokens.start * width..tokens.end * width;
+        match self {
+            Self::Float(elements) => {
+                rows.extend_from_slice(elements.read(of(channels), &mut Vec::new()));
+            }
+            Self::Int8 { codes, scales } => {
+                from_int8(&codes[of(channels)], &scales[of(groups(channels))], channels, rows);
+            }
+            Self::Int4 { codes, scales } => {
+                from_int4(&codes[of(nibble_bytes(channels))], &scales[of(groups(channels))], channels, rows);
+            }
+        }
+    }
+
+    fn read<'a>(&'a self, tokens: Range<usize>, channels: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::Float(elements) => elements.read(tokens.start * channels..tokens.end * channels, scratch),
+            _ => {
+                scratch.clear();
+                self.gather(tokens, channels, scratch);
+                scratch
+            }
+        }
+    }
+
+    fn view(&self) -> RowsPage<'_> {
+        match self {
+            Self::Float(Elements::F32(rows)) => RowsPage::F32(rows),
+            Self::Float(Elements::F16(rows)) => RowsPage::F16(rows),
+            Self::Float(Elements::Bf16(rows)) => RowsPage::Bf16(rows),
+            Self::Int8 { codes, scales } => RowsPage::Int8 { codes, scales },
+            Self::Int4 { codes, scales } => RowsPage::Int4 { codes, scales },
+        }
+    }
+
+    /// The elements, if they are of a type that is wider than `element`.
+    fn wider_than(&self, element: ElementType) -> Option<&Elements> {
+        match self {
+            Self::Float(elements) if elements.narrows_to(element) => Some(elements),
+            _ => None,
+        }
+    }
+}
 
 /// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
 ///
@@ -14,9 +184,9 @@ use crate::{
 #[derive(Debug)]
 pub struct PagedRows {
     channels: usize,
-    element: ElementType,
+    format: RowFormat,
     page_tokens: usize,
-    pages: VecDeque<Elements>,
+    pages: VecDeque<Page>,
     /// Number of the first page in `pages`, counted from token 0.
     first_page: usize,
     /// First token whose row is held.
@@ -26,10 +196,10 @@ pub struct PagedRows {
 
 impl PagedRows {
     /// An empty store of rows of `channels` numbers, in pages of `page_tokens` (at least 1) tokens.
-    pub fn new(channels: usize, element: ElementType, page_tokens: usize) -> Self {
+    pub fn new(channels: usize, format: impl Into<RowFormat>, page_tokens: usize) -> Self {
         Self {
             channels,
-            element,
+            format: format.into(),
             page_tokens: page_tokens.max(1),
             pages: VecDeque::new(),
             first_page: 0,
@@ -53,6 +223,22 @@ impl PagedRows {
         self.channels
     }
 
+    /// How the numbers are held.
+    pub fn format(&self) -> RowFormat {
+        self.format
+    }
+
+    /// Tokens in a page.
+    pub fn page_tokens(&self) -> usize {
+        self.page_tokens
+    }
+
+    /// Page `page` as it is held, counted from token 0: its first row is that of token `page * page_tokens`. `None` for a
+    /// page that is not held. Rows before [`first`](Self::first) in it mean nothing.
+    pub fn page(&self, page: usize) -> Option<RowsPage<'_>> {
+        self.pages.get(page.checked_sub(self.first_page)?).map(Page::view)
+    }
+
     /// The first token whose row is held (the length if none is).
     pub fn first(&self) -> usize {
         self.first
@@ -66,12 +252,12 @@ impl PagedRows {
         if row.len() != self.channels {
             return Err(CoreError::Channels { expected: self.channels, got: row.len() });
         }
-        self.element.check(row)?;
+        self.format.check(row)?;
         let page = self.len / self.page_tokens - self.first_page;
         if page == self.pages.len() {
             self.add_page(charge)?;
         }
-        self.pages[page].extend(row);
+        self.pages[page].push(row);
         self.len += 1;
         Ok(())
     }
@@ -79,11 +265,12 @@ impl PagedRows {
     fn add_page(&mut self, charge: &mut Charge) -> Result<(), CoreError> {
         let slots =
             if self.pages.len() < self.pages.capacity() { 0 } else { table_growth(self.pages.capacity()) };
-        charge.grow(slots * size_of::<Elements>() + self.page_bytes())?;
+        charge.grow(slots * Self::SLOT_BYTES + self.page_bytes())?;
         self.pages.reserve_exact(slots);
-        let mut page = Elements::with_capacity(self.element, self.page_tokens * self.channels);
+        let mut page = Page::with_capacity(self.format, self.page_tokens, self.channels);
         // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
-        page.extend(&vec![0.0; self.len % self.page_tokens * self.channels]);
+        let zeros = vec![0.0; self.channels];
+        (0..self.len % self.page_tokens).for_each(|_| page.push(&zeros));
         self.pages.push_back(page);
         Ok(())
     }
@@ -105,7 +292,7 @@ impl PagedRows {
         if pages == 0 {
             self.first_page = len / self.page_tokens;
         } else if let Some(page) = self.pages.back_mut() {
-            page.truncate((len - (self.first_page + pages - 1) * self.page_tokens) * self.channels);
+            page.truncate(len - (self.first_page + pages - 1) * self.page_tokens, self.channels);
         }
         Ok(())
     }
@@ -126,25 +313,43 @@ impl PagedRows {
     /// [`CoreError::NotStorable`] names the first channel that is too large.
     pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
         let mut scratch = Vec::new();
-        for page in self.pages.iter().filter(|page| page.narrows_to(element)) {
+        for page in self.pages.iter().filter_map(|page| page.wider_than(element)) {
             let mut rows = page.read(0..page.len(), &mut scratch).chunks_exact(self.channels.max(1));
             rows.try_for_each(|row| element.check(row))?;
         }
         Ok(())
     }
 
-    /// Converts page by page to a narrower type and gives the freed bytes back; later rows are stored in it too. A
+    /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
     /// store that is as narrow already stays as it is.
     ///
     /// # Errors
     /// As [`check_narrow`](Self::check_narrow); nothing changes then.
     pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
         self.check_narrow(element)?;
-        if element.bytes() < self.element.bytes() {
-            self.element = element;
-            self.pages.iter_mut().for_each(|page| page.convert(element, charge));
+        if matches!(self.format, RowFormat::Float(wide) if element.bytes() < wide.bytes()) {
+            self.format = element.into();
+            for page in &mut self.pages {
+                if let Page::Float(elements) = page {
+                    elements.convert(element, charge);
+                }
+            }
         }
         Ok(())
+    }
+
+    /// A copy in another format, with the same tokens.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`].
+    pub fn converted(&self, format: impl Into<RowFormat>, charge: &mut Charge) -> Result<Self, CoreError> {
+        let mut copy = Self { format: format.into(), pages: VecDeque::new(), len: self.first, ..*self };
+        copy.first_page = self.first / self.page_tokens;
+        let mut scratch = Vec::new();
+        for token in self.first..self.len {
+            copy.push(self.read(token..token + 1, &mut scratch), charge)?;
+        }
+        Ok(copy)
     }
 
     /// Bytes that appending `tokens` rows would charge.
@@ -157,7 +362,7 @@ impl PagedRows {
         let new_slots = table_capacity(slots, pages) - slots;
         (pages - self.pages.len())
             .saturating_mul(self.page_bytes())
-            .saturating_add(new_slots.saturating_mul(size_of::<Elements>()))
+            .saturating_add(new_slots.saturating_mul(Self::SLOT_BYTES))
     }
 
     /// The rows of `tokens` as f32, `[tokens, channels]`: borrowed where they already are, else gathered into
@@ -166,28 +371,17 @@ impl PagedRows {
         let at = |token: usize| (token / self.page_tokens - self.first_page, token % self.page_tokens);
         let (page, row) = at(tokens.start);
         if row + tokens.len() <= self.page_tokens {
-            let range = row * self.channels..(row + tokens.len()) * self.channels;
-            return self.pages[page].read(range, scratch);
+            return self.pages[page].read(row..row + tokens.len(), self.channels, scratch);
         }
         scratch.clear();
-        let mut part = Vec::new();
         let mut token = tokens.start;
         while token < tokens.end {
             let (page, row) = at(token);
             let rows = (self.page_tokens - row).min(tokens.end - token);
-            let range = row * self.channels..(row + rows) * self.channels;
-            scratch.extend_from_slice(self.pages[page].read(range, &mut part));
+            self.pages[page].gather(row..row + rows, self.channels, scratch);
             token += rows;
         }
         scratch
-    }
-
-    /// The stored form of the first of `tokens`: the page they are in, and which of its elements they are. As many of
-    /// them as that page holds; all must be held.
-    pub fn stored(&self, tokens: Range<usize>) -> (&Elements, Range<usize>) {
-        let (page, row) = (tokens.start / self.page_tokens - self.first_page, tokens.start % self.page_tokens);
-        let rows = (self.page_tokens - row).min(tokens.len());
-        (&self.pages[page], row * self.channels..(row + rows) * self.channels)
     }
 
     /// Bytes of all pages held.
@@ -197,11 +391,14 @@ impl PagedRows {
 
     /// Bytes of the table of pages.
     pub fn bookkeeping_bytes(&self) -> usize {
-        self.pages.capacity() * size_of::<Elements>()
+        self.pages.capacity() * Self::SLOT_BYTES
     }
 
+    /// Bytes of a slot in the table of pages.
+    pub(crate) const SLOT_BYTES: usize = size_of::<Page>();
+
     fn page_bytes(&self) -> usize {
-        self.page_tokens * self.channels * self.element.bytes()
+        self.page_tokens * self.format.row_bytes(self.channels)
     }
 }
 
@@ -209,6 +406,45 @@ impl PagedRows {
 mod tests {
     use super::*;
     use crate::MemoryBudget;
+
+    #[test]
+    fn quantised_rows_read_back_within_a_scale_wherever_they_are_cut() {
+        let row = |t: usize| {
+            (0..37).map(|j| (0.7 * (t * 37 + j) as f32).sin() * (1 + t % 5) as f32).collect::<Vec<_>>()
+        };
+        for (format, bound) in [(RowFormat::Int8, 5.0 / 254.0), (RowFormat::Int4, 5.0 / 8.0)] {
+            let budget = MemoryBudget::unlimited();
+            let (mut rows, mut charge) = (PagedRows::new(37, format, 4), budget.charge());
+            (0..30).for_each(|t| rows.push(&row(t), &mut charge).unwrap());
+            let all = rows.read(0..30, &mut Vec::new()).to_vec();
+            for (x, y) in all.iter().zip((0..30).flat_map(row)) {
+                assert!((x - y).abs() <= 1.01 * bound, "{format:?}: {x} {y}");
+            }
+            assert_eq!(rows.read(6..8, &mut Vec::new()), &all[6 * 37..8 * 37]);
+            let copy = rows.converted(ElementType::F32, &mut charge).unwrap();
+            assert_eq!(copy.read(0..30, &mut Vec::new()), all);
+            drop(copy);
+            rows.drop_before(9, &mut charge);
+            rows.truncate(14, &mut charge).unwrap();
+            (14..20).for_each(|t| rows.push(&row(t), &mut charge).unwrap());
+            assert_eq!(rows.read(8..20, &mut Vec::new()), &all[8 * 37..20 * 37]);
+            let copy = rows.converted(ElementType::F16, &mut charge).unwrap();
+            assert_eq!((copy.first(), copy.len()), (8, 20));
+        }
+    }
+
+    #[test]
+    fn pages_show_their_codes() {
+        let (mut rows, mut charge) =
+            (PagedRows::new(64, RowFormat::Int4, 4), MemoryBudget::unlimited().charge());
+        (0..6).for_each(|t| rows.push(&[t as f32; 64], &mut charge).unwrap());
+        let Some(RowsPage::Int4 { codes, scales }) = rows.page(1) else { panic!("the second page") };
+        assert_eq!((codes.len(), scales.len()), (2 * 32, 2 * 2));
+        // The largest magnitude has the code 0: -8 times a negative scale.
+        assert!(codes.iter().all(|byte| *byte == 0));
+        assert_eq!(scales[2].to_f32(), -5.0 / 8.0);
+        assert!(rows.page(2).is_none());
+    }
 
     fn filled(tokens: usize, budget: &MemoryBudget) -> (PagedRows, Charge) {
         let (mut rows, mut charge) = (PagedRows::new(2, ElementType::F32, 4), budget.charge());

@@ -4,8 +4,8 @@ mod common;
 
 use common::{files::fixture, models::argmax};
 use deltallm_attn::{
-    AtLimit, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ElementType, HybridAttention,
-    HybridConfig, MemoryBudget, ThresholdPolicy, Window,
+    AtLimit, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
+    HybridConfig, KvStore, MemoryBudget, ThresholdPolicy, Window,
 };
 use deltallm_models::{Llama, ModelError, ModelFile, Session};
 
@@ -17,9 +17,9 @@ fn model() -> Llama {
     Llama::load(&file, &mut |_, _| {}).unwrap()
 }
 
-fn session<'m>(model: &'m Llama, kind: &str, element: ElementType, budget: &MemoryBudget) -> Session<'m> {
+fn session<'m>(model: &'m Llama, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
     let options = AttentionOptions {
-        element,
+        store,
         budget: budget.clone(),
         ..AttentionOptions::new(model.attention_shape()).unwrap()
     };
@@ -65,13 +65,13 @@ fn relief_reaches_more_tokens_than_the_error_and_the_tokens_before_it_are_the_sa
     for kind in KINDS {
         // One byte less than token 129 takes.
         let free = MemoryBudget::unlimited();
-        let mut unlimited = session(&model, kind, ElementType::F32, &free);
+        let mut unlimited = session(&model, kind, KvStore::F32, &free);
         let (expected, _) = continue_to(&mut unlimited, &free, 128);
         let limit = free.used() + growth(&unlimited) - 1;
 
         for at_limit in [AtLimit::Error, AtLimit::NarrowStore, AtLimit::RaiseThresholds] {
             let budget = MemoryBudget::new(limit);
-            let mut limited = session(&model, kind, ElementType::F32, &budget);
+            let mut limited = session(&model, kind, KvStore::F32, &budget);
             limited.limit_memory(budget.clone(), at_limit);
             let (tokens, error) = continue_to(&mut limited, &budget, 256);
             assert_eq!(tokens[..expected.len()], expected, "{kind}, {at_limit:?}");
@@ -98,11 +98,11 @@ fn a_refused_token_costs_nothing_not_even_exact_keys() {
     let model = model();
     for kind in KINDS {
         let free = MemoryBudget::unlimited();
-        let mut unlimited = session(&model, kind, ElementType::F16, &free);
+        let mut unlimited = session(&model, kind, KvStore::F16, &free);
         continue_to(&mut unlimited, &free, 64);
 
         let budget = MemoryBudget::new(free.used() + growth(&unlimited));
-        let mut limited = session(&model, kind, ElementType::F16, &budget);
+        let mut limited = session(&model, kind, KvStore::F16, &budget);
         limited.limit_memory(budget.clone(), AtLimit::NarrowStore); // a cache of f16 has nothing to give
         continue_to(&mut limited, &budget, 64);
         let mut other = budget.charge();
@@ -126,7 +126,7 @@ fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
     let prompt: Vec<u32> = (0..200).map(|t| (t * 37 + t * t / 5) % 80).collect();
     // What the prompt takes at most when it comes token by token.
     let free = MemoryBudget::unlimited();
-    let mut unlimited = session(&model, "hybrid", ElementType::F16, &free);
+    let mut unlimited = session(&model, "hybrid", KvStore::F16, &free);
     let (mut peak, mut expected) = (0, None);
     for token in &prompt {
         peak = peak.max(free.used() + growth(&unlimited));
@@ -136,7 +136,7 @@ fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
     let limit = peak + 1000;
     let prefill = |at_limit| {
         let budget = MemoryBudget::new(limit);
-        let mut limited = session(&model, "hybrid", ElementType::F16, &budget);
+        let mut limited = session(&model, "hybrid", KvStore::F16, &budget);
         limited.limit_memory(budget.clone(), at_limit);
         let mut chunks = Vec::new();
         let result = limited.prefill(&prompt, &mut |done| chunks.push(done));
@@ -156,9 +156,9 @@ fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
 #[test]
 fn an_empty_session_is_narrowed_when_the_first_token_would_not_fit() {
     let model = model();
-    let wide = growth(&session(&model, "dense", ElementType::F32, &MemoryBudget::unlimited()));
+    let wide = growth(&session(&model, "dense", KvStore::F32, &MemoryBudget::unlimited()));
     let budget = MemoryBudget::new(wide - 1);
-    let mut limited = session(&model, "dense", ElementType::F32, &budget);
+    let mut limited = session(&model, "dense", KvStore::F32, &budget);
     limited.limit_memory(budget.clone(), AtLimit::NarrowStore);
     limited.prefill(&PROMPT, &mut |_| {}).unwrap();
     let error = continue_to(&mut limited, &budget, 256).1.unwrap();
@@ -170,11 +170,11 @@ fn an_empty_session_is_narrowed_when_the_first_token_would_not_fit() {
 fn tokens_that_are_refused_anyway_give_nothing_up() {
     let model = model();
     let budget = MemoryBudget::new(1);
-    let mut limited = session(&model, "dense", ElementType::F32, &budget);
+    let mut limited = session(&model, "dense", KvStore::F32, &budget);
     limited.limit_memory(budget, AtLimit::NarrowStore);
     assert!(matches!(limited.decode(80), Err(ModelError::TokenOutOfRange { .. })));
     assert!(matches!(limited.prefill(&[1; 257], &mut |_| {}), Err(ModelError::ContextFull { .. })));
-    let wide = growth(&session(&model, "dense", ElementType::F32, &MemoryBudget::unlimited()));
+    let wide = growth(&session(&model, "dense", KvStore::F32, &MemoryBudget::unlimited()));
     assert_eq!(growth(&limited), wide);
     assert!(limited.decode(1).unwrap_err().is_budget_exhausted());
 }

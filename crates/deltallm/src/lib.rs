@@ -36,7 +36,7 @@ pub use deltallm_attn::{
     SkipMargin, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    AtLimit, CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, MemoryBudget,
+    AtLimit, CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, KvStore, MemoryBudget,
     ModelFingerprint, QueryLimits, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 

@@ -1,6 +1,6 @@
 //! What every store costs in bytes and in accuracy.
 
-use deltallm::ElementType;
+use deltallm::KvStore;
 use serde::Serialize;
 
 use super::axes::{Axis, Panel, legend, step};
@@ -10,7 +10,7 @@ use super::canvas::{
 use super::subject::{Cost, Subject};
 use crate::{HeldOutText, KernelChoice, Measured};
 
-const ELEMENTS: [ElementType; 3] = [ElementType::F32, ElementType::F16, ElementType::Bf16];
+const STORES: [KvStore; 3] = [KvStore::F32, KvStore::F16, KvStore::Bf16];
 const DENSE: SeriesStyle = SeriesStyle { colour: palette::BLUE, marker: Marker::Square, dash: None };
 const HYBRID: SeriesStyle = SeriesStyle { colour: palette::VERMILION, marker: Marker::Circle, dash: None };
 
@@ -31,8 +31,8 @@ pub struct Bytes {
 pub struct Store {
     /// Delta-coded keys with an exact window; otherwise all keys are exact.
     pub hybrid: bool,
-    /// Type of the elements.
-    pub element: ElementType,
+    /// How they are stored.
+    pub kv: KvStore,
     /// Bytes per token, layer and kv head: everything the cache holds, tables included.
     pub bytes_per_token: f64,
     /// What it costs; nothing for dense attention with f32, by definition.
@@ -47,13 +47,13 @@ impl Store {
 
     fn name(&self) -> String {
         let kind = if self.hybrid { "hybrid" } else { "dense" };
-        format!("{kind} {}, {:.0} bytes", self.element, self.bytes_per_token)
+        format!("{kind} {}, {:.0} bytes", self.kv, self.bytes_per_token)
     }
 }
 
 impl Bytes {
     /// Runs over the measured text that [`measure`](Self::measure) makes at most.
-    pub(super) const RUNS: usize = 2 * ELEMENTS.len() - 1;
+    pub(super) const RUNS: usize = 2 * STORES.len() - 1;
 
     /// `kernel` is what the kernel as it is was measured to do.
     pub(super) fn measure(
@@ -62,9 +62,9 @@ impl Bytes {
         kernel: &Measured,
         step: &mut dyn FnMut(),
     ) -> anyhow::Result<Self> {
-        let store = |hybrid, element, measured: &Measured| Store {
+        let store = |hybrid, kv, measured: &Measured| Store {
             hybrid,
-            element,
+            kv,
             bytes_per_token: subject.bytes_per_token(measured.footprint),
             cost: Some(Cost::new(measured)),
         };
@@ -74,21 +74,21 @@ impl Bytes {
             measured
         };
         let mut stores = Vec::new();
-        for element in ELEMENTS {
-            stores.push(match element {
-                ElementType::F32 => Store {
+        for kv in STORES {
+            stores.push(match kv {
+                KvStore::F32 => Store {
                     hybrid: false,
-                    element,
+                    kv,
                     bytes_per_token: subject.bytes_per_token(dense.footprint()),
                     cost: None,
                 },
-                element => store(false, element, &measure(&subject.kernel.dense().with_element(element))?),
+                kv => store(false, kv, &measure(&subject.kernel.dense().with_store(kv))?),
             });
         }
-        for element in ELEMENTS {
-            stores.push(match element == subject.kernel.element() {
-                true => store(true, element, kernel),
-                false => store(true, element, &measure(&subject.kernel.with_element(element))?),
+        for kv in STORES {
+            stores.push(match kv == subject.kernel.store() {
+                true => store(true, kv, kernel),
+                false => store(true, kv, &measure(&subject.kernel.with_store(kv))?),
             });
         }
         Ok(Self { context: subject.context, stores })

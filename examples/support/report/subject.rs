@@ -1,7 +1,7 @@
 //! What a report is about, and one measurement of it.
 
 use deltallm::models::{Llama, LogitRows};
-use deltallm::{DenseAttention, ElementType, Footprint};
+use deltallm::{DenseAttention, Footprint, KvStore};
 use ndarray::Array3;
 use serde::Serialize;
 
@@ -82,7 +82,7 @@ impl Subject<'_> {
     /// Dense attention over the beginning of the text in windows of `context` tokens.
     pub(super) fn dense(&self, context: usize) -> anyhow::Result<HeldOutText> {
         let tokens = &self.tokens[..self.measured_tokens().max(context)];
-        let dense = self.kernel.dense().with_element(ElementType::F32);
+        let dense = self.kernel.dense().with_store(KvStore::F32);
         HeldOutText::new(self.llama(), &windows(tokens, context, None), &|layer| dense.make(layer))
     }
 
@@ -93,7 +93,7 @@ impl Subject<'_> {
 
     /// The first `tokens` tokens of the text through dense attention.
     pub(super) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
-        let dense = self.kernel.dense().with_element(ElementType::F32);
+        let dense = self.kernel.dense().with_store(KvStore::F32);
         let layers = 0..self.llama().config().layers;
         let mut kernels =
             layers.map(|layer| DenseAttention::new(&dense.options(layer))).collect::<Result<Vec<_>, _>>()?;

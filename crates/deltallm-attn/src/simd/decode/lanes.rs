@@ -10,6 +10,15 @@ use half::{bf16, f16};
 
 use super::expand::{Masked, expand_by_bits};
 
+/// A finite f16 as f32; `f16::to_f32` asks for the CPU's features every time.
+#[inline(always)]
+pub(super) fn finite(x: f16) -> f32 {
+    // Exponent and fraction in their places; the product puts the bias of the exponent right, also for denormals.
+    let bits = u32::from(x.to_bits());
+    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+}
+
 /// Conversions, sums and expansions; every slice of numbers to convert is one vector of f32 long.
 pub(super) trait Lanes: Simd {
     /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
@@ -17,12 +26,7 @@ pub(super) trait Lanes: Simd {
 
     /// binary16 to f32.
     fn f16s(self, x: &[f16]) -> Self::f32s {
-        // Fraction and exponent in their places, the exponent's bias put right by a product: exact for all finite numbers.
-        Self::f32s::from_fn(self, |i| {
-            let bits = u32::from(x[i].to_bits());
-            let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-            f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
-        })
+        Self::f32s::from_fn(self, |i| finite(x[i]))
     }
 
     /// bfloat16 to f32.
@@ -60,9 +64,9 @@ pub(super) trait Lanes: Simd {
         expand_by_bits(block, out);
     }
 
-    /// Asks for the cache line of the first number of `x`.
-    fn prefetch<T>(self, x: &[T]) {
-        let _ = x;
+    /// Asks for the cache line at an address.
+    fn prefetch(self, address: *const u8) {
+        let _ = address;
     }
 }
 

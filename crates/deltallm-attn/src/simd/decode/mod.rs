@@ -4,6 +4,7 @@
 //! converted. Reading order: [`rows`] (the stored forms), [`dots`], [`values`], [`softmax`], [`expand`] (delta-coded keys), and [`lanes`], what
 //! differs between instruction sets.
 
+mod ahead;
 mod dots;
 mod expand;
 mod lanes;
@@ -13,15 +14,16 @@ mod rows;
 mod softmax;
 mod values;
 
-use fearless_simd::{Fallback, Level, Simd};
+use fearless_simd::{Fallback, Level, prelude::*};
 use half::{bf16, f16, slice::{HalfBitsSliceExt, HalfFloatSliceExt}};
 
 use super::SimdLevel;
 use crate::decode::BLOCK;
 pub(crate) use expand::Masked;
-use lanes::Lanes;
-use rows::Number;
-pub(crate) use rows::{StoredRows, Strided};
+use ahead::Ahead;
+use lanes::{Lanes, finite};
+use rows::{Int4Kernel, Int8Kernel, lanes};
+pub(crate) use rows::{Int4Rows, Int8Rows, StoredRows, Strided};
 
 /// Runs an expression with the token of a level, inside a function compiled for it.
 macro_rules! dispatch {
@@ -64,9 +66,9 @@ pub(crate) enum StoredDeltas<'a> {
     Bf16(Masked<'a, bf16>),
 }
 
-/// Room for the keys of a delta-coded block, and for rows that have to be converted first.
+/// Room for the keys of a delta-coded block.
 #[derive(Debug, Default)]
-pub(crate) struct RowScratch {
+pub(crate) struct DeltaRows {
     f32s: Vec<f32>,
     halves: Vec<u16>,
 }
@@ -77,28 +79,35 @@ pub(crate) struct Scoring<'a> {
     pub(crate) queries: &'a [f32],
     /// Padded channels.
     pub(crate) channels: usize,
-    /// Channels of a stored row.
-    pub(crate) head_dim: usize,
     /// The scores.
     pub(crate) scores: &'a mut [f32],
 }
 
 impl SimdLevel {
-    /// Scores of `count` rows, the first of which is the block's key `at`.
+    /// Scores of `count` rows, the first of which is the block's key `at`. The memory of the rows `ahead` is asked for.
     pub(crate) fn decode_scores(
         self,
         rows: StoredRows,
+        ahead: Option<StoredRows>,
         count: usize,
         at: usize,
         to: &mut Scoring,
-        scratch: &mut RowScratch,
+        scales: &mut Vec<f32>,
     ) {
         let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
-        let rows = fitting(rows, count, to.head_dim, channels, &mut scratch.f32s);
+        let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
         dispatch!(self.level, simd => match rows {
-            StoredRows::F32(rows) => dots::dots(simd, rows, count, queries, channels, out, BLOCK),
-            StoredRows::F16(rows) => dots::dots(simd, rows, count, queries, channels, out, BLOCK),
-            StoredRows::Bf16(rows) => dots::dots(simd, rows, count, queries, channels, out, BLOCK),
+            StoredRows::F32(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+            StoredRows::F16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+            StoredRows::Bf16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
+                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+                dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+            }
+            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
+                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+                dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+            }
         });
     }
 
@@ -109,20 +118,20 @@ impl SimdLevel {
         skip: usize,
         count: usize,
         to: &mut Scoring,
-        scratch: &mut RowScratch,
+        scratch: &mut DeltaRows,
     ) {
         let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
         let stride = expand::row_stride(channels);
         // Rows are whole mask words long, which also covers the padding of the channels.
         let room = (skip + count) * stride;
-        let RowScratch { f32s, halves } = scratch;
+        let DeltaRows { f32s, halves } = scratch;
         match block {
             StoredDeltas::F32(block) => {
                 grow(f32s, room);
                 dispatch!(self.level, simd => {
                     simd.expand_f32(block.first(skip + count), f32s);
                     let rows = Strided { data: &f32s[skip * stride..], stride };
-                    dots::dots(simd, rows, count, queries, channels, out, BLOCK);
+                    dots::dots(simd, rows, Ahead::default(), count, queries, channels, out, BLOCK);
                 });
             }
             StoredDeltas::F16(block) => {
@@ -130,7 +139,8 @@ impl SimdLevel {
                 dispatch!(self.level, simd => {
                     simd.expand_u16(block.first(skip + count).bits(), halves);
                     let rows: &[f16] = halves[skip * stride..].reinterpret_cast();
-                    dots::dots(simd, Strided { data: rows, stride }, count, queries, channels, out, BLOCK);
+                    let rows = Strided { data: rows, stride };
+                    dots::dots(simd, rows, Ahead::default(), count, queries, channels, out, BLOCK);
                 });
             }
             StoredDeltas::Bf16(block) => {
@@ -138,31 +148,69 @@ impl SimdLevel {
                 dispatch!(self.level, simd => {
                     simd.expand_u16(block.first(skip + count).bits(), halves);
                     let rows: &[bf16] = halves[skip * stride..].reinterpret_cast();
-                    dots::dots(simd, Strided { data: rows, stride }, count, queries, channels, out, BLOCK);
+                    let rows = Strided { data: rows, stride };
+                    dots::dots(simd, rows, Ahead::default(), count, queries, channels, out, BLOCK);
                 });
             }
         }
     }
 
     /// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK]`, `sums`
-    /// `[group, channels]`.
+    /// `[group, channels]`. The memory of the rows `ahead` is asked for.
     #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
     pub(crate) fn decode_values(
         self,
         rows: StoredRows,
+        ahead: Option<StoredRows>,
         picks: &[u8],
         weights: &[f32],
         sums: &mut [f32],
         channels: usize,
-        head_dim: usize,
-        scratch: &mut RowScratch,
+        scales: &mut Vec<f32>,
     ) {
-        let count = picks.last().map_or(0, |last| usize::from(*last) + 1);
-        let rows = fitting(rows, count, head_dim, channels, &mut scratch.f32s);
+        let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
         dispatch!(self.level, simd => match rows {
-            StoredRows::F32(rows) => values::accumulate(simd, rows, picks, weights, BLOCK, sums, channels),
-            StoredRows::F16(rows) => values::accumulate(simd, rows, picks, weights, BLOCK, sums, channels),
-            StoredRows::Bf16(rows) => values::accumulate(simd, rows, picks, weights, BLOCK, sums, channels),
+            StoredRows::F32(rows) => {
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::F16(rows) => {
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::Bf16(rows) => {
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
+                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
+                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+        });
+    }
+
+    /// Asks for the memory of the picked rows.
+    pub(crate) fn decode_prefetch(self, rows: StoredRows, picks: &[u8], channels: usize) {
+        dispatch!(self.level, simd => {
+            let ask = |codes: Ahead, row: usize| {
+                for pick in picks {
+                    codes.prefetch_range(simd, usize::from(*pick) * row, row);
+                }
+            };
+            match rows {
+                StoredRows::F32(rows) => ask(Ahead::of(rows.data), rows.stride * 4),
+                StoredRows::F16(rows) => ask(Ahead::of(rows.data), rows.stride * 2),
+                StoredRows::Bf16(rows) => ask(Ahead::of(rows.data), rows.stride * 2),
+                StoredRows::Int8(rows) => {
+                    ask(Ahead::of(rows.codes), channels);
+                    Ahead::of(rows.scales).prefetch(simd, 0, 1);
+                }
+                StoredRows::Int4(rows) => {
+                    ask(Ahead::of(rows.codes), channels / 2);
+                    Ahead::of(rows.scales).prefetch(simd, 0, 1);
+                }
+            }
         });
     }
 
@@ -183,33 +231,31 @@ impl SimdLevel {
     }
 }
 
-/// The rows as they are if their channels fill whole vectors, or else as padded f32.
-fn fitting<'a>(
-    rows: StoredRows<'a>,
-    count: usize,
-    head_dim: usize,
-    channels: usize,
-    scratch: &'a mut Vec<f32>,
-) -> StoredRows<'a> {
-    if head_dim == channels {
-        return rows;
-    }
-    scratch.clear();
-    scratch.resize(count * channels, 0.0);
-    match rows {
-        StoredRows::F32(rows) => rows.pad(head_dim, channels, scratch),
-        StoredRows::F16(rows) => rows.pad(head_dim, channels, scratch),
-        StoredRows::Bf16(rows) => rows.pad(head_dim, channels, scratch),
-    }
-    StoredRows::F32(Strided { data: scratch, stride: channels })
-}
-
-impl<T: Number> Strided<'_, T> {
-    fn pad(self, head_dim: usize, channels: usize, out: &mut [f32]) {
-        for (row, out) in self.data.chunks(self.stride).zip(out.chunks_exact_mut(channels)) {
-            out.iter_mut().zip(&row[..head_dim]).for_each(|(out, x)| *out = x.to_f32());
+impl StoredRows<'_> {
+    /// Where the rows are; scales are few enough to be found by themselves.
+    fn memory(self) -> Ahead {
+        match self {
+            Self::F32(rows) => Ahead::of(rows.data),
+            Self::F16(rows) => Ahead::of(rows.data),
+            Self::Bf16(rows) => Ahead::of(rows.data),
+            Self::Int8(rows) => Ahead::of(rows.codes),
+            Self::Int4(rows) => Ahead::of(rows.codes),
         }
     }
+}
+
+/// Scales as f32.
+#[inline(always)]
+fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+    grow(scales, stored.len());
+    let whole = stored.len() / lanes::<S>() * lanes::<S>();
+    for (x, out) in stored.chunks_exact(lanes::<S>()).zip(scales.chunks_exact_mut(lanes::<S>())) {
+        simd.f16s(x).store_slice(out);
+    }
+    for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {
+        *out = finite(*x);
+    }
+    &scales[..stored.len()]
 }
 
 impl<T> Masked<'_, T> {

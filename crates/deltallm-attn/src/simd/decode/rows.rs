@@ -1,5 +1,7 @@
 //! The forms in which rows of keys and values are stored, and how a vector of f32 is made of each.
 
+use deltallm_core::GROUP;
+use fearless_simd::prelude::*;
 use half::{bf16, f16};
 
 use super::lanes::Lanes;
@@ -13,6 +15,10 @@ pub(crate) enum StoredRows<'a> {
     F16(Strided<'a, f16>),
     /// bfloat16.
     Bf16(Strided<'a, bf16>),
+    /// 8-bit codes.
+    Int8(Int8Rows<'a>),
+    /// 4-bit codes; rows of whole groups only.
+    Int4(Int4Rows<'a>),
 }
 
 /// Rows of plain numbers that start `stride` elements apart.
@@ -20,6 +26,20 @@ pub(crate) enum StoredRows<'a> {
 pub(crate) struct Strided<'a, T> {
     pub(crate) data: &'a [T],
     pub(crate) stride: usize,
+}
+
+/// Rows of 8-bit codes, see [`deltallm_core::RowsPage::Int8`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int8Rows<'a> {
+    pub(crate) codes: &'a [i8],
+    pub(crate) scales: &'a [f16],
+}
+
+/// Rows of 4-bit codes, see [`deltallm_core::RowsPage::Int4`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int4Rows<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [f16],
 }
 
 /// Rows that can be read vector by vector.
@@ -35,9 +55,6 @@ pub(super) trait Rows: Copy {
 pub(super) trait Row: Copy {
     /// The channels `vector * LEN .. (vector + 1) * LEN`.
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
-
-    /// Asks for the row's memory.
-    fn prefetch<S: Lanes>(self, simd: S);
 }
 
 impl<'a, T: Number> Rows for Strided<'a, T> {
@@ -54,11 +71,6 @@ impl<T: Number> Row for &[T] {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         T::vector(simd, &self[vector * lanes::<S>()..][..lanes::<S>()])
     }
-
-    #[inline(always)]
-    fn prefetch<S: Lanes>(self, simd: S) {
-        self.chunks(64 / size_of::<T>()).for_each(|line| simd.prefetch(line));
-    }
 }
 
 /// A plain number type.
@@ -66,18 +78,12 @@ pub(super) trait Number: Copy + Default {
     /// One vector of them as f32.
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s;
 
-    fn to_f32(self) -> f32;
 }
 
 impl Number for f32 {
     #[inline(always)]
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
-        use fearless_simd::SimdBase;
         S::f32s::from_slice(simd, x)
-    }
-
-    fn to_f32(self) -> f32 {
-        self
     }
 }
 
@@ -86,10 +92,6 @@ impl Number for f16 {
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
         simd.f16s(x)
     }
-
-    fn to_f32(self) -> f32 {
-        self.to_f32()
-    }
 }
 
 impl Number for bf16 {
@@ -97,15 +99,65 @@ impl Number for bf16 {
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
         simd.bf16s(x)
     }
+}
 
-    fn to_f32(self) -> f32 {
-        self.to_f32()
+/// [`Int8Rows`] with their scales as f32.
+#[derive(Clone, Copy)]
+pub(super) struct Int8Kernel<'a> {
+    pub(super) codes: &'a [i8],
+    pub(super) scales: &'a [f32],
+}
+
+impl<'a> Rows for Int8Kernel<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        let groups = channels.div_ceil(GROUP);
+        let (codes, scales) = (&self.codes[index * channels..], &self.scales[index * groups..]);
+        Self { codes: &codes[..channels], scales: &scales[..groups] }
+    }
+}
+
+impl Row for Int8Kernel<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let first = vector * lanes::<S>();
+        simd.i8s(&self.codes[first..][..lanes::<S>()]) * self.scales[first / GROUP]
+    }
+}
+
+/// [`Int4Rows`] with their scales as f32.
+#[derive(Clone, Copy)]
+pub(super) struct Int4Kernel<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) scales: &'a [f32],
+}
+
+impl<'a> Rows for Int4Kernel<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        let (bytes, groups) = (channels / 2, channels / GROUP);
+        let (codes, scales) = (&self.codes[index * bytes..], &self.scales[index * groups..]);
+        Self { codes: &codes[..bytes], scales: &scales[..groups] }
+    }
+}
+
+impl Row for Int4Kernel<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
+        let first = group * (GROUP / 2) + channel % (GROUP / 2);
+        let codes = simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2);
+        let scale = S::f32s::splat(simd, self.scales[group]);
+        codes.mul_add(scale, scale * -8.0)
     }
 }
 
 /// f32 lanes of a vector.
 #[inline(always)]
 pub(super) const fn lanes<S: Lanes>() -> usize {
-    use fearless_simd::SimdBase;
     S::f32s::LEN
 }

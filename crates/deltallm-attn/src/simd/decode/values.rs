@@ -3,16 +3,19 @@
 use fearless_simd::prelude::*;
 
 use super::{
+    ahead::Ahead,
     lanes::Lanes,
     rows::{Row, Rows, lanes},
 };
 
 /// `sums[head] += sum over i of weights[head * stride + i] * rows[picks[i]]`; `sums` is `[heads, channels]`, and
-/// `channels` a multiple of the vector length.
+/// `channels` a multiple of the vector length. Meanwhile the memory `ahead` is asked for.
 #[inline(always)]
-pub(super) fn accumulate<S: Lanes>(
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
+pub(super) fn accumulate<S: Lanes, R: Rows>(
     simd: S,
-    rows: impl Rows,
+    rows: R,
+    ahead: Ahead,
     picks: &[u8],
     weights: &[f32],
     stride: usize,
@@ -26,10 +29,10 @@ pub(super) fn accumulate<S: Lanes>(
         let pass = (heads - head).div_ceil(passes);
         let (weights, sums) = (&weights[head * stride..], &mut sums[head * channels..]);
         match pass {
-            1 => heads_of::<S, 1>(simd, rows, picks, weights, stride, sums, channels),
-            2 => heads_of::<S, 2>(simd, rows, picks, weights, stride, sums, channels),
-            3 => heads_of::<S, 3>(simd, rows, picks, weights, stride, sums, channels),
-            _ => heads_of::<S, 4>(simd, rows, picks, weights, stride, sums, channels),
+            1 => heads_of::<S, R, 1>(simd, rows, if head == 0 { ahead } else { Ahead::default() }, picks, weights, stride, sums, channels),
+            2 => heads_of::<S, R, 2>(simd, rows, if head == 0 { ahead } else { Ahead::default() }, picks, weights, stride, sums, channels),
+            3 => heads_of::<S, R, 3>(simd, rows, if head == 0 { ahead } else { Ahead::default() }, picks, weights, stride, sums, channels),
+            _ => heads_of::<S, R, 4>(simd, rows, if head == 0 { ahead } else { Ahead::default() }, picks, weights, stride, sums, channels),
         }
         head += pass.min(4);
     }
@@ -37,9 +40,11 @@ pub(super) fn accumulate<S: Lanes>(
 
 /// `G` heads, four vectors of channels at a time.
 #[inline(always)]
-fn heads_of<S: Lanes, const G: usize>(
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
+fn heads_of<S: Lanes, R: Rows, const G: usize>(
     simd: S,
-    rows: impl Rows,
+    rows: R,
+    ahead: Ahead,
     picks: &[u8],
     weights: &[f32],
     stride: usize,
@@ -49,11 +54,11 @@ fn heads_of<S: Lanes, const G: usize>(
     let vectors = channels / lanes::<S>();
     let mut vector = 0;
     while vector + 4 <= vectors {
-        panel::<S, G, 4>(simd, rows, picks, weights, stride, sums, channels, vector);
+        panel::<S, R, G, 4>(simd, rows, if vector == 0 { ahead } else { Ahead::default() }, picks, weights, stride, sums, channels, vector);
         vector += 4;
     }
     while vector < vectors {
-        panel::<S, G, 1>(simd, rows, picks, weights, stride, sums, channels, vector);
+        panel::<S, R, G, 1>(simd, rows, if vector == 0 { ahead } else { Ahead::default() }, picks, weights, stride, sums, channels, vector);
         vector += 1;
     }
 }
@@ -61,9 +66,10 @@ fn heads_of<S: Lanes, const G: usize>(
 /// `G` heads by `N` vectors of channels, kept in registers over all picked rows.
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-fn panel<S: Lanes, const G: usize, const N: usize>(
+fn panel<S: Lanes, R: Rows, const G: usize, const N: usize>(
     simd: S,
-    rows: impl Rows,
+    rows: R,
+    ahead: Ahead,
     picks: &[u8],
     weights: &[f32],
     stride: usize,
@@ -71,14 +77,23 @@ fn panel<S: Lanes, const G: usize, const N: usize>(
     channels: usize,
     first: usize,
 ) {
-    let weights: [&[f32]; G] = std::array::from_fn(|head| &weights[head * stride..][..picks.len()]);
+    // Loops, not closures: what is not inlined into this function is compiled without its instructions.
     let at = |head: usize, vector: usize| head * channels + (first + vector) * lanes::<S>();
-    let mut kept: [[S::f32s; N]; G] = std::array::from_fn(|head| {
-        std::array::from_fn(|vector| S::f32s::from_slice(simd, &sums[at(head, vector)..][..lanes::<S>()]))
-    });
+    let mut kept = [[S::f32s::splat(simd, 0.0); N]; G];
+    let mut rows_of_weights = [&[][..]; G];
+    for (head, (kept, row)) in kept.iter_mut().zip(&mut rows_of_weights).enumerate() {
+        *row = &weights[head * stride..][..picks.len()];
+        for (vector, kept) in kept.iter_mut().enumerate() {
+            *kept = S::f32s::from_slice(simd, &sums[at(head, vector)..][..lanes::<S>()]);
+        }
+    }
     for (i, pick) in picks.iter().enumerate() {
         let row = rows.row(usize::from(*pick), channels);
-        let weight: [S::f32s; G] = std::array::from_fn(|head| S::f32s::splat(simd, weights[head][i]));
+        ahead.prefetch(simd, i, picks.len());
+        let mut weight = [S::f32s::splat(simd, 0.0); G];
+        for (weight, row) in weight.iter_mut().zip(rows_of_weights) {
+            *weight = S::f32s::splat(simd, row[i]);
+        }
         for vector in 0..N {
             let value = row.vector(simd, first + vector);
             for (kept, weight) in kept.iter_mut().zip(weight) {

@@ -87,8 +87,8 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &[T]) {
-        prefetch(x);
+    fn prefetch(self, address: *const u8) {
+        prefetch(address);
     }
 }
 
@@ -177,7 +177,7 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn prefetch<T>(self, x: &[T]) {
-        prefetch(x);
+    fn prefetch(self, address: *const u8) {
+        prefetch(address);
     }
 }
