@@ -134,7 +134,7 @@ impl KernelChoice {
             }
             _ => (0, 0),
         };
-        KeyPlan::Delta { zero_fraction, window, sinks }
+        KeyPlan::Delta { zero_fraction, escapes: 0.0, window, sinks }
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

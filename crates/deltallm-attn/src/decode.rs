@@ -10,13 +10,13 @@
 
 use std::ops::Range;
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, Elements, GROUP, HeadSparsity, PagedRows, RowsPage, StoredBlock};
+use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, KeyGroup, HeadSparsity, PagedRows, RowsPage};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::decode::{CHANNELS, DeltaRows, Int4Rows, Int8Rows, Masked, Scoring, StoredDeltas, StoredRows, Strided},
+    simd::decode::{CHANNELS, KernelScratch, Int4Keys, Int4Rows, Int8Rows, Scoring, StoredRows, Strided},
     tile::{HeadRows, Keys, Phase, Rows},
-    window::Split,
+    window::{Part, Split},
 };
 
 /// Keys that are scored before their values are looked at.
@@ -26,6 +26,7 @@ pub(crate) const BLOCK: usize = BLOCK_TOKENS;
 /// merging two chunks is as much work as two values.
 const CHUNK: usize = 1024;
 
+#[cfg(feature = "rayon")]
 /// Keys, summed over kv heads, below which waking other threads costs more than they bring.
 const ENOUGH_FOR_THREADS: usize = 4096;
 
@@ -60,6 +61,26 @@ impl DecodeRows for PagedRows {
     }
 }
 
+impl DecodeRows for GroupedKeys {
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let (stride, group) = (self.channels(), tokens.start / GROUP);
+        let (first, last) = (tokens.start % GROUP, tokens.end.min((group + 1) * GROUP) - group * GROUP);
+        let rows = match self.group(group) {
+            // Vectors would straddle a shorter last group of channels.
+            Some(KeyGroup { codes, scales, minima }) if stride.is_multiple_of(GROUP) => {
+                let codes = &codes[first * stride / 2..last * stride / 2];
+                StoredRows::Int4Keys(Int4Keys { codes, scales, minima })
+            }
+            Some(_) => return None,
+            None => {
+                let data = &self.waiting()[first * stride..last * stride];
+                StoredRows::F16(Strided { data, stride })
+            }
+        };
+        (stride.is_multiple_of(CHANNELS)).then_some((rows, last - first))
+    }
+}
+
 impl DecodeRows for HeadRows<'_> {
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
         let (data, stride) = self.view.rows_from(tokens.start, self.head);
@@ -81,9 +102,8 @@ struct Chunk {
 struct Scratch {
     /// `[group, BLOCK]`: scores, then weights.
     scores: Vec<f32>,
-    deltas: DeltaRows,
+    kernels: KernelScratch,
     converted: Converted,
-    scales: Vec<f32>,
 }
 
 /// Rows as f32, and the same padded.
@@ -137,7 +157,7 @@ pub(crate) fn attend_token(
         for (number, phase) in phases.iter().enumerate() {
             let tokens = split.range(phase.part, position);
             counts.pairs += (tokens.len() * group) as u64;
-            if let Keys::Exact(_) = phase.keys {
+            if phase.part != Part::Far {
                 counts.exact_pairs += (tokens.len() * group) as u64;
             }
             round |= usize::from(phase.skip_margin.is_some());
@@ -226,7 +246,7 @@ impl Token<'_> {
             partial.max.copy_from_slice(exact_max);
         }
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
-        let Scratch { scores, deltas, converted, scales } = scratch;
+        let Scratch { scores, kernels, converted } = scratch;
         scores.resize(group * BLOCK, 0.0);
         let mut skipped = 0;
 
@@ -236,15 +256,16 @@ impl Token<'_> {
             let next = chunk.tokens.end.min((block + 2) * BLOCK);
             let mut scoring = Scoring { queries, channels, scores };
             match phase.keys {
-                Keys::Exact(keys) => {
+                Keys::Rows(keys) => {
                     for_runs(keys, &tokens, next, channels, converted, |rows, ahead, count, at| {
-                        simd.decode_scores(rows, ahead, count, at, &mut scoring, scales);
+                        simd.decode_scores(rows, ahead, count, at, &mut scoring, kernels);
                     });
                 }
                 Keys::Delta(matrix, _) => {
                     let skip = tokens.start - block * BLOCK;
-                    let stored = stored_deltas(matrix, block);
-                    simd.decode_delta_scores(stored, skip, tokens.len(), &mut scoring, deltas);
+                    if let Some(coded) = matrix.coded(block) {
+                        simd.decode_delta_scores(coded, skip, tokens.len(), &mut scoring, kernels);
+                    }
                 }
             }
             if let Some(cap) = self.options.softcap {
@@ -285,7 +306,7 @@ impl Token<'_> {
                 let picks = &mut numbers[done..done + here];
                 picks.iter_mut().for_each(|pick| *pick -= at as u8);
                 let weights = &scores[done..];
-                simd.decode_values(rows, ahead, picks, weights, partial.sums, channels, scales);
+                simd.decode_values(rows, ahead, picks, weights, partial.sums, channels, kernels);
                 done += here;
             });
         }
@@ -324,20 +345,6 @@ fn for_runs(
         let padded = Strided { data: &scratch.padded[..], stride: channels };
         work(StoredRows::F32(padded), None, rest.len(), next - tokens.start);
         next = rest.end;
-    }
-}
-
-/// A block of coded keys by the type of its numbers.
-fn stored_deltas(matrix: &DeltaMatrix, block: usize) -> StoredDeltas<'_> {
-    let StoredBlock { frame, masks, values } = matrix.stored(block);
-    match (frame, values) {
-        (Elements::F32(frame), Elements::F32(values)) => StoredDeltas::F32(Masked { frame, masks, values }),
-        (Elements::F16(frame), Elements::F16(values)) => StoredDeltas::F16(Masked { frame, masks, values }),
-        (Elements::Bf16(frame), Elements::Bf16(values)) => {
-            StoredDeltas::Bf16(Masked { frame, masks, values })
-        }
-        // Not reached: a block's frame and values are of one type.
-        _ => StoredDeltas::F32(Masked { frame: &[], masks, values: &[] }),
     }
 }
 

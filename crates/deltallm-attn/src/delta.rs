@@ -24,7 +24,7 @@ impl DeltaAttention {
     ///
     /// # Errors
     /// [`AttentionError::Setting`] for a scale or soft cap out of range; [`AttentionError::Core`] when the thresholds
-    /// are not for this layer.
+    /// are not for this layer; [`AttentionError::Store`] for stores without deltas.
     pub fn new(
         options: &AttentionOptions,
         thresholds: ThresholdPolicy,

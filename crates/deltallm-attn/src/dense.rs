@@ -1,7 +1,8 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, PagedRows, SparsityStats,
+    AtLimit, BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget,
+    PagedRows, SparsityStats,
 };
 
 use crate::{
@@ -11,7 +12,7 @@ use crate::{
     window::{Part, Split, WindowState},
 };
 
-/// Exact causal attention, tiled, with an online softmax and a cache of f32, f16 or bf16.
+/// Exact causal attention, tiled, with an online softmax and a cache of f32, f16, bf16 or 8 bits.
 ///
 /// ```
 /// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionShape, DenseAttention};
@@ -44,15 +45,18 @@ impl DenseAttention {
     /// An empty cache.
     ///
     /// # Errors
-    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number.
+    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number;
+    /// [`AttentionError::Store`] for [`KvStore::Int4`] and [`KvStore::Compact`]: keys of 4 bits within the window cost too
+    /// much, and without a window there is nothing else.
     pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
         options.check()?;
         let kv_heads = options.shape.kv_heads();
-        if options.store.is_quantised() {
-            let (kernel, expected) = ("dense attention", "f32, f16 or bf16");
-            return Err(AttentionError::Store { kernel, expected, got: options.store });
+        if matches!(options.store, KvStore::Int4 | KvStore::Compact) {
+            let expected =
+                "f32, f16, bf16 or int8 (int4 and compact are for hybrid attention, whose window is exact)";
+            return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
-        let rows = || PagedRows::new(options.shape.head_dim(), options.store.exact(), BLOCK_TOKENS);
+        let rows = || PagedRows::new(options.shape.head_dim(), options.store.values(), BLOCK_TOKENS);
         Ok(Self {
             heads: (0..kv_heads).map(|_| DenseHead { keys: rows(), values: rows() }).collect(),
             charge: options.budget.charge(),
@@ -80,12 +84,28 @@ impl DenseAttention {
         }
     }
 
-    /// All heads or, if a number does not fit in `element`, none.
-    fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+    /// All heads or, if a number does not fit in f16, none.
+    fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         let mut rows: Vec<_> =
             self.heads.iter_mut().flat_map(|head| [&mut head.keys, &mut head.values]).collect();
-        rows.iter().try_for_each(|rows| rows.check_narrow(element))?;
-        rows.iter_mut().try_for_each(|rows| rows.narrow(element, &mut self.charge))
+        rows.iter().try_for_each(|rows| rows.check_narrow(ElementType::F16))?;
+        rows.iter_mut().try_for_each(|rows| rows.narrow(ElementType::F16, &mut self.charge))?;
+        self.options.store = KvStore::F16;
+        Ok(())
+    }
+
+    /// All heads or none, as above.
+    fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
+        // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
+        let mut charge = MemoryBudget::unlimited().charge();
+        let mut convert = |rows: &PagedRows| rows.converted(KvStore::Int8.values(), &mut charge);
+        let convert =
+            |head: &DenseHead| Ok(DenseHead { keys: convert(&head.keys)?, values: convert(&head.values)? });
+        let heads = self.heads.iter().map(convert).collect::<Result<_, CoreError>>()?;
+        self.heads = heads;
+        self.charge.shrink(self.charge.bytes().saturating_sub(charge.bytes()));
+        self.options.store = KvStore::Int8;
+        Ok(())
     }
 }
 
@@ -152,11 +172,13 @@ impl AttentionKernel for DenseAttention {
         rows.fold(0, |sum, rows| sum.saturating_add(rows.growth(tokens)))
     }
 
-    /// [`AtLimit::NarrowStore`] converts to f16; there are no thresholds to raise.
+    /// [`AtLimit::NarrowStore`] converts f32 to f16, and 16 bits to 8 the next time; there are no thresholds to raise.
     fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
         let held = self.charge.bytes();
-        if at_limit == AtLimit::NarrowStore {
-            self.narrow(ElementType::F16)?;
+        match (at_limit, self.options.store) {
+            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
+            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_int8()?,
+            _ => {}
         }
         Ok(held - self.charge.bytes())
     }
@@ -205,8 +227,8 @@ pub(crate) fn check_same_tokens(q: &HeadsView, k: &HeadsView) -> Result<(), Atte
 }
 
 /// All keys are one part; window and sinks play no role.
-const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0 };
+const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0, group: 1 };
 
 fn exact_phase<'a>(keys: &'a dyn crate::tile::Rows, values: &'a dyn crate::tile::Rows) -> Phase<'a> {
-    Phase { keys: Keys::Exact(keys), values, part: Part::All, skip_margin: None }
+    Phase { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }
 }

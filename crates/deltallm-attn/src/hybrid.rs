@@ -1,17 +1,18 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, DeltaStream, ElementType, Footprint,
-    HeadSparsity, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
+    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, DeltaStream, ElementType, Footprint, GROUP,
+    HeadSparsity, KvStore, MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
 };
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
+    cache::{ExactRows, FarKeys, HybridHead},
     dense::{check_same_tokens, first_position},
     forward::{attend, check_inputs},
     query_tile,
     tile::{Keys, Phase},
-    window::{Part, Split, WindowState},
+    window::{Part, Split, WindowState, unfinished},
 };
 
 /// The method of [`HybridAttention`].
@@ -77,8 +78,9 @@ impl From<PaperRule> for HybridConfig {
 /// Hybrid attention (`docs/method.md`, equations 1 to 6): exact scores inside a local window and for the first keys,
 /// delta-coded keys for the rest of the history, values untouched but skipped where they cannot matter.
 ///
-/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. Exact copies that
-/// have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just
+/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. The stores
+/// [`KvStore::Int8`] and [`KvStore::Int4`] hold keys in fewer bits without deltas, and do not use the thresholds; they and
+/// [`KvStore::Compact`] hold far values in fewer bits and keep exact copies of values as well. Exact copies that have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just
 /// before that point are scored through their deltas (within the bound) until the window has filled up again.
 ///
 /// ```
@@ -117,16 +119,6 @@ pub struct HybridAttention {
     raises: u32,
 }
 
-#[derive(Debug)]
-struct HybridHead {
-    keys: DeltaMatrix,
-    values: PagedRows,
-    /// Exact copies of the latest keys.
-    tail: PagedRows,
-    /// Exact copies of the first keys.
-    sinks: PagedRows,
-}
-
 impl HybridAttention {
     /// An empty cache.
     ///
@@ -146,24 +138,15 @@ impl HybridAttention {
         window: Option<Window>,
     ) -> Result<Self, AttentionError> {
         options.check()?;
-        let (kv_heads, head_dim, element) =
-            (options.shape.kv_heads(), options.shape.head_dim(), options.store.exact());
-        if options.store.is_quantised() {
-            let (kernel, expected) = ("hybrid attention", "f32, f16 or bf16");
-            return Err(AttentionError::Store { kernel, expected, got: options.store });
+        let (kv_heads, head_dim, store) = (options.shape.kv_heads(), options.shape.head_dim(), options.store);
+        if window.is_none() && !store.is_delta() {
+            let expected =
+                "f32, f16, bf16 or compact (int8 and int4 have no deltas: use dense or hybrid attention)";
+            return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
-        let heads = thresholds
-            .into_iter()
-            .map(|thresholds| {
-                Ok(HybridHead {
-                    keys: DeltaMatrix::new(thresholds, element)?,
-                    values: PagedRows::new(head_dim, element, BLOCK_TOKENS),
-                    tail: PagedRows::new(head_dim, element, CachePlan::WINDOW_PAGE_TOKENS),
-                    sinks: PagedRows::new(head_dim, element, CachePlan::sink_page_tokens(config.sinks)),
-                })
-            })
-            .collect::<Result<_, CoreError>>()?;
+        let head = |thresholds| HybridHead::new(store, thresholds, config.sinks);
+        let heads = thresholds.into_iter().map(head).collect::<Result<_, CoreError>>()?;
         Ok(Self {
             window,
             sinks: if window.is_some() { config.sinks } else { 0 },
@@ -197,7 +180,10 @@ impl HybridAttention {
     /// Checks that the bound of every query's scores (`docs/method.md`, equation 3) is what the policy promises.
     fn check_bound(&self, q: &HeadsView) -> Result<(), AttentionError> {
         let Some(epsilon) = self.error_bound else { return Ok(()) };
-        let thresholds: Vec<Vec<f32>> = self.heads.iter().map(|head| head.keys.thresholds()).collect();
+        // Keys that are coded whole keep to no threshold.
+        let thresholds: Option<Vec<Vec<f32>>> =
+            self.heads.iter().map(|head| head.keys.deltas().map(DeltaMatrix::thresholds)).collect();
+        let Some(thresholds) = thresholds else { return Ok(()) };
         for token in 0..q.tokens() {
             for head in 0..self.options.shape.heads() {
                 let thresholds = &thresholds[head / self.options.shape.group()];
@@ -214,33 +200,28 @@ impl HybridAttention {
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
-        let (windowed, charge) = (self.window.is_some(), &mut self.charge);
+        let exact = self.exact();
         for (kv_head, head) in self.heads.iter_mut().enumerate() {
             for token in 0..k.tokens() {
-                let key = k.row(token, kv_head);
-                head.keys.push(key, charge)?;
-                if windowed {
-                    head.tail.push(key, charge)?;
-                    if head.sinks.len() < self.sinks {
-                        head.sinks.push(key, charge)?;
-                    }
-                }
-                head.values.push(v.row(token, kv_head), charge)?;
+                head.push(k.row(token, kv_head), v.row(token, kv_head), exact, &mut self.charge)?;
             }
         }
         Ok(())
     }
 
+    /// Whether the latest tokens are kept exactly, and then how many of the first.
+    fn exact(&self) -> Option<usize> {
+        self.window.map(|_| self.sinks)
+    }
+
+    /// Tokens that are coded together: until all have come they are exact.
+    fn group(&self) -> usize {
+        if self.options.store == KvStore::Int4 { GROUP } else { 1 }
+    }
+
     /// Back to `len` tokens in every head, some of which may not have got so far.
     fn roll_back(&mut self, len: usize) {
-        let charge = &mut self.charge;
-        for head in &mut self.heads {
-            // None of these can fail: none is asked for more than it holds.
-            let _ = head.keys.truncate(len.min(head.keys.len()), charge);
-            let _ = head.tail.truncate(len.min(head.tail.len()), charge);
-            let _ = head.values.truncate(len.min(head.values.len()), charge);
-            let _ = head.sinks.truncate(len.min(head.sinks.len()), charge);
-        }
+        self.heads.iter_mut().for_each(|head| head.roll_back(len, &mut self.charge));
     }
 
     /// Attends the last tokens of the cache, of which `q` are the queries.
@@ -251,29 +232,36 @@ impl HybridAttention {
         out: HeadsViewMut,
     ) -> Result<Vec<HeadSparsity>, AttentionError> {
         let shape = self.options.shape;
-        let exact_from = self.heads.first().map_or(0, |head| head.tail.first());
-        let split = Split { window: self.state, exact_from, sinks: self.sinks };
+        let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
+        let split = Split { window: self.state, exact_from, sinks: self.sinks, group: self.group() };
         // Unpacking a block costs as much as a tile spends on it: do it once if several tiles follow.
         let several_tiles = q.tokens() > query_tile(shape.group());
         let streams: Vec<Vec<DeltaStream>> = self
             .heads
             .iter()
-            .map(|head| if several_tiles { unpack(&head.keys) } else { Vec::new() })
+            .map(|head| match head.keys.deltas() {
+                Some(deltas) if several_tiles => unpack(deltas),
+                _ => Vec::new(),
+            })
             .collect();
         let phases: Vec<Vec<Phase>> = self
             .heads
             .iter()
             .zip(&streams)
             .map(|(head, streams)| {
-                let phase = |keys, part| Phase { keys, values: &head.values, part, skip_margin: None };
-                let far = phase(Keys::Delta(&head.keys, streams), Part::Far);
+                let keys = match &head.keys {
+                    FarKeys::Delta(matrix) => Keys::Delta(matrix, streams),
+                    FarKeys::Int8(rows) => Keys::Rows(rows),
+                    FarKeys::Int4(keys) => Keys::Rows(keys),
+                };
+                let far = Phase { keys, values: &head.values, part: Part::Far, skip_margin: None };
                 if self.window.is_none() {
                     return vec![far];
                 }
                 // The exact phases come first: they fix the scores that a far value has to come near to.
                 vec![
-                    phase(Keys::Exact(&head.sinks), Part::Sinks),
-                    phase(Keys::Exact(&head.tail), Part::Window),
+                    exact_phase(&head.sinks, &head.values, Part::Sinks),
+                    exact_phase(&head.tail, &head.values, Part::Window),
                     Phase { skip_margin: self.skip_margin, ..far },
                 ]
             })
@@ -294,16 +282,26 @@ impl HybridAttention {
         before
     }
 
-    /// All heads or, if a number does not fit in `element`, none.
-    fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
-        for HybridHead { keys, values, tail, sinks } in &self.heads {
-            keys.check_narrow(element)?;
-            [values, tail, sinks].into_iter().try_for_each(|rows| rows.check_narrow(element))?;
-        }
+    /// All heads or, if a number does not fit in f16, none.
+    fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
+        self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
         let charge = &mut self.charge;
-        for HybridHead { keys, values, tail, sinks } in &mut self.heads {
-            keys.narrow(element, charge)?;
-            [values, tail, sinks].into_iter().try_for_each(|rows| rows.narrow(element, charge))?;
+        self.heads.iter_mut().try_for_each(|head| head.narrow(ElementType::F16, charge))?;
+        self.options.store = KvStore::F16;
+        Ok(())
+    }
+
+    /// All heads, if that is smaller: with thresholds next to zero it is not.
+    fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
+        // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
+        let mut charge = MemoryBudget::unlimited().charge();
+        let heads: Option<Vec<HybridHead>> =
+            self.heads.iter().map(|head| head.to_compact(&mut charge)).collect::<Result<_, CoreError>>()?;
+        let (held, narrow) = (self.charge.bytes(), charge.bytes());
+        if let Some(heads) = heads.filter(|_| narrow < held || self.is_empty()) {
+            self.heads = heads;
+            self.charge.shrink(held - narrow);
+            self.options.store = KvStore::Compact;
         }
         Ok(())
     }
@@ -313,16 +311,26 @@ impl HybridAttention {
     fn raise_thresholds(&mut self) -> Result<(), CoreError> {
         if self.error_bound.is_none() && self.raises < Self::MOST_RAISES && self.len() > BLOCK_TOKENS {
             self.raises += 1;
-            self.heads.iter_mut().try_for_each(|head| head.keys.coarsen(Self::RAISE, &mut self.charge))?;
+            let deltas = self.heads.iter_mut().filter_map(|head| head.keys.deltas_mut());
+            for matrix in deltas {
+                matrix.coarsen(Self::RAISE, &mut self.charge)?;
+            }
         }
         Ok(())
     }
 
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
-        let needed = self.state.needed_from(self.len());
-        self.heads.iter_mut().for_each(|head| head.tail.drop_before(needed, &mut self.charge));
+        let next = self.len() + 1;
+        let needed = self.state.needed_from(self.len()).min(unfinished(next, self.group()));
+        self.heads.iter_mut().for_each(|head| head.drop_before(needed, &mut self.charge));
     }
+}
+
+/// Window or sinks; `values` are those of all tokens.
+fn exact_phase<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Phase<'a> {
+    let values = rows.values.as_ref().unwrap_or(values);
+    Phase { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
 }
 
 fn unpack(keys: &DeltaMatrix) -> Vec<DeltaStream> {
@@ -383,48 +391,37 @@ impl AttentionKernel for HybridAttention {
 
     fn footprint(&self) -> Footprint {
         let mut sum = Footprint::default();
-        for head in &self.heads {
-            sum += Footprint {
-                keys: head.keys.key_bytes(),
-                values: head.values.held_bytes(),
-                window: head.tail.held_bytes() + head.sinks.held_bytes(),
-                bookkeeping: head.keys.bookkeeping_bytes()
-                    + head.values.bookkeeping_bytes()
-                    + head.tail.bookkeeping_bytes()
-                    + head.sinks.bookkeeping_bytes(),
-            };
-        }
+        self.heads.iter().for_each(|head| sum += head.footprint());
         sum
     }
 
     fn stats(&self) -> SparsityStats {
-        let heads = self.heads.iter().zip(&self.counts).map(|(head, counts)| HeadSparsity {
-            elements: (head.keys.len() * head.keys.channels()) as u64,
-            nonzeros: head.keys.nonzeros() as u64,
-            ..*counts
+        let heads = self.heads.iter().zip(&self.counts).map(|(head, counts)| match head.keys.deltas() {
+            Some(deltas) => HeadSparsity {
+                elements: (deltas.len() * deltas.channels()) as u64,
+                nonzeros: deltas.nonzeros() as u64,
+                ..*counts
+            },
+            None => *counts,
         });
         SparsityStats::new(heads.collect())
     }
 
     fn growth(&self, tokens: usize) -> usize {
-        let windowed = if self.window.is_some() { tokens } else { 0 };
-        self.heads.iter().fold(0, |sum: usize, head| {
-            let sinks = windowed.min(self.sinks.saturating_sub(head.sinks.len()));
-            sum.saturating_add(head.keys.growth(tokens))
-                .saturating_add(head.values.growth(tokens))
-                .saturating_add(head.tail.growth(windowed))
-                .saturating_add(head.sinks.growth(sinks))
-        })
+        let exact = self.exact();
+        self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact)))
     }
 
-    /// [`AtLimit::NarrowStore`] converts everything to f16. [`AtLimit::RaiseThresholds`] multiplies the thresholds by
+    /// [`AtLimit::NarrowStore`] converts everything from f32 to f16, and the next time from 16 bits to
+    /// [`KvStore::Compact`]. [`AtLimit::RaiseThresholds`] multiplies the thresholds by
     /// [`RAISE`](Self::RAISE) and codes the keys again; the exact window and the sinks stay exact. It helps at most
     /// [`MOST_RAISES`](Self::MOST_RAISES) times. Neither is undone by [`truncate`](AttentionKernel::truncate).
     fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
         let held = self.charge.bytes();
-        match at_limit {
-            AtLimit::NarrowStore => self.narrow(ElementType::F16)?,
-            AtLimit::RaiseThresholds => self.raise_thresholds()?,
+        match (at_limit, self.options.store) {
+            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
+            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_compact()?,
+            (AtLimit::RaiseThresholds, _) => self.raise_thresholds()?,
             _ => {}
         }
         Ok(held - self.charge.bytes())

@@ -13,6 +13,7 @@
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
 #![deny(unsafe_code)] // allowed in single modules of `simd` only
 
+mod cache;
 pub mod calibration;
 mod decode;
 mod delta;

@@ -5,13 +5,15 @@
 use std::ops::Range;
 
 use deltallm_core::KvStore;
+use half::f16;
 
 use crate::{AttentionShape, HeadsView, SkipMargin, Window, window::WindowState};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
 pub struct Method {
-    /// Thresholds `[kv_heads][head_dim]`; `None` keeps every key exact (dense attention).
+    /// Thresholds `[kv_heads][head_dim]`; `None` keeps every key exact (dense attention). [`KvStore::Int8`] and
+    /// [`KvStore::Int4`] do not use them, but for telling hybrid from dense attention.
     pub thresholds: Option<Vec<Vec<f32>>>,
     /// Exact window; `None` is delta everywhere. Unused in dense attention.
     pub window: Option<Window>,
@@ -61,24 +63,17 @@ pub fn attention(
     let mut out = vec![0.0; n * heads * d];
     let mut skipped = 0;
     for kv_head in 0..shape.kv_heads() {
-        let stored = |view: &HeadsView, t: usize| -> Vec<f64> {
-            view.row(t, kv_head).iter().map(|x| f64::from(method.store.exact().round(*x))).collect()
-        };
-        let keys: Vec<Vec<f64>> = (0..n).map(|t| stored(k, t)).collect();
-        let values: Vec<Vec<f64>> = (0..n).map(|t| stored(v, t)).collect();
-        let deltas = method.thresholds.as_ref().map(|thresholds| {
-            let raw: Vec<&[f32]> = (0..n).map(|t| k.row(t, kv_head)).collect();
-            delta_matrix(&raw, &keys, &thresholds[kv_head])
-        });
+        let raw =
+            |view: &HeadsView| -> Vec<Vec<f32>> { (0..n).map(|t| view.row(t, kv_head).to_vec()).collect() };
+        let (raw_keys, raw_values) = (raw(k), raw(v));
+        let stored = Stored::new(method, kv_head, &raw_keys, &raw_values);
         let group: Range<usize> = kv_head * shape.group()..(kv_head + 1) * shape.group();
         for tile in (0..n).step_by(method.tile) {
             let positions = method.tile.min(n - tile);
             let queries: Vec<(usize, usize)> =
                 (tile..n.min(tile + method.tile)).flat_map(|m| group.clone().map(move |h| (m, h))).collect();
-            let scores: Vec<Vec<f64>> = queries
-                .iter()
-                .map(|&(m, h)| scores(method, m, q.row(m, h), &keys, deltas.as_deref()))
-                .collect();
+            let scores: Vec<Vec<f64>> =
+                queries.iter().map(|&(m, h)| scores(method, m, q.row(m, h), &stored)).collect();
             // Equation 5: a far value is skipped when it matters to no query of the tile that sees it as far.
             let matters = |t: usize| match method.skip_margin {
                 None => true,
@@ -98,6 +93,7 @@ pub fn attention(
                 let out = &mut out[(m * heads + h) * d..][..d];
                 for t in (0..=m).filter(used) {
                     let weight = (s[t] - best).exp() / total;
+                    let values = if exact(method, m, t) { &stored.values } else { &stored.far_values };
                     out.iter_mut().zip(&values[t]).for_each(|(o, v)| *o += weight * v);
                 }
             }
@@ -106,16 +102,110 @@ pub fn attention(
     (out, skipped)
 }
 
+/// The keys and values of one kv head as the store gives them back, `[tokens][head_dim]`.
+struct Stored {
+    keys: Vec<Vec<f64>>,
+    values: Vec<Vec<f64>>,
+    far_keys: FarKeys,
+    far_values: Vec<Vec<f64>>,
+}
+
+enum FarKeys {
+    Deltas(Vec<Vec<f64>>),
+    Rows(Vec<Vec<f64>>),
+}
+
+impl Stored {
+    fn new(method: &Method, kv_head: usize, keys: &[Vec<f32>], values: &[Vec<f32>]) -> Self {
+        let rows = |rows: &[Vec<f32>], round: &dyn Fn(&[f32]) -> Vec<f32>| -> Vec<Vec<f64>> {
+            rows.iter().map(|row| round(row).into_iter().map(f64::from).collect()).collect()
+        };
+        let float = |row: &[f32]| row.iter().map(|x| method.store.exact().round(*x)).collect();
+        let far: &dyn Fn(&[f32]) -> Vec<f32> = match method.store {
+            KvStore::Int8 => &|row| groups(row, &eight_bits),
+            KvStore::Int4 | KvStore::Compact => &|row| groups(row, &four_bits),
+            _ => &float,
+        };
+        let Some(thresholds) = &method.thresholds else {
+            let (keys, values) = (rows(keys, far), rows(values, far));
+            return Self { far_keys: FarKeys::Rows(keys.clone()), far_values: values.clone(), keys, values };
+        };
+        let far_keys = match method.store {
+            KvStore::Int8 => FarKeys::Rows(rows(keys, far)),
+            KvStore::Int4 => FarKeys::Rows(four_bit_channels(&rows(keys, &float))),
+            store => FarKeys::Deltas(delta_matrix(keys, store, &thresholds[kv_head])),
+        };
+        Self {
+            keys: rows(keys, &float),
+            values: rows(values, &float),
+            far_keys,
+            far_values: rows(values, far),
+        }
+    }
+}
+
+/// The smallest f16 not below `x >= 0`.
+fn up(x: f32) -> f32 {
+    let near = f16::from_f32(x);
+    if near.to_f32() >= x { near.to_f32() } else { f16::from_bits(near.to_bits() + 1).to_f32() }
+}
+
+/// `x / scale`, to the nearest whole number. Scales are too coarse for it to matter how a division is rounded, but at a tie
+/// it does, so it is done as the stores do it.
+fn code(x: f32, scale: f32) -> f32 {
+    if scale.abs() < f32::MIN_POSITIVE { 0.0 } else { (x * (1.0 / scale)).round_ties_even() }
+}
+
+/// Rounds every 32 neighbouring channels with a scale of their own.
+fn groups(row: &[f32], round: &dyn Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
+    row.chunks(32).flat_map(round).collect()
+}
+
+/// Equation 11: 8 bits.
+fn eight_bits(group: &[f32]) -> Vec<f32> {
+    let scale = up(group.iter().fold(0.0, |most: f32, x| most.max(x.abs())) / 127.0);
+    group.iter().map(|x| code(*x, scale) * scale).collect()
+}
+
+/// Equation 12: 4 bits, codes -8..=7; the number of largest magnitude has the code -8.
+fn four_bits(group: &[f32]) -> Vec<f32> {
+    let largest = group.iter().fold(0.0, |most: f32, x| if x.abs() > most.abs() { *x } else { most });
+    let tie = group.contains(&-largest);
+    let magnitude = up(largest.abs() / 8.0);
+    // Of two numbers of largest magnitude the negative one counts.
+    let scale = if largest > 0.0 && !tie { -magnitude } else { magnitude };
+    let rounded =
+        |x: f32| if scale == 0.0 { 0.0 } else { (x * (1.0 / scale) + 8.0).min(15.0).round_ties_even() - 8.0 };
+    group.iter().map(|x| rounded(*x) * scale).collect()
+}
+
+/// Equation 13: keys in 4 bits with scale and minimum per channel and 32 tokens; the rest of the tokens as they are.
+fn four_bit_channels(keys: &[Vec<f64>]) -> Vec<Vec<f64>> {
+    let mut rounded = keys.to_vec();
+    for (group, rounded) in keys.chunks_exact(32).zip(rounded.chunks_exact_mut(32)) {
+        for j in 0..group[0].len() {
+            let low = group.iter().fold(f64::MAX, |low, key| low.min(key[j])) as f32;
+            let high = group.iter().fold(f64::MIN, |high, key| high.max(key[j])) as f32;
+            let scale = up((high - low) / 15.0);
+            for (key, rounded) in group.iter().zip(&mut *rounded) {
+                rounded[j] = f64::from(code(key[j] as f32 - low, scale) * scale + low);
+            }
+        }
+    }
+    rounded
+}
+
 /// Equation 1: what has moved by more than its threshold since it was last transmitted, and by how much.
-fn delta_matrix(raw: &[&[f32]], stored: &[Vec<f64>], thresholds: &[f32]) -> Vec<Vec<f64>> {
-    let mut reference = vec![0.0; thresholds.len()];
+fn delta_matrix(keys: &[Vec<f32>], store: KvStore, thresholds: &[f32]) -> Vec<Vec<f64>> {
+    let mut reference = vec![0.0_f32; thresholds.len()];
     let mut deltas = Vec::new();
-    for (t, (raw, stored)) in raw.iter().zip(stored).enumerate() {
+    for (t, key) in keys.iter().enumerate() {
         let mut delta = vec![0.0; thresholds.len()];
         for j in 0..thresholds.len() {
-            if t == 0 || (f64::from(raw[j]) - reference[j]).abs() > f64::from(thresholds[j]) {
-                delta[j] = stored[j] - reference[j];
-                reference[j] = stored[j];
+            if t == 0 || (key[j] - reference[j]).abs() > thresholds[j] {
+                let stored = transmitted(key[j], store, thresholds[j]);
+                delta[j] = f64::from(stored) - f64::from(reference[j]);
+                reference[j] = stored;
             }
         }
         deltas.push(delta);
@@ -123,24 +213,41 @@ fn delta_matrix(raw: &[&[f32]], stored: &[Vec<f64>], thresholds: &[f32]) -> Vec<
     deltas
 }
 
+/// Equation 14: a transmitted value in steps of its threshold, and as it is where that is not near enough.
+fn transmitted(x: f32, store: KvStore, threshold: f32) -> f32 {
+    if store != KvStore::Compact {
+        return store.exact().round(x);
+    }
+    let value = code(x, threshold).clamp(-127.0, 127.0) * threshold;
+    if (x - value).abs() > threshold { x } else { value }
+}
+
 /// The scores of query `m` for the keys `0..=m`: exact where the window or the sinks say so, else equation 3,
-/// `s(m,t) = s(m,t-1) + q_m . delta_t`.
-fn scores(method: &Method, m: usize, q: &[f32], keys: &[Vec<f64>], deltas: Option<&[Vec<f64>]>) -> Vec<f64> {
+/// `s(m,t) = s(m,t-1) + q_m . delta_t`, or the product with the rounded key.
+fn scores(method: &Method, m: usize, q: &[f32], stored: &Stored) -> Vec<f64> {
     let dot = |row: &[f64]| row.iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * method.scale;
     let mut running = 0.0;
     (0..=m)
         .map(|t| {
-            running += deltas.map_or(0.0, |deltas| dot(&deltas[t]));
-            let score = if deltas.is_none() || exact(method, m, t) { dot(&keys[t]) } else { running };
+            let far = match &stored.far_keys {
+                FarKeys::Rows(rows) => dot(&rows[t]),
+                FarKeys::Deltas(deltas) => {
+                    running += dot(&deltas[t]);
+                    running
+                }
+            };
+            let score = if exact(method, m, t) { dot(&stored.keys[t]) } else { far };
             method.softcap.map_or(score, |cap| cap * (score / cap).tanh())
         })
         .collect()
 }
 
-/// Equation 4: whether query `m` sees key `t` exactly.
+/// Equation 4: whether query `m` sees key `t` exactly. Keys that are coded in groups of 32 are exact until the group is
+/// whole.
 fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.window else { return method.thresholds.is_none() };
     method.thresholds.is_none()
         || t < method.sinks
         || t >= WindowState::new(window, method.prompt_end).start(m)
+        || (method.store == KvStore::Int4 && t >= (m + 1) / 32 * 32)
 }

@@ -6,7 +6,7 @@
 
 use std::ops::Range;
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, HeadSparsity, PagedRows};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, GroupedKeys, HeadSparsity, PagedRows};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
@@ -32,6 +32,12 @@ impl Rows for PagedRows {
     }
 }
 
+impl Rows for GroupedKeys {
+    fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        self.read(tokens, scratch)
+    }
+}
+
 /// One head of somebody else's keys or values.
 pub(crate) struct HeadRows<'v> {
     pub(crate) view: HeadsView<'v>,
@@ -49,8 +55,8 @@ impl Rows for HeadRows<'_> {
 /// How the keys of a phase are scored.
 #[derive(Clone, Copy)]
 pub(crate) enum Keys<'a> {
-    /// `q . k`.
-    Exact(&'a dyn Rows),
+    /// `q . k` with the keys as they are held.
+    Rows(&'a dyn Rows),
     /// `q . khat` through the deltas; the blocks unpacked beforehand if many tiles need them.
     Delta(&'a DeltaMatrix, &'a [DeltaStream]),
 }
@@ -174,7 +180,7 @@ fn attend_phase(
     let (group, head_dim, simd) = (options.shape.group(), options.shape.head_dim(), options.simd);
     let pairs: usize = ranges.iter().map(|range| range.len() * group).sum();
     counts.pairs += pairs as u64;
-    if let Keys::Exact(_) = phase.keys {
+    if phase.part != Part::Far {
         counts.exact_pairs += pairs as u64;
     }
     if pairs == 0 {
@@ -199,7 +205,7 @@ fn attend_phase(
         scratch.scores.resize(BLOCK_TOKENS * lanes, 0.0);
         let scores = &mut scratch.scores[..tokens.len() * lanes];
         match phase.keys {
-            Keys::Exact(rows) => {
+            Keys::Rows(rows) => {
                 let keys = rows.read(tokens.clone(), &mut scratch.key_rows);
                 simd.scores(keys, &scratch.queries, lanes, scores);
             }

@@ -119,9 +119,12 @@ fn shapes() -> impl Strategy<Value = AttentionShape> {
         .prop_map(|(group, kv_heads, d)| AttentionShape::new(group * kv_heads, kv_heads, d).unwrap())
 }
 
-fn stores() -> impl Strategy<Value = KvStore> {
-    prop_oneof![Just(KvStore::F32), Just(KvStore::F16), Just(KvStore::Bf16)]
+fn stores(of: &'static [KvStore]) -> impl Strategy<Value = KvStore> {
+    prop::sample::select(of)
 }
+
+const DENSE: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Int8];
+const DELTA: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Compact];
 
 fn windows() -> impl Strategy<Value = Window> {
     prop_oneof![
@@ -142,7 +145,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(), capped: bool) {
+    fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(&DENSE), capped: bool) {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(3.0_f32);
         let method = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
@@ -155,7 +158,7 @@ proptest! {
     }
 
     #[test]
-    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(), theta in 0.0_f32..1.0) {
+    fn delta_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(&DELTA), theta in 0.0_f32..1.0) {
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method { thresholds: thresholds(shape, theta), store, ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
@@ -168,7 +171,7 @@ proptest! {
 
     #[test]
     fn hybrid_equals_the_reference(
-        shape in shapes(), tokens in 1_usize..300, seed: u64, store in stores(), theta in 0.0_f32..1.0,
+        shape in shapes(), tokens in 1_usize..300, seed: u64, store in stores(&KvStore::ALL), theta in 0.0_f32..1.0,
         window in windows(), sinks in 0_usize..70,
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
@@ -220,7 +223,7 @@ proptest! {
     }
 
     #[test]
-    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, store in stores(), window in windows()) {
+    fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, store in stores(&KvStore::ALL), window in windows()) {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
@@ -232,8 +235,10 @@ proptest! {
         let mut whole = HybridAttention::new(&options, &config).unwrap();
         same(&chunked, &inputs.run(&mut whole, &[tokens]), "hybrid");
         prop_assert_eq!(kernel.stats(), whole.stats());
-        let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &ends);
-        same(&dense, &inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]), "dense");
+        if DENSE.contains(&store) {
+            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &ends);
+            same(&dense, &inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]), "dense");
+        }
     }
 
     #[test]
@@ -319,6 +324,74 @@ fn token_by_token_equals_prefill() {
 }
 
 #[test]
+fn every_store_is_the_reference_around_every_edge() {
+    for store in KvStore::ALL {
+        for head_dim in [64, 80, 96, 128, 33] {
+            let shape = AttentionShape::new(3, 1, head_dim).unwrap();
+            for tokens in EDGES {
+                let inputs = Inputs::new(shape, tokens, 11);
+                for window in [tokens.saturating_sub(1).max(1), tokens, tokens + 1, 31, 32, 33, 64] {
+                    let window = Window::Sliding(window);
+                    let method = Method {
+                        thresholds: thresholds(shape, 0.3),
+                        window: Some(window),
+                        sinks: 2,
+                        store,
+                        ..Method::dense(&shape)
+                    };
+                    let config =
+                        HybridConfig { window, sinks: 2, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
+                    let mut kernel =
+                        HybridAttention::new(&options(shape, SimdLevel::best(), store), &config).unwrap();
+                    let got = inputs.run(&mut kernel, &[tokens]);
+                    let what = format!("{store}, {head_dim} channels, {tokens} tokens, {window}");
+                    assert_close(&got, &inputs.reference(&method).0, &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn token_by_token_equals_prefill_in_every_store() {
+    let tokens = 150;
+    let inputs = Inputs::new(smollm(), tokens, 12);
+    let steps: Vec<usize> = (1..=tokens).collect();
+    for store in KvStore::ALL {
+        for window in [1, 20, 64] {
+            let options = options(smollm(), SimdLevel::best(), store);
+            let config = HybridConfig {
+                window: Window::Sliding(window),
+                ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+            };
+            let mut one_by_one = HybridAttention::new(&options, &config).unwrap();
+            let mut at_once = HybridAttention::new(&options, &config).unwrap();
+            let got = inputs.run(&mut one_by_one, &steps);
+            same(&got, &inputs.run(&mut at_once, &[tokens]), &format!("{store}, window {window}"));
+            assert_eq!(one_by_one.stats(), at_once.stats());
+        }
+    }
+}
+
+#[test]
+fn a_store_that_a_kernel_has_no_use_for_is_refused() {
+    let policy = ThresholdPolicy::Uniform(0.4);
+    for store in KvStore::ALL {
+        let options = options(smollm(), SimdLevel::best(), store);
+        let dense = DenseAttention::new(&options).map(drop);
+        let delta = DeltaAttention::new(&options, policy.clone(), 0).map(drop);
+        assert!(HybridAttention::new(&options, &HybridConfig::new(policy.clone())).is_ok());
+        for (result, stores) in [(dense, DENSE), (delta, DELTA)] {
+            match result {
+                Ok(()) => assert!(stores.contains(&store)),
+                Err(AttentionError::Store { got, .. }) => assert!(got == store && !stores.contains(&store)),
+                Err(other) => panic!("{other}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn after_the_prompt_a_block_window_slides() {
     let (prompt, tokens) = (50, 90);
     let inputs = Inputs::new(smollm(), tokens, 4);
@@ -362,8 +435,16 @@ fn results_do_not_depend_on_the_number_of_threads() {
 
 #[test]
 fn a_cut_within_the_window_leaves_no_trace() {
+    for store in KvStore::ALL {
+        cut_within_the_window(store);
+    }
+}
+
+fn cut_within_the_window(store: KvStore) {
     let inputs = Inputs::new(smollm(), 220, 6);
-    let options = options(smollm(), SimdLevel::best(), KvStore::F16);
+    let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
+    let dense_options = options(smollm(), SimdLevel::best(), dense_store);
+    let options = options(smollm(), SimdLevel::best(), store);
     let config =
         HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
@@ -373,10 +454,10 @@ fn a_cut_within_the_window_leaves_no_trace() {
         inputs.run(&mut cut_back, &[reached]);
         cut_back.truncate(cut).unwrap();
         assert_eq!(cut_back.len(), cut);
-        let mut dense = DenseAttention::new(&options).unwrap();
+        let mut dense = DenseAttention::new(&dense_options).unwrap();
         inputs.run(&mut dense, &[reached]);
         dense.truncate(cut).unwrap();
-        let mut fresh = DenseAttention::new(&options).unwrap();
+        let mut fresh = DenseAttention::new(&dense_options).unwrap();
         if cut > 0 {
             inputs.run(&mut fresh, &[cut]);
         }

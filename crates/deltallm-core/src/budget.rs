@@ -121,7 +121,8 @@ pub enum AtLimit {
     /// Nothing: [`CoreError::BudgetExhausted`].
     #[default]
     Error,
-    /// Converts an f32 store to f16, which halves it; once. Keys and values are off by their rounding from then on.
+    /// Goes one store narrower, each time: from f32 to f16; then to 8 bits in dense attention, and to the compact store
+    /// where there are deltas. Keys and values are off by their rounding from then on.
     NarrowStore,
     /// Codes the far history again with higher thresholds, and goes on with those. Each time less is left to gain, and
     /// the bound on the keys grows.

@@ -46,6 +46,25 @@ impl ElementType {
         }
     }
 
+    /// [`round`](Self::round) of every number of `row` into `out`, which is as long.
+    pub(crate) fn round_row(self, row: &[f32], out: &mut [f32]) {
+        for (row, out) in row.chunks(64).zip(out.chunks_mut(64)) {
+            match self {
+                Self::F32 => out.copy_from_slice(row),
+                Self::F16 => {
+                    let stored = &mut [f16::ZERO; 64][..row.len()];
+                    stored.convert_from_f32_slice(row);
+                    stored.convert_to_f32_slice(out);
+                }
+                Self::Bf16 => {
+                    let stored = &mut [bf16::ZERO; 64][..row.len()];
+                    stored.convert_from_f32_slice(row);
+                    stored.convert_to_f32_slice(out);
+                }
+            }
+        }
+    }
+
     /// Checks that every number of a row can be stored.
     ///
     /// # Errors

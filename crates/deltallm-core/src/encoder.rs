@@ -1,6 +1,11 @@
 //! The element rule of delta coding, one key at a time.
 
-use crate::{CoreError, ElementType, HeadThresholds};
+use crate::{
+    CoreError, ElementType, HeadThresholds,
+    block::contains,
+    coding::{and_bits, from_codes, moved, or_nonzero, pack, select, to_codes},
+    quantise::inverse,
+};
 
 /// Codes the keys of one kv head: a channel is transmitted when it has moved by more than its threshold since it was
 /// last transmitted (`docs/method.md`, equation 1).
@@ -12,16 +17,80 @@ use crate::{CoreError, ElementType, HeadThresholds};
 ///
 /// The reference holds values as the cache stores them. With a 16-bit [`ElementType`] a transmitted channel is off by
 /// that type's rounding instead, so in general the bound is the larger of the threshold and the rounding error
-/// (equation 2).
+/// (equation 2). With 8-bit codes ([`DeltaMatrix::int8`](crate::DeltaMatrix::int8)) it is the threshold alone.
 #[derive(Debug, Clone)]
 pub struct DeltaEncoder {
     thresholds: HeadThresholds,
-    element: ElementType,
+    rounding: Rounding,
     reference: Vec<f32>,
     sent: ChannelMask,
     /// Keys coded, and the entries transmitted for them.
     tokens: usize,
     nonzeros: usize,
+    /// Working memory: the key as it would be stored, and one flag a channel.
+    stored: Vec<f32>,
+    flags: Vec<u8>,
+}
+
+/// How transmitted values are rounded.
+#[derive(Debug, Clone)]
+enum Rounding {
+    Float(ElementType),
+    Int8(Steps),
+}
+
+/// 8-bit codes: a value is `code * step`, with a step per channel that is fixed for a block. A value whose code would be
+/// off by more than the threshold *escapes*: its code is 0, and the value is stored beside.
+#[derive(Debug, Clone)]
+struct Steps {
+    /// Steps when the factor is 1, `[channels]`.
+    base: Vec<f32>,
+    /// What the thresholds have been raised by since then.
+    raised: f32,
+    /// Factor of the block being written.
+    factor: f32,
+    /// `[channels]`, for that factor.
+    steps: Vec<f32>,
+    inverse: Vec<f32>,
+    /// The latest key, and which channels of it escaped.
+    codes: Vec<i8>,
+    escaped: ChannelMask,
+}
+
+/// What a step is in units of its threshold. Of 1/2, 1 and 2 this keeps most zeros and bytes
+/// (`docs/results/stores.md`): twice the step leaves channels closer to their thresholds, so that they are sent again sooner.
+const STEP: f32 = 1.0;
+
+/// The step of a channel; 0 where it would be too small or too large to count in.
+#[inline]
+pub(crate) fn step(base: f32, factor: f32) -> f32 {
+    let step = base * factor;
+    if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { step } else { 0.0 }
+}
+
+impl Steps {
+    fn new(thresholds: &HeadThresholds) -> Self {
+        let channels = thresholds.start.len();
+        let mut steps = Self {
+            base: thresholds.start.iter().map(|theta| step(*theta, STEP)).collect(),
+            raised: 1.0,
+            factor: 1.0,
+            steps: vec![0.0; channels],
+            inverse: vec![0.0; channels],
+            codes: vec![0; channels],
+            escaped: ChannelMask::new(channels),
+        };
+        steps.set_factor(1.0);
+        steps
+    }
+
+    fn set_factor(&mut self, factor: f32) {
+        self.factor = factor;
+        for ((s, i), base) in self.steps.iter_mut().zip(&mut self.inverse).zip(&self.base) {
+            *s = step(*base, factor);
+            *i = inverse(*s);
+        }
+    }
 }
 
 impl DeltaEncoder {
@@ -37,12 +106,29 @@ impl DeltaEncoder {
         let channels = thresholds.start.len();
         Ok(Self {
             thresholds,
-            element,
+            rounding: Rounding::Float(element),
             reference: vec![0.0; channels],
             sent: ChannelMask::new(channels),
             tokens: 0,
             nonzeros: 0,
+            stored: vec![0.0; channels],
+            flags: vec![0; channels],
         })
+    }
+
+    /// An encoder for 8-bit codes.
+    pub(crate) fn int8(thresholds: impl Into<HeadThresholds>) -> Result<Self, CoreError> {
+        let encoder = Self::new(thresholds, ElementType::F32)?;
+        let most = usize::from(u16::MAX) + 1;
+        if encoder.channels() > most {
+            return Err(CoreError::Channels { expected: most, got: encoder.channels() });
+        }
+        Ok(Self { rounding: Rounding::Int8(Steps::new(&encoder.thresholds)), ..encoder })
+    }
+
+    /// An encoder for 8-bit codes with the thresholds of this one, before its first key.
+    pub(crate) fn to_int8(&self) -> Result<Self, CoreError> {
+        Self::int8(self.thresholds.clone())
     }
 
     /// Channels of a key.
@@ -56,28 +142,58 @@ impl DeltaEncoder {
     /// # Errors
     /// [`CoreError::Channels`] or [`CoreError::NotStorable`]; the state is unchanged then.
     pub fn encode(&mut self, key: &[f32]) -> Result<&ChannelMask, CoreError> {
-        let expected = self.channels();
-        if key.len() != expected {
-            return Err(CoreError::Channels { expected, got: key.len() });
+        self.check(key)?;
+        let factor = self.thresholds.factor(self.tokens, self.nonzeros);
+        moved(key, &self.reference, &self.thresholds.start, factor, &mut self.flags);
+        if self.tokens == 0 {
+            or_nonzero(key, &mut self.flags);
         }
-        self.element.check(key)?;
-        let (started, factor) = (self.tokens > 0, self.thresholds.factor(self.tokens, self.nonzeros));
-        for (word, first) in self.sent.words.iter_mut().zip((0..).step_by(64)) {
-            let last = expected.min(first + 64);
-            let (key, reference) = (&key[first..last], &mut self.reference[first..last]);
-            let mut bits = 0;
-            for (j, ((k, r), theta)) in
-                key.iter().zip(reference).zip(&self.thresholds.start[first..last]).enumerate()
-            {
-                let moved = (k - *r).abs() > *theta * factor || (!started && *k != 0.0);
-                bits |= u64::from(moved) << j;
-                *r = if moved { self.element.round(*k) } else { *r };
+        self.transmit_flagged(key, factor);
+        Ok(&self.sent)
+    }
+
+    /// Codes the next key, which has passed [`check`](Self::check), with the channels of `sent` transmitted.
+    pub(crate) fn transmit(&mut self, key: &[f32], sent: &[u64]) {
+        let factor = self.thresholds.factor(self.tokens, self.nonzeros);
+        self.flags.fill(1);
+        and_bits(&mut self.flags, sent);
+        self.transmit_flagged(key, factor);
+    }
+
+    /// Checks that a key can be coded.
+    ///
+    /// # Errors
+    /// [`CoreError::Channels`] or [`CoreError::NotStorable`].
+    pub(crate) fn check(&self, key: &[f32]) -> Result<(), CoreError> {
+        if key.len() != self.channels() {
+            return Err(CoreError::Channels { expected: self.channels(), got: key.len() });
+        }
+        // Whatever does not fit a code escapes as f32.
+        self.element().unwrap_or(ElementType::F32).check(key)
+    }
+
+    fn transmit_flagged(&mut self, key: &[f32], factor: f32) {
+        pack(&self.flags, &mut self.sent.words);
+        match &mut self.rounding {
+            Rounding::Float(element) => element.round_row(key, &mut self.stored),
+            Rounding::Int8(steps) => {
+                to_codes(key, &steps.inverse, &mut steps.codes);
+                from_codes(&steps.codes, &steps.steps, &mut self.stored);
             }
-            *word = bits;
+        }
+        select(&self.flags, &self.stored, &mut self.reference);
+        if let Rounding::Int8(steps) = &mut self.rounding {
+            // Wherever the stored value is not within the threshold, a transmitted channel escapes.
+            moved(key, &self.stored, &self.thresholds.start, factor, &mut self.flags);
+            and_bits(&mut self.flags, &self.sent.words);
+            pack(&self.flags, &mut steps.escaped.words);
+            for channel in bits(&steps.escaped.words) {
+                steps.codes[channel] = 0;
+                self.reference[channel] = key[channel];
+            }
         }
         self.tokens += 1;
         self.nonzeros += self.sent.count();
-        Ok(&self.sent)
     }
 
     /// What the receiver of the deltas holds for the latest key: `[channels]`, zero before the first key.
@@ -96,9 +212,12 @@ impl DeltaEncoder {
         self.thresholds.start.iter().map(|theta| theta * factor).collect()
     }
 
-    /// The element type of the store the encoder writes for.
-    pub fn element(&self) -> ElementType {
-        self.element
+    /// The element type of the store the encoder writes for; `None` for 8-bit codes.
+    pub(crate) fn element(&self) -> Option<ElementType> {
+        match self.rounding {
+            Rounding::Float(element) => Some(element),
+            Rounding::Int8(_) => None,
+        }
     }
 
     /// Goes back to the state in which `tokens` keys had been coded with `nonzeros` entries and the last reconstruction
@@ -112,24 +231,96 @@ impl DeltaEncoder {
     }
 }
 
+/// Blocks of 8-bit codes.
 impl DeltaEncoder {
-    /// A fresh encoder with fixed thresholds of `factor` times those of the moment.
+    /// The step factor of a block that would start now.
+    pub(crate) fn block_factor(&self) -> f32 {
+        match &self.rounding {
+            Rounding::Float(_) => 1.0,
+            Rounding::Int8(steps) => self.thresholds.factor(self.tokens, self.nonzeros) * steps.raised,
+        }
+    }
+
+    /// Starts a block with this step factor. The reference becomes what the block's key frame gives back: it is no
+    /// longer the reconstruction of the key before, and the next key is compared with it. Does nothing in a float store,
+    /// whose key frames are the reference as it is.
+    pub(crate) fn start_block(&mut self, factor: f32) {
+        let Rounding::Int8(steps) = &mut self.rounding else { return };
+        steps.set_factor(factor);
+        to_codes(&self.reference, &steps.inverse, &mut steps.codes);
+        from_codes(&steps.codes, &steps.steps, &mut self.stored);
+        let factor = self.thresholds.factor(self.tokens, self.nonzeros);
+        moved(&self.reference, &self.stored, &self.thresholds.start, factor, &mut self.flags);
+        pack(&self.flags, &mut steps.escaped.words);
+        for channel in bits(&steps.escaped.words) {
+            steps.codes[channel] = 0;
+            self.stored[channel] = self.reference[channel];
+        }
+        self.reference.copy_from_slice(&self.stored);
+    }
+
+    /// Goes on in a block of this step factor.
+    pub(crate) fn resume_block(&mut self, factor: f32) {
+        if let Rounding::Int8(steps) = &mut self.rounding {
+            steps.set_factor(factor);
+        }
+    }
+
+    /// The codes of the latest key or key frame, of every channel, transmitted or not; none in a float store.
+    pub(crate) fn codes(&self) -> &[i8] {
+        match &self.rounding {
+            Rounding::Float(_) => &[],
+            Rounding::Int8(steps) => &steps.codes,
+        }
+    }
+
+    /// The channels of the latest key or key frame whose values escaped.
+    pub(crate) fn escaped(&self) -> impl Iterator<Item = usize> {
+        let words = match &self.rounding {
+            Rounding::Float(_) => &[][..],
+            Rounding::Int8(steps) => steps.escaped.words(),
+        };
+        bits(words)
+    }
+
+    /// Goes on from another reconstruction of the key before.
+    pub(crate) fn set_reference(&mut self, row: &[f32]) {
+        self.reference.copy_from_slice(row);
+    }
+
+    /// The steps of factor 1, `[channels]`; none in a float store.
+    pub(crate) fn base_steps(&self) -> &[f32] {
+        match &self.rounding {
+            Rounding::Float(_) => &[],
+            Rounding::Int8(steps) => &steps.base,
+        }
+    }
+}
+
+/// Relief at the memory limit.
+impl DeltaEncoder {
+    /// A fresh encoder with fixed thresholds of `factor` times those of the moment, for the same store.
     pub(crate) fn scaled(&self, factor: f32) -> Result<Self, CoreError> {
         let thresholds: Vec<f32> = self.thresholds().iter().map(|theta| factor * theta).collect();
-        Self::new(thresholds, self.element)
+        let encoder = Self::new(thresholds, ElementType::F32)?;
+        Ok(Self { rounding: self.rounding.clone(), ..encoder })
     }
 
     /// Goes on with thresholds `factor` times as high, after the keys so far have been coded again as `nonzeros` entries
     /// that add up to `reconstruction`.
     pub(crate) fn raise(&mut self, factor: f32, nonzeros: usize, reconstruction: &[f32]) {
         self.thresholds.raise(factor, self.tokens, self.nonzeros.saturating_sub(nonzeros));
+        if let Rounding::Int8(steps) = &mut self.rounding {
+            steps.raised *= factor;
+        }
         self.rewind(self.tokens, nonzeros, Some(reconstruction));
     }
 
-    /// Goes on in a store of another type, which holds the reference rounded.
+    /// Goes on in a store of another float type, which holds the reference rounded.
     pub(crate) fn set_element(&mut self, element: ElementType) {
-        self.element = element;
-        self.reference.iter_mut().for_each(|r| *r = element.round(*r));
+        self.rounding = Rounding::Float(element);
+        element.round_row(&self.reference, &mut self.stored);
+        self.reference.copy_from_slice(&self.stored);
     }
 }
 
@@ -147,6 +338,11 @@ impl ChannelMask {
     /// The bits, channel `j` at bit `j % 64` of word `j / 64`.
     pub fn words(&self) -> &[u64] {
         &self.words
+    }
+
+    /// Whether `channel` is in the set.
+    pub(crate) fn contains(&self, channel: usize) -> bool {
+        contains(&self.words, channel)
     }
 
     /// Channels in the set.

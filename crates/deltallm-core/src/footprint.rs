@@ -2,7 +2,9 @@
 
 use std::ops::AddAssign;
 
-use crate::{BLOCK_TOKENS, DeltaMatrix, KvStore, PagedRows, budget::table_capacity};
+use crate::{
+    BLOCK_TOKENS, DeltaMatrix, GROUP, GroupedKeys, KvStore, PagedRows, RowFormat, budget::table_capacity,
+};
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -12,7 +14,7 @@ pub struct Footprint {
     pub keys: usize,
     /// Values of the whole history.
     pub values: usize,
-    /// Exact copies of keys that are also held coded: window and sinks.
+    /// Exact copies of keys (and values) that are also held coded: window and sinks.
     pub window: usize,
     /// Tables of pages and blocks.
     pub bookkeeping: usize,
@@ -40,10 +42,13 @@ impl AddAssign for Footprint {
 pub enum KeyPlan {
     /// Every key whole.
     Dense,
-    /// Delta-coded, with exact copies of the window and the sinks.
+    /// As hybrid and delta attention hold them: coded in the way of the store, with exact copies of the window and the
+    /// sinks, and of their values if the store quantises.
     Delta {
         /// Expected share of delta entries that are zero, in 0..=1.
         zero_fraction: f64,
+        /// Expected values per key that no code holds ([`Escape`](crate::Escape)), in [`KvStore::Compact`].
+        escapes: f64,
         /// Keys in the exact sliding window.
         window: usize,
         /// First keys kept exactly.
@@ -53,7 +58,7 @@ pub enum KeyPlan {
 
 /// Computes the bytes of one layer's cache before it exists.
 ///
-/// Dense plans are exact. Delta plans are as exact as their zero fraction, for a cache that is filled token by token;
+/// Dense plans are exact. Delta plans are as exact as their zero fraction and escapes, for a cache that is filled token by token;
 /// a chunk of `n` tokens holds up to `n` more exact keys while it is being attended to.
 ///
 /// ```
@@ -89,43 +94,23 @@ impl CachePlan {
     pub fn footprint(&self, tokens: usize) -> Footprint {
         let mut head = Footprint::default();
         if tokens > 0 {
-            let element = self.store.exact();
-            let row = self.head_dim * element.bytes();
-            let pages = tokens.div_ceil(BLOCK_TOKENS);
-            let dense = pages * BLOCK_TOKENS * row;
-            head.values = dense;
-            head.bookkeeping = table_capacity(0, pages) * PagedRows::SLOT_BYTES;
-            match self.keys {
-                KeyPlan::Dense => {
-                    head.keys = dense;
-                    head.bookkeeping *= 2;
+            let rows = |format: RowFormat| {
+                let pages = tokens.div_ceil(BLOCK_TOKENS);
+                (pages * BLOCK_TOKENS * format.row_bytes(self.head_dim), page_table(pages))
+            };
+            let (values, values_table) = rows(self.store.values());
+            let (keys, keys_table) = match (self.keys, self.store) {
+                (KeyPlan::Delta { zero_fraction, escapes, .. }, store) if store.is_delta() => {
+                    self.delta_keys(tokens, zero_fraction, escapes)
                 }
-                KeyPlan::Delta { zero_fraction, window, sinks } => {
-                    // The last block stays open until a key comes that does not fit.
-                    let sealed = pages - 1;
-                    let nonzeros =
-                        (BLOCK_TOKENS * self.head_dim) as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0));
-                    head.keys = DeltaMatrix::open_bytes(self.head_dim, element)
-                        + sealed
-                            * DeltaMatrix::block_bytes(self.head_dim, element, nonzeros.round() as usize);
-                    head.bookkeeping += table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES;
-                    if window > 0 {
-                        let table = |pages| table_capacity(0, pages) * PagedRows::SLOT_BYTES;
-                        let page = Self::WINDOW_PAGE_TOKENS;
-                        let held =
-                            tokens.div_ceil(page) - (tokens + 1).saturating_sub(window).min(tokens) / page;
-                        // Before a page is dropped, the window can touch one more than it fills.
-                        let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
-                        head.window = held * page * row;
-                        head.bookkeeping += table(most);
-                        if sinks > 0 {
-                            let page = Self::sink_page_tokens(sinks);
-                            let held = sinks.min(tokens).div_ceil(page);
-                            head.window += held * page * row;
-                            head.bookkeeping += table(held);
-                        }
-                    }
-                }
+                (KeyPlan::Delta { .. }, KvStore::Int4) => GroupedKeys::planned(self.head_dim, tokens),
+                (_, store) => rows(store.values()),
+            };
+            head = Footprint { keys, values, window: 0, bookkeeping: keys_table + values_table };
+            if let KeyPlan::Delta { window, sinks, .. } = self.keys {
+                let (window, window_tables) = self.exact_rows(tokens, window, sinks);
+                head.window = window;
+                head.bookkeeping += window_tables;
             }
         }
         Footprint {
@@ -134,6 +119,49 @@ impl CachePlan {
             window: head.window * self.kv_heads,
             bookkeeping: head.bookkeeping * self.kv_heads,
         }
+    }
+
+    /// Delta-coded keys of one head, and the table of blocks.
+    fn delta_keys(&self, tokens: usize, zero_fraction: f64, escapes: f64) -> (usize, usize) {
+        // The last block stays open until a key comes that does not fit.
+        let sealed = tokens.div_ceil(BLOCK_TOKENS) - 1;
+        let per_block = |per_token: f64| (BLOCK_TOKENS as f64 * per_token.max(0.0)).round() as usize;
+        let nonzeros = per_block(self.head_dim as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0)));
+        let (element, escapes, room) = match self.store {
+            KvStore::Compact => {
+                let escapes = per_block(escapes);
+                (None, escapes, DeltaMatrix::planned_escape_room(self.head_dim, escapes))
+            }
+            float => (Some(float.exact()), 0, 0),
+        };
+        let open = DeltaMatrix::open_bytes(self.head_dim, element) + room;
+        let block = DeltaMatrix::block_bytes(self.head_dim, element, nonzeros, escapes);
+        (open + sealed * block, table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES)
+    }
+
+    /// Exact copies of window and sinks, of keys alone where far values are exact, and their tables.
+    fn exact_rows(&self, tokens: usize, window: usize, sinks: usize) -> (usize, usize) {
+        if window == 0 {
+            return (0, 0);
+        }
+        let row = self.head_dim * self.store.exact().bytes();
+        let copies = if self.store.is_quantised() { 2 } else { 1 };
+        let page = Self::WINDOW_PAGE_TOKENS;
+        let mut needed = (tokens + 1).saturating_sub(window).min(tokens);
+        if self.store == KvStore::Int4 {
+            needed = needed.min((tokens + 1) / GROUP * GROUP);
+        }
+        let held = tokens.div_ceil(page) - needed / page;
+        // Before a page is dropped, the window can touch one more than it fills.
+        let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
+        let (mut bytes, mut tables) = (held * page * row, page_table(most));
+        if sinks > 0 {
+            let page = Self::sink_page_tokens(sinks);
+            let held = sinks.min(tokens).div_ceil(page);
+            bytes += held * page * row;
+            tables += page_table(held);
+        }
+        (copies * bytes, copies * tables)
     }
 
     /// The largest number of tokens whose cache fits in `bytes`.
@@ -156,6 +184,11 @@ impl CachePlan {
         }
         low
     }
+}
+
+/// Bytes of a table that has grown to `pages` pages.
+fn page_table(pages: usize) -> usize {
+    table_capacity(0, pages) * PagedRows::SLOT_BYTES
 }
 
 #[cfg(test)]
@@ -182,7 +215,7 @@ mod tests {
             // Half of the channels change at every step.
             let key: Vec<f32> = (0..8).map(|j| if j % 2 == 0 { t as f32 + 1.0 } else { 0.0 }).collect();
             matrix.push(&key, &mut charge).unwrap();
-            let keys = KeyPlan::Delta { zero_fraction: 0.5, window: 0, sinks: 0 };
+            let keys = KeyPlan::Delta { zero_fraction: 0.5, escapes: 0.0, window: 0, sinks: 0 };
             let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F32, keys }.footprint(t + 1);
             assert_eq!(plan.keys, matrix.key_bytes());
             assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), charge.bytes());

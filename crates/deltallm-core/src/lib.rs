@@ -25,8 +25,10 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod block;
 mod bound;
 mod budget;
+mod coding;
 mod elements;
 mod encoder;
 mod error;
@@ -38,9 +40,11 @@ mod quantise;
 mod rows;
 mod stats;
 mod store;
+mod stream;
 mod target;
 mod threshold;
 
+pub use block::{BlockCodes, DeltaBlock, Escape};
 pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{AtLimit, Charge, MemoryBudget};
 pub use elements::{ElementType, Elements};
@@ -48,12 +52,13 @@ pub use encoder::{ChannelMask, DeltaEncoder};
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
 pub use grouped::{GroupedKeys, KeyGroup};
-pub use matrix::{DeltaMatrix, DeltaStream, StoredBlock};
+pub use matrix::DeltaMatrix;
 pub use profile::{ModelFingerprint, ThresholdProfile};
 pub use quantise::GROUP;
 pub use rows::{PagedRows, RowFormat, RowsPage};
 pub use stats::{HeadSparsity, SparsityStats};
 pub use store::KvStore;
+pub use stream::DeltaStream;
 pub use target::TargetSparsity;
 pub use threshold::{HeadThresholds, ThresholdPolicy};
 

@@ -1,9 +1,11 @@
 //! The delta matrix: the coded keys of one kv head.
 
 use crate::{
-    BLOCK_TOKENS, Charge, CoreError, DeltaEncoder, ElementType, Elements, HeadThresholds,
+    BLOCK_TOKENS, Charge, CoreError, DeltaBlock, DeltaEncoder, ElementType, HeadThresholds,
+    block::{Block, Codes, Escape},
     budget::{reserve_slot, table_capacity},
-    encoder::{bits, words},
+    encoder::words,
+    stream::DeltaStream,
 };
 
 /// Coded keys of one kv head in blocks of [`BLOCK_TOKENS`] tokens.
@@ -11,6 +13,8 @@ use crate::{
 /// Per token a block stores a bit mask over the channels and the *new values* of the channels that were transmitted,
 /// packed. New values rather than differences, so that the reconstruction is exact in any storage type. Each block
 /// starts with a *key frame*, the reconstruction just before its first token, so a block can be read on its own.
+///
+/// Values are of a float type, or 8-bit codes ([`int8`](Self::int8)).
 ///
 /// ```
 /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
@@ -34,36 +38,30 @@ pub struct DeltaMatrix {
     open: Block,
 }
 
-/// Up to [`BLOCK_TOKENS`] coded keys.
-#[derive(Debug)]
-struct Block {
-    /// Reconstruction before the block's first token, `[channels]`.
-    frame: Elements,
-    /// `[tokens, words]`: the channels each token transmits.
-    masks: Vec<u64>,
-    /// The transmitted values of all tokens, packed in order.
-    values: Elements,
-}
-
-/// Up to [`BLOCK_TOKENS`] coded keys as they are stored: [`DeltaMatrix::stored`].
-#[derive(Debug, Clone, Copy)]
-pub struct StoredBlock<'a> {
-    /// Reconstruction before the block's first token, `[channels]`.
-    pub frame: &'a Elements,
-    /// `[tokens, words]`: the channels each token transmits, 64 to a word, the lowest bit first.
-    pub masks: &'a [u64],
-    /// The transmitted values of all tokens, packed in order.
-    pub values: &'a Elements,
-}
-
 impl DeltaMatrix {
     /// An empty matrix; `thresholds` is `[channels]`, in the units of the keys.
     ///
     /// # Errors
     /// As [`DeltaEncoder::new`].
     pub fn new(thresholds: impl Into<HeadThresholds>, element: ElementType) -> Result<Self, CoreError> {
-        let encoder = DeltaEncoder::new(thresholds, element)?;
-        Ok(Self { encoder, sealed: Vec::new(), open: Block::with_capacity(element, 0, 0, 0) })
+        Ok(Self::with_encoder(DeltaEncoder::new(thresholds, element)?))
+    }
+
+    /// An empty matrix of 8-bit codes. A transmitted value is `code * step`; a channel's step is its threshold at the
+    /// beginning of the block, so the code is off by less than the threshold, and the encoder compares with what the codes
+    /// give back: `|k[j] - khat[j]| <= threshold[j]`, always. A value that no code comes near enough to *escapes*
+    /// ([`Escape`]) and is stored as f32: one beyond 127 steps, and every one of a channel whose threshold is zero or next
+    /// to it. That is correct and large: thresholds of zero take more room here than in f32.
+    ///
+    /// # Errors
+    /// As [`DeltaEncoder::new`]; [`CoreError::Channels`] for more than 65536 channels.
+    pub fn int8(thresholds: impl Into<HeadThresholds>) -> Result<Self, CoreError> {
+        Ok(Self::with_encoder(DeltaEncoder::int8(thresholds)?))
+    }
+
+    fn with_encoder(encoder: DeltaEncoder) -> Self {
+        let open = Block::with_capacity(encoder.element(), 0, 0);
+        Self { encoder, sealed: Vec::new(), open }
     }
 
     /// Channels of a key.
@@ -88,7 +86,8 @@ impl DeltaMatrix {
 
     /// Transmitted channels over all tokens: the nonzeros of the delta matrix.
     pub fn nonzeros(&self) -> usize {
-        self.sealed.iter().map(|b| b.values.len()).sum::<usize>() + self.open.values.len()
+        let channels = self.channels();
+        self.all_blocks().map(|block| block.nonzeros(channels)).sum()
     }
 
     /// Blocks with at least one token.
@@ -102,36 +101,54 @@ impl DeltaMatrix {
     /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; the matrix is unchanged
     /// then.
     pub fn push(&mut self, key: &[f32], charge: &mut Charge) -> Result<(), CoreError> {
+        self.encoder.check(key)?;
+        self.append(key, None, charge)
+    }
+
+    /// Appends a key that has been checked; `sent` are the channels to be transmitted, where that is known.
+    fn append(&mut self, key: &[f32], sent: Option<&[u64]>, charge: &mut Charge) -> Result<(), CoreError> {
+        let channels = self.channels();
         if self.open.capacity_bytes() == 0 {
-            let bytes = Self::open_bytes(self.channels(), self.encoder.element());
-            charge.grow(bytes)?;
-            let channels = self.channels();
-            let room = BLOCK_TOKENS * channels;
-            self.open =
-                Block::with_capacity(self.encoder.element(), channels, words(channels) * BLOCK_TOKENS, room);
+            charge.grow(Self::open_bytes(channels, self.encoder.element()))?;
+            self.open = Block::with_capacity(self.encoder.element(), channels, BLOCK_TOKENS);
         } else if self.open_tokens() == BLOCK_TOKENS {
             self.seal(charge)?;
         }
+        let more = self.escape_room(self.open_tokens());
+        charge.grow(more * size_of::<Escape>())?;
+        self.open.escapes.reserve_exact(self.open.escapes.capacity() - self.open.escapes.len() + more);
+
         if self.open.masks.is_empty() {
-            self.open.frame.truncate(0);
-            self.open.frame.extend(self.encoder.reconstruction());
+            let factor = self.encoder.block_factor();
+            self.open.start(&mut self.encoder, factor);
         }
-        self.encoder.encode(key)?;
+        match sent {
+            Some(sent) => self.encoder.transmit(key, sent),
+            None => {
+                self.encoder.encode(key)?;
+            }
+        }
         self.open.push(&self.encoder);
         Ok(())
+    }
+
+    /// Escapes to make room for before the open block takes its token number `token`.
+    fn escape_room(&self, token: usize) -> usize {
+        let escapes = &self.open.escapes;
+        let (room, most) = match token % BLOCK_TOKENS {
+            // A block begins without escapes: those of its frame and of its first token.
+            0 => (escapes.capacity(), 2 * self.channels()),
+            _ => (escapes.capacity() - escapes.len(), self.channels()),
+        };
+        if self.encoder.element().is_some() || room >= most { 0 } else { escapes.capacity().max(most - room) }
     }
 
     /// Moves the full open block into an allocation of exactly its size and starts the next one.
     fn seal(&mut self, charge: &mut Charge) -> Result<(), CoreError> {
         reserve_slot(&mut self.sealed, charge)?;
         charge.grow(self.open.used_bytes())?;
-        self.sealed.push(Block {
-            frame: self.open.frame.to_exact(),
-            masks: self.open.masks.clone(),
-            values: self.open.values.to_exact(),
-        });
-        self.open.masks.clear();
-        self.open.values.truncate(0);
+        self.sealed.push(self.open.to_exact());
+        self.open.clear();
         Ok(())
     }
 
@@ -155,17 +172,22 @@ impl DeltaMatrix {
                 charge.shrink(block.used_bytes());
             }
             if let Some(block) = self.sealed.pop() {
-                charge.shrink(block.used_bytes());
-                self.open.copy_from(&block);
+                charge.shrink(block.used_bytes() - block.escape_bytes());
+                charge.shrink(self.open.escape_bytes());
+                self.open.reopen(block);
             }
         }
-        self.open.truncate(len % BLOCK_TOKENS, words(channels));
-        let mut rows = self.open.frame_row(channels);
+        self.open.truncate(len % BLOCK_TOKENS, channels);
+        let last = if self.open_tokens() > 0 { Some(&self.open) } else { self.sealed.last() };
+        let mut rows = Vec::new();
+        if let Some(block) = last {
+            block.reconstruct(self.encoder.base_steps(), channels, &mut rows);
+        }
         if self.open_tokens() > 0 {
-            self.open.reconstruct(channels, &mut rows);
+            self.encoder.resume_block(self.open.factor);
         }
         let nonzeros = self.nonzeros();
-        self.encoder.rewind(len, nonzeros, (len > 0).then(|| &rows[rows.len() - channels..]));
+        self.encoder.rewind(len, nonzeros, rows.len().checked_sub(channels).map(|last| &rows[last..]));
         Ok(())
     }
 
@@ -175,7 +197,7 @@ impl DeltaMatrix {
     /// [`CoreError::NotStorable`] names the first channel that is too large.
     pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
         let mut rows = Vec::new();
-        if element.bytes() < self.encoder.element().bytes() {
+        if self.narrows_to(element) {
             for block in 0..self.blocks() {
                 // A key frame is the last row of the block before.
                 self.reconstruct(block, &mut rows);
@@ -195,14 +217,38 @@ impl DeltaMatrix {
     /// As [`check_narrow`](Self::check_narrow); nothing changes then.
     pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
         self.check_narrow(element)?;
-        if element.bytes() < self.encoder.element().bytes() {
+        if self.narrows_to(element) {
             self.encoder.set_element(element);
             for block in self.sealed.iter_mut().chain([&mut self.open]) {
-                block.frame.convert(element, charge);
-                block.values.convert(element, charge);
+                if let Codes::Float(elements) = &mut block.codes {
+                    elements.convert(element, charge);
+                }
             }
         }
         Ok(())
+    }
+
+    fn narrows_to(&self, element: ElementType) -> bool {
+        self.encoder.element().is_some_and(|wide| element.bytes() < wide.bytes())
+    }
+
+    /// A copy with 8-bit codes and the same transmitted channels. What has been coded before is off by at most its threshold
+    /// *plus* half a step, or another threshold (`docs/method.md`, equation 7); keys that come keep to the threshold.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; [`CoreError::Channels`] for more than 65536 channels.
+    pub fn to_int8(&self, charge: &mut Charge) -> Result<Self, CoreError> {
+        let mut copy = Self::with_encoder(self.encoder.to_int8()?);
+        let (channels, mut rows) = (self.channels(), Vec::new());
+        for (number, block) in self.all_blocks().enumerate() {
+            self.reconstruct(number, &mut rows);
+            // The frame of the copy is rounded from this frame and not from the copy's last key: no error adds up.
+            copy.encoder.set_reference(&block.frame(self.encoder.base_steps(), channels));
+            for (key, sent) in rows.chunks_exact(channels).zip(block.masks.chunks_exact(words(channels))) {
+                copy.append(key, Some(sent), charge)?;
+            }
+        }
+        Ok(copy)
     }
 
     /// Raises the thresholds to `factor` times what they are, for the keys that come and for those that are coded
@@ -210,8 +256,8 @@ impl DeltaMatrix {
     ///
     /// The coded keys are coded again from their reconstruction, with thresholds of `factor - 1` times the old ones.
     /// The two errors add up to `factor` times the old threshold, the bound of the keys that come (`docs/method.md`,
-    /// equation 8). A channel can only be transmitted where it was before, so no block grows. One block at a time is
-    /// held twice.
+    /// equation 8). A channel can only be transmitted where it was before, so no block grows; one of 8-bit codes, whose
+    /// key frame is rounded anew, might, and stays as it is then. One block at a time is held twice.
     ///
     /// Values transmitted one after the other differ by more than the old threshold, so a factor of 2 or less leaves
     /// the coded keys as they are (but for the rounding of 16-bit types) and only changes what comes.
@@ -241,15 +287,16 @@ impl DeltaMatrix {
         }
         self.encoder.scaled(factor)?; // refused before anything changes
         let mut encoder = self.encoder.scaled(factor - 1.0)?;
+        let mut recoded = Block::with_capacity(self.encoder.element(), self.channels(), BLOCK_TOKENS);
         let mut rows = Vec::new();
         for block in &mut self.sealed {
-            let held = block.used_bytes();
-            block.recode(&mut encoder, &mut rows)?;
-            block.values = block.values.to_exact();
-            charge.shrink(held - block.used_bytes());
+            if recoded.recode(block, &mut encoder, &mut rows)? {
+                charge.shrink(block.used_bytes() - recoded.used_bytes());
+                *block = recoded.to_exact();
+            }
         }
-        if self.open_tokens() > 0 {
-            self.open.recode(&mut encoder, &mut rows)?;
+        if self.open_tokens() > 0 && recoded.recode(&self.open, &mut encoder, &mut rows)? {
+            self.open.copy_from(&recoded);
         }
         let nonzeros = self.nonzeros();
         self.encoder.raise(factor, nonzeros, encoder.reconstruction());
@@ -270,28 +317,45 @@ impl DeltaMatrix {
         let sealed = match seals {
             0 => 0,
             _ => {
-                let nonzeros = self.open.values.len() + (BLOCK_TOKENS - written) * channels;
-                let later = (seals - 1).saturating_mul(Self::open_bytes(channels, element));
-                Self::block_bytes(channels, element, nonzeros).saturating_add(later)
+                let nonzeros = self.open.nonzeros(channels) + (BLOCK_TOKENS - written) * channels;
+                let escapes = match element {
+                    Some(_) => 0,
+                    None => self.open.escapes.len() + (BLOCK_TOKENS - written) * channels,
+                };
+                let first = Self::block_bytes(channels, element, nonzeros, escapes);
+                first.saturating_add((seals - 1).saturating_mul(Self::most_bytes(channels, element)))
             }
         };
-        open.saturating_add(sealed).saturating_add(new_slots.saturating_mul(Self::SLOT_BYTES))
+        // For one key what is made room for is known; for more, every value might escape, and the room doubles.
+        let escapes = match (tokens, element) {
+            (_, Some(_)) => 0,
+            (1, None) => self.escape_room(written),
+            _ => (2 * (BLOCK_TOKENS + 2) * channels).saturating_sub(self.open.escapes.capacity()),
+        };
+        open.saturating_add(sealed)
+            .saturating_add(new_slots.saturating_mul(Self::SLOT_BYTES))
+            .saturating_add(escapes * size_of::<Escape>())
     }
 
     /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized).
     pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
-        self.block(block).reconstruct(self.channels(), rows);
-    }
-
-    /// The stored form of block `block`.
-    pub fn stored(&self, block: usize) -> StoredBlock<'_> {
-        let Block { frame, masks, values } = self.block(block);
-        StoredBlock { frame, masks, values }
+        self.block(block).reconstruct(self.encoder.base_steps(), self.channels(), rows);
     }
 
     /// The deltas of block `block` into `stream` (overwritten).
     pub fn stream(&self, block: usize, stream: &mut DeltaStream) {
-        self.block(block).stream(self.channels(), stream);
+        stream.read(self.block(block), self.encoder.base_steps(), self.channels());
+    }
+
+    /// Block `block` as it is held, or `None` for a block that is not there.
+    pub fn coded(&self, block: usize) -> Option<DeltaBlock<'_>> {
+        let held = block < self.blocks();
+        held.then(|| self.block(block).view(self.encoder.base_steps(), self.channels()))
+    }
+
+    /// Values of 8-bit blocks that are stored beside their codes.
+    pub fn escapes(&self) -> usize {
+        self.all_blocks().map(|block| block.escapes.len()).sum()
     }
 
     /// Bytes of the coded keys, the open block's spare room included.
@@ -304,14 +368,36 @@ impl DeltaMatrix {
         self.sealed.capacity() * size_of::<Block>()
     }
 
-    /// Bytes of a block with room for any [`BLOCK_TOKENS`] keys.
-    pub(crate) fn open_bytes(channels: usize, element: ElementType) -> usize {
-        Self::block_bytes(channels, element, BLOCK_TOKENS * channels)
+    /// Bytes of a block with room for any [`BLOCK_TOKENS`] keys, and for no escape.
+    pub(crate) fn open_bytes(channels: usize, element: Option<ElementType>) -> usize {
+        Self::block_bytes(channels, element, BLOCK_TOKENS * channels, 0)
     }
 
-    /// Bytes of a sealed block with `nonzeros` transmitted values.
-    pub(crate) fn block_bytes(channels: usize, element: ElementType, nonzeros: usize) -> usize {
-        (channels + nonzeros) * element.bytes() + words(channels) * BLOCK_TOKENS * size_of::<u64>()
+    /// Bytes of the largest block there can be.
+    fn most_bytes(channels: usize, element: Option<ElementType>) -> usize {
+        let escapes = if element.is_some() { 0 } else { (BLOCK_TOKENS + 1) * channels };
+        Self::block_bytes(channels, element, BLOCK_TOKENS * channels, escapes)
+    }
+
+    /// Bytes of a sealed block with `nonzeros` transmitted values, `escapes` of them (or of the key frame) stored beside.
+    pub(crate) fn block_bytes(
+        channels: usize,
+        element: Option<ElementType>,
+        nonzeros: usize,
+        escapes: usize,
+    ) -> usize {
+        (channels + nonzeros) * element.map_or(1, ElementType::bytes)
+            + words(channels) * BLOCK_TOKENS * size_of::<u64>()
+            + escapes * size_of::<Escape>()
+    }
+
+    /// Bytes of the open block's room for escapes when every block has as many as `escapes`.
+    pub(crate) fn planned_escape_room(channels: usize, escapes: usize) -> usize {
+        let mut room = 2 * channels;
+        while room < escapes + channels {
+            room *= 2;
+        }
+        room * size_of::<Escape>()
     }
 
     /// Bytes of a slot in the table of blocks.
@@ -321,190 +407,12 @@ impl DeltaMatrix {
         self.open.masks.len() / words(self.channels()).max(1)
     }
 
+    fn all_blocks(&self) -> impl Iterator<Item = &Block> {
+        let open = (self.open_tokens() > 0).then_some(&self.open);
+        self.sealed.iter().chain(open)
+    }
+
     fn block(&self, block: usize) -> &Block {
         self.sealed.get(block).unwrap_or(&self.open)
-    }
-}
-
-impl Block {
-    fn with_capacity(element: ElementType, frame: usize, masks: usize, values: usize) -> Self {
-        Self {
-            frame: Elements::with_capacity(element, frame),
-            masks: Vec::with_capacity(masks),
-            values: Elements::with_capacity(element, values),
-        }
-    }
-
-    /// Appends the key the encoder has just coded.
-    fn push(&mut self, encoder: &DeltaEncoder) {
-        let sent = encoder.sent();
-        self.masks.extend_from_slice(sent.words());
-        for channel in sent.iter() {
-            self.values.push(encoder.reconstruction()[channel]);
-        }
-    }
-
-    /// Codes the block's keys again, from their reconstruction. A key that is what the key before was is never
-    /// transmitted again, so the new masks are subsets of the old ones, and the room suffices.
-    fn recode(&mut self, encoder: &mut DeltaEncoder, rows: &mut Vec<f32>) -> Result<(), CoreError> {
-        let channels = encoder.channels();
-        self.reconstruct(channels, rows);
-        self.frame.truncate(0);
-        self.frame.extend(encoder.reconstruction());
-        self.masks.clear();
-        self.values.truncate(0);
-        for key in rows.chunks_exact(channels) {
-            // Cannot fail: the store has held these numbers before.
-            encoder.encode(key)?;
-            self.push(encoder);
-        }
-        Ok(())
-    }
-
-    /// Keeps the first `tokens` tokens.
-    fn truncate(&mut self, tokens: usize, words: usize) {
-        self.masks.truncate(tokens * words);
-        self.values.truncate(self.masks.iter().map(|w| w.count_ones() as usize).sum());
-    }
-
-    /// Becomes a copy of `other`, within the room it has.
-    fn copy_from(&mut self, other: &Self) {
-        self.frame.copy_from(&other.frame);
-        self.masks.clear();
-        self.masks.extend_from_slice(&other.masks);
-        self.values.copy_from(&other.values);
-    }
-
-    fn frame_row(&self, channels: usize) -> Vec<f32> {
-        let mut row = Vec::new();
-        // Before the first key there is no frame yet.
-        row.extend_from_slice(self.frame.read(0..self.frame.len(), &mut Vec::new()));
-        row.resize(channels, 0.0);
-        row
-    }
-
-    fn reconstruct(&self, channels: usize, rows: &mut Vec<f32>) {
-        let mut scratch = Vec::new();
-        let mut values = self.values.read(0..self.values.len(), &mut scratch).iter();
-        let mut key = self.frame_row(channels);
-        rows.clear();
-        for mask in self.masks.chunks_exact(words(channels)) {
-            for (channel, value) in bits(mask).zip(&mut values) {
-                key[channel] = *value;
-            }
-            rows.extend_from_slice(&key);
-        }
-    }
-
-    fn stream(&self, channels: usize, stream: &mut DeltaStream) {
-        stream.clear();
-        stream.frame.extend_from_slice(&self.frame_row(channels));
-        for mask in self.masks.chunks_exact(words(channels)) {
-            for (&word, first) in mask.iter().zip((0..).step_by(64)) {
-                let mut rest = word;
-                while rest != 0 {
-                    stream.channels.push(first + rest.trailing_zeros());
-                    rest &= rest - 1;
-                }
-            }
-            stream.ends.push(stream.channels.len() as u32);
-        }
-        let values = self.values.read(0..self.values.len(), &mut stream.values);
-        let key = &mut stream.key;
-        key.extend_from_slice(&stream.frame);
-        stream.deltas.extend(stream.channels.iter().zip(values).map(|(&channel, &value)| {
-            let last = &mut key[channel as usize];
-            let delta = value - *last;
-            *last = value;
-            delta
-        }));
-    }
-
-    fn used_bytes(&self) -> usize {
-        (self.frame.len() + self.values.len()) * self.values.element().bytes() + size_of_val(&self.masks[..])
-    }
-
-    fn capacity_bytes(&self) -> usize {
-        self.frame.capacity_bytes() + self.values.capacity_bytes() + self.masks.capacity() * size_of::<u64>()
-    }
-}
-
-/// One block of a [`DeltaMatrix`] unpacked for arithmetic: `s(m,t) = s(m,t-1) + q_m . delta_t`
-/// (`docs/method.md`, equation 3), started from the key frame.
-///
-/// ```
-/// use deltallm_core::{DeltaMatrix, DeltaStream, ElementType, MemoryBudget};
-///
-/// let mut keys = DeltaMatrix::new(vec![0.5, 0.5], ElementType::F32)?;
-/// for key in [[1.0, 2.0], [1.0, 4.0]] {
-///     keys.push(&key, &mut MemoryBudget::unlimited().charge())?;
-/// }
-/// let mut stream = DeltaStream::default();
-/// keys.stream(0, &mut stream);
-/// let deltas: Vec<Vec<(usize, f32)>> = stream.tokens().map(|t| t.collect()).collect();
-/// assert_eq!(deltas, [vec![(0, 1.0), (1, 2.0)], vec![(1, 2.0)]]);
-/// # Ok::<(), deltallm_core::CoreError>(())
-/// ```
-#[derive(Debug, Clone, Default)]
-pub struct DeltaStream {
-    frame: Vec<f32>,
-    ends: Vec<u32>,
-    channels: Vec<u32>,
-    deltas: Vec<f32>,
-    /// Scratch: the transmitted values as f32, and the key they add up to.
-    values: Vec<f32>,
-    key: Vec<f32>,
-}
-
-impl DeltaStream {
-    /// Reconstruction before the block's first token: `[channels]`.
-    pub fn frame(&self) -> &[f32] {
-        &self.frame
-    }
-
-    /// Tokens in the block.
-    pub fn len(&self) -> usize {
-        self.ends.len()
-    }
-
-    /// Whether the block has no tokens.
-    pub fn is_empty(&self) -> bool {
-        self.ends.is_empty()
-    }
-
-    /// End of each token's deltas in [`channels`](Self::channels) and [`deltas`](Self::deltas): `[tokens]`.
-    #[inline]
-    pub fn ends(&self) -> &[u32] {
-        &self.ends
-    }
-
-    /// Channels of the nonzero deltas of all tokens.
-    #[inline]
-    pub fn channels(&self) -> &[u32] {
-        &self.channels
-    }
-
-    /// The nonzero deltas of all tokens.
-    #[inline]
-    pub fn deltas(&self) -> &[f32] {
-        &self.deltas
-    }
-
-    /// For each token its nonzero deltas as `(channel, delta)`, channels ascending.
-    pub fn tokens(&self) -> impl Iterator<Item = impl Iterator<Item = (usize, f32)> + '_> + '_ {
-        let mut start = 0;
-        self.ends.iter().map(move |&end| {
-            let range = start..end as usize;
-            start = end as usize;
-            self.channels[range.clone()].iter().map(|c| *c as usize).zip(self.deltas[range].iter().copied())
-        })
-    }
-
-    fn clear(&mut self) {
-        self.frame.clear();
-        self.ends.clear();
-        self.channels.clear();
-        self.deltas.clear();
-        self.key.clear();
     }
 }

@@ -208,6 +208,17 @@ impl PagedRows {
         }
     }
 
+    /// An empty store whose first token is to be number `first`, as if those before it had been dropped.
+    pub fn starting_at(
+        first: usize,
+        channels: usize,
+        format: impl Into<RowFormat>,
+        page_tokens: usize,
+    ) -> Self {
+        let rows = Self::new(channels, format, page_tokens);
+        Self { first_page: first / rows.page_tokens, first, len: first, ..rows }
+    }
+
     /// Tokens appended so far, those dropped from the front included.
     pub fn len(&self) -> usize {
         self.len
@@ -343,8 +354,7 @@ impl PagedRows {
     /// # Errors
     /// [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`].
     pub fn converted(&self, format: impl Into<RowFormat>, charge: &mut Charge) -> Result<Self, CoreError> {
-        let mut copy = Self { format: format.into(), pages: VecDeque::new(), len: self.first, ..*self };
-        copy.first_page = self.first / self.page_tokens;
+        let mut copy = Self::starting_at(self.first, self.channels, format, self.page_tokens);
         let mut scratch = Vec::new();
         for token in self.first..self.len {
             copy.push(self.read(token..token + 1, &mut scratch), charge)?;

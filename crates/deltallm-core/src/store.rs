@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{CoreError, ElementType};
+use crate::{CoreError, ElementType, RowFormat};
 
 /// The store of a layer's keys and values.
 ///
@@ -51,9 +51,23 @@ impl KvStore {
         }
     }
 
+    /// How far values are held.
+    pub fn values(self) -> RowFormat {
+        match self {
+            Self::Int8 => RowFormat::Int8,
+            Self::Int4 | Self::Compact => RowFormat::Int4,
+            float => RowFormat::Float(float.exact()),
+        }
+    }
+
     /// Whether far keys and values are held in fewer bits than the exact ones.
     pub fn is_quantised(self) -> bool {
         matches!(self, Self::Int8 | Self::Int4 | Self::Compact)
+    }
+
+    /// Whether hybrid attention delta-codes far keys in this store.
+    pub fn is_delta(self) -> bool {
+        !matches!(self, Self::Int8 | Self::Int4)
     }
 
     /// The name, as on the command line and in profiles.

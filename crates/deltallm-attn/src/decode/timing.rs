@@ -22,6 +22,7 @@ fn rows(data: &[f32], d: usize, format: impl Into<RowFormat>) -> PagedRows {
 
 enum K {
     Rows(PagedRows),
+    Int4(GroupedKeys),
     Delta(DeltaMatrix),
 }
 
@@ -58,7 +59,21 @@ fn nanoseconds_per_token() {
             std::mem::forget(charge);
             keys
         };
-        let theta = 0.6;
+        let compact = |theta: f32| {
+            let mut charge = MemoryBudget::unlimited().charge();
+            let mut keys = DeltaMatrix::int8(vec![theta; d]).unwrap();
+            k.chunks(d).for_each(|row| keys.push(row, &mut charge).unwrap());
+            std::mem::forget(charge);
+            keys
+        };
+        let int4 = || {
+            let mut charge = MemoryBudget::unlimited().charge();
+            let mut keys = GroupedKeys::new(d);
+            k.chunks(d).for_each(|row| keys.push(row, &mut charge).unwrap());
+            std::mem::forget(charge);
+            keys
+        };
+        let theta = std::env::var("THETA").map_or(0.4, |t| t.parse().unwrap());
         let stores: Vec<(&str, Box<dyn Fn() -> (K, PagedRows)>, bool)> = vec![
             ("f32", Box::new(|| (K::Rows(rows(&k, d, ElementType::F32)), rows(&v, d, ElementType::F32))), false),
             ("f16", Box::new(|| (K::Rows(rows(&k, d, ElementType::F16)), rows(&v, d, ElementType::F16))), false),
@@ -67,6 +82,9 @@ fn nanoseconds_per_token() {
             ("f16 skip", Box::new(|| (K::Rows(rows(&k, d, ElementType::F16)), rows(&v, d, ElementType::F16))), true),
             ("int8 skip", Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int8))), true),
             ("int8 x int4 skip", Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int4))), true),
+            ("int4 skip", Box::new(|| (K::Int4(int4()), rows(&v, d, RowFormat::Int4))), true),
+            ("compact", Box::new(|| (K::Delta(compact(theta)), rows(&v, d, RowFormat::Int4))), false),
+            ("compact skip", Box::new(|| (K::Delta(compact(theta)), rows(&v, d, RowFormat::Int4))), true),
             ("delta bf16", Box::new(|| (K::Delta(delta(ElementType::Bf16, theta)), rows(&v, d, ElementType::Bf16))), false),
             ("delta f16 skip", Box::new(|| (K::Delta(delta(ElementType::F16, theta)), rows(&v, d, ElementType::F16))), true),
             ("delta bf16 x int4 skip", Box::new(|| (K::Delta(delta(ElementType::Bf16, theta)), rows(&v, d, RowFormat::Int4))), true),
@@ -81,7 +99,7 @@ fn nanoseconds_per_token() {
                 continue;
             }
             let options = AttentionOptions { simd, parallel: false, ..AttentionOptions::new(shape).unwrap() };
-            let split = Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4 };
+            let split = Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4, group: 1 };
             let mut times = vec![Vec::new(); caches.len()];
             let mut counts = vec![HeadSparsity::default(); caches.len()];
             let mut out = vec![0.0; heads * group * d];
@@ -91,7 +109,8 @@ fn nanoseconds_per_token() {
                         .iter()
                         .map(|(k, v)| {
                             let keys = match k {
-                                K::Rows(rows) => Keys::Exact(rows),
+                                K::Rows(rows) => Keys::Rows(rows),
+                                K::Int4(keys) => Keys::Rows(keys),
                                 K::Delta(matrix) => Keys::Delta(matrix, &[]),
                             };
                             let phase = |part| Phase { keys, values: v, part, skip_margin: None };

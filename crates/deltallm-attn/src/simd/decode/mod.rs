@@ -14,16 +14,17 @@ mod rows;
 mod softmax;
 mod values;
 
+use deltallm_core::{BlockCodes, DeltaBlock};
 use fearless_simd::{Fallback, Level, prelude::*};
 use half::{bf16, f16, slice::{HalfBitsSliceExt, HalfFloatSliceExt}};
 
 use super::SimdLevel;
 use crate::decode::BLOCK;
-pub(crate) use expand::Masked;
+use expand::Masked;
 use ahead::Ahead;
 use lanes::{Lanes, finite};
-use rows::{Int4Kernel, Int8Kernel, lanes};
-pub(crate) use rows::{Int4Rows, Int8Rows, StoredRows, Strided};
+use rows::{Int4Kernel, Int8Kernel, NibbleRows, lanes};
+pub(crate) use rows::{Int4Keys, Int4Rows, Int8Rows, StoredRows, Strided};
 
 /// Runs an expression with the token of a level, inside a function compiled for it.
 macro_rules! dispatch {
@@ -55,22 +56,16 @@ macro_rules! dispatch {
 /// Channels are padded to a multiple of this, the longest vector of any level.
 pub(crate) const CHANNELS: usize = 16;
 
-/// A block of delta-coded keys in its stored form.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum StoredDeltas<'a> {
-    /// New values in binary32.
-    F32(Masked<'a, f32>),
-    /// New values in binary16.
-    F16(Masked<'a, f16>),
-    /// New values in bfloat16.
-    Bf16(Masked<'a, bf16>),
-}
-
-/// Room for the keys of a delta-coded block.
+/// Room for the keys of a delta-coded block, and for what is derived from a store's scales.
 #[derive(Debug, Default)]
-pub(crate) struct DeltaRows {
+pub(crate) struct KernelScratch {
     f32s: Vec<f32>,
     halves: Vec<u16>,
+    bytes: Vec<i8>,
+    /// Scales as f32.
+    scales: Vec<f32>,
+    /// Queries times the scales of their channels.
+    folded: Vec<f32>,
 }
 
 /// The scores of one block of keys, `[group, BLOCK]`, and the queries they are for.
@@ -92,8 +87,9 @@ impl SimdLevel {
         count: usize,
         at: usize,
         to: &mut Scoring,
-        scales: &mut Vec<f32>,
+        scratch: &mut KernelScratch,
     ) {
+        let KernelScratch { scales, folded, .. } = scratch;
         let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
         let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
         dispatch!(self.level, simd => match rows {
@@ -108,50 +104,97 @@ impl SimdLevel {
                 let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
                 dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
             }
+            StoredRows::Int4Keys(Int4Keys { codes, scales: stored, minima }) => {
+                // `q . (minima + code * scales)`: the scales go into the query, the minima are one number a head.
+                grow(folded, queries.len());
+                let scales = convert(simd, stored, scales);
+                for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
+                    folded.iter_mut().zip(query).zip(scales).for_each(|((f, q), scale)| *f = q * scale);
+                }
+                let folded = &folded[..queries.len()];
+                dots::dots(simd, NibbleRows(codes), ahead, count, folded, channels, out, BLOCK);
+                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
+                    let least: f32 = query.iter().zip(minima).map(|(q, least)| q * finite(*least)).sum();
+                    out[..count].iter_mut().for_each(|score| *score += least);
+                }
+            }
         });
     }
 
     /// Scores of the delta-coded keys `skip..skip + count` of a block.
+    ///
+    /// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
+    /// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
     pub(crate) fn decode_delta_scores(
         self,
-        block: StoredDeltas,
+        block: DeltaBlock,
         skip: usize,
         count: usize,
         to: &mut Scoring,
-        scratch: &mut DeltaRows,
+        scratch: &mut KernelScratch,
     ) {
         let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
-        let stride = expand::row_stride(channels);
-        // Rows are whole mask words long, which also covers the padding of the channels.
-        let room = (skip + count) * stride;
-        let DeltaRows { f32s, halves } = scratch;
-        match block {
-            StoredDeltas::F32(block) => {
-                grow(f32s, room);
+        let ahead = Ahead::default();
+        let KernelScratch { f32s, halves, bytes, folded, .. } = scratch;
+        match block.codes {
+            BlockCodes::F32 { frame, values } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+                let stride = keys.room(f32s);
                 dispatch!(self.level, simd => {
-                    simd.expand_f32(block.first(skip + count), f32s);
+                    simd.expand_f32(keys, f32s);
                     let rows = Strided { data: &f32s[skip * stride..], stride };
-                    dots::dots(simd, rows, Ahead::default(), count, queries, channels, out, BLOCK);
+                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
                 });
             }
-            StoredDeltas::F16(block) => {
-                grow(halves, room);
+            BlockCodes::F16 { frame, values } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+                let stride = keys.room(halves);
                 dispatch!(self.level, simd => {
-                    simd.expand_u16(block.first(skip + count).bits(), halves);
-                    let rows: &[f16] = halves[skip * stride..].reinterpret_cast();
-                    let rows = Strided { data: rows, stride };
-                    dots::dots(simd, rows, Ahead::default(), count, queries, channels, out, BLOCK);
+                    simd.expand_u16(keys, halves);
+                    let data: &[f16] = halves[skip * stride..].reinterpret_cast();
+                    let rows = Strided { data, stride };
+                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
                 });
             }
-            StoredDeltas::Bf16(block) => {
-                grow(halves, room);
+            BlockCodes::Bf16 { frame, values } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+                let stride = keys.room(halves);
                 dispatch!(self.level, simd => {
-                    simd.expand_u16(block.first(skip + count).bits(), halves);
-                    let rows: &[bf16] = halves[skip * stride..].reinterpret_cast();
-                    let rows = Strided { data: rows, stride };
-                    dots::dots(simd, rows, Ahead::default(), count, queries, channels, out, BLOCK);
+                    simd.expand_u16(keys, halves);
+                    let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
+                    let rows = Strided { data, stride };
+                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
                 });
             }
+            BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+                let stride = keys.room(bytes);
+                grow(folded, queries.len());
+                for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
+                    folded.fill(0.0);
+                    for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
+                        let step = step * factor;
+                        // Any other step has codes of 0 only, and must not make NaN of them.
+                        *folded = if step >= f32::MIN_POSITIVE && step <= f32::MAX { q * step } else { 0.0 };
+                    }
+                }
+                let folded = &folded[..queries.len()];
+                dispatch!(self.level, simd => {
+                    simd.expand_i8(keys, bytes);
+                    let rows = Strided { data: &bytes[skip * stride..], stride };
+                    dots::dots(simd, rows, ahead, count, folded, channels, out, BLOCK);
+                });
+                for escape in escapes {
+                    let first = usize::from(escape.from).max(skip);
+                    let last = usize::from(escape.to).min(skip + count);
+                    for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
+                        let more = query[usize::from(escape.channel)] * escape.residual;
+                        (first..last).for_each(|token| out[token - skip] += more);
+                    }
+                }
+            }
+            // Not reached: there are no other codes.
+            _ => {}
         }
     }
 
@@ -166,8 +209,9 @@ impl SimdLevel {
         weights: &[f32],
         sums: &mut [f32],
         channels: usize,
-        scales: &mut Vec<f32>,
+        scratch: &mut KernelScratch,
     ) {
+        let scales = &mut scratch.scales;
         let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
         dispatch!(self.level, simd => match rows {
             StoredRows::F32(rows) => {
@@ -187,6 +231,8 @@ impl SimdLevel {
                 let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
                 values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
             }
+            // Values are never coded by channel.
+            StoredRows::Int4Keys(_) => {}
         });
     }
 
@@ -210,6 +256,7 @@ impl SimdLevel {
                     ask(Ahead::of(rows.codes), channels / 2);
                     Ahead::of(rows.scales).prefetch(simd, 0, 1);
                 }
+                StoredRows::Int4Keys(_) => {}
             }
         });
     }
@@ -240,6 +287,7 @@ impl StoredRows<'_> {
             Self::Bf16(rows) => Ahead::of(rows.data),
             Self::Int8(rows) => Ahead::of(rows.codes),
             Self::Int4(rows) => Ahead::of(rows.codes),
+            Self::Int4Keys(rows) => Ahead::of(rows.codes),
         }
     }
 }
@@ -263,6 +311,14 @@ impl<T> Masked<'_, T> {
     fn first(self, tokens: usize) -> Self {
         let words = self.frame.len().div_ceil(64);
         Self { masks: &self.masks[..tokens * words], ..self }
+    }
+
+    /// Makes room for the keys and returns the elements from one to the next: whole mask words, which also covers the
+    /// padding of the channels.
+    fn room<U: Copy + Default>(&self, keys: &mut Vec<U>) -> usize {
+        let (words, stride) = (self.frame.len().div_ceil(64), expand::row_stride(self.frame.len()));
+        grow(keys, self.masks.len() / words * stride);
+        stride
     }
 }
 

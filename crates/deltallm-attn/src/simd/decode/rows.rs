@@ -19,6 +19,8 @@ pub(crate) enum StoredRows<'a> {
     Int8(Int8Rows<'a>),
     /// 4-bit codes; rows of whole groups only.
     Int4(Int4Rows<'a>),
+    /// Keys of 4-bit codes with scales and minima by channel; whole groups of channels only.
+    Int4Keys(Int4Keys<'a>),
 }
 
 /// Rows of plain numbers that start `stride` elements apart.
@@ -40,6 +42,14 @@ pub(crate) struct Int8Rows<'a> {
 pub(crate) struct Int4Rows<'a> {
     pub(crate) codes: &'a [u8],
     pub(crate) scales: &'a [f16],
+}
+
+/// Keys of one group of tokens, see [`deltallm_core::KeyGroup`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int4Keys<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [f16],
+    pub(crate) minima: &'a [f16],
 }
 
 /// Rows that can be read vector by vector.
@@ -84,6 +94,13 @@ impl Number for f32 {
     #[inline(always)]
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
         S::f32s::from_slice(simd, x)
+    }
+}
+
+impl Number for i8 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.i8s(x)
     }
 }
 
@@ -153,6 +170,28 @@ impl Row for Int4Kernel<'_> {
         let codes = simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2);
         let scale = S::f32s::splat(simd, self.scales[group]);
         codes.mul_add(scale, scale * -8.0)
+    }
+}
+
+/// The codes of [`Int4Keys`] as they are, 0 to 15.
+#[derive(Clone, Copy)]
+pub(super) struct NibbleRows<'a>(pub(super) &'a [u8]);
+
+impl<'a> Rows for NibbleRows<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        Self(&self.0[index * channels / 2..][..channels / 2])
+    }
+}
+
+impl Row for NibbleRows<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
+        let first = group * (GROUP / 2) + channel % (GROUP / 2);
+        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2)
     }
 }
 

@@ -1,0 +1,432 @@
+//! One block of coded keys.
+
+use half::{bf16, f16};
+
+use crate::{
+    BLOCK_TOKENS, CoreError, DeltaEncoder, ElementType, Elements,
+    encoder::{bits, step, words},
+};
+
+/// A value of an 8-bit [`DeltaBlock`] that its code does not express. For the tokens `from..to` of the block the key is
+/// `code * step + residual` in this channel; the code is 0, so that no rounding comes in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Escape {
+    /// Channel of the key.
+    pub channel: u16,
+    /// First token of the block that it is for; 0 also for a value of the key frame.
+    pub from: u8,
+    /// The token that transmits the channel next, or the length of a whole block.
+    pub to: u8,
+    /// What is added to the code's value.
+    pub residual: f32,
+}
+
+/// The end of an escape whose channel has not been transmitted again.
+const OPEN_END: u8 = BLOCK_TOKENS as u8;
+
+/// A block of a [`DeltaMatrix`](crate::DeltaMatrix) as it is held: up to [`BLOCK_TOKENS`] tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct DeltaBlock<'a> {
+    /// The channels that each token transmits, `[tokens, words]`: channel `j` is bit `j % 64` of word `j / 64`.
+    pub masks: &'a [u64],
+    /// The key frame and the transmitted values.
+    pub codes: BlockCodes<'a>,
+}
+
+/// The numbers of a [`DeltaBlock`]: the key frame, `[channels]`, and the *new values* of all transmitted channels, token by
+/// token, channels ascending.
+#[derive(Debug, Clone, Copy)]
+#[non_exhaustive]
+pub enum BlockCodes<'a> {
+    /// As f32.
+    F32 {
+        /// `[channels]`.
+        frame: &'a [f32],
+        /// Packed.
+        values: &'a [f32],
+    },
+    /// As f16.
+    F16 {
+        /// `[channels]`.
+        frame: &'a [f16],
+        /// Packed.
+        values: &'a [f16],
+    },
+    /// As bf16.
+    Bf16 {
+        /// `[channels]`.
+        frame: &'a [bf16],
+        /// Packed.
+        values: &'a [bf16],
+    },
+    /// A number is `code * (steps[channel] * factor)`, and escapes on top. A channel whose step is of no use (0, or not a
+    /// normal f32 after the product) has codes of 0 only.
+    Int8 {
+        /// `[channels]`.
+        frame: &'a [i8],
+        /// Packed.
+        values: &'a [i8],
+        /// `[channels]`, the same for all blocks.
+        steps: &'a [f32],
+        /// The factor of this block.
+        factor: f32,
+        /// In the order of `from`.
+        escapes: &'a [Escape],
+    },
+}
+
+/// Up to [`BLOCK_TOKENS`] coded keys.
+#[derive(Debug)]
+pub(crate) struct Block {
+    /// The reconstruction before the block's first token, `[channels]`, and then the transmitted values of all tokens,
+    /// packed in order.
+    pub(crate) codes: Codes,
+    /// `[tokens, words]`: the channels each token transmits.
+    pub(crate) masks: Vec<u64>,
+    pub(crate) escapes: Vec<Escape>,
+    /// Of the steps of 8-bit codes.
+    pub(crate) factor: f32,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) enum Codes {
+    Float(Elements),
+    Int8(Vec<i8>),
+}
+
+impl Codes {
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::Float(elements) => elements.len(),
+            Self::Int8(codes) => codes.len(),
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        match self {
+            Self::Float(elements) => elements.truncate(len),
+            Self::Int8(codes) => codes.truncate(len),
+        }
+    }
+
+    /// Becomes a copy of `other`, within the room it has.
+    fn copy_from(&mut self, other: &Self) {
+        match (self, other) {
+            (Self::Float(elements), Self::Float(other)) => elements.copy_from(other),
+            (Self::Int8(codes), Self::Int8(other)) => {
+                codes.clear();
+                codes.extend_from_slice(other);
+            }
+            // All blocks of a matrix are of one kind.
+            (codes, other) => *codes = other.clone(),
+        }
+    }
+
+    fn code_bytes(&self) -> usize {
+        match self {
+            Self::Float(elements) => elements.element().bytes(),
+            Self::Int8(_) => 1,
+        }
+    }
+
+    fn capacity(&self) -> usize {
+        match self {
+            Self::Float(elements) => elements.capacity(),
+            Self::Int8(codes) => codes.capacity(),
+        }
+    }
+}
+
+impl Block {
+    /// Room for `tokens` keys, whatever they transmit, and for no escape. `None` is 8-bit codes.
+    pub(crate) fn with_capacity(element: Option<ElementType>, channels: usize, tokens: usize) -> Self {
+        let codes = channels * (1 + tokens);
+        Self {
+            codes: match element {
+                Some(element) => Codes::Float(Elements::with_capacity(element, codes)),
+                None => Codes::Int8(Vec::with_capacity(codes)),
+            },
+            masks: Vec::with_capacity(words(channels) * tokens),
+            escapes: Vec::new(),
+            factor: 1.0,
+        }
+    }
+
+    /// A copy without spare capacity.
+    pub(crate) fn to_exact(&self) -> Self {
+        // `Vec::clone` allocates exactly `len` elements.
+        Self {
+            codes: self.codes.clone(),
+            masks: self.masks.clone(),
+            escapes: self.escapes.clone(),
+            factor: self.factor,
+        }
+    }
+
+    /// Forgets everything but keeps the room.
+    pub(crate) fn clear(&mut self) {
+        self.codes.truncate(0);
+        self.masks.clear();
+        self.escapes.clear();
+    }
+
+    /// Begins with the key frame of the encoder's reference.
+    pub(crate) fn start(&mut self, encoder: &mut DeltaEncoder, factor: f32) {
+        self.clear();
+        self.factor = factor;
+        encoder.start_block(factor);
+        match &mut self.codes {
+            Codes::Float(elements) => elements.extend(encoder.reconstruction()),
+            Codes::Int8(codes) => codes.extend_from_slice(encoder.codes()),
+        }
+        self.push_escapes(encoder, 0);
+    }
+
+    /// Appends the key the encoder has just coded.
+    pub(crate) fn push(&mut self, encoder: &DeltaEncoder) {
+        let sent = encoder.sent();
+        let token = (self.masks.len() / sent.words().len().max(1)) as u8;
+        self.masks.extend_from_slice(sent.words());
+        match &mut self.codes {
+            Codes::Float(elements) => {
+                let reference = encoder.reconstruction();
+                let mut packed = [0.0; 64];
+                for (word, values) in sent.words().iter().zip(reference.chunks(64)) {
+                    let count = compress(*word, values, &mut packed);
+                    elements.extend(&packed[..count]);
+                }
+            }
+            Codes::Int8(codes) => {
+                let mut packed = [0; 64];
+                for (word, new) in sent.words().iter().zip(encoder.codes().chunks(64)) {
+                    let count = compress(*word, new, &mut packed);
+                    codes.extend_from_slice(&packed[..count]);
+                }
+                for escape in self.escapes.iter_mut().filter(|escape| escape.to == OPEN_END) {
+                    if sent.contains(usize::from(escape.channel)) {
+                        escape.to = token;
+                    }
+                }
+                if token == 0 {
+                    // What the first key transmits was never read from the frame.
+                    self.escapes.retain(|escape| escape.to > 0);
+                }
+                self.push_escapes(encoder, token);
+            }
+        }
+    }
+
+    fn push_escapes(&mut self, encoder: &DeltaEncoder, from: u8) {
+        let escapes = encoder.escaped().map(|channel| Escape {
+            channel: channel as u16, // 8-bit codes have at most 2^16 channels
+            from,
+            to: OPEN_END,
+            residual: encoder.reconstruction()[channel],
+        });
+        self.escapes.extend(escapes);
+    }
+
+    /// Codes the keys of another block again, from their reconstruction, into this one's room. Returns whether that is no
+    /// larger; otherwise the encoder goes on from the other block's last key.
+    ///
+    /// A key that is what the key before was is never transmitted again, so the new masks are subsets of the old ones,
+    /// except where a key frame of 8-bit codes is rounded anew.
+    pub(crate) fn recode(
+        &mut self,
+        other: &Self,
+        encoder: &mut DeltaEncoder,
+        rows: &mut Vec<f32>,
+    ) -> Result<bool, CoreError> {
+        let channels = encoder.channels();
+        other.reconstruct(encoder.base_steps(), channels, rows);
+        self.start(encoder, other.factor);
+        for key in rows.chunks_exact(channels) {
+            // Cannot fail: the store has held these numbers before.
+            encoder.encode(key)?;
+            self.push(encoder);
+        }
+        let fits = self.used_bytes() <= other.used_bytes() && self.escapes.len() <= other.escapes.capacity();
+        if !fits {
+            encoder.set_reference(&rows[rows.len().saturating_sub(channels)..]);
+        }
+        Ok(fits)
+    }
+
+    /// Keeps the first `tokens` tokens.
+    pub(crate) fn truncate(&mut self, tokens: usize, channels: usize) {
+        self.masks.truncate(tokens * words(channels));
+        let nonzeros: usize = self.masks.iter().map(|word| word.count_ones() as usize).sum();
+        self.codes.truncate(channels + nonzeros);
+        self.escapes.retain(|escape| usize::from(escape.from) < tokens);
+        for escape in &mut self.escapes {
+            if usize::from(escape.to) >= tokens {
+                escape.to = OPEN_END;
+            }
+        }
+    }
+
+    /// Becomes a copy of `other`, within the room it has.
+    pub(crate) fn copy_from(&mut self, other: &Self) {
+        self.codes.copy_from(&other.codes);
+        self.masks.clear();
+        self.masks.extend_from_slice(&other.masks);
+        self.escapes.clear();
+        self.escapes.extend_from_slice(&other.escapes);
+        self.factor = other.factor;
+    }
+
+    /// Becomes what `other` is, within the room it has; for escapes it takes over the room of `other`.
+    pub(crate) fn reopen(&mut self, other: Self) {
+        self.codes.copy_from(&other.codes);
+        self.masks.clear();
+        self.masks.extend_from_slice(&other.masks);
+        self.escapes = other.escapes;
+        self.factor = other.factor;
+    }
+
+    /// The key frame, `[channels]`; zeros before the first key.
+    pub(crate) fn frame(&self, base: &[f32], channels: usize) -> Vec<f32> {
+        let mut row = match &self.codes {
+            Codes::Float(elements) => {
+                elements.read(0..channels.min(elements.len()), &mut Vec::new()).to_vec()
+            }
+            Codes::Int8(codes) => codes
+                .iter()
+                .zip(base)
+                .map(|(code, base)| f32::from(*code) * step(*base, self.factor))
+                .collect(),
+        };
+        row.resize(channels, 0.0);
+        let first = &self.masks[..words(channels).min(self.masks.len())];
+        for escape in self.escapes.iter().take_while(|escape| escape.from == 0) {
+            let channel = usize::from(escape.channel);
+            if !contains(first, channel) {
+                row[channel] = escape.residual;
+            }
+        }
+        row
+    }
+
+    /// Transmitted values.
+    pub(crate) fn nonzeros(&self, channels: usize) -> usize {
+        self.codes.len().saturating_sub(channels)
+    }
+
+    /// The transmitted values of all tokens as f32, in `values`; `of` are their channels and `ends` the end of each token.
+    pub(crate) fn values<'a>(
+        &'a self,
+        base: &[f32],
+        channels: usize,
+        of: &[u32],
+        ends: &[u32],
+        values: &'a mut Vec<f32>,
+    ) -> &'a [f32] {
+        let codes = match &self.codes {
+            Codes::Float(elements) => {
+                return elements.read(channels.min(elements.len())..elements.len(), values);
+            }
+            Codes::Int8(codes) => codes.get(channels..).unwrap_or_default(),
+        };
+        values.clear();
+        let steps: Vec<f32> = base.iter().map(|base| step(*base, self.factor)).collect();
+        values
+            .extend(codes.iter().zip(of).map(|(code, channel)| f32::from(*code) * steps[*channel as usize]));
+        for escape in &self.escapes {
+            let token = usize::from(escape.from);
+            let start = token.checked_sub(1).map_or(0, |before| ends[before] as usize);
+            let sent = &of[start..ends[token] as usize];
+            if let Ok(index) = sent.binary_search(&u32::from(escape.channel)) {
+                values[start + index] += escape.residual;
+            }
+        }
+        values
+    }
+
+    /// The keys, `[tokens, channels]`, into `rows` (overwritten).
+    pub(crate) fn reconstruct(&self, base: &[f32], channels: usize, rows: &mut Vec<f32>) {
+        let (mut of, mut ends) = (Vec::new(), Vec::new());
+        unpack_masks(&self.masks, words(channels), &mut of, &mut ends);
+        let mut scratch = Vec::new();
+        let values = self.values(base, channels, &of, &ends, &mut scratch);
+        let mut key = self.frame(base, channels);
+        rows.clear();
+        let mut start = 0;
+        for end in ends.iter().map(|end| *end as usize) {
+            for (channel, value) in of[start..end].iter().zip(&values[start..end]) {
+                key[*channel as usize] = *value;
+            }
+            start = end;
+            rows.extend_from_slice(&key);
+        }
+    }
+
+    pub(crate) fn view<'a>(&'a self, steps: &'a [f32], channels: usize) -> DeltaBlock<'a> {
+        let at = channels.min(self.codes.len());
+        let codes = match &self.codes {
+            Codes::Float(Elements::F32(codes)) => {
+                BlockCodes::F32 { frame: &codes[..at], values: &codes[at..] }
+            }
+            Codes::Float(Elements::F16(codes)) => {
+                BlockCodes::F16 { frame: &codes[..at], values: &codes[at..] }
+            }
+            Codes::Float(Elements::Bf16(codes)) => {
+                BlockCodes::Bf16 { frame: &codes[..at], values: &codes[at..] }
+            }
+            Codes::Int8(codes) => BlockCodes::Int8 {
+                frame: &codes[..at],
+                values: &codes[at..],
+                steps,
+                factor: self.factor,
+                escapes: &self.escapes,
+            },
+        };
+        DeltaBlock { masks: &self.masks, codes }
+    }
+
+    pub(crate) fn used_bytes(&self) -> usize {
+        self.codes.len() * self.codes.code_bytes()
+            + size_of_val(&self.masks[..])
+            + size_of_val(&self.escapes[..])
+    }
+
+    pub(crate) fn escape_bytes(&self) -> usize {
+        self.escapes.capacity() * size_of::<Escape>()
+    }
+
+    pub(crate) fn capacity_bytes(&self) -> usize {
+        self.codes.capacity() * self.codes.code_bytes()
+            + self.masks.capacity() * size_of::<u64>()
+            + self.escape_bytes()
+    }
+}
+
+/// The numbers of up to 64 channels whose bits are set, packed into the front of `packed`; returns how many.
+#[inline]
+fn compress<T: Copy>(word: u64, values: &[T], packed: &mut [T; 64]) -> usize {
+    let mut count = 0;
+    for (channel, slot) in bits(&[word]).zip(packed) {
+        *slot = values[channel];
+        count += 1;
+    }
+    count
+}
+
+/// Whether the bit of `channel` is set.
+pub(crate) fn contains(words: &[u64], channel: usize) -> bool {
+    words.get(channel / 64).is_some_and(|word| word >> (channel % 64) & 1 == 1)
+}
+
+/// The channels of all set bits, and the end of each token in them.
+#[inline]
+pub(crate) fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
+    for mask in masks.chunks_exact(words) {
+        for (&word, first) in mask.iter().zip((0..).step_by(64)) {
+            let mut rest = word;
+            while rest != 0 {
+                channels.push(first + rest.trailing_zeros());
+                rest &= rest - 1;
+            }
+        }
+        ends.push(channels.len() as u32);
+    }
+}
