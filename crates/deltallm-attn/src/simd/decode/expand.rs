@@ -2,6 +2,8 @@
 
 use fearless_simd::prelude::*;
 
+use crate::decode::BLOCK;
+
 /// A block of delta-coded keys: what [`deltallm_core::DeltaMatrix`] stores, by reference.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Masked<'a, T> {
@@ -18,21 +20,20 @@ pub(super) fn row_stride(channels: usize) -> usize {
     channels.next_multiple_of(64)
 }
 
-/// Writes each token's key to `out`, `[tokens, row_stride(channels)]`, value by value: for levels that cannot expand
-/// in registers. A table of shuffles is slower there.
-pub(super) fn expand_by_bits<T: Copy + Default>(block: Masked<T>, out: &mut [T]) {
+/// Writes each token's key to `out`, `[tokens, row_stride(channels)]`, for levels that cannot expand in registers: the
+/// values go to their places one by one, and then a vector at a time takes from the key before what was not transmitted.
+/// (Values written into a copy of the key before would be read again before they had left the store buffer.)
+#[inline(always)]
+pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S>>(
+    simd: S,
+    block: Masked<V::Element>,
+    out: &mut [V::Element],
+) {
     let channels = block.frame.len();
     let (words, stride) = (channels.div_ceil(64), row_stride(channels));
     let mut values = block.values.iter();
-    for (token, masks) in block.masks.chunks_exact(words).enumerate() {
-        match token {
-            0 => {
-                out[..channels].copy_from_slice(block.frame);
-                out[channels..stride].fill(T::default());
-            }
-            _ => out.copy_within((token - 1) * stride..token * stride, token * stride),
-        }
-        for (word, row) in masks.iter().zip(out[token * stride..].chunks_mut(64)) {
+    for (masks, row) in block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride)) {
+        for (word, row) in masks.iter().zip(row.chunks_exact_mut(64)) {
             let mut rest = *word;
             while rest != 0 {
                 if let Some(value) = values.next() {
@@ -40,6 +41,15 @@ pub(super) fn expand_by_bits<T: Copy + Default>(block: Masked<T>, out: &mut [T])
                 }
                 rest &= rest - 1;
             }
+        }
+    }
+    for first in (0..stride).step_by(V::LEN) {
+        let mut key = padded::<S, V>(simd, block.frame.get(first..).unwrap_or(&[]));
+        for (masks, row) in block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride)) {
+            let row = &mut row[first..][..V::LEN];
+            let mask = V::Mask::from_bitmask(simd, masks[first / 64] >> (first % 64) & low_bits(V::LEN));
+            key = mask.select(V::from_slice(simd, row), key);
+            key.store_slice(row);
         }
     }
 }
@@ -53,32 +63,43 @@ pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
 ) {
     let channels = block.frame.len();
     let (words, stride) = (channels.div_ceil(64), row_stride(channels));
-    let tokens = block.masks.len() / words;
-    let low = |bits: usize| if bits == 64 { u64::MAX } else { (1 << bits) - 1 };
+    // Where the values of each token begin that are still to come.
+    let mut starts = [0; BLOCK];
+    let mut start = 0;
+    for (first, masks) in starts.iter_mut().zip(block.masks.chunks_exact(words)) {
+        *first = start;
+        start += masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>();
+    }
     for first in (0..stride).step_by(V::LEN) {
-        let (word, shift) = (first / 64, first % 64);
         let mut key = padded::<S, V>(simd, block.frame.get(first..).unwrap_or(&[]));
-        // Where the values of the token begin that belong to this register.
-        let mut start = 0;
-        for token in 0..tokens {
-            let masks = &block.masks[token * words..][..words];
-            let before: u32 = masks[..word].iter().map(|mask| mask.count_ones()).sum();
-            let before = before + (masks[word] & low(shift)).count_ones();
-            let values = &block.values[start + before as usize..];
-            start += masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>();
-            let mask = V::Mask::from_bitmask(simd, masks[word] >> shift & low(V::LEN));
-            let values = match values.get(..V::LEN) {
-                Some(values) => V::from_slice(simd, values),
-                None => padded::<S, V>(simd, values),
-            };
-            key = values.expand_merge(mask, key);
-            key.store_slice(&mut out[token * stride + first..][..V::LEN]);
+        let rows = block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride));
+        for ((masks, row), start) in rows.zip(&mut starts) {
+            let bits = masks[first / 64] >> (first % 64) & low_bits(V::LEN);
+            let mask = V::Mask::from_bitmask(simd, bits);
+            key = load_values::<S, V>(simd, block.values, *start).expand_merge(mask, key);
+            *start += bits.count_ones() as usize;
+            key.store_slice(&mut row[first..][..V::LEN]);
         }
+    }
+}
+
+/// A mask of the lowest `count` bits, 1 to 64 of them.
+#[inline(always)]
+fn low_bits(count: usize) -> u64 {
+    u64::MAX >> (64 - count)
+}
+
+/// A vector of packed values from `start` on; only the last ones of a block have to be padded.
+#[inline(always)]
+pub(super) fn load_values<S: Simd, V: SimdBase<S>>(simd: S, values: &[V::Element], start: usize) -> V {
+    match values.get(start..start + V::LEN) {
+        Some(values) => V::from_slice(simd, values),
+        None => padded::<S, V>(simd, values.get(start..).unwrap_or(&[])),
     }
 }
 
 /// `x`, shorter than a vector or not, and zeros.
 #[inline(always)]
-fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
+pub(super) fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
     V::from_fn(simd, |i| x.get(i).copied().unwrap_or_default())
 }

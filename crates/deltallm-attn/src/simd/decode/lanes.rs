@@ -8,7 +8,13 @@ mod x86;
 use fearless_simd::{Fallback, prelude::*};
 use half::{bf16, f16};
 
-use super::expand::{Masked, expand_by_bits};
+use super::{
+    ahead::Ahead,
+    dots::dots,
+    expand::{Masked, expand_by_bits},
+    rows::Strided,
+};
+use crate::decode::BLOCK;
 
 /// A finite f16 as f32; `f16::to_f32` asks for the CPU's features every time.
 #[inline(always)]
@@ -17,6 +23,32 @@ pub(super) fn finite(x: f16) -> f32 {
     let bits = u32::from(x.to_bits());
     let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
+}
+
+/// What [`Lanes::int8_scores`] multiplies the codes of keys with, and where the scores go.
+pub(super) struct ToScore<'a> {
+    /// `[heads, channels]`, times the steps of the channels.
+    pub(super) queries: &'a [f32],
+    /// Padded channels.
+    pub(super) channels: usize,
+    /// `[heads, BLOCK]`.
+    pub(super) out: &'a mut [f32],
+}
+
+/// Writes the keys out and takes them as rows: exact, in f32.
+#[inline(always)]
+pub(super) fn expand_and_score<S: Lanes>(
+    simd: S,
+    block: Masked<i8>,
+    skip: usize,
+    to: ToScore,
+    keys: &mut Vec<i8>,
+) {
+    let stride = block.room(keys);
+    let count = block.tokens() - skip;
+    simd.expand_i8(block, keys);
+    let rows = Strided { data: &keys[skip * stride..], stride };
+    dots(simd, rows, Ahead::default(), count, to.queries, to.channels, to.out, BLOCK);
 }
 
 /// Conversions, sums and expansions; every slice of numbers to convert is one vector of f32 long.
@@ -50,18 +82,28 @@ pub(super) trait Lanes: Simd {
     }
 
     /// Keys of a block of bytes, see [`super::expand`].
+    #[inline(always)]
     fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
-        expand_by_bits(block, out);
+        expand_by_bits::<Self, Self::i8s>(self, block, out);
+    }
+
+    /// `out[head * BLOCK + i] = queries[head] . keys[skip + i]` for the keys of a block of bytes; `queries` is
+    /// `[heads, channels]`, `keys` room for the keys.
+    #[inline(always)]
+    fn int8_scores(self, block: Masked<i8>, skip: usize, to: ToScore, keys: &mut Vec<i8>) {
+        expand_and_score(self, block, skip, to, keys);
     }
 
     /// Keys of a block of 16-bit numbers.
+    #[inline(always)]
     fn expand_u16(self, block: Masked<u16>, out: &mut [u16]) {
-        expand_by_bits(block, out);
+        expand_by_bits::<Self, Self::u16s>(self, block, out);
     }
 
     /// Keys of a block of f32.
+    #[inline(always)]
     fn expand_f32(self, block: Masked<f32>, out: &mut [f32]) {
-        expand_by_bits(block, out);
+        expand_by_bits::<Self, Self::f32s>(self, block, out);
     }
 
     /// Asks for the cache line at an address.

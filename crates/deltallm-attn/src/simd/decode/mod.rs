@@ -7,6 +7,8 @@
 mod ahead;
 mod dots;
 mod expand;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod int8_deltas;
 mod lanes;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod prefetch;
@@ -22,7 +24,7 @@ use super::SimdLevel;
 use crate::decode::BLOCK;
 use expand::Masked;
 use ahead::Ahead;
-use lanes::{Lanes, finite};
+use lanes::{Lanes, ToScore, finite};
 use rows::{Int4Kernel, Int8Kernel, NibbleRows, lanes};
 pub(crate) use rows::{Int4Keys, Int4Rows, Int8Rows, StoredRows, Strided};
 
@@ -168,21 +170,13 @@ impl SimdLevel {
             }
             BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
-                let stride = keys.room(bytes);
                 grow(folded, queries.len());
-                for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
-                    folded.fill(0.0);
-                    for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
-                        let step = step * factor;
-                        // Any other step has codes of 0 only, and must not make NaN of them.
-                        *folded = if step >= f32::MIN_POSITIVE && step <= f32::MAX { q * step } else { 0.0 };
-                    }
-                }
-                let folded = &folded[..queries.len()];
+                let folded = &mut folded[..queries.len()];
                 dispatch!(self.level, simd => {
-                    simd.expand_i8(keys, bytes);
-                    let rows = Strided { data: &bytes[skip * stride..], stride };
-                    dots::dots(simd, rows, ahead, count, folded, channels, out, BLOCK);
+                    for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
+                        fold(query, steps, factor, folded);
+                    }
+                    simd.int8_scores(keys, skip, ToScore { queries: folded, channels, out }, bytes);
                 });
                 for escape in escapes {
                     let first = usize::from(escape.from).max(skip);
@@ -306,7 +300,23 @@ fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &
     &scales[..stored.len()]
 }
 
+/// A query times the steps of 8-bit codes; the padding of its channels is zero.
+#[inline(always)]
+fn fold(query: &[f32], steps: &[f32], factor: f32, folded: &mut [f32]) {
+    for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
+        let step = step * factor;
+        // Any other step has codes of 0 only, and must not make NaN of them.
+        *folded = if step >= f32::MIN_POSITIVE && step <= f32::MAX { q * step } else { 0.0 };
+    }
+    folded[steps.len()..].fill(0.0);
+}
+
 impl<T> Masked<'_, T> {
+    /// Tokens of the block.
+    fn tokens(&self) -> usize {
+        self.masks.len() / self.frame.len().div_ceil(64)
+    }
+
     /// The first `tokens` tokens of the block.
     fn first(self, tokens: usize) -> Self {
         let words = self.frame.len().div_ceil(64);
@@ -316,8 +326,8 @@ impl<T> Masked<'_, T> {
     /// Makes room for the keys and returns the elements from one to the next: whole mask words, which also covers the
     /// padding of the channels.
     fn room<U: Copy + Default>(&self, keys: &mut Vec<U>) -> usize {
-        let (words, stride) = (self.frame.len().div_ceil(64), expand::row_stride(self.frame.len()));
-        grow(keys, self.masks.len() / words * stride);
+        let stride = expand::row_stride(self.frame.len());
+        grow(keys, self.tokens() * stride);
         stride
     }
 }

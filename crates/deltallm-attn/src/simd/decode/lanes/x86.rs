@@ -10,8 +10,8 @@ use fearless_simd::{prelude::*, Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kerne
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::{expand::expand_in_registers, prefetch::prefetch},
-    Lanes, Masked,
+    super::{expand::expand_in_registers, int8_deltas, prefetch::prefetch},
+    Lanes, Masked, ToScore,
 };
 
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
@@ -159,6 +159,11 @@ impl Lanes for Avx512 {
             }
         );
         sum(self, a.into(), b.into(), c.into(), d.into()).into()
+    }
+
+    #[inline(always)]
+    fn int8_scores(self, block: Masked<i8>, skip: usize, to: ToScore, keys: &mut Vec<i8>) {
+        int8_deltas::scores(self, block, skip, to, keys);
     }
 
     #[inline(always)]
