@@ -6,6 +6,7 @@ use deltallm_core::HeadSparsity;
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    decode::attend_token,
     prepare::Prepared,
     query_tile,
     tile::{Phase, Scratch, Tile, attend_tile, union},
@@ -41,6 +42,9 @@ pub(crate) fn attend(
     mut out: HeadsViewMut,
 ) -> Result<Vec<HeadSparsity>, AttentionError> {
     let shape = options.shape;
+    if q.tokens() == 1 {
+        return attend_token(options, q, first, split, phases, out);
+    }
     let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
     // Preparing a block costs about as much as a tile spends on it: do it once if several tiles follow.
     let prepared = match q.tokens() > query_tile(shape.group()) {

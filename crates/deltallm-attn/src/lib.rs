@@ -11,11 +11,12 @@
 //!
 //! Keys and values that are NaN, infinite or too large for the cache's element type are an error, and so are finite
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
-#![deny(unsafe_code)]
+#![deny(unsafe_code)] // allowed in single modules of `simd` only
 
 mod aligned;
 mod cache;
 pub mod calibration;
+mod decode;
 mod delta;
 mod dense;
 mod error;

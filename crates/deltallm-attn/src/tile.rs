@@ -11,6 +11,7 @@ use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, GroupedKeys, HeadSpa
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SimdLevel, SkipMargin,
     aligned::Aligned,
+    decode::DecodeRows,
     prepare::{PairPhase, Prepared},
     simd::{PairQueries, pair_values},
     window::{Part, Split},
@@ -23,7 +24,7 @@ pub fn query_tile(group: usize) -> usize {
 }
 
 /// Rows of one kv head, addressed by token.
-pub(crate) trait Rows: Sync {
+pub(crate) trait Rows: DecodeRows + Sync {
     /// `[tokens, head_dim]` as f32, borrowed or converted into `scratch`.
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32];
 }
@@ -140,7 +141,7 @@ pub(crate) fn attend_tile(
     let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
     scratch.queries.reset(head_dim * lanes, 0.0);
     for head in 0..group {
-        let (rows, stride) = q.rows(tile.positions.start - first, tile.kv_head * group + head);
+        let (rows, stride) = q.rows_from(tile.positions.start - first, tile.kv_head * group + head);
         let out = &mut scratch.queries[head * queries..];
         options.simd.transpose(rows, stride, [queries, head_dim], scale, out, lanes);
     }

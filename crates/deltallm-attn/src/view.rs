@@ -106,8 +106,8 @@ impl<'a> HeadsView<'a> {
         &self.data[self.layout.start(token, head)..][..self.layout.head_dim]
     }
 
-    /// The rows of `head` from token `token` on, and the distance from one to the next.
-    pub(crate) fn rows(&self, token: usize, head: usize) -> (&'a [f32], usize) {
+    /// One head from token `token` on: rows that start `stride` elements apart, and this `stride`.
+    pub(crate) fn rows_from(&self, token: usize, head: usize) -> (&'a [f32], usize) {
         (&self.data[self.layout.start(token, head)..], self.layout.token_stride)
     }
 

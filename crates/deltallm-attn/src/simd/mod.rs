@@ -7,6 +7,7 @@
 //! Faster kernels for one instruction set (bf16 or int8 dot products, fused skip tests) belong beside these files, and
 //! are chosen in the methods of [`SimdLevel`].
 
+pub(crate) mod decode;
 mod delta;
 mod exp;
 mod matmul;

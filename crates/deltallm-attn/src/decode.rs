@@ -1,0 +1,402 @@
+//! Attention of one token: what generation spends its time on.
+//!
+//! A tile of queries makes vectors of queries; here there is one query per head, so the vectors run along the channels,
+//! and the heads of a group share every row of the cache. The keys of a kv head are taken in blocks of [`BLOCK`]:
+//! scores, the skip test, softmax, and the values of the keys that are left.
+//!
+//! Long caches are cut into chunks of [`CHUNK`] keys that know nothing of each other and are merged in order, whoever
+//! worked them off: the result does not depend on the number of threads. Value skipping needs the best exact score
+//! first, so there are two rounds: the phases before the first one that skips, then the rest.
+
+use std::{f32::consts::LOG2_E, ops::Range};
+
+use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage};
+
+use crate::{
+    AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    simd::decode::{CHANNELS, Int4Keys, Int4Rows, Int8Rows, KernelScratch, Scoring, StoredRows, Strided},
+    tile::{HeadRows, Keys, Phase, Rows},
+    window::{Part, Split},
+};
+
+/// Keys that are scored before their values are looked at.
+pub(crate) const BLOCK: usize = BLOCK_TOKENS;
+
+/// Keys that one thread attends at a stretch; their positions start at multiples of this. Cutting costs next to nothing:
+/// merging two chunks is as much work as two values.
+const CHUNK: usize = 1024;
+
+#[cfg(feature = "rayon")]
+/// Keys, summed over kv heads, below which waking other threads costs more than they bring.
+const ENOUGH_FOR_THREADS: usize = 4096;
+
+/// Rows of one kv head in the form they are stored in.
+pub(crate) trait DecodeRows {
+    /// The first of `tokens`, as many as lie adjacent, and how many these are. `None` where there is no kernel for the
+    /// form.
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)>;
+}
+
+impl DecodeRows for PagedRows {
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let stride = self.channels();
+        let first = tokens.start % self.page_tokens();
+        let count = tokens.len().min(self.page_tokens() - first);
+        let of = |width: usize| first * width..(first + count) * width;
+        let groups = stride.div_ceil(GROUP);
+        let rows = match self.page(tokens.start / self.page_tokens())? {
+            RowsPage::F32(page) => StoredRows::F32(Strided { data: &page[of(stride)], stride }),
+            RowsPage::F16(page) => StoredRows::F16(Strided { data: &page[of(stride)], stride }),
+            RowsPage::Bf16(page) => StoredRows::Bf16(Strided { data: &page[of(stride)], stride }),
+            RowsPage::Int8 { codes, scales } => {
+                StoredRows::Int8(Int8Rows { codes: &codes[of(stride)], scales: &scales[of(groups)] })
+            }
+            // Vectors would straddle a shorter last group.
+            RowsPage::Int4 { codes, scales } if stride.is_multiple_of(GROUP) => {
+                StoredRows::Int4(Int4Rows { codes: &codes[of(stride / 2)], scales: &scales[of(groups)] })
+            }
+            _ => return None,
+        };
+        (stride.is_multiple_of(CHANNELS)).then_some((rows, count))
+    }
+}
+
+impl DecodeRows for GroupedKeys {
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let (stride, group) = (self.channels(), tokens.start / GROUP);
+        let (first, last) = (tokens.start % GROUP, tokens.end.min((group + 1) * GROUP) - group * GROUP);
+        let rows = match self.group(group) {
+            // Vectors would straddle a shorter last group of channels.
+            Some(KeyGroup { codes, scales, minima }) if stride.is_multiple_of(GROUP) => {
+                let codes = &codes[first * stride / 2..last * stride / 2];
+                StoredRows::Int4Keys(Int4Keys { codes, scales, minima })
+            }
+            Some(_) => return None,
+            None => {
+                let data = &self.waiting()[first * stride..last * stride];
+                StoredRows::F16(Strided { data, stride })
+            }
+        };
+        (stride.is_multiple_of(CHANNELS)).then_some((rows, last - first))
+    }
+}
+
+impl DecodeRows for HeadRows<'_> {
+    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let (data, stride) = self.view.rows_from(tokens.start, self.head);
+        let rows = StoredRows::F32(Strided { data, stride });
+        self.view.head_dim().is_multiple_of(CHANNELS).then_some((rows, tokens.len()))
+    }
+}
+
+/// A stretch of keys of one phase of one kv head.
+#[derive(Debug)]
+struct Chunk {
+    kv_head: usize,
+    phase: usize,
+    tokens: Range<usize>,
+}
+
+/// Working memory of a thread.
+#[derive(Debug, Default)]
+struct Scratch {
+    /// `[group, BLOCK]`: scores, then weights.
+    scores: Vec<f32>,
+    kernels: KernelScratch,
+    converted: Converted,
+}
+
+/// Rows as f32, and the same padded.
+#[derive(Debug, Default)]
+struct Converted {
+    rows: Vec<f32>,
+    padded: Vec<f32>,
+}
+
+/// What has come of some keys of one kv head: `[group]` maxima, `[group]` sums of weights, `[group, channels]` weighted
+/// sums of values.
+struct Partial<'a> {
+    max: &'a mut [f32],
+    total: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+/// One token's attention.
+struct Token<'a> {
+    options: &'a AttentionOptions,
+    position: usize,
+    /// Channels, padded to whole vectors.
+    channels: usize,
+    /// Scaled queries, `[heads, channels]`.
+    queries: Vec<f32>,
+    phases: &'a [Vec<Phase<'a>>],
+}
+
+/// Attends the single token of `q`, which stands at `position`, to the keys of all phases, in order.
+pub(crate) fn attend_token(
+    options: &AttentionOptions,
+    q: &HeadsView,
+    position: usize,
+    split: &Split,
+    phases: &[Vec<Phase>],
+    mut out: HeadsViewMut,
+) -> Result<Vec<HeadSparsity>, AttentionError> {
+    let shape = options.shape;
+    let (group, head_dim) = (shape.group(), shape.head_dim());
+    let channels = head_dim.next_multiple_of(CHANNELS);
+    let mut queries = vec![0.0; shape.heads() * channels];
+    // Scores come out in units of ln 2, but a cap is a function of nats; its result changes the unit.
+    let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
+    for (head, query) in queries.chunks_exact_mut(channels).enumerate() {
+        query.iter_mut().zip(q.row(0, head)).for_each(|(x, q)| *x = q * scale);
+    }
+    let token = Token { options, position, channels, queries, phases };
+
+    let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
+    let mut rounds: [Vec<Chunk>; 2] = Default::default();
+    for (kv_head, (phases, counts)) in phases.iter().zip(&mut counts).enumerate() {
+        let mut round = 0;
+        for (number, phase) in phases.iter().enumerate() {
+            let tokens = split.range(phase.part, position);
+            counts.pairs += (tokens.len() * group) as u64;
+            if phase.part != Part::Far {
+                counts.exact_pairs += (tokens.len() * group) as u64;
+            }
+            round |= usize::from(phase.skip_margin.is_some());
+            rounds[round].extend(cut(tokens).map(|tokens| Chunk { kv_head, phase: number, tokens }));
+        }
+    }
+
+    let size = group * (2 + channels);
+    let mut merged = vec![0.0; shape.kv_heads() * size];
+    merged.chunks_exact_mut(size).for_each(|memory| Partial::new(memory, group).clear());
+    for chunks in &rounds {
+        let mut partials = vec![0.0; chunks.len() * size];
+        let skipped = token.attend_all(chunks, &merged, &mut partials, size);
+        for ((chunk, partial), skipped) in chunks.iter().zip(partials.chunks_exact_mut(size)).zip(skipped) {
+            counts[chunk.kv_head].skipped_values += skipped;
+            let all = &mut merged[chunk.kv_head * size..][..size];
+            Partial::new(all, group).merge(&Partial::new(partial, group));
+        }
+    }
+
+    for memory in merged.chunks_exact_mut(size) {
+        let Partial { max, total, sums } = Partial::new(memory, group);
+        for (head, sums) in sums.chunks_exact_mut(channels).enumerate() {
+            sums.iter_mut().for_each(|sum| *sum /= total[head]);
+            // Inputs are finite, so anything else here is a score that left the range of f32.
+            if !max[head].is_finite() || !sums.iter().all(|sum| sum.is_finite()) {
+                return Err(AttentionError::Overflow);
+            }
+        }
+    }
+    for (kv_head, memory) in merged.chunks_exact_mut(size).enumerate() {
+        for (head, sums) in Partial::new(memory, group).sums.chunks_exact(channels).enumerate() {
+            out.row_mut(0, kv_head * group + head).copy_from_slice(&sums[..head_dim]);
+        }
+    }
+    Ok(counts)
+}
+
+/// Cuts a range of keys at the multiples of [`CHUNK`].
+fn cut(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let chunks = tokens.start / CHUNK..tokens.end.div_ceil(CHUNK);
+    chunks
+        .map(move |chunk| tokens.start.max(chunk * CHUNK)..tokens.end.min((chunk + 1) * CHUNK))
+        .filter(|tokens| !tokens.is_empty())
+}
+
+impl Token<'_> {
+    /// Attends all chunks, each into its part of `partials`; `merged` is what earlier rounds have come to. Returns the
+    /// values each chunk skipped.
+    fn attend_all(&self, chunks: &[Chunk], merged: &[f32], partials: &mut [f32], size: usize) -> Vec<u64> {
+        #[cfg(feature = "rayon")]
+        if self.options.parallel
+            && chunks.len() > 1
+            && chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() >= ENOUGH_FOR_THREADS
+            && rayon::current_num_threads() > 1
+        {
+            use rayon::prelude::*;
+            return chunks
+                .par_iter()
+                .zip(partials.par_chunks_exact_mut(size))
+                .map_init(Scratch::default, |scratch, (chunk, partial)| {
+                    self.attend(chunk, merged, partial, scratch)
+                })
+                .collect();
+        }
+        let mut scratch = Scratch::default();
+        let partials = partials.chunks_exact_mut(size);
+        chunks
+            .iter()
+            .zip(partials)
+            .map(|(chunk, partial)| self.attend(chunk, merged, partial, &mut scratch))
+            .collect()
+    }
+
+    /// Attends one chunk. Returns the number of (query, key) pairs whose value was skipped.
+    fn attend(&self, chunk: &Chunk, merged: &[f32], partial: &mut [f32], scratch: &mut Scratch) -> u64 {
+        let (simd, shape, channels) = (self.options.simd, self.options.shape, self.channels);
+        let group = shape.group();
+        let phase = &self.phases[chunk.kv_head][chunk.phase];
+        let size = partial.len();
+        let exact_max = &merged[chunk.kv_head * size..][..group];
+        let mut partial = Partial::new(partial, group);
+        partial.clear();
+        let margin = phase.skip_margin.map(|margin| margin.nats(self.position + 1, 1) * LOG2_E);
+        if margin.is_some() {
+            partial.max.copy_from_slice(exact_max);
+        }
+        let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
+        let Scratch { scores, kernels, converted } = scratch;
+        scores.resize(group * BLOCK, 0.0);
+        let mut skipped = 0;
+
+        for block in chunk.tokens.start / BLOCK..chunk.tokens.end.div_ceil(BLOCK) {
+            let tokens = chunk.tokens.start.max(block * BLOCK)..chunk.tokens.end.min((block + 1) * BLOCK);
+            // Of the chunk's next block.
+            let next = chunk.tokens.end.min((block + 2) * BLOCK);
+            let mut scoring = Scoring { queries, channels, scores };
+            match phase.keys {
+                Keys::Rows(keys) => {
+                    for_runs(keys, &tokens, next, channels, converted, |rows, ahead, count, at| {
+                        simd.decode_scores(rows, ahead, count, at, &mut scoring, kernels);
+                    });
+                }
+                Keys::Delta(matrix) => {
+                    let skip = tokens.start - block * BLOCK;
+                    if let Some(coded) = matrix.coded(block) {
+                        simd.decode_delta_scores(coded, skip, tokens.len(), &mut scoring, kernels);
+                    }
+                }
+            }
+            if let Some(cap) = self.options.softcap {
+                simd.softcap(scores, cap);
+            }
+            // Bit `i`: the value of the block's key `i` counts.
+            let all = low_bits(tokens.len());
+            let kept = margin.map_or(all, |margin| {
+                let heads = scores.chunks_exact(BLOCK).zip(exact_max);
+                all & heads.fold(0, |kept, (scores, max)| kept | simd.decode_above(scores, max - margin))
+            });
+            skipped += ((tokens.len() - kept.count_ones() as usize) * group) as u64;
+            if kept == 0 {
+                continue;
+            }
+            let mut numbers = [0; BLOCK];
+            let count = bit_numbers(kept, &mut numbers);
+            let padded = count.next_multiple_of(CHANNELS);
+            if margin.is_some()
+                && let Some((rows, rows_here)) = phase.values.stored(tokens.clone())
+                && rows_here == tokens.len()
+            {
+                simd.decode_prefetch(rows, &numbers[..count], channels);
+            }
+            for (head, scores) in scores.chunks_exact_mut(BLOCK).enumerate() {
+                if count < tokens.len() {
+                    (0..count).for_each(|i| scores[i] = scores[usize::from(numbers[i])]);
+                }
+                scores[count..padded].fill(f32::NEG_INFINITY);
+                let sums = &mut partial.sums[head * channels..][..channels];
+                let (max, total) = (&mut partial.max[head], &mut partial.total[head]);
+                simd.decode_softmax(&mut scores[..padded], max, total, sums);
+            }
+            let mut done = 0;
+            let next = if margin.is_some() { tokens.end } else { next };
+            for_runs(phase.values, &tokens, next, channels, converted, |rows, ahead, count, at| {
+                let here = (kept >> at & low_bits(count)).count_ones() as usize;
+                let picks = &mut numbers[done..done + here];
+                picks.iter_mut().for_each(|pick| *pick -= at as u8);
+                let weights = &scores[done..];
+                simd.decode_values(rows, ahead, picks, weights, partial.sums, channels, kernels);
+                done += here;
+            });
+        }
+        skipped
+    }
+}
+
+/// Calls `work` with the rows of `tokens` (one block's), run by run: rows, their number, and the first one's place in
+/// `tokens`; besides the rows that follow it, up to `next_end`. Where there is no kernel for their stored form they come as
+/// padded f32.
+fn for_runs(
+    rows: &dyn Rows,
+    tokens: &Range<usize>,
+    next_end: usize,
+    channels: usize,
+    scratch: &mut Converted,
+    mut work: impl FnMut(StoredRows, Option<StoredRows>, usize, usize),
+) {
+    let mut next = tokens.start;
+    while next < tokens.end {
+        if let Some((stored, count)) = rows.stored(next..tokens.end) {
+            let follow = next + count;
+            let ahead = if follow < next_end { rows.stored(follow..next_end) } else { None };
+            work(stored, ahead.map(|(rows, _)| rows), count, next - tokens.start);
+            next = follow;
+            continue;
+        }
+        let rest = next..tokens.end;
+        let numbers = rows.read(rest.clone(), &mut scratch.rows);
+        scratch.padded.clear();
+        scratch.padded.resize(rest.len() * channels, 0.0);
+        let head_dim = numbers.len() / rest.len();
+        for (row, padded) in numbers.chunks_exact(head_dim).zip(scratch.padded.chunks_exact_mut(channels)) {
+            padded[..head_dim].copy_from_slice(row);
+        }
+        let padded = Strided { data: &scratch.padded[..], stride: channels };
+        work(StoredRows::F32(padded), None, rest.len(), next - tokens.start);
+        next = rest.end;
+    }
+}
+
+/// A mask of the lowest `count` bits, 1 to 64 of them.
+fn low_bits(count: usize) -> u64 {
+    u64::MAX >> (64 - count)
+}
+
+/// The numbers of the bits that are set, ascending.
+fn bit_numbers(mut bits: u64, numbers: &mut [u8; BLOCK]) -> usize {
+    let mut count = 0;
+    while bits != 0 {
+        numbers[count] = bits.trailing_zeros() as u8;
+        count += 1;
+        bits &= bits - 1;
+    }
+    count
+}
+
+impl<'a> Partial<'a> {
+    fn new(memory: &'a mut [f32], group: usize) -> Self {
+        let (max, rest) = memory.split_at_mut(group);
+        let (total, sums) = rest.split_at_mut(group);
+        Self { max, total, sums }
+    }
+
+    /// Nothing seen yet.
+    fn clear(&mut self) {
+        self.max.fill(f32::NEG_INFINITY);
+        self.total.fill(0.0);
+        self.sums.fill(0.0);
+    }
+
+    /// Adds what other keys have come to.
+    fn merge(&mut self, other: &Partial) {
+        let channels = self.sums.len() / self.max.len();
+        for head in 0..self.max.len() {
+            let max = self.max[head].max(other.max[head]);
+            // A finite reference where nothing has been seen: -inf - (-inf) would be NaN.
+            let factor = |x: f32| (x - max.max(f32::MIN)).exp2();
+            let (own, others) = (factor(self.max[head]), factor(other.max[head]));
+            self.max[head] = max;
+            self.total[head] = self.total[head] * own + other.total[head] * others;
+            let range = head * channels..(head + 1) * channels;
+            for (sum, more) in self.sums[range.clone()].iter_mut().zip(&other.sums[range]) {
+                *sum = *sum * own + more * others;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod timing;

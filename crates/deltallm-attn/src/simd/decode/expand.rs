@@ -1,0 +1,105 @@
+//! From masks and packed new values to rows of keys.
+
+use fearless_simd::prelude::*;
+
+use crate::decode::BLOCK;
+
+/// A block of delta-coded keys: what [`deltallm_core::DeltaMatrix`] stores, by reference.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Masked<'a, T> {
+    /// The key before the first token, `[channels]`.
+    pub(crate) frame: &'a [T],
+    /// `[tokens, words]`: which channels each token transmits, 64 to a word.
+    pub(crate) masks: &'a [u64],
+    /// The transmitted values of all tokens, packed in order.
+    pub(crate) values: &'a [T],
+}
+
+/// Elements between two rows of expanded keys: whole mask words.
+pub(super) fn row_stride(channels: usize) -> usize {
+    channels.next_multiple_of(64)
+}
+
+/// Writes each token's key to `out`, `[tokens, row_stride(channels)]`, for levels that cannot expand in registers: the
+/// values go to their places one by one, and then a vector at a time takes from the key before what was not transmitted.
+/// (Values written into a copy of the key before would be read again before they had left the store buffer.)
+#[inline(always)]
+pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S>>(
+    simd: S,
+    block: Masked<V::Element>,
+    out: &mut [V::Element],
+) {
+    let channels = block.frame.len();
+    let (words, stride) = (channels.div_ceil(64), row_stride(channels));
+    let mut values = block.values.iter();
+    for (masks, row) in block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride)) {
+        for (word, row) in masks.iter().zip(row.chunks_exact_mut(64)) {
+            let mut rest = *word;
+            while rest != 0 {
+                if let Some(value) = values.next() {
+                    row[rest.trailing_zeros() as usize] = *value;
+                }
+                rest &= rest - 1;
+            }
+        }
+    }
+    for first in (0..stride).step_by(V::LEN) {
+        let mut key = padded::<S, V>(simd, block.frame.get(first..).unwrap_or(&[]));
+        for (masks, row) in block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride)) {
+            let row = &mut row[first..][..V::LEN];
+            let mask = V::Mask::from_bitmask(simd, masks[first / 64] >> (first % 64) & low_bits(V::LEN));
+            key = mask.select(V::from_slice(simd, row), key);
+            key.store_slice(row);
+        }
+    }
+}
+
+/// The same with the key in registers and one expand instruction per register and token.
+#[inline(always)]
+pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
+    simd: S,
+    block: Masked<V::Element>,
+    out: &mut [V::Element],
+) {
+    let channels = block.frame.len();
+    let (words, stride) = (channels.div_ceil(64), row_stride(channels));
+    // Where the values of each token begin that are still to come.
+    let mut starts = [0; BLOCK];
+    let mut start = 0;
+    for (first, masks) in starts.iter_mut().zip(block.masks.chunks_exact(words)) {
+        *first = start;
+        start += masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>();
+    }
+    for first in (0..stride).step_by(V::LEN) {
+        let mut key = padded::<S, V>(simd, block.frame.get(first..).unwrap_or(&[]));
+        let rows = block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride));
+        for ((masks, row), start) in rows.zip(&mut starts) {
+            let bits = masks[first / 64] >> (first % 64) & low_bits(V::LEN);
+            let mask = V::Mask::from_bitmask(simd, bits);
+            key = load_values::<S, V>(simd, block.values, *start).expand_merge(mask, key);
+            *start += bits.count_ones() as usize;
+            key.store_slice(&mut row[first..][..V::LEN]);
+        }
+    }
+}
+
+/// A mask of the lowest `count` bits, 1 to 64 of them.
+#[inline(always)]
+fn low_bits(count: usize) -> u64 {
+    u64::MAX >> (64 - count)
+}
+
+/// A vector of packed values from `start` on; only the last ones of a block have to be padded.
+#[inline(always)]
+pub(super) fn load_values<S: Simd, V: SimdBase<S>>(simd: S, values: &[V::Element], start: usize) -> V {
+    match values.get(start..start + V::LEN) {
+        Some(values) => V::from_slice(simd, values),
+        None => padded::<S, V>(simd, values.get(start..).unwrap_or(&[])),
+    }
+}
+
+/// `x`, shorter than a vector or not, and zeros.
+#[inline(always)]
+pub(super) fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
+    V::from_fn(simd, |i| x.get(i).copied().unwrap_or_default())
+}

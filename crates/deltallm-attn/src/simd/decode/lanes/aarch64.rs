@@ -1,0 +1,9 @@
+//! NEON.
+
+use fearless_simd::Neon;
+
+use super::Lanes;
+
+impl Lanes for Neon {
+    const HEADS: usize = 4;
+}

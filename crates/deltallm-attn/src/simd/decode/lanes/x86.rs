@@ -1,0 +1,188 @@
+//! AVX2 and AVX-512.
+
+#[cfg(target_arch = "x86")]
+use std::arch::x86::*;
+#[cfg(target_arch = "x86_64")]
+use std::arch::x86_64::*;
+
+use fearless_simd::{Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, prelude::*, u8x16, u16x8, u16x16};
+
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use super::{
+    super::{expand::expand_in_registers, int8_deltas, prefetch::prefetch},
+    Lanes, Masked, ToScore,
+};
+
+// Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
+impl Lanes for Avx2 {
+    const HEADS: usize = 3;
+
+    #[inline(always)]
+    fn f16s(self, x: &[f16]) -> f32x8<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx2: Avx2, x: u16x8<Avx2>) -> f32x8<Avx2> {
+                _mm256_cvtph_ps(x.into()).simd_into(avx2)
+            }
+        );
+        convert(self, u16x8::from_slice(self, x.reinterpret_cast()))
+    }
+
+    #[inline(always)]
+    fn bf16s(self, x: &[bf16]) -> f32x8<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx2: Avx2, x: u16x8<Avx2>) -> f32x8<Avx2> {
+                let wide = _mm256_cvtepu16_epi32(x.into());
+                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)).simd_into(avx2)
+            }
+        );
+        convert(self, u16x8::from_slice(self, x.reinterpret_cast()))
+    }
+
+    #[inline(always)]
+    fn i8s(self, x: &[i8]) -> f32x8<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx2: Avx2, x: i64) -> f32x8<Avx2> {
+                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_set1_epi64x(x))).simd_into(avx2)
+            }
+        );
+        let mut bytes = [0; 8];
+        bytes.iter_mut().zip(x).for_each(|(byte, x)| *byte = *x as u8);
+        convert(self, i64::from_le_bytes(bytes))
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8], high: bool) -> f32x8<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx2: Avx2, x: i64, high: bool) -> f32x8<Avx2> {
+                let wide = _mm256_cvtepu8_epi32(_mm_set1_epi64x(x));
+                let half = if high { _mm256_srli_epi32::<4>(wide) } else { wide };
+                _mm256_cvtepi32_ps(_mm256_and_si256(half, _mm256_set1_epi32(15))).simd_into(avx2)
+            }
+        );
+        let mut bytes = [0; 8];
+        bytes.copy_from_slice(x);
+        convert(self, i64::from_le_bytes(bytes), high)
+    }
+
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [f32x8<Self>; 4]) -> [f32; 4] {
+        kernel!(
+            #[inline(always)]
+            fn sum(avx2: Avx2, a: __m256, b: __m256, c: __m256, d: __m256) -> f32x4<Avx2> {
+                let pairs = |a, b| _mm256_add_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+                let (ab, cd) = (_mm256_castps_pd(pairs(a, b)), _mm256_castps_pd(pairs(c, d)));
+                let low = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+                let high = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+                let quads = _mm256_add_ps(low, high);
+                let sums = _mm_add_ps(_mm256_castps256_ps128(quads), _mm256_extractf128_ps::<1>(quads));
+                sums.simd_into(avx2)
+            }
+        );
+        sum(self, a.into(), b.into(), c.into(), d.into()).into()
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        prefetch(address);
+    }
+}
+
+impl Lanes for Avx512 {
+    const HEADS: usize = 4;
+
+    #[inline(always)]
+    fn f16s(self, x: &[f16]) -> f32x16<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx512: Avx512, x: u16x16<Avx512>) -> f32x16<Avx512> {
+                _mm512_cvtph_ps(x.into()).simd_into(avx512)
+            }
+        );
+        convert(self, u16x16::from_slice(self, x.reinterpret_cast()))
+    }
+
+    #[inline(always)]
+    fn bf16s(self, x: &[bf16]) -> f32x16<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx512: Avx512, x: u16x16<Avx512>) -> f32x16<Avx512> {
+                let wide = _mm512_cvtepu16_epi32(x.into());
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)).simd_into(avx512)
+            }
+        );
+        convert(self, u16x16::from_slice(self, x.reinterpret_cast()))
+    }
+
+    #[inline(always)]
+    fn i8s(self, x: &[i8]) -> f32x16<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx512: Avx512, x: i8x16<Avx512>) -> f32x16<Avx512> {
+                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x.into())).simd_into(avx512)
+            }
+        );
+        convert(self, i8x16::from_slice(self, x))
+    }
+
+    #[inline(always)]
+    fn nibbles(self, x: &[u8], high: bool) -> f32x16<Self> {
+        kernel!(
+            #[inline(always)]
+            fn convert(avx512: Avx512, x: u8x16<Avx512>, high: bool) -> f32x16<Avx512> {
+                let wide = _mm512_cvtepu8_epi32(x.into());
+                let half = if high { _mm512_srli_epi32::<4>(wide) } else { wide };
+                _mm512_cvtepi32_ps(_mm512_and_si512(half, _mm512_set1_epi32(15))).simd_into(avx512)
+            }
+        );
+        convert(self, u8x16::from_slice(self, x), high)
+    }
+
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [f32x16<Self>; 4]) -> [f32; 4] {
+        kernel!(
+            #[inline(always)]
+            fn sum(avx512: Avx512, a: __m512, b: __m512, c: __m512, d: __m512) -> f32x4<Avx512> {
+                let pairs = |a, b| _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+                let (ab, cd) = (_mm512_castps_pd(pairs(a, b)), _mm512_castps_pd(pairs(c, d)));
+                let low = _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd));
+                let high = _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd));
+                let quads = _mm512_add_ps(low, high);
+                let upper = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(quads)));
+                let halves = _mm256_add_ps(_mm512_castps512_ps256(quads), upper);
+                let upper = _mm256_extractf128_ps::<1>(halves);
+                _mm_add_ps(_mm256_castps256_ps128(halves), upper).simd_into(avx512)
+            }
+        );
+        sum(self, a.into(), b.into(), c.into(), d.into()).into()
+    }
+
+    #[inline(always)]
+    fn int8_scores(self, block: Masked<i8>, skip: usize, to: ToScore, keys: &mut Vec<i8>) {
+        int8_deltas::scores(self, block, skip, to, keys);
+    }
+
+    #[inline(always)]
+    fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
+        expand_in_registers::<Self, Self::i8s>(self, block, out);
+    }
+
+    #[inline(always)]
+    fn expand_u16(self, block: Masked<u16>, out: &mut [u16]) {
+        expand_in_registers::<Self, Self::u16s>(self, block, out);
+    }
+
+    #[inline(always)]
+    fn expand_f32(self, block: Masked<f32>, out: &mut [f32]) {
+        expand_in_registers::<Self, Self::f32s>(self, block, out);
+    }
+
+    #[inline(always)]
+    fn prefetch(self, address: *const u8) {
+        prefetch(address);
+    }
+}

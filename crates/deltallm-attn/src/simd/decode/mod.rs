@@ -1,0 +1,349 @@
+//! The micro-kernels of decoding: one query per head against the cache of one kv head.
+//!
+//! Here channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
+//! converted. Reading order: [`rows`] (the stored forms), [`dots`], [`values`], [`softmax`], [`expand`] (delta-coded keys), and [`lanes`], what
+//! differs between instruction sets.
+
+mod ahead;
+mod dots;
+mod expand;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod int8_deltas;
+mod lanes;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod prefetch;
+mod rows;
+mod softmax;
+mod values;
+
+use deltallm_core::{BlockCodes, DeltaBlock};
+use fearless_simd::{Fallback, Level, prelude::*};
+use half::{
+    bf16, f16,
+    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+};
+
+use super::SimdLevel;
+use crate::decode::BLOCK;
+use ahead::Ahead;
+use expand::Masked;
+use lanes::{Lanes, ToScore, finite};
+use rows::{Int4Kernel, Int8Kernel, NibbleRows, lanes};
+pub(crate) use rows::{Int4Keys, Int4Rows, Int8Rows, StoredRows, Strided};
+
+/// Runs an expression with the token of a level, inside a function compiled for it.
+macro_rules! dispatch {
+    ($level:expr, $simd:ident => $op:expr) => {
+        match $level {
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Level::Avx512($simd) => $simd.vectorize(
+                #[inline(always)]
+                || $op,
+            ),
+            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+            Level::Avx2($simd) => $simd.vectorize(
+                #[inline(always)]
+                || $op,
+            ),
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon($simd) => $simd.vectorize(
+                #[inline(always)]
+                || $op,
+            ),
+            _ => {
+                let $simd = Fallback::new();
+                $op
+            }
+        }
+    };
+}
+
+/// Channels are padded to a multiple of this, the longest vector of any level.
+pub(crate) const CHANNELS: usize = 16;
+
+/// Room for the keys of a delta-coded block, and for what is derived from a store's scales.
+#[derive(Debug, Default)]
+pub(crate) struct KernelScratch {
+    f32s: Vec<f32>,
+    halves: Vec<u16>,
+    bytes: Vec<i8>,
+    /// Scales as f32.
+    scales: Vec<f32>,
+    /// Queries times the scales of their channels.
+    folded: Vec<f32>,
+}
+
+/// The scores of one block of keys, `[group, BLOCK]`, and the queries they are for.
+pub(crate) struct Scoring<'a> {
+    /// Scaled queries of the group, `[group, channels]`, padded with zeros to a multiple of [`CHANNELS`].
+    pub(crate) queries: &'a [f32],
+    /// Padded channels.
+    pub(crate) channels: usize,
+    /// The scores.
+    pub(crate) scores: &'a mut [f32],
+}
+
+impl SimdLevel {
+    /// Scores of `count` rows, the first of which is the block's key `at`. The memory of the rows `ahead` is asked for.
+    pub(crate) fn decode_scores(
+        self,
+        rows: StoredRows,
+        ahead: Option<StoredRows>,
+        count: usize,
+        at: usize,
+        to: &mut Scoring,
+        scratch: &mut KernelScratch,
+    ) {
+        let KernelScratch { scales, folded, .. } = scratch;
+        let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
+        let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
+        dispatch!(self.level, simd => match rows {
+            StoredRows::F32(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+            StoredRows::F16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+            StoredRows::Bf16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
+                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+                dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+            }
+            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
+                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+                dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+            }
+            StoredRows::Int4Keys(Int4Keys { codes, scales: stored, minima }) => {
+                // `q . (minima + code * scales)`: the scales go into the query, the minima are one number a head.
+                grow(folded, queries.len());
+                let scales = convert(simd, stored, scales);
+                for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
+                    folded.iter_mut().zip(query).zip(scales).for_each(|((f, q), scale)| *f = q * scale);
+                }
+                let folded = &folded[..queries.len()];
+                dots::dots(simd, NibbleRows(codes), ahead, count, folded, channels, out, BLOCK);
+                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
+                    let least: f32 = query.iter().zip(minima).map(|(q, least)| q * finite(*least)).sum();
+                    out[..count].iter_mut().for_each(|score| *score += least);
+                }
+            }
+        });
+    }
+
+    /// Scores of the delta-coded keys `skip..skip + count` of a block.
+    ///
+    /// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
+    /// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
+    pub(crate) fn decode_delta_scores(
+        self,
+        block: DeltaBlock,
+        skip: usize,
+        count: usize,
+        to: &mut Scoring,
+        scratch: &mut KernelScratch,
+    ) {
+        let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
+        let ahead = Ahead::default();
+        let KernelScratch { f32s, halves, bytes, folded, .. } = scratch;
+        match block.codes {
+            BlockCodes::F32 { frame, values } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+                let stride = keys.room(f32s);
+                dispatch!(self.level, simd => {
+                    simd.expand_f32(keys, f32s);
+                    let rows = Strided { data: &f32s[skip * stride..], stride };
+                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+                });
+            }
+            BlockCodes::F16 { frame, values } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+                let stride = keys.room(halves);
+                dispatch!(self.level, simd => {
+                    simd.expand_u16(keys, halves);
+                    let data: &[f16] = halves[skip * stride..].reinterpret_cast();
+                    let rows = Strided { data, stride };
+                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+                });
+            }
+            BlockCodes::Bf16 { frame, values } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+                let stride = keys.room(halves);
+                dispatch!(self.level, simd => {
+                    simd.expand_u16(keys, halves);
+                    let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
+                    let rows = Strided { data, stride };
+                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+                });
+            }
+            BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
+                let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+                grow(folded, queries.len());
+                let folded = &mut folded[..queries.len()];
+                dispatch!(self.level, simd => {
+                    for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
+                        fold(query, steps, factor, folded);
+                    }
+                    simd.int8_scores(keys, skip, ToScore { queries: folded, channels, out }, bytes);
+                });
+                for escape in escapes {
+                    let first = usize::from(escape.from).max(skip);
+                    let last = usize::from(escape.to).min(skip + count);
+                    for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
+                        let more = query[usize::from(escape.channel)] * escape.residual;
+                        (first..last).for_each(|token| out[token - skip] += more);
+                    }
+                }
+            }
+            // Not reached: there are no other codes.
+            _ => {}
+        }
+    }
+
+    /// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK]`, `sums`
+    /// `[group, channels]`. The memory of the rows `ahead` is asked for.
+    #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
+    pub(crate) fn decode_values(
+        self,
+        rows: StoredRows,
+        ahead: Option<StoredRows>,
+        picks: &[u8],
+        weights: &[f32],
+        sums: &mut [f32],
+        channels: usize,
+        scratch: &mut KernelScratch,
+    ) {
+        let scales = &mut scratch.scales;
+        let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
+        dispatch!(self.level, simd => match rows {
+            StoredRows::F32(rows) => {
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::F16(rows) => {
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::Bf16(rows) => {
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
+                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
+                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+            }
+            // Values are never coded by channel.
+            StoredRows::Int4Keys(_) => {}
+        });
+    }
+
+    /// Asks for the memory of the picked rows.
+    pub(crate) fn decode_prefetch(self, rows: StoredRows, picks: &[u8], channels: usize) {
+        dispatch!(self.level, simd => {
+            let ask = |codes: Ahead, row: usize| {
+                for pick in picks {
+                    codes.prefetch_range(simd, usize::from(*pick) * row, row);
+                }
+            };
+            match rows {
+                StoredRows::F32(rows) => ask(Ahead::of(rows.data), rows.stride * 4),
+                StoredRows::F16(rows) => ask(Ahead::of(rows.data), rows.stride * 2),
+                StoredRows::Bf16(rows) => ask(Ahead::of(rows.data), rows.stride * 2),
+                StoredRows::Int8(rows) => {
+                    ask(Ahead::of(rows.codes), channels);
+                    Ahead::of(rows.scales).prefetch(simd, 0, 1);
+                }
+                StoredRows::Int4(rows) => {
+                    ask(Ahead::of(rows.codes), channels / 2);
+                    Ahead::of(rows.scales).prefetch(simd, 0, 1);
+                }
+                StoredRows::Int4Keys(_) => {}
+            }
+        });
+    }
+
+    /// See [`softmax::update`].
+    pub(crate) fn decode_softmax(self, scores: &mut [f32], max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+        dispatch!(self.level, simd => softmax::update(simd, scores, max, total, sums));
+    }
+
+    /// See [`softmax::above`].
+    pub(crate) fn decode_above(self, scores: &[f32], threshold: f32) -> u64 {
+        dispatch!(self.level, simd => softmax::above(simd, scores, threshold))
+    }
+}
+
+impl StoredRows<'_> {
+    /// Where the rows are; scales are few enough to be found by themselves.
+    fn memory(self) -> Ahead {
+        match self {
+            Self::F32(rows) => Ahead::of(rows.data),
+            Self::F16(rows) => Ahead::of(rows.data),
+            Self::Bf16(rows) => Ahead::of(rows.data),
+            Self::Int8(rows) => Ahead::of(rows.codes),
+            Self::Int4(rows) => Ahead::of(rows.codes),
+            Self::Int4Keys(rows) => Ahead::of(rows.codes),
+        }
+    }
+}
+
+/// Scales as f32.
+#[inline(always)]
+fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+    grow(scales, stored.len());
+    let whole = stored.len() / lanes::<S>() * lanes::<S>();
+    for (x, out) in stored.chunks_exact(lanes::<S>()).zip(scales.chunks_exact_mut(lanes::<S>())) {
+        simd.f16s(x).store_slice(out);
+    }
+    for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {
+        *out = finite(*x);
+    }
+    &scales[..stored.len()]
+}
+
+/// A query times the steps of 8-bit codes; the padding of its channels is zero.
+#[inline(always)]
+fn fold(query: &[f32], steps: &[f32], factor: f32, folded: &mut [f32]) {
+    for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
+        let step = step * factor;
+        // Any other step has codes of 0 only, and must not make NaN of them.
+        *folded = if step >= f32::MIN_POSITIVE && step <= f32::MAX { q * step } else { 0.0 };
+    }
+    folded[steps.len()..].fill(0.0);
+}
+
+impl<T> Masked<'_, T> {
+    /// Tokens of the block.
+    fn tokens(&self) -> usize {
+        self.masks.len() / self.frame.len().div_ceil(64)
+    }
+
+    /// The first `tokens` tokens of the block.
+    fn first(self, tokens: usize) -> Self {
+        let words = self.frame.len().div_ceil(64);
+        Self { masks: &self.masks[..tokens * words], ..self }
+    }
+
+    /// Makes room for the keys and returns the elements from one to the next: whole mask words, which also covers the
+    /// padding of the channels.
+    fn room<U: Copy + Default>(&self, keys: &mut Vec<U>) -> usize {
+        let stride = expand::row_stride(self.frame.len());
+        grow(keys, self.tokens() * stride);
+        stride
+    }
+}
+
+impl<'a, T> Masked<'a, T>
+where
+    [T]: HalfFloatSliceExt,
+{
+    fn bits(self) -> Masked<'a, u16> {
+        Masked {
+            frame: self.frame.reinterpret_cast(),
+            masks: self.masks,
+            values: self.values.reinterpret_cast(),
+        }
+    }
+}
+
+fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, T::default());
+    }
+}

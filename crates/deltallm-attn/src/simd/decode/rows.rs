@@ -1,0 +1,201 @@
+//! The forms in which rows of keys and values are stored, and how a vector of f32 is made of each.
+
+use deltallm_core::GROUP;
+use fearless_simd::prelude::*;
+use half::{bf16, f16};
+
+use super::lanes::Lanes;
+
+/// Adjacent rows of one kv head, `[rows, head_dim]`, as they are stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum StoredRows<'a> {
+    /// binary32.
+    F32(Strided<'a, f32>),
+    /// binary16.
+    F16(Strided<'a, f16>),
+    /// bfloat16.
+    Bf16(Strided<'a, bf16>),
+    /// 8-bit codes.
+    Int8(Int8Rows<'a>),
+    /// 4-bit codes; rows of whole groups only.
+    Int4(Int4Rows<'a>),
+    /// Keys of 4-bit codes with scales and minima by channel; whole groups of channels only.
+    Int4Keys(Int4Keys<'a>),
+}
+
+/// Rows of plain numbers that start `stride` elements apart.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Strided<'a, T> {
+    pub(crate) data: &'a [T],
+    pub(crate) stride: usize,
+}
+
+/// Rows of 8-bit codes, see [`deltallm_core::RowsPage::Int8`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int8Rows<'a> {
+    pub(crate) codes: &'a [i8],
+    pub(crate) scales: &'a [f16],
+}
+
+/// Rows of 4-bit codes, see [`deltallm_core::RowsPage::Int4`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int4Rows<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [f16],
+}
+
+/// Keys of one group of tokens, see [`deltallm_core::KeyGroup`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Int4Keys<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [f16],
+    pub(crate) minima: &'a [f16],
+}
+
+/// Rows that can be read vector by vector.
+pub(super) trait Rows: Copy {
+    /// One row.
+    type Row: Row;
+
+    /// The first `channels` channels of row `index`.
+    fn row(self, index: usize, channels: usize) -> Self::Row;
+}
+
+/// A row in its stored form.
+pub(super) trait Row: Copy {
+    /// The channels `vector * LEN .. (vector + 1) * LEN`.
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
+}
+
+impl<'a, T: Number> Rows for Strided<'a, T> {
+    type Row = &'a [T];
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> &'a [T] {
+        &self.data[index * self.stride..][..channels]
+    }
+}
+
+impl<T: Number> Row for &[T] {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        T::vector(simd, &self[vector * lanes::<S>()..][..lanes::<S>()])
+    }
+}
+
+/// A plain number type.
+pub(super) trait Number: Copy + Default {
+    /// One vector of them as f32.
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        S::f32s::from_slice(simd, x)
+    }
+}
+
+impl Number for i8 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.i8s(x)
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.f16s(x)
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.bf16s(x)
+    }
+}
+
+/// [`Int8Rows`] with their scales as f32.
+#[derive(Clone, Copy)]
+pub(super) struct Int8Kernel<'a> {
+    pub(super) codes: &'a [i8],
+    pub(super) scales: &'a [f32],
+}
+
+impl<'a> Rows for Int8Kernel<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        let groups = channels.div_ceil(GROUP);
+        let (codes, scales) = (&self.codes[index * channels..], &self.scales[index * groups..]);
+        Self { codes: &codes[..channels], scales: &scales[..groups] }
+    }
+}
+
+impl Row for Int8Kernel<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let first = vector * lanes::<S>();
+        simd.i8s(&self.codes[first..][..lanes::<S>()]) * self.scales[first / GROUP]
+    }
+}
+
+/// [`Int4Rows`] with their scales as f32.
+#[derive(Clone, Copy)]
+pub(super) struct Int4Kernel<'a> {
+    pub(super) codes: &'a [u8],
+    pub(super) scales: &'a [f32],
+}
+
+impl<'a> Rows for Int4Kernel<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        let (bytes, groups) = (channels / 2, channels / GROUP);
+        let (codes, scales) = (&self.codes[index * bytes..], &self.scales[index * groups..]);
+        Self { codes: &codes[..bytes], scales: &scales[..groups] }
+    }
+}
+
+impl Row for Int4Kernel<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
+        let first = group * (GROUP / 2) + channel % (GROUP / 2);
+        let codes = simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2);
+        let scale = S::f32s::splat(simd, self.scales[group]);
+        codes.mul_add(scale, scale * -8.0)
+    }
+}
+
+/// The codes of [`Int4Keys`] as they are, 0 to 15.
+#[derive(Clone, Copy)]
+pub(super) struct NibbleRows<'a>(pub(super) &'a [u8]);
+
+impl<'a> Rows for NibbleRows<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        Self(&self.0[index * channels / 2..][..channels / 2])
+    }
+}
+
+impl Row for NibbleRows<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
+        let first = group * (GROUP / 2) + channel % (GROUP / 2);
+        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2)
+    }
+}
+
+/// f32 lanes of a vector.
+#[inline(always)]
+pub(super) const fn lanes<S: Lanes>() -> usize {
+    S::f32s::LEN
+}
