@@ -47,9 +47,15 @@ struct Args {
     /// First keys that are scored exactly
     #[arg(long, value_name = "N", default_value_t = 4)]
     sinks: u32,
+    /// Prompts of up to this many tokens are attended exactly: there is little to gain
+    #[arg(long, value_name = "N", default_value_t = 512)]
+    exact_prompt: usize,
     /// Whether to look for a margin of value skipping: search or off
     #[arg(long, value_name = "search|off", default_value = "search", value_parser = parse_skip, action = clap::ArgAction::Set)]
     skip_margin: bool,
+    /// Store to calibrate for: f32, f16, bf16, or int8, int4, compact, which layers that skip little do not take
+    #[arg(long, value_name = "STORE", default_value = "f16")]
+    kv: KvStore,
     /// Where the profile goes
     #[arg(long, value_name = "PROFILE.json")]
     out: PathBuf,
@@ -90,7 +96,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
     let options =
-        AttentionOptions { store: KvStore::F16, ..AttentionOptions::new(model.llama.attention_shape())? };
+        AttentionOptions { store: args.kv, ..AttentionOptions::new(model.llama.attention_shape())? };
+    let exact = AttentionOptions { store: args.kv.exact().into(), ..options.clone() };
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {
             (_, Some(kl)) => CalibrationGoal::Kl(kl),
@@ -109,8 +116,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         progress.update(done, total);
     };
     step(0);
-    let measurements = Measurements::new(&model.llama, &options, &calibration, &request, &mut || step(1))?;
-    let dense = HeldOutText::new(&model.llama, &held_out, &|_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    let measurements = Measurements::new(&model.llama, &exact, &calibration, &request, &mut || step(1))?;
+    let dense = HeldOutText::new(&model.llama, &held_out, &|_| Ok(Box::new(DenseAttention::new(&exact)?)))?;
     step(held_out.len());
     let found = Calibration::find(&model.llama, &options, &measurements, &dense, &request, &mut || {
         step(held_out.len());
@@ -129,8 +136,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         held_out: found.held_out.total,
     };
     let dense_layers = found.profile.layers().iter().filter(|plan| plan.dense).count();
+    let stored = found.profile.layers().iter().filter(|plan| plan.store == Some(args.kv)).count();
     let margin = found.profile.layers().iter().find_map(|plan| plan.skip_margin);
-    let profile = found.profile.clone().with_provenance(provenance.clone());
+    let profile =
+        found.profile.clone().with_exact_prompt(args.exact_prompt).with_provenance(provenance.clone());
     let mut json = serde_json::to_vec(&profile)?;
     json.push(b'\n');
     write_whole(&args.out, &json)?;
@@ -162,6 +171,9 @@ fn run(args: Args) -> anyhow::Result<()> {
         dense_layers,
         found.profile.layers().len()
     );
+    if stored > 0 {
+        eprintln!("store        {} in {stored} of {} layers", args.kv, found.profile.layers().len());
+    }
     eprintln!("time         {seconds:.1} s");
     if args.common.json {
         print_json(&Report {

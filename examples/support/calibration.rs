@@ -6,7 +6,7 @@ use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensit
 use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{Llama, LogitRows};
 use deltallm::{
-    AttentionError, AttentionOptions, AttentionProfile, DenseAttention, LayerPlan, ModelFingerprint,
+    AttentionError, AttentionOptions, AttentionProfile, DenseAttention, KvStore, LayerPlan, ModelFingerprint,
     SkipMargin, SparsityStats, ThresholdProfile, Window,
 };
 
@@ -31,8 +31,14 @@ const SKIP_SHARE: f64 = 2.0;
 /// Slacks of the margin `ln(n) - slack` among which one is sought, and the steps of that search.
 const SLACKS: [f32; 2] = [-1.0, 5.0];
 const SLACK_STEPS: usize = 5;
-/// A layer that saves less than this share of the multiply-adds of attention runs dense.
+/// A layer that saves less than this share of the time of attention runs dense.
 const LEAST_GAIN: f64 = 0.1;
+/// What one multiply-add costs in the sparse product of deltas, against one in the dense product: the sparse one reads a
+/// row of queries for each (`docs/results/attention.md`).
+const SPARSE_COST: f64 = 1.6;
+/// A layer that skips less than this share of its far values keeps them in 16 bits: decoding would otherwise spend more on
+/// conversion than it saves in reading.
+const LEAST_SKIPPED: f64 = 0.4;
 
 /// What to calibrate for.
 #[derive(Debug, Clone, Copy)]
@@ -155,9 +161,13 @@ impl Calibration {
             }
         }
         let plans: Vec<LayerPlan> = (profile.layers().iter().zip(&measured.layers))
-            .map(|(plan, stats)| LayerPlan { dense: gain(stats) < LEAST_GAIN, ..*plan })
+            .map(|(plan, stats)| LayerPlan {
+                dense: gain(stats) < LEAST_GAIN,
+                store: layer_store(options.store, stats),
+                ..*plan
+            })
             .collect();
-        if plans.iter().any(|plan| plan.dense) {
+        if plans != profile.layers() {
             profile = AttentionProfile::new(
                 profile.thresholds().clone(),
                 profile.window(),
@@ -171,10 +181,19 @@ impl Calibration {
     }
 }
 
-/// Share of the multiply-adds of attention (half for scores, half for values) that deltas and skipping save.
+/// Share of the time of attention (half for scores, half for values) that deltas and skipping save.
 fn gain(stats: &SparsityStats) -> f64 {
     let total = stats.total();
-    0.5 * total.sparsity() + 0.5 * (1.0 - total.exact_share()) * total.values_skipped()
+    let far = 1.0 - total.exact_share();
+    let scores = 1.0 - SPARSE_COST * (1.0 - total.zero_fraction());
+    far * 0.5 * (scores.max(0.0) + total.values_skipped())
+}
+
+/// The store of a layer, where those of the others differ: one that quantises must pay for itself.
+fn layer_store(store: KvStore, stats: &SparsityStats) -> Option<KvStore> {
+    let exact = KvStore::from(store.exact());
+    let pays = stats.total().values_skipped() >= LEAST_SKIPPED;
+    (store != exact).then_some(if pays { store } else { exact })
 }
 
 /// Thresholds of a profile, layer by layer.
@@ -292,8 +311,21 @@ mod tests {
         };
         assert_eq!(layer(100, 0), 0.0);
         assert!((layer(0, 80) - 0.8).abs() < 1e-12, "everything far is saved");
-        assert!(layer(80, 0) < LEAST_GAIN && layer(70, 0) > LEAST_GAIN);
+        assert_eq!(layer(80, 0), 0.0, "a sparse product that is slower than the dense one");
+        assert!(layer(50, 0) < LEAST_GAIN && layer(40, 0) > LEAST_GAIN);
         assert!(layer(100, 10) < LEAST_GAIN && layer(100, 30) > LEAST_GAIN);
+    }
+
+    #[test]
+    fn only_layers_that_skip_are_quantised() {
+        let layer = |skipped_values| {
+            let head =
+                HeadSparsity { elements: 100, nonzeros: 40, pairs: 100, exact_pairs: 0, skipped_values };
+            SparsityStats::new(vec![head])
+        };
+        assert_eq!(layer_store(KvStore::Compact, &layer(80)), Some(KvStore::Compact));
+        assert_eq!(layer_store(KvStore::Compact, &layer(10)), Some(KvStore::F16));
+        assert_eq!(layer_store(KvStore::F16, &layer(10)), None);
     }
 
     #[test]

@@ -154,6 +154,7 @@ impl KernelArgs {
             thresholds: self.thresholds(model, profile.as_ref(), base.thresholds)?,
             window: self.window.unwrap_or(window),
             sinks: self.sinks.unwrap_or(sinks),
+            exact_prompt: profile.as_ref().map_or(0, |profile| profile.settings.exact_prompt()),
             skip_margin: None,
             layer: 0,
         };

@@ -24,6 +24,9 @@ pub struct HybridConfig {
     pub layer: usize,
     /// Keys scored exactly.
     pub window: Window,
+    /// A prompt that ends within this many tokens is attended exactly: where there are few far keys, coding and testing them
+    /// takes as long as it saves. The cache is the same, and what is generated after the prompt sees it as usual.
+    pub exact_prompt: usize,
     /// First keys of the sequence, always scored exactly.
     pub sinks: usize,
     /// Skip a far value when its key scores by this margin or more below the best exact score, for every query of the
@@ -34,7 +37,14 @@ pub struct HybridConfig {
 impl HybridConfig {
     /// A sliding window of 64 keys, 4 sinks, no skipping.
     pub fn new(thresholds: ThresholdPolicy) -> Self {
-        Self { thresholds, layer: 0, window: Window::Sliding(64), sinks: 4, skip_margin: None }
+        Self {
+            thresholds,
+            layer: 0,
+            window: Window::Sliding(64),
+            exact_prompt: 0,
+            sinks: 4,
+            skip_margin: None,
+        }
     }
 }
 
@@ -105,6 +115,7 @@ pub struct HybridAttention {
     options: AttentionOptions,
     /// `None` is delta everywhere.
     window: Option<Window>,
+    exact_prompt: usize,
     sinks: usize,
     skip_margin: Option<SkipMargin>,
     /// What every score must keep to, where that is the policy.
@@ -151,6 +162,7 @@ impl HybridAttention {
         }
         Ok(Self {
             window,
+            exact_prompt: config.exact_prompt,
             sinks: if window.is_some() { config.sinks } else { 0 },
             skip_margin: config.skip_margin,
             error_bound: match &config.thresholds {
@@ -262,12 +274,12 @@ impl HybridAttention {
     /// Fixes the window for the tokens `first..end` and returns the one before, should it have to come back.
     fn enter_window(&mut self, first: usize, end: usize) -> WindowState {
         let before = self.state;
-        if let Some(window) = self.window {
-            if first < self.prompt_end {
-                self.state = WindowState::new(window, self.prompt_end);
-            } else if end - first > 1 {
-                self.state = WindowState::new(window, end);
-            }
+        let prompt_end = if first < self.prompt_end { self.prompt_end } else { end };
+        if let Some(window) = self.window
+            && (first < self.prompt_end || end - first > 1)
+        {
+            let whole = if prompt_end <= self.exact_prompt { prompt_end } else { 0 };
+            self.state = WindowState::new(window, prompt_end).whole_until(whole);
         }
         before
     }

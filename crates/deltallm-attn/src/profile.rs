@@ -40,6 +40,7 @@ pub struct AttentionProfile {
     thresholds: Arc<ThresholdProfile>,
     window: Window,
     sinks: usize,
+    exact_prompt: usize,
     layers: Vec<LayerPlan>,
     provenance: Option<Provenance>,
 }
@@ -130,7 +131,13 @@ impl AttentionProfile {
         }
         window.check()?;
         layers.iter().filter_map(|layer| layer.skip_margin).try_for_each(SkipMargin::check)?;
-        Ok(Self { thresholds, window, sinks, layers, provenance: None })
+        Ok(Self { thresholds, window, sinks, exact_prompt: 0, layers, provenance: None })
+    }
+
+    /// Has prompts that end within this many tokens attended exactly ([`HybridConfig::exact_prompt`]).
+    #[must_use]
+    pub fn with_exact_prompt(self, exact_prompt: usize) -> Self {
+        Self { exact_prompt, ..self }
     }
 
     /// Adds how the profile came about.
@@ -160,6 +167,11 @@ impl AttentionProfile {
     /// First keys that are always scored exactly.
     pub fn sinks(&self) -> usize {
         self.sinks
+    }
+
+    /// Prompts that end within this many tokens are attended exactly.
+    pub fn exact_prompt(&self) -> usize {
+        self.exact_prompt
     }
 
     /// One plan per layer.
@@ -195,6 +207,7 @@ impl AttentionProfile {
             thresholds: ThresholdPolicy::Profile(self.thresholds.clone()),
             layer,
             window: self.window,
+            exact_prompt: self.exact_prompt,
             sinks: self.sinks,
             skip_margin: plan.skip_margin,
         };
@@ -225,6 +238,8 @@ mod stored {
         head_dim: usize,
         window: Window,
         sinks: usize,
+        #[serde(default)]
+        exact_prompt: usize,
         provenance: Option<Provenance>,
         layers: Vec<StoredLayer>,
     }
@@ -241,8 +256,17 @@ mod stored {
         type Error = AttentionError;
 
         fn try_from(stored: StoredProfile) -> Result<Self, AttentionError> {
-            let StoredProfile { version, model, kv_heads, head_dim, window, sinks, provenance, layers } =
-                stored;
+            let StoredProfile {
+                version,
+                model,
+                kv_heads,
+                head_dim,
+                window,
+                sinks,
+                exact_prompt,
+                provenance,
+                layers,
+            } = stored;
             let shape = |what, expected, got| Err(CoreError::ProfileShape { what, expected, got }.into());
             if version != VERSION {
                 return shape("version", VERSION, version);
@@ -255,13 +279,13 @@ mod stored {
             let dimensions = [layers.len(), kv_heads, head_dim];
             let thresholds = layers.into_iter().flat_map(|layer| layer.thresholds).collect();
             let thresholds = ThresholdProfile::new(model, dimensions, thresholds)?;
-            Ok(Self { provenance, ..Self::new(Arc::new(thresholds), window, sinks, plans)? })
+            Ok(Self { provenance, exact_prompt, ..Self::new(Arc::new(thresholds), window, sinks, plans)? })
         }
     }
 
     impl From<AttentionProfile> for StoredProfile {
         fn from(profile: AttentionProfile) -> Self {
-            let AttentionProfile { thresholds, window, sinks, layers, provenance } = profile;
+            let AttentionProfile { thresholds, window, sinks, exact_prompt, layers, provenance } = profile;
             let [_, kv_heads, head_dim] = thresholds.shape();
             let rows = thresholds.thresholds().chunks(kv_heads * head_dim);
             let layers = layers
@@ -270,7 +294,17 @@ mod stored {
                 .map(|(plan, thresholds)| StoredLayer { plan, thresholds: thresholds.to_vec() })
                 .collect();
             let model = thresholds.model();
-            Self { version: VERSION, model, kv_heads, head_dim, window, sinks, provenance, layers }
+            Self {
+                version: VERSION,
+                model,
+                kv_heads,
+                head_dim,
+                window,
+                sinks,
+                exact_prompt,
+                provenance,
+                layers,
+            }
         }
     }
 }

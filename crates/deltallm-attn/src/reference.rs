@@ -19,6 +19,8 @@ pub struct Method {
     pub window: Option<Window>,
     /// Where the prompt ends, for a block window.
     pub prompt_end: usize,
+    /// Queries before this position see every key exactly: the end of a prompt that is short enough.
+    pub whole_until: usize,
     /// First keys that every query sees exactly.
     pub sinks: usize,
     /// Far values by this margin or more below the best exact score are skipped.
@@ -40,6 +42,7 @@ impl Method {
             thresholds: None,
             window: None,
             prompt_end: 0,
+            whole_until: 0,
             sinks: 0,
             skip_margin: None,
             tile: 1,
@@ -248,6 +251,6 @@ fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.window else { return method.thresholds.is_none() };
     method.thresholds.is_none()
         || t < method.sinks
-        || t >= WindowState::new(window, method.prompt_end).start(m)
+        || t >= WindowState::new(window, method.prompt_end).whole_until(method.whole_until).start(m)
         || (method.store == KvStore::Int4 && t >= (m + 1) / 32 * 32)
 }

@@ -84,31 +84,41 @@ pub(crate) struct WindowState {
     keys: usize,
     /// Queries before this position see blocks, later ones slide.
     prompt_end: usize,
+    /// Queries before this position see everything.
+    whole_until: usize,
 }
 
 impl WindowState {
     /// No key is exact: delta everywhere.
-    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0 };
+    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0, whole_until: 0 };
 
     /// The window for a prompt that ends at token `prompt_end`.
     pub(crate) fn new(window: Window, prompt_end: usize) -> Self {
         match window {
-            Window::Sliding(keys) => Self { keys, prompt_end: 0 },
+            Window::Sliding(keys) => Self { keys, ..Self::NONE },
             Window::Block { scale } => {
                 let keys = (f64::from(scale) * prompt_end as f64).round() as usize;
-                Self { keys: keys.max(1), prompt_end }
+                Self { keys: keys.max(1), prompt_end, ..Self::NONE }
             }
         }
+    }
+
+    /// The same, but queries before `position` see every key exactly.
+    pub(crate) fn whole_until(self, position: usize) -> Self {
+        Self { whole_until: position, ..self }
     }
 
     /// The prompt has been cut back to `len` tokens: what follows slides.
     pub(crate) fn cut(&mut self, len: usize) {
         self.prompt_end = self.prompt_end.min(len);
+        self.whole_until = self.whole_until.min(len);
     }
 
     /// The first key that the query at `position` sees exactly; up to and including `position` all are exact.
     pub(crate) fn start(&self, position: usize) -> usize {
-        if position < self.prompt_end {
+        if position < self.whole_until {
+            0
+        } else if position < self.prompt_end {
             position / self.keys * self.keys
         } else {
             (position + 1).saturating_sub(self.keys)
@@ -117,6 +127,9 @@ impl WindowState {
 
     /// The first key that any query from `position` on may need exactly.
     pub(crate) fn needed_from(&self, position: usize) -> usize {
+        if position < self.whole_until {
+            return 0;
+        }
         (position + 1).saturating_sub(self.keys)
     }
 }
@@ -185,9 +198,9 @@ mod tests {
 
     #[test]
     fn what_is_needed_covers_every_later_query() {
-        for window in
-            [WindowState::new(Window::Sliding(5), 0), WindowState::new(Window::Block { scale: 0.13 }, 50)]
-        {
+        let sliding = WindowState::new(Window::Sliding(5), 0);
+        let blocks = WindowState::new(Window::Block { scale: 0.13 }, 50);
+        for window in [sliding, blocks, sliding.whole_until(30), blocks.whole_until(50)] {
             for position in 0..100 {
                 assert!((position..120).all(|later| window.start(later) >= window.needed_from(position)));
             }

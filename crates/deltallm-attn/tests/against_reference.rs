@@ -223,39 +223,6 @@ proptest! {
     }
 
     #[test]
-    fn sixteen_bits_come_near_to_the_reference(
-        shape in shapes(), tokens in 1_usize..300, seed: u64, theta in 0.0_f32..0.6, window in 1_usize..100,
-        margin in prop::option::of(3.0_f32..6.0), capped: bool,
-    ) {
-        let inputs = Inputs::new(shape, tokens, seed);
-        let softcap = capped.then_some(3.0_f32);
-        let margin = margin.map(SkipMargin::Fixed);
-        let dense = Method { softcap: softcap.map(f64::from), ..Method::dense(&shape) };
-        let hybrid = Method {
-            thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3, skip_margin: margin,
-            tile: query_tile(shape.group()), ..dense.clone()
-        };
-        let config = HybridConfig {
-            window: Window::Sliding(window), sinks: 3, skip_margin: margin,
-            ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
-        };
-        let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
-        for simd in SimdLevel::available() {
-            // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
-            let slack = if margin.is_some() { 0.1 } else { 0.0 };
-            for (precision, tolerance) in [(Precision::Int16, 4e-3 + slack), (Precision::Bf16, 6e-2 + slack)] {
-                let options = AttentionOptions { softcap, precision, ..options(shape, simd, KvStore::F32) };
-                let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
-                let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
-                for (got, expected) in [dense, hybrid].iter().zip(&expected) {
-                    let worst = worst(got, expected);
-                    prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", simd, precision, worst);
-                }
-            }
-        }
-    }
-
-    #[test]
     fn any_chunks_equal_one_call(shape in shapes(), cuts in prop::collection::vec(1_usize..90, 1..6), seed: u64, store in stores(&KvStore::ALL), window in windows()) {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
@@ -645,4 +612,86 @@ fn scores_beyond_their_bound_are_refused_and_others_are_not() {
             Err(other) => panic!("{other}"),
         }
     }
+}
+
+proptest! {
+    // The portable loops of 16-bit products are slow.
+    #![proptest_config(ProptestConfig::with_cases(12))]
+
+    #[test]
+    fn sixteen_bits_come_near_to_the_reference(
+        shape in shapes(), tokens in 1_usize..300, seed: u64, theta in 0.0_f32..0.6, window in 1_usize..100,
+        margin in prop::option::of(3.0_f32..6.0), capped: bool,
+    ) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let softcap = capped.then_some(3.0_f32);
+        let margin = margin.map(SkipMargin::Fixed);
+        let dense = Method { softcap: softcap.map(f64::from), ..Method::dense(&shape) };
+        let hybrid = Method {
+            thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3, skip_margin: margin,
+            tile: query_tile(shape.group()), ..dense.clone()
+        };
+        let config = HybridConfig {
+            window: Window::Sliding(window), sinks: 3, skip_margin: margin,
+            ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
+        };
+        let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
+        for simd in SimdLevel::available() {
+            // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
+            let slack = if margin.is_some() { 0.1 } else { 0.0 };
+            for (precision, tolerance) in [(Precision::Int16, 4e-3 + slack), (Precision::Bf16, 6e-2 + slack)] {
+                let options = AttentionOptions { softcap, precision, ..options(shape, simd, KvStore::F32) };
+                let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+                let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
+                for (got, expected) in [dense, hybrid].iter().zip(&expected) {
+                    let worst = worst(got, expected);
+                    prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", simd, precision, worst);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_short_prompt_is_exact_and_what_follows_is_not() {
+    let (prompt, tokens) = (100, 130);
+    let inputs = Inputs::new(smollm(), tokens, 5);
+    let window = Window::Sliding(9);
+    let method = Method {
+        thresholds: thresholds(smollm(), 0.6),
+        window: Some(window),
+        sinks: 2,
+        whole_until: prompt,
+        ..Method::dense(&smollm())
+    };
+    let (expected, _) = inputs.reference(&method);
+    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
+    let config = HybridConfig {
+        window,
+        sinks: 2,
+        exact_prompt: prompt,
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.6))
+    };
+    let one_by_one: Vec<usize> = (prompt..=tokens).collect();
+    let in_chunks: Vec<usize> = [31, 32, 64].into_iter().chain(prompt..=tokens).collect();
+    let mut bytes = Vec::new();
+    for ends in [one_by_one, in_chunks] {
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        kernel.begin_prompt(prompt);
+        assert_close(&inputs.run(&mut kernel, &ends), &expected, "short prompt");
+        let counts = kernel.stats().total();
+        let exact = prompt * (prompt + 1) / 2 + (tokens - prompt) * (9 + 2);
+        assert_eq!(counts.exact_pairs, (exact * smollm().heads()) as u64);
+        bytes.push(kernel.footprint().total());
+    }
+    assert_eq!(bytes[0], bytes[1]);
+
+    // A longer prompt is not exact, and neither does a short one cost memory once it is over.
+    let plain = HybridConfig { exact_prompt: prompt - 1, ..config };
+    let mut kernel = HybridAttention::new(&options, &plain).unwrap();
+    kernel.begin_prompt(prompt);
+    let out = inputs.run(&mut kernel, &(prompt..=tokens).collect::<Vec<_>>());
+    let method = Method { whole_until: 0, ..method };
+    assert_close(&out, &inputs.reference(&method).0, "long prompt");
+    assert_eq!(kernel.footprint().total(), bytes[0]);
 }
