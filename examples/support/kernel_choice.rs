@@ -12,7 +12,7 @@ use crate::{KernelKind, ModelProfile, Phases, PrefillOnly};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
-const ESCAPES: f64 = 0.1;
+const ESCAPES: f64 = 0.004;
 
 /// Settings that fit the model: makes its kernels.
 #[derive(Debug, Clone)]

@@ -67,7 +67,7 @@ fn bad_attention_settings() {
         ("--theta", "nan", "finite number >= 0"),
         ("--skip-margin", "0", "nats > 0, ln:C for ln(keys) - C, or off"),
         ("--kv", "q8", "expected f32, f16, bf16, int8, int4 or compact"),
-        ("--kv", "f8", "f32, f16 or bf16"),
+        ("--kv", "f8", "f32, f16, bf16, int8, int4 or compact"),
         ("--sinks", "18446744073709551615", "at most 1024"),
         ("--threads", "0", "1..=1024"),
     ] {
@@ -103,7 +103,7 @@ fn a_prompt_that_cannot_fit_is_refused_before_it_is_read() {
 }
 
 /// The embedded model's dense f32 cache: 5 layers, 2 kv heads, 64 channels, and tables of 4 slots.
-const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 32);
+const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 56);
 
 fn with_budget<'a>(budget: &'a str, more: &[&'a str]) -> Output {
     let args = ["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--kv-budget", budget];

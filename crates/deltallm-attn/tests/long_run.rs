@@ -66,8 +66,10 @@ fn step(kernel: &mut dyn AttentionKernel, tokens: &[Token]) -> Vec<f32> {
     out
 }
 
-fn kernels() -> Vec<(String, Box<dyn Fn() -> Box<dyn AttentionKernel>>)> {
-    let mut kernels: Vec<(String, Box<dyn Fn() -> Box<dyn AttentionKernel>>)> = Vec::new();
+type MakeKernel = Box<dyn Fn() -> Box<dyn AttentionKernel>>;
+
+fn kernels() -> Vec<(String, MakeKernel)> {
+    let mut kernels: Vec<(String, MakeKernel)> = Vec::new();
     let [heads, kv_heads, head_dim] = SHAPE;
     let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
     for store in KvStore::ALL {
