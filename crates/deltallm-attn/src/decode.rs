@@ -10,11 +10,11 @@
 
 use std::ops::Range;
 
-use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, KeyGroup, HeadSparsity, PagedRows, RowsPage};
+use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::decode::{CHANNELS, KernelScratch, Int4Keys, Int4Rows, Int8Rows, Scoring, StoredRows, Strided},
+    simd::decode::{CHANNELS, Int4Keys, Int4Rows, Int8Rows, KernelScratch, Scoring, StoredRows, Strided},
     tile::{HeadRows, Keys, Phase, Rows},
     window::{Part, Split},
 };

@@ -7,8 +7,7 @@ use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget, RowFormat};
 
 use super::*;
 use crate::{
-    AttentionShape, SimdLevel, SkipMargin,
-    Window,
+    AttentionShape, SimdLevel, SkipMargin, Window,
     window::{Part, WindowState},
 };
 
@@ -75,21 +74,62 @@ fn nanoseconds_per_token() {
         };
         let theta = std::env::var("THETA").map_or(0.4, |t| t.parse().unwrap());
         let stores: Vec<(&str, Box<dyn Fn() -> (K, PagedRows)>, bool)> = vec![
-            ("f32", Box::new(|| (K::Rows(rows(&k, d, ElementType::F32)), rows(&v, d, ElementType::F32))), false),
-            ("f16", Box::new(|| (K::Rows(rows(&k, d, ElementType::F16)), rows(&v, d, ElementType::F16))), false),
-            ("bf16", Box::new(|| (K::Rows(rows(&k, d, ElementType::Bf16)), rows(&v, d, ElementType::Bf16))), false),
-            ("int8", Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int8))), false),
-            ("f16 skip", Box::new(|| (K::Rows(rows(&k, d, ElementType::F16)), rows(&v, d, ElementType::F16))), true),
-            ("int8 skip", Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int8))), true),
-            ("int8 x int4 skip", Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int4))), true),
+            (
+                "f32",
+                Box::new(|| (K::Rows(rows(&k, d, ElementType::F32)), rows(&v, d, ElementType::F32))),
+                false,
+            ),
+            (
+                "f16",
+                Box::new(|| (K::Rows(rows(&k, d, ElementType::F16)), rows(&v, d, ElementType::F16))),
+                false,
+            ),
+            (
+                "bf16",
+                Box::new(|| (K::Rows(rows(&k, d, ElementType::Bf16)), rows(&v, d, ElementType::Bf16))),
+                false,
+            ),
+            (
+                "int8",
+                Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int8))),
+                false,
+            ),
+            (
+                "f16 skip",
+                Box::new(|| (K::Rows(rows(&k, d, ElementType::F16)), rows(&v, d, ElementType::F16))),
+                true,
+            ),
+            (
+                "int8 skip",
+                Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int8))),
+                true,
+            ),
+            (
+                "int8 x int4 skip",
+                Box::new(|| (K::Rows(rows(&k, d, RowFormat::Int8)), rows(&v, d, RowFormat::Int4))),
+                true,
+            ),
             ("int4 skip", Box::new(|| (K::Int4(int4()), rows(&v, d, RowFormat::Int4))), true),
             ("compact", Box::new(|| (K::Delta(compact(theta)), rows(&v, d, RowFormat::Int4))), false),
             ("compact skip", Box::new(|| (K::Delta(compact(theta)), rows(&v, d, RowFormat::Int4))), true),
-            ("delta bf16", Box::new(|| (K::Delta(delta(ElementType::Bf16, theta)), rows(&v, d, ElementType::Bf16))), false),
-            ("delta f16 skip", Box::new(|| (K::Delta(delta(ElementType::F16, theta)), rows(&v, d, ElementType::F16))), true),
-            ("delta bf16 x int4 skip", Box::new(|| (K::Delta(delta(ElementType::Bf16, theta)), rows(&v, d, RowFormat::Int4))), true),
+            (
+                "delta bf16",
+                Box::new(|| (K::Delta(delta(ElementType::Bf16, theta)), rows(&v, d, ElementType::Bf16))),
+                false,
+            ),
+            (
+                "delta f16 skip",
+                Box::new(|| (K::Delta(delta(ElementType::F16, theta)), rows(&v, d, ElementType::F16))),
+                true,
+            ),
+            (
+                "delta bf16 x int4 skip",
+                Box::new(|| (K::Delta(delta(ElementType::Bf16, theta)), rows(&v, d, RowFormat::Int4))),
+                true,
+            ),
         ];
-        let stores: Vec<_> = stores.into_iter().filter(|s| only.is_empty() || only.split(',').any(|o| o == s.0)).collect();
+        let stores: Vec<_> =
+            stores.into_iter().filter(|s| only.is_empty() || only.split(',').any(|o| o == s.0)).collect();
         let caches: Vec<(&str, Vec<(K, PagedRows)>, Vec<(PagedRows, PagedRows)>, bool)> = stores
             .iter()
             .map(|(name, make, skip)| (*name, (0..heads).map(|_| make()).collect(), Vec::new(), *skip))
@@ -99,7 +139,8 @@ fn nanoseconds_per_token() {
                 continue;
             }
             let options = AttentionOptions { simd, parallel: false, ..AttentionOptions::new(shape).unwrap() };
-            let split = Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4, group: 1 };
+            let split =
+                Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4, group: 1 };
             let mut times = vec![Vec::new(); caches.len()];
             let mut counts = vec![HeadSparsity::default(); caches.len()];
             let mut out = vec![0.0; heads * group * d];
@@ -119,7 +160,12 @@ fn nanoseconds_per_token() {
                                 true => vec![
                                     phase(Part::Sinks),
                                     phase(Part::Window),
-                                    Phase { skip_margin: Some(SkipMargin::Fixed(std::env::var("T").map_or(0.5, |t| t.parse().unwrap()))), ..phase(Part::Far) },
+                                    Phase {
+                                        skip_margin: Some(SkipMargin::Fixed(
+                                            std::env::var("T").map_or(0.5, |t| t.parse().unwrap()),
+                                        )),
+                                        ..phase(Part::Far)
+                                    },
                                 ],
                             }
                         })
@@ -141,7 +187,10 @@ fn nanoseconds_per_token() {
                     f16 = ns;
                 }
                 let skipped = counts[i].skipped_values as f64 / counts[i].pairs as f64;
-                println!("{tokens:6} {simd:8} {name:24} {ns:7.2} ns (best {best:.2})  {:.2}x  skipped {skipped:.2}", f16 / ns);
+                println!(
+                    "{tokens:6} {simd:8} {name:24} {ns:7.2} ns (best {best:.2})  {:.2}x  skipped {skipped:.2}",
+                    f16 / ns
+                );
             }
         }
         if let K::Delta(m) = (stores.last().unwrap().1)().0 {

@@ -87,7 +87,6 @@ impl<T: Number> Row for &[T] {
 pub(super) trait Number: Copy + Default {
     /// One vector of them as f32.
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s;
-
 }
 
 impl Number for f32 {
