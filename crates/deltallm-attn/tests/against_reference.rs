@@ -326,12 +326,11 @@ fn token_by_token_equals_prefill() {
 #[test]
 fn every_store_is_the_reference_around_every_edge() {
     for store in KvStore::ALL {
-        for (head_dim, edges) in [(64, &EDGES[..]), (80, &[33, 65]), (96, &[64]), (128, &[129]), (33, &[65])]
-        {
-            let shape = AttentionShape::new(2, 1, head_dim).unwrap();
-            for &tokens in edges {
+        for head_dim in [64, 80, 96, 128, 33] {
+            let shape = AttentionShape::new(3, 1, head_dim).unwrap();
+            for tokens in EDGES {
                 let inputs = Inputs::new(shape, tokens, 11);
-                for window in [tokens.saturating_sub(1).max(1), tokens + 1, 31, 32, 64] {
+                for window in [tokens.saturating_sub(1).max(1), tokens, tokens + 1, 31, 32, 33, 64] {
                     let window = Window::Sliding(window);
                     let method = Method {
                         thresholds: thresholds(shape, 0.3),
@@ -610,6 +609,171 @@ fn scores_beyond_their_bound_are_refused_and_others_are_not() {
             Ok(()) => assert!(fits && kernel.len() == 50),
             Err(AttentionError::ScoreBound { epsilon: 0.3, .. }) => assert!(!fits && kernel.is_empty()),
             Err(other) => panic!("{other}"),
+        }
+    }
+}
+
+/// The last token alone, after all others in one call: decoding.
+fn decoded(inputs: &Inputs, kernel: &mut dyn AttentionKernel) -> Vec<f32> {
+    if inputs.tokens > 1 {
+        inputs.run(kernel, &[inputs.tokens - 1]);
+    }
+    inputs.run(kernel, &[inputs.tokens])
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn a_decoded_token_equals_the_reference(
+        shape in shapes(), tokens in 1_usize..300, seed: u64, store in stores(&KvStore::ALL), theta in 0.0_f32..1.0,
+        window in 1_usize..100, sinks in 0_usize..70, capped: bool,
+    ) {
+        let inputs = Inputs::new(shape, tokens, seed);
+        let softcap = capped.then_some(3.0_f32);
+        let (window, last) = (Window::Sliding(window), (tokens - 1) * inputs.q_row());
+        let hybrid = Method {
+            thresholds: thresholds(shape, theta), window: Some(window), sinks, store,
+            softcap: softcap.map(f64::from), ..Method::dense(&shape)
+        };
+        let dense = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
+        let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+        let expected = inputs.reference(&hybrid).0;
+        let expected_dense = DENSE.contains(&store).then(|| inputs.reference(&dense).0);
+        for simd in SimdLevel::available() {
+            let options = AttentionOptions { softcap, ..options(shape, simd, store) };
+            let mut kernel = HybridAttention::new(&options, &config).unwrap();
+            assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("{simd}, {store}"));
+            if let Some(expected) = &expected_dense {
+                let mut kernel = DenseAttention::new(&options).unwrap();
+                assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("dense, {simd}, {store}"));
+            }
+        }
+    }
+}
+
+/// Lengths around the edges of the chunks (1024 keys) that long caches are cut into.
+#[test]
+fn decoding_is_the_reference_around_the_edges_of_chunks() {
+    for tokens in [1023, 1024, 1025, 1088, 2049] {
+        let shape = AttentionShape::new(2, 1, 32).unwrap();
+        let inputs = Inputs::new(shape, tokens, 13);
+        for store in KvStore::ALL {
+            for skip_margin in [None, Some(SkipMargin::Fixed(1.5))] {
+                let method = Method {
+                    thresholds: thresholds(shape, 0.3),
+                    window: Some(Window::Sliding(64)),
+                    sinks: 4,
+                    skip_margin,
+                    store,
+                    ..Method::dense(&shape)
+                };
+                let (expected, _) = inputs.reference(&method);
+                let config = HybridConfig { skip_margin, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
+                for simd in SimdLevel::available() {
+                    let mut kernel = HybridAttention::new(&options(shape, simd, store), &config).unwrap();
+                    let got = decoded(&inputs, &mut kernel);
+                    let what = format!("{store}, {simd}, {tokens} tokens, margin {skip_margin:?}");
+                    assert_close(&got, &expected[expected.len() - inputs.q_row()..], &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn every_group_and_head_is_decoded_at_every_level() {
+    for group in 1..=9 {
+        for head_dim in [16, 64, 80, 96, 128, 192, 256, 7] {
+            let shape = AttentionShape::new(2 * group, 2, head_dim).unwrap();
+            let inputs = Inputs::new(shape, 100, 14);
+            for store in KvStore::ALL {
+                let method = Method {
+                    thresholds: thresholds(shape, 0.3),
+                    window: Some(Window::Sliding(20)),
+                    sinks: 3,
+                    store,
+                    ..Method::dense(&shape)
+                };
+                let (expected, _) = inputs.reference(&method);
+                let config = HybridConfig {
+                    window: Window::Sliding(20),
+                    sinks: 3,
+                    ..HybridConfig::new(ThresholdPolicy::Uniform(0.3))
+                };
+                for simd in SimdLevel::available() {
+                    let mut kernel = HybridAttention::new(&options(shape, simd, store), &config).unwrap();
+                    let what = format!("{store}, {simd}, {group} heads of {head_dim}");
+                    let got = decoded(&inputs, &mut kernel);
+                    assert_close(&got, &expected[expected.len() - inputs.q_row()..], &what);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn decoding_a_long_cache_does_not_depend_on_the_number_of_threads() {
+    let tokens = 2100;
+    let inputs = Inputs::new(smollm(), tokens, 15);
+    let config = HybridConfig {
+        skip_margin: Some(SkipMargin::Fixed(2.0)),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    };
+    for store in KvStore::ALL {
+        let run = |parallel| {
+            let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), store) };
+            let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+            let dense = DENSE.contains(&store).then(|| DenseAttention::new(&options).unwrap());
+            (
+                decoded(&inputs, &mut hybrid),
+                hybrid.stats(),
+                dense.map(|mut dense| decoded(&inputs, &mut dense)),
+            )
+        };
+        let serial = run(false);
+        #[cfg(feature = "rayon")]
+        for threads in [1, 2, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            assert_eq!(pool.install(|| run(true)), serial, "{store}, {threads} threads");
+        }
+        assert_eq!(run(true), serial, "{store}");
+    }
+}
+
+#[test]
+fn a_token_whose_scores_leave_f32_is_refused_and_others_are_not() {
+    let shape = AttentionShape::new(2, 1, 64).unwrap();
+    for (size, fits) in [(1e-30_f32, true), (1e10, true), (1e25, false)] {
+        let mut inputs = Inputs::new(shape, 80, 16);
+        inputs.q.iter_mut().for_each(|q| *q *= size);
+        inputs.k.iter_mut().for_each(|k| *k *= size);
+        for simd in SimdLevel::available() {
+            for store in [KvStore::F32, KvStore::Bf16, KvStore::Compact] {
+                let policy = ThresholdPolicy::Uniform(0.3 * size);
+                // The exact window of the compact store is f16.
+                let mut kernel = match store {
+                    KvStore::Compact => {
+                        DeltaAttention::new(&options(shape, simd, store), policy, 0).map(|k| Box::new(k) as _)
+                    }
+                    _ => DenseAttention::new(&options(shape, simd, store)).map(|k| Box::new(k) as _),
+                }
+                .unwrap();
+                let kernel: &mut Box<dyn AttentionKernel> = &mut kernel;
+                for token in 0..80 {
+                    let mut out = vec![0.0; inputs.q_row()];
+                    let view = HeadsViewMut::new(&mut out, [1, 2, 64]).unwrap();
+                    let (k, v) =
+                        (inputs.kv(&inputs.k, token..token + 1), inputs.kv(&inputs.v, token..token + 1));
+                    match kernel.forward_heads(inputs.q(token..token + 1), k, v, view) {
+                        Ok(()) => {
+                            assert!(fits && out.iter().all(|x| x.abs() <= 1.2), "{simd}, {store}, {size}")
+                        }
+                        Err(AttentionError::Overflow) => assert!(!fits, "{simd}, {store}, {size}"),
+                        Err(other) => panic!("{other}"),
+                    }
+                }
+            }
         }
     }
 }

@@ -21,21 +21,44 @@ impl Ahead {
         Self { start: memory.as_ptr().cast(), bytes: size_of_val(memory) }
     }
 
-    /// Asks for the share of step `step` of `steps`.
+    /// The same in `steps` parts.
     #[inline(always)]
-    pub(super) fn prefetch<S: Lanes>(self, simd: S, step: usize, steps: usize) {
-        let lines = self.bytes.div_ceil(LINE).div_ceil(steps);
-        for line in step * lines..((step + 1) * lines).min(self.bytes.div_ceil(LINE)) {
-            simd.prefetch(self.start.wrapping_add(line * LINE));
-        }
+    pub(super) fn steps(self, steps: usize) -> Steps {
+        let lines = self.bytes.div_ceil(LINE);
+        Steps { next: self.start, lines, lines_per_step: lines.div_ceil(steps.max(1)) }
     }
 
-    /// Asks for `bytes` bytes from byte `first` on.
+    /// Asks for the picked rows of `bytes` bytes each.
     #[inline(always)]
-    pub(super) fn prefetch_range<S: Lanes>(self, simd: S, first: usize, bytes: usize) {
-        for byte in (first / LINE * LINE..first + bytes).step_by(LINE) {
-            simd.prefetch(self.start.wrapping_add(byte));
+    pub(super) fn prefetch_rows<S: Lanes>(self, simd: S, picks: &[u8], bytes: usize) {
+        for pick in picks {
+            let row = self.start.wrapping_add(usize::from(*pick) * bytes);
+            // A row may begin anywhere in a line: its last byte may need one line more.
+            (0..bytes).step_by(LINE).for_each(|byte| simd.prefetch(row.wrapping_add(byte)));
+            if !bytes.is_multiple_of(LINE) {
+                simd.prefetch(row.wrapping_add(bytes - 1));
+            }
         }
+    }
+}
+
+/// What is left to ask for.
+pub(super) struct Steps {
+    next: *const u8,
+    lines: usize,
+    lines_per_step: usize,
+}
+
+impl Steps {
+    /// Asks for the next part.
+    #[inline(always)]
+    pub(super) fn prefetch<S: Lanes>(&mut self, simd: S) {
+        let lines = self.lines_per_step.min(self.lines);
+        for _ in 0..lines {
+            simd.prefetch(self.next);
+            self.next = self.next.wrapping_add(LINE);
+        }
+        self.lines -= lines;
     }
 }
 

@@ -29,49 +29,22 @@ pub(super) fn dots<S: Lanes, R: Rows>(
         let passes = (heads - head).div_ceil(S::HEADS);
         let pass = (heads - head).div_ceil(passes);
         let (queries, out) = (&queries[head * channels..], &mut out[head * stride..]);
+        let ahead = if head == 0 { ahead } else { Ahead::default() };
         match pass {
-            1 => panel::<S, R, 1>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                count,
-                queries,
-                channels,
-                out,
-                stride,
-            ),
-            2 => panel::<S, R, 2>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                count,
-                queries,
-                channels,
-                out,
-                stride,
-            ),
-            3 => panel::<S, R, 3>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                count,
-                queries,
-                channels,
-                out,
-                stride,
-            ),
-            _ => panel::<S, R, 4>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                count,
-                queries,
-                channels,
-                out,
-                stride,
-            ),
+            1 => panel::<S, R, 1>(simd, rows, ahead, count, queries, channels, out, stride),
+            2 if const { S::HEADS >= 2 } => {
+                panel::<S, R, 2>(simd, rows, ahead, count, queries, channels, out, stride)
+            }
+            3 if const { S::HEADS >= 3 } => {
+                panel::<S, R, 3>(simd, rows, ahead, count, queries, channels, out, stride)
+            }
+            4 if const { S::HEADS >= 4 } => {
+                panel::<S, R, 4>(simd, rows, ahead, count, queries, channels, out, stride)
+            }
+            // Not reached: a pass has at most `HEADS` heads, which no level has more than four of.
+            _ => {}
         }
-        head += pass.min(4);
+        head += pass;
     }
 }
 
@@ -94,9 +67,10 @@ fn panel<S: Lanes, R: Rows, const G: usize>(
         *query = &queries[head * channels..][..channels];
     }
     let queries = rows_of_queries;
+    let mut ahead = ahead.steps(count.div_ceil(4));
     for first in (0..count).step_by(4) {
         let here = (count - first).min(4);
-        ahead.prefetch(simd, first / 4, count.div_ceil(4));
+        ahead.prefetch(simd);
         // The last rows stand in for those that would follow them.
         let at = |i: usize| rows.row(first + i.min(here - 1), channels);
         let four = [at(0), at(1), at(2), at(3)];

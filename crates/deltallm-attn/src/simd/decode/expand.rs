@@ -63,6 +63,7 @@ pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
 ) {
     let channels = block.frame.len();
     let (words, stride) = (channels.div_ceil(64), row_stride(channels));
+    let values = Packed::new(block.values);
     // Where the values of each token begin that are still to come.
     let mut starts = [0; BLOCK];
     let mut start = 0;
@@ -76,7 +77,7 @@ pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
         for ((masks, row), start) in rows.zip(&mut starts) {
             let bits = masks[first / 64] >> (first % 64) & low_bits(V::LEN);
             let mask = V::Mask::from_bitmask(simd, bits);
-            key = load_values::<S, V>(simd, block.values, *start).expand_merge(mask, key);
+            key = values.load::<S, V>(simd, *start).expand_merge(mask, key);
             *start += bits.count_ones() as usize;
             key.store_slice(&mut row[first..][..V::LEN]);
         }
@@ -89,12 +90,30 @@ fn low_bits(count: usize) -> u64 {
     u64::MAX >> (64 - count)
 }
 
-/// A vector of packed values from `start` on; only the last ones of a block have to be padded.
-#[inline(always)]
-pub(super) fn load_values<S: Simd, V: SimdBase<S>>(simd: S, values: &[V::Element], start: usize) -> V {
-    match values.get(start..start + V::LEN) {
-        Some(values) => V::from_slice(simd, values),
-        None => padded::<S, V>(simd, values.get(start..).unwrap_or(&[])),
+/// Packed values that can be loaded a vector at a time to the very end.
+pub(super) struct Packed<'a, T> {
+    values: &'a [T],
+    /// The last values again, and zeros; and which value is the first of them.
+    tail: [T; 128],
+    tail_start: usize,
+}
+
+impl<'a, T: Copy + Default> Packed<'a, T> {
+    #[inline(always)]
+    pub(super) fn new(values: &'a [T]) -> Self {
+        let (mut tail, tail_start) = ([T::default(); 128], values.len().saturating_sub(64));
+        tail.iter_mut().zip(&values[tail_start..]).for_each(|(tail, value)| *tail = *value);
+        Self { values, tail, tail_start }
+    }
+
+    /// The vector that begins with value `start`.
+    #[inline(always)]
+    pub(super) fn load<S: Simd, V: SimdBase<S, Element = T>>(&self, simd: S, start: usize) -> V {
+        let (from, start) = match start + V::LEN <= self.values.len() {
+            true => (self.values, start),
+            false => (&self.tail[..], start - self.tail_start),
+        };
+        V::from_slice(simd, &from[start..start + V::LEN])
     }
 }
 

@@ -10,10 +10,10 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use fearless_simd::{Avx512, f32x4, i8x64, i16x32, kernel, mask8x64, prelude::*};
+use fearless_simd::{Avx512, f32x4, f32x16, i8x64, i16x32, kernel, mask8x64, prelude::*};
 
 use super::{
-    expand::{Masked, load_values, padded},
+    expand::{Masked, Packed, padded},
     lanes::{ToScore, expand_and_score},
 };
 use crate::decode::BLOCK;
@@ -60,7 +60,7 @@ fn panel<const W: usize, const G: usize>(
     let (mut codes, mut scales) = ([[[0_i16; 64]; W]; G], [0.0; G]);
     let channels = queries.len() / G;
     for ((query, codes), scale) in queries.chunks_exact(channels).zip(&mut codes).zip(&mut scales) {
-        *scale = to_codes(query, codes.as_flattened_mut());
+        *scale = to_codes(simd, query, codes.as_flattened_mut());
     }
     let mut factors = [[[i16x32::splat(simd, 0); 2]; W]; G];
     for (factors, codes) in factors.iter_mut().zip(&codes) {
@@ -74,6 +74,7 @@ fn panel<const W: usize, const G: usize>(
     for (word, key) in key.iter_mut().enumerate() {
         *key = padded(simd, &block.frame[word * 64..]);
     }
+    let values = Packed::new(block.values);
     let (tokens, mut start) = (block.tokens(), 0);
     for first in (0..tokens).step_by(4) {
         let mut sums = [[zero(simd); 4]; G];
@@ -81,8 +82,8 @@ fn panel<const W: usize, const G: usize>(
             for (word, key) in key.iter_mut().enumerate() {
                 // Past the last token nothing is transmitted, and nobody reads the scores.
                 let mask = *block.masks.get((first + i) * W + word).unwrap_or(&0);
-                let values: i8x64<Avx512> = load_values(simd, block.values, start);
-                *key = values.expand_merge(mask8x64::from_bitmask(simd, mask), *key);
+                let mask8 = mask8x64::from_bitmask(simd, mask);
+                *key = values.load::<_, i8x64<_>>(simd, start).expand_merge(mask8, *key);
                 start += mask.count_ones() as usize;
                 let (low, high) = key.widen();
                 for (sums, factors) in sums.iter_mut().zip(&factors) {
@@ -109,10 +110,14 @@ fn panel<const W: usize, const G: usize>(
 
 /// Rounds a query to 16 bits and returns its scale.
 #[inline(always)]
-fn to_codes(query: &[f32], codes: &mut [i16]) -> f32 {
+fn to_codes(simd: Avx512, query: &[f32], codes: &mut [i16]) -> f32 {
     /// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    let largest = query.iter().fold(0.0_f32, |max, x| if x.abs() > max { x.abs() } else { max });
+    let mut largest = f32x16::splat(simd, 0.0);
+    for x in query.chunks_exact(16) {
+        largest = largest.max(f32x16::from_slice(simd, x).abs());
+    }
+    let largest = largest.reduce_max();
     // A query next to zero gets codes of zero: its scores are below 1e-30.
     let inverse = if largest > 1e-33 { 32767.0 / largest } else { 0.0 };
     for (code, x) in codes.iter_mut().zip(query) {

@@ -236,22 +236,17 @@ impl SimdLevel {
     /// Asks for the memory of the picked rows.
     pub(crate) fn decode_prefetch(self, rows: StoredRows, picks: &[u8], channels: usize) {
         dispatch!(self.level, simd => {
-            let ask = |codes: Ahead, row: usize| {
-                for pick in picks {
-                    codes.prefetch_range(simd, usize::from(*pick) * row, row);
-                }
-            };
             match rows {
-                StoredRows::F32(rows) => ask(Ahead::of(rows.data), rows.stride * 4),
-                StoredRows::F16(rows) => ask(Ahead::of(rows.data), rows.stride * 2),
-                StoredRows::Bf16(rows) => ask(Ahead::of(rows.data), rows.stride * 2),
+                StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(simd, picks, rows.stride * 4),
+                StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(simd, picks, rows.stride * 2),
+                StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(simd, picks, rows.stride * 2),
                 StoredRows::Int8(rows) => {
-                    ask(Ahead::of(rows.codes), channels);
-                    Ahead::of(rows.scales).prefetch(simd, 0, 1);
+                    Ahead::of(rows.codes).prefetch_rows(simd, picks, channels);
+                    Ahead::of(rows.scales).steps(1).prefetch(simd);
                 }
                 StoredRows::Int4(rows) => {
-                    ask(Ahead::of(rows.codes), channels / 2);
-                    Ahead::of(rows.scales).prefetch(simd, 0, 1);
+                    Ahead::of(rows.codes).prefetch_rows(simd, picks, channels / 2);
+                    Ahead::of(rows.scales).steps(1).prefetch(simd);
                 }
                 StoredRows::Int4Keys(_) => {}
             }

@@ -28,49 +28,22 @@ pub(super) fn accumulate<S: Lanes, R: Rows>(
         let passes = (heads - head).div_ceil(S::HEADS);
         let pass = (heads - head).div_ceil(passes);
         let (weights, sums) = (&weights[head * stride..], &mut sums[head * channels..]);
+        let ahead = if head == 0 { ahead } else { Ahead::default() };
         match pass {
-            1 => heads_of::<S, R, 1>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                picks,
-                weights,
-                stride,
-                sums,
-                channels,
-            ),
-            2 => heads_of::<S, R, 2>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                picks,
-                weights,
-                stride,
-                sums,
-                channels,
-            ),
-            3 => heads_of::<S, R, 3>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                picks,
-                weights,
-                stride,
-                sums,
-                channels,
-            ),
-            _ => heads_of::<S, R, 4>(
-                simd,
-                rows,
-                if head == 0 { ahead } else { Ahead::default() },
-                picks,
-                weights,
-                stride,
-                sums,
-                channels,
-            ),
+            1 => heads_of::<S, R, 1>(simd, rows, ahead, picks, weights, stride, sums, channels),
+            2 if const { S::HEADS >= 2 } => {
+                heads_of::<S, R, 2>(simd, rows, ahead, picks, weights, stride, sums, channels)
+            }
+            3 if const { S::HEADS >= 3 } => {
+                heads_of::<S, R, 3>(simd, rows, ahead, picks, weights, stride, sums, channels)
+            }
+            4 if const { S::HEADS >= 4 } => {
+                heads_of::<S, R, 4>(simd, rows, ahead, picks, weights, stride, sums, channels)
+            }
+            // Not reached: a pass has at most `HEADS` heads, which no level has more than four of.
+            _ => {}
         }
-        head += pass.min(4);
+        head += pass;
     }
 }
 
@@ -143,9 +116,10 @@ fn panel<S: Lanes, R: Rows, const G: usize, const N: usize>(
             *kept = S::f32s::from_slice(simd, &sums[at(head, vector)..][..lanes::<S>()]);
         }
     }
+    let mut ahead = ahead.steps(picks.len());
     for (i, pick) in picks.iter().enumerate() {
         let row = rows.row(usize::from(*pick), channels);
-        ahead.prefetch(simd, i, picks.len());
+        ahead.prefetch(simd);
         let mut weight = [S::f32s::splat(simd, 0.0); G];
         for (weight, row) in weight.iter_mut().zip(rows_of_weights) {
             *weight = S::f32s::splat(simd, row[i]);
