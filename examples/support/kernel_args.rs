@@ -68,7 +68,8 @@ pub struct KernelArgs {
     /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C [default: the profile's, or off]
     #[arg(long, value_name = "T|ln:C|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
-    /// Store of keys and values: f32, f16, bf16
+    /// Store of keys and values: f32, f16, bf16; int8; or with an exact f16 window (hybrid) int4 or compact (8-bit deltas, 4-bit
+    /// values)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
     kv: KvStore,
     /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
@@ -106,8 +107,7 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
 }
 
 fn parse_store(text: &str) -> Result<KvStore, String> {
-    let store = text.parse().ok().filter(|store: &KvStore| !store.is_quantised());
-    store.ok_or_else(|| "expected f32, f16 or bf16".into())
+    text.parse().map_err(|_| "expected f32, f16, bf16, int8, int4 or compact".into())
 }
 
 impl KernelArgs {
@@ -123,6 +123,16 @@ impl KernelArgs {
                 "--sinks: expected at most {context}, the model's context, got {sinks}"
             );
         }
+        anyhow::ensure!(
+            self.kernel != KernelKind::Dense || self.kv == self.kv.dense(),
+            "--kv {}: expected --kernel hybrid, which keeps its window exact, got dense; or take --kv int8",
+            self.kv
+        );
+        anyhow::ensure!(
+            self.kernel != KernelKind::Delta || self.kv.is_delta(),
+            "--kv {}: expected --kernel hybrid or dense, got delta, which has a store of deltas only: --kv compact",
+            self.kv
+        );
         let profile = self.profile(model)?;
         let base = match self.paper {
             true => HybridConfig::from(PaperRule::default()),
@@ -220,7 +230,9 @@ mod tests {
 
     #[test]
     fn stores_parse() {
-        assert_eq!(parse_store("bf16"), Ok(KvStore::Bf16));
+        for store in KvStore::ALL {
+            assert_eq!(parse_store(store.name()), Ok(store));
+        }
         assert!(parse_store("q8").is_err());
     }
 }

@@ -15,7 +15,7 @@ pub struct MemoryArgs {
     /// Most bytes for the key-value caches of all layers, such as 64MiB (B, kB, MB, GB, KiB, MiB, GiB)
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     kv_budget: Option<usize>,
-    /// When they are used up: error, narrow (an f32 cache to f16) or raise-thresholds (of the far history)
+    /// When they are used up: error, narrow (the next narrower --kv) or raise-thresholds (of the far history)
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = LimitPolicy::Error, hide_possible_values = true,
         requires = "kv_budget")]
     at_limit: LimitPolicy,
@@ -27,7 +27,7 @@ pub struct MemoryArgs {
 pub enum LimitPolicy {
     /// Stop
     Error,
-    /// Convert an f32 cache to f16
+    /// Convert to the next narrower store
     Narrow,
     /// Code the far history more coarsely
     RaiseThresholds,
@@ -72,8 +72,8 @@ impl MemoryArgs {
         let Some(bytes) = self.kv_budget else { return Ok(None) };
         match self.at_limit {
             LimitPolicy::Narrow => anyhow::ensure!(
-                kernel.store() == KvStore::F32,
-                "--at-limit narrow: expected --kv f32, got {}, which is as narrow as it gets",
+                !kernel.store().is_quantised(),
+                "--at-limit narrow: expected --kv f32, f16 or bf16, got {}, which is as narrow as it gets",
                 kernel.store()
             ),
             LimitPolicy::RaiseThresholds => anyhow::ensure!(
@@ -147,9 +147,9 @@ impl MemoryLimit {
                 kernel.key_plan(kernel.expected_zero_fraction(), config.context_length),
             ));
         }
-        let types = [KvStore::F32, KvStore::F16];
         let rows = stores.into_iter().flat_map(|(kind, keys)| {
-            types.map(|store| {
+            let narrowest = if kind == KernelKind::Dense { KvStore::Int8 } else { KvStore::Compact };
+            [KvStore::F32, KvStore::F16, narrowest].map(|store| {
                 let tokens = plan(config, keys, store).tokens_within(self.bytes / config.layers);
                 (format!("{kind} {store}"), tokens)
             })
@@ -166,9 +166,9 @@ impl MemoryLimit {
             self.policy
         );
         for (store, tokens) in self.contexts(config, kernel) {
-            text += &format!("             {store:<12} holds {tokens:>9} tokens\n");
+            text += &format!("             {store:<14} holds {tokens:>9} tokens\n");
         }
-        text += &format!("             the model    takes {:>9}\n", config.context_length);
+        text += &format!("             the model      takes {:>9}\n", config.context_length);
         if kernel.kind() != KernelKind::Dense {
             let percent = 100.0 * kernel.expected_zero_fraction();
             text += &format!("             ({} if {percent:.0} % of its deltas are zero)\n", kernel.kind());

@@ -66,8 +66,8 @@ fn bad_attention_settings() {
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
         ("--skip-margin", "0", "nats > 0, ln:C for ln(keys) - C, or off"),
-        ("--kv", "q8", "expected f32, f16 or bf16"),
-        ("--kv", "f8", "f32, f16 or bf16"),
+        ("--kv", "q8", "expected f32, f16, bf16, int8, int4 or compact"),
+        ("--kv", "f8", "f32, f16, bf16, int8, int4 or compact"),
         ("--sinks", "18446744073709551615", "at most 1024"),
         ("--threads", "0", "1..=1024"),
     ] {
@@ -88,7 +88,7 @@ fn bad_memory_settings() {
     }
     let with = |more: &[&str]| refusal("generate", &[&["--kv-budget", "1MB", "--at-limit"], more].concat());
     assert!(with(&["forget"]).contains("error, narrow, raise-thresholds"));
-    assert!(with(&["narrow", "--kv", "f16"]).contains("expected --kv f32, got f16"));
+    assert!(with(&["narrow", "--kv", "int8"]).contains("expected --kv f32, f16 or bf16, got int8"));
     let line = with(&["raise-thresholds", "--kernel", "dense"]);
     assert!(line.contains("expected --kernel delta or hybrid, got dense"), "{line}");
     assert_refused("generate", &["--at-limit", "error"], &["--kv-budget"]);
@@ -103,7 +103,7 @@ fn a_prompt_that_cannot_fit_is_refused_before_it_is_read() {
 }
 
 /// The embedded model's dense f32 cache: 5 layers, 2 kv heads, 64 channels, and tables of 4 slots.
-const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 32);
+const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 56);
 
 fn with_budget<'a>(budget: &'a str, more: &[&'a str]) -> Output {
     let args = ["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--kv-budget", budget];

@@ -18,6 +18,7 @@ pub(crate) struct HybridHead {
 
 /// All keys of a head, coded.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each kv head")]
 pub(crate) enum FarKeys {
     Delta(DeltaMatrix),
     Int8(PagedRows),

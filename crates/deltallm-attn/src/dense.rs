@@ -51,7 +51,7 @@ impl DenseAttention {
     pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
         options.check()?;
         let kv_heads = options.shape.kv_heads();
-        if matches!(options.store, KvStore::Int4 | KvStore::Compact) {
+        if options.store != options.store.dense() {
             let expected =
                 "f32, f16, bf16 or int8 (int4 and compact are for hybrid attention, whose window is exact)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
@@ -99,9 +99,10 @@ impl DenseAttention {
         // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
         let mut charge = MemoryBudget::unlimited().charge();
         let mut convert = |rows: &PagedRows| rows.converted(KvStore::Int8.values(), &mut charge);
-        let convert =
-            |head: &DenseHead| Ok(DenseHead { keys: convert(&head.keys)?, values: convert(&head.values)? });
-        let heads = self.heads.iter().map(convert).collect::<Result<_, CoreError>>()?;
+        let mut heads = Vec::with_capacity(self.heads.len());
+        for head in &self.heads {
+            heads.push(DenseHead { keys: convert(&head.keys)?, values: convert(&head.values)? });
+        }
         self.heads = heads;
         self.charge.shrink(self.charge.bytes().saturating_sub(charge.bytes()));
         self.options.store = KvStore::Int8;

@@ -145,8 +145,10 @@ impl HybridAttention {
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
-        let head = |thresholds| HybridHead::new(store, thresholds, config.sinks);
-        let heads = thresholds.into_iter().map(head).collect::<Result<_, CoreError>>()?;
+        let mut heads = Vec::with_capacity(kv_heads);
+        for thresholds in thresholds {
+            heads.push(HybridHead::new(store, thresholds, config.sinks)?);
+        }
         Ok(Self {
             window,
             sinks: if window.is_some() { config.sinks } else { 0 },
@@ -295,10 +297,12 @@ impl HybridAttention {
     fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
         // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
         let mut charge = MemoryBudget::unlimited().charge();
-        let heads: Option<Vec<HybridHead>> =
-            self.heads.iter().map(|head| head.to_compact(&mut charge)).collect::<Result<_, CoreError>>()?;
+        let mut heads = Vec::with_capacity(self.heads.len());
+        for head in &self.heads {
+            heads.extend(head.to_compact(&mut charge)?);
+        }
         let (held, narrow) = (self.charge.bytes(), charge.bytes());
-        if let Some(heads) = heads.filter(|_| narrow < held || self.is_empty()) {
+        if narrow < held || self.is_empty() {
             self.heads = heads;
             self.charge.shrink(held - narrow);
             self.options.store = KvStore::Compact;

@@ -52,7 +52,8 @@ pub struct LayerPlan {
     pub dense: bool,
     /// Margin of value skipping.
     pub skip_margin: Option<SkipMargin>,
-    /// Store of this layer's cache, if it is to differ from that of the others.
+    /// Store of this layer's cache, if it is to differ from that of the others; a dense layer takes the nearest that dense
+    /// attention has ([`KvStore::dense`]).
     pub store: Option<KvStore>,
 }
 
@@ -184,10 +185,12 @@ impl AttentionProfile {
             let (expected, got) = (layer + 1, self.layers.len());
             return Err(CoreError::ProfileShape { what: "layers", expected, got }.into());
         };
-        let options = AttentionOptions { store: plan.store.unwrap_or(options.store), ..options.clone() };
+        let store = plan.store.unwrap_or(options.store);
         if plan.dense {
+            let options = AttentionOptions { store: store.dense(), ..options.clone() };
             return Ok(Box::new(DenseAttention::new(&options)?));
         }
+        let options = AttentionOptions { store, ..options.clone() };
         let config = HybridConfig {
             thresholds: ThresholdPolicy::Profile(self.thresholds.clone()),
             layer,
@@ -308,6 +311,15 @@ mod tests {
         ));
         let other = AttentionOptions::new(AttentionShape::new(2, 1, 8).unwrap()).unwrap();
         assert!(profile().kernel(&other, 1).is_err());
+    }
+
+    #[test]
+    fn a_dense_layer_of_a_compact_cache_has_8_bits() {
+        let options = AttentionOptions::new(AttentionShape::new(2, 1, 4).unwrap()).unwrap();
+        let options = AttentionOptions { store: KvStore::Compact, ..options };
+        let int8 = AttentionOptions { store: KvStore::Int8, ..options.clone() };
+        let dense = profile().kernel(&options, 0).unwrap();
+        assert_eq!(dense.growth(100), DenseAttention::new(&int8).unwrap().growth(100));
     }
 
     #[test]

@@ -326,11 +326,12 @@ fn token_by_token_equals_prefill() {
 #[test]
 fn every_store_is_the_reference_around_every_edge() {
     for store in KvStore::ALL {
-        for head_dim in [64, 80, 96, 128, 33] {
-            let shape = AttentionShape::new(3, 1, head_dim).unwrap();
-            for tokens in EDGES {
+        for (head_dim, edges) in [(64, &EDGES[..]), (80, &[33, 65]), (96, &[64]), (128, &[129]), (33, &[65])]
+        {
+            let shape = AttentionShape::new(2, 1, head_dim).unwrap();
+            for &tokens in edges {
                 let inputs = Inputs::new(shape, tokens, 11);
-                for window in [tokens.saturating_sub(1).max(1), tokens, tokens + 1, 31, 32, 33, 64] {
+                for window in [tokens.saturating_sub(1).max(1), tokens + 1, 31, 32, 64] {
                     let window = Window::Sliding(window);
                     let method = Method {
                         thresholds: thresholds(shape, 0.3),

@@ -21,12 +21,12 @@ pub(crate) fn or_nonzero(key: &[f32], flags: &mut [u8]) {
     }
 }
 
-/// Drops the flags of channels that are not set in `words`.
+/// Flags the channels that are set in `words`, and no others.
 #[inline]
-pub(crate) fn and_bits(flags: &mut [u8], words: &[u64]) {
+pub(crate) fn unpack(words: &[u64], flags: &mut [u8]) {
     for (flags, word) in flags.chunks_mut(64).zip(words) {
         for (flag, bit) in flags.iter_mut().zip(0..) {
-            *flag &= (word >> bit) as u8;
+            *flag = (word >> bit) as u8 & 1;
         }
     }
 }
@@ -34,14 +34,16 @@ pub(crate) fn and_bits(flags: &mut [u8], words: &[u64]) {
 /// Flags as bits, channel `j` at bit `j % 64` of word `j / 64`.
 #[inline]
 pub(crate) fn pack(flags: &[u8], words: &mut [u64]) {
+    // The product gathers the lowest bit of every byte in its highest byte.
+    let bits = |bytes: [u8; 8]| u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56;
     for (flags, word) in flags.chunks(64).zip(words) {
-        *word = 0;
-        for (flags, shift) in flags.chunks(8).zip((0..).step_by(8)) {
-            let mut bytes = [0; 8];
-            bytes[..flags.len()].copy_from_slice(flags);
-            // The product gathers the lowest bit of every byte in its highest byte.
-            let bits = u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-            *word |= bits << shift;
+        let (whole, rest) = flags.as_chunks::<8>();
+        let mut last = [0; 8];
+        last[..rest.len()].copy_from_slice(rest);
+        // The channels that are left come after the others; with 64 channels none are, and they are shifted out.
+        *word = bits(last).checked_shl(8 * whole.len() as u32).unwrap_or(0);
+        for (bytes, shift) in whole.iter().zip((0..).step_by(8)) {
+            *word |= bits(*bytes) << shift;
         }
     }
 }
@@ -50,7 +52,9 @@ pub(crate) fn pack(flags: &[u8], words: &mut [u64]) {
 #[inline]
 pub(crate) fn select(flags: &[u8], new: &[f32], reference: &mut [f32]) {
     for ((r, x), flag) in reference.iter_mut().zip(new).zip(flags) {
-        *r = if *flag != 0 { *x } else { *r };
+        // With bits: a choice between two numbers in memory would become a branch.
+        let mask = u32::from(*flag).wrapping_neg();
+        *r = f32::from_bits((x.to_bits() & mask) | (r.to_bits() & !mask));
     }
 }
 

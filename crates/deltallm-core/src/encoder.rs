@@ -3,7 +3,7 @@
 use crate::{
     CoreError, ElementType, HeadThresholds,
     block::contains,
-    coding::{and_bits, from_codes, moved, or_nonzero, pack, select, to_codes},
+    coding::{from_codes, moved, or_nonzero, pack, select, to_codes, unpack},
     quantise::inverse,
 };
 
@@ -155,8 +155,7 @@ impl DeltaEncoder {
     /// Codes the next key, which has passed [`check`](Self::check), with the channels of `sent` transmitted.
     pub(crate) fn transmit(&mut self, key: &[f32], sent: &[u64]) {
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
-        self.flags.fill(1);
-        and_bits(&mut self.flags, sent);
+        unpack(sent, &mut self.flags);
         self.transmit_flagged(key, factor);
     }
 
@@ -185,8 +184,10 @@ impl DeltaEncoder {
         if let Rounding::Int8(steps) = &mut self.rounding {
             // Wherever the stored value is not within the threshold, a transmitted channel escapes.
             moved(key, &self.stored, &self.thresholds.start, factor, &mut self.flags);
-            and_bits(&mut self.flags, &self.sent.words);
             pack(&self.flags, &mut steps.escaped.words);
+            for (escaped, sent) in steps.escaped.words.iter_mut().zip(&self.sent.words) {
+                *escaped &= sent;
+            }
             for channel in bits(&steps.escaped.words) {
                 steps.codes[channel] = 0;
                 self.reference[channel] = key[channel];

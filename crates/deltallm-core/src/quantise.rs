@@ -43,19 +43,20 @@ pub(crate) fn inverse(x: f32) -> f32 {
 /// Smallest and largest of `row`, and zero.
 #[inline]
 fn extremes(row: &[f32]) -> (f32, f32) {
-    const LANES: usize = 8;
-    let (mut low, mut high) = ([0.0_f32; LANES], [0.0_f32; LANES]);
-    let mut parts = row.chunks_exact(LANES);
-    let mut update = |part: &[f32]| {
-        for ((low, high), x) in low.iter_mut().zip(&mut high).zip(part) {
-            // Comparisons, not `f32::min`: these are single instructions.
-            *low = if *x < *low { *x } else { *low };
-            *high = if *x > *high { *x } else { *high };
+    // Comparisons of values in registers, not `f32::min`: these are single instructions.
+    let (smaller, larger) =
+        (|a: f32, b: f32| if a < b { a } else { b }, |a: f32, b: f32| if a > b { a } else { b });
+    let (mut low, mut high) = ([0.0_f32; 8], [0.0_f32; 8]);
+    let (parts, rest) = row.as_chunks::<8>();
+    for part in parts {
+        for i in 0..8 {
+            (low[i], high[i]) = (smaller(part[i], low[i]), larger(part[i], high[i]));
         }
-    };
-    parts.by_ref().for_each(&mut update);
-    update(parts.remainder());
-    (low.into_iter().fold(0.0, f32::min), high.into_iter().fold(0.0, f32::max))
+    }
+    for (i, x) in rest.iter().enumerate() {
+        (low[i], high[i]) = (smaller(*x, low[i]), larger(*x, high[i]));
+    }
+    (low.into_iter().fold(0.0, smaller), high.into_iter().fold(0.0, larger))
 }
 
 /// Rounds one row to 8 bits: per group the scale is the largest magnitude over 127 (GGUF's `q8_0`). No number is off by

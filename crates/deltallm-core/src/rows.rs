@@ -308,13 +308,18 @@ impl PagedRows {
         Ok(())
     }
 
-    /// Drops the pages that hold nothing but tokens before `first`.
+    /// Drops the pages that hold nothing but tokens before `first`, and a table that has become far too large.
     pub fn drop_before(&mut self, first: usize, charge: &mut Charge) {
         let end = first.min(self.len);
         while (self.first_page + 1) * self.page_tokens <= end && self.pages.pop_front().is_some() {
             self.first_page += 1;
             self.first = self.first.max(self.first_page * self.page_tokens);
             charge.shrink(self.page_bytes());
+        }
+        let slots = self.pages.capacity();
+        if slots > table_capacity(0, 4 * self.pages.len().max(2)) {
+            self.pages.shrink_to(table_capacity(0, 2 * self.pages.len()));
+            charge.shrink((slots - self.pages.capacity()) * Self::SLOT_BYTES);
         }
     }
 

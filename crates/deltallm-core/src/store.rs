@@ -65,6 +65,14 @@ impl KvStore {
         matches!(self, Self::Int8 | Self::Int4 | Self::Compact)
     }
 
+    /// The store of a layer that is to run dense: this one, or 8 bits for those that dense attention does not take.
+    pub fn dense(self) -> Self {
+        match self {
+            Self::Int4 | Self::Compact => Self::Int8,
+            store => store,
+        }
+    }
+
     /// Whether hybrid attention delta-codes far keys in this store.
     pub fn is_delta(self) -> bool {
         !matches!(self, Self::Int8 | Self::Int4)

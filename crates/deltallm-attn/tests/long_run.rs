@@ -1,0 +1,152 @@
+//! Many steps with cuts in between: a cache that has lived is the cache that its tokens make from scratch.
+
+use deltallm_attn::{
+    AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView, HeadsViewMut,
+    HybridAttention, HybridConfig, KvStore, ThresholdPolicy, Window,
+};
+use deltallm_core::TargetSparsity;
+
+const SHAPE: [usize; 3] = [2, 1, 8];
+/// Where a cache is cut back to about half, so that attention stays cheap.
+const MOST_TOKENS: usize = 300;
+const WINDOW: usize = 80;
+
+struct Random(u64);
+
+impl Random {
+    fn bits(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0 >> 24
+    }
+
+    fn below(&mut self, bound: usize) -> usize {
+        self.bits() as usize % bound.max(1)
+    }
+
+    fn number(&mut self) -> f32 {
+        (self.bits() & 0xffff) as f32 / 32768.0 - 1.0
+    }
+}
+
+/// One token: queries, keys and values.
+struct Token {
+    q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
+}
+
+fn token(random: &mut Random, before: Option<&Token>) -> Token {
+    let [heads, kv_heads, head_dim] = SHAPE;
+    let q = (0..heads * head_dim).map(|_| random.number()).collect();
+    let v = (0..kv_heads * head_dim).map(|_| random.number()).collect();
+    let mut k = before.map_or_else(|| vec![0.0; kv_heads * head_dim], |before| before.k.clone());
+    k.iter_mut().for_each(|x| *x = 0.9 * *x + 0.5 * random.number());
+    if random.below(50) == 0 {
+        k[random.below(head_dim)] = 100.0 * random.number(); // no code reaches that far
+    }
+    Token { q, k, v }
+}
+
+fn step(kernel: &mut dyn AttentionKernel, tokens: &[Token]) -> Vec<f32> {
+    let [heads, kv_heads, head_dim] = SHAPE;
+    let concat = |part: &dyn Fn(&Token) -> &[f32]| tokens.iter().flat_map(part).copied().collect::<Vec<_>>();
+    let (q, k, v) = (concat(&|t| &t.q), concat(&|t| &t.k), concat(&|t| &t.v));
+    let mut out = vec![0.0; q.len()];
+    let view = |x, heads| HeadsView::new(x, [tokens.len(), heads, head_dim]).unwrap();
+    kernel
+        .forward_heads(
+            view(&q, heads),
+            view(&k, kv_heads),
+            view(&v, kv_heads),
+            HeadsViewMut::new(&mut out, [tokens.len(), heads, head_dim]).unwrap(),
+        )
+        .unwrap();
+    out
+}
+
+type MakeKernel = Box<dyn Fn() -> Box<dyn AttentionKernel>>;
+
+fn kernels() -> Vec<(String, MakeKernel)> {
+    let mut kernels: Vec<(String, MakeKernel)> = Vec::new();
+    let [heads, kv_heads, head_dim] = SHAPE;
+    let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
+    for store in KvStore::ALL {
+        let options = AttentionOptions { store, parallel: false, ..AttentionOptions::new(shape).unwrap() };
+        let target = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.6));
+        for policy in [ThresholdPolicy::Uniform(0.3), target] {
+            let config =
+                HybridConfig { window: Window::Sliding(WINDOW), ..HybridConfig::new(policy.clone()) };
+            let options = options.clone();
+            let make = move || Box::new(HybridAttention::new(&options, &config).unwrap()) as _;
+            kernels.push((format!("hybrid {store}, {policy:?}"), Box::new(make)));
+        }
+        if let KvStore::F16 | KvStore::Int8 = store {
+            let options = options.clone();
+            let make = move || Box::new(DenseAttention::new(&options).unwrap()) as _;
+            kernels.push((format!("dense {store}"), Box::new(make)));
+        }
+    }
+    kernels
+}
+
+/// `checks` times, the next outputs and everything that is counted are compared with those of a fresh cache.
+fn live(steps: usize, checks: usize) {
+    for (name, make) in kernels() {
+        let (mut kernel, mut random) = (make(), Random(0x2545_f491_4f6c_dd1d));
+        let mut history: Vec<Token> = Vec::new();
+        let mut compared = 0;
+        // Exact copies are held from this token on, in pages of 16.
+        let mut held = 0;
+        for number in 0..steps {
+            if random.below(8) == 0 || history.len() >= MOST_TOKENS {
+                // Speculative decoding takes back a few tokens; a long cache is dropped. A cut into a group of 32 keys whose
+                // exact copies are gone would leave a trace in 4-bit keys.
+                let back = if history.len() >= MOST_TOKENS { history.len() } else { random.below(30) };
+                let len = history.len().saturating_sub(back);
+                if len / 32 * 32 >= held || len == 0 {
+                    kernel.truncate(len).unwrap();
+                    history.truncate(len);
+                    held = held.min(len);
+                }
+            }
+            let more = if random.below(20) == 0 { 1 + random.below(70) } else { 1 };
+            let first = history.len();
+            for _ in 0..more {
+                let next = token(&mut random, history.last());
+                history.push(next);
+            }
+            let got = step(&mut *kernel, &history[first..]);
+            held = held.max((history.len() + 1).saturating_sub(WINDOW) / 16 * 16);
+            if number % (steps / checks) == steps / checks - 1 {
+                let mut fresh = make();
+                let all = step(&mut *fresh, &history);
+                let expected = &all[all.len() - got.len()..];
+                // After cuts the window of the next tokens may lack exact copies.
+                let complete = held == 0 || history.len() >= held + WINDOW;
+                compared += usize::from(complete);
+                let last = got.iter().zip(expected).rev().take(SHAPE[0] * SHAPE[2]);
+                for (x, y) in last.filter(|_| complete) {
+                    assert!((x - y).abs() <= 1e-4 * y.abs().max(1.0), "{name}, step {number}: {x} {y}");
+                }
+                let (got, expected) = (kernel.stats().total(), fresh.stats().total());
+                assert_eq!((got.elements, got.nonzeros), (expected.elements, expected.nonzeros), "{name}");
+                let (got, expected) = (kernel.footprint(), fresh.footprint());
+                assert_eq!(got.values, expected.values, "{name}, step {number}");
+            }
+        }
+        assert!(compared > checks / 4, "{name}: {compared}");
+    }
+}
+
+#[test]
+fn a_cache_that_has_lived_is_the_cache_of_its_tokens() {
+    live(3_000, 30);
+}
+
+#[test]
+#[ignore = "minutes; run it after a change of a store"]
+fn a_cache_that_has_lived_long_is_the_cache_of_its_tokens() {
+    live(100_000, 50);
+}
