@@ -100,8 +100,10 @@ struct Chunk {
 /// Working memory of a thread.
 #[derive(Debug, Default)]
 struct Scratch {
-    /// `[group, BLOCK]`: scores, then weights.
+    /// `[group, BLOCK]`.
     scores: Vec<f32>,
+    /// The same: of the block before, whose values are still to be added.
+    weights: Vec<f32>,
     kernels: KernelScratch,
     converted: Converted,
 }
@@ -248,71 +250,138 @@ impl Token<'_> {
             partial.max.copy_from_slice(exact_max);
         }
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
-        let Scratch { scores, kernels, converted } = scratch;
-        scores.resize(group * BLOCK, 0.0);
-        let mut skipped = 0;
+        scratch.scores.resize(group * BLOCK, 0.0);
+        scratch.weights.resize(group * BLOCK, 0.0);
+        let (mut skipped, mut waiting) = (0, None);
 
         for block in chunk.tokens.start / BLOCK..chunk.tokens.end.div_ceil(BLOCK) {
             let tokens = chunk.tokens.start.max(block * BLOCK)..chunk.tokens.end.min((block + 1) * BLOCK);
-            // Of the chunk's next block.
+            // The keys that follow, in the next block of the chunk.
             let next = chunk.tokens.end.min((block + 2) * BLOCK);
-            let mut scoring = Scoring { queries, channels, scores };
-            match phase.keys {
-                Keys::Rows(keys) => {
-                    for_runs(keys, &tokens, next, channels, converted, |rows, ahead, count, at| {
-                        simd.decode_scores(rows, ahead, count, at, &mut scoring, kernels);
-                    });
-                }
-                Keys::Delta(matrix) => {
-                    let skip = tokens.start - block * BLOCK;
-                    if let Some(coded) = matrix.coded(block) {
-                        simd.decode_delta_scores(coded, skip, tokens.len(), &mut scoring, kernels);
-                    }
-                }
-            }
-            if let Some(cap) = self.options.softcap {
-                simd.softcap(scores, cap);
+            self.score(phase, queries, &tokens, next, scratch);
+            // The values of the block before: their memory has been asked for, and has had time to come.
+            if let Some(kept) = waiting.take() {
+                self.add_values(phase, kept, tokens.end, partial.sums, scratch);
             }
             // Bit `i`: the value of the block's key `i` counts.
             let all = low_bits(tokens.len());
-            let kept = margin.map_or(all, |margin| {
-                let heads = scores.chunks_exact(BLOCK).zip(exact_max);
+            let bits = margin.map_or(all, |margin| {
+                let heads = scratch.scores.chunks_exact(BLOCK).zip(exact_max);
                 all & heads.fold(0, |kept, (scores, max)| kept | simd.decode_above(scores, max - margin))
             });
-            skipped += ((tokens.len() - kept.count_ones() as usize) * group) as u64;
-            if kept == 0 {
+            skipped += ((tokens.len() - bits.count_ones() as usize) * group) as u64;
+            if bits == 0 {
                 continue;
             }
-            let mut numbers = [0; BLOCK];
-            let count = bit_numbers(kept, &mut numbers);
-            let padded = count.next_multiple_of(CHANNELS);
+            let kept = Kept::new(tokens, bits);
             if margin.is_some()
-                && let Some((rows, rows_here)) = phase.values.stored(tokens.clone())
-                && rows_here == tokens.len()
+                && let Some((rows, count)) = phase.values.stored(kept.tokens.clone())
+                && count == kept.tokens.len()
             {
-                simd.decode_prefetch(rows, &numbers[..count], channels);
+                simd.decode_prefetch(rows, kept.numbers(), channels);
             }
-            for (head, scores) in scores.chunks_exact_mut(BLOCK).enumerate() {
-                if count < tokens.len() {
-                    (0..count).for_each(|i| scores[i] = scores[usize::from(numbers[i])]);
-                }
-                scores[count..padded].fill(f32::NEG_INFINITY);
+            std::mem::swap(&mut scratch.scores, &mut scratch.weights);
+            for (head, weights) in scratch.weights.chunks_exact_mut(BLOCK).enumerate() {
+                let weights = kept.select(weights);
                 let sums = &mut partial.sums[head * channels..][..channels];
-                let (max, total) = (&mut partial.max[head], &mut partial.total[head]);
-                simd.decode_softmax(&mut scores[..padded], max, total, sums);
+                simd.decode_softmax(weights, &mut partial.max[head], &mut partial.total[head], sums);
             }
-            let mut done = 0;
-            let next = if margin.is_some() { tokens.end } else { next };
-            for_runs(phase.values, &tokens, next, channels, converted, |rows, ahead, count, at| {
-                let here = (kept >> at & low_bits(count)).count_ones() as usize;
-                let picks = &mut numbers[done..done + here];
-                picks.iter_mut().for_each(|pick| *pick -= at as u8);
-                let weights = &scores[done..];
-                simd.decode_values(rows, ahead, picks, weights, partial.sums, channels, kernels);
-                done += here;
-            });
+            waiting = Some(kept);
+        }
+        if let Some(kept) = waiting {
+            self.add_values(phase, kept, 0, partial.sums, scratch);
         }
         skipped
+    }
+
+    /// Scores the keys `tokens` of one block; keys up to `next` follow.
+    fn score(
+        &self,
+        phase: &Phase,
+        queries: &[f32],
+        tokens: &Range<usize>,
+        next: usize,
+        scratch: &mut Scratch,
+    ) {
+        let (simd, channels) = (self.options.simd, self.channels);
+        let Scratch { scores, kernels, converted, .. } = scratch;
+        let mut scoring = Scoring { queries, channels, scores };
+        match phase.keys {
+            Keys::Rows(keys) => {
+                for_runs(keys, tokens, next, channels, converted, |rows, ahead, count, at| {
+                    simd.decode_scores(rows, ahead, count, at, &mut scoring, kernels);
+                });
+            }
+            Keys::Delta(matrix) => {
+                let (block, skip) = (tokens.start / BLOCK, tokens.start % BLOCK);
+                if let Some(coded) = matrix.coded(block) {
+                    let ahead = matrix.coded(block + 1);
+                    simd.decode_delta_scores(coded, ahead, skip, tokens.len(), &mut scoring, kernels);
+                }
+            }
+        }
+        if let Some(cap) = self.options.softcap {
+            simd.softcap(scores, cap);
+        }
+    }
+
+    /// Adds the values of the keys that were kept, by the weights in `scratch`; where all are, those up to `next` follow.
+    fn add_values(
+        &self,
+        phase: &Phase,
+        mut kept: Kept,
+        next: usize,
+        sums: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        let (simd, channels) = (self.options.simd, self.channels);
+        let Scratch { weights, kernels, converted, .. } = scratch;
+        let next = if phase.skip_margin.is_some() { 0 } else { next };
+        let mut done = 0;
+        for_runs(phase.values, &kept.tokens, next, channels, converted, |rows, ahead, count, at| {
+            let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
+            let picks = &mut kept.numbers[done..done + here];
+            picks.iter_mut().for_each(|pick| *pick -= at as u8);
+            simd.decode_values(rows, ahead, picks, &weights[done..], sums, channels, kernels);
+            done += here;
+        });
+    }
+}
+
+/// The keys of a block whose values count.
+struct Kept {
+    tokens: Range<usize>,
+    /// Bit `i` is the block's key `i`; the same as numbers, ascending, and how many they are.
+    bits: u64,
+    numbers: [u8; BLOCK],
+    count: usize,
+}
+
+impl Kept {
+    fn new(tokens: Range<usize>, bits: u64) -> Self {
+        let (mut numbers, mut count, mut rest) = ([0; BLOCK], 0, bits);
+        while rest != 0 {
+            numbers[count] = rest.trailing_zeros() as u8;
+            count += 1;
+            rest &= rest - 1;
+        }
+        Self { tokens, bits, numbers, count }
+    }
+
+    fn numbers(&self) -> &[u8] {
+        &self.numbers[..self.count]
+    }
+
+    /// Moves the scores of the kept keys to the front and returns them, filled up with -inf to whole vectors.
+    fn select<'a>(&self, scores: &'a mut [f32]) -> &'a mut [f32] {
+        if self.count < self.tokens.len() {
+            for (i, number) in self.numbers().iter().enumerate() {
+                scores[i] = scores[usize::from(*number)];
+            }
+        }
+        let padded = self.count.next_multiple_of(CHANNELS);
+        scores[self.count..padded].fill(f32::NEG_INFINITY);
+        &mut scores[..padded]
     }
 }
 
@@ -353,17 +422,6 @@ fn for_runs(
 /// A mask of the lowest `count` bits, 1 to 64 of them.
 fn low_bits(count: usize) -> u64 {
     u64::MAX >> (64 - count)
-}
-
-/// The numbers of the bits that are set, ascending.
-fn bit_numbers(mut bits: u64, numbers: &mut [u8; BLOCK]) -> usize {
-    let mut count = 0;
-    while bits != 0 {
-        numbers[count] = bits.trailing_zeros() as u8;
-        count += 1;
-        bits &= bits - 1;
-    }
-    count
 }
 
 impl<'a> Partial<'a> {

@@ -96,7 +96,7 @@ impl SimdLevel {
     ) {
         let KernelScratch { scales, folded, .. } = scratch;
         let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
-        let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
+        let ahead = ahead.map_or(Ahead::default(), |rows| rows.memory(channels));
         dispatch!(self.level, simd => match rows {
             StoredRows::F32(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
             StoredRows::F16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
@@ -126,21 +126,24 @@ impl SimdLevel {
         });
     }
 
-    /// Scores of the delta-coded keys `skip..skip + count` of a block.
+    /// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
     ///
     /// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
     /// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
     pub(crate) fn decode_delta_scores(
         self,
         block: DeltaBlock,
+        ahead: Option<DeltaBlock>,
         skip: usize,
         count: usize,
         to: &mut Scoring,
         scratch: &mut KernelScratch,
     ) {
         let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
-        let ahead = Ahead::default();
+        let ahead = ahead.map_or([Ahead::default(); 2], block_memory);
         let KernelScratch { f32s, halves, bytes, folded, .. } = scratch;
+        dispatch!(self.level, simd => ahead.into_iter().for_each(|ahead| ahead.steps(1).prefetch(simd)));
+        let ahead = Ahead::default();
         match block.codes {
             BlockCodes::F32 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
@@ -209,7 +212,7 @@ impl SimdLevel {
         scratch: &mut KernelScratch,
     ) {
         let scales = &mut scratch.scales;
-        let ahead = ahead.map_or(Ahead::default(), StoredRows::memory);
+        let ahead = ahead.map_or(Ahead::default(), |rows| rows.memory(channels));
         dispatch!(self.level, simd => match rows {
             StoredRows::F32(rows) => {
                 values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
@@ -266,8 +269,10 @@ impl SimdLevel {
 
 impl StoredRows<'_> {
     /// Where the rows are; scales are few enough to be found by themselves.
-    fn memory(self) -> Ahead {
+    fn memory(self, channels: usize) -> Ahead {
         match self {
+            // Somebody else's cache, with other heads between the rows.
+            Self::F32(rows) if rows.stride != channels => Ahead::default(),
             Self::F32(rows) => Ahead::of(rows.data),
             Self::F16(rows) => Ahead::of(rows.data),
             Self::Bf16(rows) => Ahead::of(rows.data),
@@ -276,6 +281,18 @@ impl StoredRows<'_> {
             Self::Int4Keys(rows) => Ahead::of(rows.codes),
         }
     }
+}
+
+/// Where the masks and the values of a block are; its key frame lies before the values.
+fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
+    let values = match block.codes {
+        BlockCodes::F32 { values, .. } => Ahead::of(values),
+        BlockCodes::F16 { values, .. } => Ahead::of(values),
+        BlockCodes::Bf16 { values, .. } => Ahead::of(values),
+        BlockCodes::Int8 { values, .. } => Ahead::of(values),
+        _ => Ahead::default(),
+    };
+    [Ahead::of(block.masks), values]
 }
 
 /// Scales as f32.
