@@ -315,7 +315,7 @@ fn fold(query: &[f32], steps: &[f32], factor: f32, folded: &mut [f32]) {
     for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
         let step = step * factor;
         // Any other step has codes of 0 only, and must not make NaN of them.
-        *folded = if step >= f32::MIN_POSITIVE && step <= f32::MAX { q * step } else { 0.0 };
+        *folded = if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { q * step } else { 0.0 };
     }
     folded[steps.len()..].fill(0.0);
 }
