@@ -7,7 +7,8 @@
 //! - [`mod@reference`]: the method in plain f64 loops, with the equations of `docs/method.md`. Start there.
 //!
 //! One call runs, in reading order, through `forward` (checks, tiles, threads), `tile` (flash-style loop over key
-//! blocks) and `simd` (the micro-kernels, for scalar, AVX2, AVX-512 and NEON, chosen at run time).
+//! blocks) and `simd` (the micro-kernels, for scalar, AVX2, AVX-512 and NEON, chosen at run time). A call of one token goes
+//! through `decode` and `simd::decode` instead.
 //!
 //! Keys and values that are NaN, infinite or too large for the cache's element type are an error, and so are finite
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.

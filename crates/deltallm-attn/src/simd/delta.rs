@@ -46,13 +46,13 @@ pub(super) fn survivors<S: Simd>(
     kept: &mut Vec<usize>,
 ) -> bool {
     let operands = Panel { stream, skip: 0, queries, lanes, lane: 0 };
+    // 64, 96 and 128 lanes with vectors of 512 and 256 bits, and 64 with 128 bits: what fits in registers.
     match lanes / S::f32s::LEN {
         4 => keys_above::<S, 4>(simd, operands, frame, thresholds, out, kept),
         6 => keys_above::<S, 6>(simd, operands, frame, thresholds, out, kept),
         8 => keys_above::<S, 8>(simd, operands, frame, thresholds, out, kept),
         12 => keys_above::<S, 12>(simd, operands, frame, thresholds, out, kept),
         16 => keys_above::<S, 16>(simd, operands, frame, thresholds, out, kept),
-        24 => keys_above::<S, 24>(simd, operands, frame, thresholds, out, kept),
         _ => return false,
     }
     true

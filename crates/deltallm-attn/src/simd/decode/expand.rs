@@ -2,6 +2,7 @@
 
 use fearless_simd::prelude::*;
 
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 use crate::decode::BLOCK;
 
 /// A block of delta-coded keys: what [`deltallm_core::DeltaMatrix`] stores, by reference.
@@ -54,6 +55,7 @@ pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S>>(
     }
 }
 
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 /// The same with the key in registers and one expand instruction per register and token.
 #[inline(always)]
 pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
@@ -90,6 +92,7 @@ fn low_bits(count: usize) -> u64 {
     u64::MAX >> (64 - count)
 }
 
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 /// Packed values that can be loaded a vector at a time to the very end.
 pub(super) struct Packed<'a, T> {
     values: &'a [T],
@@ -98,6 +101,7 @@ pub(super) struct Packed<'a, T> {
     tail_start: usize,
 }
 
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 impl<'a, T: Copy + Default> Packed<'a, T> {
     #[inline(always)]
     pub(super) fn new(values: &'a [T]) -> Self {

@@ -97,33 +97,51 @@ impl SimdLevel {
         let KernelScratch { scales, folded, .. } = scratch;
         let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
         let ahead = ahead.map_or(Ahead::default(), |rows| rows.memory(channels));
-        dispatch!(self.level, simd => match rows {
-            StoredRows::F32(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
-            StoredRows::F16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
-            StoredRows::Bf16(rows) => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK),
+        match rows {
+            StoredRows::F32(rows) => self.dots(rows, ahead, count, queries, channels, out),
+            StoredRows::F16(rows) => self.dots(rows, ahead, count, queries, channels, out),
+            StoredRows::Bf16(rows) => self.dots(rows, ahead, count, queries, channels, out),
             StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
-                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
-                dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+                let rows = Int8Kernel { codes, scales: self.convert(stored, scales) };
+                self.dots(rows, ahead, count, queries, channels, out);
             }
             StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
-                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
-                dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
+                let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
+                self.dots(rows, ahead, count, queries, channels, out);
             }
             StoredRows::Int4Keys(Int4Keys { codes, scales: stored, minima }) => {
                 // `q . (minima + code * scales)`: the scales go into the query, the minima are one number a head.
                 grow(folded, queries.len());
-                let scales = convert(simd, stored, scales);
+                let scales = self.convert(stored, scales);
                 for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
                     folded.iter_mut().zip(query).zip(scales).for_each(|((f, q), scale)| *f = q * scale);
                 }
                 let folded = &folded[..queries.len()];
-                dots::dots(simd, NibbleRows(codes), ahead, count, folded, channels, out, BLOCK);
+                self.dots(NibbleRows(codes), ahead, count, folded, channels, out);
                 for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
                     let least: f32 = query.iter().zip(minima).map(|(q, least)| q * finite(*least)).sum();
                     out[..count].iter_mut().for_each(|score| *score += least);
                 }
             }
-        });
+        }
+    }
+
+    /// [`dots::dots`], a function of its own for every form of rows: one for all of them takes minutes to compile.
+    fn dots<R: rows::Rows>(
+        self,
+        rows: R,
+        ahead: Ahead,
+        count: usize,
+        queries: &[f32],
+        channels: usize,
+        out: &mut [f32],
+    ) {
+        dispatch!(self.level, simd => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK));
+    }
+
+    /// f16 scales as f32.
+    fn convert<'a>(self, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+        dispatch!(self.level, simd => convert(simd, stored, scales))
     }
 
     /// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
@@ -148,31 +166,23 @@ impl SimdLevel {
             BlockCodes::F32 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
                 let stride = keys.room(f32s);
-                dispatch!(self.level, simd => {
-                    simd.expand_f32(keys, f32s);
-                    let rows = Strided { data: &f32s[skip * stride..], stride };
-                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
-                });
+                dispatch!(self.level, simd => simd.expand_f32(keys, f32s));
+                let rows = Strided { data: &f32s[skip * stride..], stride };
+                self.dots(rows, ahead, count, queries, channels, out);
             }
             BlockCodes::F16 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
                 let stride = keys.room(halves);
-                dispatch!(self.level, simd => {
-                    simd.expand_u16(keys, halves);
-                    let data: &[f16] = halves[skip * stride..].reinterpret_cast();
-                    let rows = Strided { data, stride };
-                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
-                });
+                dispatch!(self.level, simd => simd.expand_u16(keys, halves));
+                let data: &[f16] = halves[skip * stride..].reinterpret_cast();
+                self.dots(Strided { data, stride }, ahead, count, queries, channels, out);
             }
             BlockCodes::Bf16 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
                 let stride = keys.room(halves);
-                dispatch!(self.level, simd => {
-                    simd.expand_u16(keys, halves);
-                    let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
-                    let rows = Strided { data, stride };
-                    dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK);
-                });
+                dispatch!(self.level, simd => simd.expand_u16(keys, halves));
+                let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
+                self.dots(Strided { data, stride }, ahead, count, queries, channels, out);
             }
             BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
@@ -213,26 +223,35 @@ impl SimdLevel {
     ) {
         let scales = &mut scratch.scales;
         let ahead = ahead.map_or(Ahead::default(), |rows| rows.memory(channels));
-        dispatch!(self.level, simd => match rows {
-            StoredRows::F32(rows) => {
-                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
-            }
-            StoredRows::F16(rows) => {
-                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
-            }
-            StoredRows::Bf16(rows) => {
-                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
-            }
+        match rows {
+            StoredRows::F32(rows) => self.weigh(rows, ahead, picks, weights, sums, channels),
+            StoredRows::F16(rows) => self.weigh(rows, ahead, picks, weights, sums, channels),
+            StoredRows::Bf16(rows) => self.weigh(rows, ahead, picks, weights, sums, channels),
             StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
-                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
-                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+                let rows = Int8Kernel { codes, scales: self.convert(stored, scales) };
+                self.weigh(rows, ahead, picks, weights, sums, channels);
             }
             StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
-                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
-                values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
+                let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
+                self.weigh(rows, ahead, picks, weights, sums, channels);
             }
             // Values are never coded by channel.
             StoredRows::Int4Keys(_) => {}
+        }
+    }
+
+    /// [`values::accumulate`], a function of its own for every form of rows, like [`dots`](Self::dots).
+    fn weigh<R: rows::Rows>(
+        self,
+        rows: R,
+        ahead: Ahead,
+        picks: &[u8],
+        weights: &[f32],
+        sums: &mut [f32],
+        channels: usize,
+    ) {
+        dispatch!(self.level, simd => {
+            values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
         });
     }
 
@@ -315,7 +334,7 @@ fn fold(query: &[f32], steps: &[f32], factor: f32, folded: &mut [f32]) {
     for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
         let step = step * factor;
         // Any other step has codes of 0 only, and must not make NaN of them.
-        *folded = if step >= f32::MIN_POSITIVE && step <= f32::MAX { q * step } else { 0.0 };
+        *folded = if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { q * step } else { 0.0 };
     }
     folded[steps.len()..].fill(0.0);
 }
