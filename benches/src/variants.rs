@@ -29,16 +29,16 @@ pub struct Variant {
 pub const F32: Option<f64> = Some(1e-3);
 /// The same where keys and values are rounded to f16: on SmolLM2's about 1e-3.
 const F16: Option<f64> = Some(1e-2);
-/// The same for bf16.
-const BF16: Option<f64> = Some(5e-2);
+/// The same for products of 16-bit numbers.
+const BITS16: Option<f64> = Some(5e-2);
 /// Not a defect at any size; printed.
 const APPROXIMATE: Option<f64> = None;
 
 /// All of them.
 pub const OURS: &[Variant] = &[
     Variant { name: "dense-f32", tolerance: F32, kernel: |options, _| dense(&options) },
-    Variant { name: "dense-bf16", tolerance: BF16, kernel: |options, _| dense(&bf16(options)) },
-    Variant { name: "dense-int16", tolerance: F16, kernel: |options, _| dense(&int16(options)) },
+    Variant { name: "dense-bf16", tolerance: BITS16, kernel: |options, _| dense(&bf16(options)) },
+    Variant { name: "dense-int16", tolerance: BITS16, kernel: |options, _| dense(&int16(options)) },
     Variant {
         name: "dense-f16-cache",
         tolerance: F16,

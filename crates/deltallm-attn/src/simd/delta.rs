@@ -24,6 +24,7 @@ pub(super) fn scores<S: Simd>(
         let operands = Panel { stream, skip, queries, lanes, lane };
         lane += S::f32s::LEN
             * match (lanes - lane) / S::f32s::LEN {
+                _ if const { !super::large_tiles::<S>() } => every_key::<S, 1>(simd, operands, frame, out),
                 1 => every_key::<S, 1>(simd, operands, frame, out),
                 2 | 3 => every_key::<S, 2>(simd, operands, frame, out),
                 4..8 => every_key::<S, 4>(simd, operands, frame, out),
@@ -48,6 +49,7 @@ pub(super) fn survivors<S: Simd>(
     let operands = Panel { stream, skip: 0, queries, lanes, lane: 0 };
     // 64, 96 and 128 lanes with vectors of 512 and 256 bits, and 64 with 128 bits: what fits in registers.
     match lanes / S::f32s::LEN {
+        _ if const { !super::large_tiles::<S>() } => return false,
         4 => keys_above::<S, 4>(simd, operands, frame, thresholds, out, kept),
         6 => keys_above::<S, 6>(simd, operands, frame, thresholds, out, kept),
         8 => keys_above::<S, 8>(simd, operands, frame, thresholds, out, kept),
@@ -74,7 +76,6 @@ struct Panel<'a> {
 impl Panel<'_> {
     /// Calls `key` with the running scores of every wanted key, in order; `sums` are those of the key frame.
     #[inline(always)]
-    #[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
     fn run<S: Simd, const N: usize>(
         self,
         simd: S,

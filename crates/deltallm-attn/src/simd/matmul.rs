@@ -92,6 +92,9 @@ fn product<S: Simd, const ADD: bool>(
         let vectors = (lanes - lane) / S::f32s::LEN;
         lane += S::f32s::LEN
             * match vectors {
+                _ if const { !super::large_tiles::<S>() } => {
+                    panel::<S, 4, 1, ADD>(simd, rows, depth, a, b, lanes, lane, c)
+                }
                 1 => panel::<S, 8, 1, ADD>(simd, rows, depth, a, b, lanes, lane, c),
                 // 256-bit vectors: 16 registers.
                 _ if S::f32s::LEN == 8 && vectors.is_multiple_of(3) => {

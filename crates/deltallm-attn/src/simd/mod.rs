@@ -192,6 +192,13 @@ impl SimdLevel {
     }
 }
 
+/// Whether a level has registers for large tiles. Not so the scalar one (nor those between it and AVX2, which are not
+/// used): unrolled for it, they are of no use and take minutes to compile.
+#[inline(always)]
+const fn large_tiles<S: Simd>() -> bool {
+    cfg!(target_arch = "aarch64") || S::f32s::LEN > 4
+}
+
 #[inline(always)]
 fn width<S: Simd>(_: S) -> usize {
     S::f32s::LEN

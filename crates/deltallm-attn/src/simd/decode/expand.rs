@@ -124,5 +124,8 @@ impl<'a, T: Copy + Default> Packed<'a, T> {
 /// `x`, shorter than a vector or not, and zeros.
 #[inline(always)]
 pub(super) fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
-    V::from_fn(simd, |i| x.get(i).copied().unwrap_or_default())
+    // Not `from_fn`: 64 elements chosen one by one are code that takes minutes to compile.
+    let (mut row, count) = ([V::Element::default(); 64], x.len().min(V::LEN));
+    row[..count].copy_from_slice(&x[..count]);
+    V::from_slice(simd, &row[..V::LEN])
 }

@@ -120,7 +120,9 @@ fn to_codes(simd: Avx512, query: &[f32], codes: &mut [i16]) -> f32 {
     let largest = largest.reduce_max();
     // A query next to zero gets codes of zero: its scores are below 1e-30.
     let inverse = if largest > 1e-33 { 32767.0 / largest } else { 0.0 };
-    for (code, x) in codes.iter_mut().zip(query) {
+    // As many as the query has, which the compiler does not know: it would unroll the loop over all there is room for, and take
+    // minutes over the result.
+    for (code, x) in codes[..query.len()].iter_mut().zip(query) {
         *code = (x * inverse + ROUND).to_bits() as i16;
     }
     // An infinite one makes NaN of every score.
