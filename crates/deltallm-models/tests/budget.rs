@@ -117,7 +117,9 @@ fn a_refused_token_costs_nothing_not_even_exact_keys() {
             assert_eq!((limited.footprint(), limited.tokens().len()), (footprint, 64));
         }
         drop(other);
-        assert_eq!(limited.decode(7).unwrap(), unlimited.decode(7).unwrap(), "{kind}");
+        // Not to the bit: a budget that is nearly used up makes smaller chunks of the prompt, down to single tokens.
+        let (got, expected) = (limited.decode(7).unwrap(), unlimited.decode(7).unwrap());
+        assert!((&got - &expected).iter().all(|difference| difference.abs() < 1e-4), "{kind}");
         assert_eq!(limited.relief().times, 0);
     }
 }
