@@ -7,7 +7,7 @@ use deltallm_core::HeadSparsity;
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
     decode::attend_token,
-    prepare::Prepared,
+    prepare::{Prepared, prepare_head},
     query_tile,
     tile::{Phase, Scratch, Tile, attend_tile, union},
     window::Split,
@@ -51,19 +51,19 @@ pub(crate) fn attend(
         true => prepare(options, first..first + q.tokens(), split, phases)?,
         false => Vec::new(),
     };
-    let outputs = map(options.parallel, &tiles, |scratch: &mut Scratch, tile| {
+    let work = |scratch: &mut Scratch, tile: &Tile| {
         let prepared = prepared.get(tile.kv_head).map_or(&[][..], |phases| phases);
         attend_tile(options, q, first, tile, split, &phases[tile.kv_head], prepared, scratch)
-    })?;
+    };
     let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
-    for (tile, output) in tiles.iter().zip(&outputs) {
+    for_each(options.parallel, &tiles, work, |tile, output| {
         counts[tile.kv_head].add(&output.counts);
         let rows = output.rows.chunks_exact(shape.head_dim());
         let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
         for ((position, head), row) in places.zip(rows) {
             out.row_mut(position - first, tile.kv_head * shape.group() + head).copy_from_slice(row);
         }
-    }
+    })?;
     Ok(counts)
 }
 
@@ -74,14 +74,15 @@ fn prepare(
     split: &Split,
     phases: &[Vec<Phase>],
 ) -> Result<Vec<Vec<Prepared>>, AttentionError> {
-    let (head_dim, pairs) = (options.shape.head_dim(), options.simd.pairs(options.precision));
-    map(options.parallel, phases, |_: &mut (), phases| {
-        let prepare = |phase: &Phase| {
-            let ranges = positions.clone().map(|position| split.range(phase.part, position));
-            Prepared::new(phase, union(ranges), head_dim, pairs)
-        };
-        Ok(phases.iter().map(prepare).collect())
-    })
+    let mut prepared = Vec::with_capacity(phases.len());
+    let work = |scratch: &mut Vec<f32>, phases: &Vec<Phase>| {
+        let tokens =
+            |phase: &Phase| union(positions.clone().map(|position| split.range(phase.part, position)));
+        let phases: Vec<_> = phases.iter().map(|phase| (phase, tokens(phase))).collect();
+        Ok(prepare_head(options, &phases, scratch))
+    };
+    for_each(options.parallel, phases, work, |_, head| prepared.push(head))?;
+    Ok(prepared)
 }
 
 /// Cuts `positions` at multiples of `size`, for every kv head.
@@ -96,27 +97,29 @@ fn tiles(positions: Range<usize>, size: usize, kv_heads: usize) -> Vec<Tile> {
     tiles
 }
 
-/// The results of `work` for all items, in order. Items do not depend on each other, so neither does the result on the
-/// number of threads.
-fn map<T: Sync, S: Default, O: Send>(
+/// Does `work` for all items and hands the results to `take`, in order. Items do not depend on each other, so neither
+/// does the result on the number of threads.
+fn for_each<T: Sync, S: Default, O: Send>(
     parallel: bool,
     items: &[T],
     work: impl Fn(&mut S, &T) -> Result<O, AttentionError> + Sync,
-) -> Result<Vec<O>, AttentionError> {
+    mut take: impl FnMut(&T, O),
+) -> Result<(), AttentionError> {
     #[cfg(feature = "rayon")]
-    if parallel && items.len() > 1 {
+    if parallel && items.len() > 1 && rayon::current_num_threads() > 1 {
         use rayon::prelude::*;
-        // The last tiles see the most keys: starting with them leaves no long one for the end.
-        let mut outputs: Vec<O> = items
-            .par_iter()
-            .rev()
-            .with_max_len(1)
-            .map_init(S::default, |scratch, item| work(scratch, item))
-            .collect::<Result<_, _>>()?;
-        outputs.reverse();
-        return Ok(outputs);
+        // As many at a time as keep all threads busy; more results would have to wait in memory.
+        for items in items.chunks(32 * rayon::current_num_threads()) {
+            let outputs: Vec<O> =
+                items.par_iter().with_max_len(1).map_init(S::default, &work).collect::<Result<_, _>>()?;
+            items.iter().zip(outputs).for_each(|(item, output)| take(item, output));
+        }
+        return Ok(());
     }
     let _ = parallel;
     let mut scratch = S::default();
-    items.iter().map(|item| work(&mut scratch, item)).collect()
+    items.iter().try_for_each(|item| {
+        take(item, work(&mut scratch, item)?);
+        Ok(())
+    })
 }

@@ -18,6 +18,7 @@ pub trait AttentionKernel: Send {
     ///
     /// # Errors
     /// [`AttentionError`] for wrong shapes, numbers that are not finite or cannot be stored, or an exhausted budget.
+    /// The cache is then as it was before the call, and `out` may have been written in part.
     fn forward_heads(
         &mut self,
         q: HeadsView,

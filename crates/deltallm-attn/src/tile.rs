@@ -12,15 +12,15 @@ use crate::{
     AttentionError, AttentionOptions, HeadsView, SimdLevel, SkipMargin,
     aligned::Aligned,
     decode::DecodeRows,
-    prepare::{PairPhase, Prepared},
-    simd::{PairQueries, pair_values},
+    prepare::{Form, PairRows, Prepared},
+    simd::{KeyCodes, PairQueries, QueryCodes},
     window::{Part, Split},
 };
 
 /// Queries in a tile, for a group of `group` query heads per kv head: 64 to 128 lanes for groups of up to 32, so
 /// that the tile of queries stays in the L1 or L2 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
 pub fn query_tile(group: usize) -> usize {
-    (64 / group.max(1)).next_power_of_two().clamp(4, 64)
+    (48 / group.max(1)).next_power_of_two().clamp(4, 64)
 }
 
 /// Rows of one kv head, addressed by token.
@@ -107,13 +107,19 @@ pub(crate) struct Scratch {
     frame: Aligned,
     key_rows: Vec<f32>,
     value_rows: Vec<f32>,
-    kept_values: Vec<f32>,
-    /// Rows of the block whose values are used.
+    /// Keys that come through the first pass.
+    candidates: Vec<usize>,
+    /// Keys that are scored together, and the places among them of those that are kept.
+    picks: Vec<usize>,
     kept: Vec<usize>,
+    /// Some of them as rows of where they are read from.
+    rows: Vec<usize>,
     /// Per lane: first row of the block that its query sees, and the row after the last.
     starts: Aligned,
     ends: Aligned,
     stream: DeltaStream,
+    /// For the first pass.
+    codes: QueryCodes,
     /// For products of pairs: the queries, and values and weights of a block.
     pair_queries: PairQueries,
     pair_values: Vec<u32>,
@@ -152,13 +158,15 @@ pub(crate) fn attend_tile(
     scratch.frame.reset(lanes, 0.0);
 
     let mut counts = HeadSparsity::default();
-    if let Some(Prepared::Pairs(pairs)) = prepared.first() {
+    if let Some(Prepared { form: Form::Pairs(pairs), .. }) = prepared.first() {
         pairs.arithmetic.set_queries(&scratch.queries, lanes, &mut scratch.pair_queries);
     }
+    let as_held = Prepared::default();
     for (i, phase) in phases.iter().enumerate() {
         let ranges: Vec<Range<usize>> = tile.positions.clone().map(|p| split.range(phase.part, p)).collect();
-        let prepared = prepared.get(i).unwrap_or(&Prepared::Rows);
-        attend_phase(options, phase, prepared, tile, &ranges, lanes, scratch, &mut counts);
+        let prepared = prepared.get(i).unwrap_or(&as_held);
+        let part = TilePart { options, phase, prepared, tile, ranges: &ranges, lanes };
+        part.attend(scratch, &mut counts);
     }
 
     scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
@@ -170,7 +178,9 @@ pub(crate) fn attend_tile(
     }
     // Inputs are finite, so anything else here is a score that left the range of f32.
     let real = &scratch.max[..queries * group];
-    if !real.iter().chain(&rows).all(|x| x.is_finite()) {
+    // Without an early end, which would keep it from being vectorised.
+    let finite = |row: &[f32]| row.iter().fold(true, |ok, x| ok & x.is_finite());
+    if !(finite(real) & finite(&rows)) {
         return Err(AttentionError::Overflow);
     }
     Ok(TileOutput { rows, counts })
@@ -182,165 +192,231 @@ pub(crate) fn union(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> 
     filled.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
-/// `ranges` are the keys of each query of the tile.
-#[expect(clippy::too_many_arguments, reason = "one tile, one phase, and the sums so far")]
-fn attend_phase(
-    options: &AttentionOptions,
-    phase: &Phase,
-    prepared: &Prepared,
-    tile: &Tile,
-    ranges: &[Range<usize>],
+/// A tile and one phase of its keys.
+#[derive(Clone, Copy)]
+struct TilePart<'a> {
+    options: &'a AttentionOptions,
+    phase: &'a Phase<'a>,
+    prepared: &'a Prepared,
+    tile: &'a Tile,
+    /// The keys of each query of the tile.
+    ranges: &'a [Range<usize>],
     lanes: usize,
-    scratch: &mut Scratch,
-    counts: &mut HeadSparsity,
-) {
-    let (group, simd) = (options.shape.group(), options.simd);
-    let pairs: usize = ranges.iter().map(|range| range.len() * group).sum();
-    counts.pairs += pairs as u64;
-    if phase.part != Part::Far {
-        counts.exact_pairs += pairs as u64;
-    }
-    if let Some(margin) = phase.skip_margin {
-        // Lanes that stand for no query must keep nothing alive.
-        scratch.thresholds.reset(lanes, 1e30);
-        let margins = || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
-        let margins = (0..group).flat_map(|_| margins());
-        for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&*scratch.max).zip(margins) {
-            *threshold = max - margin * LOG2_E;
-        }
-    }
-    let all = union(ranges.iter().cloned());
-    let mut start = all.start;
-    while start < all.end {
-        let tokens = start..all.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
-        start = tokens.end;
-        let whole = ranges.iter().all(|range| range.start <= tokens.start && tokens.end <= range.end);
-        scratch.scores.resize(BLOCK_TOKENS * lanes);
-
-        score(options, phase, prepared, &tokens, whole, lanes, scratch);
-        if !whole {
-            let lane_ranges = || (0..group).flat_map(|_| ranges);
-            let row = |token: usize| (token.clamp(tokens.start, tokens.end) - tokens.start) as f32;
-            scratch.starts.reset(lanes, 0.0);
-            scratch.ends.reset(lanes, 0.0);
-            scratch.starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
-            scratch.ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
-            simd.mask(&mut scratch.scores[..tokens.len() * lanes], &scratch.starts, &scratch.ends);
-            if phase.skip_margin.is_some() {
-                keep_rows(scratch, lanes, simd);
-            }
-        }
-        if phase.skip_margin.is_some() {
-            let kept = scratch.kept.iter().map(|row| match whole {
-                true => ranges.len(),
-                false => ranges.iter().filter(|range| range.contains(&(tokens.start + row))).count(),
-            });
-            let seen = ranges.iter().map(|r| r.end.min(tokens.end).saturating_sub(r.start.max(tokens.start)));
-            counts.skipped_values += ((seen.sum::<usize>() - kept.sum::<usize>()) * group) as u64;
-        }
-        if !scratch.kept.is_empty() {
-            accumulate(options, phase, prepared, &tokens, lanes, scratch);
-        }
-    }
 }
 
-/// Scores the keys `tokens`, all of one block. Where something may be skipped and every query sees the `whole` of them,
-/// the scores of the keys that are above the threshold of any query, packed; otherwise all. `kept` says which.
-fn score(
-    options: &AttentionOptions,
-    phase: &Phase,
-    prepared: &Prepared,
-    tokens: &Range<usize>,
-    whole: bool,
-    lanes: usize,
-    scratch: &mut Scratch,
-) {
-    let simd = options.simd;
-    let Scratch { queries, scores, frame, thresholds, kept, key_rows, stream, pair_queries, .. } =
-        &mut *scratch;
-    let thresholds: Option<&[f32]> = (phase.skip_margin.is_some() && whole).then_some(thresholds);
-    // A cap changes the scores after the product and before the test.
-    let fused = thresholds.filter(|_| options.softcap.is_none());
-    let mut tested = fused.is_some();
-    kept.clear();
-    if let Prepared::Pairs(pairs) = prepared {
-        let rows = tokens.start - pairs.tokens.start..tokens.end - pairs.tokens.start;
-        pairs.arithmetic.scores(&pairs.keys, rows, pair_queries, fused, scores, kept);
-    } else {
-        match phase.keys {
-            Keys::Rows(rows) => {
-                simd.scores(rows.read(tokens.clone(), key_rows), queries, lanes, scores);
-                tested = false;
+impl TilePart<'_> {
+    fn attend(self, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+        let Self { options, phase, prepared, tile, ranges, lanes } = self;
+        let group = options.shape.group();
+        let pairs = (ranges.iter().map(ExactSizeIterator::len).sum::<usize>() * group) as u64;
+        counts.pairs += pairs;
+        if phase.part != Part::Far {
+            counts.exact_pairs += pairs;
+        }
+        if let Some(margin) = phase.skip_margin {
+            // Lanes that stand for no query must keep nothing alive.
+            scratch.thresholds.reset(lanes, 1e30);
+            let margins = || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
+            let margins = (0..group).flat_map(|_| margins());
+            for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&*scratch.max).zip(margins) {
+                *threshold = max - margin * LOG2_E;
             }
-            Keys::Delta(matrix) => {
-                let block = tokens.start / BLOCK_TOKENS;
-                let stream = match prepared {
-                    Prepared::Streams(streams) => &streams[block],
+            counts.skipped_values += pairs;
+        }
+        let all = union(ranges.iter().cloned());
+        let seen_by_all = ranges.iter().map(|r| r.start).max().unwrap_or(0)
+            ..ranges.iter().map(|r| r.end).min().unwrap_or(0);
+        match &prepared.filter {
+            Some(filter) if !seen_by_all.is_empty() => {
+                self.attend_candidates(filter, &seen_by_all, scratch, counts);
+                self.attend_blocks(all.start..seen_by_all.start, &seen_by_all, scratch, counts);
+                self.attend_blocks(seen_by_all.end..all.end, &seen_by_all, scratch, counts);
+            }
+            _ => self.attend_blocks(all, &seen_by_all, scratch, counts),
+        }
+    }
+
+    /// Attends the keys `tokens`, each of which every query sees, by way of a first pass in 8 bits.
+    fn attend_candidates(
+        self,
+        keys: &KeyCodes,
+        tokens: &Range<usize>,
+        scratch: &mut Scratch,
+        counts: &mut HeadSparsity,
+    ) {
+        let Some(filter) = self.options.simd.filter() else { return };
+        let Scratch { queries, codes, thresholds, candidates, .. } = &mut *scratch;
+        filter.set_queries(keys, queries, self.lanes, codes);
+        candidates.clear();
+        filter.candidates(keys, tokens.clone(), codes, thresholds, candidates);
+        let candidates = std::mem::take(candidates);
+        for picks in candidates.chunks(BLOCK_TOKENS) {
+            scratch.picks.clear();
+            scratch.picks.extend_from_slice(picks);
+            self.score(true, scratch);
+            self.count_kept(true, scratch, counts);
+            self.accumulate(scratch);
+        }
+        scratch.candidates = candidates;
+    }
+
+    /// Attends the keys `tokens`, some of which only some queries see, block by block.
+    fn attend_blocks(
+        self,
+        tokens: Range<usize>,
+        seen_by_all: &Range<usize>,
+        scratch: &mut Scratch,
+        counts: &mut HeadSparsity,
+    ) {
+        let Self { options, phase, ranges, lanes, .. } = self;
+        let (group, simd) = (options.shape.group(), options.simd);
+        let mut start = tokens.start;
+        while start < tokens.end {
+            let block = start..tokens.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
+            start = block.end;
+            let whole = seen_by_all.start <= block.start && block.end <= seen_by_all.end;
+            scratch.picks.clear();
+            scratch.picks.extend(block.clone());
+            self.score(whole, scratch);
+            if !whole {
+                let lane_ranges = || (0..group).flat_map(|_| ranges);
+                let row = |token: usize| (token.clamp(block.start, block.end) - block.start) as f32;
+                scratch.starts.reset(lanes, 0.0);
+                scratch.ends.reset(lanes, 0.0);
+                scratch.starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
+                scratch.ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
+                simd.mask(&mut scratch.scores[..block.len() * lanes], &scratch.starts, &scratch.ends);
+                if phase.skip_margin.is_some() {
+                    keep_rows(scratch, lanes, simd);
+                }
+            }
+            self.count_kept(whole, scratch, counts);
+            self.accumulate(scratch);
+        }
+    }
+
+    /// Takes the keys that were kept, `whole` ones seen by every query, out of the count of those that are skipped.
+    fn count_kept(self, whole: bool, scratch: &Scratch, counts: &mut HeadSparsity) {
+        if self.phase.skip_margin.is_some() {
+            let sees = |token: usize| self.ranges.iter().filter(|range| range.contains(&token)).count();
+            let kept: usize = match whole {
+                true => scratch.kept.len() * self.ranges.len(),
+                false => scratch.kept.iter().map(|place| sees(scratch.picks[*place])).sum(),
+            };
+            counts.skipped_values -= (kept * self.options.shape.group()) as u64;
+        }
+    }
+
+    /// Scores the picked keys: consecutive ones of a block, or any if they are prepared as rows. Where something may be
+    /// skipped and every query sees the `whole` of them, the scores of those that are above the threshold of any query,
+    /// packed; otherwise all. `kept` says which.
+    fn score(self, whole: bool, scratch: &mut Scratch) {
+        let Self { options, phase, prepared, lanes, .. } = self;
+        let simd = options.simd;
+        let Scratch {
+            queries,
+            pair_queries,
+            scores,
+            frame,
+            thresholds,
+            picks,
+            rows,
+            kept,
+            key_rows,
+            stream,
+            ..
+        } = &mut *scratch;
+        let (Some(first), count) = (picks.first().copied(), picks.len()) else { return };
+        scores.resize(count * lanes);
+        let thresholds: Option<&[f32]> = (phase.skip_margin.is_some() && whole).then_some(thresholds);
+        // A cap changes the scores after the product and before the test.
+        let fused = thresholds.filter(|_| options.softcap.is_none());
+        let mut tested = false;
+        match (&prepared.form, phase.keys) {
+            (Form::Pairs(pairs), _) => {
+                number_from(pairs.first, picks.iter().copied(), rows);
+                pairs.arithmetic.scores(&pairs.keys, rows, pair_queries, fused, scores, kept);
+                tested = fused.is_some();
+            }
+            (Form::Rows(dense), _) => {
+                number_from(dense.first, picks.iter().copied(), rows);
+                simd.scores(&dense.keys, rows, queries, lanes, scores);
+            }
+            (_, Keys::Rows(held)) => {
+                number_from(first, picks.iter().copied(), rows);
+                simd.scores(held.read(first..first + count, key_rows), rows, queries, lanes, scores);
+            }
+            (form, Keys::Delta(matrix)) => {
+                let block = first / BLOCK_TOKENS;
+                let stream = match form {
+                    Form::Streams(streams) => &streams[block],
                     _ => {
                         matrix.stream(block, stream);
                         stream
                     }
                 };
-                tested = match fused {
-                    Some(limits) if tokens.len() == stream.len() => {
-                        simd.delta_survivors(stream, queries, lanes, frame, limits, scores, kept)
-                    }
-                    _ => false,
-                };
+                if let Some(limits) = fused
+                    && count == stream.len()
+                {
+                    tested = simd.delta_survivors(stream, queries, lanes, frame, limits, scores, kept);
+                }
                 if !tested {
-                    let (skip, scores) = (tokens.start % BLOCK_TOKENS, &mut scores[..tokens.len() * lanes]);
-                    simd.delta_scores(stream, skip, queries, lanes, frame, scores);
+                    simd.delta_scores(stream, first % BLOCK_TOKENS, queries, lanes, frame, scores);
                 }
             }
         }
+        if tested {
+            return;
+        }
+        kept.clear();
+        kept.extend(0..count);
+        if let Some(cap) = options.softcap {
+            simd.softcap(scores, cap);
+        }
+        if thresholds.is_some() {
+            keep_rows(scratch, lanes, simd);
+        }
     }
-    if tested {
-        return;
-    }
-    kept.clear();
-    kept.extend(0..tokens.len());
-    if let Some(cap) = options.softcap {
-        simd.softcap(&mut scores[..tokens.len() * lanes], cap);
-    }
-    if thresholds.is_some() {
-        keep_rows(scratch, lanes, simd);
+
+    /// Adds the values of the kept keys, weighted by their scores.
+    fn accumulate(self, scratch: &mut Scratch) {
+        let Self { options, phase, prepared, lanes, .. } = self;
+        let (simd, head_dim) = (options.simd, options.shape.head_dim());
+        let Scratch { scores, sums, max, total, rescale, picks, kept, rows, value_rows, .. } = scratch;
+        let (paired, weights) = (&mut scratch.pair_values, &mut scratch.pair_weights);
+        let (Some(first), count) = (picks.first().copied(), picks.len()) else { return };
+        if kept.is_empty() {
+            return;
+        }
+        let scores = &mut scores[..kept.len() * lanes];
+        if simd.softmax(scores, lanes, max, total, rescale) {
+            simd.rescale(sums, rescale);
+        }
+        let tokens = kept.iter().map(|place| picks[*place]);
+        match &prepared.form {
+            Form::Pairs(PairRows { arithmetic, values, .. }) => {
+                number_from(values.tokens.start, tokens, rows);
+                arithmetic.pair(&values.pairs, rows, head_dim, paired);
+                arithmetic.weights(scores, lanes, weights);
+                arithmetic.accumulate(&values.pairs, paired, weights, lanes, sums);
+            }
+            Form::Rows(dense) => {
+                number_from(dense.first, tokens, rows);
+                simd.accumulate(&dense.values, rows, scores, lanes, sums);
+            }
+            _ => {
+                number_from(first, tokens, rows);
+                let values = phase.values.read(first..first + count, value_rows);
+                simd.accumulate(values, rows, scores, lanes, sums);
+            }
+        }
     }
 }
 
-/// Adds the values of the kept keys, weighted by their scores.
-fn accumulate(
-    options: &AttentionOptions,
-    phase: &Phase,
-    prepared: &Prepared,
-    tokens: &Range<usize>,
-    lanes: usize,
-    scratch: &mut Scratch,
-) {
-    let (simd, head_dim) = (options.simd, options.shape.head_dim());
-    let Scratch { scores, sums, max, total, rescale, kept, value_rows, kept_values, .. } = scratch;
-    let (paired, weights) = (&mut scratch.pair_values, &mut scratch.pair_weights);
-    let scores = &mut scores[..kept.len() * lanes];
-    if simd.softmax(scores, lanes, max, total, rescale) {
-        simd.rescale(sums, rescale);
-    }
-    if let Prepared::Pairs(pairs) = prepared {
-        let PairPhase { arithmetic, values: rows, tokens: all, .. } = pairs;
-        let block = tokens.start / BLOCK_TOKENS - all.start / BLOCK_TOKENS;
-        let scales = rows.scales.get(block * head_dim..(block + 1) * head_dim).unwrap_or(&[]);
-        let rows = &rows.rows[(tokens.start - all.start) * head_dim..(tokens.end - all.start) * head_dim];
-        pair_values(rows, head_dim, kept, paired);
-        arithmetic.weights(scores, lanes, weights);
-        return arithmetic.accumulate(paired, scales, weights, lanes, sums);
-    }
-    let values = phase.values.read(tokens.clone(), value_rows);
-    if kept.len() == tokens.len() {
-        return simd.accumulate(values, scores, lanes, sums);
-    }
-    kept_values.clear();
-    for row in &*kept {
-        kept_values.extend_from_slice(&values[row * head_dim..][..head_dim]);
-    }
-    simd.accumulate(kept_values, scores, lanes, sums);
+/// Tokens as rows of a matrix whose first row is that of the token `first`.
+fn number_from(first: usize, tokens: impl Iterator<Item = usize>, rows: &mut Vec<usize>) {
+    rows.clear();
+    rows.extend(tokens.map(|token| token - first));
 }
 
 /// Of the kept rows, all of which are there, keeps those that are above the threshold of any query.

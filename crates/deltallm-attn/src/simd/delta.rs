@@ -135,7 +135,7 @@ fn keys_above<S: Simd, const N: usize>(
 ) {
     let (width, lanes) = (S::f32s::LEN, panel.lanes);
     let zero = S::f32s::splat(simd, 0.0);
-    // Scores relative to the thresholds: one maximum over all vectors then answers the question.
+    // Scores relative to the thresholds.
     let (mut sums, mut limits) = ([zero; N], [zero; N]);
     for n in 0..N {
         limits[n] = S::f32s::from_slice(simd, &thresholds[n * width..][..width]);
@@ -146,9 +146,9 @@ fn keys_above<S: Simd, const N: usize>(
     kept.resize(rows, 0);
     let mut count = 0;
     panel.run(simd, sums, rows, |row, sums| {
-        let mut best = sums[0];
+        let mut below = sums[0].simd_le(zero);
         for n in 1..N {
-            best = best.max(sums[n]);
+            below &= sums[n].simd_le(zero);
         }
         // Written always and counted only if kept: a branch would be guessed wrongly too often.
         kept[count] = row;
@@ -156,7 +156,8 @@ fn keys_above<S: Simd, const N: usize>(
         for n in 0..N {
             (sums[n] + limits[n]).store_slice(&mut out[n * width..][..width]);
         }
-        count += usize::from(best.simd_gt(zero).any_true());
+        // Not "above": a score that is no number is not lost silently.
+        count += usize::from(!below.all_true());
     });
     kept.truncate(count);
 }

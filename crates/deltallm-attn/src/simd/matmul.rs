@@ -8,18 +8,32 @@ use fearless_simd::prelude::*;
 
 /// See [`super::SimdLevel::scores`].
 #[inline(always)]
-pub(super) fn scores<S: Simd>(simd: S, keys: &[f32], queries: &[f32], lanes: usize, out: &mut [f32]) {
+pub(super) fn scores<S: Simd>(
+    simd: S,
+    keys: &[f32],
+    picks: &[usize],
+    queries: &[f32],
+    lanes: usize,
+    out: &mut [f32],
+) {
     let head_dim = queries.len() / lanes;
-    let rows = keys.len() / head_dim;
-    product::<S, false>(simd, rows, head_dim, Keys { data: keys, head_dim }, queries, lanes, out);
+    let keys = Keys { data: keys, picks, head_dim };
+    product::<S, false>(simd, picks.len(), head_dim, keys, queries, lanes, out);
 }
 
 /// See [`super::SimdLevel::accumulate`].
 #[inline(always)]
-pub(super) fn accumulate<S: Simd>(simd: S, values: &[f32], weights: &[f32], lanes: usize, out: &mut [f32]) {
+pub(super) fn accumulate<S: Simd>(
+    simd: S,
+    values: &[f32],
+    picks: &[usize],
+    weights: &[f32],
+    lanes: usize,
+    out: &mut [f32],
+) {
     let head_dim = out.len() / lanes;
-    let keys = weights.len() / lanes;
-    product::<S, true>(simd, head_dim, keys, Values { data: values, head_dim }, weights, lanes, out);
+    let values = Values { data: values, picks, head_dim };
+    product::<S, true>(simd, head_dim, picks.len(), values, weights, lanes, out);
 }
 
 /// The broadcast factor `a`, `[rows, depth]`, cut so that the inner loop has few bounds to check.
@@ -28,10 +42,11 @@ trait Broadcast: Copy {
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [f32; R];
 }
 
-/// Rows of `a` are keys: `[keys, head_dim]`.
+/// Rows of `a` are those of the `picks` among keys of `[keys, head_dim]`.
 #[derive(Clone, Copy)]
 struct Keys<'a> {
     data: &'a [f32],
+    picks: &'a [usize],
     head_dim: usize,
 }
 
@@ -39,8 +54,8 @@ impl Broadcast for Keys<'_> {
     #[inline(always)]
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [f32; R] {
         let mut rows = [&[][..]; R];
-        for (r, keys) in rows.iter_mut().enumerate() {
-            *keys = &self.data[(row + r) * self.head_dim..][..self.head_dim];
+        for (keys, pick) in rows.iter_mut().zip(&self.picks[row..][..R]) {
+            *keys = &self.data[pick * self.head_dim..][..self.head_dim];
         }
         #[inline(always)]
         move |k| {
@@ -53,10 +68,11 @@ impl Broadcast for Keys<'_> {
     }
 }
 
-/// Columns of `a` are values: `[keys, head_dim]`, read across.
+/// Columns of `a` are those of the `picks` among values of `[keys, head_dim]`, read across.
 #[derive(Clone, Copy)]
 struct Values<'a> {
     data: &'a [f32],
+    picks: &'a [usize],
     head_dim: usize,
 }
 
@@ -66,7 +82,7 @@ impl Broadcast for Values<'_> {
         #[inline(always)]
         move |k| {
             let mut column = [0.0; R];
-            column.copy_from_slice(&self.data[k * self.head_dim + row..][..R]);
+            column.copy_from_slice(&self.data[self.picks[k] * self.head_dim + row..][..R]);
             column
         }
     }
@@ -101,7 +117,8 @@ fn product<S: Simd, const ADD: bool>(
                     panel::<S, 4, 3, ADD>(simd, rows, depth, a, b, lanes, lane, c)
                 }
                 _ if S::f32s::LEN == 8 => panel::<S, 4, 2, ADD>(simd, rows, depth, a, b, lanes, lane, c),
-                2 | 3 => panel::<S, 8, 2, ADD>(simd, rows, depth, a, b, lanes, lane, c),
+                2 => panel::<S, 8, 2, ADD>(simd, rows, depth, a, b, lanes, lane, c),
+                3 => panel::<S, 8, 3, ADD>(simd, rows, depth, a, b, lanes, lane, c),
                 _ if vectors.is_multiple_of(6) => {
                     panel::<S, 4, 6, ADD>(simd, rows, depth, a, b, lanes, lane, c)
                 }

@@ -10,6 +10,7 @@
 pub(crate) mod decode;
 mod delta;
 mod exp;
+mod filter;
 mod matmul;
 mod pairs;
 mod softmax;
@@ -22,8 +23,9 @@ use fearless_simd::{Level, dispatch, prelude::*};
 
 use crate::{AttentionError, Precision};
 
+pub(crate) use filter::{Filter, KeyCodes, QueryCodes};
 use pairs::PairKind;
-pub(crate) use pairs::{PairQueries, PairRows, Pairs, pair_values};
+pub(crate) use pairs::{PairKeys, PairQueries, PairValues, Pairs};
 
 /// An instruction set that this machine has. A value of this type is the proof of it.
 ///
@@ -86,9 +88,22 @@ impl SimdLevel {
             Precision::Int16 => PairKind::Int16,
         };
         match self.name {
-            "scalar" => Some(Pairs::portable(kind)),
+            "scalar" => Some(Pairs::portable(kind, self.level)),
             #[cfg(target_arch = "x86_64")]
-            "avx512" => Pairs::avx512(kind),
+            "avx512" => Pairs::avx512(kind, self.level),
+            _ => None,
+        }
+    }
+
+    /// The first pass over keys whose values may be skipped, if this level has the instructions that make it worth while (or
+    /// is there for its answers).
+    pub(crate) fn filter(self) -> Option<Filter> {
+        match self.name {
+            "scalar" => Some(Filter::portable(self.level)),
+            #[cfg(target_arch = "x86_64")]
+            "avx512" => Filter::avx512(self.level),
+            #[cfg(target_arch = "x86_64")]
+            "avx2" => Filter::avx2(self.level),
             _ => None,
         }
     }
@@ -98,11 +113,18 @@ impl SimdLevel {
         dispatch!(self.level, simd => width(simd))
     }
 
-    /// `out[key][lane] = keys[key] . queries[..][lane]`: exact scores of a block of keys.
+    /// `out[i][lane] = keys[picks[i]] . queries[..][lane]`: exact scores of some keys.
     ///
-    /// `keys` is `[rows, head_dim]`, `queries` `[head_dim, lanes]`, `out` `[rows, lanes]`.
-    pub(crate) fn scores(self, keys: &[f32], queries: &[f32], lanes: usize, out: &mut [f32]) {
-        dispatch!(self.level, simd => matmul::scores(simd, keys, queries, lanes, out));
+    /// `keys` is `[keys, head_dim]`, `queries` `[head_dim, lanes]`, `out` `[picks, lanes]`.
+    pub(crate) fn scores(
+        self,
+        keys: &[f32],
+        picks: &[usize],
+        queries: &[f32],
+        lanes: usize,
+        out: &mut [f32],
+    ) {
+        dispatch!(self.level, simd => matmul::scores(simd, keys, picks, queries, lanes, out));
     }
 
     /// The same for a block of delta-coded keys, from its token `skip` on; `frame` is scratch of `[lanes]`.
@@ -115,7 +137,7 @@ impl SimdLevel {
         frame: &mut [f32],
         out: &mut [f32],
     ) {
-        self.scores(stream.frame(), queries, lanes, frame);
+        self.scores(stream.frame(), &[0], queries, lanes, frame);
         dispatch!(self.level, simd => delta::scores(simd, stream, skip, queries, lanes, frame, out));
     }
 
@@ -133,7 +155,7 @@ impl SimdLevel {
         out: &mut [f32],
         kept: &mut Vec<usize>,
     ) -> bool {
-        self.scores(stream.frame(), queries, lanes, frame);
+        self.scores(stream.frame(), &[0], queries, lanes, frame);
         dispatch!(self.level, simd => delta::survivors(simd, stream, queries, lanes, frame, thresholds, out, kept))
     }
 
@@ -156,11 +178,18 @@ impl SimdLevel {
         dispatch!(self.level, simd => softmax::mask(simd, scores, starts, ends));
     }
 
-    /// `out[channel][lane] += sum over keys of values[key][channel] * weights[key][lane]`.
+    /// `out[channel][lane] += sum over i of values[picks[i]][channel] * weights[i][lane]`.
     ///
-    /// `values` is `[rows, head_dim]`, `weights` `[rows, lanes]`, `out` `[head_dim, lanes]`.
-    pub(crate) fn accumulate(self, values: &[f32], weights: &[f32], lanes: usize, out: &mut [f32]) {
-        dispatch!(self.level, simd => matmul::accumulate(simd, values, weights, lanes, out));
+    /// `values` is `[keys, head_dim]`, `weights` `[picks, lanes]`, `out` `[head_dim, lanes]`.
+    pub(crate) fn accumulate(
+        self,
+        values: &[f32],
+        picks: &[usize],
+        weights: &[f32],
+        lanes: usize,
+        out: &mut [f32],
+    ) {
+        dispatch!(self.level, simd => matmul::accumulate(simd, values, picks, weights, lanes, out));
     }
 
     /// One step of the online softmax over a block of scores `[rows, lanes]` in units of ln 2, which become weights; see

@@ -93,6 +93,14 @@ pub(super) fn mask<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &
 pub(super) fn any_above<S: Simd>(simd: S, row: &[f32], thresholds: &[f32]) -> bool {
     let width = S::f32s::LEN;
     row.chunks_exact(width).zip(thresholds.chunks_exact(width)).any(|(x, threshold)| {
-        S::f32s::from_slice(simd, x).simd_gt(S::f32s::from_slice(simd, threshold)).any_true()
+        !S::f32s::from_slice(simd, x).simd_le(S::f32s::from_slice(simd, threshold)).all_true()
     })
+}
+
+/// Whether a score is to be kept: a score that is no number is not lost silently, it ends in
+/// [`Overflow`](crate::AttentionError::Overflow).
+#[inline(always)]
+#[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the answer for NaN is the point")]
+pub(super) fn above(score: f32, threshold: f32) -> bool {
+    !(score <= threshold)
 }

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{LARGEST_WEIGHT, PairKind, PairQueries};
+use super::{super::softmax::above, LARGEST_WEIGHT, PairKeys, PairKind, PairQueries};
 
 /// f32 or pairs in a vector.
 const WIDTH: usize = 16;
@@ -18,12 +18,10 @@ pub(super) fn detect(kind: PairKind) -> bool {
     dot && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
 }
 
-/// The operands of a product `c = a b`, `a` broadcast pair by pair and `b` read in vectors.
+/// What a product `c = a b` is made of besides the rows of `a`, which is broadcast pair by pair; `b` is read in vectors.
 #[derive(Clone, Copy)]
 struct Operands<'a> {
-    /// Pair `k` of row `r` stands at `r * row_stride + k * pair_stride`, counted in pairs.
-    a: *const u32,
-    row_stride: usize,
+    /// From one pair of a row of `a` to the next.
     pair_stride: usize,
     /// `[depth, lanes]`.
     b: &'a [u32],
@@ -34,8 +32,8 @@ struct Operands<'a> {
 /// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
 pub(super) fn scores(
     kind: PairKind,
-    keys: &[u16],
-    key_scales: &[f32],
+    keys: &PairKeys,
+    picks: &[usize],
     queries: &PairQueries,
     thresholds: Option<&[f32]>,
     out: &mut [f32],
@@ -43,17 +41,15 @@ pub(super) fn scores(
 ) {
     let lanes = queries.scales.len();
     let depth = queries.pairs.len() / lanes;
-    let tokens = keys.len() / (2 * depth);
-    assert!(
-        lanes.is_multiple_of(WIDTH) && queries.pairs.len() == depth * lanes && out.len() >= tokens * lanes
-    );
-    assert!(kind == PairKind::Bf16 || key_scales.len() == tokens);
+    let tokens = keys.rows.len() / (2 * depth);
+    assert!(lanes.is_multiple_of(WIDTH) && queries.pairs.len() == depth * lanes);
+    assert!(picks.iter().all(|pick| *pick < tokens) && out.len() >= picks.len() * lanes);
+    assert!(kind == PairKind::Bf16 || keys.scales.len() == tokens);
     assert!(thresholds.is_none_or(|thresholds| thresholds.len() == lanes));
-    let (b, a) = (&queries.pairs[..], keys.as_ptr().cast());
-    let operands = Operands { a, row_stride: depth, pair_stride: 1, b, lanes, depth };
-    let scores = Scores { operands, key_scales, query_scales: &queries.scales, thresholds, tokens };
-    // SAFETY: the kind was detected (a `Pairs` with `avx512` is made by `detect` alone). `a` points to `tokens * depth`
-    // pairs, `b` and `out` have the lengths checked above.
+    let operands = Operands { pair_stride: 1, b: &queries.pairs, lanes, depth };
+    let scores = Scores { keys, picks, operands, query_scales: &queries.scales, thresholds };
+    // SAFETY: the kind was detected (a `Pairs` with `avx512` is made by `detect` alone). The picks are keys of `depth`
+    // pairs; scales, `b` and `out` have the lengths checked above.
     unsafe {
         match kind {
             PairKind::Int16 => scores_int16(scores, out, kept),
@@ -74,13 +70,12 @@ pub(super) fn accumulate(
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
     assert!(lanes.is_multiple_of(WIDTH) && out.len() == head_dim * lanes && weights.len() == depth * lanes);
     assert!(values.len() == head_dim * depth && (kind == PairKind::Bf16 || scales.len() == head_dim));
-    let a = values.as_ptr();
-    let operands = Operands { a, row_stride: 1, pair_stride: head_dim, b: weights, lanes, depth };
-    // SAFETY: the kind was detected; `a` points to `depth * head_dim` pairs, `b` and `out` have the lengths checked above.
+    let operands = Operands { pair_stride: head_dim, b: weights, lanes, depth };
+    // SAFETY: the kind was detected; values, `b` and `out` have the lengths checked above.
     unsafe {
         match kind {
-            PairKind::Int16 => accumulate_int16(operands, scales, out),
-            PairKind::Bf16 => accumulate_bf16(operands, scales, out),
+            PairKind::Int16 => accumulate_int16(operands, values, scales, out),
+            PairKind::Bf16 => accumulate_bf16(operands, values, scales, out),
         }
     }
 }
@@ -102,11 +97,28 @@ pub(super) fn pack(kind: PairKind, rows: &[f32], lanes: usize, factors: &[f32], 
 /// The product of keys and queries, and what is wanted of it.
 #[derive(Clone, Copy)]
 struct Scores<'a> {
+    keys: &'a PairKeys,
+    picks: &'a [usize],
     operands: Operands<'a>,
-    key_scales: &'a [f32],
     query_scales: &'a [f32],
     thresholds: Option<&'a [f32]>,
-    tokens: usize,
+}
+
+impl Scores<'_> {
+    /// Where the picked keys from `row` on stand.
+    ///
+    /// # Safety
+    /// There are `R` of them.
+    #[inline(always)]
+    unsafe fn rows<const R: usize>(&self, row: usize) -> [*const u32; R] {
+        let (keys, depth) = (self.keys.rows.as_ptr().cast::<u32>(), self.operands.depth);
+        let mut rows = [keys; R];
+        for r in 0..R {
+            // SAFETY: as the caller promises; a pick is a key of `depth` pairs.
+            rows[r] = unsafe { keys.add(self.picks.get_unchecked(row + r) * depth) };
+        }
+        rows
+    }
 }
 
 /// # Safety
@@ -134,6 +146,7 @@ unsafe fn score_tiles<const BF16: bool>(scores: Scores, out: &mut [f32], kept: &
         match (scores.operands.lanes / WIDTH, scores.thresholds) {
             (6, Some(limits)) => survivors::<BF16, 4, 6>(scores, limits, out, kept),
             (4, Some(limits)) => survivors::<BF16, 6, 4>(scores, limits, out, kept),
+            (3, Some(limits)) => survivors::<BF16, 8, 3>(scores, limits, out, kept),
             (2, Some(limits)) => survivors::<BF16, 8, 2>(scores, limits, out, kept),
             (1, Some(limits)) => survivors::<BF16, 8, 1>(scores, limits, out, kept),
             (_, limits) => {
@@ -142,12 +155,13 @@ unsafe fn score_tiles<const BF16: bool>(scores: Scores, out: &mut [f32], kept: &
                     lane += WIDTH
                         * match (scores.operands.lanes - lane) / WIDTH {
                             1 => every_score::<BF16, 8, 1>(scores, lane, out),
-                            2 | 3 => every_score::<BF16, 8, 2>(scores, lane, out),
+                            2 => every_score::<BF16, 8, 2>(scores, lane, out),
+                            3 => every_score::<BF16, 8, 3>(scores, lane, out),
                             6 => every_score::<BF16, 4, 6>(scores, lane, out),
                             _ => every_score::<BF16, 6, 4>(scores, lane, out),
                         };
                 }
-                kept.extend(0..scores.tokens);
+                kept.extend(0..scores.picks.len());
                 if let Some(limits) = limits {
                     keep_above(limits, out, kept);
                 }
@@ -160,7 +174,7 @@ unsafe fn score_tiles<const BF16: bool>(scores: Scores, out: &mut [f32], kept: &
 fn keep_above(limits: &[f32], out: &mut [f32], kept: &mut Vec<usize>) {
     let (lanes, mut count) = (limits.len(), 0);
     kept.retain(|&row| {
-        let keep = out[row * lanes..][..lanes].iter().zip(limits).any(|(x, limit)| x > limit);
+        let keep = out[row * lanes..][..lanes].iter().zip(limits).any(|(x, limit)| above(*x, *limit));
         if keep {
             out.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
             count += 1;
@@ -181,18 +195,18 @@ unsafe fn every_score<const BF16: bool, const R: usize, const N: usize>(
 ) -> usize {
     let lanes = scores.operands.lanes;
     let mut row = 0;
-    while row < scores.tokens {
+    while row < scores.picks.len() {
         // SAFETY: as the caller promises; fewer than R rows are left only if R is 1.
         unsafe {
-            if row + R <= scores.tokens {
-                let sums = dot::<BF16, R, N>(scores.operands, row, lane);
+            if row + R <= scores.picks.len() {
+                let sums = dot::<BF16, R, N>(scores.operands, scores.rows(row), lane);
                 for r in 0..R {
                     let values = score_row::<BF16, N>(&scores, row + r, lane, &sums[r]);
                     store(values, out, (row + r) * lanes + lane);
                 }
                 row += R;
             } else {
-                let [sums] = dot::<BF16, 1, N>(scores.operands, row, lane);
+                let [sums] = dot::<BF16, 1, N>(scores.operands, scores.rows(row), lane);
                 store(score_row::<BF16, N>(&scores, row, lane, &sums), out, row * lanes + lane);
                 row += 1;
             }
@@ -212,20 +226,20 @@ unsafe fn survivors<const BF16: bool, const R: usize, const N: usize>(
     out: &mut [f32],
     kept: &mut Vec<usize>,
 ) {
-    kept.resize(scores.tokens, 0);
+    kept.resize(scores.picks.len(), 0);
     let (mut count, mut row) = (0, 0);
-    while row < scores.tokens {
+    while row < scores.picks.len() {
         // SAFETY: as the caller promises; fewer than R rows are done one by one.
         unsafe {
-            if row + R <= scores.tokens {
-                let sums = dot::<BF16, R, N>(scores.operands, row, 0);
+            if row + R <= scores.picks.len() {
+                let sums = dot::<BF16, R, N>(scores.operands, scores.rows(row), 0);
                 for r in 0..R {
                     kept[count] = row + r;
                     count += keep::<BF16, N>(&scores, limits, row + r, &sums[r], out, count);
                 }
                 row += R;
             } else {
-                let [sums] = dot::<BF16, 1, N>(scores.operands, row, 0);
+                let [sums] = dot::<BF16, 1, N>(scores.operands, scores.rows(row), 0);
                 kept[count] = row;
                 count += keep::<BF16, N>(&scores, limits, row, &sums, out, count);
                 row += 1;
@@ -255,7 +269,7 @@ unsafe fn keep<const BF16: bool, const N: usize>(
         let mut above = 0;
         for n in 0..N {
             let limit = _mm512_loadu_ps(limits.as_ptr().add(n * WIDTH));
-            above |= _mm512_cmp_ps_mask(values[n], limit, _CMP_GT_OQ);
+            above |= _mm512_cmp_ps_mask(values[n], limit, _CMP_NLE_UQ);
         }
         store(values, out, count * N * WIDTH);
         usize::from(above != 0)
@@ -281,7 +295,8 @@ unsafe fn score_row<const BF16: bool, const N: usize>(
                 _mm512_castsi512_ps(sums[n])
             } else {
                 let queries = _mm512_loadu_ps(scores.query_scales.as_ptr().add(lane + n * WIDTH));
-                let scale = _mm512_mul_ps(queries, _mm512_set1_ps(*scores.key_scales.get_unchecked(row)));
+                let key = scores.keys.scales.get_unchecked(*scores.picks.get_unchecked(row));
+                let scale = _mm512_mul_ps(queries, _mm512_set1_ps(*key));
                 _mm512_mul_ps(_mm512_cvtepi32_ps(sums[n]), scale)
             };
         }
@@ -303,33 +318,39 @@ unsafe fn store<const N: usize>(values: [__m512; N], out: &mut [f32], start: usi
 /// # Safety
 /// The CPU has the features, and the operands the sizes that [`accumulate`] checks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn accumulate_int16(operands: Operands, scales: &[f32], out: &mut [f32]) {
+unsafe fn accumulate_int16(operands: Operands, values: &[u32], scales: &[f32], out: &mut [f32]) {
     // SAFETY: as the caller promises.
-    unsafe { accumulate_tiles::<false>(operands, scales, out) }
+    unsafe { accumulate_tiles::<false>(operands, values, scales, out) }
 }
 
 /// # Safety
 /// As [`accumulate_int16`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn accumulate_bf16(operands: Operands, scales: &[f32], out: &mut [f32]) {
+unsafe fn accumulate_bf16(operands: Operands, values: &[u32], scales: &[f32], out: &mut [f32]) {
     // SAFETY: as the caller promises.
-    unsafe { accumulate_tiles::<true>(operands, scales, out) }
+    unsafe { accumulate_tiles::<true>(operands, values, scales, out) }
 }
 
 /// # Safety
 /// As [`accumulate_int16`], for the kind.
 #[inline(always)]
-unsafe fn accumulate_tiles<const BF16: bool>(operands: Operands, scales: &[f32], out: &mut [f32]) {
+unsafe fn accumulate_tiles<const BF16: bool>(
+    operands: Operands,
+    values: &[u32],
+    scales: &[f32],
+    out: &mut [f32],
+) {
     let mut lane = 0;
     while lane < operands.lanes {
         // SAFETY: as the caller promises.
         unsafe {
             lane += WIDTH
                 * match (operands.lanes - lane) / WIDTH {
-                    1 => add_panel::<BF16, 8, 1>(operands, scales, lane, out),
-                    2 | 3 => add_panel::<BF16, 8, 2>(operands, scales, lane, out),
-                    6 => add_panel::<BF16, 4, 6>(operands, scales, lane, out),
-                    _ => add_panel::<BF16, 4, 4>(operands, scales, lane, out),
+                    1 => add_panel::<BF16, 8, 1>(operands, values, scales, lane, out),
+                    2 => add_panel::<BF16, 8, 2>(operands, values, scales, lane, out),
+                    3 => add_panel::<BF16, 8, 3>(operands, values, scales, lane, out),
+                    6 => add_panel::<BF16, 4, 6>(operands, values, scales, lane, out),
+                    _ => add_panel::<BF16, 4, 4>(operands, values, scales, lane, out),
                 };
         }
     }
@@ -342,6 +363,7 @@ unsafe fn accumulate_tiles<const BF16: bool>(operands: Operands, scales: &[f32],
 #[inline(always)]
 unsafe fn add_panel<const BF16: bool, const R: usize, const N: usize>(
     operands: Operands,
+    values: &[u32],
     scales: &[f32],
     lane: usize,
     out: &mut [f32],
@@ -352,13 +374,17 @@ unsafe fn add_panel<const BF16: bool, const R: usize, const N: usize>(
         // SAFETY: as the caller promises; fewer than R rows are done one by one.
         unsafe {
             if row + R <= rows {
-                let sums = dot::<BF16, R, N>(operands, row, lane);
+                let mut channels = [values.as_ptr(); R];
+                for r in 0..R {
+                    channels[r] = values.as_ptr().add(row + r);
+                }
+                let sums = dot::<BF16, R, N>(operands, channels, lane);
                 for r in 0..R {
                     add::<BF16, N>(scales, row + r, &sums[r], &mut out[(row + r) * lanes + lane..]);
                 }
                 row += R;
             } else {
-                let [sums] = dot::<BF16, 1, N>(operands, row, lane);
+                let [sums] = dot::<BF16, 1, N>(operands, [values.as_ptr().add(row)], lane);
                 add::<BF16, N>(scales, row, &sums, &mut out[row * lanes + lane..]);
                 row += 1;
             }
@@ -399,24 +425,26 @@ unsafe fn add<const BF16: bool, const N: usize>(
 /// in memory. Integers or, for bf16, the bits of f32.
 ///
 /// # Safety
-/// The CPU has the kind's instructions; rows `row..row + R` and vectors `lane / 16..lane / 16 + N` are inside the operands.
+/// The CPU has the kind's instructions; the rows of `a` have `depth` pairs, `pair_stride` apart, and `b` has vectors
+/// `lane / 16..lane / 16 + N`.
 #[inline(always)]
 unsafe fn dot<const BF16: bool, const R: usize, const N: usize>(
-    Operands { a, row_stride, pair_stride, b, lanes, depth }: Operands,
-    row: usize,
+    Operands { pair_stride, b, lanes, depth }: Operands,
+    mut a: [*const u32; R],
     lane: usize,
 ) -> [[__m512i; N]; R] {
     // SAFETY: as the caller promises. Pairs of 16-bit numbers may be read at any even address.
     unsafe {
         let mut sums = [[_mm512_setzero_si512(); N]; R];
-        let (mut a, mut b) = (a.add(row * row_stride), b.as_ptr().add(lane));
+        let mut b = b.as_ptr().add(lane);
         for _ in 0..depth {
             let mut columns = [_mm512_setzero_si512(); N];
             for n in 0..N {
                 columns[n] = _mm512_loadu_si512(b.add(n * WIDTH).cast());
             }
             for r in 0..R {
-                let pair = _mm512_set1_epi32(a.add(r * row_stride).read_unaligned() as i32);
+                let pair = _mm512_set1_epi32(a[r].read_unaligned() as i32);
+                a[r] = a[r].wrapping_add(pair_stride);
                 for n in 0..N {
                     sums[r][n] = if BF16 {
                         let sum = _mm512_castsi512_ps(sums[r][n]);
@@ -427,7 +455,6 @@ unsafe fn dot<const BF16: bool, const R: usize, const N: usize>(
                     };
                 }
             }
-            a = a.wrapping_add(pair_stride);
             b = b.wrapping_add(lanes);
         }
         sums

@@ -5,7 +5,7 @@
 //! twice the multiplications of an f32 FMA. The operands are therefore stored in pairs, a `u32` for two neighbours along
 //! the summed axis: channels for the scores, keys for the values.
 //!
-//! Integers come with scales: one per key, one per query, and one per channel of a block of values. They are as large as
+//! Integers come with scales: one per key, one per query, and one per channel of the values. They are as large as
 //! they can be without a sum of products ever leaving 32 bits ([`largest_code`]): 12 bits and a sign, or more, for a
 //! head_dim of up to 128, where bf16 has 8 bits.
 //!
@@ -17,7 +17,10 @@
 mod avx512;
 
 use deltallm_core::BLOCK_TOKENS;
+use fearless_simd::{Level, dispatch, prelude::*};
 use half::bf16;
+
+use super::softmax::above;
 
 /// What the 16 bits mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -41,15 +44,26 @@ pub(crate) struct Pairs {
     kind: PairKind,
     /// Whether the CPU has the instructions of [`avx512`] for this kind; only [`Pairs::avx512`] sets it.
     avx512: bool,
+    /// For conversions.
+    level: Level,
 }
 
-/// Keys or values of one kv head in 16 bits.
+/// Keys of one kv head in 16 bits.
 #[derive(Debug, Default)]
-pub(crate) struct PairRows {
-    /// Codes, or bits of bf16: `[tokens, head_dim]`, keys padded to whole pairs.
-    pub(crate) rows: Vec<u16>,
-    /// What to multiply codes by: for keys one number per token, for values one per block and channel. Empty for bf16.
-    pub(crate) scales: Vec<f32>,
+pub(crate) struct PairKeys {
+    /// Codes, or bits of bf16: `[tokens, head_dim]`, padded to whole pairs.
+    rows: Vec<u16>,
+    /// What to multiply the codes of a token by. Empty for bf16.
+    scales: Vec<f32>,
+}
+
+/// Values of one kv head in 16 bits.
+#[derive(Debug, Default)]
+pub(crate) struct PairValues {
+    /// Codes, or bits of bf16: `[tokens, head_dim]`.
+    rows: Vec<u16>,
+    /// What to multiply the codes of a channel by. Empty for bf16.
+    scales: Vec<f32>,
 }
 
 /// A tile of queries in pairs of channels.
@@ -72,6 +86,20 @@ fn scale_of(most: f32, largest: f32) -> f32 {
     (most / largest).max(f32::MIN_POSITIVE)
 }
 
+/// The largest magnitude, in an order that vectors can follow.
+#[inline(always)]
+fn magnitude(row: &[f32]) -> f32 {
+    let larger = |most: f32, x: f32| if x.abs() > most { x.abs() } else { most };
+    let mut most = [0.0; 16];
+    let (parts, rest) = row.as_chunks::<16>();
+    for part in parts {
+        for i in 0..16 {
+            most[i] = larger(most[i], part[i]);
+        }
+    }
+    most.iter().chain(rest).fold(0.0, |most, x| larger(most, *x))
+}
+
 /// The nearest integer to `x`, a 16-bit number, in two's complement.
 fn code_of(x: f32) -> u16 {
     // Adding 1.5 * 2^23 leaves the integer in the low bits; unlike `round` it needs no instruction beyond SSE2.
@@ -80,14 +108,14 @@ fn code_of(x: f32) -> u16 {
 
 impl Pairs {
     /// Portable loops.
-    pub(super) fn portable(kind: PairKind) -> Self {
-        Self { kind, avx512: false }
+    pub(super) fn portable(kind: PairKind, level: Level) -> Self {
+        Self { kind, avx512: false, level }
     }
 
     /// The instructions for this kind, if the CPU has them.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn avx512(kind: PairKind) -> Option<Self> {
-        avx512::detect(kind).then_some(Self { kind, avx512: true })
+    pub(super) fn avx512(kind: PairKind, level: Level) -> Option<Self> {
+        avx512::detect(kind).then_some(Self { kind, avx512: true, level })
     }
 
     /// 16-bit numbers of a key of `head_dim` channels.
@@ -96,40 +124,55 @@ impl Pairs {
     }
 
     /// Appends keys, `[tokens, head_dim]`.
-    pub(crate) fn push_keys(self, keys: &[f32], head_dim: usize, out: &mut PairRows) {
-        let largest = largest_code(head_dim);
-        for key in keys.chunks_exact(head_dim) {
-            let start = out.rows.len();
-            out.rows.resize(start + Self::key_len(head_dim), 0);
-            let row = out.rows[start..].iter_mut().zip(key);
+    pub(crate) fn push_keys(self, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
+        dispatch!(self.level, simd => self.code_keys(simd, keys, head_dim, out));
+    }
+
+    #[inline(always)]
+    fn code_keys<S: Simd>(self, _: S, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
+        let (largest, len) = (largest_code(head_dim), Self::key_len(head_dim));
+        let start = out.rows.len();
+        out.rows.resize(start + keys.len() / head_dim * len, 0);
+        for (row, key) in out.rows[start..].chunks_exact_mut(len).zip(keys.chunks_exact(head_dim)) {
             match self.kind {
                 PairKind::Int16 => {
-                    let scale = scale_of(key.iter().fold(0.0, |most, x| x.abs().max(most)), largest);
+                    let scale = scale_of(magnitude(key), largest);
                     let factor = 1.0 / scale;
-                    row.for_each(|(code, x)| *code = code_of(x * factor));
+                    row.iter_mut().zip(key).for_each(|(code, x)| *code = code_of(x * factor));
                     out.scales.push(scale);
                 }
-                PairKind::Bf16 => row.for_each(|(bits, x)| *bits = bf16::from_f32(*x).to_bits()),
+                PairKind::Bf16 => {
+                    row.iter_mut().zip(key).for_each(|(bits, x)| *bits = bf16::from_f32(*x).to_bits())
+                }
             }
         }
     }
 
-    /// Appends one block of values, `[tokens, head_dim]`.
-    pub(crate) fn push_values(self, values: &[f32], head_dim: usize, out: &mut PairRows) {
+    /// Values, `[tokens, head_dim]`.
+    pub(crate) fn values(self, values: &[f32], head_dim: usize) -> PairValues {
+        let mut out = PairValues::default();
+        dispatch!(self.level, simd => self.code_values(simd, values, head_dim, &mut out));
+        out
+    }
+
+    #[inline(always)]
+    fn code_values<S: Simd>(self, simd: S, values: &[f32], head_dim: usize, out: &mut PairValues) {
+        out.rows.resize(values.len(), 0);
         if self.kind == PairKind::Bf16 {
-            out.rows.extend(values.iter().map(|x| bf16::from_f32(*x).to_bits()));
-            return;
+            return out
+                .rows
+                .iter_mut()
+                .zip(values)
+                .for_each(|(bits, x)| *bits = bf16::from_f32(*x).to_bits());
         }
-        let start = out.scales.len();
-        out.scales.resize(start + head_dim, 0.0);
-        let scales = &mut out.scales[start..];
-        for row in values.chunks_exact(head_dim) {
-            scales.iter_mut().zip(row).for_each(|(most, x)| *most = x.abs().max(*most));
-        }
-        scales.iter_mut().for_each(|most| *most = scale_of(*most, LARGEST_VALUE));
-        let factors: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
-        for row in values.chunks_exact(head_dim) {
-            out.rows.extend(row.iter().zip(&factors).map(|(x, factor)| code_of(x * factor)));
+        out.scales.resize(head_dim, 0.0);
+        magnitudes(simd, values, &mut out.scales);
+        out.scales.iter_mut().for_each(|most| *most = scale_of(*most, LARGEST_VALUE));
+        let factors: Vec<f32> = out.scales.iter().map(|scale| 1.0 / scale).collect();
+        for (codes, row) in out.rows.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim)) {
+            for ((code, x), factor) in codes.iter_mut().zip(row).zip(&factors) {
+                *code = code_of(x * factor);
+            }
         }
     }
 
@@ -139,9 +182,7 @@ impl Pairs {
         scales.clear();
         scales.resize(lanes, 0.0);
         if self.kind == PairKind::Int16 {
-            for row in queries.chunks_exact(lanes) {
-                scales.iter_mut().zip(row).for_each(|(most, x)| *most = x.abs().max(*most));
-            }
+            dispatch!(self.level, simd => magnitudes(simd, queries, scales));
             let largest = largest_code(queries.len() / lanes);
             scales.iter_mut().for_each(|most| *most = scale_of(*most, largest));
         }
@@ -156,7 +197,6 @@ impl Pairs {
 
     /// Pairs of rows: `[rows, lanes]`, each lane times its factor if these are integers, to `[rows / 2, lanes]`.
     fn pack(self, rows: &[f32], lanes: usize, factors: &[f32], out: &mut Vec<u32>) {
-        out.clear();
         out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
         #[cfg(target_arch = "x86_64")]
         if self.avx512 && lanes.is_multiple_of(16) {
@@ -175,62 +215,67 @@ impl Pairs {
         }
     }
 
-    /// `out[key][lane] = keys[key] . queries[lane]` for `[tokens]` keys; with `thresholds` only the keys that are above
-    /// them in any lane, packed to the front. `kept` gets the numbers of the keys that are there.
+    /// `out[i][lane] = keys[picks[i]] . queries[lane]`; with `thresholds` only the keys that are above them in any lane,
+    /// packed to the front. `kept` gets the places among `picks` of the keys that are there.
     pub(crate) fn scores(
         self,
-        keys: &PairRows,
-        tokens: std::ops::Range<usize>,
+        keys: &PairKeys,
+        picks: &[usize],
         queries: &PairQueries,
         thresholds: Option<&[f32]>,
         out: &mut [f32],
         kept: &mut Vec<usize>,
     ) {
         let lanes = queries.scales.len();
-        let pairs = queries.pairs.len() / lanes;
-        let scales = if self.kind == PairKind::Int16 { &keys.scales[tokens.clone()] } else { &[] };
-        let keys = &keys.rows[tokens.start * 2 * pairs..tokens.end * 2 * pairs];
         kept.clear();
         #[cfg(target_arch = "x86_64")]
         if self.avx512 && lanes.is_multiple_of(16) {
-            return avx512::scores(self.kind, keys, scales, queries, thresholds, out, kept);
+            return avx512::scores(self.kind, keys, picks, queries, thresholds, out, kept);
         }
-        for (token, key) in keys.chunks_exact(2 * pairs).enumerate() {
+        let len = queries.pairs.len() / lanes * 2;
+        for (place, pick) in picks.iter().enumerate() {
+            let key = &keys.rows[pick * len..][..len];
             let row = &mut out[kept.len() * lanes..][..lanes];
             for (lane, score) in row.iter_mut().enumerate() {
                 let column = key.chunks_exact(2).zip(queries.pairs.iter().skip(lane).step_by(lanes));
                 *score = match self.kind {
                     PairKind::Int16 => {
                         let sum = column.fold(0, |sum, (k, q)| dot_int16(sum, [k[0], k[1]], *q));
-                        sum as f32 * (scales[token] * queries.scales[lane])
+                        sum as f32 * (keys.scales[*pick] * queries.scales[lane])
                     }
                     PairKind::Bf16 => column.fold(0.0, |sum, (k, q)| dot_bf16(sum, [k[0], k[1]], *q)),
                 };
             }
-            if thresholds.is_none_or(|thresholds| row.iter().zip(thresholds).any(|(x, limit)| x > limit)) {
-                kept.push(token);
+            if thresholds.is_none_or(|limits| row.iter().zip(limits).any(|(x, limit)| above(*x, *limit))) {
+                kept.push(place);
             }
         }
     }
 
-    /// `out[channel][lane] += sum over the pairs of keys of values * weights`; `values` is `[keys / 2, head_dim]`,
-    /// `weights` `[keys / 2, lanes]`, `scales` `[head_dim]` for integers.
+    /// Pairs of the values `picks`: from `[tokens, head_dim]` to `[picks / 2, head_dim]`.
+    pub(crate) fn pair(self, values: &PairValues, picks: &[usize], head_dim: usize, out: &mut Vec<u32>) {
+        out.resize(picks.len().div_ceil(2) * head_dim, 0);
+        dispatch!(self.level, simd => interleave(simd, &values.rows, picks, head_dim, out));
+    }
+
+    /// `out[channel][lane] += sum over the pairs of keys of values * weights`; `paired` are some of `values` as
+    /// [`pair`](Self::pair) has them, `[keys / 2, head_dim]`, and `weights` `[keys / 2, lanes]`.
     pub(crate) fn accumulate(
         self,
-        values: &[u32],
-        scales: &[f32],
+        values: &PairValues,
+        paired: &[u32],
         weights: &[u32],
         lanes: usize,
         out: &mut [f32],
     ) {
-        let head_dim = out.len() / lanes;
+        let (head_dim, scales) = (out.len() / lanes, &values.scales[..]);
         #[cfg(target_arch = "x86_64")]
         if self.avx512 && lanes.is_multiple_of(16) {
-            return avx512::accumulate(self.kind, values, scales, weights, lanes, out);
+            return avx512::accumulate(self.kind, paired, scales, weights, lanes, out);
         }
         for (channel, out) in out.chunks_exact_mut(lanes).enumerate() {
             for (lane, out) in out.iter_mut().enumerate() {
-                let values = values.iter().skip(channel).step_by(head_dim);
+                let values = paired.iter().skip(channel).step_by(head_dim);
                 let column = values.zip(weights.iter().skip(lane).step_by(lanes));
                 let halves = |pair: u32| [pair as u16, (pair >> 16) as u16];
                 *out += match self.kind {
@@ -245,17 +290,36 @@ impl Pairs {
     }
 }
 
-/// Pairs of keys of the values at `kept`: from `[tokens, head_dim]` to `[kept / 2, head_dim]`.
-pub(crate) fn pair_values(values: &[u16], head_dim: usize, kept: &[usize], out: &mut Vec<u32>) {
-    out.clear();
-    for pair in kept.chunks(2) {
-        let row = |token: usize| &values[token * head_dim..][..head_dim];
-        let first = row(pair[0]).iter();
-        match pair.get(1) {
-            Some(second) => {
-                out.extend(first.zip(row(*second)).map(|(a, b)| u32::from(*a) | u32::from(*b) << 16));
-            }
-            None => out.extend(first.map(|a| u32::from(*a))),
+/// See [`Pairs::pair`].
+#[inline(always)]
+fn interleave<S: Simd>(simd: S, rows: &[u16], picks: &[usize], head_dim: usize, out: &mut [u32]) {
+    let (width, half) = (S::u16s::LEN, S::u16s::LEN / 2);
+    let whole = head_dim / width * width;
+    for (pair, out) in picks.chunks(2).zip(out.chunks_exact_mut(head_dim)) {
+        let first = &rows[pair[0] * head_dim..][..head_dim];
+        let Some(second) = pair.get(1) else {
+            out.iter_mut().zip(first).for_each(|(out, a)| *out = u32::from(*a));
+            continue;
+        };
+        let second = &rows[second * head_dim..][..head_dim];
+        for start in (0..whole).step_by(width) {
+            let a = S::u16s::from_slice(simd, &first[start..][..width]);
+            let b = S::u16s::from_slice(simd, &second[start..][..width]);
+            a.zip_low(b).bitcast::<S::u32s>().store_slice(&mut out[start..][..half]);
+            a.zip_high(b).bitcast::<S::u32s>().store_slice(&mut out[start + half..][..half]);
+        }
+        for ((out, a), b) in out[whole..].iter_mut().zip(&first[whole..]).zip(&second[whole..]) {
+            *out = u32::from(*a) | u32::from(*b) << 16;
+        }
+    }
+}
+
+/// The largest magnitude of every column.
+#[inline(always)]
+fn magnitudes<S: Simd>(_: S, rows: &[f32], most: &mut [f32]) {
+    for row in rows.chunks_exact(most.len()) {
+        for (most, x) in most.iter_mut().zip(row) {
+            *most = if x.abs() > *most { x.abs() } else { *most };
         }
     }
 }
@@ -299,22 +363,23 @@ mod tests {
 
     /// Scores of 7 skipped and `tokens` wanted keys, and the values weighted by numbers in 0..=1.
     fn product(pairs: Pairs, head_dim: usize, lanes: usize, tokens: usize, limit: Option<f32>) -> Product {
-        let (mut keys, mut values) = (PairRows::default(), PairRows::default());
+        let mut keys = PairKeys::default();
         pairs.push_keys(&numbers((tokens + 7) * head_dim, 1), head_dim, &mut keys);
-        pairs.push_values(&numbers(tokens * head_dim, 2), head_dim, &mut values);
+        let values = pairs.values(&numbers(tokens * head_dim, 2), head_dim);
         let mut queries = PairQueries::default();
         pairs.set_queries(&numbers(head_dim * lanes, 3), lanes, &mut queries);
         let (mut scores, mut kept) = (vec![0.0; tokens * lanes], Vec::new());
         let limits = limit.map(|limit| vec![limit; lanes]);
-        pairs.scores(&keys, 7..tokens + 7, &queries, limits.as_deref(), &mut scores, &mut kept);
+        let picks: Vec<usize> = (7..tokens + 7).collect();
+        pairs.scores(&keys, &picks, &queries, limits.as_deref(), &mut scores, &mut kept);
         scores.truncate(kept.len() * lanes);
         let all: Vec<usize> = (0..tokens).collect();
         let (mut paired, mut weights) = (Vec::new(), Vec::new());
-        pair_values(&values.rows, head_dim, &all, &mut paired);
+        pairs.pair(&values, &all, head_dim, &mut paired);
         let positive: Vec<f32> = numbers(tokens * lanes, 4).iter().map(|x| x.abs()).collect();
         pairs.weights(&positive, lanes, &mut weights);
         let mut sums = vec![0.5; head_dim * lanes];
-        pairs.accumulate(&paired, &values.scales, &weights, lanes, &mut sums);
+        pairs.accumulate(&values, &paired, &weights, lanes, &mut sums);
         Product { scores, kept, sums }
     }
 
@@ -357,8 +422,13 @@ mod tests {
                         );
                     }
                     if precision == Precision::Int16 {
-                        let portable =
-                            product(Pairs::portable(PairKind::Int16), head_dim, lanes, tokens, None);
+                        let portable = product(
+                            Pairs::portable(PairKind::Int16, Level::fallback()),
+                            head_dim,
+                            lanes,
+                            tokens,
+                            None,
+                        );
                         assert_eq!((got.scores, got.kept), (portable.scores, portable.kept), "{simd}");
                     }
                 }
@@ -391,11 +461,11 @@ mod tests {
             let most = f64::from(largest_code(head_dim));
             assert!(most * most * head_dim as f64 <= f64::from(i32::MAX));
             for pairs in SimdLevel::available().into_iter().filter_map(|simd| simd.pairs(Precision::Int16)) {
-                let (mut keys, mut queries) = (PairRows::default(), PairQueries::default());
+                let (mut keys, mut queries) = (PairKeys::default(), PairQueries::default());
                 pairs.push_keys(&vec![-3.0; head_dim], head_dim, &mut keys);
                 pairs.set_queries(&vec![2.0; head_dim * 16], 16, &mut queries);
                 let mut scores = vec![0.0; 16];
-                pairs.scores(&keys, 0..1, &queries, None, &mut scores, &mut Vec::new());
+                pairs.scores(&keys, &[0], &queries, None, &mut scores, &mut Vec::new());
                 let expected = -6.0 * head_dim as f32;
                 assert!(scores.iter().all(|x| (x / expected - 1.0).abs() < 1e-3), "{scores:?}");
             }
@@ -405,17 +475,14 @@ mod tests {
     #[test]
     fn zeros_denormals_and_huge_numbers_have_scales() {
         for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
-            let (mut keys, mut values) = (PairRows::default(), PairRows::default());
-            let pairs = Pairs::portable(PairKind::Int16);
+            let mut keys = PairKeys::default();
+            let pairs = Pairs::portable(PairKind::Int16, Level::fallback());
             pairs.push_keys(&[x, -x], 2, &mut keys);
-            pairs.push_values(&[x, -x], 2, &mut values);
-            for rows in [keys, values] {
-                let back = f32::from(rows.rows[0] as i16) * rows.scales[0];
-                assert!(
-                    rows.scales[0].is_finite() && (back - x).abs() <= x / 4000.0 + f32::MIN_POSITIVE,
-                    "{x}"
-                );
-                assert_eq!(rows.rows[0] as i16, -(rows.rows[1] as i16));
+            let values = pairs.values(&[x, -x], 2);
+            for (rows, scales) in [(keys.rows, keys.scales), (values.rows, values.scales)] {
+                let back = f32::from(rows[0] as i16) * scales[0];
+                assert!(scales[0].is_finite() && (back - x).abs() <= x / 4000.0 + f32::MIN_POSITIVE, "{x}");
+                assert_eq!(rows[0] as i16, -(rows[1] as i16));
             }
         }
     }

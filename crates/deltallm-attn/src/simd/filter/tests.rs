@@ -1,0 +1,119 @@
+use super::*;
+use crate::simd::SimdLevel;
+
+/// Numbers between -1 and 1 that look random.
+fn numbers(count: usize, seed: u64) -> Vec<f32> {
+    let mut state = seed | 1;
+    (0..count)
+        .map(|_| {
+            state ^= state << 13;
+            state ^= state >> 7;
+            state ^= state << 17;
+            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn filters() -> Vec<(SimdLevel, Filter)> {
+    SimdLevel::available().into_iter().filter_map(|simd| simd.filter().map(|filter| (simd, filter))).collect()
+}
+
+/// Keys whose channels have centers and ranges of their own, as real ones do.
+fn keys(tokens: usize, head_dim: usize, size: f32) -> Vec<f32> {
+    let channel = |i: usize| (i % head_dim) as f32;
+    let noise = numbers(tokens * head_dim, 1);
+    noise.iter().enumerate().map(|(i, x)| size * (x * (1.0 + channel(i) % 5.0) + channel(i) % 3.0)).collect()
+}
+
+/// For every key the scores in f64, `[tokens, lanes]`.
+fn scores(keys: &[f32], queries: &[f32], head_dim: usize, lanes: usize) -> Vec<f64> {
+    let score = |key: &[f32], lane: usize| {
+        (0..head_dim).map(|j| f64::from(key[j]) * f64::from(queries[j * lanes + lane])).sum()
+    };
+    keys.chunks_exact(head_dim).flat_map(|key| (0..lanes).map(move |lane| score(key, lane))).collect()
+}
+
+fn picks(
+    filter: Filter,
+    keys: &KeyCodes,
+    tokens: Range<usize>,
+    queries: &[f32],
+    thresholds: &[f32],
+) -> Vec<usize> {
+    let (mut codes, mut picks) = (QueryCodes::default(), Vec::new());
+    filter.set_queries(keys, queries, thresholds.len(), &mut codes);
+    filter.candidates(keys, tokens, &mut codes, thresholds, &mut picks);
+    picks
+}
+
+#[test]
+fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
+    for (simd, filter) in filters() {
+        for (head_dim, lanes, tokens) in [
+            (64, 48, 200),
+            (64, 64, 64),
+            (64, 96, 130),
+            (128, 64, 65),
+            (80, 32, 63),
+            (5, 16, 9),
+            (1, 16, 1),
+            (96, 112, 70),
+            (64, 80, 7),
+        ] {
+            for size in [1.0, 1e-20, 1e15] {
+                let (keys, queries) = (keys(tokens, head_dim, size), numbers(head_dim * lanes, 3));
+                let scores = scores(&keys, &queries, head_dim, lanes);
+                // What one key in eight exceeds in a lane: with many lanes most keys exceed some threshold.
+                let thresholds: Vec<f32> = (0..lanes)
+                    .map(|lane| {
+                        let mut column: Vec<f64> = scores.iter().skip(lane).step_by(lanes).copied().collect();
+                        column.sort_by(f64::total_cmp);
+                        column[column.len() - 1 - column.len() / (8 * lanes)] as f32
+                    })
+                    .collect();
+                let first = 10;
+                let codes = filter.keys(first..first + tokens, &keys, head_dim).unwrap();
+                let range = first + tokens / 3..first + tokens;
+                let got = picks(filter, &codes, range.clone(), &queries, &thresholds);
+                let above = |token: &usize| {
+                    let row = &scores[(token - first) * lanes..][..lanes];
+                    row.iter().zip(&thresholds).any(|(x, limit)| *x > f64::from(*limit))
+                };
+                let wanted: Vec<usize> = range.clone().filter(above).collect();
+                let what = format!("{simd} {head_dim} {lanes} {tokens} {size}: {got:?}, {wanted:?}");
+                assert!(wanted.iter().all(|token| got.contains(token)), "{what}");
+                assert!(got.len() <= wanted.len() + range.len() / 3 + 2, "{what}");
+                let portable = Filter { dots: Dots::Portable, ..filter };
+                assert_eq!(got, picks(portable, &codes, range, &queries, &thresholds), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn thresholds_beyond_all_scores_let_nothing_pass_and_those_that_are_no_numbers_everything() {
+    for (simd, filter) in filters() {
+        let (keys, queries) = (keys(70, 16, 1.0), numbers(16 * 16, 3));
+        let codes = filter.keys(0..70, &keys, 16).unwrap();
+        for (threshold, passed) in [(1e30, 0), (f32::NAN, 70), (f32::NEG_INFINITY, 70), (-1e30, 70)] {
+            let got = picks(filter, &codes, 0..70, &queries, &[threshold; 16]);
+            assert_eq!(got.len(), passed, "{simd} {threshold}");
+        }
+    }
+}
+
+#[test]
+fn equal_keys_zeros_and_denormals_have_codes_and_infinite_ranges_none() {
+    for (simd, filter) in filters() {
+        for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
+            let codes = filter.keys(0..3, &[x; 3 * 8], 8).unwrap();
+            let queries = vec![0.5; 8 * 16];
+            assert_eq!(
+                picks(filter, &codes, 0..3, &queries, &[3.9 * x - 1e-30; 16]),
+                [0, 1, 2],
+                "{simd} {x}"
+            );
+        }
+        assert!(filter.keys(0..2, &[f32::MAX, 0.0, f32::MIN, 0.0], 2).is_none());
+    }
+}
