@@ -1,10 +1,12 @@
 //! One block of coded keys.
 
+use fearless_simd::{Level, dispatch, prelude::*};
 use half::{bf16, f16};
 
 use crate::{
     BLOCK_TOKENS, CoreError, DeltaEncoder, ElementType, Elements,
-    encoder::{bits, step, words},
+    coding::{compress, expand},
+    encoder::{step, words},
 };
 
 /// A value of an 8-bit [`DeltaBlock`] that its code does not express. For the tokens `from..to` of the block the key is
@@ -190,16 +192,18 @@ impl Block {
         match &mut self.codes {
             Codes::Float(elements) => {
                 let reference = encoder.reconstruction();
-                let mut packed = [0.0; 64];
+                // Room for a vector more: compressed vectors are stored whole.
+                let mut packed = [0.0; 64 + 16];
                 for (word, values) in sent.words().iter().zip(reference.chunks(64)) {
-                    let count = compress(*word, values, &mut packed);
+                    let count =
+                        dispatch!(encoder.level(), simd => compress(simd, *word, values, &mut packed));
                     elements.extend(&packed[..count]);
                 }
             }
             Codes::Int8(codes) => {
                 let mut packed = [0; 64];
                 for (word, new) in sent.words().iter().zip(encoder.codes().chunks(64)) {
-                    let count = compress(*word, new, &mut packed);
+                    let count = compress_codes(*word, new, &mut packed);
                     codes.extend_from_slice(&packed[..count]);
                 }
                 for escape in self.escapes.iter_mut().filter(|escape| escape.to == OPEN_END) {
@@ -344,20 +348,20 @@ impl Block {
 
     /// The keys, `[tokens, channels]`, into `rows` (overwritten).
     pub(crate) fn reconstruct(&self, base: &[f32], channels: usize, rows: &mut Vec<f32>) {
-        let (mut of, mut ends) = (Vec::new(), Vec::new());
-        unpack_masks(&self.masks, words(channels), &mut of, &mut ends);
-        let mut scratch = Vec::new();
-        let values = self.values(base, channels, &of, &ends, &mut scratch);
-        let mut key = self.frame(base, channels);
-        rows.clear();
-        let mut start = 0;
-        for end in ends.iter().map(|end| *end as usize) {
-            for (channel, value) in of[start..end].iter().zip(&values[start..end]) {
-                key[*channel as usize] = *value;
+        let (mut of, mut ends, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
+        let values = match &self.codes {
+            Codes::Float(elements) => {
+                elements.read(channels.min(elements.len())..elements.len(), &mut scratch)
             }
-            start = end;
-            rows.extend_from_slice(&key);
-        }
+            Codes::Int8(_) => {
+                unpack_masks(&self.masks, words(channels), &mut of, &mut ends);
+                self.values(base, channels, &of, &ends, &mut scratch)
+            }
+        };
+        let key = self.frame(base, channels);
+        rows.clear();
+        rows.resize(self.masks.len() / words(channels).max(1) * channels, 0.0);
+        dispatch!(Level::new(), simd => expand_keys(simd, &self.masks, values, key, rows));
     }
 
     pub(crate) fn view<'a>(&'a self, steps: &'a [f32], channels: usize) -> DeltaBlock<'a> {
@@ -400,15 +404,28 @@ impl Block {
     }
 }
 
-/// The numbers of up to 64 channels whose bits are set, packed into the front of `packed`; returns how many.
+/// The codes of up to 64 channels whose bits are set, packed into the front of `packed`; returns how many.
 #[inline]
-fn compress<T: Copy>(word: u64, values: &[T], packed: &mut [T; 64]) -> usize {
+fn compress_codes(word: u64, codes: &[i8], packed: &mut [i8; 64]) -> usize {
     let mut count = 0;
-    for (channel, slot) in bits(&[word]).zip(packed) {
-        *slot = values[channel];
-        count += 1;
+    // Written always and counted if wanted: a branch would be guessed wrongly too often.
+    for (i, code) in codes.iter().enumerate() {
+        packed[count & 63] = *code;
+        count += (word >> i & 1) as usize;
     }
     count
+}
+
+/// Keys from the frame `key` and the transmitted values.
+#[inline(always)]
+fn expand_keys<S: Simd>(simd: S, masks: &[u64], values: &[f32], mut key: Vec<f32>, rows: &mut [f32]) {
+    let (channels, mut start) = (key.len(), 0);
+    for (mask, row) in masks.chunks_exact(words(channels)).zip(rows.chunks_exact_mut(channels)) {
+        for (word, part) in mask.iter().zip(key.chunks_mut(64)) {
+            start += expand(simd, *word, &values[start..], part);
+        }
+        row.copy_from_slice(&key);
+    }
 }
 
 /// Whether the bit of `channel` is set.

@@ -1,65 +1,128 @@
-//! The inner loops of delta coding: pure functions over slices of one key, without branches inside.
+//! The inner loops of delta coding: pure functions over slices of one key.
 //!
-//! A flag is 1 or 0, one byte a channel, until [`pack`] makes bits of them: comparisons of bytes are vectorised, shifts of
-//! single bits are not.
+//! Sets of channels are bits, channel `j` at bit `j % 64` of word `j / 64`. The results are the same at every
+//! instruction set: nothing is added up, and products are rounded before they are compared.
+
+use fearless_simd::prelude::*;
 
 use crate::quantise::nearest;
 
-/// Flags the channels that have moved by more than `factor` times their threshold (`docs/method.md`, equation 1).
-#[inline]
-pub(crate) fn moved(key: &[f32], reference: &[f32], thresholds: &[f32], factor: f32, flags: &mut [u8]) {
-    for (((flag, k), r), theta) in flags.iter_mut().zip(key).zip(reference).zip(thresholds) {
-        *flag = u8::from((k - r).abs() > theta * factor);
-    }
-}
-
-/// Flags the channels that are not zero, besides those that are flagged.
-#[inline]
-pub(crate) fn or_nonzero(key: &[f32], flags: &mut [u8]) {
-    for (flag, k) in flags.iter_mut().zip(key) {
-        *flag |= u8::from(*k != 0.0);
-    }
-}
-
-/// Flags the channels that are set in `words`, and no others.
-#[inline]
-pub(crate) fn unpack(words: &[u64], flags: &mut [u8]) {
-    for (flags, word) in flags.chunks_mut(64).zip(words) {
-        for (flag, bit) in flags.iter_mut().zip(0..) {
-            *flag = (word >> bit) as u8 & 1;
+/// The channels that have moved by more than `factor` times their threshold (`docs/method.md`, equation 1).
+#[inline(always)]
+pub(crate) fn moved<S: Simd>(
+    simd: S,
+    key: &[f32],
+    reference: &[f32],
+    thresholds: &[f32],
+    factor: f32,
+    words: &mut [u64],
+) {
+    let width = S::f32s::LEN;
+    for (number, word) in words.iter_mut().enumerate() {
+        let channels = 64 * number..key.len().min(64 * number + 64);
+        let (key, reference) = (&key[channels.clone()], &reference[channels.clone()]);
+        let thresholds = &thresholds[channels];
+        let whole = key.len() / width * width;
+        *word = 0;
+        for start in (0..whole).step_by(width) {
+            let distance = load(simd, key, start) - load(simd, reference, start);
+            let far = distance.abs().simd_gt(load(simd, thresholds, start) * factor);
+            *word |= far.to_bitmask() << start;
+        }
+        for i in whole..key.len() {
+            *word |= u64::from((key[i] - reference[i]).abs() > thresholds[i] * factor) << i;
         }
     }
 }
 
-/// Flags as bits, channel `j` at bit `j % 64` of word `j / 64`.
-#[inline]
-pub(crate) fn pack(flags: &[u8], words: &mut [u64]) {
-    // The product gathers the lowest bit of every byte in its highest byte.
-    let bits = |bytes: [u8; 8]| u64::from_le_bytes(bytes).wrapping_mul(0x0102_0408_1020_4080) >> 56;
-    for (flags, word) in flags.chunks(64).zip(words) {
-        let (whole, rest) = flags.as_chunks::<8>();
-        let mut last = [0; 8];
-        last[..rest.len()].copy_from_slice(rest);
-        // The channels that are left come after the others; with 64 channels none are, and they are shifted out.
-        *word = bits(last).checked_shl(8 * whole.len() as u32).unwrap_or(0);
-        for (bytes, shift) in whole.iter().zip((0..).step_by(8)) {
-            *word |= bits(*bytes) << shift;
+/// Adds the channels that are not zero.
+pub(crate) fn or_nonzero(key: &[f32], words: &mut [u64]) {
+    for (word, key) in words.iter_mut().zip(key.chunks(64)) {
+        for (i, k) in key.iter().enumerate() {
+            *word |= u64::from(*k != 0.0) << i;
         }
     }
 }
 
-/// Takes the new value in the flagged channels.
-#[inline]
-pub(crate) fn select(flags: &[u8], new: &[f32], reference: &mut [f32]) {
-    for ((r, x), flag) in reference.iter_mut().zip(new).zip(flags) {
-        // With bits: a choice between two numbers in memory would become a branch.
-        let mask = u32::from(*flag).wrapping_neg();
-        *r = f32::from_bits((x.to_bits() & mask) | (r.to_bits() & !mask));
+/// Takes the new value in the channels of `words`.
+#[inline(always)]
+pub(crate) fn select<S: Simd>(simd: S, words: &[u64], new: &[f32], reference: &mut [f32]) {
+    let width = S::f32s::LEN;
+    for ((word, new), reference) in words.iter().zip(new.chunks(64)).zip(reference.chunks_mut(64)) {
+        let whole = new.len() / width * width;
+        for start in (0..whole).step_by(width) {
+            let mask = S::mask32s::from_bitmask(simd, low_bits(word >> start, width));
+            let old = load(simd, reference, start);
+            mask.select(load(simd, new, start), old).store_slice(&mut reference[start..][..width]);
+        }
+        for i in whole..new.len() {
+            if word >> i & 1 == 1 {
+                reference[i] = new[i];
+            }
+        }
     }
+}
+
+/// The numbers of up to 64 channels whose bits are set, packed into the front of `packed`, which has room for a vector
+/// more; returns how many.
+#[inline(always)]
+pub(crate) fn compress<S: Simd>(simd: S, word: u64, values: &[f32], packed: &mut [f32]) -> usize {
+    let width = S::f32s::LEN;
+    let (mut count, whole) = (0, values.len() / width * width);
+    for start in (0..whole).step_by(width) {
+        let bits = low_bits(word >> start, width);
+        let mask = S::mask32s::from_bitmask(simd, bits);
+        load(simd, values, start).compress(mask).store_slice(&mut packed[count..][..width]);
+        count += bits.count_ones() as usize;
+    }
+    for (i, value) in values.iter().enumerate().skip(whole) {
+        packed[count] = *value;
+        count += (word >> i & 1) as usize;
+    }
+    count
+}
+
+/// Takes the next of `values` in each of up to 64 channels whose bit is set; returns how many.
+#[inline(always)]
+pub(crate) fn expand<S: Simd>(simd: S, word: u64, values: &[f32], row: &mut [f32]) -> usize {
+    let width = S::f32s::LEN;
+    let (mut count, whole) = (0, row.len() / width * width);
+    for start in (0..whole).step_by(width) {
+        let bits = low_bits(word >> start, width);
+        let mask = S::mask32s::from_bitmask(simd, bits);
+        let rest = &values[count..];
+        let next = if rest.len() >= width {
+            load(simd, rest, 0)
+        } else {
+            let mut padded = [0.0; 16];
+            padded[..rest.len()].copy_from_slice(rest);
+            load(simd, &padded, 0)
+        };
+        next.expand_merge(mask, load(simd, row, start)).store_slice(&mut row[start..][..width]);
+        count += bits.count_ones() as usize;
+    }
+    for (i, x) in row.iter_mut().enumerate().skip(whole) {
+        if word >> i & 1 == 1 {
+            *x = values[count];
+            count += 1;
+        }
+    }
+    count
+}
+
+#[inline(always)]
+fn load<S: Simd>(simd: S, x: &[f32], start: usize) -> S::f32s {
+    S::f32s::from_slice(simd, &x[start..][..S::f32s::LEN])
+}
+
+/// The lowest `count` bits, fewer than 64.
+#[inline(always)]
+fn low_bits(word: u64, count: usize) -> u64 {
+    word & ((1 << count) - 1)
 }
 
 /// The nearest codes in -127..=127: `key / step`.
-#[inline]
+#[inline(always)]
 pub(crate) fn to_codes(key: &[f32], inverse_steps: &[f32], codes: &mut [i8]) {
     for ((code, k), inverse) in codes.iter_mut().zip(key).zip(inverse_steps) {
         let x = k * inverse;
@@ -70,7 +133,7 @@ pub(crate) fn to_codes(key: &[f32], inverse_steps: &[f32], codes: &mut [i8]) {
 }
 
 /// `code * step`.
-#[inline]
+#[inline(always)]
 pub(crate) fn from_codes(codes: &[i8], steps: &[f32], values: &mut [f32]) {
     for ((value, code), step) in values.iter_mut().zip(codes).zip(steps) {
         *value = f32::from(*code) * step;

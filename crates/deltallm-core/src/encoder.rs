@@ -1,9 +1,11 @@
 //! The element rule of delta coding, one key at a time.
 
+use fearless_simd::{Level, dispatch, prelude::*};
+
 use crate::{
     CoreError, ElementType, HeadThresholds,
     block::contains,
-    coding::{from_codes, moved, or_nonzero, pack, select, to_codes, unpack},
+    coding::{from_codes, moved, or_nonzero, select, to_codes},
     quantise::inverse,
 };
 
@@ -27,9 +29,9 @@ pub struct DeltaEncoder {
     /// Keys coded, and the entries transmitted for them.
     tokens: usize,
     nonzeros: usize,
-    /// Working memory: the key as it would be stored, and one flag a channel.
+    /// Working memory: the key as it would be stored.
     stored: Vec<f32>,
-    flags: Vec<u8>,
+    level: Level,
 }
 
 /// How transmitted values are rounded.
@@ -84,6 +86,14 @@ impl Steps {
         steps
     }
 
+    /// Codes a key, and finds the channels whose codes are further off than the threshold.
+    #[inline(always)]
+    fn round<S: Simd>(&mut self, simd: S, key: &[f32], thresholds: &[f32], factor: f32, stored: &mut [f32]) {
+        to_codes(key, &self.inverse, &mut self.codes);
+        from_codes(&self.codes, &self.steps, stored);
+        moved(simd, key, stored, thresholds, factor, &mut self.escaped.words);
+    }
+
     fn set_factor(&mut self, factor: f32) {
         self.factor = factor;
         for ((s, i), base) in self.steps.iter_mut().zip(&mut self.inverse).zip(&self.base) {
@@ -112,7 +122,7 @@ impl DeltaEncoder {
             tokens: 0,
             nonzeros: 0,
             stored: vec![0.0; channels],
-            flags: vec![0; channels],
+            level: Level::new(),
         })
     }
 
@@ -144,19 +154,20 @@ impl DeltaEncoder {
     pub fn encode(&mut self, key: &[f32]) -> Result<&ChannelMask, CoreError> {
         self.check(key)?;
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
-        moved(key, &self.reference, &self.thresholds.start, factor, &mut self.flags);
+        let (reference, thresholds, sent) = (&self.reference, &self.thresholds.start, &mut self.sent.words);
+        dispatch!(self.level, simd => moved(simd, key, reference, thresholds, factor, sent));
         if self.tokens == 0 {
-            or_nonzero(key, &mut self.flags);
+            or_nonzero(key, sent);
         }
-        self.transmit_flagged(key, factor);
+        self.transmit_sent(key, factor);
         Ok(&self.sent)
     }
 
     /// Codes the next key, which has passed [`check`](Self::check), with the channels of `sent` transmitted.
     pub(crate) fn transmit(&mut self, key: &[f32], sent: &[u64]) {
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
-        unpack(sent, &mut self.flags);
-        self.transmit_flagged(key, factor);
+        self.sent.words.copy_from_slice(sent);
+        self.transmit_sent(key, factor);
     }
 
     /// Checks that a key can be coded.
@@ -171,26 +182,24 @@ impl DeltaEncoder {
         self.element().unwrap_or(ElementType::F32).check(key)
     }
 
-    fn transmit_flagged(&mut self, key: &[f32], factor: f32) {
-        pack(&self.flags, &mut self.sent.words);
-        match &mut self.rounding {
-            Rounding::Float(element) => element.round_row(key, &mut self.stored),
+    fn transmit_sent(&mut self, key: &[f32], factor: f32) {
+        let Self { thresholds, rounding, reference, sent, stored, level, .. } = self;
+        match rounding {
+            Rounding::Float(ElementType::F32) => stored.copy_from_slice(key),
+            Rounding::Float(element) => element.round_row(key, stored),
             Rounding::Int8(steps) => {
-                to_codes(key, &steps.inverse, &mut steps.codes);
-                from_codes(&steps.codes, &steps.steps, &mut self.stored);
+                dispatch!(*level, simd => steps.round(simd, key, &thresholds.start, factor, stored))
             }
         }
-        select(&self.flags, &self.stored, &mut self.reference);
-        if let Rounding::Int8(steps) = &mut self.rounding {
+        dispatch!(*level, simd => select(simd, &sent.words, stored, reference));
+        if let Rounding::Int8(steps) = rounding {
             // Wherever the stored value is not within the threshold, a transmitted channel escapes.
-            moved(key, &self.stored, &self.thresholds.start, factor, &mut self.flags);
-            pack(&self.flags, &mut steps.escaped.words);
-            for (escaped, sent) in steps.escaped.words.iter_mut().zip(&self.sent.words) {
+            for (escaped, sent) in steps.escaped.words.iter_mut().zip(&sent.words) {
                 *escaped &= sent;
             }
             for channel in bits(&steps.escaped.words) {
                 steps.codes[channel] = 0;
-                self.reference[channel] = key[channel];
+                reference[channel] = key[channel];
             }
         }
         self.tokens += 1;
@@ -200,6 +209,11 @@ impl DeltaEncoder {
     /// What the receiver of the deltas holds for the latest key: `[channels]`, zero before the first key.
     pub fn reconstruction(&self) -> &[f32] {
         &self.reference
+    }
+
+    /// The instruction set of the inner loops.
+    pub(crate) fn level(&self) -> Level {
+        self.level
     }
 
     /// The channels the latest key transmitted.
@@ -248,11 +262,9 @@ impl DeltaEncoder {
     pub(crate) fn start_block(&mut self, factor: f32) {
         let Rounding::Int8(steps) = &mut self.rounding else { return };
         steps.set_factor(factor);
-        to_codes(&self.reference, &steps.inverse, &mut steps.codes);
-        from_codes(&steps.codes, &steps.steps, &mut self.stored);
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
-        moved(&self.reference, &self.stored, &self.thresholds.start, factor, &mut self.flags);
-        pack(&self.flags, &mut steps.escaped.words);
+        let (reference, thresholds, stored) = (&self.reference, &self.thresholds.start, &mut self.stored);
+        dispatch!(self.level, simd => steps.round(simd, reference, thresholds, factor, stored));
         for channel in bits(&steps.escaped.words) {
             steps.codes[channel] = 0;
             self.stored[channel] = self.reference[channel];

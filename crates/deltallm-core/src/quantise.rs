@@ -28,20 +28,20 @@ pub(crate) fn nibble_bytes(channels: usize) -> usize {
 }
 
 /// The smallest f16 that is not below `x` (which is not negative).
-#[inline]
+#[inline(always)]
 pub(crate) fn round_up(x: f32) -> f16 {
     let near = f16::from_f32(x);
     if near.to_f32() < x { f16::from_bits(near.to_bits() + 1) } else { near }
 }
 
 /// `1 / x`, or 0 where that is no use: for zero, and for what is too small to divide by.
-#[inline]
+#[inline(always)]
 pub(crate) fn inverse(x: f32) -> f32 {
     if x.abs() >= f32::MIN_POSITIVE { 1.0 / x } else { 0.0 }
 }
 
 /// Smallest and largest of `row`, and zero.
-#[inline]
+#[inline(always)]
 fn extremes(row: &[f32]) -> (f32, f32) {
     // Comparisons of values in registers, not `f32::min`: these are single instructions.
     let (smaller, larger) =
@@ -63,6 +63,7 @@ fn extremes(row: &[f32]) -> (f32, f32) {
 /// more than half its scale.
 ///
 /// `codes` is `[channels]`, `scales` `[groups]`.
+#[inline(always)]
 pub(crate) fn to_int8(row: &[f32], codes: &mut [i8], scales: &mut [f16]) {
     for ((row, codes), stored) in row.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
         let (low, high) = extremes(row);
@@ -89,6 +90,7 @@ pub(crate) fn from_int8(codes: &[i8], scales: &[f16], channels: usize, rows: &mu
 ///
 /// `codes` is `[nibble_bytes]`: byte `b` of a group of `g` channels holds channel `b` in its low half and channel
 /// `ceil(g/2) + b` in its high half. `scales` is `[groups]`.
+#[inline(always)]
 pub(crate) fn to_int4(row: &[f32], codes: &mut [u8], scales: &mut [f16]) {
     for ((row, codes), stored) in row.chunks(GROUP).zip(codes.chunks_mut(GROUP / 2)).zip(scales) {
         let (low, high) = extremes(row);

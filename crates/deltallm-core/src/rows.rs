@@ -2,6 +2,7 @@
 
 use std::{collections::VecDeque, ops::Range};
 
+use fearless_simd::{Level, dispatch};
 use half::{bf16, f16};
 
 use crate::{
@@ -98,7 +99,7 @@ impl Page {
         }
     }
 
-    fn push(&mut self, row: &[f32]) {
+    fn push(&mut self, row: &[f32], level: Level) {
         let groups = groups(row.len());
         match self {
             Self::Float(elements) => elements.extend(row),
@@ -106,13 +107,15 @@ impl Page {
                 let (code, scale) = (codes.len(), scales.len());
                 codes.resize(code + row.len(), 0);
                 scales.resize(scale + groups, f16::ZERO);
-                to_int8(row, &mut codes[code..], &mut scales[scale..]);
+                let (codes, scales) = (&mut codes[code..], &mut scales[scale..]);
+                dispatch!(level, _simd => to_int8(row, codes, scales));
             }
             Self::Int4 { codes, scales } => {
                 let (code, scale) = (codes.len(), scales.len());
                 codes.resize(code + nibble_bytes(row.len()), 0);
                 scales.resize(scale + groups, f16::ZERO);
-                to_int4(row, &mut codes[code..], &mut scales[scale..]);
+                let (codes, scales) = (&mut codes[code..], &mut scales[scale..]);
+                dispatch!(level, _simd => to_int4(row, codes, scales));
             }
         }
     }
@@ -192,6 +195,8 @@ pub struct PagedRows {
     /// First token whose row is held.
     first: usize,
     len: usize,
+    /// The instruction set of the conversions.
+    level: Level,
 }
 
 impl PagedRows {
@@ -205,6 +210,7 @@ impl PagedRows {
             first_page: 0,
             first: 0,
             len: 0,
+            level: Level::new(),
         }
     }
 
@@ -268,7 +274,7 @@ impl PagedRows {
         if page == self.pages.len() {
             self.add_page(charge)?;
         }
-        self.pages[page].push(row);
+        self.pages[page].push(row, self.level);
         self.len += 1;
         Ok(())
     }
@@ -281,7 +287,7 @@ impl PagedRows {
         let mut page = Page::with_capacity(self.format, self.page_tokens, self.channels);
         // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
         let zeros = vec![0.0; self.channels];
-        (0..self.len % self.page_tokens).for_each(|_| page.push(&zeros));
+        (0..self.len % self.page_tokens).for_each(|_| page.push(&zeros, self.level));
         self.pages.push_back(page);
         Ok(())
     }
