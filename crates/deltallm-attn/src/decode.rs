@@ -14,7 +14,9 @@ use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, HeadSparsity, KeyGroup, Pa
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::decode::{CHANNELS, Int4Keys, Int4Rows, Int8Rows, KernelScratch, Scoring, StoredRows, Strided},
+    simd::decode::{
+        CHANNELS, Int4Keys, Int4Rows, Int8Rows, KernelScratch, Kept, Scoring, Softmax, StoredRows, Strided,
+    },
     tile::{HeadRows, Keys, Phase, Rows},
     window::{Part, Split},
 };
@@ -245,10 +247,13 @@ impl Token<'_> {
         let exact_max = &merged[chunk.kv_head * size..][..group];
         let mut partial = Partial::new(partial, group);
         partial.clear();
-        let margin = phase.skip_margin.map(|margin| margin.nats(self.position + 1, 1) * LOG2_E);
-        if margin.is_some() {
+        // Scores above these make a value count.
+        let thresholds: Option<Vec<f32>> = phase.skip_margin.map(|margin| {
             partial.max.copy_from_slice(exact_max);
-        }
+            let margin = margin.nats(self.position + 1, 1) * LOG2_E;
+            exact_max.iter().map(|max| max - margin).collect()
+        });
+        scratch.kernels.begin();
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
         scratch.scores.resize(group * BLOCK, 0.0);
         scratch.weights.resize(group * BLOCK, 0.0);
@@ -260,36 +265,27 @@ impl Token<'_> {
             let next = chunk.tokens.end.min((block + 2) * BLOCK);
             self.score(phase, queries, &tokens, next, scratch);
             // The values of the block before: their memory has been asked for, and has had time to come.
-            if let Some(kept) = waiting.take() {
-                self.add_values(phase, kept, tokens.end, partial.sums, scratch);
+            if let Some((before, kept)) = waiting.take() {
+                self.add_values(phase, before, kept, tokens.end, partial.sums, scratch);
             }
-            // Bit `i`: the value of the block's key `i` counts.
             let all = low_bits(tokens.len());
-            let bits = margin.map_or(all, |margin| {
-                let heads = scratch.scores.chunks_exact(BLOCK).zip(exact_max);
-                all & heads.fold(0, |kept, (scores, max)| kept | simd.decode_above(scores, max - margin))
-            });
-            skipped += ((tokens.len() - bits.count_ones() as usize) * group) as u64;
-            if bits == 0 {
+            let Scratch { scores, weights, .. } = scratch;
+            let mut state = Softmax { max: partial.max, total: partial.total, sums: partial.sums };
+            let kept = simd.decode_select(scores, all, thresholds.as_deref(), weights, &mut state);
+            skipped += ((tokens.len() - kept.numbers().len()) * group) as u64;
+            if kept.bits == 0 {
                 continue;
             }
-            let kept = Kept::new(tokens, bits);
-            if margin.is_some()
-                && let Some((rows, count)) = phase.values.stored(kept.tokens.clone())
-                && count == kept.tokens.len()
+            if thresholds.is_some()
+                && let Some((rows, count)) = phase.values.stored(tokens.clone())
+                && count == tokens.len()
             {
                 simd.decode_prefetch(rows, kept.numbers(), channels);
             }
-            std::mem::swap(&mut scratch.scores, &mut scratch.weights);
-            for (head, weights) in scratch.weights.chunks_exact_mut(BLOCK).enumerate() {
-                let weights = kept.select(weights);
-                let sums = &mut partial.sums[head * channels..][..channels];
-                simd.decode_softmax(weights, &mut partial.max[head], &mut partial.total[head], sums);
-            }
-            waiting = Some(kept);
+            waiting = Some((tokens, kept));
         }
-        if let Some(kept) = waiting {
-            self.add_values(phase, kept, 0, partial.sums, scratch);
+        if let Some((tokens, kept)) = waiting {
+            self.add_values(phase, tokens, kept, 0, partial.sums, scratch);
         }
         skipped
     }
@@ -329,6 +325,7 @@ impl Token<'_> {
     fn add_values(
         &self,
         phase: &Phase,
+        tokens: Range<usize>,
         mut kept: Kept,
         next: usize,
         sums: &mut [f32],
@@ -338,50 +335,13 @@ impl Token<'_> {
         let Scratch { weights, kernels, converted, .. } = scratch;
         let next = if phase.skip_margin.is_some() { 0 } else { next };
         let mut done = 0;
-        for_runs(phase.values, &kept.tokens, next, channels, converted, |rows, ahead, count, at| {
+        for_runs(phase.values, &tokens, next, channels, converted, |rows, ahead, count, at| {
             let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
-            let picks = &mut kept.numbers[done..done + here];
+            let picks = &mut kept.numbers_mut()[done..done + here];
             picks.iter_mut().for_each(|pick| *pick -= at as u8);
             simd.decode_values(rows, ahead, picks, &weights[done..], sums, channels, kernels);
             done += here;
         });
-    }
-}
-
-/// The keys of a block whose values count.
-struct Kept {
-    tokens: Range<usize>,
-    /// Bit `i` is the block's key `i`; the same as numbers, ascending, and how many they are.
-    bits: u64,
-    numbers: [u8; BLOCK],
-    count: usize,
-}
-
-impl Kept {
-    fn new(tokens: Range<usize>, bits: u64) -> Self {
-        let (mut numbers, mut count, mut rest) = ([0; BLOCK], 0, bits);
-        while rest != 0 {
-            numbers[count] = rest.trailing_zeros() as u8;
-            count += 1;
-            rest &= rest - 1;
-        }
-        Self { tokens, bits, numbers, count }
-    }
-
-    fn numbers(&self) -> &[u8] {
-        &self.numbers[..self.count]
-    }
-
-    /// Moves the scores of the kept keys to the front and returns them, filled up with -inf to whole vectors.
-    fn select<'a>(&self, scores: &'a mut [f32]) -> &'a mut [f32] {
-        if self.count < self.tokens.len() {
-            for (i, number) in self.numbers().iter().enumerate() {
-                scores[i] = scores[usize::from(*number)];
-            }
-        }
-        let padded = self.count.next_multiple_of(CHANNELS);
-        scores[self.count..padded].fill(f32::NEG_INFINITY);
-        &mut scores[..padded]
     }
 }
 

@@ -5,14 +5,15 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use fearless_simd::{Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, prelude::*, u8x16, u16x8, u16x16};
+use fearless_simd::{Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, mask8x64, prelude::*, u8x16, u8x64, u16x8, u16x16};
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::{expand::expand_in_registers, int8_deltas, prefetch::prefetch},
+    super::{expand::expand_in_registers, prefetch::prefetch, rows::Int8Rows, vnni},
     Lanes, Masked, ToScore,
 };
+use crate::decode::BLOCK;
 
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
 impl Lanes for Avx2 {
@@ -162,8 +163,19 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn int8_scores(self, block: Masked<i8>, skip: usize, to: ToScore, keys: &mut Vec<i8>) {
-        int8_deltas::scores(self, block, skip, to, keys);
+    fn delta_scores(self, block: Masked<i8>, to: ToScore, _: &mut Vec<i8>) -> bool {
+        vnni::delta_scores(self, block, to)
+    }
+
+    #[inline(always)]
+    fn int8_scores(self, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+        vnni::row_scores(self, rows, count, to)
+    }
+
+    #[inline(always)]
+    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK]) {
+        let all = u8x64::from_fn(self, |i| i as u8);
+        all.compress(mask8x64::from_bitmask(self, bits)).store_slice(numbers);
     }
 
     #[inline(always)]

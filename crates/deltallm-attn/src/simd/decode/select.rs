@@ -1,0 +1,132 @@
+//! From the scores of a block to weights: which values count, and a step of the online softmax. Keys along the lanes.
+
+use fearless_simd::prelude::*;
+
+use super::{lanes::Lanes, rows::lanes};
+use crate::{decode::BLOCK, simd::exp::exp2};
+
+/// The keys of a block whose values count.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Kept {
+    /// Bit `i` is the block's key `i`.
+    pub(crate) bits: u64,
+    /// The same as numbers, ascending; the first `count` of them.
+    numbers: [u8; BLOCK],
+    count: usize,
+}
+
+impl Kept {
+    /// Ascending.
+    pub(crate) fn numbers(&self) -> &[u8] {
+        &self.numbers[..self.count]
+    }
+
+    /// To count from another key than the block's first.
+    pub(crate) fn numbers_mut(&mut self) -> &mut [u8] {
+        &mut self.numbers[..self.count]
+    }
+}
+
+/// The state of an online softmax: `[heads]` largest scores and sums of weights, `[heads, channels]` weighted sums of values.
+pub(crate) struct Softmax<'a> {
+    pub(crate) max: &'a mut [f32],
+    pub(crate) total: &'a mut [f32],
+    pub(crate) sums: &'a mut [f32],
+}
+
+/// Moves the scores of the keys that count to the front of `weights` (both are `[heads, BLOCK]`), makes weights of them, and
+/// brings `state` up to date. Bit `i` of `candidates`, of which there is one, is key `i`; with `thresholds` a value counts if its score
+/// is above that of any head.
+#[inline(always)]
+pub(super) fn select<S: Lanes>(
+    simd: S,
+    scores: &[f32],
+    candidates: u64,
+    thresholds: Option<&[f32]>,
+    weights: &mut [f32],
+    state: &mut Softmax,
+) -> Kept {
+    let mut bits = candidates;
+    if let Some(thresholds) = thresholds {
+        let mut above_any = 0;
+        for (scores, threshold) in scores.chunks_exact(BLOCK).zip(thresholds) {
+            above_any |= above(simd, scores, *threshold);
+        }
+        bits &= above_any;
+    }
+    let (mut numbers, count) = ([0; BLOCK], bits.count_ones() as usize);
+    if count > 0 {
+        simd.numbers(bits, &mut numbers);
+        let channels = state.sums.len() / state.max.len();
+        // First all, then all: what has just been stored in pieces cannot be loaded as a whole at once.
+        for (scores, weights) in scores.chunks_exact(BLOCK).zip(weights.chunks_exact_mut(BLOCK)) {
+            pack(simd, scores, bits, weights);
+        }
+        let heads = state.max.iter_mut().zip(&mut *state.total).zip(state.sums.chunks_exact_mut(channels));
+        for (weights, ((max, total), sums)) in weights.chunks_exact_mut(BLOCK).zip(heads) {
+            update(simd, &mut weights[..count.next_multiple_of(lanes::<S>())], max, total, sums);
+        }
+    }
+    Kept { bits, numbers, count }
+}
+
+/// Bit `i` is set where a score is not below or at its threshold: also where it is NaN, which must not go unnoticed.
+#[inline(always)]
+fn above<S: Lanes>(simd: S, scores: &[f32], threshold: f32) -> u64 {
+    let mut bits = 0;
+    for (i, score) in scores.chunks_exact(lanes::<S>()).enumerate() {
+        let below = S::f32s::from_slice(simd, score).simd_le(threshold).to_bitmask();
+        bits |= (!below & (u64::MAX >> (64 - lanes::<S>()))) << (i * lanes::<S>());
+    }
+    bits
+}
+
+/// The scores whose bits are set, one after the other, and -inf up to a whole vector.
+#[inline(always)]
+fn pack<S: Lanes>(simd: S, scores: &[f32], bits: u64, packed: &mut [f32]) {
+    let fill = S::f32s::splat(simd, f32::NEG_INFINITY);
+    let mut count = 0;
+    for (i, score) in scores.chunks_exact(lanes::<S>()).enumerate() {
+        let here = bits >> (i * lanes::<S>()) & (u64::MAX >> (64 - lanes::<S>()));
+        let mask = <S::f32s as SimdBase<S>>::Mask::from_bitmask(simd, here);
+        // Never beyond the end: what has been packed is no more than what has been looked at.
+        S::f32s::from_slice(simd, score)
+            .compress_merge(mask, fill)
+            .store_slice(&mut packed[count..count + lanes::<S>()]);
+        count += here.count_ones() as usize;
+    }
+    // The last store has filled up its own vector and perhaps not the one that `count` stands in.
+    match packed.get_mut(count..count + lanes::<S>()) {
+        Some(rest) => fill.store_slice(rest),
+        None => packed[count..].iter_mut().for_each(|slot| *slot = f32::NEG_INFINITY),
+    }
+}
+
+/// Turns scores in units of ln 2 into weights `2^(score - max)`, where `max` is the largest score so far, adds them to `total` and brings
+/// `total` and `sums` to the new maximum (Milakov and Gimelshein, arXiv 1805.02867). The length of `scores` is a
+/// multiple of the vector length; scores of -inf get the weight zero.
+#[inline(always)]
+fn update<S: Lanes>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+    let mut best = S::f32s::splat(simd, *max);
+    for score in scores.chunks_exact(lanes::<S>()) {
+        best = best.max(S::f32s::from_slice(simd, score));
+    }
+    let best = best.reduce_max();
+    // A finite reference where everything so far is masked: -inf - (-inf) would be NaN.
+    let reference = best.max(f32::MIN);
+    if best != *max {
+        let factor = exp2(simd, S::f32s::splat(simd, *max - reference));
+        *total *= factor.as_slice()[0];
+        for sum in sums.chunks_exact_mut(lanes::<S>()) {
+            (S::f32s::from_slice(simd, sum) * factor).store_slice(sum);
+        }
+        *max = best;
+    }
+    let mut more = S::f32s::splat(simd, 0.0);
+    for score in scores.chunks_exact_mut(lanes::<S>()) {
+        let weight = exp2(simd, S::f32s::from_slice(simd, score) - reference);
+        weight.store_slice(score);
+        more += weight;
+    }
+    *total += more.reduce_sum();
+}
