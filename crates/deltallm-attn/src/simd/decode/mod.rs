@@ -119,7 +119,7 @@ impl SimdLevel {
             StoredRows::Bf16(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
             StoredRows::Int8(rows) => {
                 if channels <= MOST_CHANNELS {
-                    coded.prepare(queries, channels, &[], 1.0);
+                    self.prepare(coded, queries, channels, &[], 1.0);
                     let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
                     if dispatch!(self.level, simd => simd.int8_scores(rows, count, to)) {
                         return;
@@ -154,6 +154,14 @@ impl SimdLevel {
     fn dots<R: rows::Rows>(self, mut dots: Dots<R>) {
         let heads = dots.queries.len() / dots.channels;
         dispatch!(self.level, simd => in_passes(simd, heads, &mut dots));
+    }
+
+    /// See [`CodedQueries::prepare`].
+    fn prepare(self, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+        dispatch!(self.level, simd => {
+            let _ = simd;
+            coded.prepare(queries, channels, steps, factor);
+        });
     }
 
     /// f16 scales as f32.
@@ -207,7 +215,7 @@ impl SimdLevel {
             }
             BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
-                coded.prepare(queries, channels, steps, factor);
+                self.prepare(coded, queries, channels, steps, factor);
                 let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
                 let done = channels <= MOST_CHANNELS
                     && dispatch!(self.level, simd => simd.delta_scores(keys, to, bytes));

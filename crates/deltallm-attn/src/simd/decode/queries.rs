@@ -27,6 +27,7 @@ pub(super) struct Codes {
 impl Codes {
     pub(super) const ZERO: Self = Self { whole: [0; WORD], high: [0; WORD / 4], low: [0; WORD / 4], sums: [0; 2] };
 
+    #[inline(always)]
     fn new(query: &[f32], inverse: f32) -> Self {
         let mut codes = Self::ZERO;
         for (code, x) in codes.whole.iter_mut().zip(query) {
@@ -46,6 +47,7 @@ impl Codes {
 }
 
 /// To the nearest integer, for magnitudes below 2^22; NaN to anything.
+#[inline(always)]
 fn round(x: f32) -> i16 {
     // 1.5 * 2^23: the sum has the integer in its low bits.
     (x + 12_582_912.0).to_bits() as i16
@@ -71,6 +73,7 @@ impl CodedQueries {
     }
 
     /// Makes them for keys that are `code * (steps[channel] * factor)`. Channels without a step have the step 1.
+    #[inline(always)]
     pub(super) fn prepare(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
         if self.factor.replace(factor.to_bits()) == Some(factor.to_bits()) {
             return;

@@ -166,9 +166,7 @@ impl Row for Int4Kernel<'_> {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
         let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        let codes = simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2);
-        let scale = S::f32s::splat(simd, self.scales[group]);
-        codes.mul_add(scale, scale * -8.0)
+        simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2, 8.0) * self.scales[group]
     }
 }
 
@@ -190,7 +188,7 @@ impl Row for NibbleRows<'_> {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
         let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2)
+        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2, 0.0)
     }
 }
 

@@ -46,14 +46,7 @@ pub(super) fn select<S: Lanes>(
     weights: &mut [f32],
     state: &mut Softmax,
 ) -> Kept {
-    let mut bits = candidates;
-    if let Some(thresholds) = thresholds {
-        let mut above_any = 0;
-        for (scores, threshold) in scores.chunks_exact(BLOCK).zip(thresholds) {
-            above_any |= above(simd, scores, *threshold);
-        }
-        bits &= above_any;
-    }
+    let bits = candidates & thresholds.map_or(u64::MAX, |thresholds| above_any(simd, scores, thresholds));
     let (mut numbers, count) = ([0; BLOCK], bits.count_ones() as usize);
     if count > 0 {
         simd.numbers(bits, &mut numbers);
@@ -70,13 +63,16 @@ pub(super) fn select<S: Lanes>(
     Kept { bits, numbers, count }
 }
 
-/// Bit `i` is set where a score is not below or at its threshold: also where it is NaN, which must not go unnoticed.
+/// Bit `i` is set where any head's score is not below or at its threshold: also where it is NaN, which must not go unnoticed.
 #[inline(always)]
-fn above<S: Lanes>(simd: S, scores: &[f32], threshold: f32) -> u64 {
+fn above_any<S: Lanes>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
     let mut bits = 0;
-    for (i, score) in scores.chunks_exact(lanes::<S>()).enumerate() {
-        let below = S::f32s::from_slice(simd, score).simd_le(threshold).to_bitmask();
-        bits |= (!below & (u64::MAX >> (64 - lanes::<S>()))) << (i * lanes::<S>());
+    for first in (0..BLOCK).step_by(lanes::<S>()) {
+        let mut below = <S::f32s as SimdBase<S>>::Mask::splat(simd, true);
+        for (scores, threshold) in scores.chunks_exact(BLOCK).zip(thresholds) {
+            below = below & S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
+        }
+        bits |= (!below.to_bitmask() & (u64::MAX >> (64 - lanes::<S>()))) << first;
     }
     bits
 }
@@ -111,17 +107,12 @@ fn update<S: Lanes>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32,
     for score in scores.chunks_exact(lanes::<S>()) {
         best = best.max(S::f32s::from_slice(simd, score));
     }
-    let best = best.reduce_max();
-    // A finite reference where everything so far is masked: -inf - (-inf) would be NaN.
-    let reference = best.max(f32::MIN);
-    if best != *max {
-        let factor = exp2(simd, S::f32s::splat(simd, *max - reference));
-        *total *= factor.as_slice()[0];
-        for sum in sums.chunks_exact_mut(lanes::<S>()) {
-            (S::f32s::from_slice(simd, sum) * factor).store_slice(sum);
-        }
-        *max = best;
+    // Seldom, but in the first blocks.
+    if !best.simd_le(*max).all_true() {
+        raise(simd, best.reduce_max(), max, total, sums);
     }
+    // A finite reference where everything so far is masked: -inf - (-inf) would be NaN.
+    let reference = max.max(f32::MIN);
     let mut more = S::f32s::splat(simd, 0.0);
     for score in scores.chunks_exact_mut(lanes::<S>()) {
         let weight = exp2(simd, S::f32s::from_slice(simd, score) - reference);
@@ -129,4 +120,15 @@ fn update<S: Lanes>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32,
         more += weight;
     }
     *total += more.reduce_sum();
+}
+
+/// Brings `total` and `sums` from one maximum to a larger one.
+#[inline(always)]
+fn raise<S: Lanes>(simd: S, best: f32, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+    let factor = exp2(simd, S::f32s::splat(simd, *max - best.max(f32::MIN)));
+    *total *= factor.as_slice()[0];
+    for sum in sums.chunks_exact_mut(lanes::<S>()) {
+        (S::f32s::from_slice(simd, sum) * factor).store_slice(sum);
+    }
+    *max = best;
 }

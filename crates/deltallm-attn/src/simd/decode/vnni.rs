@@ -5,6 +5,7 @@
 //! no sums over the lanes, and the scores come out as the skip test wants them. That instruction multiplies unsigned by
 //! signed bytes, so keys are stored with 128 added, which the start of the sums takes back, and queries come in two digits
 //! ([`super::queries`]).
+#![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86")]
 use std::arch::x86::*;
@@ -17,7 +18,7 @@ use half::f16;
 
 use super::{
     ahead::Steps,
-    expand::{Masked, Packed, padded},
+    expand::{Masked, padded},
     lanes::{Lanes, ToScore},
     passes::{Pass, in_passes},
     queries::{Codes, WORD},
@@ -55,16 +56,12 @@ pub(super) fn row_scores(simd: Avx512, rows: Int8Rows, count: usize, to: ToScore
     true
 }
 
-impl ToScore<'_> {
-    /// The codes of the heads `head..head + G`, and their scales.
+impl<'a> ToScore<'a> {
+    /// The codes of the heads `head..head + G`, and their scales; `None` if there are fewer.
     #[inline(always)]
-    fn queries<const W: usize, const G: usize>(&self, head: usize) -> ([[Codes; W]; G], [f32; G]) {
-        let (mut codes, mut scales) = ([[Codes::ZERO; W]; G], [0.0; G]);
-        for i in 0..G {
-            codes[i].copy_from_slice(&self.queries.codes[(head + i) * W..][..W]);
-            scales[i] = self.queries.scales[head + i];
-        }
-        (codes, scales)
+    fn queries<const W: usize, const G: usize>(&self, head: usize) -> Option<(&'a [[Codes; W]; G], &'a [f32; G])> {
+        let codes = self.queries.codes.as_chunks().0.get(head..)?.first_chunk()?;
+        Some((codes, self.queries.scales.get(head..)?.first_chunk()?))
     }
 
     /// What is to be asked for with every register of keys; once, and not for every pass.
@@ -102,43 +99,19 @@ struct Deltas<'a, const W: usize> {
 impl<const W: usize> Pass<Avx512> for Deltas<'_, W> {
     #[inline(always)]
     fn pass<const G: usize>(&mut self, simd: Avx512, head: usize) {
-        let block = self.block;
-        let (codes, scales) = self.to.queries::<W, G>(head);
-        let offset = u8x64::splat(simd, OFFSET);
-        let mut key = [offset; W];
-        for (word, key) in key.iter_mut().enumerate() {
-            *key = padded::<_, i8x64<_>>(simd, &block.frame[word * WORD..]).bitcast::<u8x64<_>>() ^ offset;
-        }
-        let values = Packed::new(block.values);
-        let (tokens, mut start) = (block.tokens(), 0);
+        let Some((codes, scales)) = self.to.queries::<W, G>(head) else { return };
+        let mut keys = Running::<W>::new(simd, self.block);
+        let tokens = keys.masks.len();
         let mut ahead = self.to.ahead(tokens);
         for first in (0..tokens).step_by(KEYS) {
             ahead.iter_mut().for_each(|ahead| ahead.prefetch(simd));
-            // Past the last token nothing is transmitted, and nobody reads the scores.
-            let mut masks = [[0; W]; KEYS];
-            let held = block.masks[first * W..].iter();
-            masks.as_flattened_mut().iter_mut().zip(held).for_each(|(mask, held)| *mask = *held);
+            let Some(masks) = keys.next_masks(first) else { return };
             let mut sums = [[zero(simd); 2]; G];
-            let mut end = start;
             for word in 0..W {
-                end = start;
-                let mut rows = [zero(simd); KEYS];
-                for (row, masks) in rows.iter_mut().zip(&masks) {
-                    for (other, mask) in masks.iter().enumerate() {
-                        if other == word {
-                            let new = values.load::<_, i8x64<_>>(simd, end).bitcast::<u8x64<_>>() ^ offset;
-                            key[word] = new.expand_merge(mask8x64::from_bitmask(simd, *mask), key[word]);
-                        }
-                        end += mask.count_ones() as usize;
-                    }
-                    *row = key[word].into();
-                }
-                let fours = transpose_fours(simd, rows);
-                for half in 0..2 {
-                    multiply(simd, &fours, half, word, &codes, &mut sums);
-                }
+                let fours = keys.fours(simd, &masks, word);
+                sums = multiply::<W, G, 0>(simd, &fours, word, codes, sums);
+                sums = multiply::<W, G, 1>(simd, &fours, word, codes, sums);
             }
-            start = end;
             for i in 0..G {
                 let mut bias = 0;
                 for codes in &codes[i] {
@@ -148,6 +121,88 @@ impl<const W: usize> Pass<Avx512> for Deltas<'_, W> {
                 self.to.store(head + i, first, scores);
             }
         }
+    }
+}
+
+/// Delta-coded keys of `W` registers, brought up to date token by token.
+struct Running<'a, const W: usize> {
+    masks: &'a [[u64; W]],
+    values: &'a [i8],
+    /// The first value of the sixteen keys that are next, and of those after them.
+    start: usize,
+    end: usize,
+    key: [u8x64<Avx512>; W],
+}
+
+impl<'a, const W: usize> Running<'a, W> {
+    #[inline(always)]
+    fn new(simd: Avx512, block: Masked<'a, i8>) -> Self {
+        let mut key = [u8x64::splat(simd, 0); W];
+        for (key, frame) in key.iter_mut().zip(block.frame.chunks(WORD)) {
+            *key = padded::<_, i8x64<_>>(simd, frame).bitcast();
+        }
+        Self { masks: block.masks.as_chunks().0, values: block.values, start: 0, end: 0, key }
+    }
+
+    /// The masks of sixteen keys from token `first` on, all of whose values are there. Past the last token nothing is
+    /// transmitted, and nobody reads the scores.
+    #[inline(always)]
+    fn next_masks(&mut self, first: usize) -> Option<[[u64; W]; KEYS]> {
+        let held = &self.masks[first..];
+        let masks = held.first_chunk().copied().unwrap_or_else(
+            #[inline(always)]
+            || {
+                let mut masks = [[0; W]; KEYS];
+                masks.iter_mut().zip(held).for_each(|(mask, held)| *mask = *held);
+                masks
+            },
+        );
+        let count: usize = masks.as_flattened().iter().map(|mask| mask.count_ones() as usize).sum();
+        self.start = self.end;
+        self.end += count;
+        (self.end <= self.values.len()).then_some(masks)
+    }
+
+    /// Register `word` of the sixteen keys with these masks, transposed.
+    #[inline(always)]
+    fn fours(&mut self, simd: Avx512, masks: &[[u64; W]; KEYS], word: usize) -> Fours {
+        let mut at = self.start;
+        // Written out: what does not become a loop stays in registers.
+        let a = self.four(simd, masks, 0, word, &mut at);
+        let b = self.four(simd, masks, 1, word, &mut at);
+        let c = self.four(simd, masks, 2, word, &mut at);
+        let d = self.four(simd, masks, 3, word, &mut at);
+        [a, b, c, d]
+    }
+
+    #[inline(always)]
+    fn four(
+        &mut self,
+        simd: Avx512,
+        masks: &[[u64; W]; KEYS],
+        four: usize,
+        word: usize,
+        at: &mut usize,
+    ) -> [__m512i; 4] {
+        let a = self.key(simd, &masks[4 * four], word, at);
+        let b = self.key(simd, &masks[4 * four + 1], word, at);
+        let c = self.key(simd, &masks[4 * four + 2], word, at);
+        let d = self.key(simd, &masks[4 * four + 3], word, at);
+        transpose_four(simd, [a, b, c, d])
+    }
+
+    /// Register `word` of the next key, 128 added to every code; `at` is the first value of the key, and then of the one after it.
+    #[inline(always)]
+    fn key(&mut self, simd: Avx512, masks: &[u64; W], word: usize, at: &mut usize) -> __m512i {
+        for (other, mask) in masks.iter().enumerate() {
+            if other == word {
+                let new = expand(simd, *mask, self.values, *at);
+                // Not an expansion into the key before, which would have to wait much longer for it.
+                self.key[word] = mask8x64::from_bitmask(simd, *mask).select(new, self.key[word]);
+            }
+            *at += mask.count_ones() as usize;
+        }
+        (self.key[word] ^ u8x64::splat(simd, OFFSET)).into()
     }
 }
 
@@ -161,26 +216,33 @@ struct Plain<'a, const W: usize> {
 impl<const W: usize> Pass<Avx512> for Plain<'_, W> {
     #[inline(always)]
     fn pass<const G: usize>(&mut self, simd: Avx512, head: usize) {
-        let (codes, scales) = self.to.queries::<W, G>(head);
-        let offset = u8x64::splat(simd, OFFSET);
+        let Some((codes, scales)) = self.to.queries::<W, G>(head) else { return };
         let mut ahead = self.to.ahead(self.count);
         for first in (0..self.count).step_by(KEYS) {
             ahead.iter_mut().for_each(|ahead| ahead.prefetch(simd));
-            let last = self.count - 1;
             let row_scales = self.scales(simd, first);
+            let mut last_rows = [0; 2 * WORD * KEYS];
+            let held = &self.rows.codes[first * W * WORD..];
+            let rows = held.get(..KEYS * W * WORD).unwrap_or_else(
+                #[inline(always)]
+                || {
+                    last_rows.iter_mut().zip(held).for_each(|(code, held)| *code = *held);
+                    &last_rows
+                },
+            );
             let mut scores = [f32x16::splat(simd, 0.0); G];
             for word in 0..W {
-                let mut rows = [zero(simd); KEYS];
-                for (i, row) in rows.iter_mut().enumerate() {
-                    // The last row stands in for those that would follow it.
-                    let at = ((first + i).min(last) * W + word) * WORD;
-                    let codes = i8x64::from_slice(simd, &self.rows.codes[at..at + WORD]);
-                    *row = (codes.bitcast::<u8x64<_>>() ^ offset).into();
-                }
-                let fours = transpose_fours(simd, rows);
-                for half in 0..2 {
-                    let mut sums = [[zero(simd); 2]; G];
-                    multiply(simd, &fours, half, word, &codes, &mut sums);
+                let a = Self::four(simd, rows, 0, word);
+                let b = Self::four(simd, rows, 1, word);
+                let c = Self::four(simd, rows, 2, word);
+                let d = Self::four(simd, rows, 3, word);
+                let fours = [a, b, c, d];
+                let zeros = [[zero(simd); 2]; G];
+                let halves = [
+                    multiply::<W, G, 0>(simd, &fours, word, codes, zeros),
+                    multiply::<W, G, 1>(simd, &fours, word, codes, zeros),
+                ];
+                for (half, sums) in halves.iter().enumerate() {
                     for i in 0..G {
                         let bias = -i32::from(OFFSET) * codes[i][word].sums[half];
                         let sum = to_f32(simd, sums[i][0], sums[i][1], bias);
@@ -196,6 +258,17 @@ impl<const W: usize> Pass<Avx512> for Plain<'_, W> {
 }
 
 impl<const W: usize> Plain<'_, W> {
+    /// Register `word` of four of the sixteen `rows`, transposed.
+    #[inline(always)]
+    fn four(simd: Avx512, rows: &[i8], four: usize, word: usize) -> [__m512i; 4] {
+        let mut keys = [zero(simd); 4];
+        for (i, key) in keys.iter_mut().enumerate() {
+            let codes = i8x64::from_slice(simd, &rows[((4 * four + i) * W + word) * WORD..][..WORD]);
+            *key = (codes.bitcast::<u8x64<_>>() ^ u8x64::splat(simd, OFFSET)).into();
+        }
+        transpose_four(simd, keys)
+    }
+
     /// The scales of the keys from `first` on, by groups of channels: two of them to a register of codes.
     #[inline(always)]
     fn scales(&self, simd: Avx512, first: usize) -> [[f32x16<Avx512>; 2]; W] {
@@ -224,47 +297,62 @@ impl<const W: usize> Plain<'_, W> {
     }
 }
 
-/// Adds the products of 32 channels: four times two registers of four channels each, of every key.
+/// One register of sixteen keys, transposed in blocks of 4 x 4 numbers of 32 bits: `[keys / 4][i]` has in its quarter `q` the
+/// number `4 q + i` of four keys.
+type Fours = [[__m512i; 4]; 4];
+
+/// Adds the products of a half of the channels: four times two registers of four channels each, of every key.
 #[inline(always)]
-fn multiply<const W: usize, const G: usize>(
+fn multiply<const W: usize, const G: usize, const HALF: usize>(
     simd: Avx512,
-    fours: &[[__m512i; 4]; 4],
-    half: usize,
+    fours: &Fours,
     word: usize,
     codes: &[[Codes; W]; G],
-    sums: &mut [[__m512i; 2]; G],
-) {
+    mut sums: [[__m512i; 2]; G],
+) -> [[__m512i; 2]; G] {
     for i in 0..4 {
         let [a, b, c, d] = [fours[0][i], fours[1][i], fours[2][i], fours[3][i]];
-        // Quarter `q` of a register has the channels `16 q + 4 i ..` of four keys.
-        let (ab, cd) = match half {
+        let (ab, cd) = match HALF {
             0 => (low_quarters(simd, a, b), low_quarters(simd, c, d)),
             _ => (high_quarters(simd, a, b), high_quarters(simd, c, d)),
         };
-        for (odd, keys) in [even_quarters(simd, ab, cd), odd_quarters(simd, ab, cd)].into_iter().enumerate() {
-            let four = 8 * half + 4 * odd + i;
+        let keys = [even_quarters(simd, ab, cd), odd_quarters(simd, ab, cd)];
+        for (odd, keys) in keys.into_iter().enumerate() {
+            let four = 8 * HALF + 4 * odd + i;
             for (sums, codes) in sums.iter_mut().zip(codes) {
                 sums[0] = dot(simd, sums[0], keys, codes[word].high[four]);
                 sums[1] = dot(simd, sums[1], keys, codes[word].low[four]);
             }
         }
     }
+    sums
 }
 
-/// Transposes 32-bit numbers within blocks of 4 x 4: `[keys / 4][i]` has in its quarter `q` the number `4 q + i` of four keys.
 #[inline(always)]
-fn transpose_fours(simd: Avx512, rows: [__m512i; KEYS]) -> [[__m512i; 4]; 4] {
-    let mut fours = [[zero(simd); 4]; 4];
-    for (four, rows) in fours.iter_mut().zip(rows.as_chunks().0) {
-        let [a, b, c, d] = *rows;
-        let (ab, cd) = (unpack_low32(simd, a, b), unpack_low32(simd, c, d));
-        four[0] = unpack_low64(simd, ab, cd);
-        four[1] = unpack_high64(simd, ab, cd);
-        let (ab, cd) = (unpack_high32(simd, a, b), unpack_high32(simd, c, d));
-        four[2] = unpack_low64(simd, ab, cd);
-        four[3] = unpack_high64(simd, ab, cd);
-    }
-    fours
+fn transpose_four(simd: Avx512, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    let (ab, cd) = (unpack_low32(simd, a, b), unpack_low32(simd, c, d));
+    let (ab_high, cd_high) = (unpack_high32(simd, a, b), unpack_high32(simd, c, d));
+    [
+        unpack_low64(simd, ab, cd),
+        unpack_high64(simd, ab, cd),
+        unpack_low64(simd, ab_high, cd_high),
+        unpack_high64(simd, ab_high, cd_high),
+    ]
+}
+
+/// The values from `start` on, one to every bit that is set, and zeros.
+#[inline(always)]
+fn expand(simd: Avx512, mask: u64, values: &[i8], start: usize) -> u8x64<Avx512> {
+    kernel!(
+        #[inline(always)]
+        fn load(avx512: Avx512, mask: u64, values: &[i8], start: usize) -> u8x64<Avx512> {
+            debug_assert!(start + mask.count_ones() as usize <= values.len());
+            // SAFETY: the instruction reads as many bytes as the mask has bits, and does not touch what lies after them. Those
+            // are in the slice: `Running::next_masks` has found all values of the sixteen keys to be there.
+            unsafe { _mm512_maskz_expandloadu_epi8(mask, values.as_ptr().wrapping_add(start)) }.simd_into(avx512)
+        }
+    );
+    load(simd, mask, values, start)
 }
 
 #[inline(always)]

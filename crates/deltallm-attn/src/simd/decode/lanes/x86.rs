@@ -56,7 +56,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8], high: bool) -> f32x8<Self> {
+    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> f32x8<Self> {
         kernel!(
             #[inline(always)]
             fn convert(avx2: Avx2, x: i64, high: bool) -> f32x8<Avx2> {
@@ -67,7 +67,7 @@ impl Lanes for Avx2 {
         );
         let mut bytes = [0; 8];
         bytes.copy_from_slice(x);
-        convert(self, i64::from_le_bytes(bytes), high)
+        convert(self, i64::from_le_bytes(bytes), high) - zero
     }
 
     #[inline(always)]
@@ -131,16 +131,18 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8], high: bool) -> f32x16<Self> {
+    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> f32x16<Self> {
         kernel!(
             #[inline(always)]
-            fn convert(avx512: Avx512, x: u8x16<Avx512>, high: bool) -> f32x16<Avx512> {
+            fn choose(avx512: Avx512, x: u8x16<Avx512>, high: bool, all: __m512) -> f32x16<Avx512> {
                 let wide = _mm512_cvtepu8_epi32(x.into());
                 let half = if high { _mm512_srli_epi32::<4>(wide) } else { wide };
-                _mm512_cvtepi32_ps(_mm512_and_si512(half, _mm512_set1_epi32(15))).simd_into(avx512)
+                // Looks at four bits only.
+                _mm512_permutexvar_ps(half, all).simd_into(avx512)
             }
         );
-        convert(self, u8x16::from_slice(self, x), high)
+        let all = f32x16::from_fn(self, |i| i as f32 - zero);
+        choose(self, u8x16::from_slice(self, x), high, all.into())
     }
 
     #[inline(always)]
