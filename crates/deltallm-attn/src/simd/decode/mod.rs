@@ -8,6 +8,8 @@ mod ahead;
 mod dots;
 mod expand;
 mod lanes;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod madd;
 mod passes;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod prefetch;

@@ -10,7 +10,7 @@ use fearless_simd::{Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, mask8x64,
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::{expand::expand_in_registers, prefetch::prefetch, rows::Int8Rows, vnni},
+    super::{expand::expand_in_registers, madd, prefetch::prefetch, rows::Int8Rows, vnni},
     Lanes, Masked, ToScore,
 };
 use crate::decode::BLOCK;
@@ -85,6 +85,22 @@ impl Lanes for Avx2 {
             }
         );
         sum(self, a.into(), b.into(), c.into(), d.into()).into()
+    }
+
+    #[inline(always)]
+    fn delta_scores(self, block: Masked<i8>, to: ToScore, keys: &mut Vec<i8>) -> bool {
+        madd::delta_scores(self, block, to, keys);
+        true
+    }
+
+    #[inline(always)]
+    fn int8_scores(self, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+        madd::row_scores(self, rows, count, to)
+    }
+
+    #[inline(always)]
+    fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
+        madd::expand(self, block, out);
     }
 
     #[inline(always)]
