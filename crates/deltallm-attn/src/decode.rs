@@ -10,7 +10,7 @@
 
 use std::{f32::consts::LOG2_E, ops::Range};
 
-use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage};
+use deltallm_core::{BLOCK_TOKENS, DeltaBlock, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
@@ -106,6 +106,8 @@ struct Scratch {
     scores: Vec<f32>,
     /// The same: of the block before, whose values are still to be added.
     weights: Vec<f32>,
+    /// Which keys these weights are for.
+    kept: Kept,
     kernels: KernelScratch,
     converted: Converted,
 }
@@ -253,50 +255,53 @@ impl Token<'_> {
             let margin = margin.nats(self.position + 1, 1) * LOG2_E;
             exact_max.iter().map(|max| max - margin).collect()
         });
-        scratch.kernels.begin();
+        scratch.kernels.begin([chunk.kv_head, chunk.phase]);
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
         scratch.scores.resize(group * BLOCK, 0.0);
         scratch.weights.resize(group * BLOCK, 0.0);
-        let (mut skipped, mut waiting) = (0, None);
+        let (mut skipped, mut waiting, mut coded) = (0, None, None);
 
         for block in chunk.tokens.start / BLOCK..chunk.tokens.end.div_ceil(BLOCK) {
             let tokens = chunk.tokens.start.max(block * BLOCK)..chunk.tokens.end.min((block + 1) * BLOCK);
             // The keys that follow, in the next block of the chunk.
             let next = chunk.tokens.end.min((block + 2) * BLOCK);
-            self.score(phase, queries, &tokens, next, scratch);
-            // The values of the block before: their memory has been asked for, and has had time to come.
-            if let Some((before, kept)) = waiting.take() {
-                self.add_values(phase, before, kept, tokens.end, partial.sums, scratch);
+            self.score(phase, queries, &tokens, next, &mut coded, scratch);
+            let values = phase.values.stored(tokens.clone()).filter(|(_, count)| *count == tokens.len());
+            let values = values.map(|(rows, _)| rows);
+            // The values of the block before: their memory has been asked for, and has had time to come. Where all are needed
+            // those of this block are next.
+            let ahead = if thresholds.is_none() { values } else { None };
+            if let Some((before, rows)) = waiting.take() {
+                self.add_values(phase, before, rows, ahead, partial.sums, scratch);
             }
             let all = low_bits(tokens.len());
-            let Scratch { scores, weights, .. } = scratch;
+            let Scratch { scores, weights, kept, .. } = scratch;
             let mut state = Softmax { max: partial.max, total: partial.total, sums: partial.sums };
-            let kept = simd.decode_select(scores, all, thresholds.as_deref(), weights, &mut state);
+            simd.decode_select(scores, all, thresholds.as_deref(), weights, &mut state, kept);
             skipped += ((tokens.len() - kept.numbers().len()) * group) as u64;
             if kept.bits == 0 {
                 continue;
             }
-            if thresholds.is_some()
-                && let Some((rows, count)) = phase.values.stored(tokens.clone())
-                && count == tokens.len()
-            {
+            if let (Some(_), Some(rows)) = (&thresholds, values) {
                 simd.decode_prefetch(rows, kept.numbers(), channels);
             }
-            waiting = Some((tokens, kept));
+            waiting = Some((tokens, values));
         }
-        if let Some((tokens, kept)) = waiting {
-            self.add_values(phase, tokens, kept, 0, partial.sums, scratch);
+        if let Some((tokens, rows)) = waiting {
+            self.add_values(phase, tokens, rows, None, partial.sums, scratch);
         }
         skipped
     }
 
-    /// Scores the keys `tokens` of one block; keys up to `next` follow.
-    fn score(
+    /// Scores the keys `tokens` of one block; keys up to `next` follow. `coded` is the block if it is known already, and then the
+    /// one after it.
+    fn score<'a>(
         &self,
-        phase: &Phase,
+        phase: &Phase<'a>,
         queries: &[f32],
         tokens: &Range<usize>,
         next: usize,
+        coded: &mut Option<DeltaBlock<'a>>,
         scratch: &mut Scratch,
     ) {
         let (simd, channels) = (self.options.simd, self.channels);
@@ -310,8 +315,8 @@ impl Token<'_> {
             }
             Keys::Delta(matrix) => {
                 let (block, skip) = (tokens.start / BLOCK, tokens.start % BLOCK);
-                if let Some(coded) = matrix.coded(block) {
-                    let ahead = matrix.coded(block + 1);
+                let ahead = matrix.coded(block + 1);
+                if let Some(coded) = std::mem::replace(coded, ahead).or_else(|| matrix.coded(block)) {
                     simd.decode_delta_scores(coded, ahead, skip, tokens.len(), &mut scoring, kernels);
                 }
             }
@@ -321,21 +326,24 @@ impl Token<'_> {
         }
     }
 
-    /// Adds the values of the keys that were kept, by the weights in `scratch`; where all are, those up to `next` follow.
+    /// Adds the values of the keys of `tokens` that were kept, by the weights in `scratch`. `rows` are all of them, where they
+    /// lie adjacent; `ahead` are the values of the next keys.
     fn add_values(
         &self,
         phase: &Phase,
         tokens: Range<usize>,
-        mut kept: Kept,
-        next: usize,
+        rows: Option<StoredRows>,
+        ahead: Option<StoredRows>,
         sums: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let (simd, channels) = (self.options.simd, self.channels);
-        let Scratch { weights, kernels, converted, .. } = scratch;
-        let next = if phase.skip_margin.is_some() { 0 } else { next };
+        let Scratch { weights, kept, kernels, converted, .. } = scratch;
+        if let Some(rows) = rows {
+            return simd.decode_values(rows, ahead, kept.numbers(), weights, sums, channels, kernels);
+        }
         let mut done = 0;
-        for_runs(phase.values, &tokens, next, channels, converted, |rows, ahead, count, at| {
+        for_runs(phase.values, &tokens, 0, channels, converted, |rows, ahead, count, at| {
             let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
             let picks = &mut kept.numbers_mut()[done..done + here];
             picks.iter_mut().for_each(|pick| *pick -= at as u8);

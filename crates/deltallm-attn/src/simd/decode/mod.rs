@@ -81,12 +81,15 @@ pub(crate) struct KernelScratch {
     /// Queries times the scales of their channels.
     folded: Vec<f32>,
     coded: CodedQueries,
+    keys: Option<[usize; 2]>,
 }
 
 impl KernelScratch {
-    /// Other queries, or other keys.
-    pub(crate) fn begin(&mut self) {
-        self.coded.forget();
+    /// What is derived from queries and keys is derived again if `keys` (kv head and phase) are others than before.
+    pub(crate) fn begin(&mut self, keys: [usize; 2]) {
+        if self.keys.replace(keys) != Some(keys) {
+            self.coded.forget();
+        }
     }
 }
 
@@ -160,10 +163,12 @@ impl SimdLevel {
 
     /// See [`CodedQueries::prepare`].
     fn prepare(self, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
-        dispatch!(self.level, simd => {
-            let _ = simd;
-            coded.prepare(queries, channels, steps, factor);
-        });
+        if !coded.are_for(factor) {
+            dispatch!(self.level, simd => {
+                let _ = simd;
+                coded.prepare(queries, channels, steps, factor);
+            });
+        }
     }
 
     /// f16 scales as f32.
@@ -260,23 +265,24 @@ impl SimdLevel {
             StoredRows::F32(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
             StoredRows::F16(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
             StoredRows::Bf16(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
-            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
-                let rows = Int8Kernel { codes, scales: self.convert(stored, scales) };
-                self.weigh(Weighted { rows, picks, ahead, weights, sums, channels });
-            }
-            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
-                let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
-                self.weigh(Weighted { rows, picks, ahead, weights, sums, channels });
-            }
+            StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(self.level, simd => {
+                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+                let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+                weigh(simd, weighted);
+            }),
+            StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(self.level, simd => {
+                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+                let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+                weigh(simd, weighted);
+            }),
             // Values are never coded by channel.
             StoredRows::Int4Keys(_) => {}
         }
     }
 
     /// A function of its own for every form of rows, like [`dots`](Self::dots).
-    fn weigh<R: rows::Rows>(self, mut weighted: Weighted<R>) {
-        let heads = weighted.sums.len() / weighted.channels;
-        dispatch!(self.level, simd => in_passes(simd, heads, &mut weighted));
+    fn weigh<R: rows::Rows>(self, weighted: Weighted<R>) {
+        dispatch!(self.level, simd => weigh(simd, weighted));
     }
 
     /// Asks for the memory of the picked rows.
@@ -307,8 +313,9 @@ impl SimdLevel {
         thresholds: Option<&[f32]>,
         weights: &mut [f32],
         state: &mut Softmax,
-    ) -> Kept {
-        dispatch!(self.level, simd => select::select(simd, scores, candidates, thresholds, weights, state))
+        kept: &mut Kept,
+    ) {
+        dispatch!(self.level, simd => select::select(simd, scores, candidates, thresholds, weights, state, kept));
     }
 }
 
@@ -339,6 +346,11 @@ fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
         _ => Ahead::default(),
     };
     [Ahead::of(block.masks), values]
+}
+
+#[inline(always)]
+fn weigh<S: Lanes, R: rows::Rows>(simd: S, mut weighted: Weighted<R>) {
+    in_passes(simd, weighted.sums.len() / weighted.channels, &mut weighted);
 }
 
 /// Scales as f32.

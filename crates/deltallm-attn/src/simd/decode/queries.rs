@@ -72,12 +72,15 @@ impl CodedQueries {
         self.factor = None;
     }
 
+    /// Whether they have been made for this factor.
+    pub(super) fn are_for(&self, factor: f32) -> bool {
+        self.factor == Some(factor.to_bits())
+    }
+
     /// Makes them for keys that are `code * (steps[channel] * factor)`. Channels without a step have the step 1.
     #[inline(always)]
     pub(super) fn prepare(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
-        if self.factor.replace(factor.to_bits()) == Some(factor.to_bits()) {
-            return;
-        }
+        self.factor = Some(factor.to_bits());
         self.exact.clear();
         self.exact.extend_from_slice(queries);
         self.codes.clear();
@@ -122,15 +125,13 @@ mod tests {
     }
 
     #[test]
-    fn queries_are_coded_again_only_for_another_factor() {
+    fn queries_are_for_one_factor_and_an_infinite_one_is_not_lost() {
         let mut coded = CodedQueries::default();
-        let first = |coded: &CodedQueries| coded.exact[0];
         coded.prepare(&[2.0; 16], 16, &[0.5; 16], 1.0);
-        coded.prepare(&[7.0; 16], 16, &[0.5; 16], 1.0);
-        assert_eq!(first(&coded), 1.0);
-        coded.prepare(&[7.0; 16], 16, &[0.5; 16], 2.0);
-        assert_eq!(first(&coded), 7.0);
+        assert!(coded.are_for(1.0) && !coded.are_for(2.0));
+        assert_eq!(coded.exact, [1.0; 16]);
         coded.forget();
+        assert!(!coded.are_for(1.0));
         coded.prepare(&[f32::INFINITY; 16], 16, &[0.5; 16], 2.0);
         assert!(coded.scales[0].is_nan());
     }

@@ -6,13 +6,19 @@ use super::{lanes::Lanes, rows::lanes};
 use crate::{decode::BLOCK, simd::exp::exp2};
 
 /// The keys of a block whose values count.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(crate) struct Kept {
     /// Bit `i` is the block's key `i`.
     pub(crate) bits: u64,
     /// The same as numbers, ascending; the first `count` of them.
     numbers: [u8; BLOCK],
     count: usize,
+}
+
+impl Default for Kept {
+    fn default() -> Self {
+        Self { bits: 0, numbers: [0; BLOCK], count: 0 }
+    }
 }
 
 impl Kept {
@@ -45,11 +51,13 @@ pub(super) fn select<S: Lanes>(
     thresholds: Option<&[f32]>,
     weights: &mut [f32],
     state: &mut Softmax,
-) -> Kept {
+    kept: &mut Kept,
+) {
     let bits = candidates & thresholds.map_or(u64::MAX, |thresholds| above_any(simd, scores, thresholds));
-    let (mut numbers, count) = ([0; BLOCK], bits.count_ones() as usize);
+    let count = bits.count_ones() as usize;
+    (kept.bits, kept.count) = (bits, count);
     if count > 0 {
-        simd.numbers(bits, &mut numbers);
+        simd.numbers(bits, &mut kept.numbers);
         let channels = state.sums.len() / state.max.len();
         // First all, then all: what has just been stored in pieces cannot be loaded as a whole at once.
         for (scores, weights) in scores.chunks_exact(BLOCK).zip(weights.chunks_exact_mut(BLOCK)) {
@@ -60,7 +68,6 @@ pub(super) fn select<S: Lanes>(
             update(simd, &mut weights[..count.next_multiple_of(lanes::<S>())], max, total, sums);
         }
     }
-    Kept { bits, numbers, count }
 }
 
 /// Bit `i` is set where any head's score is not below or at its threshold: also where it is NaN, which must not go unnoticed.
