@@ -10,12 +10,14 @@
 
 use std::{f32::consts::LOG2_E, ops::Range};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaBlock, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage};
+use deltallm_core::{
+    BLOCK_TOKENS, DeltaBlock, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage,
+};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
     simd::decode::{
-        CHANNELS, Int4Keys, Int4Rows, Int8Rows, KernelScratch, Kept, Scoring, Softmax, StoredRows, Strided,
+        CHANNELS, Int4Keys, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided,
     },
     tile::{HeadRows, Keys, Phase, Rows},
     window::{Part, Split},

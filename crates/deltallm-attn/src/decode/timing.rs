@@ -131,8 +131,10 @@ fn nanoseconds_per_token() {
             k.extend_from_slice(&key);
         }
         let v: Vec<f32> = (0..tokens * channels).map(|_| random()).collect();
-        let stores: Vec<&Store> =
-            STORES.iter().filter(|store| only.as_deref().is_none_or(|only| only.split(';').any(|only| only == store.name))).collect();
+        let stores: Vec<&Store> = STORES
+            .iter()
+            .filter(|store| only.as_deref().is_none_or(|only| only.split(';').any(|only| only == store.name)))
+            .collect();
         let caches: Vec<Vec<(Cached, PagedRows)>> = stores
             .iter()
             .map(|store| {

@@ -34,7 +34,17 @@ pub(super) fn delta_scores(simd: Avx2, block: Masked<i8>, to: ToScore, keys: &mu
     // Somewhere in the loop over the rows is early enough.
     let [masks, ahead] = to.ahead;
     masks.steps(1).prefetch(simd);
-    in_passes(simd, to.queries.scales.len(), &mut Products { rows, stride, scales: None, count, to: ToScore { ahead: [ahead, Ahead::default()], ..to } });
+    in_passes(
+        simd,
+        to.queries.scales.len(),
+        &mut Products {
+            rows,
+            stride,
+            scales: None,
+            count,
+            to: ToScore { ahead: [ahead, Ahead::default()], ..to },
+        },
+    );
 }
 
 /// Scores of `count` rows. False, and nothing done, for rows of unequal groups.

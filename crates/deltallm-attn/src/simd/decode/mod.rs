@@ -1,8 +1,9 @@
 //! The micro-kernels of decoding: one query per head against the cache of one kv head.
 //!
-//! Here channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
-//! converted. Reading order: [`rows`] (the stored forms), [`dots`], [`values`], [`softmax`], [`expand`] (delta-coded keys), and [`lanes`], what
-//! differs between instruction sets.
+//! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
+//! converted. Keys of 8 bits are multiplied as integers; with AVX-512 sixteen of them lie side by side instead. Reading order: [`rows`]
+//! (the stored forms), [`dots`], [`values`], [`passes`] (which heads go together), [`select`] (skip test and softmax), [`expand`] (delta-coded
+//! keys), [`queries`] and [`vnni`] or [`madd`] (8 bits), and [`lanes`], what differs between instruction sets.
 
 mod ahead;
 mod dots;

@@ -25,7 +25,8 @@ pub(super) struct Codes {
 }
 
 impl Codes {
-    pub(super) const ZERO: Self = Self { whole: [0; WORD], high: [0; WORD / 4], low: [0; WORD / 4], sums: [0; 2] };
+    pub(super) const ZERO: Self =
+        Self { whole: [0; WORD], high: [0; WORD / 4], low: [0; WORD / 4], sums: [0; 2] };
 
     #[inline(always)]
     fn new(query: &[f32], inverse: f32) -> Self {

@@ -77,7 +77,8 @@ fn above_any<S: Lanes>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
     for first in (0..BLOCK).step_by(lanes::<S>()) {
         let mut below = <S::f32s as SimdBase<S>>::Mask::splat(simd, true);
         for (scores, threshold) in scores.chunks_exact(BLOCK).zip(thresholds) {
-            below = below & S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
+            below =
+                below & S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
         }
         bits |= (!below.to_bitmask() & (u64::MAX >> (64 - lanes::<S>()))) << first;
     }
@@ -138,4 +139,52 @@ fn raise<S: Lanes>(simd: S, best: f32, max: &mut f32, total: &mut f32, sums: &mu
         (S::f32s::from_slice(simd, sum) * factor).store_slice(sum);
     }
     *max = best;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::SimdLevel;
+
+    /// Scores of two heads, the keys kept of `tokens`, and the state after that.
+    fn selected(
+        level: SimdLevel,
+        scores: &[f32],
+        tokens: u64,
+        thresholds: Option<&[f32]>,
+    ) -> (Kept, Vec<f32>) {
+        let (mut weights, mut kept) = (vec![0.0; 2 * BLOCK], Kept::default());
+        let (mut max, mut total, mut sums) = ([0.0; 2], [0.0; 2], [0.0; 32]);
+        let mut state = Softmax { max: &mut max, total: &mut total, sums: &mut sums };
+        level.decode_select(scores, tokens, thresholds, &mut weights, &mut state, &mut kept);
+        (kept, total.to_vec())
+    }
+
+    #[test]
+    fn a_key_is_kept_if_any_head_has_it_above_its_threshold_or_not_a_number() {
+        for level in SimdLevel::available() {
+            let mut scores = [-9.0; 2 * BLOCK];
+            for (head, key, score) in [(0, 3, -1.0), (1, 17, -2.0), (0, 40, f32::NAN), (1, 63, 0.0)] {
+                scores[head * BLOCK + key] = score;
+            }
+            let (kept, total) = selected(level, &scores, u64::MAX, Some(&[-5.0, -5.0]));
+            assert_eq!(kept.numbers(), [3, 17, 40, 63], "{level}");
+            assert!(total[0].is_nan() && !total[1].is_nan(), "{level}: {total:?}");
+            // Beyond the last token there is nothing, whatever stands there.
+            let (kept, _) = selected(level, &scores, (1 << 17) - 1, Some(&[-5.0, -5.0]));
+            assert_eq!((kept.numbers(), kept.bits), (&[3][..], 1 << 3), "{level}");
+            assert!(selected(level, &scores, 7, Some(&[-5.0, -5.0])).0.numbers().is_empty(), "{level}");
+        }
+    }
+
+    #[test]
+    fn weights_of_any_number_of_keys_add_up() {
+        for level in SimdLevel::available() {
+            for count in 1..=BLOCK {
+                let (kept, total) = selected(level, &[-1.0; 2 * BLOCK], u64::MAX >> (BLOCK - count), None);
+                assert_eq!(kept.numbers().len(), count);
+                assert!((total[0] - 0.5 * count as f32).abs() < 1e-4, "{level}: {count} keys, {total:?}");
+            }
+        }
+    }
 }

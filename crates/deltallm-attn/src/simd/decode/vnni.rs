@@ -59,7 +59,10 @@ pub(super) fn row_scores(simd: Avx512, rows: Int8Rows, count: usize, to: ToScore
 impl<'a> ToScore<'a> {
     /// The codes of the heads `head..head + G`, and their scales; `None` if there are fewer.
     #[inline(always)]
-    fn queries<const W: usize, const G: usize>(&self, head: usize) -> Option<(&'a [[Codes; W]; G], &'a [f32; G])> {
+    fn queries<const W: usize, const G: usize>(
+        &self,
+        head: usize,
+    ) -> Option<(&'a [[Codes; W]; G], &'a [f32; G])> {
         let codes = self.queries.codes.as_chunks().0.get(head..)?.first_chunk()?;
         Some((codes, self.queries.scales.get(head..)?.first_chunk()?))
     }
@@ -310,22 +313,36 @@ fn multiply<const W: usize, const G: usize, const HALF: usize>(
     codes: &[[Codes; W]; G],
     mut sums: [[__m512i; 2]; G],
 ) -> [[__m512i; 2]; G] {
-    for i in 0..4 {
-        let [a, b, c, d] = [fours[0][i], fours[1][i], fours[2][i], fours[3][i]];
-        let (ab, cd) = match HALF {
-            0 => (low_quarters(simd, a, b), low_quarters(simd, c, d)),
-            _ => (high_quarters(simd, a, b), high_quarters(simd, c, d)),
-        };
-        let keys = [even_quarters(simd, ab, cd), odd_quarters(simd, ab, cd)];
-        for (odd, keys) in keys.into_iter().enumerate() {
-            let four = 8 * HALF + 4 * odd + i;
-            for (sums, codes) in sums.iter_mut().zip(codes) {
-                sums[0] = dot(simd, sums[0], keys, codes[word].high[four]);
-                sums[1] = dot(simd, sums[1], keys, codes[word].low[four]);
-            }
-        }
-    }
+    // Written out, as loops around the loop over the heads would have the sums stored after every step.
+    quarter::<W, G, HALF>(simd, fours, 0, word, codes, &mut sums);
+    quarter::<W, G, HALF>(simd, fours, 1, word, codes, &mut sums);
+    quarter::<W, G, HALF>(simd, fours, 2, word, codes, &mut sums);
+    quarter::<W, G, HALF>(simd, fours, 3, word, codes, &mut sums);
     sums
+}
+
+/// The two registers of [`multiply`] that come of `fours[..][i]`.
+#[inline(always)]
+fn quarter<const W: usize, const G: usize, const HALF: usize>(
+    simd: Avx512,
+    fours: &Fours,
+    i: usize,
+    word: usize,
+    codes: &[[Codes; W]; G],
+    sums: &mut [[__m512i; 2]; G],
+) {
+    let [a, b, c, d] = [fours[0][i], fours[1][i], fours[2][i], fours[3][i]];
+    let (ab, cd) = match HALF {
+        0 => (low_quarters(simd, a, b), low_quarters(simd, c, d)),
+        _ => (high_quarters(simd, a, b), high_quarters(simd, c, d)),
+    };
+    let (even, odd) = (even_quarters(simd, ab, cd), odd_quarters(simd, ab, cd));
+    let four = 8 * HALF + i;
+    for (sums, codes) in sums.iter_mut().zip(codes) {
+        let Codes { high, low, .. } = &codes[word];
+        sums[0] = dot(simd, dot(simd, sums[0], even, high[four]), odd, high[four + 4]);
+        sums[1] = dot(simd, dot(simd, sums[1], even, low[four]), odd, low[four + 4]);
+    }
 }
 
 #[inline(always)]
@@ -349,7 +366,8 @@ fn expand(simd: Avx512, mask: u64, values: &[i8], start: usize) -> u8x64<Avx512>
             debug_assert!(start + mask.count_ones() as usize <= values.len());
             // SAFETY: the instruction reads as many bytes as the mask has bits, and does not touch what lies after them. Those
             // are in the slice: `Running::next_masks` has found all values of the sixteen keys to be there.
-            unsafe { _mm512_maskz_expandloadu_epi8(mask, values.as_ptr().wrapping_add(start)) }.simd_into(avx512)
+            unsafe { _mm512_maskz_expandloadu_epi8(mask, values.as_ptr().wrapping_add(start)) }
+                .simd_into(avx512)
         }
     );
     load(simd, mask, values, start)

@@ -5,7 +5,9 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use fearless_simd::{Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, mask8x64, prelude::*, u8x16, u8x64, u16x8, u16x16};
+use fearless_simd::{
+    Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, mask8x64, prelude::*, u8x16, u8x64, u16x8, u16x16,
+};
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
