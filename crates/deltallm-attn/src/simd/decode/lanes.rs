@@ -43,6 +43,9 @@ pub(super) trait Lanes: Simd {
     /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
     const HEADS: usize;
 
+    /// Registers of vectors.
+    const REGISTERS: usize;
+
     /// binary16 to f32.
     fn f16s(self, x: &[f16]) -> Self::f32s {
         Self::f32s::from_fn(self, |i| finite(x[i]))
@@ -118,4 +121,5 @@ pub(super) trait Lanes: Simd {
 
 impl Lanes for Fallback {
     const HEADS: usize = 2;
+    const REGISTERS: usize = 16;
 }

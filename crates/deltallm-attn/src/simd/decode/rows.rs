@@ -54,6 +54,9 @@ pub(crate) struct Int4Keys<'a> {
 
 /// Rows that can be read vector by vector.
 pub(super) trait Rows: Copy {
+    /// Registers that its conversions occupy all the time, with constants.
+    const HELD: usize = 0;
+
     /// One row.
     type Row: Row;
 
@@ -151,6 +154,9 @@ pub(super) struct Int4Kernel<'a> {
 }
 
 impl<'a> Rows for Int4Kernel<'a> {
+    /// The mask of a nibble, the code of zero and the scale.
+    const HELD: usize = 3;
+
     type Row = Self;
 
     #[inline(always)]

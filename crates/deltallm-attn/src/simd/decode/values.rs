@@ -25,14 +25,20 @@ pub(super) struct Weighted<'a, R> {
 }
 
 impl<S: Lanes, R: Rows> Pass<S> for Weighted<'_, R> {
-    /// Four vectors of channels at a time.
+    /// Four vectors of channels at a time, or two where the registers hold no more sums.
     #[inline(always)]
     fn pass<const G: usize>(&mut self, simd: S, head: usize) {
         let vectors = self.channels / lanes::<S>();
         let mut vector = 0;
-        while vector + 4 <= vectors {
+        // The sums, the weights, a value, and what the rows need.
+        let four = const { 4 * G + G + 1 + R::HELD <= S::REGISTERS };
+        while four && vector + 4 <= vectors {
             self.panel::<S, G, 4>(simd, head, vector);
             vector += 4;
+        }
+        while !four && vector + 2 <= vectors {
+            self.panel::<S, G, 2>(simd, head, vector);
+            vector += 2;
         }
         while vector < vectors {
             self.panel::<S, G, 1>(simd, head, vector);

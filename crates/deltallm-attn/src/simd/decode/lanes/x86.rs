@@ -20,6 +20,7 @@ use crate::decode::BLOCK;
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
 impl Lanes for Avx2 {
     const HEADS: usize = 3;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn f16s(self, x: &[f16]) -> f32x8<Self> {
@@ -113,6 +114,7 @@ impl Lanes for Avx2 {
 
 impl Lanes for Avx512 {
     const HEADS: usize = 4;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     fn f16s(self, x: &[f16]) -> f32x16<Self> {
