@@ -77,8 +77,7 @@ fn above_any<S: Lanes>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
     for first in (0..BLOCK).step_by(lanes::<S>()) {
         let mut below = <S::f32s as SimdBase<S>>::Mask::splat(simd, true);
         for (scores, threshold) in scores.chunks_exact(BLOCK).zip(thresholds) {
-            below =
-                below & S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
+            below &= S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
         }
         bits |= (!below.to_bitmask() & (u64::MAX >> (64 - lanes::<S>()))) << first;
     }
