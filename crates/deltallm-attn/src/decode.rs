@@ -10,11 +10,15 @@
 
 use std::{f32::consts::LOG2_E, ops::Range};
 
-use deltallm_core::{BLOCK_TOKENS, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage};
+use deltallm_core::{
+    BLOCK_TOKENS, DeltaBlock, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage,
+};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::decode::{CHANNELS, Int4Keys, Int4Rows, Int8Rows, KernelScratch, Scoring, StoredRows, Strided},
+    simd::decode::{
+        CHANNELS, Int4Keys, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided,
+    },
     tile::{HeadRows, Keys, Phase, Rows},
     window::{Part, Split},
 };
@@ -104,6 +108,8 @@ struct Scratch {
     scores: Vec<f32>,
     /// The same: of the block before, whose values are still to be added.
     weights: Vec<f32>,
+    /// Which keys these weights are for.
+    kept: Kept,
     kernels: KernelScratch,
     converted: Converted,
 }
@@ -245,62 +251,59 @@ impl Token<'_> {
         let exact_max = &merged[chunk.kv_head * size..][..group];
         let mut partial = Partial::new(partial, group);
         partial.clear();
-        let margin = phase.skip_margin.map(|margin| margin.nats(self.position + 1, 1) * LOG2_E);
-        if margin.is_some() {
+        // Scores above these make a value count.
+        let thresholds: Option<Vec<f32>> = phase.skip_margin.map(|margin| {
             partial.max.copy_from_slice(exact_max);
-        }
+            let margin = margin.nats(self.position + 1, 1) * LOG2_E;
+            exact_max.iter().map(|max| max - margin).collect()
+        });
+        scratch.kernels.begin([chunk.kv_head, chunk.phase]);
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
         scratch.scores.resize(group * BLOCK, 0.0);
         scratch.weights.resize(group * BLOCK, 0.0);
-        let (mut skipped, mut waiting) = (0, None);
+        let (mut skipped, mut waiting, mut coded) = (0, None, None);
 
         for block in chunk.tokens.start / BLOCK..chunk.tokens.end.div_ceil(BLOCK) {
             let tokens = chunk.tokens.start.max(block * BLOCK)..chunk.tokens.end.min((block + 1) * BLOCK);
             // The keys that follow, in the next block of the chunk.
             let next = chunk.tokens.end.min((block + 2) * BLOCK);
-            self.score(phase, queries, &tokens, next, scratch);
-            // The values of the block before: their memory has been asked for, and has had time to come.
-            if let Some(kept) = waiting.take() {
-                self.add_values(phase, kept, tokens.end, partial.sums, scratch);
+            self.score(phase, queries, &tokens, next, &mut coded, scratch);
+            let values = phase.values.stored(tokens.clone()).filter(|(_, count)| *count == tokens.len());
+            let values = values.map(|(rows, _)| rows);
+            // The values of the block before: their memory has been asked for, and has had time to come. Where all are needed
+            // those of this block are next.
+            let ahead = if thresholds.is_none() { values } else { None };
+            if let Some((before, rows)) = waiting.take() {
+                self.add_values(phase, before, rows, ahead, partial.sums, scratch);
             }
-            // Bit `i`: the value of the block's key `i` counts.
             let all = low_bits(tokens.len());
-            let bits = margin.map_or(all, |margin| {
-                let heads = scratch.scores.chunks_exact(BLOCK).zip(exact_max);
-                all & heads.fold(0, |kept, (scores, max)| kept | simd.decode_above(scores, max - margin))
-            });
-            skipped += ((tokens.len() - bits.count_ones() as usize) * group) as u64;
-            if bits == 0 {
+            let Scratch { scores, weights, kept, .. } = scratch;
+            let mut state = Softmax { max: partial.max, total: partial.total, sums: partial.sums };
+            simd.decode_select(scores, all, thresholds.as_deref(), weights, &mut state, kept);
+            skipped += ((tokens.len() - kept.numbers().len()) * group) as u64;
+            if kept.bits == 0 {
                 continue;
             }
-            let kept = Kept::new(tokens, bits);
-            if margin.is_some()
-                && let Some((rows, count)) = phase.values.stored(kept.tokens.clone())
-                && count == kept.tokens.len()
-            {
+            if let (Some(_), Some(rows)) = (&thresholds, values) {
                 simd.decode_prefetch(rows, kept.numbers(), channels);
             }
-            std::mem::swap(&mut scratch.scores, &mut scratch.weights);
-            for (head, weights) in scratch.weights.chunks_exact_mut(BLOCK).enumerate() {
-                let weights = kept.select(weights);
-                let sums = &mut partial.sums[head * channels..][..channels];
-                simd.decode_softmax(weights, &mut partial.max[head], &mut partial.total[head], sums);
-            }
-            waiting = Some(kept);
+            waiting = Some((tokens, values));
         }
-        if let Some(kept) = waiting {
-            self.add_values(phase, kept, 0, partial.sums, scratch);
+        if let Some((tokens, rows)) = waiting {
+            self.add_values(phase, tokens, rows, None, partial.sums, scratch);
         }
         skipped
     }
 
-    /// Scores the keys `tokens` of one block; keys up to `next` follow.
-    fn score(
+    /// Scores the keys `tokens` of one block; keys up to `next` follow. `coded` is the block if it is known already, and then the
+    /// one after it.
+    fn score<'a>(
         &self,
-        phase: &Phase,
+        phase: &Phase<'a>,
         queries: &[f32],
         tokens: &Range<usize>,
         next: usize,
+        coded: &mut Option<DeltaBlock<'a>>,
         scratch: &mut Scratch,
     ) {
         let (simd, channels) = (self.options.simd, self.channels);
@@ -314,8 +317,8 @@ impl Token<'_> {
             }
             Keys::Delta(matrix) => {
                 let (block, skip) = (tokens.start / BLOCK, tokens.start % BLOCK);
-                if let Some(coded) = matrix.coded(block) {
-                    let ahead = matrix.coded(block + 1);
+                let ahead = matrix.coded(block + 1);
+                if let Some(coded) = std::mem::replace(coded, ahead).or_else(|| matrix.coded(block)) {
                     simd.decode_delta_scores(coded, ahead, skip, tokens.len(), &mut scoring, kernels);
                 }
             }
@@ -325,63 +328,30 @@ impl Token<'_> {
         }
     }
 
-    /// Adds the values of the keys that were kept, by the weights in `scratch`; where all are, those up to `next` follow.
+    /// Adds the values of the keys of `tokens` that were kept, by the weights in `scratch`. `rows` are all of them, where they
+    /// lie adjacent; `ahead` are the values of the next keys.
     fn add_values(
         &self,
         phase: &Phase,
-        mut kept: Kept,
-        next: usize,
+        tokens: Range<usize>,
+        rows: Option<StoredRows>,
+        ahead: Option<StoredRows>,
         sums: &mut [f32],
         scratch: &mut Scratch,
     ) {
         let (simd, channels) = (self.options.simd, self.channels);
-        let Scratch { weights, kernels, converted, .. } = scratch;
-        let next = if phase.skip_margin.is_some() { 0 } else { next };
+        let Scratch { weights, kept, kernels, converted, .. } = scratch;
+        if let Some(rows) = rows {
+            return simd.decode_values(rows, ahead, kept.numbers(), weights, sums, channels, kernels);
+        }
         let mut done = 0;
-        for_runs(phase.values, &kept.tokens, next, channels, converted, |rows, ahead, count, at| {
+        for_runs(phase.values, &tokens, 0, channels, converted, |rows, ahead, count, at| {
             let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
-            let picks = &mut kept.numbers[done..done + here];
+            let picks = &mut kept.numbers_mut()[done..done + here];
             picks.iter_mut().for_each(|pick| *pick -= at as u8);
             simd.decode_values(rows, ahead, picks, &weights[done..], sums, channels, kernels);
             done += here;
         });
-    }
-}
-
-/// The keys of a block whose values count.
-struct Kept {
-    tokens: Range<usize>,
-    /// Bit `i` is the block's key `i`; the same as numbers, ascending, and how many they are.
-    bits: u64,
-    numbers: [u8; BLOCK],
-    count: usize,
-}
-
-impl Kept {
-    fn new(tokens: Range<usize>, bits: u64) -> Self {
-        let (mut numbers, mut count, mut rest) = ([0; BLOCK], 0, bits);
-        while rest != 0 {
-            numbers[count] = rest.trailing_zeros() as u8;
-            count += 1;
-            rest &= rest - 1;
-        }
-        Self { tokens, bits, numbers, count }
-    }
-
-    fn numbers(&self) -> &[u8] {
-        &self.numbers[..self.count]
-    }
-
-    /// Moves the scores of the kept keys to the front and returns them, filled up with -inf to whole vectors.
-    fn select<'a>(&self, scores: &'a mut [f32]) -> &'a mut [f32] {
-        if self.count < self.tokens.len() {
-            for (i, number) in self.numbers().iter().enumerate() {
-                scores[i] = scores[usize::from(*number)];
-            }
-        }
-        let padded = self.count.next_multiple_of(CHANNELS);
-        scores[self.count..padded].fill(f32::NEG_INFINITY);
-        &mut scores[..padded]
     }
 }
 

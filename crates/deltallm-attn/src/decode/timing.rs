@@ -3,7 +3,9 @@
 //!
 //! The keys walk randomly, so that about two thirds of the deltas are zero. Settings, by environment variable: `HEADS` (kv
 //! heads at 4096 tokens, 64; few of them stay in the L2 cache), `GROUP` (3), `HEAD_DIM` (64), `MARGIN` (0.2 nats, which skips
-//! 70 to 80 % of these values), `STORE` (all).
+//! 70 to 80 % of these values), `STORE` (all; names with
+//! semicolons between them), `LEVEL`
+//! (all but the scalar one), `ROUNDS` (9).
 
 use std::time::Instant;
 
@@ -129,8 +131,10 @@ fn nanoseconds_per_token() {
             k.extend_from_slice(&key);
         }
         let v: Vec<f32> = (0..tokens * channels).map(|_| random()).collect();
-        let stores: Vec<&Store> =
-            STORES.iter().filter(|store| only.as_deref().is_none_or(|only| only == store.name)).collect();
+        let stores: Vec<&Store> = STORES
+            .iter()
+            .filter(|store| only.as_deref().is_none_or(|only| only.split(';').any(|only| only == store.name)))
+            .collect();
         let caches: Vec<Vec<(Cached, PagedRows)>> = stores
             .iter()
             .map(|store| {
@@ -139,14 +143,18 @@ fn nanoseconds_per_token() {
                     .collect()
             })
             .collect();
+        let level = std::env::var("LEVEL").ok();
         for simd in SimdLevel::available().into_iter().skip(1) {
+            if level.as_deref().is_some_and(|level| level != simd.name()) {
+                continue;
+            }
             let options = AttentionOptions { simd, parallel: false, ..AttentionOptions::new(shape).unwrap() };
             let split =
                 Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4, group: 1 };
             let mut times = vec![Vec::new(); stores.len()];
             let mut counts = vec![HeadSparsity::default(); stores.len()];
             let mut out = vec![0.0; shape.heads() * channels];
-            for _ in 0..9 {
+            for _ in 0..setting("ROUNDS", 9.0) as usize {
                 for (i, (store, cache)) in stores.iter().zip(&caches).enumerate() {
                     let phases: Vec<Vec<Phase>> =
                         cache.iter().map(|(keys, values)| keys.phases(values, store.skip, margin)).collect();

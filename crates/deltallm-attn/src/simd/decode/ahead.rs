@@ -33,10 +33,12 @@ impl Ahead {
     pub(super) fn prefetch_rows<S: Lanes>(self, simd: S, picks: &[u8], bytes: usize) {
         for pick in picks {
             let row = self.start.wrapping_add(usize::from(*pick) * bytes);
+            simd.prefetch(row);
             // A row may begin anywhere in a line: its last byte may need one line more.
-            (0..bytes).step_by(LINE).for_each(|byte| simd.prefetch(row.wrapping_add(byte)));
-            if !bytes.is_multiple_of(LINE) {
-                simd.prefetch(row.wrapping_add(bytes - 1));
+            let mut byte = LINE.min(bytes - 1);
+            while byte < bytes {
+                simd.prefetch(row.wrapping_add(byte));
+                byte = if byte == bytes - 1 { bytes } else { (byte + LINE).min(bytes - 1) };
             }
         }
     }

@@ -10,9 +10,9 @@ use half::{bf16, f16};
 
 use super::{
     ahead::Ahead,
-    dots::dots,
     expand::{Masked, expand_by_bits},
-    rows::Strided,
+    queries::CodedQueries,
+    rows::Int8Rows,
 };
 use crate::decode::BLOCK;
 
@@ -25,36 +25,26 @@ pub(super) fn finite(x: f16) -> f32 {
     f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
 }
 
-/// What [`Lanes::int8_scores`] multiplies the codes of keys with, and where the scores go.
+/// Where the scores of keys of 8 bits go, and what they are for.
 pub(super) struct ToScore<'a> {
-    /// `[heads, channels]`, times the steps of the channels.
-    pub(super) queries: &'a [f32],
+    pub(super) queries: &'a CodedQueries,
     /// Padded channels.
     pub(super) channels: usize,
-    /// `[heads, BLOCK]`.
+    /// Keys of the block that are left out.
+    pub(super) skip: usize,
+    /// Memory to ask for meanwhile.
+    pub(super) ahead: [Ahead; 2],
+    /// `[heads, BLOCK]`, or from the block's key on that the first one is.
     pub(super) out: &'a mut [f32],
-}
-
-/// Writes the keys out and takes them as rows: exact, in f32.
-#[inline(always)]
-pub(super) fn expand_and_score<S: Lanes>(
-    simd: S,
-    block: Masked<i8>,
-    skip: usize,
-    to: ToScore,
-    keys: &mut Vec<i8>,
-) {
-    let stride = block.room(keys);
-    let count = block.tokens() - skip;
-    simd.expand_i8(block, keys);
-    let rows = Strided { data: &keys[skip * stride..], stride };
-    dots(simd, rows, Ahead::default(), count, to.queries, to.channels, to.out, BLOCK);
 }
 
 /// Conversions, sums and expansions; every slice of numbers to convert is one vector of f32 long.
 pub(super) trait Lanes: Simd {
     /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
     const HEADS: usize;
+
+    /// Registers of vectors.
+    const REGISTERS: usize;
 
     /// binary16 to f32.
     fn f16s(self, x: &[f16]) -> Self::f32s {
@@ -71,9 +61,9 @@ pub(super) trait Lanes: Simd {
         Self::f32s::from_fn(self, |i| f32::from(x[i]))
     }
 
-    /// The low or the high halves of bytes to f32, unsigned.
-    fn nibbles(self, x: &[u8], high: bool) -> Self::f32s {
-        Self::f32s::from_fn(self, |i| f32::from(if high { x[i] >> 4 } else { x[i] & 15 }))
+    /// The low or the high halves of bytes to f32, unsigned, less `zero`.
+    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> Self::f32s {
+        Self::f32s::from_fn(self, |i| f32::from(if high { x[i] >> 4 } else { x[i] & 15 }) - zero)
     }
 
     /// The sums over the lanes of four vectors.
@@ -87,11 +77,18 @@ pub(super) trait Lanes: Simd {
         expand_by_bits::<Self, Self::i8s>(self, block, out);
     }
 
-    /// `out[head * BLOCK + i] = queries[head] . keys[skip + i]` for the keys of a block of bytes; `queries` is
-    /// `[heads, channels]`, `keys` room for the keys.
+    /// Integer products of 16-bit queries with the keys of a block of bytes. False, and nothing done, where there are none.
     #[inline(always)]
-    fn int8_scores(self, block: Masked<i8>, skip: usize, to: ToScore, keys: &mut Vec<i8>) {
-        expand_and_score(self, block, skip, to, keys);
+    fn delta_scores(self, block: Masked<i8>, to: ToScore, keys: &mut Vec<i8>) -> bool {
+        let _ = (block, to, keys);
+        false
+    }
+
+    /// The same with `count` rows of bytes and scales.
+    #[inline(always)]
+    fn int8_scores(self, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+        let _ = (rows, count, to);
+        false
     }
 
     /// Keys of a block of 16-bit numbers.
@@ -106,6 +103,16 @@ pub(super) trait Lanes: Simd {
         expand_by_bits::<Self, Self::f32s>(self, block, out);
     }
 
+    /// The numbers of the bits that are set, ascending.
+    #[inline(always)]
+    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK]) {
+        let mut rest = bits;
+        for number in numbers.iter_mut().take(bits.count_ones() as usize) {
+            *number = rest.trailing_zeros() as u8;
+            rest &= rest.wrapping_sub(1);
+        }
+    }
+
     /// Asks for the cache line at an address.
     fn prefetch(self, address: *const u8) {
         let _ = address;
@@ -114,4 +121,5 @@ pub(super) trait Lanes: Simd {
 
 impl Lanes for Fallback {
     const HEADS: usize = 2;
+    const REGISTERS: usize = 16;
 }

@@ -1,20 +1,25 @@
 //! The micro-kernels of decoding: one query per head against the cache of one kv head.
 //!
-//! Here channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
-//! converted. Reading order: [`rows`] (the stored forms), [`dots`], [`values`], [`softmax`], [`expand`] (delta-coded keys), and [`lanes`], what
-//! differs between instruction sets.
+//! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
+//! converted. Keys of 8 bits are multiplied as integers; with AVX-512 sixteen of them lie side by side instead. Reading order: [`rows`]
+//! (the stored forms), [`dots`], [`values`], [`passes`] (which heads go together), [`select`] (skip test and softmax), [`expand`] (delta-coded
+//! keys), [`queries`] and [`vnni`] or [`madd`] (8 bits), and [`lanes`], what differs between instruction sets.
 
 mod ahead;
 mod dots;
 mod expand;
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-mod int8_deltas;
 mod lanes;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod madd;
+mod passes;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod prefetch;
+mod queries;
 mod rows;
-mod softmax;
+mod select;
 mod values;
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+mod vnni;
 
 use deltallm_core::{BlockCodes, DeltaBlock};
 use fearless_simd::{Fallback, Level, prelude::*};
@@ -26,10 +31,15 @@ use half::{
 use super::SimdLevel;
 use crate::decode::BLOCK;
 use ahead::Ahead;
+use dots::Dots;
 use expand::Masked;
 use lanes::{Lanes, ToScore, finite};
+use passes::in_passes;
+use queries::{CodedQueries, MOST_CHANNELS};
 use rows::{Int4Kernel, Int8Kernel, NibbleRows, lanes};
 pub(crate) use rows::{Int4Keys, Int4Rows, Int8Rows, StoredRows, Strided};
+pub(crate) use select::{Kept, Softmax};
+use values::Weighted;
 
 /// Runs an expression with the token of a level, inside a function compiled for it.
 macro_rules! dispatch {
@@ -71,6 +81,17 @@ pub(crate) struct KernelScratch {
     scales: Vec<f32>,
     /// Queries times the scales of their channels.
     folded: Vec<f32>,
+    coded: CodedQueries,
+    keys: Option<[usize; 2]>,
+}
+
+impl KernelScratch {
+    /// What is derived from queries and keys is derived again if `keys` (kv head and phase) are others than before.
+    pub(crate) fn begin(&mut self, keys: [usize; 2]) {
+        if self.keys.replace(keys) != Some(keys) {
+            self.coded.forget();
+        }
+    }
 }
 
 /// The scores of one block of keys, `[group, BLOCK]`, and the queries they are for.
@@ -94,20 +115,28 @@ impl SimdLevel {
         to: &mut Scoring,
         scratch: &mut KernelScratch,
     ) {
-        let KernelScratch { scales, folded, .. } = scratch;
+        let KernelScratch { scales, folded, coded, .. } = scratch;
         let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
-        let ahead = ahead.map_or(Ahead::default(), |rows| rows.memory(channels));
+        let memory = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
+        let ahead = memory[0];
         match rows {
-            StoredRows::F32(rows) => self.dots(rows, ahead, count, queries, channels, out),
-            StoredRows::F16(rows) => self.dots(rows, ahead, count, queries, channels, out),
-            StoredRows::Bf16(rows) => self.dots(rows, ahead, count, queries, channels, out),
-            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
-                let rows = Int8Kernel { codes, scales: self.convert(stored, scales) };
-                self.dots(rows, ahead, count, queries, channels, out);
+            StoredRows::F32(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
+            StoredRows::F16(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
+            StoredRows::Bf16(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
+            StoredRows::Int8(rows) => {
+                if channels <= MOST_CHANNELS {
+                    self.prepare(coded, queries, channels, &[], 1.0);
+                    let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
+                    if dispatch!(self.level, simd => simd.int8_scores(rows, count, to)) {
+                        return;
+                    }
+                }
+                let rows = Int8Kernel { codes: rows.codes, scales: self.convert(rows.scales, scales) };
+                self.dots(Dots { rows, count, ahead, queries, channels, out });
             }
             StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
                 let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
-                self.dots(rows, ahead, count, queries, channels, out);
+                self.dots(Dots { rows, count, ahead, queries, channels, out });
             }
             StoredRows::Int4Keys(Int4Keys { codes, scales: stored, minima }) => {
                 // `q . (minima + code * scales)`: the scales go into the query, the minima are one number a head.
@@ -117,7 +146,8 @@ impl SimdLevel {
                     folded.iter_mut().zip(query).zip(scales).for_each(|((f, q), scale)| *f = q * scale);
                 }
                 let folded = &folded[..queries.len()];
-                self.dots(NibbleRows(codes), ahead, count, folded, channels, out);
+                let rows = NibbleRows(codes);
+                self.dots(Dots { rows, count, ahead, queries: folded, channels, out });
                 for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
                     let least: f32 = query.iter().zip(minima).map(|(q, least)| q * finite(*least)).sum();
                     out[..count].iter_mut().for_each(|score| *score += least);
@@ -126,17 +156,20 @@ impl SimdLevel {
         }
     }
 
-    /// [`dots::dots`], a function of its own for every form of rows: one for all of them takes minutes to compile.
-    fn dots<R: rows::Rows>(
-        self,
-        rows: R,
-        ahead: Ahead,
-        count: usize,
-        queries: &[f32],
-        channels: usize,
-        out: &mut [f32],
-    ) {
-        dispatch!(self.level, simd => dots::dots(simd, rows, ahead, count, queries, channels, out, BLOCK));
+    /// A function of its own for every form of rows: one for all of them takes minutes to compile.
+    fn dots<R: rows::Rows>(self, mut dots: Dots<R>) {
+        let heads = dots.queries.len() / dots.channels;
+        dispatch!(self.level, simd => in_passes(simd, heads, &mut dots));
+    }
+
+    /// See [`CodedQueries::prepare`].
+    fn prepare(self, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+        if !coded.are_for(factor) {
+            dispatch!(self.level, simd => {
+                let _ = simd;
+                coded.prepare(queries, channels, steps, factor);
+            });
+        }
     }
 
     /// f16 scales as f32.
@@ -158,9 +191,11 @@ impl SimdLevel {
         scratch: &mut KernelScratch,
     ) {
         let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
-        let ahead = ahead.map_or([Ahead::default(); 2], block_memory);
-        let KernelScratch { f32s, halves, bytes, folded, .. } = scratch;
-        dispatch!(self.level, simd => ahead.into_iter().for_each(|ahead| ahead.steps(1).prefetch(simd)));
+        let memory = ahead.map_or([Ahead::default(); 2], block_memory);
+        let KernelScratch { f32s, halves, bytes, coded, .. } = scratch;
+        if !matches!(block.codes, BlockCodes::Int8 { .. }) {
+            dispatch!(self.level, simd => memory.into_iter().for_each(|ahead| ahead.steps(1).prefetch(simd)));
+        }
         let ahead = Ahead::default();
         match block.codes {
             BlockCodes::F32 { frame, values } => {
@@ -168,32 +203,36 @@ impl SimdLevel {
                 let stride = keys.room(f32s);
                 dispatch!(self.level, simd => simd.expand_f32(keys, f32s));
                 let rows = Strided { data: &f32s[skip * stride..], stride };
-                self.dots(rows, ahead, count, queries, channels, out);
+                self.dots(Dots { rows, count, ahead, queries, channels, out });
             }
             BlockCodes::F16 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
                 let stride = keys.room(halves);
                 dispatch!(self.level, simd => simd.expand_u16(keys, halves));
                 let data: &[f16] = halves[skip * stride..].reinterpret_cast();
-                self.dots(Strided { data, stride }, ahead, count, queries, channels, out);
+                let rows = Strided { data, stride };
+                self.dots(Dots { rows, count, ahead, queries, channels, out });
             }
             BlockCodes::Bf16 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
                 let stride = keys.room(halves);
                 dispatch!(self.level, simd => simd.expand_u16(keys, halves));
                 let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
-                self.dots(Strided { data, stride }, ahead, count, queries, channels, out);
+                let rows = Strided { data, stride };
+                self.dots(Dots { rows, count, ahead, queries, channels, out });
             }
             BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
-                grow(folded, queries.len());
-                let folded = &mut folded[..queries.len()];
-                dispatch!(self.level, simd => {
-                    for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
-                        fold(query, steps, factor, folded);
-                    }
-                    simd.int8_scores(keys, skip, ToScore { queries: folded, channels, out }, bytes);
-                });
+                self.prepare(coded, queries, channels, steps, factor);
+                let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
+                let done = channels <= MOST_CHANNELS
+                    && dispatch!(self.level, simd => simd.delta_scores(keys, to, bytes));
+                if !done {
+                    let stride = keys.room(bytes);
+                    dispatch!(self.level, simd => simd.expand_i8(keys, bytes));
+                    let rows = Strided { data: &bytes[skip * stride..], stride };
+                    self.dots(Dots { rows, count, ahead, queries: &coded.exact, channels, out });
+                }
                 for escape in escapes {
                     let first = usize::from(escape.from).max(skip);
                     let last = usize::from(escape.to).min(skip + count);
@@ -222,37 +261,29 @@ impl SimdLevel {
         scratch: &mut KernelScratch,
     ) {
         let scales = &mut scratch.scales;
-        let ahead = ahead.map_or(Ahead::default(), |rows| rows.memory(channels));
+        let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
         match rows {
-            StoredRows::F32(rows) => self.weigh(rows, ahead, picks, weights, sums, channels),
-            StoredRows::F16(rows) => self.weigh(rows, ahead, picks, weights, sums, channels),
-            StoredRows::Bf16(rows) => self.weigh(rows, ahead, picks, weights, sums, channels),
-            StoredRows::Int8(Int8Rows { codes, scales: stored }) => {
-                let rows = Int8Kernel { codes, scales: self.convert(stored, scales) };
-                self.weigh(rows, ahead, picks, weights, sums, channels);
-            }
-            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
-                let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
-                self.weigh(rows, ahead, picks, weights, sums, channels);
-            }
+            StoredRows::F32(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
+            StoredRows::F16(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
+            StoredRows::Bf16(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
+            StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(self.level, simd => {
+                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+                let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+                weigh(simd, weighted);
+            }),
+            StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(self.level, simd => {
+                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+                let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+                weigh(simd, weighted);
+            }),
             // Values are never coded by channel.
             StoredRows::Int4Keys(_) => {}
         }
     }
 
-    /// [`values::accumulate`], a function of its own for every form of rows, like [`dots`](Self::dots).
-    fn weigh<R: rows::Rows>(
-        self,
-        rows: R,
-        ahead: Ahead,
-        picks: &[u8],
-        weights: &[f32],
-        sums: &mut [f32],
-        channels: usize,
-    ) {
-        dispatch!(self.level, simd => {
-            values::accumulate(simd, rows, ahead, picks, weights, BLOCK, sums, channels);
-        });
+    /// A function of its own for every form of rows, like [`dots`](Self::dots).
+    fn weigh<R: rows::Rows>(self, weighted: Weighted<R>) {
+        dispatch!(self.level, simd => weigh(simd, weighted));
     }
 
     /// Asks for the memory of the picked rows.
@@ -275,30 +306,34 @@ impl SimdLevel {
         });
     }
 
-    /// See [`softmax::update`].
-    pub(crate) fn decode_softmax(self, scores: &mut [f32], max: &mut f32, total: &mut f32, sums: &mut [f32]) {
-        dispatch!(self.level, simd => softmax::update(simd, scores, max, total, sums));
-    }
-
-    /// See [`softmax::above`].
-    pub(crate) fn decode_above(self, scores: &[f32], threshold: f32) -> u64 {
-        dispatch!(self.level, simd => softmax::above(simd, scores, threshold))
+    /// See [`select::select`].
+    pub(crate) fn decode_select(
+        self,
+        scores: &[f32],
+        candidates: u64,
+        thresholds: Option<&[f32]>,
+        weights: &mut [f32],
+        state: &mut Softmax,
+        kept: &mut Kept,
+    ) {
+        dispatch!(self.level, simd => select::select(simd, scores, candidates, thresholds, weights, state, kept));
     }
 }
 
 impl StoredRows<'_> {
-    /// Where the rows are; scales are few enough to be found by themselves.
-    fn memory(self, channels: usize) -> Ahead {
-        match self {
+    /// Where the rows are, and their scales.
+    fn memory(self, channels: usize) -> [Ahead; 2] {
+        let (rows, scales) = match self {
             // Somebody else's cache, with other heads between the rows.
-            Self::F32(rows) if rows.stride != channels => Ahead::default(),
-            Self::F32(rows) => Ahead::of(rows.data),
-            Self::F16(rows) => Ahead::of(rows.data),
-            Self::Bf16(rows) => Ahead::of(rows.data),
-            Self::Int8(rows) => Ahead::of(rows.codes),
-            Self::Int4(rows) => Ahead::of(rows.codes),
-            Self::Int4Keys(rows) => Ahead::of(rows.codes),
-        }
+            Self::F32(rows) if rows.stride != channels => (Ahead::default(), Ahead::default()),
+            Self::F32(rows) => (Ahead::of(rows.data), Ahead::default()),
+            Self::F16(rows) => (Ahead::of(rows.data), Ahead::default()),
+            Self::Bf16(rows) => (Ahead::of(rows.data), Ahead::default()),
+            Self::Int8(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
+            Self::Int4(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
+            Self::Int4Keys(rows) => (Ahead::of(rows.codes), Ahead::default()),
+        };
+        [rows, scales]
     }
 }
 
@@ -314,6 +349,11 @@ fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
     [Ahead::of(block.masks), values]
 }
 
+#[inline(always)]
+fn weigh<S: Lanes, R: rows::Rows>(simd: S, mut weighted: Weighted<R>) {
+    in_passes(simd, weighted.sums.len() / weighted.channels, &mut weighted);
+}
+
 /// Scales as f32.
 #[inline(always)]
 fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
@@ -326,17 +366,6 @@ fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &
         *out = finite(*x);
     }
     &scales[..stored.len()]
-}
-
-/// A query times the steps of 8-bit codes; the padding of its channels is zero.
-#[inline(always)]
-fn fold(query: &[f32], steps: &[f32], factor: f32, folded: &mut [f32]) {
-    for ((folded, q), step) in folded.iter_mut().zip(query).zip(steps) {
-        let step = step * factor;
-        // Any other step has codes of 0 only, and must not make NaN of them.
-        *folded = if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { q * step } else { 0.0 };
-    }
-    folded[steps.len()..].fill(0.0);
 }
 
 impl<T> Masked<'_, T> {

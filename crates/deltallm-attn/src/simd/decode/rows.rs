@@ -54,6 +54,9 @@ pub(crate) struct Int4Keys<'a> {
 
 /// Rows that can be read vector by vector.
 pub(super) trait Rows: Copy {
+    /// Registers that its conversions occupy all the time, with constants.
+    const HELD: usize = 0;
+
     /// One row.
     type Row: Row;
 
@@ -151,6 +154,9 @@ pub(super) struct Int4Kernel<'a> {
 }
 
 impl<'a> Rows for Int4Kernel<'a> {
+    /// The mask of a nibble, the code of zero and the scale.
+    const HELD: usize = 3;
+
     type Row = Self;
 
     #[inline(always)]
@@ -166,9 +172,7 @@ impl Row for Int4Kernel<'_> {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
         let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        let codes = simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2);
-        let scale = S::f32s::splat(simd, self.scales[group]);
-        codes.mul_add(scale, scale * -8.0)
+        simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2, 8.0) * self.scales[group]
     }
 }
 
@@ -190,7 +194,7 @@ impl Row for NibbleRows<'_> {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
         let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2)
+        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2, 0.0)
     }
 }
 

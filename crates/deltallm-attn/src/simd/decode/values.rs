@@ -5,135 +5,83 @@ use fearless_simd::prelude::*;
 use super::{
     ahead::Ahead,
     lanes::Lanes,
+    passes::Pass,
     rows::{Row, Rows, lanes},
 };
+use crate::decode::BLOCK;
 
-/// `sums[head] += sum over i of weights[head * stride + i] * rows[picks[i]]`; `sums` is `[heads, channels]`, and
-/// `channels` a multiple of the vector length. Meanwhile the memory `ahead` is asked for.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-pub(super) fn accumulate<S: Lanes, R: Rows>(
-    simd: S,
-    rows: R,
-    ahead: Ahead,
-    picks: &[u8],
-    weights: &[f32],
-    stride: usize,
-    sums: &mut [f32],
-    channels: usize,
-) {
-    let heads = sums.len() / channels;
-    let mut head = 0;
-    while head < heads {
-        let passes = (heads - head).div_ceil(S::HEADS);
-        let pass = (heads - head).div_ceil(passes);
-        let (weights, sums) = (&weights[head * stride..], &mut sums[head * channels..]);
-        let ahead = if head == 0 { ahead } else { Ahead::default() };
-        match pass {
-            1 => heads_of::<S, R, 1>(simd, rows, ahead, picks, weights, stride, sums, channels),
-            2 if const { S::HEADS >= 2 } => {
-                heads_of::<S, R, 2>(simd, rows, ahead, picks, weights, stride, sums, channels)
-            }
-            3 if const { S::HEADS >= 3 } => {
-                heads_of::<S, R, 3>(simd, rows, ahead, picks, weights, stride, sums, channels)
-            }
-            4 if const { S::HEADS >= 4 } => {
-                heads_of::<S, R, 4>(simd, rows, ahead, picks, weights, stride, sums, channels)
-            }
-            // Not reached: a pass has at most `HEADS` heads, which no level has more than four of.
-            _ => {}
+/// `sums[head] += sum over i of weights[head * BLOCK + i] * rows[picks[i]]`.
+pub(super) struct Weighted<'a, R> {
+    pub(super) rows: R,
+    pub(super) picks: &'a [u8],
+    /// Memory to ask for meanwhile.
+    pub(super) ahead: Ahead,
+    /// `[heads, BLOCK]`, or from the weight of the first pick on.
+    pub(super) weights: &'a [f32],
+    /// `[heads, channels]`.
+    pub(super) sums: &'a mut [f32],
+    /// A multiple of the vector length.
+    pub(super) channels: usize,
+}
+
+impl<S: Lanes, R: Rows> Pass<S> for Weighted<'_, R> {
+    /// Four vectors of channels at a time, or two where the registers hold no more sums.
+    #[inline(always)]
+    fn pass<const G: usize>(&mut self, simd: S, head: usize) {
+        let vectors = self.channels / lanes::<S>();
+        let mut vector = 0;
+        // The sums, the weights, a value, and what the rows need.
+        let four = const { 4 * G + G + 1 + R::HELD <= S::REGISTERS };
+        while four && vector + 4 <= vectors {
+            self.panel::<S, G, 4>(simd, head, vector);
+            vector += 4;
         }
-        head += pass;
+        while !four && vector + 2 <= vectors {
+            self.panel::<S, G, 2>(simd, head, vector);
+            vector += 2;
+        }
+        while vector < vectors {
+            self.panel::<S, G, 1>(simd, head, vector);
+            vector += 1;
+        }
     }
 }
 
-/// `G` heads, four vectors of channels at a time.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-fn heads_of<S: Lanes, R: Rows, const G: usize>(
-    simd: S,
-    rows: R,
-    ahead: Ahead,
-    picks: &[u8],
-    weights: &[f32],
-    stride: usize,
-    sums: &mut [f32],
-    channels: usize,
-) {
-    let vectors = channels / lanes::<S>();
-    let mut vector = 0;
-    while vector + 4 <= vectors {
-        panel::<S, R, G, 4>(
-            simd,
-            rows,
-            if vector == 0 { ahead } else { Ahead::default() },
-            picks,
-            weights,
-            stride,
-            sums,
-            channels,
-            vector,
-        );
-        vector += 4;
-    }
-    while vector < vectors {
-        panel::<S, R, G, 1>(
-            simd,
-            rows,
-            if vector == 0 { ahead } else { Ahead::default() },
-            picks,
-            weights,
-            stride,
-            sums,
-            channels,
-            vector,
-        );
-        vector += 1;
-    }
-}
-
-/// `G` heads by `N` vectors of channels, kept in registers over all picked rows.
-#[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-fn panel<S: Lanes, R: Rows, const G: usize, const N: usize>(
-    simd: S,
-    rows: R,
-    ahead: Ahead,
-    picks: &[u8],
-    weights: &[f32],
-    stride: usize,
-    sums: &mut [f32],
-    channels: usize,
-    first: usize,
-) {
-    // Loops, not closures: what is not inlined into this function is compiled without its instructions.
-    let at = |head: usize, vector: usize| head * channels + (first + vector) * lanes::<S>();
-    let mut kept = [[S::f32s::splat(simd, 0.0); N]; G];
-    let mut rows_of_weights = [&[][..]; G];
-    for (head, (kept, row)) in kept.iter_mut().zip(&mut rows_of_weights).enumerate() {
-        *row = &weights[head * stride..][..picks.len()];
-        for (vector, kept) in kept.iter_mut().enumerate() {
-            *kept = S::f32s::from_slice(simd, &sums[at(head, vector)..][..lanes::<S>()]);
-        }
-    }
-    let mut ahead = ahead.steps(picks.len());
-    for (i, pick) in picks.iter().enumerate() {
-        let row = rows.row(usize::from(*pick), channels);
-        ahead.prefetch(simd);
-        let mut weight = [S::f32s::splat(simd, 0.0); G];
-        for (weight, row) in weight.iter_mut().zip(rows_of_weights) {
-            *weight = S::f32s::splat(simd, row[i]);
-        }
-        for vector in 0..N {
-            let value = row.vector(simd, first + vector);
-            for (kept, weight) in kept.iter_mut().zip(weight) {
-                kept[vector] = value.mul_add(weight, kept[vector]);
+impl<R: Rows> Weighted<'_, R> {
+    /// `G` heads by `N` vectors of channels, kept in registers over all picked rows.
+    #[inline(always)]
+    fn panel<S: Lanes, const G: usize, const N: usize>(&mut self, simd: S, head: usize, first: usize) {
+        // Loops, not closures: what is not inlined into this function is compiled without its instructions.
+        let (rows, picks, channels) = (self.rows, self.picks, self.channels);
+        let mut kept = [[S::f32s::splat(simd, 0.0); N]; G];
+        let mut rows_of_weights = [&[][..]; G];
+        for (i, (kept, row)) in kept.iter_mut().zip(&mut rows_of_weights).enumerate() {
+            *row = &self.weights[(head + i) * BLOCK..][..picks.len()];
+            let sums = &self.sums[(head + i) * channels + first * lanes::<S>()..][..N * lanes::<S>()];
+            for (kept, sums) in kept.iter_mut().zip(sums.chunks_exact(lanes::<S>())) {
+                *kept = S::f32s::from_slice(simd, sums);
             }
         }
-    }
-    for (head, kept) in kept.iter().enumerate() {
-        for (vector, kept) in kept.iter().enumerate() {
-            kept.store_slice(&mut sums[at(head, vector)..][..lanes::<S>()]);
+        let mut ahead = std::mem::take(&mut self.ahead).steps(picks.len());
+        for (i, pick) in picks.iter().enumerate() {
+            let row = rows.row(usize::from(*pick), channels);
+            ahead.prefetch(simd);
+            let mut weight = [S::f32s::splat(simd, 0.0); G];
+            for (weight, row) in weight.iter_mut().zip(rows_of_weights) {
+                *weight = S::f32s::splat(simd, row[i]);
+            }
+            for vector in 0..N {
+                let value = row.vector(simd, first + vector);
+                for (kept, weight) in kept.iter_mut().zip(weight) {
+                    kept[vector] = value.mul_add(weight, kept[vector]);
+                }
+            }
+        }
+        for (i, kept) in kept.iter().enumerate() {
+            let sums = &mut self.sums[(head + i) * channels + first * lanes::<S>()..][..N * lanes::<S>()];
+            for (kept, sums) in kept.iter().zip(sums.chunks_exact_mut(lanes::<S>())) {
+                kept.store_slice(sums);
+            }
         }
     }
 }

@@ -6,4 +6,5 @@ use super::Lanes;
 
 impl Lanes for Neon {
     const HEADS: usize = 4;
+    const REGISTERS: usize = 32;
 }

@@ -5,18 +5,22 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use fearless_simd::{Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, prelude::*, u8x16, u16x8, u16x16};
+use fearless_simd::{
+    Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, mask8x64, prelude::*, u8x16, u8x64, u16x8, u16x16,
+};
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::{expand::expand_in_registers, int8_deltas, prefetch::prefetch},
+    super::{expand::expand_in_registers, madd, prefetch::prefetch, rows::Int8Rows, vnni},
     Lanes, Masked, ToScore,
 };
+use crate::decode::BLOCK;
 
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
 impl Lanes for Avx2 {
     const HEADS: usize = 3;
+    const REGISTERS: usize = 16;
 
     #[inline(always)]
     fn f16s(self, x: &[f16]) -> f32x8<Self> {
@@ -55,7 +59,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8], high: bool) -> f32x8<Self> {
+    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> f32x8<Self> {
         kernel!(
             #[inline(always)]
             fn convert(avx2: Avx2, x: i64, high: bool) -> f32x8<Avx2> {
@@ -66,7 +70,7 @@ impl Lanes for Avx2 {
         );
         let mut bytes = [0; 8];
         bytes.copy_from_slice(x);
-        convert(self, i64::from_le_bytes(bytes), high)
+        convert(self, i64::from_le_bytes(bytes), high) - zero
     }
 
     #[inline(always)]
@@ -87,6 +91,22 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
+    fn delta_scores(self, block: Masked<i8>, to: ToScore, keys: &mut Vec<i8>) -> bool {
+        madd::delta_scores(self, block, to, keys);
+        true
+    }
+
+    #[inline(always)]
+    fn int8_scores(self, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+        madd::row_scores(self, rows, count, to)
+    }
+
+    #[inline(always)]
+    fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
+        madd::expand(self, block, out);
+    }
+
+    #[inline(always)]
     fn prefetch(self, address: *const u8) {
         prefetch(address);
     }
@@ -94,6 +114,7 @@ impl Lanes for Avx2 {
 
 impl Lanes for Avx512 {
     const HEADS: usize = 4;
+    const REGISTERS: usize = 32;
 
     #[inline(always)]
     fn f16s(self, x: &[f16]) -> f32x16<Self> {
@@ -130,16 +151,18 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8], high: bool) -> f32x16<Self> {
+    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> f32x16<Self> {
         kernel!(
             #[inline(always)]
-            fn convert(avx512: Avx512, x: u8x16<Avx512>, high: bool) -> f32x16<Avx512> {
+            fn choose(avx512: Avx512, x: u8x16<Avx512>, high: bool, all: __m512) -> f32x16<Avx512> {
                 let wide = _mm512_cvtepu8_epi32(x.into());
                 let half = if high { _mm512_srli_epi32::<4>(wide) } else { wide };
-                _mm512_cvtepi32_ps(_mm512_and_si512(half, _mm512_set1_epi32(15))).simd_into(avx512)
+                // Looks at four bits only.
+                _mm512_permutexvar_ps(half, all).simd_into(avx512)
             }
         );
-        convert(self, u8x16::from_slice(self, x), high)
+        let all = f32x16::from_fn(self, |i| i as f32 - zero);
+        choose(self, u8x16::from_slice(self, x), high, all.into())
     }
 
     #[inline(always)]
@@ -162,8 +185,19 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn int8_scores(self, block: Masked<i8>, skip: usize, to: ToScore, keys: &mut Vec<i8>) {
-        int8_deltas::scores(self, block, skip, to, keys);
+    fn delta_scores(self, block: Masked<i8>, to: ToScore, _: &mut Vec<i8>) -> bool {
+        vnni::delta_scores(self, block, to)
+    }
+
+    #[inline(always)]
+    fn int8_scores(self, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+        vnni::row_scores(self, rows, count, to)
+    }
+
+    #[inline(always)]
+    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK]) {
+        let all = u8x64::from_fn(self, |i| i as u8);
+        all.compress(mask8x64::from_bitmask(self, bits)).store_slice(numbers);
     }
 
     #[inline(always)]
