@@ -20,7 +20,7 @@ use crate::{
 /// Queries in a tile, for a group of `group` query heads per kv head: 64 to 128 lanes for groups of up to 32, so
 /// that the tile of queries stays in the L1 or L2 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
 pub fn query_tile(group: usize) -> usize {
-    (48 / group.max(1)).next_power_of_two().clamp(4, 64)
+    (64 / group.max(1)).next_power_of_two().clamp(4, 64)
 }
 
 /// Rows of one kv head, addressed by token.
@@ -224,19 +224,20 @@ impl TilePart<'_> {
             counts.skipped_values += pairs;
         }
         let all = union(ranges.iter().cloned());
-        let seen_by_all = ranges.iter().map(|r| r.start).max().unwrap_or(0)
-            ..ranges.iter().map(|r| r.end).min().unwrap_or(0);
         match &prepared.filter {
-            Some(filter) if !seen_by_all.is_empty() => {
-                self.attend_candidates(filter, &seen_by_all, scratch, counts);
-                self.attend_blocks(all.start..seen_by_all.start, &seen_by_all, scratch, counts);
-                self.attend_blocks(seen_by_all.end..all.end, &seen_by_all, scratch, counts);
-            }
-            _ => self.attend_blocks(all, &seen_by_all, scratch, counts),
+            _ if all.is_empty() => {}
+            Some(filter) => self.attend_candidates(filter, &all, scratch, counts),
+            None => self.attend_blocks(&all, scratch, counts),
         }
     }
 
-    /// Attends the keys `tokens`, each of which every query sees, by way of a first pass in 8 bits.
+    /// The keys that every query sees.
+    fn seen_by_all(self) -> Range<usize> {
+        let start = self.ranges.iter().map(|range| range.start).max().unwrap_or(0);
+        start..self.ranges.iter().map(|range| range.end).min().unwrap_or(0)
+    }
+
+    /// Attends the keys `tokens` by way of a first pass in 8 bits.
     fn attend_candidates(
         self,
         keys: &KeyCodes,
@@ -250,49 +251,53 @@ impl TilePart<'_> {
         candidates.clear();
         filter.candidates(keys, tokens.clone(), codes, thresholds, candidates);
         let candidates = std::mem::take(candidates);
-        for picks in candidates.chunks(BLOCK_TOKENS) {
-            scratch.picks.clear();
-            scratch.picks.extend_from_slice(picks);
-            self.score(true, scratch);
-            self.count_kept(true, scratch, counts);
-            self.accumulate(scratch);
+        let seen_by_all = self.seen_by_all();
+        // Before, inside and behind what every query sees.
+        let (before, rest) = candidates.split_at(candidates.partition_point(|t| *t < seen_by_all.start));
+        let (inside, behind) = rest.split_at(rest.partition_point(|t| *t < seen_by_all.end));
+        for (picks, whole) in [(before, false), (inside, true), (behind, false)] {
+            for picks in picks.chunks(BLOCK_TOKENS) {
+                scratch.picks.clear();
+                scratch.picks.extend_from_slice(picks);
+                self.attend_picks(whole, scratch, counts);
+            }
         }
         scratch.candidates = candidates;
     }
 
-    /// Attends the keys `tokens`, some of which only some queries see, block by block.
-    fn attend_blocks(
-        self,
-        tokens: Range<usize>,
-        seen_by_all: &Range<usize>,
-        scratch: &mut Scratch,
-        counts: &mut HeadSparsity,
-    ) {
-        let Self { options, phase, ranges, lanes, .. } = self;
-        let (group, simd) = (options.shape.group(), options.simd);
+    /// Attends the keys `tokens`, block by block.
+    fn attend_blocks(self, tokens: &Range<usize>, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+        let seen_by_all = self.seen_by_all();
         let mut start = tokens.start;
         while start < tokens.end {
             let block = start..tokens.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
             start = block.end;
             let whole = seen_by_all.start <= block.start && block.end <= seen_by_all.end;
             scratch.picks.clear();
-            scratch.picks.extend(block.clone());
-            self.score(whole, scratch);
-            if !whole {
-                let lane_ranges = || (0..group).flat_map(|_| ranges);
-                let row = |token: usize| (token.clamp(block.start, block.end) - block.start) as f32;
-                scratch.starts.reset(lanes, 0.0);
-                scratch.ends.reset(lanes, 0.0);
-                scratch.starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
-                scratch.ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
-                simd.mask(&mut scratch.scores[..block.len() * lanes], &scratch.starts, &scratch.ends);
-                if phase.skip_margin.is_some() {
-                    keep_rows(scratch, lanes, simd);
-                }
-            }
-            self.count_kept(whole, scratch, counts);
-            self.accumulate(scratch);
+            scratch.picks.extend(block);
+            self.attend_picks(whole, scratch, counts);
         }
+    }
+
+    /// Attends the picked keys, which are in ascending order; `whole` if every query sees them.
+    fn attend_picks(self, whole: bool, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+        let Self { options, phase, ranges, lanes, .. } = self;
+        self.score(whole, scratch);
+        if !whole {
+            let Scratch { scores, picks, starts, ends, .. } = &mut *scratch;
+            let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
+            let row = |token: usize| picks.partition_point(|pick| *pick < token) as f32;
+            starts.reset(lanes, 0.0);
+            ends.reset(lanes, 0.0);
+            starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
+            ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
+            options.simd.mask(scores, starts, ends);
+            if phase.skip_margin.is_some() {
+                keep_rows(scratch, lanes, options.simd);
+            }
+        }
+        self.count_kept(whole, scratch, counts);
+        self.accumulate(scratch);
     }
 
     /// Takes the keys that were kept, `whole` ones seen by every query, out of the count of those that are skipped.
