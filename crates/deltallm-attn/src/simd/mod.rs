@@ -104,6 +104,8 @@ impl SimdLevel {
             "avx512" => Filter::avx512(self.level),
             #[cfg(target_arch = "x86_64")]
             "avx2" => Filter::avx2(self.level),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Filter::neon(self.level),
             _ => None,
         }
     }

@@ -18,6 +18,11 @@
 #[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 mod x86;
 
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "intrinsics that read memory, and assembly; every block says why it is sound")]
+#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
+mod aarch64;
+
 use std::ops::Range;
 
 use deltallm_core::BLOCK_TOKENS;
@@ -34,6 +39,20 @@ pub(crate) enum Dots {
     /// AVX-VNNI; only [`Filter::avx2`] makes it.
     #[cfg(target_arch = "x86_64")]
     Avx2,
+    /// The dot products of Arm; only [`Filter::neon`] makes it.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+impl Dots {
+    /// What is added to the codes of keys: the instructions of x86 take one of their factors without a sign.
+    fn shift(self) -> f32 {
+        match self {
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => 0.0,
+            _ => 128.0,
+        }
+    }
 }
 
 /// A first pass at one level.
@@ -48,7 +67,7 @@ pub(crate) struct Filter {
 pub(crate) struct KeyCodes {
     /// The tokens that are here.
     tokens: Range<usize>,
-    /// `[tokens, quads]`: four channels a number, each code with 128 added.
+    /// `[tokens, quads]`: four channels a number, each code with [`Dots::shift`] added.
     quads: Vec<u32>,
     /// `[head_dim]`.
     centers: Vec<f32>,
@@ -77,8 +96,8 @@ pub(crate) struct QueryCodes {
     /// Norms of `q step` and of what its codes leave over.
     norms: Vec<f32>,
     rests: Vec<f32>,
-    /// -128 times the sum of the codes: takes back what was added to the keys'.
-    offsets: Vec<f32>,
+    /// The sum of the codes times minus [`Dots::shift`]: takes back what was added to the keys'.
+    offsets: Vec<i32>,
     /// What the sums of a block start from: they end below zero for keys that cannot be above the threshold.
     starts: Vec<i32>,
 }
@@ -107,18 +126,24 @@ impl Filter {
         x86::detect_avx2().then_some(Self { dots: Dots::Avx2, level })
     }
 
+    /// 128-bit instructions, if the CPU has them.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn neon(level: Level) -> Option<Self> {
+        aarch64::detect().then_some(Self { dots: Dots::Neon, level })
+    }
+
     /// Codes of the keys `[tokens, head_dim]`; `None` where a channel's range is beyond f32, or too many are to be added up
     /// in 32 bits.
     pub(crate) fn keys(self, tokens: Range<usize>, keys: &[f32], head_dim: usize) -> Option<KeyCodes> {
         let mut out = KeyCodes { tokens, ..KeyCodes::default() };
-        dispatch!(self.level, simd => out.fill(simd, keys, head_dim));
+        dispatch!(self.level, simd => out.fill(simd, keys, head_dim, self.dots.shift()));
         let finite = out.centers.iter().chain(&out.steps).all(|x| x.is_finite());
         (finite && head_dim <= 4096).then_some(out)
     }
 
     /// Codes of a tile of queries, `[head_dim, lanes]`.
     pub(crate) fn set_queries(self, keys: &KeyCodes, queries: &[f32], lanes: usize, out: &mut QueryCodes) {
-        dispatch!(self.level, simd => out.fill(simd, keys, queries, lanes));
+        dispatch!(self.level, simd => out.fill(simd, keys, queries, lanes, self.dots.shift()));
     }
 
     /// Appends to `picks` those of `tokens` whose score could be above the threshold in any lane, in order.
@@ -139,13 +164,15 @@ impl Filter {
             let norms = keys.norms[block];
             dispatch!(self.level, simd => queries.set_starts(simd, norms, thresholds));
             let rows = &keys.quads[start * depth..end * depth];
-            let (quads, starts) = (&queries.quads[..], &queries.starts[..]);
+            let operands = Operands::new(rows, depth, &queries.quads, &queries.starts);
             let mut bits = match self.dots {
-                Dots::Portable => portable(rows, depth, quads, starts),
+                Dots::Portable => portable(operands),
                 #[cfg(target_arch = "x86_64")]
-                Dots::Avx512 => x86::candidates_avx512(rows, depth, quads, starts),
+                Dots::Avx512 => x86::candidates_avx512(operands),
                 #[cfg(target_arch = "x86_64")]
-                Dots::Avx2 => x86::candidates_avx2(rows, depth, quads, starts),
+                Dots::Avx2 => x86::candidates_avx2(operands),
+                #[cfg(target_arch = "aarch64")]
+                Dots::Neon => aarch64::candidates(operands),
             };
             while bits != 0 {
                 picks.push(keys.tokens.start + start + bits.trailing_zeros() as usize);
@@ -156,8 +183,32 @@ impl Filter {
     }
 }
 
+/// What the instructions multiply: keys `[rows, depth]`, queries `[depth, lanes]`, starts `[lanes]`.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    keys: &'a [u32],
+    depth: usize,
+    queries: &'a [u32],
+    starts: &'a [i32],
+}
+
+impl<'a> Operands<'a> {
+    /// Panics for sizes that do not fit: the kernels rely on them.
+    fn new(keys: &'a [u32], depth: usize, queries: &'a [u32], starts: &'a [i32]) -> Self {
+        assert!(queries.len() == depth * starts.len());
+        assert!(depth > 0 && keys.len().is_multiple_of(depth) && keys.len() / depth <= 64);
+        Self { keys, depth, queries, starts }
+    }
+
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn rows(&self) -> usize {
+        self.keys.len() / self.depth
+    }
+}
+
 /// Bit `i`: the sum of key `i` ends at zero or above in some lane.
-fn portable(keys: &[u32], depth: usize, queries: &[u32], starts: &[i32]) -> u64 {
+fn portable(operands: Operands) -> u64 {
+    let Operands { keys, depth, queries, starts } = operands;
     let lanes = starts.len();
     let mut bits = 0;
     for (row, key) in keys.chunks_exact(depth).enumerate() {
@@ -176,7 +227,7 @@ fn portable(keys: &[u32], depth: usize, queries: &[u32], starts: &[i32]) -> u64 
 
 impl KeyCodes {
     #[inline(always)]
-    fn fill<S: Simd>(&mut self, _: S, keys: &[f32], head_dim: usize) {
+    fn fill<S: Simd>(&mut self, _: S, keys: &[f32], head_dim: usize, shift: f32) {
         let first = &keys[..head_dim.min(keys.len())];
         let (mut low, mut high) = (first.to_vec(), first.to_vec());
         for key in keys.chunks_exact(head_dim) {
@@ -196,7 +247,7 @@ impl KeyCodes {
         self.quads.resize(tokens * depth, 0);
         self.norms.resize(tokens.div_ceil(BLOCK_TOKENS), Norms::default());
         let (mut codes, mut squares, mut bytes) =
-            (vec![0.0; 4 * depth], vec![0.0; head_dim], vec![128_u8; 4 * depth]);
+            (vec![0.0; 4 * depth], vec![0.0; head_dim], vec![0; 4 * depth]);
         for (token, (key, quads)) in
             keys.chunks_exact(head_dim).zip(self.quads.chunks_exact_mut(depth)).enumerate()
         {
@@ -208,7 +259,7 @@ impl KeyCodes {
                 *square = (scaled - *code) * (scaled - *code);
             }
             for (byte, code) in bytes.iter_mut().zip(&codes) {
-                *byte = (code + (ROUND + 128.0)).to_bits() as u8;
+                *byte = (code + (ROUND + shift)).to_bits() as u8;
             }
             for (quad, bytes) in quads.iter_mut().zip(bytes.as_chunks::<4>().0) {
                 *quad = u32::from_le_bytes(*bytes);
@@ -241,13 +292,15 @@ fn sum(x: &[f32]) -> f32 {
 
 impl QueryCodes {
     #[inline(always)]
-    fn fill<S: Simd>(&mut self, simd: S, keys: &KeyCodes, queries: &[f32], lanes: usize) {
+    fn fill<S: Simd>(&mut self, simd: S, keys: &KeyCodes, queries: &[f32], lanes: usize, shift: f32) {
         let width = S::f32s::LEN;
         let Self { quads, units, bases, magnitudes, norms, rests, offsets, starts } = self;
         quads.resize(keys.steps.len().div_ceil(4) * lanes, 0);
-        starts.resize(lanes, 0);
-        for column in [&mut *units, bases, magnitudes, norms, rests, offsets] {
+        for column in [&mut *units, bases, magnitudes, norms, rests] {
             column.resize(lanes, 0.0);
+        }
+        for column in [&mut *offsets, starts] {
+            column.resize(lanes, 0);
         }
         let zero = S::f32s::splat(simd, 0.0);
         for lane in (0..lanes).step_by(width) {
@@ -285,7 +338,8 @@ impl QueryCodes {
             magnitude.store_slice(&mut magnitudes[columns.clone()]);
             norm.sqrt().store_slice(&mut norms[columns.clone()]);
             (rest.sqrt() * unit).store_slice(&mut rests[columns.clone()]);
-            (sum * -128.0).store_slice(&mut offsets[columns]);
+            // Zero where the queries left the range of f32 and have no codes: then everything passes, see `set_starts`.
+            (sum * -shift).to_int_precise::<S::i32s>().store_slice(&mut offsets[columns]);
         }
     }
 
@@ -304,8 +358,8 @@ impl QueryCodes {
             let far = S::f32s::splat(simd, FAR);
             let limit = limit.simd_gt(-far).select(limit, -far);
             let limit = limit.simd_lt(far).select(limit, far);
-            let offset = load(simd, &self.offsets, lane);
-            (offset - limit).to_int::<S::i32s>().store_slice(&mut self.starts[lane..][..width]);
+            let offset = S::i32s::from_slice(simd, &self.offsets[lane..][..width]);
+            (offset - limit.to_int::<S::i32s>()).store_slice(&mut self.starts[lane..][..width]);
         }
     }
 }

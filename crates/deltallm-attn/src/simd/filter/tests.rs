@@ -50,7 +50,7 @@ fn picks(
 fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
     for (simd, filter) in filters() {
         for (head_dim, lanes, tokens) in [
-            (64, 48, 200),
+            (64, 48_usize, 200),
             (64, 64, 64),
             (64, 96, 130),
             (128, 64, 65),
@@ -59,7 +59,15 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
             (1, 16, 1),
             (96, 112, 70),
             (64, 80, 7),
+            (64, 40, 64),
+            (72, 28, 40),
+            (20, 12, 30),
+            (64, 8, 30),
+            (9, 4, 64),
         ] {
+            if !lanes.is_multiple_of(simd.lanes()) {
+                continue;
+            }
             for size in [1.0, 1e-20, 1e15] {
                 let (keys, queries) = (keys(tokens, head_dim, size), numbers(head_dim * lanes, 3));
                 let scores = scores(&keys, &queries, head_dim, lanes);
@@ -84,6 +92,7 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
                 assert!(wanted.iter().all(|token| got.contains(token)), "{what}");
                 assert!(got.len() <= wanted.len() + range.len() / 3 + 2, "{what}");
                 let portable = Filter { dots: Dots::Portable, ..filter };
+                let codes = portable.keys(first..first + tokens, &keys, head_dim).unwrap();
                 assert_eq!(got, picks(portable, &codes, range, &queries, &thresholds), "{what}");
             }
         }
@@ -99,6 +108,16 @@ fn thresholds_beyond_all_scores_let_nothing_pass_and_those_that_are_no_numbers_e
             let got = picks(filter, &codes, 0..70, &queries, &[threshold; 16]);
             assert_eq!(got.len(), passed, "{simd} {threshold}");
         }
+    }
+}
+
+#[test]
+fn queries_that_leave_the_range_of_f32_let_everything_pass() {
+    for (simd, filter) in filters() {
+        let keys = keys(70, 16, 1e30);
+        let queries: Vec<f32> = numbers(16 * 16, 3).iter().map(|x| x * 1e30).collect();
+        let codes = filter.keys(0..70, &keys, 16).unwrap();
+        assert_eq!(picks(filter, &codes, 0..70, &queries, &[1.0; 16]).len(), 70, "{simd}");
     }
 }
 

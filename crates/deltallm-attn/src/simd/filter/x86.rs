@@ -2,6 +2,8 @@
 
 use std::arch::x86_64::*;
 
+use super::Operands;
+
 /// Whether the CPU has what [`candidates_avx512`] needs.
 pub(super) fn detect_avx512() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
@@ -12,44 +14,22 @@ pub(super) fn detect_avx2() -> bool {
     is_x86_feature_detected!("avx2") && is_x86_feature_detected!("avxvnni")
 }
 
-/// The operands: keys `[rows, depth]`, queries `[depth, lanes]`, starts `[lanes]`.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    keys: &'a [u32],
-    depth: usize,
-    queries: &'a [u32],
-    starts: &'a [i32],
-}
-
-impl<'a> Operands<'a> {
-    /// Panics for sizes that do not fit: the kernels rely on them.
-    fn new(keys: &'a [u32], depth: usize, queries: &'a [u32], starts: &'a [i32], width: usize) -> Self {
-        assert!(starts.len().is_multiple_of(width) && queries.len() == depth * starts.len());
-        assert!(depth > 0 && keys.len().is_multiple_of(depth) && keys.len() / depth <= 64);
-        Self { keys, depth, queries, starts }
-    }
-
-    fn rows(&self) -> usize {
-        self.keys.len() / self.depth
-    }
-}
-
 /// Bit `i`: the sum of key `i` ends at zero or above in some lane. The CPU has the instructions ([`detect_avx512`]).
-pub(super) fn candidates_avx512(keys: &[u32], depth: usize, queries: &[u32], starts: &[i32]) -> u64 {
-    let operands = Operands::new(keys, depth, queries, starts, 16);
-    // SAFETY: a `Filter` with `Dots::Avx512` is made by `detect_avx512` alone; the sizes were checked.
+pub(super) fn candidates_avx512(operands: Operands) -> u64 {
+    assert!(operands.starts.len().is_multiple_of(16));
+    // SAFETY: a `Filter` with `Dots::Avx512` is made by `detect_avx512` alone; the sizes were checked here and in `Operands::new`.
     unsafe { panels_avx512(operands) }
 }
 
 /// The same with 256-bit vectors. The CPU has the instructions ([`detect_avx2`]).
-pub(super) fn candidates_avx2(keys: &[u32], depth: usize, queries: &[u32], starts: &[i32]) -> u64 {
-    let operands = Operands::new(keys, depth, queries, starts, 8);
-    // SAFETY: a `Filter` with `Dots::Avx2` is made by `detect_avx2` alone; the sizes were checked.
+pub(super) fn candidates_avx2(operands: Operands) -> u64 {
+    assert!(operands.starts.len().is_multiple_of(8));
+    // SAFETY: a `Filter` with `Dots::Avx2` is made by `detect_avx2` alone; the sizes were checked here and in `Operands::new`.
     unsafe { panels_avx2(operands) }
 }
 
 /// # Safety
-/// The CPU has AVX512-VNNI, and the operands the sizes that [`Operands::new`] checks.
+/// The CPU has AVX512-VNNI, and the lanes are a multiple of 16.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn panels_avx512(operands: Operands) -> u64 {
     let lanes = operands.starts.len();
@@ -136,7 +116,7 @@ unsafe fn wanted_avx512<const R: usize, const N: usize>(operands: Operands, row:
 }
 
 /// # Safety
-/// The CPU has AVX-VNNI, and the operands the sizes that [`Operands::new`] checks.
+/// The CPU has AVX-VNNI, and the lanes are a multiple of 8.
 #[target_feature(enable = "avx2,avxvnni")]
 unsafe fn panels_avx2(operands: Operands) -> u64 {
     let lanes = operands.starts.len();

@@ -43,6 +43,7 @@ const _: () = assert!(BLOCK_TOKENS as f64 * LARGEST_WEIGHT as f64 * (LARGEST_VAL
 pub(crate) struct Pairs {
     kind: PairKind,
     /// Whether the CPU has the instructions of [`avx512`] for this kind; only [`Pairs::avx512`] sets it.
+    #[cfg(target_arch = "x86_64")]
     avx512: bool,
     /// For conversions.
     level: Level,
@@ -109,7 +110,12 @@ fn code_of(x: f32) -> u16 {
 impl Pairs {
     /// Portable loops.
     pub(super) fn portable(kind: PairKind, level: Level) -> Self {
-        Self { kind, avx512: false, level }
+        Self {
+            kind,
+            #[cfg(target_arch = "x86_64")]
+            avx512: false,
+            level,
+        }
     }
 
     /// The instructions for this kind, if the CPU has them.
