@@ -122,12 +122,13 @@ unsafe fn panels_avx2(operands: Operands) -> u64 {
     let lanes = operands.starts.len();
     let (mut bits, mut lane) = (0, 0);
     while lane < lanes {
-        // SAFETY: as the caller promises; as many vectors are left. Of 16 registers 12 or fewer hold sums.
+        // Of 16 registers 12 hold sums. Not of 4 keys and 3 vectors: that leaves one for the keys, and compilers then keep
+        // a sum in memory.
+        // SAFETY: as the caller promises; as many vectors are left.
         let (more, vectors) = unsafe {
             match (lanes - lane) / 8 {
                 1 => (panel_avx2::<8, 1>(operands, lane), 1),
-                2 | 4 => (panel_avx2::<6, 2>(operands, lane), 2),
-                _ => (panel_avx2::<4, 3>(operands, lane), 3),
+                _ => (panel_avx2::<6, 2>(operands, lane), 2),
             }
         };
         (bits, lane) = (bits | more, lane + 8 * vectors);
@@ -143,11 +144,14 @@ unsafe fn panels_avx2(operands: Operands) -> u64 {
 unsafe fn panel_avx2<const R: usize, const N: usize>(operands: Operands, lane: usize) -> u64 {
     let (mut bits, mut row) = (0, 0);
     while row < operands.rows() {
-        // SAFETY: as the caller promises; fewer than R rows are left only if R is 1.
+        // SAFETY: as the caller promises; as many rows are left.
         unsafe {
             if row + R <= operands.rows() {
                 bits |= wanted_avx2::<R, N>(operands, row, lane) << row;
                 row += R;
+            } else if row + 4 <= operands.rows() {
+                bits |= wanted_avx2::<4, N>(operands, row, lane) << row;
+                row += 4;
             } else {
                 bits |= wanted_avx2::<1, N>(operands, row, lane) << row;
                 row += 1;
