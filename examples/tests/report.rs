@@ -119,16 +119,17 @@ fn the_pictures_are_there_and_their_numbers_agree() {
 
     // The same run in three pictures.
     let kl = number(&json, "/accuracy/kernel/kl");
-    assert_eq!(number(&json, "/bytes/stores/4/kl"), kl);
+    assert_eq!(number(&json, "/bytes/stores/5/kl"), kl);
     assert_eq!(number(&json, "/time/lengths/2/kl"), kl);
     assert_eq!(number(&json, "/accuracy/kernel/zero_fraction"), number(&json, "/sparsity/zero_fraction"));
 
     // Bytes: keys and values of 64 channels, and tables of less than a tenth.
     let bytes = |store| number(&json, &format!("/bytes/stores/{store}/bytes_per_token"));
-    for (store, least) in [(0, 512.0), (1, 256.0), (2, 256.0)] {
+    for (store, least) in [(0, 512.0), (1, 256.0), (2, 256.0), (3, 136.0)] {
         assert!((least..1.1 * least).contains(&bytes(store)), "{store}");
     }
-    assert!((3..6).all(|store| bytes(store) > 0.5 * bytes(store - 3)));
+    assert!((4..8).all(|store| bytes(store) > 0.5 * bytes(store - 4)));
+    assert_eq!(list(&json, "/bytes/stores").len(), 10);
 
     // Time: a quarter of the context to twice the context.
     let lengths = list(&json, "/time/lengths");

@@ -2,11 +2,11 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HybridAttention, HybridConfig, KvStore, MemoryBudget, SimdLevel, SkipMargin, ThresholdPolicy,
-    Window, attend_dense,
+    HeadsView, HybridAttention, HybridConfig, KvStore, MemoryBudget, Precision, SimdLevel, SkipMargin,
+    ThresholdPolicy, Window, attend_dense,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
-use ndarray::Array3;
+use ndarray::{Array3, s};
 
 const SHAPE: [usize; 3] = [4, 2, 8];
 
@@ -113,6 +113,36 @@ fn numbers_too_large_for_the_cache_are_refused() {
         assert!(error.to_string().contains("70000"), "{error}");
         assert_eq!(kernel.len(), 0);
         forward(&mut *kernel, (1, 4, 8), (1, 2, 8), (1, 2, 8), (1, 4, 8)).unwrap();
+    }
+}
+
+/// A far key whose score is no number must not be taken for one that may be skipped.
+#[test]
+fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
+    let config = HybridConfig {
+        window: Window::Sliding(8),
+        sinks: 2,
+        skip_margin: Some(SkipMargin::Fixed(4.0)),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
+    };
+    for simd in SimdLevel::available() {
+        // Sums of integers stay finite here.
+        for precision in [Precision::F32, Precision::Bf16] {
+            let options = AttentionOptions { simd, precision, ..options() };
+            // The key is beyond all bounds for queries that see it from afar, and nothing to those that have it in the window.
+            let q = Array3::from_shape_fn((300, 4, 8), |(t, ..)| if t < 64 { 0.0 } else { 1e9 });
+            let mut k = Array3::from_elem((300, 2, 8), 1e-9);
+            for (j, x) in k.slice_mut(s![40, 1, ..]).iter_mut().enumerate() {
+                // Infinity less infinity; with fused products it stays at infinity.
+                *x = if j < 4 { 1e38 } else { -1e38 };
+            }
+            let mut kernel = HybridAttention::new(&options, &config).unwrap();
+            let (v, mut out) = (Array3::ones((300, 2, 8)), Array3::zeros((300, 4, 8)));
+            let result = kernel.forward(q.view(), k.view(), v.view(), out.view_mut());
+            assert_eq!(result, Err(AttentionError::Overflow), "{simd} {precision}");
+            k.slice_mut(s![40, 1, ..]).fill(1e-9);
+            kernel.forward(q.view(), k.view(), v.view(), out.view_mut()).unwrap();
+        }
     }
 }
 

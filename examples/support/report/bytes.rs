@@ -10,7 +10,8 @@ use super::canvas::{
 use super::subject::{Cost, Subject};
 use crate::{HeldOutText, KernelChoice, Measured};
 
-const STORES: [KvStore; 3] = [KvStore::F32, KvStore::F16, KvStore::Bf16];
+/// Stores that dense attention takes; hybrid attention takes all.
+const DENSE_STORES: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Int8];
 const DENSE: SeriesStyle = SeriesStyle { colour: palette::BLUE, marker: Marker::Square, dash: None };
 const HYBRID: SeriesStyle = SeriesStyle { colour: palette::VERMILION, marker: Marker::Circle, dash: None };
 
@@ -29,7 +30,7 @@ pub struct Bytes {
 /// One way to keep keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Store {
-    /// Delta-coded keys with an exact window; otherwise all keys are exact.
+    /// An exact window and sinks, and other keys as the store has them; otherwise all keys are held alike.
     pub hybrid: bool,
     /// How they are stored.
     pub kv: KvStore,
@@ -53,7 +54,7 @@ impl Store {
 
 impl Bytes {
     /// Runs over the measured text that [`measure`](Self::measure) makes at most.
-    pub(super) const RUNS: usize = 2 * STORES.len() - 1;
+    pub(super) const RUNS: usize = DENSE_STORES.len() + KvStore::ALL.len() - 1;
 
     /// `kernel` is what the kernel as it is was measured to do.
     pub(super) fn measure(
@@ -74,7 +75,7 @@ impl Bytes {
             measured
         };
         let mut stores = Vec::new();
-        for kv in STORES {
+        for kv in DENSE_STORES {
             stores.push(match kv {
                 KvStore::F32 => Store {
                     hybrid: false,
@@ -85,7 +86,7 @@ impl Bytes {
                 kv => store(false, kv, &measure(&subject.kernel.dense().with_store(kv))?),
             });
         }
-        for kv in STORES {
+        for kv in KvStore::ALL {
             stores.push(match kv == subject.kernel.store() {
                 true => store(true, kv, kernel),
                 false => store(true, kv, &measure(&subject.kernel.with_store(kv))?),
@@ -111,8 +112,11 @@ impl Bytes {
                 subject.measured_tokens()
             )))?;
             let entries = [
-                (DENSE, "dense: exact keys".to_owned()),
-                (HYBRID, "hybrid: delta-coded keys, exact window and sinks".to_owned()),
+                (DENSE, "dense: every key and value in the same type".to_owned()),
+                (
+                    HYBRID,
+                    "hybrid: exact window and sinks; other keys as deltas (int8, int4: rounded)".to_owned(),
+                ),
             ];
             let top = legend(canvas, 76.0, &entries)? + 16.0;
             let width = f64::from(PICTURE_SIZE[0]);
