@@ -159,7 +159,7 @@ fn label_area(
     taken: &[[Place; 2]],
 ) -> [Place; 2] {
     let height = LINE * 0.9;
-    let rows = [0.0, -1.2, 1.2, -2.4, 2.4, -3.6, 3.6].map(|row| y + row * LINE);
+    let rows = [0.0, -1.2, 1.2, -2.4, 2.4, -3.6, 3.6, 4.8, 6.0, 7.2, 8.4].map(|row| y + row * LINE);
     let columns = [x + BESIDE, x - BESIDE - width, x - width / 2.0];
     let areas = rows
         .into_iter()
