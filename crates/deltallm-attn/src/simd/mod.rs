@@ -269,6 +269,19 @@ impl FromStr for SimdLevel {
 mod tests {
     use super::*;
 
+    /// Numbers between -1 and 1 that look random.
+    pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed | 1;
+        (0..count)
+            .map(|_| {
+                state ^= state << 13;
+                state ^= state >> 7;
+                state ^= state << 17;
+                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
     #[test]
     fn levels_are_found_by_name() {
         for level in SimdLevel::available() {

@@ -1,18 +1,5 @@
 use super::*;
-use crate::simd::SimdLevel;
-
-/// Numbers between -1 and 1 that look random.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut state = seed | 1;
-    (0..count)
-        .map(|_| {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
+use crate::simd::{SimdLevel, tests::numbers};
 
 fn filters() -> Vec<(SimdLevel, Filter)> {
     SimdLevel::available().into_iter().filter_map(|simd| simd.filter().map(|filter| (simd, filter))).collect()

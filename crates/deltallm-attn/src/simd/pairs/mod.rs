@@ -346,20 +346,10 @@ fn dot_bf16(sum: f32, [a0, a1]: [u16; 2], b: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Precision, simd::SimdLevel};
-
-    /// Numbers between -1 and 1 that look random.
-    fn numbers(count: usize, seed: u64) -> Vec<f32> {
-        let mut state = seed | 1;
-        (0..count)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::{
+        Precision,
+        simd::{SimdLevel, tests::numbers},
+    };
 
     struct Product {
         scores: Vec<f32>,
