@@ -8,8 +8,8 @@ mod error;
 pub mod gguf;
 mod kernels;
 mod layers;
-mod llama;
 mod mmap;
+mod model;
 pub mod quant;
 #[cfg(feature = "safetensors")]
 mod safetensors;
@@ -19,13 +19,13 @@ mod tokenizer;
 mod weights;
 
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
-pub use config::{ConfigError, LlamaConfig, RopeConfig, RopeScaling};
+pub use config::{ConfigError, ModelConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
-pub use llama::{AttentionInput, Llama, LogitRows, Sequence};
 pub use mmap::Bytes;
+pub use model::{AttentionInput, LogitRows, Model, Sequence};
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{LayerTensor, LayerWeights, Linear, LlamaWeights, ModelFile, TensorId};
+pub use weights::{LayerTensor, LayerWeights, Linear, ModelFile, ModelWeights, TensorId};

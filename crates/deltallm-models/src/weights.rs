@@ -21,7 +21,7 @@ use crate::{
     Bytes,
     gguf::{self, GgufFile},
 };
-use crate::{LlamaConfig, ModelError};
+use crate::{ModelConfig, ModelError};
 
 #[cfg(not(any(feature = "gguf", feature = "safetensors")))]
 compile_error!("enable at least one file format of this crate: `gguf` or `safetensors`");
@@ -34,7 +34,7 @@ compile_error!("enable at least one file format of this crate: `gguf` or `safete
 /// use deltallm_models::{LayerTensor, ModelFile, TensorId};
 ///
 /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3")?;
-/// let config = file.llama_config()?;
+/// let config = file.config()?;
 /// let query = file.matrix(&config, TensorId::Layer(0, LayerTensor::Query))?;
 /// assert_eq!(query.dim(), (config.heads * config.head_dim, config.hidden_size));
 /// # Ok::<(), deltallm_models::ModelError>(())
@@ -136,12 +136,12 @@ impl ModelFile {
     /// # Errors
     /// [`ModelError::Config`] for another architecture or inconsistent parameters, [`ModelError::MissingTensor`]
     /// without an embedding.
-    pub fn llama_config(&self) -> Result<LlamaConfig, ModelError> {
+    pub fn config(&self) -> Result<ModelConfig, ModelError> {
         let config = match &self.source {
             #[cfg(feature = "gguf")]
-            Source::Gguf { header, bytes } => LlamaConfig::from_gguf(header, bytes),
+            Source::Gguf { header, bytes } => ModelConfig::from_gguf(header, bytes),
             #[cfg(feature = "safetensors")]
-            Source::Safetensors(model) => LlamaConfig::from_json(model.config()),
+            Source::Safetensors(model) => ModelConfig::from_json(model.config()),
         };
         let error = |source| ModelError::Config { file: self.path.clone(), source };
         let config = config.map_err(error)?;
@@ -162,7 +162,7 @@ impl ModelFile {
     /// # Errors
     /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::ElementType`] or
     /// [`ModelError::NonFiniteWeight`].
-    pub fn matrix(&self, config: &LlamaConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
+    pub fn matrix(&self, config: &ModelConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
         let [rows, columns] = id.shape(config);
         let values = self.read(id, Part::Weight, &[rows, columns], config)?;
         let got = values.len();
@@ -179,7 +179,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
-    pub fn norm(&self, config: &LlamaConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
+    pub fn norm(&self, config: &ModelConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
         self.read(id, Part::Weight, &[config.hidden_size], config).map(Array1::from)
     }
 
@@ -188,7 +188,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
-    pub fn bias(&self, config: &LlamaConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
+    pub fn bias(&self, config: &ModelConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
         if !id.has_bias(config) {
             return Ok(None);
         }
@@ -202,7 +202,7 @@ impl ModelFile {
         id: TensorId,
         part: Part,
         shape: &[usize],
-        config: &LlamaConfig,
+        config: &ModelConfig,
     ) -> Result<Vec<f32>, ModelError> {
         let raw = self.raw(id, part)?;
         if raw.shape != shape {
@@ -350,7 +350,7 @@ pub struct LayerWeights {
 /// All weights of a Llama model as `f32`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
-pub struct LlamaWeights {
+pub struct ModelWeights {
     /// `[vocab_size, hidden_size]`.
     pub token_embedding: Array2<f32>,
     /// The layers in order.
@@ -361,14 +361,14 @@ pub struct LlamaWeights {
     pub head: Option<Array2<f32>>,
 }
 
-impl LlamaWeights {
+impl ModelWeights {
     /// Reads all weights. `progress` is told the steps done and their total: one for each layer and one for each end.
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn load(
         file: &ModelFile,
-        config: &LlamaConfig,
+        config: &ModelConfig,
         progress: &mut dyn FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
         let steps = config.layers + 2;
@@ -393,7 +393,7 @@ impl LayerWeights {
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
-    pub fn load(file: &ModelFile, config: &LlamaConfig, layer: usize) -> Result<Self, ModelError> {
+    pub fn load(file: &ModelFile, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
         let norm = |tensor| file.norm(config, TensorId::Layer(layer, tensor));
         let linear = |tensor| {
             let id = TensorId::Layer(layer, tensor);

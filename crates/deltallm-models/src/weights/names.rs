@@ -1,6 +1,6 @@
 //! The tensors of a Llama model: their names in each format and their shapes.
 
-use crate::LlamaConfig;
+use crate::ModelConfig;
 
 /// A tensor of a Llama model, independent of the file format.
 ///
@@ -78,7 +78,7 @@ impl TensorId {
     }
 
     /// `[out, in]`; for a norm `[hidden_size, 1]`.
-    pub(super) fn shape(self, config: &LlamaConfig) -> [usize; 2] {
+    pub(super) fn shape(self, config: &ModelConfig) -> [usize; 2] {
         let hidden = config.hidden_size;
         let queries = config.heads * config.head_dim;
         let keys = config.kv_heads * config.head_dim;
@@ -96,7 +96,7 @@ impl TensorId {
         }
     }
 
-    pub(super) fn has_bias(self, config: &LlamaConfig) -> bool {
+    pub(super) fn has_bias(self, config: &ModelConfig) -> bool {
         let Self::Layer(_, tensor) = self else { return false };
         match tensor {
             LayerTensor::AttentionNorm | LayerTensor::MlpNorm => false,

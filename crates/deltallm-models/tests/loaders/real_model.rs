@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use deltallm_models::{LlamaWeights, ModelFile};
+use deltallm_models::{ModelFile, ModelWeights};
 
 /// Set `DELTALLM_TEST_MODEL` to the path of any Llama model; run with `--nocapture` to see the time.
 #[test]
@@ -13,9 +13,9 @@ fn a_published_model_loads() {
     };
     let start = Instant::now();
     let file = ModelFile::open(&path).unwrap();
-    let config = file.llama_config().unwrap();
+    let config = file.config().unwrap();
     let opened = start.elapsed();
-    let weights = LlamaWeights::load(&file, &config, &mut |_, _| ()).unwrap();
+    let weights = ModelWeights::load(&file, &config, &mut |_, _| ()).unwrap();
     eprintln!("opened in {opened:?}, opened and converted in {:?}: {config:?}", start.elapsed());
 
     assert_eq!(weights.layers.len(), config.layers);

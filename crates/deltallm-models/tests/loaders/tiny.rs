@@ -1,7 +1,7 @@
 //! A valid one-layer Llama model in GGUF form, to be broken in one place by each test.
 
 use deltallm_models::gguf::Value;
-use deltallm_models::{ConfigError, LlamaConfig, ModelError, ModelFile};
+use deltallm_models::{ConfigError, ModelConfig, ModelError, ModelFile};
 
 use crate::common::gguf_writer::GgufWriter;
 
@@ -12,7 +12,7 @@ pub(crate) const HEAD_DIM: usize = 4;
 pub(crate) const FFN: usize = 6;
 pub(crate) const VOCAB: usize = 5;
 
-pub(crate) fn llama() -> GgufWriter {
+pub(crate) fn graph() -> GgufWriter {
     let size = |n: usize| Value::U32(n as u32);
     let writer = GgufWriter::new()
         .set("general.architecture", Value::String("llama".into()))
@@ -48,8 +48,8 @@ pub(crate) fn open(writer: &GgufWriter) -> ModelFile {
     ModelFile::from_gguf_bytes("tiny", writer.finish()).expect("a valid file")
 }
 
-pub(crate) fn config(writer: &GgufWriter) -> Result<LlamaConfig, ConfigError> {
-    open(writer).llama_config().map_err(|error| match error {
+pub(crate) fn config(writer: &GgufWriter) -> Result<ModelConfig, ConfigError> {
+    open(writer).config().map_err(|error| match error {
         ModelError::Config { source, .. } => source,
         other => panic!("expected a configuration error, got {other}"),
     })

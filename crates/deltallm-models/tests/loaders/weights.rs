@@ -2,7 +2,7 @@
 
 use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType;
-use deltallm_models::{LayerTensor, LlamaWeights, ModelError, ModelFile, TensorId};
+use deltallm_models::{LayerTensor, ModelError, ModelFile, ModelWeights, TensorId};
 use ndarray::Array2;
 
 use crate::common::files::fixture;
@@ -11,11 +11,11 @@ use crate::tiny;
 
 const QUERY: TensorId = TensorId::Layer(0, LayerTensor::Query);
 
-fn load(file: &ModelFile) -> Result<LlamaWeights, ModelError> {
-    LlamaWeights::load(file, &file.llama_config().expect("valid parameters"), &mut |_, _| ())
+fn load(file: &ModelFile) -> Result<ModelWeights, ModelError> {
+    ModelWeights::load(file, &file.config().expect("valid parameters"), &mut |_, _| ())
 }
 
-fn assert_equal(left: &LlamaWeights, right: &LlamaWeights) {
+fn assert_equal(left: &ModelWeights, right: &ModelWeights) {
     assert_eq!(left.token_embedding, right.token_embedding);
     assert_eq!(left.head, right.head);
     assert_eq!(left.final_norm, right.final_norm);
@@ -85,8 +85,8 @@ fn interleave<T: Clone>(rows: &[T], heads: usize) -> Vec<T> {
 }
 
 /// A GGUF copy of a model without quantisation, made independently of the reader's name table.
-fn to_gguf(weights: &LlamaWeights, file: &ModelFile) -> GgufWriter {
-    let config = file.llama_config().unwrap();
+fn to_gguf(weights: &ModelWeights, file: &ModelFile) -> GgufWriter {
+    let config = file.config().unwrap();
     let size = |n: usize| Value::U32(n as u32);
     let put_vector =
         |writer: GgufWriter, name: &str, values: &[f32]| writer.f32_tensor(name, &[values.len()], values);
@@ -142,17 +142,16 @@ fn biases_and_untied_heads_survive_conversion_to_gguf() {
         let directory = ModelFile::open(fixture("llama").join(name)).unwrap();
         let expected = load(&directory).unwrap();
         let gguf = tiny::open(&to_gguf(&expected, &directory));
-        assert_eq!(gguf.llama_config().unwrap(), directory.llama_config().unwrap());
+        assert_eq!(gguf.config().unwrap(), directory.config().unwrap());
         assert_equal(&load(&gguf).unwrap(), &expected);
     }
 }
 
 #[test]
 fn progress_runs_to_the_total() {
-    let file = tiny::open(&tiny::llama());
+    let file = tiny::open(&tiny::graph());
     let mut calls = Vec::new();
-    LlamaWeights::load(&file, &file.llama_config().unwrap(), &mut |done, total| calls.push((done, total)))
-        .unwrap();
+    ModelWeights::load(&file, &file.config().unwrap(), &mut |done, total| calls.push((done, total))).unwrap();
     assert_eq!(calls, [(0, 3), (1, 3), (2, 3), (3, 3)]);
 }
 
@@ -161,24 +160,24 @@ fn quantised_rows_are_converted_and_permuted() {
     // Row r of the file is 32 times r + 1; heads of 4 rows are stored as 0, 2, 1, 3.
     let block = |r: usize| [half::f16::from_f32((r + 1) as f32).to_le_bytes().to_vec(), vec![1; 32]].concat();
     let bytes: Vec<u8> = (0..8).flat_map(block).collect();
-    let writer = tiny::llama()
+    let writer = tiny::graph()
         .set("llama.embedding_length", Value::U32(32))
         .set("llama.attention.key_length", Value::U32(4))
         .tensor("blk.0.attn_q.weight", &[8, 32], TensorType::Q8_0, &bytes);
     let file = tiny::open(&writer);
-    let matrix = file.matrix(&file.llama_config().unwrap(), QUERY).unwrap();
+    let matrix = file.matrix(&file.config().unwrap(), QUERY).unwrap();
     assert_eq!(matrix.column(31).to_vec(), [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
 }
 
 #[test]
 fn missing_tensor() {
-    let file = tiny::open(&tiny::llama().without_tensor("blk.0.ffn_up.weight"));
+    let file = tiny::open(&tiny::graph().without_tensor("blk.0.ffn_up.weight"));
     assert_eq!(load(&file).unwrap_err().to_string(), "tiny: tensor `blk.0.ffn_up.weight` is missing");
 }
 
 #[test]
 fn more_layers_than_the_file_has() {
-    let file = tiny::open(&tiny::llama().set("llama.block_count", Value::U32(1 << 24)));
+    let file = tiny::open(&tiny::graph().set("llama.block_count", Value::U32(1 << 24)));
     let error = load(&file).unwrap_err();
     assert!(matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == "blk.1.attn_norm.weight"));
 }
@@ -186,7 +185,7 @@ fn more_layers_than_the_file_has() {
 #[test]
 fn transposed_tensor() {
     let values = vec![0.0; tiny::FFN * tiny::HIDDEN];
-    let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[tiny::HIDDEN, tiny::FFN], &values);
+    let writer = tiny::graph().f32_tensor("blk.0.ffn_up.weight", &[tiny::HIDDEN, tiny::FFN], &values);
     let error = load(&tiny::open(&writer)).unwrap_err();
     assert!(
         matches!(&error, ModelError::TensorShape { expected, got, .. } if *expected == [6, 8] && *got == [8, 6])
@@ -196,9 +195,9 @@ fn transposed_tensor() {
 
 #[test]
 fn vector_where_a_matrix_should_be_and_back() {
-    let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[48], &[0.0; 48]);
+    let writer = tiny::graph().f32_tensor("blk.0.ffn_up.weight", &[48], &[0.0; 48]);
     assert!(matches!(load(&tiny::open(&writer)), Err(ModelError::TensorShape { .. })));
-    let writer = tiny::llama().f32_tensor("output_norm.weight", &[1, 8], &[0.0; 8]);
+    let writer = tiny::graph().f32_tensor("output_norm.weight", &[1, 8], &[0.0; 8]);
     assert!(matches!(load(&tiny::open(&writer)), Err(ModelError::TensorShape { .. })));
 }
 
@@ -207,7 +206,7 @@ fn nan_and_infinite_weights() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut values = vec![0.0; tiny::FFN * tiny::HIDDEN];
         values[3 * tiny::HIDDEN + 5] = bad;
-        let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[tiny::FFN, tiny::HIDDEN], &values);
+        let writer = tiny::graph().f32_tensor("blk.0.ffn_up.weight", &[tiny::FFN, tiny::HIDDEN], &values);
         let error = load(&tiny::open(&writer)).unwrap_err();
         assert!(matches!(error, ModelError::NonFiniteWeight { row: 3, column: 5, .. }), "{error}");
     }
@@ -220,12 +219,12 @@ fn nan_scales_of_quantised_types() {
         // The scale of the last block is a NaN.
         let last = 7 * ty.block_bytes();
         bytes[last..last + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
-        let writer = tiny::llama()
+        let writer = tiny::graph()
             .set("llama.embedding_length", Value::U32(32))
             .set("llama.attention.key_length", Value::U32(4))
             .tensor("blk.0.attn_q.weight", &[8, 32], ty, &bytes);
         let file = tiny::open(&writer);
-        let error = file.matrix(&file.llama_config().unwrap(), QUERY).unwrap_err();
+        let error = file.matrix(&file.config().unwrap(), QUERY).unwrap_err();
         assert!(matches!(error, ModelError::NonFiniteWeight { row: 7, column: 0, .. }), "{ty}: {error}");
     }
 }

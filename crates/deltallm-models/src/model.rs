@@ -8,7 +8,7 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 
 use crate::{
-    LayerWeights, Linear, LlamaConfig, LlamaWeights, ModelError, ModelFile,
+    LayerWeights, Linear, ModelConfig, ModelError, ModelFile, ModelWeights,
     kernels::matmul_transposed,
     layers::{Rope, rms_norm, swiglu},
 };
@@ -18,9 +18,9 @@ use crate::{
 /// The model is immutable; all state of a conversation lives in the attention kernels, one per layer, that the caller
 /// passes in. [`Session`](crate::Session) keeps them.
 #[derive(Debug)]
-pub struct Llama {
-    config: LlamaConfig,
-    weights: LlamaWeights,
+pub struct Model {
+    config: ModelConfig,
+    weights: ModelWeights,
     rope: Rope,
     shape: AttentionShape,
 }
@@ -61,7 +61,7 @@ pub struct Sequence<'a, K> {
     pub rows: LogitRows,
 }
 
-/// What a layer's attention is given, for whoever looks on ([`Llama::forward_observed`]).
+/// What a layer's attention is given, for whoever looks on ([`Model::forward_observed`]).
 #[derive(Debug)]
 pub struct AttentionInput<'a> {
     /// Which layer.
@@ -76,26 +76,26 @@ pub struct AttentionInput<'a> {
     pub v: ArrayView3<'a, f32>,
 }
 
-impl Llama {
+impl Model {
     /// Reads a model's weights. `progress` is told the steps done and their total.
     ///
     /// # Errors
     /// [`ModelError`] for parameters or weights that are missing, inconsistent or not finite.
     pub fn load(file: &ModelFile, progress: &mut dyn FnMut(usize, usize)) -> Result<Self, ModelError> {
-        let config = file.llama_config()?;
-        let weights = LlamaWeights::load(file, &config, progress)?;
+        let config = file.config()?;
+        let weights = ModelWeights::load(file, &config, progress)?;
         let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
         let rope = Rope::new(config.rope.frequencies(config.head_dim));
         Ok(Self { config, weights, rope, shape })
     }
 
     /// The model's parameters.
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     /// The model's weights.
-    pub fn weights(&self) -> &LlamaWeights {
+    pub fn weights(&self) -> &ModelWeights {
         &self.weights
     }
 
