@@ -15,6 +15,7 @@ pub mod quant;
 mod safetensors;
 mod sampling;
 mod session;
+mod ternary;
 mod tokenizer;
 mod weights;
 
@@ -27,5 +28,6 @@ pub use model::{AttentionInput, LogitRows, Model, Sequence};
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
+pub use ternary::{TernaryError, TernaryKernel, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
 pub use weights::{LayerTensor, LayerWeights, Linear, ModelFile, ModelWeights, TensorId};
