@@ -1,4 +1,4 @@
-//! Llama-architecture models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
+//! Llama and BitNet models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
 #![deny(unsafe_code)]
 
 mod chat;
@@ -20,7 +20,7 @@ mod tokenizer;
 mod weights;
 
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
-pub use config::{ConfigError, ModelConfig, RopeConfig, RopeScaling};
+pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
 pub use mmap::Bytes;
 pub use model::{AttentionInput, LogitRows, Model, Sequence};
@@ -30,4 +30,4 @@ pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
 pub use ternary::{TernaryError, TernaryKernel, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{LayerTensor, LayerWeights, Linear, ModelFile, ModelWeights, TensorId};
+pub use weights::{Embedding, LayerTensor, LayerWeights, Linear, Matrix, ModelFile, ModelWeights, TensorId};

@@ -1,6 +1,8 @@
 //! Parameters from the metadata of a GGUF file, whose keys begin with the architecture's name there.
 
-use super::{Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling, checked_size, default_head_dim};
+use super::{
+    Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling, checked_size, default_head_dim,
+};
 use crate::gguf::{GgufFile, Metadata};
 use crate::quant::{TensorType, dequantize};
 
@@ -53,9 +55,9 @@ impl ModelConfig {
                 "vocabulary",
                 metadata.integer(&key("vocab_size"))?.unwrap_or(rows as u64),
             )?,
-            norm_eps: metadata.float(&key("attention.layer_norm_rms_epsilon"))?.ok_or_else(|| {
-                ConfigError::Missing { key: key("attention.layer_norm_rms_epsilon") }
-            })?,
+            norm_eps: metadata
+                .float(&key("attention.layer_norm_rms_epsilon"))?
+                .ok_or_else(|| ConfigError::Missing { key: key("attention.layer_norm_rms_epsilon") })?,
             rope: RopeConfig {
                 theta: metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
                 scaling: read_scaling(file, bytes, key)?,

@@ -2,7 +2,10 @@
 
 use serde_json::{Map, Value};
 
-use super::{Architecture, ConfigError, ModelConfig, Quantization, RopeConfig, RopeScaling, checked_size, default_head_dim};
+use super::{
+    Architecture, ConfigError, ModelConfig, Quantization, RopeConfig, RopeScaling, checked_size,
+    default_head_dim,
+};
 
 pub(super) type Object = Map<String, Value>;
 

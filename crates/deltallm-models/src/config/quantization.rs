@@ -58,6 +58,7 @@ impl Quantization {
 /// What is to stay unquantised besides the head, which always does.
 fn other_exceptions(object: &Object) -> Option<String> {
     let modules = object.get("modules_to_not_convert").filter(|value| !value.is_null())?;
-    let only_head = (modules.as_array()).is_some_and(|names| !names.is_empty() && names.iter().all(|name| name == "lm_head"));
+    let only_head = (modules.as_array())
+        .is_some_and(|names| !names.is_empty() && names.iter().all(|name| name == "lm_head"));
     (!only_head).then(|| modules.to_string())
 }

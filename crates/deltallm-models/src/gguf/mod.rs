@@ -75,9 +75,7 @@ impl GgufFile {
         let data_start = cursor.position().next_multiple_of(alignment);
         let tensors = descriptions
             .into_iter()
-            .map(|description| {
-                description.locate(data_start, alignment, bytes.len() as u64, knows_i2_s)
-            })
+            .map(|description| description.locate(data_start, alignment, bytes.len() as u64, knows_i2_s))
             .collect::<Result<Vec<_>, _>>()?;
         let by_name = index_names(&tensors)?;
         refuse_overlaps(&tensors)?;

@@ -55,15 +55,6 @@ pub(crate) fn i2_s_codes(block: &[u8; 32], out: &mut [i8; 128]) {
     }
 }
 
-/// The place of the first byte with four 2-bit codes of which one is 3.
-pub(crate) fn first_code_3(bytes: &[u8]) -> Option<usize> {
-    let has_3 = |byte: u8| byte & (byte >> 1) & 0x55 != 0;
-    // Without an early exit this is a few vector instructions a chunk.
-    let chunk = bytes.chunks(4096).position(|chunk| chunk.iter().fold(false, |any, &b| any | has_3(b)))?;
-    let start = chunk * 4096;
-    bytes[start..].iter().position(|&byte| has_3(byte)).map(|at| start + at)
-}
-
 pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
     let mut codes = [0; 256];
     tq1_0_codes(block, &mut codes);

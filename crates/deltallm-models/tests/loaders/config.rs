@@ -145,17 +145,22 @@ fn json_bias_flags() {
 
 #[test]
 fn other_architectures() {
-    assert_eq!(refused("model_type", json!("qwen2")), ConfigError::Architecture { got: "qwen2".into() });
-    assert_eq!(refused("model_type", Json::Null), ConfigError::Architecture { got: String::new() });
-    let error = tiny::config(&tiny::graph().set("general.architecture", Value::String("bloom".into())));
-    assert_eq!(error, Err(ConfigError::Architecture { got: "bloom".into() }));
-    let error = tiny::config(&tiny::graph().remove("general.architecture"));
-    assert_eq!(error, Err(ConfigError::Architecture { got: String::new() }));
+    let json = |got: &str| ConfigError::Architecture { expected: "`llama` and `bitnet`", got: got.into() };
+    assert_eq!(refused("model_type", json!("qwen2")), json("qwen2"));
+    assert_eq!(refused("model_type", Json::Null), json(""));
+    let gguf = |got: &str| {
+        let expected = "`llama`, `bitnet`, `bitnet-b1.58` and `bitnet-25`";
+        Err(ConfigError::Architecture { expected, got: got.into() })
+    };
+    let writer = tiny::llama().set("general.architecture", Value::String("bloom".into()));
+    assert_eq!(tiny::config(&writer), gguf("bloom"));
+    assert_eq!(tiny::config(&tiny::llama().remove("general.architecture")), gguf(""));
 }
 
 #[test]
 fn other_activation() {
-    assert_eq!(refused("hidden_act", json!("gelu")), ConfigError::Activation { got: "gelu".into() });
+    let error = ConfigError::Activation { expected: "silu", got: "gelu".into() };
+    assert_eq!(refused("hidden_act", json!("gelu")), error);
 }
 
 #[test]
@@ -163,7 +168,7 @@ fn other_rope_scaling() {
     for name in ["yarn", "dynamic", "longrope"] {
         let error = ConfigError::RopeScaling { got: name.into() };
         assert_eq!(refused("rope_parameters", json!({"rope_type": name, "factor": 2.0})), error);
-        let writer = tiny::graph().set("llama.rope.scaling.type", Value::String(name.into()));
+        let writer = tiny::llama().set("llama.rope.scaling.type", Value::String(name.into()));
         assert_eq!(tiny::config(&writer), Err(error));
     }
 }
@@ -171,13 +176,13 @@ fn other_rope_scaling() {
 #[test]
 fn partial_rotation() {
     assert!(matches!(refused("partial_rotary_factor", json!(0.5)), ConfigError::Unsupported { .. }));
-    let writer = tiny::graph().set("llama.rope.dimension_count", Value::U32(2));
+    let writer = tiny::llama().set("llama.rope.dimension_count", Value::U32(2));
     assert!(matches!(tiny::config(&writer), Err(ConfigError::Unsupported { got, .. }) if got == "2"));
 }
 
 #[test]
 fn value_heads_of_another_size() {
-    let writer = tiny::graph().set("llama.attention.value_length", Value::U32(8));
+    let writer = tiny::llama().set("llama.attention.value_length", Value::U32(8));
     assert!(
         matches!(tiny::config(&writer), Err(ConfigError::Unsupported { key, .. }) if key.ends_with("value_length"))
     );
@@ -185,7 +190,7 @@ fn value_heads_of_another_size() {
 
 #[test]
 fn mixture_of_experts() {
-    let writer = tiny::graph().set("llama.expert_count", Value::U32(8));
+    let writer = tiny::llama().set("llama.expert_count", Value::U32(8));
     assert!(matches!(tiny::config(&writer), Err(ConfigError::Unsupported { got, .. }) if got == "8"));
 }
 
@@ -195,7 +200,7 @@ fn heads_that_do_not_divide_the_hidden_size() {
     json["head_dim"] = Json::Null;
     let error = ConfigError::HiddenNotDivisible { hidden_size: 2048, heads: 30 };
     assert_eq!(ModelConfig::from_json(&json), Err(error));
-    let writer = tiny::graph().set("llama.attention.head_count", Value::U32(3));
+    let writer = tiny::llama().set("llama.attention.head_count", Value::U32(3));
     assert_eq!(tiny::config(&writer), Err(ConfigError::HiddenNotDivisible { hidden_size: 8, heads: 3 }));
 }
 
@@ -208,19 +213,19 @@ fn kv_heads_that_do_not_divide_the_heads() {
 #[test]
 fn odd_head_size() {
     assert_eq!(refused("head_dim", json!(63)), ConfigError::OddHeadDim { got: 63 });
-    let writer = tiny::graph().set("llama.attention.key_length", Value::U32(5));
+    let writer = tiny::llama().set("llama.attention.key_length", Value::U32(5));
     assert_eq!(tiny::config(&writer), Err(ConfigError::OddHeadDim { got: 5 }));
 }
 
 #[test]
 fn vocabulary_other_than_the_embedding() {
-    let writer = tiny::graph().set("llama.vocab_size", Value::U32(6));
+    let writer = tiny::llama().set("llama.vocab_size", Value::U32(6));
     assert_eq!(tiny::config(&writer), Err(ConfigError::Vocabulary { rows: 5, got: 6 }));
 }
 
 #[test]
 fn no_embedding() {
-    let writer = tiny::graph().without_tensor("token_embd.weight");
+    let writer = tiny::llama().without_tensor("token_embd.weight");
     assert_eq!(tiny::config(&writer), Err(ConfigError::Missing { key: "token_embd.weight".into() }));
 }
 
@@ -230,7 +235,7 @@ fn epsilon_not_positive() {
         assert!(matches!(refused("rms_norm_eps", json!(eps)), ConfigError::NotPositive { .. }));
     }
     for eps in [0.0, -1e-5, f32::NAN, f32::INFINITY] {
-        let writer = tiny::graph().set("llama.attention.layer_norm_rms_epsilon", Value::F32(eps));
+        let writer = tiny::llama().set("llama.attention.layer_norm_rms_epsilon", Value::F32(eps));
         assert!(matches!(tiny::config(&writer), Err(ConfigError::NotPositive { what: "norm epsilon", .. })));
     }
 }
@@ -238,7 +243,7 @@ fn epsilon_not_positive() {
 #[test]
 fn theta_not_positive() {
     for theta in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        let writer = tiny::graph().set("llama.rope.freq_base", Value::F32(theta));
+        let writer = tiny::llama().set("llama.rope.freq_base", Value::F32(theta));
         assert!(matches!(tiny::config(&writer), Err(ConfigError::NotPositive { what: "RoPE theta", .. })));
     }
 }
@@ -281,7 +286,7 @@ fn sizes_zero_or_absurd() {
     let json = with(with(llama_3_2_1b(), "num_attention_heads", json!(1 << 20)), "head_dim", json!(1 << 20));
     assert!(matches!(ModelConfig::from_json(&json), Err(ConfigError::Size { .. })));
     for heads in [0, u64::MAX] {
-        let writer = tiny::graph().set("llama.attention.head_count", Value::U64(heads));
+        let writer = tiny::llama().set("llama.attention.head_count", Value::U64(heads));
         assert!(matches!(
             tiny::config(&writer),
             Err(ConfigError::Size { .. } | ConfigError::HiddenNotDivisible { .. })
@@ -297,16 +302,16 @@ fn missing_and_mistyped_parameters() {
     }
     assert!(matches!(refused("rope_parameters", json!(3)), ConfigError::WrongType { .. }));
     assert!(matches!(ModelConfig::from_json(&json!([])), Err(ConfigError::WrongType { .. })));
-    let writer = tiny::graph().remove("llama.block_count");
+    let writer = tiny::llama().remove("llama.block_count");
     assert_eq!(tiny::config(&writer), Err(ConfigError::Missing { key: "llama.block_count".into() }));
     // Some architectures have a number of heads for each layer; Llama has one.
-    let writer = tiny::graph().set("llama.attention.head_count", Value::Array(Array::I32(vec![2])));
+    let writer = tiny::llama().set("llama.attention.head_count", Value::Array(Array::I32(vec![2])));
     assert!(matches!(tiny::config(&writer), Err(ConfigError::Gguf(_))));
 }
 
 #[test]
 fn gguf_rope_factors() {
-    let writer = tiny::graph().f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
+    let writer = tiny::llama().f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0]);
     let config = tiny::config(&writer).unwrap();
     assert_eq!(config.rope.scaling, RopeScaling::Factors(vec![1.0, 8.0]));
     assert_close(&config.rope.frequencies(4), &[1.0, 0.01 / 8.0]);
@@ -316,17 +321,17 @@ fn gguf_rope_factors() {
 fn gguf_rope_factors_that_do_not_fit() {
     let error = |writer| tiny::config(&writer).unwrap_err();
     let tensor = "rope_freqs.weight";
-    let three = tiny::graph().f32_tensor(tensor, &[3], &[1.0; 3]);
+    let three = tiny::llama().f32_tensor(tensor, &[3], &[1.0; 3]);
     assert_eq!(error(three), ConfigError::RopeFactors { expected: 2, got: 3 });
     for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        let writer = tiny::graph().f32_tensor(tensor, &[2], &[1.0, bad]);
+        let writer = tiny::llama().f32_tensor(tensor, &[2], &[1.0, bad]);
         assert!(matches!(error(writer), ConfigError::NotPositive { .. }));
     }
-    let matrix = tiny::graph().f32_tensor(tensor, &[2, 1], &[1.0; 2]);
+    let matrix = tiny::llama().f32_tensor(tensor, &[2, 1], &[1.0; 2]);
     assert!(matches!(error(matrix), ConfigError::WrongType { .. }));
-    let half = tiny::graph().tensor(tensor, &[2], TensorType::F16, &[0, 60, 0, 60]);
+    let half = tiny::llama().tensor(tensor, &[2], TensorType::F16, &[0, 60, 0, 60]);
     assert!(matches!(error(half), ConfigError::WrongType { .. }));
-    let twice = tiny::graph()
+    let twice = tiny::llama()
         .set("llama.rope.scaling.type", Value::String("linear".into()))
         .set("llama.rope.scaling.factor", Value::F32(2.0))
         .f32_tensor(tensor, &[2], &[1.0; 2]);
@@ -335,7 +340,7 @@ fn gguf_rope_factors_that_do_not_fit() {
 
 #[test]
 fn gguf_linear_scaling() {
-    let linear = tiny::graph().set("llama.rope.scaling.type", Value::String("linear".into()));
+    let linear = tiny::llama().set("llama.rope.scaling.type", Value::String("linear".into()));
     let error = ConfigError::Missing { key: "llama.rope.scaling.factor".into() };
     assert_eq!(tiny::config(&linear), Err(error));
     let config = tiny::config(&linear.set("llama.rope.scaling.factor", Value::F32(4.0))).unwrap();
@@ -377,7 +382,7 @@ fn both_formats_of_one_model_have_one_fingerprint() {
 
 #[test]
 fn errors_name_the_file() {
-    let error = tiny::open(&tiny::graph().set("llama.vocab_size", Value::U32(6))).config().unwrap_err();
+    let error = tiny::open(&tiny::llama().set("llama.vocab_size", Value::U32(6))).config().unwrap_err();
     assert!(matches!(error, ModelError::Config { .. }));
     assert_eq!(error.to_string(), "tiny: vocabulary: expected 5 as the embedding has rows, got 6");
 }

@@ -25,7 +25,7 @@ fn empty_file() {
 
 #[test]
 fn bad_magic() {
-    let mut bytes = tiny::graph().finish();
+    let mut bytes = tiny::llama().finish();
     bytes[0] = b'X';
     assert_eq!(refused(&bytes), GgufError::BadMagic { got: *b"XGUF" });
 }
@@ -33,7 +33,7 @@ fn bad_magic() {
 #[test]
 fn unsupported_versions() {
     for version in [0, 1, 4, u32::MAX] {
-        let mut writer = tiny::graph();
+        let mut writer = tiny::llama();
         writer.version = version;
         assert_eq!(refused(&writer.finish()), GgufError::UnsupportedVersion { got: version });
     }
@@ -41,19 +41,19 @@ fn unsupported_versions() {
 
 #[test]
 fn big_endian() {
-    let mut writer = tiny::graph();
+    let mut writer = tiny::llama();
     writer.version = 3u32.swap_bytes();
     assert_eq!(refused(&writer.finish()), GgufError::BigEndian { version: 3 });
 }
 
 #[test]
 fn counts_of_two_to_the_63() {
-    let mut writer = tiny::graph();
+    let mut writer = tiny::llama();
     writer.claimed_tensors = Some(1 << 63);
     assert!(
         matches!(refused(&writer.finish()), GgufError::Count { what: "tensors", got, .. } if got == 1 << 63)
     );
-    let mut writer = tiny::graph();
+    let mut writer = tiny::llama();
     writer.claimed_entries = Some(1 << 63);
     assert!(
         matches!(refused(&writer.finish()), GgufError::Count { what: "metadata entries", got, .. } if got == 1 << 63)
@@ -190,14 +190,14 @@ fn tensor_name_is_not_utf8() {
 #[test]
 fn alignment_that_is_no_power_of_two_or_absurd() {
     for got in [0, 3, 33, 1 << 17, 1 << 30, u32::MAX] {
-        let writer = tiny::graph().set("general.alignment", Value::U32(got));
+        let writer = tiny::llama().set("general.alignment", Value::U32(got));
         assert_eq!(refused(&writer.finish()), GgufError::Alignment { most: 1 << 16, got: got.into() });
     }
 }
 
 #[test]
 fn alignment_of_the_wrong_type() {
-    let writer = tiny::graph().set("general.alignment", Value::String("32".into()));
+    let writer = tiny::llama().set("general.alignment", Value::String("32".into()));
     assert!(
         matches!(refused(&writer.finish()), GgufError::WrongType { key, .. } if key == "general.alignment")
     );
@@ -288,7 +288,7 @@ fn duplicate_tensor() {
 #[test]
 fn truncated_anywhere() {
     // The last tensor fills the file to its end, so every shorter file lacks something.
-    let bytes = tiny::graph().finish();
+    let bytes = tiny::llama().finish();
     for length in 0..bytes.len() {
         refused(&bytes[..length]);
     }

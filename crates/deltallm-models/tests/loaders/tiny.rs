@@ -12,7 +12,7 @@ pub(crate) const HEAD_DIM: usize = 4;
 pub(crate) const FFN: usize = 6;
 pub(crate) const VOCAB: usize = 5;
 
-pub(crate) fn graph() -> GgufWriter {
+pub(crate) fn llama() -> GgufWriter {
     let size = |n: usize| Value::U32(n as u32);
     let writer = GgufWriter::new()
         .set("general.architecture", Value::String("llama".into()))

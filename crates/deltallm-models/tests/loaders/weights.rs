@@ -2,8 +2,8 @@
 
 use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType;
-use deltallm_models::{LayerTensor, ModelError, ModelFile, ModelWeights, TensorId};
-use ndarray::Array2;
+use deltallm_models::{Embedding, LayerTensor, ModelError, ModelFile, ModelWeights, TensorId};
+use ndarray::ArrayView2;
 
 use crate::common::files::fixture;
 use crate::common::gguf_writer::GgufWriter;
@@ -16,8 +16,9 @@ fn load(file: &ModelFile) -> Result<ModelWeights, ModelError> {
 }
 
 fn assert_equal(left: &ModelWeights, right: &ModelWeights) {
-    assert_eq!(left.token_embedding, right.token_embedding);
-    assert_eq!(left.head, right.head);
+    let table = |table: &Embedding| table.rows(&Vec::from_iter(0..table.dim().0));
+    assert_eq!(table(&left.token_embedding), table(&right.token_embedding));
+    assert_eq!(left.head.as_ref().map(table), right.head.as_ref().map(table));
     assert_eq!(left.final_norm, right.final_norm);
     assert_eq!(left.layers.len(), right.layers.len());
     for (left, right) in left.layers.iter().zip(&right.layers) {
@@ -32,7 +33,7 @@ fn assert_equal(left: &ModelWeights, right: &ModelWeights) {
             ("up", &left.up, &right.up),
             ("down", &left.down, &right.down),
         ] {
-            assert_eq!(left.weight, right.weight, "{name}");
+            assert_eq!(left.weight.to_dense(), right.weight.to_dense(), "{name}");
             assert_eq!(left.bias, right.bias, "{name} bias");
         }
     }
@@ -64,8 +65,8 @@ fn every_fixture_loads() {
         let layer = &weights.layers[1];
         for linear in [&layer.query, &layer.attention_output, &layer.down] {
             assert_eq!(linear.bias.is_some(), bias, "{name}");
-            assert!(linear.weight.is_standard_layout());
-            assert!(linear.bias.as_ref().is_none_or(|bias| bias.len() == linear.weight.nrows()));
+            assert!(linear.weight.to_dense().is_standard_layout());
+            assert!(linear.bias.as_ref().is_none_or(|bias| bias.len() == linear.weight.dim().0));
         }
     }
 }
@@ -93,7 +94,8 @@ fn to_gguf(weights: &ModelWeights, file: &ModelFile) -> GgufWriter {
     let put_matrix = |writer: GgufWriter, name: &str, rows: &[Vec<f32>]| {
         writer.f32_tensor(name, &[rows.len(), rows[0].len()], &rows.concat())
     };
-    let rows = |matrix: &Array2<f32>| matrix.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
+    let rows = |matrix: ArrayView2<f32>| matrix.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
+    let table = |table: &Embedding| rows(table.rows(&Vec::from_iter(0..table.dim().0)).view());
     let mut writer = GgufWriter::new()
         .set("general.architecture", Value::String("llama".into()))
         .set("llama.embedding_length", size(config.hidden_size))
@@ -105,10 +107,10 @@ fn to_gguf(weights: &ModelWeights, file: &ModelFile) -> GgufWriter {
         .set("llama.context_length", size(config.context_length))
         .set("llama.attention.layer_norm_rms_epsilon", Value::F32(config.norm_eps))
         .set("llama.rope.freq_base", Value::F32(config.rope.theta));
-    writer = put_matrix(writer, "token_embd.weight", &rows(&weights.token_embedding));
+    writer = put_matrix(writer, "token_embd.weight", &table(&weights.token_embedding));
     writer = put_vector(writer, "output_norm.weight", &weights.final_norm.to_vec());
     if let Some(head) = &weights.head {
-        writer = put_matrix(writer, "output.weight", &rows(head));
+        writer = put_matrix(writer, "output.weight", &table(head));
     }
     for (i, layer) in weights.layers.iter().enumerate() {
         writer = put_vector(writer, &format!("blk.{i}.attn_norm.weight"), &layer.attention_norm.to_vec());
@@ -122,7 +124,7 @@ fn to_gguf(weights: &ModelWeights, file: &ModelFile) -> GgufWriter {
             ("ffn_up", &layer.up, 0),
             ("ffn_down", &layer.down, 0),
         ] {
-            let mut matrix = rows(&linear.weight);
+            let mut matrix = rows(linear.weight.to_dense().view());
             let mut bias: Vec<f32> = linear.bias.iter().flatten().copied().collect();
             if heads > 0 {
                 (matrix, bias) = (interleave(&matrix, heads), interleave(&bias, heads));
@@ -149,7 +151,7 @@ fn biases_and_untied_heads_survive_conversion_to_gguf() {
 
 #[test]
 fn progress_runs_to_the_total() {
-    let file = tiny::open(&tiny::graph());
+    let file = tiny::open(&tiny::llama());
     let mut calls = Vec::new();
     ModelWeights::load(&file, &file.config().unwrap(), &mut |done, total| calls.push((done, total))).unwrap();
     assert_eq!(calls, [(0, 3), (1, 3), (2, 3), (3, 3)]);
@@ -160,7 +162,7 @@ fn quantised_rows_are_converted_and_permuted() {
     // Row r of the file is 32 times r + 1; heads of 4 rows are stored as 0, 2, 1, 3.
     let block = |r: usize| [half::f16::from_f32((r + 1) as f32).to_le_bytes().to_vec(), vec![1; 32]].concat();
     let bytes: Vec<u8> = (0..8).flat_map(block).collect();
-    let writer = tiny::graph()
+    let writer = tiny::llama()
         .set("llama.embedding_length", Value::U32(32))
         .set("llama.attention.key_length", Value::U32(4))
         .tensor("blk.0.attn_q.weight", &[8, 32], TensorType::Q8_0, &bytes);
@@ -171,13 +173,13 @@ fn quantised_rows_are_converted_and_permuted() {
 
 #[test]
 fn missing_tensor() {
-    let file = tiny::open(&tiny::graph().without_tensor("blk.0.ffn_up.weight"));
+    let file = tiny::open(&tiny::llama().without_tensor("blk.0.ffn_up.weight"));
     assert_eq!(load(&file).unwrap_err().to_string(), "tiny: tensor `blk.0.ffn_up.weight` is missing");
 }
 
 #[test]
 fn more_layers_than_the_file_has() {
-    let file = tiny::open(&tiny::graph().set("llama.block_count", Value::U32(1 << 24)));
+    let file = tiny::open(&tiny::llama().set("llama.block_count", Value::U32(1 << 24)));
     let error = load(&file).unwrap_err();
     assert!(matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == "blk.1.attn_norm.weight"));
 }
@@ -185,7 +187,7 @@ fn more_layers_than_the_file_has() {
 #[test]
 fn transposed_tensor() {
     let values = vec![0.0; tiny::FFN * tiny::HIDDEN];
-    let writer = tiny::graph().f32_tensor("blk.0.ffn_up.weight", &[tiny::HIDDEN, tiny::FFN], &values);
+    let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[tiny::HIDDEN, tiny::FFN], &values);
     let error = load(&tiny::open(&writer)).unwrap_err();
     assert!(
         matches!(&error, ModelError::TensorShape { expected, got, .. } if *expected == [6, 8] && *got == [8, 6])
@@ -195,9 +197,9 @@ fn transposed_tensor() {
 
 #[test]
 fn vector_where_a_matrix_should_be_and_back() {
-    let writer = tiny::graph().f32_tensor("blk.0.ffn_up.weight", &[48], &[0.0; 48]);
+    let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[48], &[0.0; 48]);
     assert!(matches!(load(&tiny::open(&writer)), Err(ModelError::TensorShape { .. })));
-    let writer = tiny::graph().f32_tensor("output_norm.weight", &[1, 8], &[0.0; 8]);
+    let writer = tiny::llama().f32_tensor("output_norm.weight", &[1, 8], &[0.0; 8]);
     assert!(matches!(load(&tiny::open(&writer)), Err(ModelError::TensorShape { .. })));
 }
 
@@ -206,7 +208,7 @@ fn nan_and_infinite_weights() {
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         let mut values = vec![0.0; tiny::FFN * tiny::HIDDEN];
         values[3 * tiny::HIDDEN + 5] = bad;
-        let writer = tiny::graph().f32_tensor("blk.0.ffn_up.weight", &[tiny::FFN, tiny::HIDDEN], &values);
+        let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[tiny::FFN, tiny::HIDDEN], &values);
         let error = load(&tiny::open(&writer)).unwrap_err();
         assert!(matches!(error, ModelError::NonFiniteWeight { row: 3, column: 5, .. }), "{error}");
     }
@@ -219,7 +221,7 @@ fn nan_scales_of_quantised_types() {
         // The scale of the last block is a NaN.
         let last = 7 * ty.block_bytes();
         bytes[last..last + 2].copy_from_slice(&0x7e00u16.to_le_bytes());
-        let writer = tiny::graph()
+        let writer = tiny::llama()
             .set("llama.embedding_length", Value::U32(32))
             .set("llama.attention.key_length", Value::U32(4))
             .tensor("blk.0.attn_q.weight", &[8, 32], ty, &bytes);
