@@ -11,6 +11,7 @@ import os
 os.environ["TORCHDYNAMO_DISABLE"] = "1"  # the plain arithmetic, without a compiler
 
 import argparse
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -23,6 +24,8 @@ from transformers.integrations import bitnet
 
 from llama import golden
 
+TOKENS, GREEDY = 16, 4
+MARGIN = 3e-5
 PROJECTIONS = "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"
 ONLINE = {"quant_method": "bitnet", "linear_class": "autobitlinear", "quantization_mode": "online"}
 FORMS = {
@@ -134,7 +137,34 @@ def load(folder: Path) -> BitNetForCausalLM:
 def in_type_of_masters(dtype: torch.dtype):
     """Ternary weights are numbers of the masters' type, though everything else is computed in f32."""
     quantise = bitnet.WeightQuant.apply
-    return type("WeightQuant", (), {"apply": staticmethod(lambda weight: quantise(weight.to(dtype)).float())})
+    return type("WeightQuant", (), {"apply": staticmethod(lambda weight: quantise(weight.to(dtype)).to(weight.dtype))})
+
+
+class Margin:
+    """How near an activation, as the model rounds it to 8 bits, comes to the middle between two steps. Where it is on another
+    side for another order of a sum, everything after it changes by a step and soon by many."""
+
+    def __init__(self):
+        self.least = 0.5
+
+    def apply(self, x: torch.Tensor) -> torch.Tensor:
+        scale = 127 / x.abs().max(dim=-1, keepdim=True).values.clamp(min=1e-5)
+        steps = x * scale
+        self.least = min(self.least, ((steps - steps.floor()) - 0.5).abs().min().item())
+        return steps.round().clamp(-128, 127) / scale
+
+
+@torch.no_grad()
+def is_stable(model, expected: dict) -> bool:
+    """Whether no rounding along the tokens and their continuation hangs on the arithmetic: asked in f64."""
+    ids = torch.tensor(expected["tokens"] + expected["greedy"])[None]
+    margin, plain = Margin(), bitnet.ActQuant
+    bitnet.ActQuant = margin
+    logits = model(ids, use_cache=False).logits[0, : len(expected["tokens"])]
+    bitnet.ActQuant = plain
+    rows = np.array(expected["logits"])
+    off = np.abs(logits[-len(rows) :].numpy() - rows).max() / spread(rows)
+    return margin.least > MARGIN and off < 1e-4
 
 
 def spread(logits) -> float:
@@ -164,12 +194,15 @@ def main():
         assert all(type(m) is bitnet.AutoBitLinear for n, m in model.named_modules() if n.split(".")[-1] in PROJECTIONS)
         bitnet.WeightQuant = in_type_of_masters(getattr(torch, c["torch_dtype"]))
         generator = torch.Generator().manual_seed(seed)
-        while (expected := golden(model, c["vocab_size"], generator)) is None:
-            pass
+        exact = copy.deepcopy(model).double()
+        while (expected := golden(model, c["vocab_size"], generator, TOKENS, GREEDY)) is None or not is_stable(exact, expected):
+            print(".", end="", flush=True)
         bitnet.WeightQuant = plain
         (folder / "golden.json").write_text(json.dumps(expected) + "\n")
         print(name, "spread of logits", spread(expected["logits"]))
         for form, quantization in FORMS.items():
+            if form == "autobitlinear" and c.get("attention_bias"):
+                continue  # transformers multiplies the bias with the scale of the weights: the loader refuses such files
             # In f32 throughout: the packed layers of transformers compute in the type that the file has.
             c_form = {**c, "quantization_config": quantization, "torch_dtype": "float32"}
             with tempfile.TemporaryDirectory() as temporary:

@@ -45,6 +45,12 @@ impl Quantization {
         let mode = string(object, "quantization_mode")?.unwrap_or("offline");
         match (string(object, "linear_class")?.unwrap_or("bitlinear"), mode) {
             ("autobitlinear", "online") => Ok(Self::Online),
+            // There transformers multiplies the biases too, which no converter can have meant.
+            ("autobitlinear", "offline") if json["attention_bias"] == true => Err(ConfigError::Unsupported {
+                key: "attention_bias".into(),
+                expected: "false with packed weights of `autobitlinear`",
+                got: "true".into(),
+            }),
             ("autobitlinear", "offline") => Ok(Self::PackedTimesScale),
             ("bitlinear", "online" | "offline") => Ok(Self::PackedOverScale),
             ("autobitlinear" | "bitlinear", got) => {
