@@ -148,7 +148,26 @@ proptest! {
     }
 }
 
+proptest! {
+    // The model is larger.
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn flipped_bits_in_ternary_weights_never_panic(
+        flips in vec((any::<prop::sample::Index>(), 0u32..8), 1..6),
+        in_header in any::<bool>(),
+    ) {
+        let mut bytes = tiny::bitnet().finish();
+        let range = if in_header { 2000 } else { bytes.len() };
+        for (position, bit) in flips {
+            bytes[position.index(range)] ^= 1 << bit;
+        }
+        load(bytes);
+    }
+}
+
 #[test]
-fn the_unmutated_file_loads() {
+fn the_unmutated_files_load() {
     assert!(load(tiny::llama().finish()));
+    assert!(load(tiny::bitnet().finish()));
 }
