@@ -30,10 +30,26 @@ pub(super) const PANEL: usize = 16;
 /// Columns of a line.
 pub(super) const COLUMNS: usize = 16;
 
+/// Quads of activations that meet a line.
+pub(super) const QUADS: usize = COLUMNS / 4;
+
 /// 16 rows by 16 columns of packed codes; or, unpacked, 16 rows by 4 columns, a code per byte.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Line(pub(super) [u8; 64]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0; 64]);
+}
+
+/// The activations of four columns.
+pub(super) type Quad = [i8; 4];
+
+/// The bits of a quad as one number, to be broadcast.
+#[inline(always)]
+pub(super) fn bits(quad: Quad) -> i32 {
+    i32::from_ne_bytes(quad.map(i8::cast_unsigned))
+}
 
 /// A matrix of ternary weights.
 #[derive(Debug, Clone)]
@@ -84,24 +100,26 @@ impl Panels {
         self.columns
     }
 
-    pub(super) fn padded_columns(&self) -> usize {
-        self.columns.next_multiple_of(COLUMNS)
+    /// Quads of a row of activations, with the padding.
+    pub(super) fn quads(&self) -> usize {
+        self.columns.div_ceil(COLUMNS) * QUADS
     }
 
     pub(super) fn bytes(&self) -> usize {
         size_of_val(self.lines.as_slice())
     }
 
-    /// The lines of a panel.
-    pub(super) fn panel(&self, panel: usize) -> &[Line] {
+    /// The lines of `count` panels from `first` on, or of those that are left.
+    pub(super) fn panels(&self, first: usize, count: usize) -> &[Line] {
         let per_panel = self.columns.div_ceil(COLUMNS);
-        &self.lines[panel * per_panel..][..per_panel]
+        let end = self.lines.len().min((first + count) * per_panel);
+        &self.lines[first * per_panel..end]
     }
 
     /// The weights of a row.
     pub(super) fn row(&self, row: usize, out: &mut [i8]) {
         let r = row % PANEL;
-        for (line, out) in self.panel(row / PANEL).iter().zip(out.chunks_mut(COLUMNS)) {
+        for (line, out) in self.panels(row / PANEL, 1).iter().zip(out.chunks_mut(COLUMNS)) {
             for (column, out) in out.iter_mut().enumerate() {
                 let (i, b) = (column / 4, column % 4);
                 *out = ((line.0[4 * r + b] >> (2 * i)) & 3) as i8 - 1;
@@ -142,4 +160,17 @@ fn pack_line(weights: &[i8], stride: usize, column: usize) -> Line {
         }
     }
     Line(line)
+}
+
+/// Writes the codes of `lines` a byte each: four lines for one, each of 16 rows and 4 columns, in the order of columns.
+#[inline(always)]
+pub(super) fn unpack(lines: &[Line], codes: &mut [Line]) {
+    for (line, codes) in lines.iter().zip(codes.as_chunks_mut::<4>().0) {
+        for (i, codes) in codes.iter_mut().enumerate() {
+            // Eight bytes at a time: bits that a shift carries into the next byte are masked.
+            for (from, to) in line.0.as_chunks::<8>().0.iter().zip(codes.0.as_chunks_mut::<8>().0) {
+                *to = ((u64::from_ne_bytes(*from) >> (2 * i)) & 0x0303_0303_0303_0303).to_ne_bytes();
+            }
+        }
+    }
 }

@@ -12,14 +12,24 @@ mod scalar;
 mod tests;
 
 use deltallm_attn::SimdLevel;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 pub use error::TernaryError;
 pub use kernel::TernaryKernel;
 
-use activations::Activations;
-use layout::{PANEL, Panels};
+use activations::{Activations, TokenScale};
+use kernel::MAX_TOKENS;
+use layout::{Line, PANEL, Panels};
+
+/// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
+const TASK_PANELS: usize = 2;
+
+/// So many tokens are worth unpacking the weights for.
+const MATRIX_TOKENS: usize = 4;
+
+/// Multiplications of a thread's share that are worth its hand-over.
+const LEAST_WORK: usize = 1 << 18;
 
 /// A linear map whose weights are -1, 0 or 1, at 2 bits each, with one scale for all.
 ///
@@ -126,18 +136,67 @@ impl TernaryLinear {
     /// Where `x` does not have [`columns`](Self::columns) columns.
     pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
         assert_eq!(x.ncols(), self.columns(), "columns of x and of the weights");
-        let activations = Activations::new(x, self.panels.padded_columns());
+        let block = if x.nrows() < MATRIX_TOKENS { 1 } else { self.kernel.tokens() };
+        let activations = Activations::new(self.kernel, x, self.panels.quads(), block);
         let mut y = Array2::zeros((x.nrows(), self.rows()));
-        y.axis_chunks_iter_mut(Axis(1), PANEL).into_par_iter().enumerate().for_each(|(panel, mut y)| {
-            let mut sums = [0; PANEL];
-            for (token, mut y) in y.outer_iter_mut().enumerate() {
-                scalar::vector(self.panels.panel(panel), activations.codes(token), &mut sums);
-                let (bias, factor) = (activations.sum(token), activations.factor(token, self.scale));
-                for (y, sum) in y.iter_mut().zip(sums) {
-                    *y = (sum - bias) as f32 * factor;
-                }
+        let task = |scratch: &mut Vec<Line>, (index, y): (usize, ArrayViewMut2<f32>)| {
+            let panels = self.panels.panels(index * TASK_PANELS, TASK_PANELS);
+            if block == 1 {
+                self.vectors(panels, &activations, y);
+            } else {
+                self.matrix(panels, &activations, scratch, y);
             }
-        });
+        };
+        let work = TASK_PANELS * PANEL * self.columns() * x.nrows();
+        if rayon::current_num_threads() == 1 || work * self.rows() < 2 * LEAST_WORK * TASK_PANELS * PANEL {
+            let mut scratch = Vec::new();
+            let tasks = y.axis_chunks_iter_mut(Axis(1), TASK_PANELS * PANEL).enumerate();
+            tasks.for_each(|y| task(&mut scratch, y));
+        } else {
+            let tasks = y.axis_chunks_iter_mut(Axis(1), TASK_PANELS * PANEL).into_par_iter().enumerate();
+            tasks.with_min_len(LEAST_WORK.div_ceil(work)).for_each_init(Vec::new, task);
+        }
         y
+    }
+
+    /// The columns of `y` that belong to `panels`, token by token.
+    fn vectors(&self, panels: &[Line], activations: &Activations, mut y: ArrayViewMut2<f32>) {
+        let mut sums = [[0; PANEL]; TASK_PANELS];
+        for (token, y) in y.outer_iter_mut().enumerate() {
+            self.kernel.vector(panels, activations.block(token), &mut sums[..y.len().div_ceil(PANEL)]);
+            self.finish(&sums, activations.scale(token), y);
+        }
+    }
+
+    /// The same for blocks of tokens. `scratch` takes the unpacked codes.
+    fn matrix(
+        &self,
+        panels: &[Line],
+        activations: &Activations,
+        scratch: &mut Vec<Line>,
+        mut y: ArrayViewMut2<f32>,
+    ) {
+        scratch.resize(panels.len() * 4, Line::ZERO);
+        layout::unpack(panels, scratch);
+        let panels = y.ncols().div_ceil(PANEL);
+        let mut sums = [[0; PANEL]; TASK_PANELS * MAX_TOKENS];
+        for (block, mut y) in y.axis_chunks_iter_mut(Axis(0), self.kernel.tokens()).enumerate() {
+            let sums = &mut sums[..panels * y.nrows()];
+            self.kernel.matrix(scratch, activations.block(block), y.nrows(), sums);
+            let first = block * self.kernel.tokens();
+            for (token, (y, sums)) in y.outer_iter_mut().zip(sums.chunks_exact(panels)).enumerate() {
+                self.finish(sums, activations.scale(first + token), y);
+            }
+        }
+    }
+
+    /// From the sums of codes times activations to the outputs of a token.
+    fn finish(&self, sums: &[[i32; PANEL]], token: TokenScale, mut y: ArrayViewMut1<f32>) {
+        let factor = self.scale / token.scale;
+        let Some(y) = y.as_slice_mut() else { unreachable!("the rows of an array made by `zeros`") };
+        // Codes are weights plus one, so the sum of the activations is in every sum of products.
+        for (y, sum) in y.iter_mut().zip(sums.as_flattened()) {
+            *y = (sum - token.sum) as f32 * factor;
+        }
     }
 }
