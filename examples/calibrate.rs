@@ -20,7 +20,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "calibrate", version)]
 struct Args {
-    /// GGUF file, safetensors file or model directory [default: the embedded model]
+    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// Text like what the model will read, UTF-8; its first tokens are calibrated on, the next ones held out

@@ -31,7 +31,7 @@ const QUESTIONS_AT_ONCE: usize = 16;
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = FIELDS)]
 struct Args {
-    /// GGUF file, safetensors file or model directory [default: the embedded model]
+    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// perplexity, choices, schema, last-word or squad

@@ -22,7 +22,7 @@ const DEFAULT_QUESTION: &str = "Tell me a short story about a fox and a river.";
 #[derive(Debug, Parser)]
 #[command(name = "generate", version)]
 struct Args {
-    /// GGUF file, safetensors file or model directory [default: the embedded model]
+    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// Text to continue, or with --chat the question [default: the beginning of a story]

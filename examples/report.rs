@@ -29,7 +29,7 @@ const FILES: &str = "Files in DIR:
 #[derive(Debug, Parser)]
 #[command(name = "report", version, after_help = FILES)]
 struct Args {
-    /// GGUF file, safetensors file or model directory [default: the embedded model]
+    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// Text like what the model will read, UTF-8

@@ -88,8 +88,12 @@ impl Measurements {
         let exact = [request.window, request.sinks];
         let mut layers: Vec<(Sensitivity, RateCurves)> = (model.weights().layers.iter())
             .map(|layer| {
-                let output = layer.attention_output.weight.view();
-                let sensitivity = Sensitivity::new(options, exact, output, QUERY_STRIDE)?;
+                let mut output = layer.attention_output.weight.to_dense();
+                if let Some(norm) = &layer.attention_sub_norm {
+                    // Its weights; by how much it stretches a token is left out.
+                    output = (output.into_owned() * norm).into();
+                }
+                let sensitivity = Sensitivity::new(options, exact, output.view(), QUERY_STRIDE)?;
                 Ok((sensitivity, RateCurves::new(config.kv_heads * config.head_dim)))
             })
             .collect::<Result<_, AttentionError>>()?;
