@@ -108,6 +108,12 @@ impl KernelChoice {
         }
     }
 
+    /// The same with every prompt approximate, unless the caller said up to what length they are to be exact.
+    #[must_use]
+    pub fn with_all_prompts(self) -> Self {
+        Self { exact_prompt: self.exact_prompt.or(Some(0)), ..self }
+    }
+
     /// Exact attention in f32 with the same cache type, f16 for stores that quantise: what the choice is compared with.
     #[must_use]
     pub fn dense(&self) -> Self {
