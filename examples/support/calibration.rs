@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensitivity};
 use deltallm::attn::{CalibrationGoal, HeldOut};
-use deltallm::models::{Llama, LogitRows};
+use deltallm::models::{LogitRows, Model};
 use deltallm::{
     AttentionError, AttentionOptions, AttentionProfile, DenseAttention, KvStore, LayerPlan, ModelFingerprint,
     SkipMargin, SparsityStats, ThresholdProfile, Window,
@@ -88,7 +88,7 @@ impl Measurements {
     /// # Errors
     /// A failing model.
     pub fn new(
-        model: &Llama,
+        model: &Model,
         options: &AttentionOptions,
         windows: &[&[u32]],
         request: &Request,
@@ -98,8 +98,12 @@ impl Measurements {
         let exact = [request.window, request.sinks];
         let mut layers: Vec<(Sensitivity, RateCurves)> = (model.weights().layers.iter())
             .map(|layer| {
-                let output = layer.attention_output.weight.view();
-                let sensitivity = Sensitivity::new(options, exact, output, QUERY_STRIDE)?;
+                let mut output = layer.attention_output.weight.to_dense();
+                if let Some(norm) = &layer.attention_sub_norm {
+                    // Its weights; by how much it stretches a token is left out.
+                    output = (output.into_owned() * norm).into();
+                }
+                let sensitivity = Sensitivity::new(options, exact, output.view(), QUERY_STRIDE)?;
                 Ok((sensitivity, RateCurves::new(config.kv_heads * config.head_dim)))
             })
             .collect::<Result<_, AttentionError>>()?;
@@ -132,7 +136,7 @@ impl Calibration {
     /// # Errors
     /// A failing model, and a divergence that cannot be had.
     pub fn find(
-        model: &Llama,
+        model: &Model,
         options: &AttentionOptions,
         measurements: &Measurements,
         held_out: &HeldOutText,
@@ -225,7 +229,7 @@ fn rows(profile: &AttentionProfile) -> Vec<Vec<f32>> {
 }
 
 struct Search<'a> {
-    model: &'a Llama,
+    model: &'a Model,
     options: &'a AttentionOptions,
     allocation: &'a Allocation,
     held_out: &'a HeldOutText,

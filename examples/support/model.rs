@@ -3,13 +3,12 @@
 use std::path::Path;
 
 use anyhow::Context;
-use deltallm::models::{ChatMessage, ChatTemplate, Llama, ModelError, ModelFile, Tokenizer};
+use deltallm::models::{ChatMessage, ChatTemplate, Model, ModelError, ModelFile, Tokenizer};
 
 use crate::Progress;
 
-/// The model that comes with the programs; `assets/MODEL_CARD.md` says what it is.
-const EMBEDDED: &[u8] = include_bytes!("../assets/fairy-tales.gguf");
-const EMBEDDED_NAME: &str = "fairy-tales.gguf";
+/// The models that come with the programs, the default first; `assets/MODEL_CARD.md` says what they are.
+const EMBEDDED: [(&str, &[u8]); 1] = [("fairy-tales", include_bytes!("../assets/fairy-tales.gguf"))];
 
 /// What a program runs.
 #[derive(Debug)]
@@ -17,25 +16,30 @@ pub struct LoadedModel {
     /// The name of the file or directory.
     pub name: String,
     /// The graph with its weights.
-    pub llama: Llama,
+    pub graph: Model,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
 }
 
 impl LoadedModel {
-    /// Opens a GGUF file, a safetensors file or a model directory; without a path, the embedded model.
+    /// Opens a GGUF file, a safetensors file, a model directory or, by its name, an embedded model; without a path, the
+    /// first of these.
     ///
     /// # Errors
     /// With what is wrong with the file, and what to do where a wrong path is the likely reason.
     pub fn open(path: Option<&Path>) -> anyhow::Result<Self> {
-        let file = match path {
-            Some(path) => ModelFile::open(path).map_err(with_advice)?,
-            None => ModelFile::from_gguf_bytes(EMBEDDED_NAME, EMBEDDED)?,
+        let embedded = match path {
+            Some(path) => EMBEDDED.iter().find(|(name, _)| path == Path::new(name) && !path.exists()),
+            None => EMBEDDED.first(),
+        };
+        let file = match (embedded, path) {
+            (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
+            (None, path) => ModelFile::open(path.unwrap_or(Path::new(""))).map_err(with_advice)?,
         };
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
-        let llama = Llama::load(&file, &mut |done, total| progress.update(done, total))?;
-        Ok(Self { name: name(&file), llama, tokenizer })
+        let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;
+        Ok(Self { name: name(&file), graph, tokenizer })
     }
 
     /// The tokens of `text` as a text to be continued.
@@ -93,8 +97,9 @@ fn name(file: &ModelFile) -> String {
 fn with_advice(error: ModelError) -> anyhow::Error {
     match error {
         ModelError::Io { .. } => anyhow::anyhow!(
-            "--model {error}: expected a GGUF file or a model directory; leave --model out for the embedded model, \
-             or run tools/fetch-smollm2"
+            "--model {error}: expected a GGUF file, a model directory or an embedded model ({}); leave --model out for \
+             the first of these, or run tools/fetch-smollm2",
+            EMBEDDED.map(|(name, _)| name).join(", ")
         ),
         other => other.into(),
     }
@@ -105,19 +110,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_embedded_model_is_small_and_has_what_delta_attention_needs() {
-        assert!(EMBEDDED.len() <= 4 << 20);
-        let model = LoadedModel::open(None).unwrap();
-        let config = model.llama.config();
-        assert!(config.layers >= 4 && config.kv_heads < config.heads && config.context_length >= 1024);
-        assert_eq!(model.name, "fairy-tales");
+    fn the_embedded_models_are_small_and_have_what_delta_attention_needs() {
+        for (name, bytes) in EMBEDDED {
+            assert!(bytes.len() <= 4 << 20, "{name}");
+            let model = LoadedModel::open(Some(Path::new(name))).unwrap();
+            let config = model.graph.config();
+            assert!(config.layers >= 4 && config.kv_heads < config.heads && config.context_length >= 1024);
+            assert_eq!(model.name, name);
+        }
+        assert_eq!(LoadedModel::open(None).unwrap().name, "fairy-tales");
     }
 
     #[test]
-    fn the_embedded_model_reads_back_what_it_encodes() {
-        let model = LoadedModel::open(None).unwrap();
-        let text = "“Wait,” said the fox; the naïve crow didn't. 🦊\n";
-        assert_eq!(model.tokenizer.decode(&model.encode(text).unwrap()).unwrap(), text);
-        assert!(model.encode("").is_err());
+    fn the_embedded_models_read_back_what_they_encode() {
+        for (name, _) in EMBEDDED {
+            let model = LoadedModel::open(Some(Path::new(name))).unwrap();
+            let text = "“Wait,” said the fox; the naïve crow didn't. 🦊\n";
+            assert_eq!(model.tokenizer.decode(&model.encode(text).unwrap()).unwrap(), text, "{name}");
+            assert!(model.encode("").is_err());
+        }
     }
 }

@@ -1,0 +1,176 @@
+//! How ternary weights lie in memory: panels of 16 rows, made of lines of 16 rows and 16 columns.
+//!
+//! A weight is held as its *code*, the weight plus one: 0, 1 or 2. Byte `4 r + b` of a line holds, in bits `2 i` and
+//! `2 i + 1`, the code of row `r` and column `4 i + b`, where `r` is 0..16 and `i` and `b` are 0..4:
+//!
+//! ```text
+//! byte        0        1        2        3        4  ..   63
+//! row         0        0        0        0        1       15
+//! bits 0-1    col 0    col 1    col 2    col 3    col 0   col 3
+//! bits 2-3    col 4    col 5    col 6    col 7    col 4   col 7
+//! bits 4-5    col 8    col 9    col 10   col 11   col 8   col 11
+//! bits 6-7    col 12   col 13   col 14   col 15   col 12  col 15
+//! ```
+//!
+//! So a shift and a mask make of a line, whatever the width of vectors, rows side by side with four columns each: the form
+//! that dot products of 8-bit integers want, with the sum of a row in a lane of 32 bits and nothing to be added across
+//! lanes. A line is a cache line. A panel's lines follow each other in the order of columns.
+//!
+//! Rows and columns are padded to multiples of 16 with weights of 0; activations are padded with 0 as well.
+
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::TernaryError;
+
+/// Rows of a panel.
+pub(super) const PANEL: usize = 16;
+
+/// Columns of a line.
+pub(super) const COLUMNS: usize = 16;
+
+/// Quads of activations that meet a line.
+pub(super) const QUADS: usize = COLUMNS / 4;
+
+/// 16 rows by 16 columns of packed codes; or, unpacked, 16 rows by 4 columns, a code per byte.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Line(pub(super) [u8; 64]);
+
+impl Line {
+    pub(super) const ZERO: Self = Self([0; 64]);
+}
+
+/// The activations of four columns.
+pub(super) type Quad = [i8; 4];
+
+/// The bits of a quad as one number, to be broadcast.
+#[inline(always)]
+pub(super) fn bits(quad: Quad) -> i32 {
+    i32::from_ne_bytes(quad.map(i8::cast_unsigned))
+}
+
+/// A matrix of ternary weights.
+#[derive(Debug, Clone)]
+pub(super) struct Panels {
+    rows: usize,
+    columns: usize,
+    lines: Vec<Line>,
+}
+
+impl Panels {
+    /// Packs the rows that `fill` writes.
+    pub(super) fn pack<E: From<TernaryError> + Send>(
+        rows: usize,
+        columns: usize,
+        fill: impl Fn(usize, &mut [i8]) -> Result<(), E> + Sync,
+    ) -> Result<Self, E> {
+        let per_panel = columns.div_ceil(COLUMNS);
+        let count = rows.div_ceil(PANEL) * per_panel;
+        let mut lines = Vec::with_capacity(count);
+        let spare: &mut [MaybeUninit<Line>] = &mut lines.spare_capacity_mut()[..count];
+        let padded = per_panel * COLUMNS;
+        spare.par_chunks_exact_mut(per_panel).enumerate().try_for_each_init(
+            || vec![0; PANEL * padded],
+            |codes, (panel, lines)| {
+                for (r, codes) in codes.chunks_exact_mut(padded).enumerate() {
+                    let row = panel * PANEL + r;
+                    codes.fill(0);
+                    if row < rows {
+                        fill(row, &mut codes[..columns])?;
+                        check(row, codes)?;
+                    }
+                }
+                for (group, line) in lines.iter_mut().enumerate() {
+                    line.write(pack_line(codes, padded, group * COLUMNS));
+                }
+                Ok::<_, E>(())
+            },
+        )?;
+        set_len(&mut lines, count);
+        Ok(Self { rows, columns, lines })
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Quads of a row of activations, with the padding.
+    pub(super) fn quads(&self) -> usize {
+        self.columns.div_ceil(COLUMNS) * QUADS
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(self.lines.as_slice())
+    }
+
+    /// The lines of `count` panels from `first` on, or of those that are left.
+    pub(super) fn panels(&self, first: usize, count: usize) -> &[Line] {
+        let per_panel = self.columns.div_ceil(COLUMNS);
+        let end = self.lines.len().min((first + count) * per_panel);
+        &self.lines[first * per_panel..end]
+    }
+
+    /// The weights of a row.
+    pub(super) fn row(&self, row: usize, out: &mut [i8]) {
+        let r = row % PANEL;
+        for (line, out) in self.panels(row / PANEL, 1).iter().zip(out.chunks_mut(COLUMNS)) {
+            for (column, out) in out.iter_mut().enumerate() {
+                let (i, b) = (column / 4, column % 4);
+                *out = ((line.0[4 * r + b] >> (2 * i)) & 3) as i8 - 1;
+            }
+        }
+    }
+}
+
+/// All `count` lines that `lines` has room for are there.
+#[allow(unsafe_code, reason = "memory written by several threads, which is not to be touched twice")]
+fn set_len(lines: &mut Vec<Line>, count: usize) {
+    assert!(count <= lines.capacity());
+    // SAFETY: the only caller has just written each of the first `count` lines: they are whole panels, and it returns
+    // early unless all panels were written.
+    unsafe { lines.set_len(count) };
+}
+
+/// Refuses weights that are not ternary.
+fn check<E: From<TernaryError>>(row: usize, weights: &[i8]) -> Result<(), E> {
+    let ternary = |weight: &i8| weight.wrapping_add(1).cast_unsigned() <= 2;
+    // Without an early exit this is a few vector instructions a row.
+    if weights.iter().fold(true, |all, weight| all & ternary(weight)) {
+        return Ok(());
+    }
+    let column = weights.iter().position(|weight| !ternary(weight)).unwrap_or_default();
+    Err(TernaryError::Weight { row, column, got: weights[column] }.into())
+}
+
+/// The line of columns `column..column + 16` of 16 rows that are `stride` apart.
+fn pack_line(weights: &[i8], stride: usize, column: usize) -> Line {
+    let mut line = [0; 64];
+    for (r, bytes) in line.chunks_exact_mut(4).enumerate() {
+        let weights = &weights[r * stride + column..][..COLUMNS];
+        for (b, byte) in bytes.iter_mut().enumerate() {
+            for i in 0..4 {
+                *byte |= (weights[4 * i + b] + 1).cast_unsigned() << (2 * i);
+            }
+        }
+    }
+    Line(line)
+}
+
+/// Writes the codes of `lines` a byte each: four lines for one, each of 16 rows and 4 columns, in the order of columns.
+#[inline(always)]
+pub(super) fn unpack(lines: &[Line], codes: &mut [Line]) {
+    for (line, codes) in lines.iter().zip(codes.as_chunks_mut::<4>().0) {
+        for (i, codes) in codes.iter_mut().enumerate() {
+            // Eight bytes at a time: bits that a shift carries into the next byte are masked.
+            for (from, to) in line.0.as_chunks::<8>().0.iter().zip(codes.0.as_chunks_mut::<8>().0) {
+                *to = ((u64::from_ne_bytes(*from) >> (2 * i)) & 0x0303_0303_0303_0303).to_ne_bytes();
+            }
+        }
+    }
+}
