@@ -9,7 +9,7 @@ use std::time::Instant;
 use clap::Parser;
 use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
-use deltallm::{AttentionOptions, DenseAttention, KvStore};
+use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
     Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
     print_json, read_text, sha256_hex, windows, write_whole,
@@ -47,9 +47,9 @@ struct Args {
     /// First keys that are scored exactly
     #[arg(long, value_name = "N", default_value_t = 4)]
     sinks: u32,
-    /// Prompts of up to this many tokens are attended exactly: there is little to gain
-    #[arg(long, value_name = "N", default_value_t = 512)]
-    exact_prompt: usize,
+    /// Prompts of up to this many tokens are attended exactly [default: for each layer as many as it gains nothing from]
+    #[arg(long, value_name = "N")]
+    exact_prompt: Option<usize>,
     /// Whether to look for a margin of value skipping: search or off
     #[arg(long, value_name = "search|off", default_value = "search", value_parser = parse_skip, action = clap::ArgAction::Set)]
     skip_margin: bool,
@@ -106,6 +106,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         window: args.window as usize,
         sinks: args.sinks as usize,
         skip: args.skip_margin,
+        exact_prompt: args.exact_prompt,
     };
 
     let start = Instant::now();
@@ -138,8 +139,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let dense_layers = found.profile.layers().iter().filter(|plan| plan.dense).count();
     let stored = found.profile.layers().iter().filter(|plan| plan.store == Some(args.kv)).count();
     let margin = found.profile.layers().iter().find_map(|plan| plan.skip_margin);
-    let profile =
-        found.profile.clone().with_exact_prompt(args.exact_prompt).with_provenance(provenance.clone());
+    let profile = found.profile.clone().with_provenance(provenance.clone());
     let mut json = serde_json::to_vec(&profile)?;
     json.push(b'\n');
     write_whole(&args.out, &json)?;
@@ -171,6 +171,11 @@ fn run(args: Args) -> anyhow::Result<()> {
         dense_layers,
         found.profile.layers().len()
     );
+    let exact = |plan: &&LayerPlan| !plan.dense;
+    let exact = || found.profile.layers().iter().filter(exact).map(|plan| plan.exact_prompt);
+    if let (Some(least), Some(most)) = (exact().min(), exact().max()) {
+        eprintln!("prompts      exact up to {least} to {most} tokens, by layer");
+    }
     if stored > 0 {
         eprintln!("store        {} in {stored} of {} layers", args.kv, found.profile.layers().len());
     }

@@ -65,7 +65,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
     let model = LoadedModel::open(args.model.as_deref())?;
-    let kernel = args.kernel.resolve(&model.graph)?;
+    // Pictures of what the method does, also where a profile would do without it.
+    let kernel = args.kernel.resolve(&model.graph)?.with_all_prompts();
     check_kernel(&kernel, &model)?;
     let choice = PairChoice {
         layer: check_index("--layer", "layers", args.layer, model.graph.config().layers)?,

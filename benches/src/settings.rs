@@ -89,7 +89,7 @@ impl SettingsArgs {
                 layer,
                 window: profile.settings.window(),
                 sinks: profile.settings.sinks(),
-                exact_prompt: profile.settings.exact_prompt(),
+                exact_prompt: self.skip_margin.map_or(plan.exact_prompt, |_| 0),
                 skip_margin: plan.skip_margin,
             };
             LayerSettings { config: self.overrule(config), dense: plan.dense, store: plan.store }

@@ -31,8 +31,16 @@ const SKIP_SHARE: f64 = 2.0;
 /// Slacks of the margin `ln(n) - slack` among which one is sought, and the steps of that search.
 const SLACKS: [f32; 2] = [-1.0, 5.0];
 const SLACK_STEPS: usize = 5;
-/// A layer that saves less than this share of the time of attention runs dense.
+/// A layer that never saves more than this share of the time of attention runs dense.
 const LEAST_GAIN: f64 = 0.1;
+/// Prompts of up to this many tokens are attended exactly where values are not skipped.
+const EXACT_PROMPT: usize = 512;
+/// Time of a prompt with a window of 64 over that of dense attention, where a share `s` of far values is skipped:
+/// `1 + OVERHEAD - SKIPPING s (1 - REACH / tokens)`. Fitted to the layers of SmolLM2-135M (`docs/results/attention.md`): coding and
+/// the first pass are paid for every key, and next to the window there is less to skip.
+const OVERHEAD: f64 = 0.33;
+const SKIPPING: f64 = 1.15;
+const REACH: f64 = 450.0;
 /// What one multiply-add costs in the sparse product of deltas, against one in the dense product: the sparse one reads a
 /// row of queries for each (`docs/results/attention.md`).
 const SPARSE_COST: f64 = 1.6;
@@ -51,6 +59,8 @@ pub struct Request {
     pub sinks: usize,
     /// Whether to look for a margin of value skipping.
     pub skip: bool,
+    /// Prompts of up to this many tokens are to be exact in every layer, rather than for as long as each gains nothing.
+    pub exact_prompt: Option<usize>,
 }
 
 /// The sensitivities and rates of all layers on the calibration text.
@@ -164,33 +174,45 @@ impl Calibration {
                 (profile, measured) = (search.profile(rule, zero_fraction, Some(slack))?, result);
             }
         }
-        let plans: Vec<LayerPlan> = (profile.layers().iter().zip(&measured.layers))
-            .map(|(plan, stats)| LayerPlan {
-                dense: gain(stats) < LEAST_GAIN,
-                store: layer_store(options.store, stats),
-                ..*plan
-            })
-            .collect();
+        let pays: Vec<Option<usize>> =
+            measured.layers.iter().map(|stats| pays_from(stats, &profile)).collect();
+        let plans =
+            (profile.layers().iter().zip(&measured.layers).zip(&pays)).map(|((plan, stats), pays)| {
+                LayerPlan { dense: pays.is_none(), store: layer_store(options.store, stats), ..*plan }
+            });
+        let plans: Vec<LayerPlan> = plans.collect();
         if plans != profile.layers() {
-            profile = AttentionProfile::new(
-                profile.thresholds().clone(),
-                profile.window(),
-                profile.sinks(),
-                plans,
-            )?;
+            profile = with_plans(&profile, plans)?;
             measured = search.measure(&profile)?;
         }
+        // Short prompts will cost nothing; what has been measured is what long ones cost.
+        let plans = profile.layers().iter().zip(&pays).map(|(plan, pays)| LayerPlan {
+            exact_prompt: request.exact_prompt.or(*pays).unwrap_or_default(),
+            ..*plan
+        });
+        let profile = with_plans(&profile, plans.collect())?;
         let zero_fraction = search.allocation.zero_fraction(&rows(&profile));
         Ok(Self { profile, rule, rules, zero_fraction, without_skipping, held_out: measured })
     }
 }
 
-/// Share of the time of attention (half for scores, half for values) that deltas and skipping save.
-fn gain(stats: &SparsityStats) -> f64 {
+/// From prompts of how many tokens on a layer gains time; `None` if it never gains enough.
+fn pays_from(stats: &SparsityStats, profile: &AttentionProfile) -> Option<usize> {
     let total = stats.total();
-    let far = 1.0 - total.exact_share();
-    let scores = 1.0 - SPARSE_COST * (1.0 - total.zero_fraction());
-    far * 0.5 * (scores.max(0.0) + total.values_skipped())
+    if profile.layers().iter().all(|plan| plan.skip_margin.is_none()) {
+        // Scores are half of the time of attention.
+        let far = 0.5 * (1.0 - total.exact_share());
+        let gain = far * (1.0 - SPARSE_COST * (1.0 - total.zero_fraction()));
+        return (gain >= LEAST_GAIN).then_some(EXACT_PROMPT);
+    }
+    let gain = SKIPPING * total.values_skipped();
+    let tokens = (REACH / (1.0 - OVERHEAD / gain)).ceil() as usize;
+    (gain - OVERHEAD >= LEAST_GAIN).then_some(tokens.next_multiple_of(64))
+}
+
+/// The profile with other plans for its layers.
+fn with_plans(profile: &AttentionProfile, plans: Vec<LayerPlan>) -> Result<AttentionProfile, AttentionError> {
+    AttentionProfile::new(profile.thresholds().clone(), profile.window(), profile.sinks(), plans)
 }
 
 /// The store of a layer, where those of the others differ: one that quantises must pay for itself.
@@ -307,17 +329,33 @@ mod tests {
 
     use super::*;
 
+    fn profile(skip_margin: Option<SkipMargin>) -> AttentionProfile {
+        let thresholds = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![1.0; 2]).unwrap();
+        let plan = LayerPlan { skip_margin, ..LayerPlan::default() };
+        AttentionProfile::new(Arc::new(thresholds), Window::Sliding(64), 4, vec![plan]).unwrap()
+    }
+
     #[test]
-    fn a_layer_without_zeros_and_skipping_gains_too_little() {
-        let layer = |nonzeros, skipped_values| {
-            let head = HeadSparsity { elements: 100, nonzeros, pairs: 100, exact_pairs: 20, skipped_values };
-            gain(&SparsityStats::new(vec![head; 2]))
+    fn without_skipping_zeros_must_pay() {
+        let from = |nonzeros| {
+            let counts =
+                HeadSparsity { elements: 100, nonzeros, pairs: 100, exact_pairs: 20, skipped_values: 0 };
+            pays_from(&SparsityStats::new(vec![counts; 2]), &profile(None))
         };
-        assert_eq!(layer(100, 0), 0.0);
-        assert!((layer(0, 80) - 0.8).abs() < 1e-12, "everything far is saved");
-        assert_eq!(layer(80, 0), 0.0, "a sparse product that is slower than the dense one");
-        assert!(layer(50, 0) < LEAST_GAIN && layer(40, 0) > LEAST_GAIN);
-        assert!(layer(100, 10) < LEAST_GAIN && layer(100, 30) > LEAST_GAIN);
+        assert_eq!(from(0), Some(EXACT_PROMPT));
+        assert_eq!(from(80), None, "a sparse product that is slower than the dense one");
+        assert!(from(50).is_none() && from(40).is_some());
+    }
+
+    #[test]
+    fn the_more_is_skipped_the_shorter_the_prompts_that_gain() {
+        let from = |skipped_values| {
+            let counts =
+                HeadSparsity { elements: 100, nonzeros: 40, pairs: 120, exact_pairs: 20, skipped_values };
+            pays_from(&SparsityStats::new(vec![counts]), &profile(Some(SkipMargin::Fixed(4.0))))
+        };
+        assert_eq!([from(0), from(30)], [None, None]);
+        assert_eq!([from(50), from(72), from(100)], [Some(1088), Some(768), Some(640)]);
     }
 
     #[test]

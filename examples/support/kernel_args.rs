@@ -68,6 +68,9 @@ pub struct KernelArgs {
     /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C [default: the profile's, or off]
     #[arg(long, value_name = "T|ln:C|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
+    /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
+    #[arg(long, value_name = "N")]
+    exact_prompt: Option<usize>,
     /// Store of keys and values: f32, f16, bf16; int8; or with an exact f16 window (hybrid) int4 or compact (8-bit deltas, 4-bit
     /// values)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
@@ -154,9 +157,7 @@ impl KernelArgs {
             thresholds: self.thresholds(model, profile.as_ref(), base.thresholds)?,
             window: self.window.unwrap_or(window),
             sinks: self.sinks.unwrap_or(sinks),
-            exact_prompt: profile.as_ref().map_or(0, |profile| profile.settings.exact_prompt()),
-            skip_margin: None,
-            layer: 0,
+            ..base
         };
         let options = AttentionOptions {
             store: self.kv,
@@ -175,6 +176,7 @@ impl KernelArgs {
             config,
             profile,
             self.skip_margin.map(|margin| margin.0),
+            self.exact_prompt,
             self.phases,
         );
         choice.make(0)?;

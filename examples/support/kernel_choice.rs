@@ -23,20 +23,24 @@ pub struct KernelChoice {
     profile: Option<ModelProfile>,
     /// What the caller asked for, for all layers; otherwise each layer has its profile's.
     skip_margin: Option<Option<SkipMargin>>,
+    /// What the caller asked for, for all layers.
+    exact_prompt: Option<usize>,
     phases: Phases,
 }
 
 impl KernelChoice {
-    /// `skip_margin` overrules the margins of the profile; without a profile nothing is skipped unless it says so.
+    /// `skip_margin` and `exact_prompt` overrule the profile; without one nothing is skipped and no prompt is exact unless
+    /// they say so.
     pub(crate) fn new(
         kind: KernelKind,
         options: AttentionOptions,
         config: HybridConfig,
         profile: Option<ModelProfile>,
         skip_margin: Option<Option<SkipMargin>>,
+        exact_prompt: Option<usize>,
         phases: Phases,
     ) -> Self {
-        Self { kind, options, config, profile, skip_margin, phases }
+        Self { kind, options, config, profile, skip_margin, exact_prompt, phases }
     }
 
     /// The kernel of one layer, with an empty cache.
@@ -71,7 +75,12 @@ impl KernelChoice {
     /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
     pub fn hybrid_config(&self, layer: usize) -> Option<HybridConfig> {
         let plan = self.plan(layer);
-        let config = || HybridConfig { layer, skip_margin: plan.skip_margin, ..self.config.clone() };
+        let config = || HybridConfig {
+            layer,
+            skip_margin: plan.skip_margin,
+            exact_prompt: plan.exact_prompt,
+            ..self.config.clone()
+        };
         (!plan.dense).then(config)
     }
 
@@ -86,11 +95,23 @@ impl KernelChoice {
         Self { options: AttentionOptions { store, ..self.options.clone() }, ..self.clone() }
     }
 
-    /// What a layer is to do: the profile's plan, where there is one, with the caller's margin.
+    /// What a layer is to do: the profile's plan, where there is one, with the caller's margin. From which length on that
+    /// gains anything is known for the profile's own margin only.
     fn plan(&self, layer: usize) -> LayerPlan {
         let plans = self.profile.as_ref().map_or(&[][..], |profile| profile.settings.layers());
         let plan = plans.get(layer).copied().unwrap_or_default();
-        LayerPlan { skip_margin: self.skip_margin.unwrap_or(plan.skip_margin), ..plan }
+        let known = if self.skip_margin.is_none() { plan.exact_prompt } else { 0 };
+        LayerPlan {
+            skip_margin: self.skip_margin.unwrap_or(plan.skip_margin),
+            exact_prompt: self.exact_prompt.unwrap_or(known),
+            ..plan
+        }
+    }
+
+    /// The same with every prompt approximate, unless the caller said up to what length they are to be exact.
+    #[must_use]
+    pub fn with_all_prompts(self) -> Self {
+        Self { exact_prompt: self.exact_prompt.or(Some(0)), ..self }
     }
 
     /// Exact attention in f32 with the same cache type, f16 for stores that quantise: what the choice is compared with.

@@ -31,7 +31,7 @@ def settings(args):
     """Name of each setting, and its options."""
     paper = ["--paper", "--theta", str(args.theta)]
     yield "paper rule", paper
-    yield "default", [] if args.profile is None else ["--profile", args.profile]
+    yield "default", ["--exact-prompt", "0"] + ([] if args.profile is None else ["--profile", args.profile])
 
 
 def run(args, task, name, options):

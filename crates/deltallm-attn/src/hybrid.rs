@@ -121,7 +121,8 @@ pub struct HybridAttention {
     /// What every score must keep to, where that is the policy.
     error_bound: Option<f32>,
     heads: Vec<HybridHead>,
-    charge: Charge,
+    /// What each of the heads is charged, so that they can be filled side by side.
+    charges: Vec<Charge>,
     counts: Vec<HeadSparsity>,
     state: WindowState,
     /// Where an announced prompt ends.
@@ -129,6 +130,10 @@ pub struct HybridAttention {
     /// How often the thresholds have been raised.
     raises: u32,
 }
+
+/// With fewer tokens than this, handing them to other threads costs more than coding them.
+#[cfg(feature = "rayon")]
+const LEAST_PARALLEL_TOKENS: usize = 64;
 
 impl HybridAttention {
     /// An empty cache.
@@ -170,7 +175,7 @@ impl HybridAttention {
                 _ => None,
             },
             heads,
-            charge: options.budget.charge(),
+            charges: (0..kv_heads).map(|_| options.budget.charge()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
@@ -215,12 +220,28 @@ impl HybridAttention {
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
         let exact = self.exact();
-        for (kv_head, head) in self.heads.iter_mut().enumerate() {
-            for token in 0..k.tokens() {
-                head.push(k.row(token, kv_head), v.row(token, kv_head), exact, &mut self.charge)?;
-            }
+        let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Charge)| {
+            (0..k.tokens())
+                .try_for_each(|token| head.push(k.row(token, kv_head), v.row(token, kv_head), exact, charge))
+        };
+        #[cfg(feature = "rayon")]
+        if self.options.parallel && k.tokens() >= LEAST_PARALLEL_TOKENS && rayon::current_num_threads() > 1 {
+            use rayon::prelude::*;
+            let heads = self.heads.par_iter_mut().zip(&mut self.charges).enumerate();
+            return heads.try_for_each(|(kv_head, head)| push(kv_head, head));
         }
-        Ok(())
+        let mut heads = self.heads.iter_mut().zip(&mut self.charges).enumerate();
+        heads.try_for_each(|(kv_head, head)| push(kv_head, head))
+    }
+
+    /// Every head with its account.
+    fn accounts(&mut self) -> impl Iterator<Item = (&mut HybridHead, &mut Charge)> {
+        self.heads.iter_mut().zip(&mut self.charges)
+    }
+
+    /// Bytes charged.
+    fn charged(&self) -> usize {
+        self.charges.iter().map(Charge::bytes).sum()
     }
 
     /// Whether the latest tokens are kept exactly, and then how many of the first.
@@ -235,7 +256,7 @@ impl HybridAttention {
 
     /// Back to `len` tokens in every head, some of which may not have got so far.
     fn roll_back(&mut self, len: usize) {
-        self.heads.iter_mut().for_each(|head| head.roll_back(len, &mut self.charge));
+        self.accounts().for_each(|(head, charge)| head.roll_back(len, charge));
     }
 
     /// Attends the last tokens of the cache, of which `q` are the queries.
@@ -287,8 +308,7 @@ impl HybridAttention {
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
-        let charge = &mut self.charge;
-        self.heads.iter_mut().try_for_each(|head| head.narrow(ElementType::F16, charge))?;
+        self.accounts().try_for_each(|(head, charge)| head.narrow(ElementType::F16, charge))?;
         self.options.store = KvStore::F16;
         Ok(())
     }
@@ -296,15 +316,19 @@ impl HybridAttention {
     /// All heads, if that is smaller: with thresholds next to zero it is not.
     fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
         // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
-        let mut charge = MemoryBudget::unlimited().charge();
         let mut heads = Vec::with_capacity(self.heads.len());
+        let mut narrow = Vec::with_capacity(self.heads.len());
         for head in &self.heads {
+            let mut charge = MemoryBudget::unlimited().charge();
             heads.extend(head.to_compact(&mut charge)?);
+            narrow.push(charge.bytes());
         }
-        let (held, narrow) = (self.charge.bytes(), charge.bytes());
-        if narrow < held || self.is_empty() {
+        let smaller = self.charges.iter().zip(&narrow).all(|(charge, narrow)| *narrow < charge.bytes());
+        if smaller || self.is_empty() {
             self.heads = heads;
-            self.charge.shrink(held - narrow);
+            for (charge, narrow) in self.charges.iter_mut().zip(narrow) {
+                charge.shrink(charge.bytes().saturating_sub(narrow));
+            }
             self.options.store = KvStore::Compact;
         }
         Ok(())
@@ -315,9 +339,8 @@ impl HybridAttention {
     fn raise_thresholds(&mut self) -> Result<(), CoreError> {
         if self.error_bound.is_none() && self.raises < Self::MOST_RAISES && self.len() > BLOCK_TOKENS {
             self.raises += 1;
-            let deltas = self.heads.iter_mut().filter_map(|head| head.keys.deltas_mut());
-            for matrix in deltas {
-                matrix.coarsen(Self::RAISE, &mut self.charge)?;
+            for (head, charge) in self.accounts() {
+                head.keys.deltas_mut().map_or(Ok(()), |matrix| matrix.coarsen(Self::RAISE, charge))?;
             }
         }
         Ok(())
@@ -327,7 +350,7 @@ impl HybridAttention {
     fn trim(&mut self) {
         let next = self.len() + 1;
         let needed = self.state.needed_from(self.len()).min(unfinished(next, self.group()));
-        self.heads.iter_mut().for_each(|head| head.drop_before(needed, &mut self.charge));
+        self.accounts().for_each(|(head, charge)| head.drop_before(needed, charge));
     }
 }
 
@@ -411,14 +434,14 @@ impl AttentionKernel for HybridAttention {
     /// [`RAISE`](Self::RAISE) and codes the keys again; the exact window and the sinks stay exact. It helps at most
     /// [`MOST_RAISES`](Self::MOST_RAISES) times. Neither is undone by [`truncate`](AttentionKernel::truncate).
     fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
-        let held = self.charge.bytes();
+        let held = self.charged();
         match (at_limit, self.options.store) {
             (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
             (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_compact()?,
             (AtLimit::RaiseThresholds, _) => self.raise_thresholds()?,
             _ => {}
         }
-        Ok(held - self.charge.bytes())
+        Ok(held - self.charged())
     }
 }
 

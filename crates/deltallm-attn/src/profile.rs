@@ -40,7 +40,6 @@ pub struct AttentionProfile {
     thresholds: Arc<ThresholdProfile>,
     window: Window,
     sinks: usize,
-    exact_prompt: usize,
     layers: Vec<LayerPlan>,
     provenance: Option<Provenance>,
 }
@@ -51,6 +50,10 @@ pub struct AttentionProfile {
 pub struct LayerPlan {
     /// Exact attention, because deltas and skipping would gain nothing here.
     pub dense: bool,
+    /// Prompts that end within this many tokens are attended exactly ([`HybridConfig::exact_prompt`]), because with so few
+    /// keys nothing would be gained.
+    #[cfg_attr(feature = "serde", serde(default))]
+    pub exact_prompt: usize,
     /// Margin of value skipping.
     pub skip_margin: Option<SkipMargin>,
     /// Store of this layer's cache, if it is to differ from that of the others; a dense layer takes the nearest that dense
@@ -131,13 +134,7 @@ impl AttentionProfile {
         }
         window.check()?;
         layers.iter().filter_map(|layer| layer.skip_margin).try_for_each(SkipMargin::check)?;
-        Ok(Self { thresholds, window, sinks, exact_prompt: 0, layers, provenance: None })
-    }
-
-    /// Has prompts that end within this many tokens attended exactly ([`HybridConfig::exact_prompt`]).
-    #[must_use]
-    pub fn with_exact_prompt(self, exact_prompt: usize) -> Self {
-        Self { exact_prompt, ..self }
+        Ok(Self { thresholds, window, sinks, layers, provenance: None })
     }
 
     /// Adds how the profile came about.
@@ -167,11 +164,6 @@ impl AttentionProfile {
     /// First keys that are always scored exactly.
     pub fn sinks(&self) -> usize {
         self.sinks
-    }
-
-    /// Prompts that end within this many tokens are attended exactly.
-    pub fn exact_prompt(&self) -> usize {
-        self.exact_prompt
     }
 
     /// One plan per layer.
@@ -207,7 +199,7 @@ impl AttentionProfile {
             thresholds: ThresholdPolicy::Profile(self.thresholds.clone()),
             layer,
             window: self.window,
-            exact_prompt: self.exact_prompt,
+            exact_prompt: plan.exact_prompt,
             sinks: self.sinks,
             skip_margin: plan.skip_margin,
         };
@@ -238,8 +230,6 @@ mod stored {
         head_dim: usize,
         window: Window,
         sinks: usize,
-        #[serde(default)]
-        exact_prompt: usize,
         provenance: Option<Provenance>,
         layers: Vec<StoredLayer>,
     }
@@ -256,17 +246,8 @@ mod stored {
         type Error = AttentionError;
 
         fn try_from(stored: StoredProfile) -> Result<Self, AttentionError> {
-            let StoredProfile {
-                version,
-                model,
-                kv_heads,
-                head_dim,
-                window,
-                sinks,
-                exact_prompt,
-                provenance,
-                layers,
-            } = stored;
+            let StoredProfile { version, model, kv_heads, head_dim, window, sinks, provenance, layers } =
+                stored;
             let shape = |what, expected, got| Err(CoreError::ProfileShape { what, expected, got }.into());
             if version != VERSION {
                 return shape("version", VERSION, version);
@@ -279,13 +260,13 @@ mod stored {
             let dimensions = [layers.len(), kv_heads, head_dim];
             let thresholds = layers.into_iter().flat_map(|layer| layer.thresholds).collect();
             let thresholds = ThresholdProfile::new(model, dimensions, thresholds)?;
-            Ok(Self { provenance, exact_prompt, ..Self::new(Arc::new(thresholds), window, sinks, plans)? })
+            Ok(Self { provenance, ..Self::new(Arc::new(thresholds), window, sinks, plans)? })
         }
     }
 
     impl From<AttentionProfile> for StoredProfile {
         fn from(profile: AttentionProfile) -> Self {
-            let AttentionProfile { thresholds, window, sinks, exact_prompt, layers, provenance } = profile;
+            let AttentionProfile { thresholds, window, sinks, layers, provenance } = profile;
             let [_, kv_heads, head_dim] = thresholds.shape();
             let rows = thresholds.thresholds().chunks(kv_heads * head_dim);
             let layers = layers
@@ -294,17 +275,7 @@ mod stored {
                 .map(|(plan, thresholds)| StoredLayer { plan, thresholds: thresholds.to_vec() })
                 .collect();
             let model = thresholds.model();
-            Self {
-                version: VERSION,
-                model,
-                kv_heads,
-                head_dim,
-                window,
-                sinks,
-                exact_prompt,
-                provenance,
-                layers,
-            }
+            Self { version: VERSION, model, kv_heads, head_dim, window, sinks, provenance, layers }
         }
     }
 }
@@ -320,7 +291,12 @@ mod tests {
         let margin = Some(SkipMargin::Length { slack: 2.5 });
         let layers = vec![
             LayerPlan { dense: true, ..LayerPlan::default() },
-            LayerPlan { skip_margin: margin, store: Some(KvStore::Bf16), ..LayerPlan::default() },
+            LayerPlan {
+                exact_prompt: 19,
+                skip_margin: margin,
+                store: Some(KvStore::Bf16),
+                ..LayerPlan::default()
+            },
         ];
         AttentionProfile::new(Arc::new(thresholds), Window::Sliding(8), 2, layers).unwrap()
     }

@@ -26,6 +26,10 @@ pub(super) fn finite(x: f16) -> f32 {
 }
 
 /// Where the scores of keys of 8 bits go, and what they are for.
+#[cfg_attr(
+    not(any(target_arch = "x86", target_arch = "x86_64")),
+    expect(dead_code, reason = "read where there are integer products")
+)]
 pub(super) struct ToScore<'a> {
     pub(super) queries: &'a CodedQueries,
     /// Padded channels.
