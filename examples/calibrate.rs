@@ -96,7 +96,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
     let options =
-        AttentionOptions { store: args.kv, ..AttentionOptions::new(model.llama.attention_shape())? };
+        AttentionOptions { store: args.kv, ..AttentionOptions::new(model.graph.attention_shape())? };
     let exact = AttentionOptions { store: args.kv.exact().into(), ..options.clone() };
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {
@@ -116,10 +116,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         progress.update(done, total);
     };
     step(0);
-    let measurements = Measurements::new(&model.llama, &exact, &calibration, &request, &mut || step(1))?;
-    let dense = HeldOutText::new(&model.llama, &held_out, &|_| Ok(Box::new(DenseAttention::new(&exact)?)))?;
+    let measurements = Measurements::new(&model.graph, &exact, &calibration, &request, &mut || step(1))?;
+    let dense = HeldOutText::new(&model.graph, &held_out, &|_| Ok(Box::new(DenseAttention::new(&exact)?)))?;
     step(held_out.len());
-    let found = Calibration::find(&model.llama, &options, &measurements, &dense, &request, &mut || {
+    let found = Calibration::find(&model.graph, &options, &measurements, &dense, &request, &mut || {
         step(held_out.len());
     })?;
     drop(progress);
@@ -205,7 +205,7 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
 }
 
 fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
-    let most = model.llama.config().context_length;
+    let most = model.graph.config().context_length;
     let context = args.context.unwrap_or(most.min(1024));
     let least = (args.window as usize).saturating_add(args.sinks as usize).saturating_add(2);
     anyhow::ensure!(

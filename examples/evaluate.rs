@@ -93,7 +93,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     // Read before the model: a wrong file is the more likely mistake, and is noticed at once.
     let input = Input::read(&args)?;
     let model = LoadedModel::open(args.model.as_deref())?;
-    let kernel = args.kernel.resolve(&model.llama)?;
+    let kernel = args.kernel.resolve(&model.graph)?;
     let setup = Setup {
         context: context(&args, &model)?,
         dense: args.compare.map(|Baseline::Dense| kernel.dense()),
@@ -153,7 +153,7 @@ impl Input {
 }
 
 fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
-    let most = model.llama.config().context_length;
+    let most = model.graph.config().context_length;
     let (least, default) = match args.task {
         TaskKind::Perplexity => (2, PERPLEXITY_CONTEXT),
         // An answer, and at least one token of its prompt.
@@ -200,7 +200,7 @@ fn run_all<R: Serialize + DeserializeOwned>(
 
 /// All that an example's result depends on.
 fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Value> {
-    let config = setup.model.llama.config();
+    let config = setup.model.graph.config();
     let settings = setup.kernel.settings();
     let hash = |profile: &ModelProfile| anyhow::Ok(sha256_hex(&serde_json::to_vec(&profile.settings)?));
     let profile_sha256 = setup.kernel.profile().map(hash).transpose()?;

@@ -82,12 +82,12 @@ fn main() -> ExitCode {
 fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     let model = LoadedModel::open(args.model.as_deref())?;
-    let kernel = args.kernel.resolve(&model.llama)?;
+    let kernel = args.kernel.resolve(&model.graph)?;
     let limit = args.memory.resolve(&kernel)?;
     let prompt = Prompt::new(&args, &model)?;
     if let Some(limit) = &limit {
-        limit.check_prompt(model.llama.config(), &kernel, prompt.tokens.len())?;
-        eprint!("{}", limit.describe(model.llama.config(), &kernel));
+        limit.check_prompt(model.graph.config(), &kernel, prompt.tokens.len())?;
+        eprint!("{}", limit.describe(model.graph.config(), &kernel));
     }
     stop_on_ctrl_c()?;
 
@@ -110,7 +110,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     }
 
     let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
-    let config = model.llama.config();
+    let config = model.graph.config();
     eprintln!();
     eprintln!(
         "model        {}: {} layers, {} heads, {} kv heads, head_dim {}, context {}",
@@ -206,7 +206,7 @@ impl Run {
         };
         let session = match limit {
             Some(limit) => limit.session(model, kernel)?,
-            None => Session::new(&model.llama, |layer| kernel.make(layer))?,
+            None => Session::new(&model.graph, |layer| kernel.make(layer))?,
         };
         let generation = generate(
             model,
@@ -218,7 +218,7 @@ impl Run {
             &mut write,
         )?;
         write("\n")?;
-        let dense_f16_bytes = dense_f16_bytes(model.llama.config(), generation.cached_tokens);
+        let dense_f16_bytes = dense_f16_bytes(model.graph.config(), generation.cached_tokens);
         let (kernel, prompt_tokens) = (kernel.clone(), prompt.tokens.len());
         Ok(Self { kernel, limit, generation, prompt_tokens, dense_f16_bytes })
     }

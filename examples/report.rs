@@ -65,11 +65,11 @@ fn run(args: Args) -> anyhow::Result<()> {
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
     let model = LoadedModel::open(args.model.as_deref())?;
-    let kernel = args.kernel.resolve(&model.llama)?;
+    let kernel = args.kernel.resolve(&model.graph)?;
     check_kernel(&kernel, &model)?;
     let choice = PairChoice {
-        layer: check_index("--layer", "layers", args.layer, model.llama.config().layers)?,
-        kv_head: check_index("--head", "kv heads", args.head, model.llama.config().kv_heads)?,
+        layer: check_index("--layer", "layers", args.layer, model.graph.config().layers)?,
+        kv_head: check_index("--head", "kv heads", args.head, model.graph.config().kv_heads)?,
     };
     let tokens = model.encode(&text)?;
     let subject = Subject {
@@ -144,7 +144,7 @@ fn check_kernel(kernel: &KernelChoice, model: &LoadedModel) -> anyhow::Result<()
         kernel.phases() == Phases::Both,
         "--phases: expected both, got prefill: the text is read as a prompt, so there is no other phase"
     );
-    let coded = (0..model.llama.config().layers).any(|layer| kernel.hybrid_config(layer).is_some());
+    let coded = (0..model.graph.config().layers).any(|layer| kernel.hybrid_config(layer).is_some());
     anyhow::ensure!(coded, "--profile: expected one with a layer that is not dense");
     Ok(())
 }
@@ -162,9 +162,9 @@ fn check_index(
 }
 
 fn context(args: &Args, model: &LoadedModel, kernel: &KernelChoice) -> anyhow::Result<usize> {
-    let most = model.llama.config().context_length;
+    let most = model.graph.config().context_length;
     let context = args.context.unwrap_or(most.min(1024));
-    let layers = 0..model.llama.config().layers;
+    let layers = 0..model.graph.config().layers;
     let exact = layers.filter_map(|layer| kernel.hybrid_config(layer)).map(|config| {
         let window = if let Window::Sliding(keys) = config.window { keys } else { 0 };
         window.saturating_add(config.sinks)

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use deltallm::models::Llama;
+use deltallm::models::Model;
 use deltallm::{HybridConfig, KvStore, SkipMargin, ThresholdPolicy, Window};
 use deltallm_examples::ModelProfile;
 
@@ -60,7 +60,7 @@ impl SettingsArgs {
     ///
     /// # Errors
     /// For a profile that cannot be read or belongs to another model.
-    pub fn for_model(&self, model: &Llama) -> anyhow::Result<(String, Vec<LayerSettings>)> {
+    pub fn for_model(&self, model: &Model) -> anyhow::Result<(String, Vec<LayerSettings>)> {
         let profile = match (&self.profile, self.theta) {
             (Some(path), _) if path.as_os_str() == "none" => None,
             (Some(path), _) => Some(ModelProfile::read(path, model)?),

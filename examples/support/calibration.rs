@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensitivity};
 use deltallm::attn::{CalibrationGoal, HeldOut};
-use deltallm::models::{Llama, LogitRows};
+use deltallm::models::{LogitRows, Model};
 use deltallm::{
     AttentionError, AttentionOptions, AttentionProfile, DenseAttention, KvStore, LayerPlan, ModelFingerprint,
     SkipMargin, SparsityStats, ThresholdProfile, Window,
@@ -78,7 +78,7 @@ impl Measurements {
     /// # Errors
     /// A failing model.
     pub fn new(
-        model: &Llama,
+        model: &Model,
         options: &AttentionOptions,
         windows: &[&[u32]],
         request: &Request,
@@ -122,7 +122,7 @@ impl Calibration {
     /// # Errors
     /// A failing model, and a divergence that cannot be had.
     pub fn find(
-        model: &Llama,
+        model: &Model,
         options: &AttentionOptions,
         measurements: &Measurements,
         held_out: &HeldOutText,
@@ -203,7 +203,7 @@ fn rows(profile: &AttentionProfile) -> Vec<Vec<f32>> {
 }
 
 struct Search<'a> {
-    model: &'a Llama,
+    model: &'a Model,
     options: &'a AttentionOptions,
     allocation: &'a Allocation,
     held_out: &'a HeldOutText,

@@ -83,7 +83,7 @@ pub fn generate(
     max_tokens: usize,
     on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generation> {
-    let context = model.llama.config().context_length;
+    let context = model.graph.config().context_length;
     anyhow::ensure!(
         prompt.len() <= context,
         "the prompt has {} tokens: expected at most {context}, the model's context; shorten it",

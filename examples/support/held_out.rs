@@ -1,7 +1,7 @@
 //! Text on which settings are measured against dense attention.
 
 use deltallm::attn::HeldOut;
-use deltallm::models::{Llama, Session};
+use deltallm::models::{Model, Session};
 use deltallm::{AttentionError, AttentionKernel, Footprint, SparsityStats};
 use ndarray::Array2;
 
@@ -41,7 +41,7 @@ impl HeldOutText {
     ///
     /// # Errors
     /// A failing model.
-    pub fn new(model: &Llama, windows: &[&[u32]], dense: &MakeKernel) -> anyhow::Result<Self> {
+    pub fn new(model: &Model, windows: &[&[u32]], dense: &MakeKernel) -> anyhow::Result<Self> {
         let mut text =
             Self { windows: Vec::new(), dense: Perplexity::default(), footprint: Footprint::default() };
         for tokens in windows {
@@ -68,7 +68,7 @@ impl HeldOutText {
     ///
     /// # Errors
     /// A failing model.
-    pub fn measure(&self, model: &Llama, make: &MakeKernel) -> anyhow::Result<Measured> {
+    pub fn measure(&self, model: &Model, make: &MakeKernel) -> anyhow::Result<Measured> {
         let (mut perplexity, mut comparison) = (Perplexity::default(), Comparison::default());
         let mut layers = vec![SparsityStats::default(); model.config().layers];
         let mut footprint = Footprint::default();
@@ -101,7 +101,7 @@ impl HeldOutText {
 
 /// The logits of all tokens, `[tokens, vocab_size]`, and the session that has read them.
 fn logits<'m>(
-    model: &'m Llama,
+    model: &'m Model,
     tokens: &[u32],
     make: &MakeKernel,
 ) -> anyhow::Result<(Array2<f32>, Session<'m>)> {

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::Context;
-use deltallm::models::Llama;
+use deltallm::models::Model;
 use deltallm::{
     AttentionOptions, ErrorBound, HybridConfig, KvStore, PaperRule, Precision, SkipMargin, TargetSparsity,
     ThresholdPolicy, Window,
@@ -123,7 +123,7 @@ impl KernelArgs {
     ///
     /// # Errors
     /// For a profile that cannot be read or is not for this model, and for settings that no kernel takes.
-    pub fn resolve(&self, model: &Llama) -> anyhow::Result<KernelChoice> {
+    pub fn resolve(&self, model: &Model) -> anyhow::Result<KernelChoice> {
         let context = model.config().context_length;
         if let Some(sinks) = self.sinks {
             anyhow::ensure!(
@@ -183,7 +183,7 @@ impl KernelArgs {
 
     /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds
     /// have been asked for.
-    fn profile(&self, model: &Llama) -> anyhow::Result<Option<ModelProfile>> {
+    fn profile(&self, model: &Model) -> anyhow::Result<Option<ModelProfile>> {
         match &self.profile {
             Some(path) if path.as_os_str() == "none" => Ok(None),
             Some(path) => ModelProfile::read(path, model).map(Some),
@@ -196,7 +196,7 @@ impl KernelArgs {
 
     fn thresholds(
         &self,
-        model: &Llama,
+        model: &Model,
         profile: Option<&ModelProfile>,
         default: ThresholdPolicy,
     ) -> anyhow::Result<ThresholdPolicy> {

@@ -1,6 +1,6 @@
 //! Bytes: of the process, and of the cache that delta attention is compared with.
 
-use deltallm::models::LlamaConfig;
+use deltallm::models::ModelConfig;
 use deltallm::{CachePlan, KeyPlan, KvStore};
 
 /// The most memory the process has had resident, or `None` where the system does not say.
@@ -15,7 +15,7 @@ fn parse_peak(status: &str) -> Option<u64> {
 }
 
 /// Bytes of a dense f16 cache of all layers that holds `tokens` tokens.
-pub fn dense_f16_bytes(config: &LlamaConfig, tokens: usize) -> usize {
+pub fn dense_f16_bytes(config: &ModelConfig, tokens: usize) -> usize {
     let plan = CachePlan {
         kv_heads: config.kv_heads,
         head_dim: config.head_dim,

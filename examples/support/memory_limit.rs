@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use deltallm::models::{LlamaConfig, Session};
+use deltallm::models::{ModelConfig, Session};
 use deltallm::{AtLimit, CachePlan, KeyPlan, KvStore, MemoryBudget};
 use serde::Serialize;
 
@@ -103,7 +103,7 @@ impl MemoryLimit {
     pub fn session<'m>(&self, model: &'m LoadedModel, kernel: &KernelChoice) -> anyhow::Result<Session<'m>> {
         let budget = MemoryBudget::new(self.bytes);
         let kernel = kernel.with_budget(budget.clone());
-        let mut session = Session::new(&model.llama, |layer| kernel.make(layer))?;
+        let mut session = Session::new(&model.graph, |layer| kernel.make(layer))?;
         session.limit_memory(
             budget,
             match self.policy {
@@ -122,7 +122,7 @@ impl MemoryLimit {
     /// With the bytes it would take at least.
     pub fn check_prompt(
         &self,
-        config: &LlamaConfig,
+        config: &ModelConfig,
         kernel: &KernelChoice,
         tokens: usize,
     ) -> anyhow::Result<()> {
@@ -139,7 +139,7 @@ impl MemoryLimit {
     }
 
     /// The context that fits, store by store: `[name, tokens]`.
-    fn contexts(&self, config: &LlamaConfig, kernel: &KernelChoice) -> Vec<(String, usize)> {
+    fn contexts(&self, config: &ModelConfig, kernel: &KernelChoice) -> Vec<(String, usize)> {
         let mut stores = vec![(KernelKind::Dense, KeyPlan::Dense)];
         if kernel.kind() != KernelKind::Dense {
             stores.push((
@@ -158,7 +158,7 @@ impl MemoryLimit {
     }
 
     /// The plan, for people.
-    pub fn describe(&self, config: &LlamaConfig, kernel: &KernelChoice) -> String {
+    pub fn describe(&self, config: &ModelConfig, kernel: &KernelChoice) -> String {
         let mut text = format!(
             "kv budget    {} for {} layers; at the limit: {}\n",
             format_bytes(self.bytes as u64),
@@ -178,7 +178,7 @@ impl MemoryLimit {
 }
 
 /// The plan of one layer.
-fn plan(config: &LlamaConfig, keys: KeyPlan, store: KvStore) -> CachePlan {
+fn plan(config: &ModelConfig, keys: KeyPlan, store: KvStore) -> CachePlan {
     CachePlan { kv_heads: config.kv_heads, head_dim: config.head_dim, store, keys }
 }
 

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use deltallm::models::{ChatMessage, ChatTemplate, Llama, ModelError, ModelFile, Tokenizer};
+use deltallm::models::{ChatMessage, ChatTemplate, Model, ModelError, ModelFile, Tokenizer};
 
 use crate::Progress;
 
@@ -17,7 +17,7 @@ pub struct LoadedModel {
     /// The name of the file or directory.
     pub name: String,
     /// The graph with its weights.
-    pub llama: Llama,
+    pub graph: Model,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
 }
@@ -34,8 +34,8 @@ impl LoadedModel {
         };
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
-        let llama = Llama::load(&file, &mut |done, total| progress.update(done, total))?;
-        Ok(Self { name: name(&file), llama, tokenizer })
+        let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;
+        Ok(Self { name: name(&file), graph, tokenizer })
     }
 
     /// The tokens of `text` as a text to be continued.
@@ -108,7 +108,7 @@ mod tests {
     fn the_embedded_model_is_small_and_has_what_delta_attention_needs() {
         assert!(EMBEDDED.len() <= 4 << 20);
         let model = LoadedModel::open(None).unwrap();
-        let config = model.llama.config();
+        let config = model.graph.config();
         assert!(config.layers >= 4 && config.kv_heads < config.heads && config.context_length >= 1024);
         assert_eq!(model.name, "fairy-tales");
     }

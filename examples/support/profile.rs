@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::Context;
-use deltallm::models::Llama;
+use deltallm::models::Model;
 use deltallm::{AttentionProfile, ModelFingerprint};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
@@ -26,7 +26,7 @@ impl ModelProfile {
     ///
     /// # Errors
     /// For a file that cannot be read, is not a profile, or belongs to another model.
-    pub fn read(path: &Path, model: &Llama) -> anyhow::Result<Self> {
+    pub fn read(path: &Path, model: &Model) -> anyhow::Result<Self> {
         let name = || format!("--profile {}", path.display());
         let expected = || format!("{}: expected a file that calibrate has written", name());
         let text = std::fs::read_to_string(path).with_context(expected)?;
@@ -37,7 +37,7 @@ impl ModelProfile {
     }
 
     /// The profile that comes with the programs, if there is one for this model.
-    pub fn built_in(model: &Llama) -> Option<Self> {
+    pub fn built_in(model: &Model) -> Option<Self> {
         BUILT_IN.iter().find_map(|(name, json)| {
             let settings: AttentionProfile = serde_json::from_str(json).ok()?;
             check(&settings, model).ok()?;
@@ -46,7 +46,7 @@ impl ModelProfile {
     }
 }
 
-fn check(settings: &AttentionProfile, model: &Llama) -> Result<(), deltallm::CoreError> {
+fn check(settings: &AttentionProfile, model: &Model) -> Result<(), deltallm::CoreError> {
     let config = model.config();
     settings.check(ModelFingerprint(config.fingerprint()), [config.layers, config.kv_heads, config.head_dim])
 }
@@ -63,6 +63,6 @@ mod tests {
             assert!(settings.provenance().is_some(), "{name}");
         }
         let model = LoadedModel::open(None).unwrap();
-        assert_eq!(ModelProfile::built_in(&model.llama).unwrap().name, "fairy-tales (built in)");
+        assert_eq!(ModelProfile::built_in(&model.graph).unwrap().name, "fairy-tales (built in)");
     }
 }

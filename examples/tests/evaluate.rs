@@ -117,7 +117,7 @@ struct Kernel {
 
 fn setup<'m>(model: &'m LoadedModel, options: &[&str]) -> Setup<'m> {
     let kernel = <Kernel as clap::Parser>::try_parse_from([&["x"], options].concat()).expect("options").args;
-    let kernel = kernel.resolve(&model.llama).expect("settings that fit");
+    let kernel = kernel.resolve(&model.graph).expect("settings that fit");
     let dense = Some(kernel.dense());
     Setup { model, kernel, dense, delimiter: " ".into(), decode: false, context: 1024 }
 }
@@ -186,7 +186,7 @@ fn prefill_only_changes_answers_but_not_likelihoods() {
     let far = |answer: &Answer| answer.sparsity.pairs - answer.sparsity.exact_pairs;
     // Of n tokens' n (n + 1) / 2 pairs, 2 a token are in the window and up to 4 more are sinks.
     let (tokens, heads) =
-        (prompts[0].len() as u64, (model.llama.config().heads * model.llama.config().layers) as u64);
+        (prompts[0].len() as u64, (model.graph.config().heads * model.graph.config().layers) as u64);
     let exact: u64 = (1..=tokens).map(|position| position.min(6)).sum();
     assert_eq!(far(&prefill), heads * (tokens * (tokens + 1) / 2 - exact));
     assert!(far(&both) > far(&prefill));
@@ -209,7 +209,7 @@ fn answers_in_a_batch_are_what_greedy_generation_writes() {
         let answers = answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("answers");
         for (prompt, answer) in prompts.iter().zip(&answers) {
             let greedy = SamplerConfig::default();
-            let session = Session::new(&model.llama, |layer| setup.kernel.make(layer)).expect("a session");
+            let session = Session::new(&model.graph, |layer| setup.kernel.make(layer)).expect("a session");
             let alone = generate(&model, session, prompt, true, greedy, ANSWER_TOKENS, &mut |_| Ok(()));
             let alone = alone.expect("a text").text;
             assert_eq!(answer.text, alone.split('\n').next().expect("a first line"));

@@ -62,7 +62,7 @@ fn data(name: &str) -> PathBuf {
 /// Exact attention on an f32 cache.
 fn setup(model: &LoadedModel) -> Setup<'_> {
     let options = Options::try_parse_from(["test", "--kernel", "dense", "--kv", "f32"]).expect("options");
-    let kernel = options.kernel.resolve(&model.llama).expect("settings that fit");
+    let kernel = options.kernel.resolve(&model.graph).expect("settings that fit");
     Setup { model, kernel, dense: None, delimiter: " ".into(), decode: false, context: 8192 }
 }
 

@@ -23,7 +23,7 @@ fn text() -> String {
 /// A profile for the embedded model whose first layer is dense.
 fn profile() -> String {
     let model = LoadedModel::open(None).expect("the embedded model");
-    let config = model.llama.config();
+    let config = model.graph.config();
     let shape = [config.layers, config.kv_heads, config.head_dim];
     let thresholds = (0..shape.iter().product()).map(|i: usize| 0.4 + 0.1 * (i % 5) as f32).collect();
     let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds);

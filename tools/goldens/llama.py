@@ -79,11 +79,11 @@ def weights(c: dict, generator: torch.Generator) -> dict[str, torch.Tensor]:
 
 
 @torch.no_grad()
-def golden(model, vocab: int, generator: torch.Generator) -> dict | None:
+def golden(model, vocab: int, generator: torch.Generator, count: int = TOKENS, more: int = GREEDY) -> dict | None:
     """Random tokens and the model's answers; None where a greedy choice hangs on rounding."""
-    tokens = torch.randint(vocab, (TOKENS,), generator=generator)
+    tokens = torch.randint(vocab, (count,), generator=generator)
     rows, greedy, ids = None, [], tokens
-    for _ in range(GREEDY):
+    for _ in range(more):
         logits = model(ids[None], use_cache=False).logits[0]
         rows = logits[-LOGITS:] if rows is None else rows
         best = logits[-1].topk(2)

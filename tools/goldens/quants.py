@@ -13,6 +13,7 @@ from gguf import GGMLQuantizationType as T
 from gguf.quants import dequantize, quantize
 
 QUANTISED = [T.F16, T.BF16, T.Q8_0, T.Q4_0, T.Q4_1, T.Q5_0, T.Q5_1]
+TERNARY = [T.TQ1_0, T.TQ2_0]
 # gguf-py unpacks K-quants only: (type, offsets of the f16 scales in a block).
 RANDOM = [(T.Q4_K, [0, 2]), (T.Q5_K, [0, 2]), (T.Q6_K, [208])]
 
@@ -39,6 +40,10 @@ def main():
         for offset in scales:
             block[:, offset : offset + 2] = (rng.uniform(-0.02, 0.02, 2).astype(np.float16)[:, None]).view(np.uint8)
         out[kind.name] = entry(kind, block)
+    for kind in TERNARY:
+        # Three blocks, one of them all zeros.
+        values = rng.integers(-1, 2, (3, 256)).astype(np.float32) * np.array([[1.0], [0.0], [0.03]], dtype=np.float32)
+        out[kind.name] = entry(kind, quantize(values, kind))
     text = ",\n".join(f'"{name}": {json.dumps(e)}' for name, e in out.items())
     parser.parse_args().out.write_text("{\n" + text + "\n}\n")
 

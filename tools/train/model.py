@@ -1,14 +1,20 @@
-"""The Llama architecture in plain PyTorch: RMSNorm, rotary grouped-query attention, SwiGLU, tied head."""
+"""Two architectures in plain PyTorch: RMSNorm, rotary grouped-query attention, gated feed-forward, tied head.
+
+Llama has SwiGLU; BitNet b1.58 has ternary matrices, squared ReLU, and a norm before each of the two matrices that end a residual branch."""
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitnet import BitLinear
+
 
 @dataclass
 class Config:
+    architecture: str = "llama"
     vocab: int = 2048
     hidden: int = 256
     layers: int = 5
@@ -19,6 +25,10 @@ class Config:
     context: int = 1024
     rope_theta: float = 10000.0
     eps: float = 1e-5
+
+    @property
+    def ternary(self) -> bool:
+        return self.architecture == "bitnet"
 
 
 def rope_tables(c: Config) -> tuple[Tensor, Tensor]:
@@ -37,15 +47,19 @@ class Layer(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.c = c
+        linear = BitLinear if c.ternary else partial(nn.Linear, bias=False)
+        sub_norm = nn.RMSNorm if c.ternary else nn.Identity
         self.attn_norm = nn.RMSNorm(c.hidden, c.eps)
-        self.q = nn.Linear(c.hidden, c.heads * c.head_dim, bias=False)
-        self.k = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=False)
-        self.v = nn.Linear(c.hidden, c.kv_heads * c.head_dim, bias=False)
-        self.o = nn.Linear(c.heads * c.head_dim, c.hidden, bias=False)
+        self.q = linear(c.hidden, c.heads * c.head_dim)
+        self.k = linear(c.hidden, c.kv_heads * c.head_dim)
+        self.v = linear(c.hidden, c.kv_heads * c.head_dim)
+        self.attn_sub_norm = sub_norm(c.heads * c.head_dim, c.eps)
+        self.o = linear(c.heads * c.head_dim, c.hidden)
         self.ffn_norm = nn.RMSNorm(c.hidden, c.eps)
-        self.gate = nn.Linear(c.hidden, c.ffn, bias=False)
-        self.up = nn.Linear(c.hidden, c.ffn, bias=False)
-        self.down = nn.Linear(c.ffn, c.hidden, bias=False)
+        self.gate = linear(c.hidden, c.ffn)
+        self.up = linear(c.hidden, c.ffn)
+        self.ffn_sub_norm = sub_norm(c.ffn, c.eps)
+        self.down = linear(c.ffn, c.hidden)
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         c, (batch, tokens, _) = self.c, x.shape
@@ -54,15 +68,16 @@ class Layer(nn.Module):
         v = self.v(x).view(batch, tokens, c.kv_heads, c.head_dim).transpose(1, 2)
         k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.o(out.transpose(1, 2).reshape(batch, tokens, -1))
+        return self.o(self.attn_sub_norm(out.transpose(1, 2).reshape(batch, tokens, -1)))
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         x = x + self.attention(self.attn_norm(x), cos, sin)
         h = self.ffn_norm(x)
-        return x + self.down(F.silu(self.gate(h)) * self.up(h))
+        gate = F.relu(self.gate(h)).square() if self.c.ternary else F.silu(self.gate(h))
+        return x + self.down(self.ffn_sub_norm(gate * self.up(h)))
 
 
-class Llama(nn.Module):
+class Model(nn.Module):
     def __init__(self, c: Config):
         super().__init__()
         self.c = c

@@ -2,15 +2,16 @@
 
 import argparse
 import time
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import gguf
 import torch
 import torch.nn.functional as F
 from tokenizers import Tokenizer
 
 import data
-from model import Config, Llama
+from model import Config, Model
 from muon import Muon
 
 SEED = 20250731
@@ -18,6 +19,21 @@ TOKENS_PER_STEP = 6144
 # (share of the steps, sequence length): short sequences are cheaper and teach the words; the last part sees the whole context.
 LENGTHS = [(0.40, 256), (0.30, 512), (0.30, 1024)]
 WARMUP_STEPS, STABLE_SHARE = 50, 0.40
+
+
+@dataclass
+class Recipe:
+    config: Config
+    # A step's gradient is summed over parts of so many tokens: small parts stay in the cache.
+    part: int
+    # The type of matrix products and attention; all else is f32.
+    products: torch.dtype
+
+
+RECIPES = {
+    "llama": Recipe(Config(), part=TOKENS_PER_STEP, products=torch.float32),
+    "bitnet": Recipe(Config(architecture="bitnet", ffn=768), part=1024, products=torch.bfloat16),
+}
 
 
 def learning_rate_factor(step: int, steps: int) -> float:
@@ -60,6 +76,12 @@ def prepare(corpus: Path, out: Path, held_out: str):
     return tokenizer, data.encode(tokenizer, train), data.encode(tokenizer, held), sum(len(s.encode()) for s in held)
 
 
+def embedding_of(path: Path) -> torch.Tensor:
+    """The token embedding of a GGUF file."""
+    tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
+    return torch.from_numpy(gguf.dequantize(tensor.data, tensor.tensor_type))
+
+
 def save(path: Path, **state):
     part = path.with_suffix(".part")
     torch.save(state, part)
@@ -71,6 +93,8 @@ def main():
     parser.add_argument("--corpus", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--held-out", default="The-Violet-Fairy-Book")
+    parser.add_argument("--architecture", choices=RECIPES, default="llama")
+    parser.add_argument("--embedding", type=Path, help="start from the token embedding of this GGUF file, of the same tokenizer")
     parser.add_argument("--steps", type=int, default=1000)
     parser.add_argument("--stop", type=int, help="stop before this step (the schedule stays that of --steps)")
     parser.add_argument("--threads", type=int, default=2)
@@ -80,8 +104,10 @@ def main():
     torch.manual_seed(SEED)
 
     _, stream, held, _ = prepare(args.corpus, args.out, args.held_out)
-    config = Config()
-    model = Llama(config)
+    recipe = RECIPES[args.architecture]
+    model = Model(recipe.config)
+    if args.embedding:
+        model.embed.weight.data.copy_(embedding_of(args.embedding))
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     muon = Muon(matrices)
@@ -92,17 +118,21 @@ def main():
     checkpoint, first = args.out / "checkpoint.pt", 0
     if checkpoint.exists():
         state = torch.load(checkpoint, weights_only=True)
-        if state["steps"] != args.steps:
-            raise SystemExit(f"{checkpoint} belongs to a run of {state['steps']} steps, not {args.steps}")
+        # Up to the end of the constant rate all schedules are the same.
+        if state["steps"] != args.steps and state["step"] > STABLE_SHARE * min(state["steps"], args.steps):
+            raise SystemExit(f"{checkpoint} belongs to a run of {state['steps']} steps, too far on to become one of {args.steps}")
         first = state["step"]
         model.load_state_dict(state["model"])
         for o, s in zip(optimizers, state["optimizers"]):
             o.load_state_dict(s)
 
     def store(step):
-        save(checkpoint, step=step, steps=args.steps, config=asdict(config), model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers])
+        save(checkpoint, step=step, steps=args.steps, config=asdict(recipe.config), model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers])
+
+    products = torch.autocast("cpu", recipe.products, enabled=recipe.products != torch.float32)
 
     @torch.compile(dynamic=False)
+    @products
     def loss_of(inputs, targets):
         return F.cross_entropy(model(inputs).flatten(0, 1), targets.flatten())
 
@@ -110,14 +140,17 @@ def main():
     for step in range(first, min(args.steps, args.stop or args.steps)):
         length, index = schedule(step, args.steps)
         inputs, targets = (torch.from_numpy(t) for t in data.batch(stream, length, TOKENS_PER_STEP // length, index, SEED))
-        loss = loss_of(inputs, targets)
-        loss.backward()
+        parts = TOKENS_PER_STEP // recipe.part
+        for part in zip(inputs.chunk(parts), targets.chunk(parts)):
+            loss = loss_of(*part) / parts
+            loss.backward()
+            mean += loss.item() / 10
         for optimizer, peak in zip(optimizers, peaks):
             for group in optimizer.param_groups:
                 group["lr"] = peak * learning_rate_factor(step, args.steps)
-            optimizer.step()
+            with products:
+                optimizer.step()
         model.zero_grad(set_to_none=True)
-        mean += loss.item() / 10
         if step % 10 == 9:
             print(f"step {step + 1} length {length} loss {mean:.4f} tokens/s {10 * TOKENS_PER_STEP / (time.time() - clock):.0f}", flush=True)
             clock, mean = time.time(), 0.0
@@ -128,7 +161,7 @@ def main():
             clock = time.time()
     if args.stop is None:
         store(args.steps)
-        print(f"held out, all: {loss_on(model, held, config.context):.4f}")
+        print(f"held out, all: {loss_on(model, held, recipe.config.context):.4f}")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use anyhow::Context;
-use deltallm::models::{Llama, LogitRows};
+use deltallm::models::{LogitRows, Model};
 use deltallm::{AttentionOptions, DenseAttention};
 use deltallm_examples::{LoadedModel, Progress, windows};
 use ndarray::ArrayView3;
@@ -22,7 +22,7 @@ pub fn capture(
     tokens: usize,
     settings: &SettingsArgs,
 ) -> anyhow::Result<Inputs> {
-    let context = model.llama.config().context_length;
+    let context = model.graph.config().context_length;
     anyhow::ensure!(
         tokens <= context,
         "--n: expected lengths of at most {context}, the model's context, got {tokens}"
@@ -35,16 +35,16 @@ pub fn capture(
          or --windows",
         ids.len()
     );
-    let (description, settings) = settings.for_model(&model.llama)?;
+    let (description, settings) = settings.for_model(&model.graph)?;
     let mut progress = Progress::new("capturing");
     let mut captured = Vec::new();
     for (done, ids) in cut.iter().enumerate() {
         progress.update(done, count);
-        captured.push(window(&model.llama, ids)?);
+        captured.push(window(&model.graph, ids)?);
     }
     Ok(Inputs {
         name: format!("captured {}", model.name),
-        shape: model.llama.attention_shape(),
+        shape: model.graph.attention_shape(),
         windows: captured,
         settings,
         values_skipped: None,
@@ -52,7 +52,7 @@ pub fn capture(
     })
 }
 
-fn window(model: &Llama, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
+fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let shape = model.attention_shape();
     let options = AttentionOptions::new(shape)?;
     let layers = 0..model.config().layers;

@@ -62,7 +62,7 @@ impl ErrorBound {
 /// The largest `|scale q[j]|` that queries can reach, `[layers, kv_heads, head_dim]`: over all query heads that share the kv
 /// head, after RoPE.
 ///
-/// A norm before the projection bounds them from the weights alone (`Llama::query_limits` of `deltallm-models`).
+/// A norm before the projection bounds them from the weights alone (`Model::query_limits` of `deltallm-models`).
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryLimits {
     shape: [usize; 3],

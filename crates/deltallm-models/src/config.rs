@@ -1,21 +1,29 @@
-//! The parameters of a Llama model, read from GGUF metadata or from a `config.json`.
+//! The parameters of a model, read from GGUF metadata or from a `config.json`.
 
+mod architecture;
 #[cfg(feature = "gguf")]
 mod from_gguf;
 #[cfg(feature = "safetensors")]
 mod from_json;
+#[cfg(feature = "safetensors")]
+mod quantization;
 mod rope;
 
+pub use architecture::{Activation, Architecture};
+#[cfg(feature = "safetensors")]
+pub(crate) use quantization::Quantization;
 pub use rope::{RopeConfig, RopeScaling};
 
 /// The most that any size may be: larger than every published model, and small enough that products of two cannot
 /// overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
-/// The parameters of a Llama model. Values made by this crate have passed [`LlamaConfig::validate`].
+/// The parameters of a model. Values made by this crate have passed [`ModelConfig::validate`].
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
-pub struct LlamaConfig {
+pub struct ModelConfig {
+    /// The family it belongs to.
+    pub architecture: Architecture,
     /// Width of the residual stream.
     pub hidden_size: usize,
     /// Number of transformer layers.
@@ -50,9 +58,11 @@ pub struct LlamaConfig {
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// Another architecture than Llama's.
-    #[error("architecture: expected `llama`, got `{got}`")]
+    /// An architecture that is not supported.
+    #[error("architecture: expected one of {expected}, got `{got}`")]
     Architecture {
+        /// The names that this format has for those that are.
+        expected: &'static str,
         /// Its name.
         got: String,
     },
@@ -72,9 +82,11 @@ pub enum ConfigError {
         /// Its name.
         got: String,
     },
-    /// Another activation than SiLU.
-    #[error("activation: expected `silu`, got `{got}`")]
+    /// Another activation than the architecture's.
+    #[error("activation: expected `{expected}`, got `{got}`")]
     Activation {
+        /// The architecture's.
+        expected: &'static str,
         /// Its name.
         got: String,
     },
@@ -164,7 +176,7 @@ pub enum ConfigError {
     Gguf(#[from] crate::gguf::GgufError),
 }
 
-impl LlamaConfig {
+impl ModelConfig {
     /// Checks that the parameters are consistent.
     ///
     /// # Errors
@@ -194,7 +206,7 @@ impl LlamaConfig {
     }
 
     /// A stable 64-bit name for the model's geometry, by which a threshold profile recognises the model it was made
-    /// for: FNV-1a over `llama`, the sizes that shape the attention and MLP, epsilon and the RoPE frequencies.
+    /// for: FNV-1a over the architecture's name, the sizes that shape the attention and MLP, epsilon and the RoPE frequencies.
     ///
     /// Frequencies enter with three significant digits, so that a GGUF file, which stores scaling as factors, and the
     /// safetensors directory it was made from agree. The context length and the tying of the head are left out,
@@ -202,7 +214,8 @@ impl LlamaConfig {
     /// fingerprint.
     pub fn fingerprint(&self) -> u64 {
         let mut text = format!(
-            "llama hidden={} layers={} heads={} kv_heads={} head_dim={} intermediate={} vocab={} eps={:.3e} rope=",
+            "{} hidden={} layers={} heads={} kv_heads={} head_dim={} intermediate={} vocab={} eps={:.3e} rope=",
+            self.architecture.name(),
             self.hidden_size,
             self.layers,
             self.heads,

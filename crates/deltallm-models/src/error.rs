@@ -98,12 +98,14 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor's element type cannot be read.
-    #[error("{}: tensor `{tensor}`: expected elements of type F32, F16 or BF16, got {got}", file.display())]
+    #[error("{}: tensor `{tensor}`: expected {expected}, got elements of type {got}", file.display())]
     ElementType {
         /// The file.
         file: PathBuf,
         /// The tensor's name in that format.
         tensor: String,
+        /// The types that can be read there.
+        expected: &'static str,
         /// The type's name in that format.
         got: String,
     },
@@ -142,6 +144,67 @@ pub enum ModelError {
         column: usize,
         /// The value.
         got: f32,
+    },
+    /// What ternary weights are multiplied with is not usable. A scale of a damaged or unfinished file is often 0 or NaN.
+    #[error(
+        "{}: tensor `{tensor}`: expected a positive finite scale for the ternary weights, got {got}",
+        file.display()
+    )]
+    TernaryScale {
+        /// The file.
+        file: PathBuf,
+        /// The name of the tensor that holds the scale.
+        tensor: String,
+        /// The value.
+        got: f32,
+    },
+    /// The blocks of a tensor have different scales, but a ternary matrix has one.
+    #[error(
+        "{}: tensor `{tensor}`: expected all blocks to have the scale of the first, {expected}, got {got} in block {block}",
+        file.display()
+    )]
+    BlockScale {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// Counted from 0.
+        block: usize,
+        /// The first scale that is not 0.
+        expected: f32,
+        /// The block's.
+        got: f32,
+    },
+    /// Packed ternary weights hold four rows in one.
+    #[error("{}: tensor `{tensor}`: expected rows that are a multiple of 4, to unpack, got {got}", file.display())]
+    PackedRows {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// The rows that the model's parameters imply.
+        got: usize,
+    },
+    /// A scale beside weights that are not ternary yet: whether they are to be rounded before or after is anybody's guess.
+    #[error(
+        "{}: tensor `{tensor}`: expected ternary weights beside a separate scale, got weights of several magnitudes",
+        file.display()
+    )]
+    NotTernary {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+    },
+    /// Weights make no ternary matrix: one of the codes is none of -1, 0 and 1, or there are too many columns.
+    #[error("{}: tensor `{tensor}`: {source}", file.display())]
+    Ternary {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// What was expected and got.
+        source: crate::TernaryError,
     },
     /// The head counts make no attention layer.
     #[error(transparent)]

@@ -1,4 +1,4 @@
-//! Llama-architecture models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
+//! Llama and BitNet models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
 #![deny(unsafe_code)]
 
 mod chat;
@@ -8,8 +8,8 @@ mod error;
 pub mod gguf;
 mod kernels;
 mod layers;
-mod llama;
 mod mmap;
+mod model;
 pub mod quant;
 #[cfg(feature = "safetensors")]
 mod safetensors;
@@ -20,14 +20,14 @@ mod tokenizer;
 mod weights;
 
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
-pub use config::{ConfigError, LlamaConfig, RopeConfig, RopeScaling};
+pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
-pub use llama::{AttentionInput, Llama, LogitRows, Sequence};
 pub use mmap::Bytes;
+pub use model::{AttentionInput, LogitRows, Model, Sequence};
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
 pub use ternary::{TernaryError, TernaryKernel, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{LayerTensor, LayerWeights, Linear, LlamaWeights, ModelFile, TensorId};
+pub use weights::{Embedding, LayerTensor, LayerWeights, Linear, Matrix, ModelFile, ModelWeights, TensorId};

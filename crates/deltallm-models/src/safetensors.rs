@@ -109,22 +109,40 @@ impl SafetensorsModel {
     /// # Errors
     /// [`ModelError::MissingTensor`], or [`ModelError::ElementType`] for other types than F32, F16 and BF16.
     pub fn tensor(&self, name: &str) -> Result<(TensorType, &[usize], &[u8]), ModelError> {
-        let file = || self.directory.clone();
-        let entry = self
-            .tensors
-            .get(name)
-            .ok_or_else(|| ModelError::MissingTensor { file: file(), tensor: name.to_owned() })?;
+        let entry = self.entry(name)?;
         let ty = match entry.dtype {
             Dtype::F32 => TensorType::F32,
             Dtype::F16 => TensorType::F16,
             Dtype::BF16 => TensorType::BF16,
-            other => {
-                let got = other.to_string();
-                return Err(ModelError::ElementType { file: file(), tensor: name.to_owned(), got });
-            }
+            _ => return Err(self.element_type(name, "elements of type F32, F16 or BF16", entry)),
         };
-        let bytes = self.shards[entry.shard].get(entry.range.clone()).unwrap_or_default();
-        Ok((ty, &entry.shape, bytes))
+        Ok((ty, &entry.shape, self.bytes(entry)))
+    }
+
+    /// Shape and bytes of a tensor of packed numbers.
+    ///
+    /// # Errors
+    /// [`ModelError::MissingTensor`], or [`ModelError::ElementType`] for other types than U8.
+    pub fn packed(&self, name: &str) -> Result<(&[usize], &[u8]), ModelError> {
+        let entry = self.entry(name)?;
+        if entry.dtype != Dtype::U8 {
+            return Err(self.element_type(name, "packed elements of type U8", entry));
+        }
+        Ok((&entry.shape, self.bytes(entry)))
+    }
+
+    fn entry(&self, name: &str) -> Result<&Entry, ModelError> {
+        let missing = || ModelError::MissingTensor { file: self.directory.clone(), tensor: name.to_owned() };
+        self.tensors.get(name).ok_or_else(missing)
+    }
+
+    fn bytes(&self, entry: &Entry) -> &[u8] {
+        self.shards[entry.shard].get(entry.range.clone()).unwrap_or_default()
+    }
+
+    fn element_type(&self, name: &str, expected: &'static str, entry: &Entry) -> ModelError {
+        let (file, tensor, got) = (self.directory.clone(), name.to_owned(), entry.dtype.to_string());
+        ModelError::ElementType { file, tensor, expected, got }
     }
 
     fn without_tensors(directory: &Path) -> Result<Self, ModelError> {

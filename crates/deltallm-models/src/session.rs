@@ -4,7 +4,7 @@ use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, MemoryBudget, Spar
 use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
 
-use crate::{Llama, LogitRows, ModelError};
+use crate::{LogitRows, Model, ModelError};
 
 /// One sequence being read and continued: the tokens so far and one attention kernel per layer.
 ///
@@ -13,11 +13,11 @@ use crate::{Llama, LogitRows, ModelError};
 ///
 /// ```
 /// use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, ThresholdPolicy};
-/// use deltallm_models::{Llama, ModelFile, Sampler, SamplerConfig, Session};
+/// use deltallm_models::{Model, ModelFile, Sampler, SamplerConfig, Session};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-/// let model = Llama::load(&file, &mut |done, total| println!("{done} of {total}"))?;
+/// let model = Model::load(&file, &mut |done, total| println!("{done} of {total}"))?;
 /// let options = AttentionOptions::new(model.attention_shape())?;
 /// let mut session = Session::new(&model, |layer| {
 ///     let config = HybridConfig { layer, ..HybridConfig::new(ThresholdPolicy::Uniform(0.6)) };
@@ -36,7 +36,7 @@ use crate::{Llama, LogitRows, ModelError};
 /// # }
 /// ```
 pub struct Session<'m> {
-    model: &'m Llama,
+    model: &'m Model,
     kernels: Vec<Box<dyn AttentionKernel>>,
     tokens: Vec<u32>,
     chunk: usize,
@@ -62,7 +62,7 @@ impl<'m> Session<'m> {
     /// # Errors
     /// [`ModelError::Attention`] with the layer whose kernel could not be made.
     pub fn new(
-        model: &'m Llama,
+        model: &'m Model,
         mut kernel: impl FnMut(usize) -> Result<Box<dyn AttentionKernel>, AttentionError>,
     ) -> Result<Self, ModelError> {
         let kernels = (0..model.config().layers)
@@ -92,11 +92,11 @@ impl<'m> Session<'m> {
     ///
     /// ```
     /// use deltallm_attn::{AtLimit, AttentionOptions, DenseAttention, MemoryBudget};
-    /// use deltallm_models::{Llama, ModelFile, Session};
+    /// use deltallm_models::{Model, ModelFile, Session};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-    /// # let model = Llama::load(&file, &mut |_, _| {})?;
+    /// # let model = Model::load(&file, &mut |_, _| {})?;
     /// let budget = MemoryBudget::new(80_000);
     /// let options = AttentionOptions { budget: budget.clone(), ..AttentionOptions::new(model.attention_shape())? };
     /// let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;

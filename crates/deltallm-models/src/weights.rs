@@ -1,12 +1,19 @@
 //! One view of a model's weights, whatever file format they come from.
 
+mod embedding;
+mod layers;
+mod linear;
 mod names;
+mod ternary;
 
 #[cfg(feature = "gguf")]
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
+pub use embedding::Embedding;
+pub use layers::{LayerWeights, ModelWeights};
+pub use linear::{Linear, Matrix};
 use names::{Format, Part};
 pub use names::{LayerTensor, TensorId};
 use ndarray::{Array1, Array2};
@@ -21,7 +28,7 @@ use crate::{
     Bytes,
     gguf::{self, GgufFile},
 };
-use crate::{LlamaConfig, ModelError};
+use crate::{ModelConfig, ModelError};
 
 #[cfg(not(any(feature = "gguf", feature = "safetensors")))]
 compile_error!("enable at least one file format of this crate: `gguf` or `safetensors`");
@@ -34,7 +41,7 @@ compile_error!("enable at least one file format of this crate: `gguf` or `safete
 /// use deltallm_models::{LayerTensor, ModelFile, TensorId};
 ///
 /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3")?;
-/// let config = file.llama_config()?;
+/// let config = file.config()?;
 /// let query = file.matrix(&config, TensorId::Layer(0, LayerTensor::Query))?;
 /// assert_eq!(query.dim(), (config.heads * config.head_dim, config.hidden_size));
 /// # Ok::<(), deltallm_models::ModelError>(())
@@ -131,17 +138,17 @@ impl ModelFile {
         }
     }
 
-    /// The parameters of a Llama model.
+    /// The model's parameters.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for another architecture or inconsistent parameters, [`ModelError::MissingTensor`]
+    /// [`ModelError::Config`] for an unknown architecture or inconsistent parameters, [`ModelError::MissingTensor`]
     /// without an embedding.
-    pub fn llama_config(&self) -> Result<LlamaConfig, ModelError> {
+    pub fn config(&self) -> Result<ModelConfig, ModelError> {
         let config = match &self.source {
             #[cfg(feature = "gguf")]
-            Source::Gguf { header, bytes } => LlamaConfig::from_gguf(header, bytes),
+            Source::Gguf { header, bytes } => ModelConfig::from_gguf(header, bytes),
             #[cfg(feature = "safetensors")]
-            Source::Safetensors(model) => LlamaConfig::from_json(model.config()),
+            Source::Safetensors(model) => ModelConfig::from_json(model.config()),
         };
         let error = |source| ModelError::Config { file: self.path.clone(), source };
         let config = config.map_err(error)?;
@@ -157,30 +164,39 @@ impl ModelFile {
     /// A weight matrix as `f32`, `[out, in]` in standard (row-major) layout.
     ///
     /// The rows of the query and key projections are in half-split RoPE order, channel `i` of a head rotating with
-    /// channel `i + head_dim / 2`, whatever the file's order (see [`TensorId`]).
+    /// channel `i + head_dim / 2`, whatever the file's order (see [`TensorId`]). Ternary weights come with their scale.
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::ElementType`] or
-    /// [`ModelError::NonFiniteWeight`].
-    pub fn matrix(&self, config: &LlamaConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
+    /// [`ModelError::NonFiniteWeight`]; for ternary weights those of [`ModelFile::ternary`].
+    pub fn matrix(&self, config: &ModelConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
+        if id.is_ternary(config) {
+            return Ok(Matrix::Ternary(self.ternary(config, id)?).to_dense().into_owned());
+        }
         let [rows, columns] = id.shape(config);
-        let values = self.read(id, Part::Weight, &[rows, columns], config)?;
-        let got = values.len();
-        // `read` has checked the shape, so the values fill it.
-        Array2::from_shape_vec((rows, columns), values).map_err(|_| ModelError::TensorShape {
-            file: self.path.clone(),
-            tensor: format!("{id:?}"),
-            expected: vec![rows, columns],
-            got: vec![got],
-        })
+        self.table(id, [rows, columns], self.read(id, Part::Weight, &[rows, columns], config)?)
     }
 
-    /// The weight of a norm as `f32`, `[hidden_size]`.
+    /// A projection: its weights, ternary or `f32`, and its bias.
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
-    pub fn norm(&self, config: &LlamaConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
-        self.read(id, Part::Weight, &[config.hidden_size], config).map(Array1::from)
+    pub fn linear(&self, config: &ModelConfig, id: TensorId) -> Result<Linear, ModelError> {
+        let weight = if id.is_ternary(config) {
+            Matrix::Ternary(self.ternary(config, id)?)
+        } else {
+            Matrix::Float(self.matrix(config, id)?)
+        };
+        Ok(Linear { weight, bias: self.bias(config, id)? })
+    }
+
+    /// The weight of a norm as `f32`, as long as what it normalises.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn norm(&self, config: &ModelConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
+        let [length, _] = id.shape(config);
+        self.read(id, Part::Weight, &[length], config).map(Array1::from)
     }
 
     /// The bias of a projection as `f32`, `[out]`, in the order of the matrix's rows; `None` where the model's
@@ -188,7 +204,7 @@ impl ModelFile {
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
-    pub fn bias(&self, config: &LlamaConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
+    pub fn bias(&self, config: &ModelConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
         if !id.has_bias(config) {
             return Ok(None);
         }
@@ -202,19 +218,17 @@ impl ModelFile {
         id: TensorId,
         part: Part,
         shape: &[usize],
-        config: &LlamaConfig,
+        config: &ModelConfig,
     ) -> Result<Vec<f32>, ModelError> {
-        let raw = self.raw(id, part)?;
-        if raw.shape != shape {
-            return Err(ModelError::TensorShape {
-                file: self.path.clone(),
-                tensor: raw.name,
-                expected: shape.to_vec(),
-                got: raw.shape.to_vec(),
-            });
+        let raw = self.raw_of_shape(id, part, shape)?;
+        if raw.ty == TensorType::I2_S {
+            // Its rows do not stand alone; and only projections come in this type.
+            let expected = "a type of rows of blocks";
+            return Err(self.element_type(&raw, expected));
         }
         let head_dim = config.head_dim;
-        let interleaved = self.format() == Format::Gguf && id.is_rotated();
+        let interleaved =
+            self.format() == Format::Gguf && id.is_rotated() && config.architecture.is_interleaved_in_gguf();
         let source_row = |row| if interleaved { interleaved_row(row, head_dim) } else { row };
         match *shape {
             [_, columns] => self.convert(&raw, columns, source_row),
@@ -247,24 +261,46 @@ impl ModelFile {
                 let row = source_row(row);
                 let bytes = raw.bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default();
                 quant::dequantize(raw.ty, bytes, out).map_err(quant)?;
-                self.refuse_non_finite(raw, row, out)
+                self.refuse_non_finite(raw, row, out, f32::is_finite)
             })?;
         Ok(values)
     }
 
-    fn refuse_non_finite(&self, raw: &RawTensor<'_>, row: usize, values: &[f32]) -> Result<(), ModelError> {
+    /// Values whose number has been checked against the shape, as a table.
+    fn table<T>(&self, id: TensorId, shape: [usize; 2], values: Vec<T>) -> Result<Array2<T>, ModelError> {
+        let got = values.len();
+        Array2::from_shape_vec(shape, values).map_err(|_| ModelError::TensorShape {
+            file: self.path.clone(),
+            tensor: format!("{id:?}"),
+            expected: shape.to_vec(),
+            got: vec![got],
+        })
+    }
+
+    fn refuse_non_finite<T: Copy + Into<f32>>(
+        &self,
+        raw: &RawTensor<'_>,
+        row: usize,
+        values: &[T],
+        finite: impl Fn(T) -> bool,
+    ) -> Result<(), ModelError> {
         // Without an early exit this is a few vector instructions a row.
-        if values.iter().fold(true, |finite, x| finite & x.is_finite()) {
+        if values.iter().fold(true, |all, &x| all & finite(x)) {
             return Ok(());
         }
-        let column = values.iter().position(|x| !x.is_finite()).unwrap_or_default();
+        let column = values.iter().position(|&x| !finite(x)).unwrap_or_default();
         Err(ModelError::NonFiniteWeight {
             file: self.path.clone(),
             tensor: raw.name.clone(),
             row,
             column,
-            got: values[column],
+            got: values[column].into(),
         })
+    }
+
+    fn element_type(&self, raw: &RawTensor<'_>, expected: &'static str) -> ModelError {
+        let (file, tensor, got) = (self.path.clone(), raw.name.clone(), raw.ty.to_string());
+        ModelError::ElementType { file, tensor, expected, got }
     }
 
     fn format(&self) -> Format {
@@ -274,6 +310,19 @@ impl ModelFile {
             #[cfg(feature = "safetensors")]
             Source::Safetensors(_) => Format::Safetensors,
         }
+    }
+
+    fn raw_of_shape(&self, id: TensorId, part: Part, shape: &[usize]) -> Result<RawTensor<'_>, ModelError> {
+        let raw = self.raw(id, part)?;
+        if raw.shape == shape {
+            return Ok(raw);
+        }
+        Err(ModelError::TensorShape {
+            file: self.path.clone(),
+            tensor: raw.name,
+            expected: shape.to_vec(),
+            got: raw.shape.to_vec(),
+        })
     }
 
     fn raw(&self, id: TensorId, part: Part) -> Result<RawTensor<'_>, ModelError> {
@@ -312,103 +361,4 @@ fn first_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {
     let mut start = Vec::new();
     file.take(4).read_to_end(&mut start).map_err(io)?;
     Ok(start)
-}
-
-/// A linear map: `y = weight x + bias`.
-#[derive(Debug, Clone)]
-pub struct Linear {
-    /// `[out, in]`, standard layout.
-    pub weight: Array2<f32>,
-    /// `[out]`.
-    pub bias: Option<Array1<f32>>,
-}
-
-/// The weights of one layer.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct LayerWeights {
-    /// RMSNorm before attention, `[hidden_size]`.
-    pub attention_norm: Array1<f32>,
-    /// `[heads * head_dim, hidden_size]`, half-split RoPE order.
-    pub query: Linear,
-    /// `[kv_heads * head_dim, hidden_size]`, half-split RoPE order.
-    pub key: Linear,
-    /// `[kv_heads * head_dim, hidden_size]`.
-    pub value: Linear,
-    /// `[hidden_size, heads * head_dim]`.
-    pub attention_output: Linear,
-    /// RMSNorm before the MLP, `[hidden_size]`.
-    pub mlp_norm: Array1<f32>,
-    /// `[intermediate_size, hidden_size]`.
-    pub gate: Linear,
-    /// `[intermediate_size, hidden_size]`.
-    pub up: Linear,
-    /// `[hidden_size, intermediate_size]`.
-    pub down: Linear,
-}
-
-/// All weights of a Llama model as `f32`.
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct LlamaWeights {
-    /// `[vocab_size, hidden_size]`.
-    pub token_embedding: Array2<f32>,
-    /// The layers in order.
-    pub layers: Vec<LayerWeights>,
-    /// RMSNorm before the head, `[hidden_size]`.
-    pub final_norm: Array1<f32>,
-    /// `[vocab_size, hidden_size]`, or `None` where the embedding serves.
-    pub head: Option<Array2<f32>>,
-}
-
-impl LlamaWeights {
-    /// Reads all weights. `progress` is told the steps done and their total: one for each layer and one for each end.
-    ///
-    /// # Errors
-    /// As [`ModelFile::matrix`].
-    pub fn load(
-        file: &ModelFile,
-        config: &LlamaConfig,
-        progress: &mut dyn FnMut(usize, usize),
-    ) -> Result<Self, ModelError> {
-        let steps = config.layers + 2;
-        progress(0, steps);
-        let token_embedding = file.matrix(config, TensorId::TokenEmbedding)?;
-        progress(1, steps);
-        // Not reserved from the configuration's number, which no tensor has confirmed yet.
-        let mut layers = Vec::new();
-        for layer in 0..config.layers {
-            layers.push(LayerWeights::load(file, config, layer)?);
-            progress(layer + 2, steps);
-        }
-        let final_norm = file.norm(config, TensorId::FinalNorm)?;
-        let head = if config.tie_embeddings { None } else { Some(file.matrix(config, TensorId::Head)?) };
-        progress(steps, steps);
-        Ok(Self { token_embedding, layers, final_norm, head })
-    }
-}
-
-impl LayerWeights {
-    /// Reads the weights of layer `layer`, counted from 0.
-    ///
-    /// # Errors
-    /// As [`ModelFile::matrix`].
-    pub fn load(file: &ModelFile, config: &LlamaConfig, layer: usize) -> Result<Self, ModelError> {
-        let norm = |tensor| file.norm(config, TensorId::Layer(layer, tensor));
-        let linear = |tensor| {
-            let id = TensorId::Layer(layer, tensor);
-            Ok::<_, ModelError>(Linear { weight: file.matrix(config, id)?, bias: file.bias(config, id)? })
-        };
-        Ok(Self {
-            attention_norm: norm(LayerTensor::AttentionNorm)?,
-            query: linear(LayerTensor::Query)?,
-            key: linear(LayerTensor::Key)?,
-            value: linear(LayerTensor::Value)?,
-            attention_output: linear(LayerTensor::AttentionOutput)?,
-            mlp_norm: norm(LayerTensor::MlpNorm)?,
-            gate: linear(LayerTensor::Gate)?,
-            up: linear(LayerTensor::Up)?,
-            down: linear(LayerTensor::Down)?,
-        })
-    }
 }

@@ -7,17 +7,17 @@ use deltallm_attn::{
     AtLimit, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
     HybridConfig, KvStore, MemoryBudget, ThresholdPolicy, Window,
 };
-use deltallm_models::{Llama, ModelError, ModelFile, Session};
+use deltallm_models::{Model, ModelError, ModelFile, Session};
 
 const KINDS: [&str; 3] = ["dense", "delta", "hybrid"];
 const PROMPT: [u32; 5] = [3, 14, 15, 9, 26];
 
-fn model() -> Llama {
+fn model() -> Model {
     let file = ModelFile::open(fixture("llama").join("gqa3-d64-llama3")).unwrap();
-    Llama::load(&file, &mut |_, _| {}).unwrap()
+    Model::load(&file, &mut |_, _| {}).unwrap()
 }
 
-fn session<'m>(model: &'m Llama, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
+fn session<'m>(model: &'m Model, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
     let options = AttentionOptions {
         store,
         budget: budget.clone(),

@@ -11,7 +11,7 @@ use deltallm_attn::{
     HybridConfig, MemoryBudget, ThresholdPolicy, Window,
 };
 use deltallm_core::{CoreError, ErrorBound};
-use deltallm_models::{AttentionInput, Llama, LogitRows, ModelError, ModelFile, Sequence, Session};
+use deltallm_models::{AttentionInput, LogitRows, Model, ModelError, ModelFile, Sequence, Session};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -27,13 +27,13 @@ fn golden(case: &str) -> Golden {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn load(file: &str) -> Llama {
+fn load(file: &str) -> Model {
     let file = ModelFile::open(fixture("llama").join(file)).unwrap();
-    Llama::load(&file, &mut |_, _| {}).unwrap()
+    Model::load(&file, &mut |_, _| {}).unwrap()
 }
 
 /// Logits of the last tokens agree to 1e-4 of their largest magnitude, and greedy continuation is the same.
-fn check(model: &Llama, golden: &Golden) {
+fn check(model: &Model, golden: &Golden) {
     let mut kernels = dense_kernels(model);
     let logits = model.forward(&golden.tokens, &mut kernels, LogitRows::All).unwrap();
     let first = golden.tokens.len() - golden.logits.len();
@@ -99,7 +99,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
     }
 }
 
-fn session(model: &Llama) -> Session<'_> {
+fn session(model: &Model) -> Session<'_> {
     let options = AttentionOptions::new(model.attention_shape()).unwrap();
     Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap()
 }

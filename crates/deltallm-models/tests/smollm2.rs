@@ -9,7 +9,7 @@ use common::{
     files::fixture,
     models::{argmax, dense_kernels},
 };
-use deltallm_models::{Llama, LogitRows, ModelFile};
+use deltallm_models::{LogitRows, Model, ModelFile};
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -36,7 +36,7 @@ fn logits_and_greedy_text_equal_transformers() {
         return;
     };
     let goldens: Goldens = serde_json::from_slice(&std::fs::read(fixture("smollm2.json")).unwrap()).unwrap();
-    let model = Llama::load(&ModelFile::open(path).unwrap(), &mut |_, _| {}).unwrap();
+    let model = Model::load(&ModelFile::open(path).unwrap(), &mut |_, _| {}).unwrap();
     let mut worst = 0.0_f32;
     for case in &goldens.cases {
         let mut kernels = dense_kernels(&model);

@@ -69,7 +69,7 @@ struct Rule {
 
 impl Rule {
     fn all(subject: &Subject) -> anyhow::Result<Vec<Self>> {
-        let config = subject.llama().config();
+        let config = subject.graph().config();
         let shape = [config.layers, config.kv_heads, config.head_dim];
         let ones = vec![1.0; shape.iter().product()];
         let ones = Arc::new(ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, ones)?);

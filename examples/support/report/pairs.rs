@@ -121,7 +121,7 @@ impl Pairs {
         let [q, k, _] = &captured.0[layer];
         let tokens = subject.context.min(TOKENS);
         let (q, k) = (q.slice(s![..tokens, .., ..]), k.slice(s![..tokens, .., ..]));
-        let (shape, head_dim) = (subject.llama().attention_shape(), k.dim().2);
+        let (shape, head_dim) = (subject.graph().attention_shape(), k.dim().2);
         let (group, tile) = (shape.group(), query_tile(shape.group()));
 
         // The kernel itself says which values it uses: with one channel of the values for each of `head_dim` keys, the
@@ -299,7 +299,7 @@ mod tests {
             "--theta 0.6 --window 16",
         ] {
             let args = Args::parse_from(["test"].into_iter().chain(settings.split(' ')));
-            let kernel = args.kernel.resolve(&model.llama).unwrap();
+            let kernel = args.kernel.resolve(&model.graph).unwrap();
             let (model, kernel, tokens) = (&model, &kernel, &tokens[..]);
             let subject = Subject { model, kernel, tokens, text: "", context: 150, windows: 1 };
             let captured = subject.capture(150).unwrap();

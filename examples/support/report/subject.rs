@@ -1,6 +1,6 @@
 //! What a report is about, and one measurement of it.
 
-use deltallm::models::{Llama, LogitRows};
+use deltallm::models::{LogitRows, Model};
 use deltallm::{DenseAttention, Footprint, KvStore};
 use ndarray::Array3;
 use serde::Serialize;
@@ -64,8 +64,8 @@ impl Cost {
 pub(super) struct Captured(pub(super) Vec<[Array3<f32>; 3]>);
 
 impl Subject<'_> {
-    pub(super) fn llama(&self) -> &Llama {
-        &self.model.llama
+    pub(super) fn graph(&self) -> &Model {
+        &self.model.graph
     }
 
     /// Tokens that accuracy is measured on.
@@ -83,22 +83,22 @@ impl Subject<'_> {
     pub(super) fn dense(&self, context: usize) -> anyhow::Result<HeldOutText> {
         let tokens = &self.tokens[..self.measured_tokens().max(context)];
         let dense = self.kernel.dense().with_store(KvStore::F32);
-        HeldOutText::new(self.llama(), &windows(tokens, context, None), &|layer| dense.make(layer))
+        HeldOutText::new(self.graph(), &windows(tokens, context, None), &|layer| dense.make(layer))
     }
 
     /// The kernels of `make` beside dense attention.
     pub(super) fn measure(&self, dense: &HeldOutText, make: &MakeKernel) -> anyhow::Result<Measured> {
-        dense.measure(self.llama(), make)
+        dense.measure(self.graph(), make)
     }
 
     /// The first `tokens` tokens of the text through dense attention.
     pub(super) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
         let dense = self.kernel.dense().with_store(KvStore::F32);
-        let layers = 0..self.llama().config().layers;
+        let layers = 0..self.graph().config().layers;
         let mut kernels =
             layers.map(|layer| DenseAttention::new(&dense.options(layer))).collect::<Result<Vec<_>, _>>()?;
         let mut captured = Vec::new();
-        self.llama().forward_observed(
+        self.graph().forward_observed(
             &self.tokens[..tokens],
             &mut kernels,
             LogitRows::None,
@@ -109,7 +109,7 @@ impl Subject<'_> {
 
     /// Bytes per token, layer and kv head of caches that hold all windows.
     pub(super) fn bytes_per_token(&self, footprint: Footprint) -> f64 {
-        let config = self.llama().config();
+        let config = self.graph().config();
         footprint.total() as f64 / (self.measured_tokens() * config.layers * config.kv_heads) as f64
     }
 

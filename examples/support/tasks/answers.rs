@@ -40,7 +40,7 @@ pub fn answer_all(
     let mut drafts = Vec::new();
     for range in batches(prompts.iter().map(Vec::len)) {
         let batch: Vec<_> = prompts[range].iter().map(|prompt| (&prompt[..], LogitRows::Last)).collect();
-        for prefilled in prefill(&model.llama, kernel, &batch)? {
+        for prefilled in prefill(&model.graph, kernel, &batch)? {
             drafts.push(Draft {
                 kernels: prefilled.kernels,
                 first_logits: prefilled.logits.index_axis_move(Axis(0), 0),
@@ -67,7 +67,7 @@ pub fn answer_all(
                 rows: LogitRows::Last,
             })
             .collect();
-        let logits = model.llama.forward_batch(&mut batch)?;
+        let logits = model.graph.forward_batch(&mut batch)?;
         for (draft, logits) in open.into_iter().zip(logits) {
             draft.push(argmax(logits.index_axis(Axis(0), 0)), model)?;
         }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use deltallm::AttentionKernel;
 use deltallm::core::HeadSparsity;
-use deltallm::models::{Llama, LogitRows, ModelError, Sequence};
+use deltallm::models::{LogitRows, Model, ModelError, Sequence};
 use ndarray::Array2;
 
 use crate::KernelChoice;
@@ -39,7 +39,7 @@ pub(super) struct Prefilled {
 
 /// Reads prompts together, each through kernels of its own.
 pub(super) fn prefill(
-    model: &Llama,
+    model: &Model,
     kernel: &KernelChoice,
     prompts: &[(&[u32], LogitRows)],
 ) -> Result<Vec<Prefilled>, ModelError> {

@@ -71,9 +71,9 @@ pub fn score_requests(
     for range in batches(passes.iter().map(|pass| pass.input.len())) {
         let batch = &passes[range];
         let prompts: Vec<_> = batch.iter().map(|pass| (pass.input, pass.rows())).collect();
-        let runs = prefill(&setup.model.llama, &setup.kernel, &prompts)?;
+        let runs = prefill(&setup.model.graph, &setup.kernel, &prompts)?;
         let dense =
-            setup.dense.as_ref().map(|dense| prefill(&setup.model.llama, dense, &prompts)).transpose()?;
+            setup.dense.as_ref().map(|dense| prefill(&setup.model.graph, dense, &prompts)).transpose()?;
         for (index, (pass, run)) in batch.iter().zip(&runs).enumerate() {
             let result = &mut results[pass.example];
             result.sparsity.add(&sparsity(&run.kernels));

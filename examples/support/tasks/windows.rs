@@ -80,7 +80,7 @@ pub fn sum_windows(windows: &[WindowResult]) -> WindowResult {
 }
 
 fn session<'m>(setup: &Setup<'m>, kernel: &KernelChoice) -> anyhow::Result<Session<'m>> {
-    let mut session = Session::new(&setup.model.llama, |layer| {
+    let mut session = Session::new(&setup.model.graph, |layer| {
         let kernel = kernel.make(layer)?;
         Ok(if setup.decode { Box::new(OneByOne(kernel)) } else { kernel })
     })?;

@@ -1,63 +1,68 @@
-//! Parameters from the `llama.*` metadata of a GGUF file.
+//! Parameters from the metadata of a GGUF file, whose keys begin with the architecture's name there.
 
-use super::{ConfigError, LlamaConfig, RopeConfig, RopeScaling, checked_size, default_head_dim};
+use super::{
+    Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling, checked_size, default_head_dim,
+};
 use crate::gguf::{GgufFile, Metadata};
 use crate::quant::{TensorType, dequantize};
 
-impl LlamaConfig {
+impl ModelConfig {
     /// Reads the parameters from the header of a GGUF file. `bytes` is the whole file: the RoPE factors are a tensor.
     ///
     /// # Errors
     /// [`ConfigError`], naming the parameter.
     pub fn from_gguf(file: &GgufFile, bytes: &[u8]) -> Result<Self, ConfigError> {
         let metadata = file.metadata();
-        let architecture = metadata.string("general.architecture")?.unwrap_or_default();
-        if architecture != "llama" {
-            return Err(ConfigError::Architecture { got: architecture.to_owned() });
-        }
+        let name = metadata.string("general.architecture")?.unwrap_or_default();
+        let Some(architecture) = Architecture::from_gguf_name(name) else {
+            let expected = "`llama`, `bitnet`, `bitnet-b1.58` and `bitnet-25`";
+            return Err(ConfigError::Architecture { expected, got: name.to_owned() });
+        };
+        let key = |parameter: &str| format!("{name}.{parameter}");
         let embedding = file
             .tensor("token_embd.weight")
             .ok_or_else(|| ConfigError::Missing { key: "token_embd.weight".into() })?;
         let rows = embedding.shape.first().copied().unwrap_or_default();
 
-        refuse_experts(metadata)?;
-        let hidden_size = required(metadata, "llama.embedding_length")?;
-        let heads = required(metadata, "llama.attention.head_count")?;
-        let head_dim = match metadata.integer("llama.attention.key_length")? {
+        refuse_experts(metadata, &key("expert_count"))?;
+        let hidden_size = required(metadata, &key("embedding_length"))?;
+        let heads = required(metadata, &key("attention.head_count"))?;
+        let head_dim = match metadata.integer(&key("attention.key_length"))? {
             Some(length) => length,
             None => default_head_dim(hidden_size, heads)?,
         };
-        for key in ["llama.attention.value_length", "llama.rope.dimension_count"] {
-            if let Some(got) = metadata.integer(key)?.filter(|&got| got != head_dim) {
+        for key in ["attention.value_length", "rope.dimension_count"].map(key) {
+            if let Some(got) = metadata.integer(&key)?.filter(|&got| got != head_dim) {
                 let expected = "the size of a key head";
-                return Err(ConfigError::Unsupported { key: key.into(), expected, got: got.to_string() });
+                return Err(ConfigError::Unsupported { key, expected, got: got.to_string() });
             }
         }
         let config = Self {
+            architecture,
             hidden_size: checked_size("hidden size", hidden_size)?,
-            layers: checked_size("layers", required(metadata, "llama.block_count")?)?,
+            layers: checked_size("layers", required(metadata, &key("block_count"))?)?,
             heads: checked_size("heads", heads)?,
             kv_heads: checked_size(
                 "key-value heads",
-                metadata.integer("llama.attention.head_count_kv")?.unwrap_or(heads),
+                metadata.integer(&key("attention.head_count_kv"))?.unwrap_or(heads),
             )?,
             head_dim: checked_size("head size", head_dim)?,
             intermediate_size: checked_size(
                 "intermediate size",
-                required(metadata, "llama.feed_forward_length")?,
+                required(metadata, &key("feed_forward_length"))?,
             )?,
             vocab_size: checked_size(
                 "vocabulary",
-                metadata.integer("llama.vocab_size")?.unwrap_or(rows as u64),
+                metadata.integer(&key("vocab_size"))?.unwrap_or(rows as u64),
             )?,
-            norm_eps: metadata.float("llama.attention.layer_norm_rms_epsilon")?.ok_or_else(|| {
-                ConfigError::Missing { key: "llama.attention.layer_norm_rms_epsilon".into() }
-            })?,
+            norm_eps: metadata
+                .float(&key("attention.layer_norm_rms_epsilon"))?
+                .ok_or_else(|| ConfigError::Missing { key: key("attention.layer_norm_rms_epsilon") })?,
             rope: RopeConfig {
-                theta: metadata.float("llama.rope.freq_base")?.unwrap_or(10_000.0),
-                scaling: read_scaling(file, bytes)?,
+                theta: metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
+                scaling: read_scaling(file, bytes, key)?,
             },
-            context_length: checked_size("context length", required(metadata, "llama.context_length")?)?,
+            context_length: checked_size("context length", required(metadata, &key("context_length"))?)?,
             tie_embeddings: file.tensor("output.weight").is_none(),
             attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
             attention_output_bias: file.tensor("blk.0.attn_output.bias").is_some(),
@@ -75,30 +80,33 @@ fn required(metadata: &Metadata, key: &str) -> Result<u64, ConfigError> {
     metadata.integer(key)?.ok_or_else(|| ConfigError::Missing { key: key.into() })
 }
 
-fn refuse_experts(metadata: &Metadata) -> Result<(), ConfigError> {
-    const KEY: &str = "llama.expert_count";
-    match metadata.integer(KEY)? {
+fn refuse_experts(metadata: &Metadata, key: &str) -> Result<(), ConfigError> {
+    match metadata.integer(key)? {
         None | Some(0) => Ok(()),
         Some(got) => Err(ConfigError::Unsupported {
-            key: KEY.into(),
+            key: key.into(),
             expected: "no mixture of experts",
             got: got.to_string(),
         }),
     }
 }
 
-fn read_scaling(file: &GgufFile, bytes: &[u8]) -> Result<RopeScaling, ConfigError> {
+fn read_scaling(
+    file: &GgufFile,
+    bytes: &[u8],
+    key: impl Fn(&str) -> String,
+) -> Result<RopeScaling, ConfigError> {
     let metadata = file.metadata();
-    let scaling = match metadata.string("llama.rope.scaling.type")? {
-        None => match metadata.float("llama.rope.scale_linear")? {
+    let scaling = match metadata.string(&key("rope.scaling.type"))? {
+        None => match metadata.float(&key("rope.scale_linear"))? {
             None => RopeScaling::None,
             Some(factor) => RopeScaling::Linear { factor },
         },
         Some("none") => RopeScaling::None,
         Some("linear") => RopeScaling::Linear {
             factor: metadata
-                .float("llama.rope.scaling.factor")?
-                .ok_or_else(|| ConfigError::Missing { key: "llama.rope.scaling.factor".into() })?,
+                .float(&key("rope.scaling.factor"))?
+                .ok_or_else(|| ConfigError::Missing { key: key("rope.scaling.factor") })?,
         },
         Some(got) => return Err(ConfigError::RopeScaling { got: got.into() }),
     };

@@ -2,24 +2,33 @@
 
 use serde_json::{Map, Value};
 
-use super::{ConfigError, LlamaConfig, RopeConfig, RopeScaling, checked_size, default_head_dim};
+use super::{
+    Architecture, ConfigError, ModelConfig, Quantization, RopeConfig, RopeScaling, checked_size,
+    default_head_dim,
+};
 
-type Object = Map<String, Value>;
+pub(super) type Object = Map<String, Value>;
 
-impl LlamaConfig {
-    /// Reads the parameters from a parsed `config.json`. Absent entries take the defaults of `LlamaConfig` of
+impl ModelConfig {
+    /// Reads the parameters from a parsed `config.json`. Absent entries take the defaults of `LlamaConfig` or `BitNetConfig` of
     /// `transformers`, except for sizes, which must be there.
     ///
     /// # Errors
     /// [`ConfigError`], naming the parameter.
     pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
         let object = json.as_object().ok_or_else(|| wrong_type("config.json", "an object", json))?;
-        let architecture = string(object, "model_type")?.unwrap_or_default();
-        if architecture != "llama" {
-            return Err(ConfigError::Architecture { got: architecture.to_owned() });
+        let name = string(object, "model_type")?.unwrap_or_default();
+        let Some(architecture) = Architecture::from_model_type(name) else {
+            return Err(ConfigError::Architecture { expected: "`llama` and `bitnet`", got: name.to_owned() });
+        };
+        let defaults = Defaults::of(architecture);
+        let activation = architecture.activation().name();
+        if let Some(got) = string(object, "hidden_act")?.filter(|&name| name != activation) {
+            return Err(ConfigError::Activation { expected: activation, got: got.to_owned() });
         }
-        if let Some(got) = string(object, "hidden_act")?.filter(|&name| name != "silu") {
-            return Err(ConfigError::Activation { got: got.to_owned() });
+        if architecture.is_ternary() {
+            // Nothing of it is a parameter of the graph, but what it says must be something that can be loaded.
+            Quantization::from_json(json)?;
         }
         let hidden_size = required(object, "hidden_size")?;
         let heads = required(object, "num_attention_heads")?;
@@ -29,6 +38,7 @@ impl LlamaConfig {
         };
         let attention_bias = boolean(object, "attention_bias")?;
         let config = Self {
+            architecture,
             hidden_size: checked_size("hidden size", hidden_size)?,
             layers: checked_size("layers", required(object, "num_hidden_layers")?)?,
             heads: checked_size("heads", heads)?,
@@ -39,8 +49,8 @@ impl LlamaConfig {
             head_dim: checked_size("head size", head_dim)?,
             intermediate_size: checked_size("intermediate size", required(object, "intermediate_size")?)?,
             vocab_size: checked_size("vocabulary", required(object, "vocab_size")?)?,
-            norm_eps: float(object, "rms_norm_eps")?.unwrap_or(1e-6),
-            rope: read_rope(object)?,
+            norm_eps: float(object, "rms_norm_eps")?.unwrap_or(defaults.norm_eps),
+            rope: read_rope(object, defaults.theta)?,
             context_length: checked_size(
                 "context length",
                 integer(object, "max_position_embeddings")?.unwrap_or(2048),
@@ -48,15 +58,30 @@ impl LlamaConfig {
             tie_embeddings: boolean(object, "tie_word_embeddings")?,
             attention_bias,
             attention_output_bias: attention_bias,
-            mlp_bias: boolean(object, "mlp_bias")?,
+            mlp_bias: architecture == Architecture::Llama && boolean(object, "mlp_bias")?,
         };
         config.validate()?;
         Ok(config)
     }
 }
 
+/// What `transformers` assumes for absent entries.
+struct Defaults {
+    norm_eps: f32,
+    theta: f32,
+}
+
+impl Defaults {
+    fn of(architecture: Architecture) -> Self {
+        match architecture {
+            Architecture::Llama => Self { norm_eps: 1e-6, theta: 10_000.0 },
+            Architecture::BitNet => Self { norm_eps: 1e-5, theta: 500_000.0 },
+        }
+    }
+}
+
 /// Older files have `rope_theta` beside `rope_scaling`, newer ones `rope_parameters` with both.
-fn read_rope(object: &Object) -> Result<RopeConfig, ConfigError> {
+fn read_rope(object: &Object, default_theta: f32) -> Result<RopeConfig, ConfigError> {
     let nested = match present(object, "rope_parameters") {
         Some(value) => Some(("rope_parameters", value)),
         None => present(object, "rope_scaling").map(|value| ("rope_scaling", value)),
@@ -77,7 +102,7 @@ fn read_rope(object: &Object) -> Result<RopeConfig, ConfigError> {
     }
     let theta = match float(scaling, "rope_theta")? {
         Some(theta) => theta,
-        None => float(object, "rope_theta")?.unwrap_or(10_000.0),
+        None => float(object, "rope_theta")?.unwrap_or(default_theta),
     };
     Ok(RopeConfig { theta, scaling: read_scaling(scaling)? })
 }
@@ -117,7 +142,7 @@ fn typed<'a, T>(
     present(object, key).map(|value| cast(value).ok_or_else(|| wrong_type(key, expected, value))).transpose()
 }
 
-fn string<'a>(object: &'a Object, key: &str) -> Result<Option<&'a str>, ConfigError> {
+pub(super) fn string<'a>(object: &'a Object, key: &str) -> Result<Option<&'a str>, ConfigError> {
     typed(object, key, "a string", Value::as_str)
 }
 
@@ -130,7 +155,7 @@ fn float(object: &Object, key: &str) -> Result<Option<f32>, ConfigError> {
 }
 
 /// False where absent.
-fn boolean(object: &Object, key: &str) -> Result<bool, ConfigError> {
+pub(super) fn boolean(object: &Object, key: &str) -> Result<bool, ConfigError> {
     Ok(typed(object, key, "true or false", Value::as_bool)?.unwrap_or(false))
 }
 
@@ -142,7 +167,7 @@ fn required_float(object: &Object, key: &str) -> Result<f32, ConfigError> {
     float(object, key)?.ok_or_else(|| ConfigError::Missing { key: key.to_owned() })
 }
 
-fn wrong_type(key: &str, expected: &'static str, got: &Value) -> ConfigError {
+pub(super) fn wrong_type(key: &str, expected: &'static str, got: &Value) -> ConfigError {
     let kind = match got {
         Value::Null => "null".to_owned(),
         Value::Array(_) => "an array".to_owned(),

@@ -14,6 +14,7 @@ use cursor::Cursor;
 pub use error::GgufError;
 pub use value::{Array, Metadata, Value};
 
+use crate::config::Architecture;
 use crate::quant::TensorType;
 
 /// The four bytes that every GGUF file starts with.
@@ -67,11 +68,14 @@ impl GgufFile {
         let entry_count = cursor.count("metadata entries", LEAST_ENTRY_BYTES)?;
         let metadata = read_metadata(cursor, entry_count)?;
         let alignment = read_alignment(&metadata)?;
+        // The number of `I2_S` is another type's in other files.
+        let knows_i2_s = matches!(metadata.get("general.architecture"), Some(Value::String(name))
+            if Architecture::from_gguf_name(name) == Some(Architecture::BitNet));
         let descriptions = read_descriptions(cursor, tensor_count)?;
         let data_start = cursor.position().next_multiple_of(alignment);
         let tensors = descriptions
             .into_iter()
-            .map(|description| description.locate(data_start, alignment, bytes.len() as u64))
+            .map(|description| description.locate(data_start, alignment, bytes.len() as u64, knows_i2_s))
             .collect::<Result<Vec<_>, _>>()?;
         let by_name = index_names(&tensors)?;
         refuse_overlaps(&tensors)?;
@@ -242,9 +246,16 @@ fn read_descriptions<'a>(cursor: &mut Cursor<'a>, count: usize) -> Result<Vec<De
 
 impl Description<'_> {
     /// Checks the shape and the place of the data against the size of the file.
-    fn locate(self, data_start: u64, alignment: u64, file_size: u64) -> Result<TensorInfo, GgufError> {
+    fn locate(
+        self,
+        data_start: u64,
+        alignment: u64,
+        file_size: u64,
+        knows_i2_s: bool,
+    ) -> Result<TensorInfo, GgufError> {
         let tensor = self.name.to_owned();
-        let Some(ty) = TensorType::from_id(self.type_id) else {
+        let known = TensorType::from_id(self.type_id).filter(|&ty| knows_i2_s || ty != TensorType::I2_S);
+        let Some(ty) = known else {
             return Err(GgufError::TensorType { tensor, got: self.type_id });
         };
         if self.dims.contains(&0) {

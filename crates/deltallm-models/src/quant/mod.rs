@@ -7,6 +7,7 @@
 mod float;
 mod k_quants;
 mod legacy;
+pub(crate) mod ternary;
 
 use std::fmt;
 
@@ -37,11 +38,18 @@ pub enum TensorType {
     Q5_K,
     /// 6 bits, 16 groups with 8-bit scales in a block of 256.
     Q6_K,
+    /// Ternary, 1.6 bits, one scale for 256 elements.
+    TQ1_0,
+    /// Ternary, 2 bits, one scale for 256 elements.
+    TQ2_0,
+    /// Ternary, 2 bits in blocks of 128, one scale for the tensor, after its blocks. Its number, 36, means this in files
+    /// of BitNet models only.
+    I2_S,
 }
 
 impl TensorType {
     /// Every type that can be read.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::F32,
         Self::F16,
         Self::BF16,
@@ -53,6 +61,9 @@ impl TensorType {
         Self::Q4_K,
         Self::Q5_K,
         Self::Q6_K,
+        Self::TQ1_0,
+        Self::TQ2_0,
+        Self::I2_S,
     ];
 
     /// The type with this `ggml_type` number, if it is one that can be read.
@@ -80,13 +91,18 @@ impl TensorType {
         self.layout().3
     }
 
-    /// Bytes that `elements` elements take, or `None` if they are no whole number of blocks or overflow.
+    /// Bytes that a tensor of `elements` elements takes, or `None` if they are no whole number of blocks or overflow.
     pub fn bytes_for(self, elements: u64) -> Option<u64> {
         let block = self.block_elements() as u64;
         if !elements.is_multiple_of(block) {
             return None;
         }
-        (elements / block).checked_mul(self.block_bytes() as u64)
+        (elements / block).checked_mul(self.block_bytes() as u64)?.checked_add(self.tail_bytes() as u64)
+    }
+
+    /// Bytes after the blocks of a tensor.
+    pub fn tail_bytes(self) -> usize {
+        if self == Self::I2_S { ternary::I2_S_TAIL } else { 0 }
     }
 
     /// Number, name, elements and bytes per block.
@@ -103,6 +119,9 @@ impl TensorType {
             Self::Q5_K => (13, "Q5_K", 256, 4 + 12 + 32 + 128),
             Self::Q6_K => (14, "Q6_K", 256, 128 + 64 + 16 + 2),
             Self::BF16 => (30, "BF16", 1, 2),
+            Self::TQ1_0 => (34, "TQ1_0", 256, 48 + 4 + 2),
+            Self::TQ2_0 => (35, "TQ2_0", 256, 64 + 2),
+            Self::I2_S => (36, "I2_S", 128, 32),
         }
     }
 }
@@ -137,7 +156,7 @@ pub enum QuantError {
     },
 }
 
-/// Converts the blocks in `bytes` to `out.len()` values, in storage order.
+/// Converts the blocks in `bytes` to `out.len()` values, in storage order; of `I2_S` the whole tensor, with its tail.
 ///
 /// Not-a-number and infinite scales pass through to the values; loading a model refuses them.
 ///
@@ -160,6 +179,9 @@ pub fn dequantize(ty: TensorType, bytes: &[u8], out: &mut [f32]) -> Result<(), Q
         TensorType::Q4_K => blocks(bytes, out, k_quants::q4_k),
         TensorType::Q5_K => blocks(bytes, out, k_quants::q5_k),
         TensorType::Q6_K => blocks(bytes, out, k_quants::q6_k),
+        TensorType::TQ1_0 => blocks(bytes, out, ternary::tq1_0),
+        TensorType::TQ2_0 => blocks(bytes, out, ternary::tq2_0),
+        TensorType::I2_S => ternary::i2_s(bytes, out),
     }
     Ok(())
 }

@@ -33,7 +33,7 @@ use pieces::Pieces;
 use special::{ESCAPE, SpecialToken, SpecialTokens};
 use vocabulary::TokenKind;
 
-/// Control tokens that end an answer in the chat formats of Llama, SmolLM, Gemma, Phi and their kin, besides
+/// Control tokens that end an answer in the chat formats of Model, SmolLM, Gemma, Phi and their kin, besides
 /// `eos`.
 const END_OF_TURN: &[&str] = &[
     "<|im_end|>",

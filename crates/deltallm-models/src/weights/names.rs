@@ -1,12 +1,12 @@
-//! The tensors of a Llama model: their names in each format and their shapes.
+//! The tensors of a model: their names in each format and their shapes.
 
-use crate::LlamaConfig;
+use crate::ModelConfig;
 
-/// A tensor of a Llama model, independent of the file format.
+/// A tensor of a model, independent of the file format.
 ///
-/// Formats differ in more than names: GGUF files hold the rows of [`LayerTensor::Query`] and [`LayerTensor::Key`]
-/// reordered for interleaved RoPE, safetensors files in half-split order. Readers of this crate answer half-split
-/// order always.
+/// Formats differ in more than names: GGUF files of Llama models hold the rows of [`LayerTensor::Query`] and
+/// [`LayerTensor::Key`] reordered for interleaved RoPE, all others in half-split order. Readers of this crate answer
+/// half-split order always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TensorId {
     /// The token embedding.
@@ -30,6 +30,8 @@ pub enum LayerTensor {
     Key,
     /// Value projection.
     Value,
+    /// The norm before attention's output projection, in BitNet models.
+    AttentionSubNorm,
     /// Attention's output projection.
     AttentionOutput,
     /// The norm before the MLP.
@@ -38,6 +40,8 @@ pub enum LayerTensor {
     Gate,
     /// The MLP's other input projection.
     Up,
+    /// The norm before the MLP's output projection, in BitNet models.
+    MlpSubNorm,
     /// The MLP's output projection.
     Down,
 }
@@ -53,13 +57,17 @@ pub(super) enum Format {
 pub(super) enum Part {
     Weight,
     Bias,
+    /// What ternary weights are multiplied with, or divided by.
+    Scale,
 }
 
 impl TensorId {
     pub(super) fn name(self, format: Format, part: Part) -> String {
-        let part = match part {
-            Part::Weight => "weight",
-            Part::Bias => "bias",
+        let part = match (part, format) {
+            (Part::Weight, _) => "weight",
+            (Part::Bias, _) => "bias",
+            (Part::Scale, Format::Gguf) => "scale",
+            (Part::Scale, Format::Safetensors) => "weight_scale",
         };
         let (gguf, safetensors) = match self {
             Self::TokenEmbedding => ("token_embd", "model.embed_tokens"),
@@ -77,8 +85,8 @@ impl TensorId {
         }
     }
 
-    /// `[out, in]`; for a norm `[hidden_size, 1]`.
-    pub(super) fn shape(self, config: &LlamaConfig) -> [usize; 2] {
+    /// `[out, in]`; for a norm `[length, 1]`.
+    pub(super) fn shape(self, config: &ModelConfig) -> [usize; 2] {
         let hidden = config.hidden_size;
         let queries = config.heads * config.head_dim;
         let keys = config.kv_heads * config.head_dim;
@@ -87,6 +95,8 @@ impl TensorId {
             Self::FinalNorm => [hidden, 1],
             Self::Layer(_, tensor) => match tensor {
                 LayerTensor::AttentionNorm | LayerTensor::MlpNorm => [hidden, 1],
+                LayerTensor::AttentionSubNorm => [queries, 1],
+                LayerTensor::MlpSubNorm => [config.intermediate_size, 1],
                 LayerTensor::Query => [queries, hidden],
                 LayerTensor::Key | LayerTensor::Value => [keys, hidden],
                 LayerTensor::AttentionOutput => [hidden, queries],
@@ -96,14 +106,25 @@ impl TensorId {
         }
     }
 
-    pub(super) fn has_bias(self, config: &LlamaConfig) -> bool {
+    pub(super) fn has_bias(self, config: &ModelConfig) -> bool {
         let Self::Layer(_, tensor) = self else { return false };
         match tensor {
-            LayerTensor::AttentionNorm | LayerTensor::MlpNorm => false,
+            LayerTensor::AttentionNorm
+            | LayerTensor::AttentionSubNorm
+            | LayerTensor::MlpNorm
+            | LayerTensor::MlpSubNorm => false,
             LayerTensor::Query | LayerTensor::Key | LayerTensor::Value => config.attention_bias,
             LayerTensor::AttentionOutput => config.attention_output_bias,
             LayerTensor::Gate | LayerTensor::Up | LayerTensor::Down => config.mlp_bias,
         }
+    }
+
+    /// Whether its weights are ternary: those of the projections of a BitNet model.
+    pub(super) fn is_ternary(self, config: &ModelConfig) -> bool {
+        use LayerTensor::{AttentionOutput, Down, Gate, Key, Query, Up, Value};
+        let projection =
+            matches!(self, Self::Layer(_, Query | Key | Value | AttentionOutput | Gate | Up | Down));
+        projection && config.architecture.is_ternary()
     }
 
     /// Whether RoPE is applied to what it projects to.
@@ -120,10 +141,12 @@ impl LayerTensor {
             Self::Query => ("attn_q", "self_attn.q_proj"),
             Self::Key => ("attn_k", "self_attn.k_proj"),
             Self::Value => ("attn_v", "self_attn.v_proj"),
+            Self::AttentionSubNorm => ("attn_sub_norm", "self_attn.attn_sub_norm"),
             Self::AttentionOutput => ("attn_output", "self_attn.o_proj"),
             Self::MlpNorm => ("ffn_norm", "post_attention_layernorm"),
             Self::Gate => ("ffn_gate", "mlp.gate_proj"),
             Self::Up => ("ffn_up", "mlp.up_proj"),
+            Self::MlpSubNorm => ("ffn_sub_norm", "mlp.ffn_sub_norm"),
             Self::Down => ("ffn_down", "mlp.down_proj"),
         }
     }

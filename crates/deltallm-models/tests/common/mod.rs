@@ -1,6 +1,8 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each program uses some of it")]
 
+#[cfg(all(feature = "gguf", feature = "safetensors"))]
+pub(crate) mod bitnet;
 pub(crate) mod files;
 pub(crate) mod gguf_writer;
 pub(crate) mod models;

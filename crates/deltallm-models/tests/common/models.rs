@@ -1,11 +1,11 @@
 //! Models and kernels for tests of whole graphs.
 
 use deltallm_attn::{AttentionKernel, AttentionOptions, DenseAttention};
-use deltallm_models::Llama;
+use deltallm_models::Model;
 use ndarray::ArrayView1;
 
 /// Exact attention for every layer.
-pub(crate) fn dense_kernels(model: &Llama) -> Vec<Box<dyn AttentionKernel>> {
+pub(crate) fn dense_kernels(model: &Model) -> Vec<Box<dyn AttentionKernel>> {
     let options = AttentionOptions::new(model.attention_shape()).unwrap();
     (0..model.config().layers).map(|_| Box::new(DenseAttention::new(&options).unwrap()) as _).collect()
 }

@@ -2,7 +2,7 @@
 
 use deltallm_models::gguf::{Array, Value};
 use deltallm_models::quant::TensorType;
-use deltallm_models::{ConfigError, LlamaConfig, ModelError, ModelFile, RopeScaling};
+use deltallm_models::{ConfigError, ModelConfig, ModelError, ModelFile, RopeScaling};
 use serde_json::{Value as Json, json};
 
 use crate::common::files::fixture;
@@ -28,7 +28,7 @@ fn with(mut json: Json, key: &str, value: Json) -> Json {
 }
 
 fn refused(key: &str, value: Json) -> ConfigError {
-    LlamaConfig::from_json(&with(llama_3_2_1b(), key, value)).expect_err("parameters that must be refused")
+    ModelConfig::from_json(&with(llama_3_2_1b(), key, value)).expect_err("parameters that must be refused")
 }
 
 fn assert_close(got: &[f32], expected: &[f32]) {
@@ -40,7 +40,7 @@ fn assert_close(got: &[f32], expected: &[f32]) {
 
 #[test]
 fn json_of_llama_3_2_1b() {
-    let config = LlamaConfig::from_json(&llama_3_2_1b()).unwrap();
+    let config = ModelConfig::from_json(&llama_3_2_1b()).unwrap();
     assert_eq!((config.hidden_size, config.layers, config.heads, config.kv_heads), (2048, 16, 32, 8));
     assert_eq!((config.head_dim, config.intermediate_size, config.vocab_size), (64, 8192, 128_256));
     assert_eq!((config.norm_eps, config.context_length, config.tie_embeddings), (1e-5, 131_072, true));
@@ -59,7 +59,7 @@ fn json_of_llama_3_2_1b() {
 /// The expected numbers are `LlamaRotaryEmbedding.inv_freq` of `transformers` 5.
 #[test]
 fn rope_frequencies_equal_those_of_transformers() {
-    let config = LlamaConfig::from_json(&llama_3_2_1b()).unwrap();
+    let config = ModelConfig::from_json(&llama_3_2_1b()).unwrap();
     let expected = [
         1.0,
         0.6636013,
@@ -98,11 +98,11 @@ fn rope_frequencies_equal_those_of_transformers() {
     assert_close(&config.rope.frequencies(64), &expected);
 
     let json = with(llama_3_2_1b(), "rope_parameters", json!({"rope_theta": 1e5, "rope_type": "default"}));
-    let rope = LlamaConfig::from_json(&json).unwrap().rope;
+    let rope = ModelConfig::from_json(&json).unwrap().rope;
     assert_close(&rope.frequencies(64), &[1.0, 0.6978306, 0.4869675, 0.3398208]);
 
     let linear = json!({"rope_theta": 1e4, "rope_type": "linear", "factor": 4.0});
-    let rope = LlamaConfig::from_json(&with(llama_3_2_1b(), "rope_parameters", linear)).unwrap().rope;
+    let rope = ModelConfig::from_json(&with(llama_3_2_1b(), "rope_parameters", linear)).unwrap().rope;
     assert_close(&rope.frequencies(64), &[0.25, 0.1874736, 0.1405853, 0.1054241]);
 }
 
@@ -118,7 +118,7 @@ fn old_and_new_places_of_rope_parameters_agree() {
         let kind = scaling.as_object_mut().unwrap().remove("rope_type").unwrap();
         scaling[name] = kind;
         let old = with(old.clone(), "rope_scaling", scaling);
-        assert_eq!(LlamaConfig::from_json(&old), LlamaConfig::from_json(&new));
+        assert_eq!(ModelConfig::from_json(&old), ModelConfig::from_json(&new));
     }
 }
 
@@ -128,7 +128,7 @@ fn json_defaults() {
     for key in ["num_key_value_heads", "head_dim", "rope_parameters", "tie_word_embeddings", "rms_norm_eps"] {
         json[key] = Json::Null;
     }
-    let config = LlamaConfig::from_json(&json).unwrap();
+    let config = ModelConfig::from_json(&json).unwrap();
     assert_eq!((config.kv_heads, config.head_dim, config.tie_embeddings), (32, 64, false));
     assert_eq!(
         (config.norm_eps, config.rope.theta, config.rope.scaling),
@@ -139,23 +139,28 @@ fn json_defaults() {
 #[test]
 fn json_bias_flags() {
     let json = with(with(llama_3_2_1b(), "attention_bias", json!(true)), "mlp_bias", json!(true));
-    let config = LlamaConfig::from_json(&json).unwrap();
+    let config = ModelConfig::from_json(&json).unwrap();
     assert!(config.attention_bias && config.attention_output_bias && config.mlp_bias);
 }
 
 #[test]
 fn other_architectures() {
-    assert_eq!(refused("model_type", json!("qwen2")), ConfigError::Architecture { got: "qwen2".into() });
-    assert_eq!(refused("model_type", Json::Null), ConfigError::Architecture { got: String::new() });
-    let error = tiny::config(&tiny::llama().set("general.architecture", Value::String("bloom".into())));
-    assert_eq!(error, Err(ConfigError::Architecture { got: "bloom".into() }));
-    let error = tiny::config(&tiny::llama().remove("general.architecture"));
-    assert_eq!(error, Err(ConfigError::Architecture { got: String::new() }));
+    let json = |got: &str| ConfigError::Architecture { expected: "`llama` and `bitnet`", got: got.into() };
+    assert_eq!(refused("model_type", json!("qwen2")), json("qwen2"));
+    assert_eq!(refused("model_type", Json::Null), json(""));
+    let gguf = |got: &str| {
+        let expected = "`llama`, `bitnet`, `bitnet-b1.58` and `bitnet-25`";
+        Err(ConfigError::Architecture { expected, got: got.into() })
+    };
+    let writer = tiny::llama().set("general.architecture", Value::String("bloom".into()));
+    assert_eq!(tiny::config(&writer), gguf("bloom"));
+    assert_eq!(tiny::config(&tiny::llama().remove("general.architecture")), gguf(""));
 }
 
 #[test]
 fn other_activation() {
-    assert_eq!(refused("hidden_act", json!("gelu")), ConfigError::Activation { got: "gelu".into() });
+    let error = ConfigError::Activation { expected: "silu", got: "gelu".into() };
+    assert_eq!(refused("hidden_act", json!("gelu")), error);
 }
 
 #[test]
@@ -194,7 +199,7 @@ fn heads_that_do_not_divide_the_hidden_size() {
     let mut json = with(llama_3_2_1b(), "num_attention_heads", json!(30));
     json["head_dim"] = Json::Null;
     let error = ConfigError::HiddenNotDivisible { hidden_size: 2048, heads: 30 };
-    assert_eq!(LlamaConfig::from_json(&json), Err(error));
+    assert_eq!(ModelConfig::from_json(&json), Err(error));
     let writer = tiny::llama().set("llama.attention.head_count", Value::U32(3));
     assert_eq!(tiny::config(&writer), Err(ConfigError::HiddenNotDivisible { hidden_size: 8, heads: 3 }));
 }
@@ -279,7 +284,7 @@ fn sizes_zero_or_absurd() {
     }
     // Each factor is fine, their product is not.
     let json = with(with(llama_3_2_1b(), "num_attention_heads", json!(1 << 20)), "head_dim", json!(1 << 20));
-    assert!(matches!(LlamaConfig::from_json(&json), Err(ConfigError::Size { .. })));
+    assert!(matches!(ModelConfig::from_json(&json), Err(ConfigError::Size { .. })));
     for heads in [0, u64::MAX] {
         let writer = tiny::llama().set("llama.attention.head_count", Value::U64(heads));
         assert!(matches!(
@@ -296,7 +301,7 @@ fn missing_and_mistyped_parameters() {
         assert!(matches!(refused("hidden_size", value), ConfigError::WrongType { .. }));
     }
     assert!(matches!(refused("rope_parameters", json!(3)), ConfigError::WrongType { .. }));
-    assert!(matches!(LlamaConfig::from_json(&json!([])), Err(ConfigError::WrongType { .. })));
+    assert!(matches!(ModelConfig::from_json(&json!([])), Err(ConfigError::WrongType { .. })));
     let writer = tiny::llama().remove("llama.block_count");
     assert_eq!(tiny::config(&writer), Err(ConfigError::Missing { key: "llama.block_count".into() }));
     // Some architectures have a number of heads for each layer; Llama has one.
@@ -344,10 +349,10 @@ fn gguf_linear_scaling() {
 
 #[test]
 fn fingerprint_is_stable_and_tells_models_apart() {
-    let base = LlamaConfig::from_json(&llama_3_2_1b()).unwrap();
+    let base = ModelConfig::from_json(&llama_3_2_1b()).unwrap();
     // Profiles on disk carry this number: it must never change.
     assert_eq!(base.fingerprint(), 0xcc90_c7d9_6f18_4b55);
-    let changes: [fn(&mut LlamaConfig); 5] = [
+    let changes: [fn(&mut ModelConfig); 5] = [
         |config| config.layers += 1,
         |config| config.kv_heads = 4,
         |config| config.vocab_size += 1,
@@ -368,8 +373,8 @@ fn fingerprint_is_stable_and_tells_models_apart() {
 fn both_formats_of_one_model_have_one_fingerprint() {
     for name in ["gqa1-d32", "gqa3-d64-llama3"] {
         let directory = fixture("llama").join(name);
-        let gguf = ModelFile::open(directory.join("model.gguf")).unwrap().llama_config().unwrap();
-        let json = ModelFile::open(&directory).unwrap().llama_config().unwrap();
+        let gguf = ModelFile::open(directory.join("model.gguf")).unwrap().config().unwrap();
+        let json = ModelFile::open(&directory).unwrap().config().unwrap();
         assert_eq!(gguf.fingerprint(), json.fingerprint(), "{name}");
         assert_close(&gguf.rope.frequencies(gguf.head_dim), &json.rope.frequencies(json.head_dim));
     }
@@ -377,7 +382,7 @@ fn both_formats_of_one_model_have_one_fingerprint() {
 
 #[test]
 fn errors_name_the_file() {
-    let error = tiny::open(&tiny::llama().set("llama.vocab_size", Value::U32(6))).llama_config().unwrap_err();
+    let error = tiny::open(&tiny::llama().set("llama.vocab_size", Value::U32(6))).config().unwrap_err();
     assert!(matches!(error, ModelError::Config { .. }));
     assert_eq!(error.to_string(), "tiny: vocabulary: expected 5 as the embedding has rows, got 6");
 }

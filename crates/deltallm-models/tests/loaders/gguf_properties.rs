@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use deltallm_models::gguf::{Array, GgufFile, Value};
 use deltallm_models::quant::TensorType;
-use deltallm_models::{LlamaWeights, ModelFile};
+use deltallm_models::{ModelFile, ModelWeights};
 use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
@@ -54,8 +54,8 @@ fn tensor() -> impl Strategy<Value = (TensorType, Vec<usize>, Vec<u8>)> {
         let ty = TensorType::ALL[ty];
         let mut shape = outer;
         shape.push(blocks * ty.block_elements());
-        let bytes = shape.iter().product::<usize>() / ty.block_elements() * ty.block_bytes();
-        (Just(ty), Just(shape), vec(any::<u8>(), bytes))
+        let bytes = ty.bytes_for(shape.iter().product::<usize>() as u64).unwrap();
+        (Just(ty), Just(shape), vec(any::<u8>(), bytes as usize))
     })
 }
 
@@ -69,7 +69,9 @@ proptest! {
         entries in btree_map("[a-z.]{1,12}", value(), 0..8),
         tensors in btree_map(any::<String>(), tensor(), 0..6),
     ) {
-        let mut writer = GgufWriter::new().align(1 << alignment);
+        // Only files of BitNet models have tensors of type `I2_S`.
+        let architecture = Value::String("bitnet".into());
+        let mut writer = GgufWriter::new().align(1 << alignment).set("general.architecture", architecture);
         writer.version = version;
         for (key, value) in &entries {
             writer = writer.set(key, value.clone());
@@ -84,7 +86,7 @@ proptest! {
         let read: BTreeMap<_, _> = file
             .metadata()
             .iter()
-            .filter(|(key, _)| *key != "general.alignment")
+            .filter(|(key, _)| !key.starts_with("general."))
             .map(|(key, value)| (key.to_owned(), value.clone()))
             .collect();
         prop_assert_eq!(read, entries);
@@ -100,8 +102,8 @@ proptest! {
 /// Parses and, if that works, loads everything: whatever happens, no panic.
 fn load(bytes: Vec<u8>) -> bool {
     let Ok(file) = ModelFile::from_gguf_bytes("mutated", bytes) else { return false };
-    let Ok(config) = file.llama_config() else { return false };
-    LlamaWeights::load(&file, &config, &mut |_, _| ()).is_ok()
+    let Ok(config) = file.config() else { return false };
+    ModelWeights::load(&file, &config, &mut |_, _| ()).is_ok()
 }
 
 proptest! {
@@ -146,7 +148,26 @@ proptest! {
     }
 }
 
+proptest! {
+    // The model is larger.
+    #![proptest_config(ProptestConfig::with_cases(128))]
+
+    #[test]
+    fn flipped_bits_in_ternary_weights_never_panic(
+        flips in vec((any::<prop::sample::Index>(), 0u32..8), 1..6),
+        in_header in any::<bool>(),
+    ) {
+        let mut bytes = tiny::bitnet().finish();
+        let range = if in_header { 2000 } else { bytes.len() };
+        for (position, bit) in flips {
+            bytes[position.index(range)] ^= 1 << bit;
+        }
+        load(bytes);
+    }
+}
+
 #[test]
-fn the_unmutated_file_loads() {
+fn the_unmutated_files_load() {
     assert!(load(tiny::llama().finish()));
+    assert!(load(tiny::bitnet().finish()));
 }

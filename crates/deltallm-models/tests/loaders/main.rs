@@ -10,5 +10,6 @@ mod gguf_hostile;
 mod gguf_properties;
 mod quants;
 mod real_model;
+mod ternary;
 mod tiny;
 mod weights;

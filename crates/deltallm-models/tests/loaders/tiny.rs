@@ -1,8 +1,10 @@
-//! A valid one-layer Llama model in GGUF form, to be broken in one place by each test.
+//! Valid one-layer models in GGUF form, to be broken in one place by each test.
 
 use deltallm_models::gguf::Value;
-use deltallm_models::{ConfigError, LlamaConfig, ModelError, ModelFile};
+use deltallm_models::quant::TensorType;
+use deltallm_models::{ConfigError, ModelConfig, ModelError, ModelFile};
 
+use crate::common::bitnet::{pack, to_bytes};
 use crate::common::gguf_writer::GgufWriter;
 
 pub(crate) const HIDDEN: usize = 8;
@@ -44,12 +46,62 @@ pub(crate) fn llama() -> GgufWriter {
     })
 }
 
+pub(crate) fn bitnet() -> GgufWriter {
+    bitnet_named("bitnet")
+}
+
+/// A BitNet model of that `general.architecture`: 4 heads over 2 of 64 channels, MLP of 512, projections of several types.
+pub(crate) fn bitnet_named(architecture: &str) -> GgufWriter {
+    let mut writer = GgufWriter::new().set("general.architecture", Value::String(architecture.into()));
+    for (key, size) in [
+        ("embedding_length", 256),
+        ("block_count", 1),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("feed_forward_length", 512),
+        ("context_length", 64),
+        ("vocab_size", VOCAB as u32),
+    ] {
+        writer = writer.set(&format!("{architecture}.{key}"), Value::U32(size));
+    }
+    for (key, number) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 10_000.0)] {
+        writer = writer.set(&format!("{architecture}.{key}"), Value::F32(number));
+    }
+    for (name, length) in [
+        ("output_norm", 256),
+        ("blk.0.attn_norm", 256),
+        ("blk.0.attn_sub_norm", 256),
+        ("blk.0.ffn_norm", 256),
+        ("blk.0.ffn_sub_norm", 512),
+    ] {
+        writer = writer.f32_tensor(&format!("{name}.weight"), &[length], &vec![1.0; length]);
+    }
+    writer = writer.f32_tensor("token_embd.weight", &[VOCAB, 256], &[0.25; VOCAB * 256]);
+    for (name, rows, columns, ty) in [
+        ("attn_q", 256, 256, TensorType::I2_S),
+        ("attn_k", 128, 256, TensorType::I2_S),
+        ("attn_v", 128, 256, TensorType::TQ1_0),
+        ("attn_output", 256, 256, TensorType::TQ2_0),
+        ("ffn_gate", 512, 256, TensorType::F16),
+        ("ffn_up", 512, 256, TensorType::I2_S),
+        ("ffn_down", 256, 512, TensorType::I2_S),
+    ] {
+        let codes: Vec<i8> = (0..rows * columns).map(|place| (place % 3) as i8 - 1).collect();
+        let bytes = match ty {
+            TensorType::F16 => to_bytes(ty, &Vec::from_iter(codes.iter().map(|&code| f32::from(code)))),
+            _ => pack(ty, &codes, 0.5),
+        };
+        writer = writer.tensor(&format!("blk.0.{name}.weight"), &[rows, columns], ty, &bytes);
+    }
+    writer
+}
+
 pub(crate) fn open(writer: &GgufWriter) -> ModelFile {
     ModelFile::from_gguf_bytes("tiny", writer.finish()).expect("a valid file")
 }
 
-pub(crate) fn config(writer: &GgufWriter) -> Result<LlamaConfig, ConfigError> {
-    open(writer).llama_config().map_err(|error| match error {
+pub(crate) fn config(writer: &GgufWriter) -> Result<ModelConfig, ConfigError> {
+    open(writer).config().map_err(|error| match error {
         ModelError::Config { source, .. } => source,
         other => panic!("expected a configuration error, got {other}"),
     })

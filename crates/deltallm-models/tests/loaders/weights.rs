@@ -2,8 +2,8 @@
 
 use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType;
-use deltallm_models::{LayerTensor, LlamaWeights, ModelError, ModelFile, TensorId};
-use ndarray::Array2;
+use deltallm_models::{Embedding, LayerTensor, ModelError, ModelFile, ModelWeights, TensorId};
+use ndarray::ArrayView2;
 
 use crate::common::files::fixture;
 use crate::common::gguf_writer::GgufWriter;
@@ -11,13 +11,14 @@ use crate::tiny;
 
 const QUERY: TensorId = TensorId::Layer(0, LayerTensor::Query);
 
-fn load(file: &ModelFile) -> Result<LlamaWeights, ModelError> {
-    LlamaWeights::load(file, &file.llama_config().expect("valid parameters"), &mut |_, _| ())
+fn load(file: &ModelFile) -> Result<ModelWeights, ModelError> {
+    ModelWeights::load(file, &file.config().expect("valid parameters"), &mut |_, _| ())
 }
 
-fn assert_equal(left: &LlamaWeights, right: &LlamaWeights) {
-    assert_eq!(left.token_embedding, right.token_embedding);
-    assert_eq!(left.head, right.head);
+fn assert_equal(left: &ModelWeights, right: &ModelWeights) {
+    let table = |table: &Embedding| table.rows(&Vec::from_iter(0..table.dim().0));
+    assert_eq!(table(&left.token_embedding), table(&right.token_embedding));
+    assert_eq!(left.head.as_ref().map(table), right.head.as_ref().map(table));
     assert_eq!(left.final_norm, right.final_norm);
     assert_eq!(left.layers.len(), right.layers.len());
     for (left, right) in left.layers.iter().zip(&right.layers) {
@@ -32,7 +33,7 @@ fn assert_equal(left: &LlamaWeights, right: &LlamaWeights) {
             ("up", &left.up, &right.up),
             ("down", &left.down, &right.down),
         ] {
-            assert_eq!(left.weight, right.weight, "{name}");
+            assert_eq!(left.weight.to_dense(), right.weight.to_dense(), "{name}");
             assert_eq!(left.bias, right.bias, "{name} bias");
         }
     }
@@ -64,8 +65,8 @@ fn every_fixture_loads() {
         let layer = &weights.layers[1];
         for linear in [&layer.query, &layer.attention_output, &layer.down] {
             assert_eq!(linear.bias.is_some(), bias, "{name}");
-            assert!(linear.weight.is_standard_layout());
-            assert!(linear.bias.as_ref().is_none_or(|bias| bias.len() == linear.weight.nrows()));
+            assert!(linear.weight.to_dense().is_standard_layout());
+            assert!(linear.bias.as_ref().is_none_or(|bias| bias.len() == linear.weight.dim().0));
         }
     }
 }
@@ -85,15 +86,16 @@ fn interleave<T: Clone>(rows: &[T], heads: usize) -> Vec<T> {
 }
 
 /// A GGUF copy of a model without quantisation, made independently of the reader's name table.
-fn to_gguf(weights: &LlamaWeights, file: &ModelFile) -> GgufWriter {
-    let config = file.llama_config().unwrap();
+fn to_gguf(weights: &ModelWeights, file: &ModelFile) -> GgufWriter {
+    let config = file.config().unwrap();
     let size = |n: usize| Value::U32(n as u32);
     let put_vector =
         |writer: GgufWriter, name: &str, values: &[f32]| writer.f32_tensor(name, &[values.len()], values);
     let put_matrix = |writer: GgufWriter, name: &str, rows: &[Vec<f32>]| {
         writer.f32_tensor(name, &[rows.len(), rows[0].len()], &rows.concat())
     };
-    let rows = |matrix: &Array2<f32>| matrix.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
+    let rows = |matrix: ArrayView2<f32>| matrix.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
+    let table = |table: &Embedding| rows(table.rows(&Vec::from_iter(0..table.dim().0)).view());
     let mut writer = GgufWriter::new()
         .set("general.architecture", Value::String("llama".into()))
         .set("llama.embedding_length", size(config.hidden_size))
@@ -105,10 +107,10 @@ fn to_gguf(weights: &LlamaWeights, file: &ModelFile) -> GgufWriter {
         .set("llama.context_length", size(config.context_length))
         .set("llama.attention.layer_norm_rms_epsilon", Value::F32(config.norm_eps))
         .set("llama.rope.freq_base", Value::F32(config.rope.theta));
-    writer = put_matrix(writer, "token_embd.weight", &rows(&weights.token_embedding));
+    writer = put_matrix(writer, "token_embd.weight", &table(&weights.token_embedding));
     writer = put_vector(writer, "output_norm.weight", &weights.final_norm.to_vec());
     if let Some(head) = &weights.head {
-        writer = put_matrix(writer, "output.weight", &rows(head));
+        writer = put_matrix(writer, "output.weight", &table(head));
     }
     for (i, layer) in weights.layers.iter().enumerate() {
         writer = put_vector(writer, &format!("blk.{i}.attn_norm.weight"), &layer.attention_norm.to_vec());
@@ -122,7 +124,7 @@ fn to_gguf(weights: &LlamaWeights, file: &ModelFile) -> GgufWriter {
             ("ffn_up", &layer.up, 0),
             ("ffn_down", &layer.down, 0),
         ] {
-            let mut matrix = rows(&linear.weight);
+            let mut matrix = rows(linear.weight.to_dense().view());
             let mut bias: Vec<f32> = linear.bias.iter().flatten().copied().collect();
             if heads > 0 {
                 (matrix, bias) = (interleave(&matrix, heads), interleave(&bias, heads));
@@ -142,7 +144,7 @@ fn biases_and_untied_heads_survive_conversion_to_gguf() {
         let directory = ModelFile::open(fixture("llama").join(name)).unwrap();
         let expected = load(&directory).unwrap();
         let gguf = tiny::open(&to_gguf(&expected, &directory));
-        assert_eq!(gguf.llama_config().unwrap(), directory.llama_config().unwrap());
+        assert_eq!(gguf.config().unwrap(), directory.config().unwrap());
         assert_equal(&load(&gguf).unwrap(), &expected);
     }
 }
@@ -151,8 +153,7 @@ fn biases_and_untied_heads_survive_conversion_to_gguf() {
 fn progress_runs_to_the_total() {
     let file = tiny::open(&tiny::llama());
     let mut calls = Vec::new();
-    LlamaWeights::load(&file, &file.llama_config().unwrap(), &mut |done, total| calls.push((done, total)))
-        .unwrap();
+    ModelWeights::load(&file, &file.config().unwrap(), &mut |done, total| calls.push((done, total))).unwrap();
     assert_eq!(calls, [(0, 3), (1, 3), (2, 3), (3, 3)]);
 }
 
@@ -166,7 +167,7 @@ fn quantised_rows_are_converted_and_permuted() {
         .set("llama.attention.key_length", Value::U32(4))
         .tensor("blk.0.attn_q.weight", &[8, 32], TensorType::Q8_0, &bytes);
     let file = tiny::open(&writer);
-    let matrix = file.matrix(&file.llama_config().unwrap(), QUERY).unwrap();
+    let matrix = file.matrix(&file.config().unwrap(), QUERY).unwrap();
     assert_eq!(matrix.column(31).to_vec(), [1.0, 3.0, 2.0, 4.0, 5.0, 7.0, 6.0, 8.0]);
 }
 
@@ -225,7 +226,7 @@ fn nan_scales_of_quantised_types() {
             .set("llama.attention.key_length", Value::U32(4))
             .tensor("blk.0.attn_q.weight", &[8, 32], ty, &bytes);
         let file = tiny::open(&writer);
-        let error = file.matrix(&file.llama_config().unwrap(), QUERY).unwrap_err();
+        let error = file.matrix(&file.config().unwrap(), QUERY).unwrap_err();
         assert!(matches!(error, ModelError::NonFiniteWeight { row: 7, column: 0, .. }), "{ty}: {error}");
     }
 }

@@ -1,4 +1,4 @@
-//! The Llama graph: tokens in, logits out.
+//! The decoder graph: tokens in, logits out.
 
 use std::ops::Range;
 
@@ -8,19 +8,18 @@ use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3, Axis, s};
 use rayon::prelude::*;
 
 use crate::{
-    LayerWeights, Linear, LlamaConfig, LlamaWeights, ModelError, ModelFile,
-    kernels::matmul_transposed,
-    layers::{Rope, rms_norm, swiglu},
+    LayerWeights, Linear, ModelConfig, ModelError, ModelFile, ModelWeights,
+    layers::{Rope, gated_mlp, rms_norm},
 };
 
-/// A Llama model with `f32` weights (Touvron et al., arXiv 2302.13971; grouped-query attention as in Llama 2 and 3).
+/// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
 ///
 /// The model is immutable; all state of a conversation lives in the attention kernels, one per layer, that the caller
 /// passes in. [`Session`](crate::Session) keeps them.
 #[derive(Debug)]
-pub struct Llama {
-    config: LlamaConfig,
-    weights: LlamaWeights,
+pub struct Model {
+    config: ModelConfig,
+    weights: ModelWeights,
     rope: Rope,
     shape: AttentionShape,
 }
@@ -61,7 +60,7 @@ pub struct Sequence<'a, K> {
     pub rows: LogitRows,
 }
 
-/// What a layer's attention is given, for whoever looks on ([`Llama::forward_observed`]).
+/// What a layer's attention is given, for whoever looks on ([`Model::forward_observed`]).
 #[derive(Debug)]
 pub struct AttentionInput<'a> {
     /// Which layer.
@@ -76,31 +75,32 @@ pub struct AttentionInput<'a> {
     pub v: ArrayView3<'a, f32>,
 }
 
-impl Llama {
+impl Model {
     /// Reads a model's weights. `progress` is told the steps done and their total.
     ///
     /// # Errors
     /// [`ModelError`] for parameters or weights that are missing, inconsistent or not finite.
     pub fn load(file: &ModelFile, progress: &mut dyn FnMut(usize, usize)) -> Result<Self, ModelError> {
-        let config = file.llama_config()?;
-        let weights = LlamaWeights::load(file, &config, progress)?;
+        let config = file.config()?;
+        let weights = ModelWeights::load(file, &config, progress)?;
         let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
         let rope = Rope::new(config.rope.frequencies(config.head_dim));
         Ok(Self { config, weights, rope, shape })
     }
 
     /// The model's parameters.
-    pub fn config(&self) -> &LlamaConfig {
+    pub fn config(&self) -> &ModelConfig {
         &self.config
     }
 
     /// The model's weights.
-    pub fn weights(&self) -> &LlamaWeights {
+    pub fn weights(&self) -> &ModelWeights {
         &self.weights
     }
 
     /// The largest `|scale q[j]|` that any text can lead to, from the weights alone: the norm before the projection leaves a
-    /// vector of length at most `sqrt(hidden_size)`, and RoPE turns a pair of channels without making it longer.
+    /// vector of length at most `sqrt(hidden_size)`, and RoPE turns a pair of channels without making it longer. Before a
+    /// ternary projection that vector is rounded, each channel by at most half a step, which is 1/254 of the largest.
     ///
     /// # Errors
     /// [`deltallm_core::CoreError`] for weights that are not finite.
@@ -109,12 +109,18 @@ impl Llama {
         let scale = 1.0 / (config.head_dim as f32).sqrt();
         let group = config.heads / config.kv_heads;
         let mut limits = Vec::new();
+        let longest = (config.hidden_size as f32).sqrt();
         for layer in &self.weights.layers {
-            let bias = layer.query.bias.as_ref();
+            let (weight, bias) = (&layer.query.weight, layer.query.bias.as_ref());
+            let norm = &layer.attention_norm;
+            // No input of the projection is larger: all of the vector's length in one channel.
+            let largest = norm.iter().fold(0.0_f32, |most, x| most.max(x.abs())) * longest;
             let row = |index: usize| {
-                let weights = &layer.query.weight.row(index) * &layer.attention_norm;
-                let length = weights.dot(&weights).sqrt() * (config.hidden_size as f32).sqrt();
-                length + bias.map_or(0.0, |bias| bias[index].abs())
+                let weights = weight.row(index) * norm;
+                let exact = weights.dot(&weights).sqrt() * longest;
+                exact
+                    + weight.rounding(index) * largest.max(1e-5)
+                    + bias.map_or(0.0, |bias| bias[index].abs())
             };
             let channel = |head: usize, j: usize| {
                 let pair = |head: usize| {
@@ -246,16 +252,19 @@ impl Llama {
         observer: &mut dyn FnMut(AttentionInput),
     ) -> Result<Array2<f32>, ModelError> {
         let ids: Vec<usize> = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize).collect();
-        let mut x = self.weights.token_embedding.select(Axis(0), &ids);
+        let mut x = self.weights.token_embedding.rows(&ids);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.attention_norm, self.config.norm_eps);
             let failed = |source| ModelError::Attention { layer: index, source };
             let [q, k, v] = self.projections(layer, &normed, batch, positions).map_err(failed)?;
             let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
             observer(AttentionInput { layer: index, residual, q, k, v });
-            let attended = attend(batch, index, q, k, v).map_err(failed)?;
+            let mut attended = attend(batch, index, q, k, v).map_err(failed)?;
+            if let Some(norm) = &layer.attention_sub_norm {
+                attended = rms_norm(&attended, norm, self.config.norm_eps);
+            }
             x += &layer.attention_output.apply(&attended.view());
-            x += &swiglu(layer, &rms_norm(&x, &layer.mlp_norm, self.config.norm_eps));
+            x += &gated_mlp(&self.config, layer, &rms_norm(&x, &layer.mlp_norm, self.config.norm_eps));
         }
         Ok(x)
     }
@@ -280,8 +289,7 @@ impl Llama {
     /// Final norm and output projection: logits `[rows, vocab_size]`.
     fn head(&self, x: &Array2<f32>) -> Array2<f32> {
         let x = rms_norm(x, &self.weights.final_norm, self.config.norm_eps);
-        let weight = self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding);
-        matmul_transposed(&x.view(), &weight.view())
+        self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding).logits(&x)
     }
 }
 

@@ -1,0 +1,128 @@
+//! The token embedding and the head, the largest tables of small models, in the type that the file has them in.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use ndarray::{Array2, Axis, s};
+use rayon::prelude::*;
+
+use super::{ModelFile, Part, RawTensor, TensorId};
+use crate::kernels::matmul_transposed;
+use crate::quant::TensorType;
+use crate::{ModelConfig, ModelError};
+
+/// A table of one row per token of the vocabulary, `[vocab_size, hidden_size]` in standard layout.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub enum Embedding {
+    /// Single precision; also what quantised types become.
+    F32(Array2<f32>),
+    /// Half precision, as in the file.
+    F16(Array2<f16>),
+    /// The upper half of an `f32`, as in the file.
+    Bf16(Array2<bf16>),
+}
+
+impl Embedding {
+    /// Tokens and channels.
+    pub fn dim(&self) -> (usize, usize) {
+        match self {
+            Self::F32(table) => table.dim(),
+            Self::F16(table) => table.dim(),
+            Self::Bf16(table) => table.dim(),
+        }
+    }
+
+    /// The rows of tokens, `[tokens, hidden_size]`.
+    ///
+    /// # Panics
+    /// Where there is no such row.
+    pub fn rows(&self, ids: &[usize]) -> Array2<f32> {
+        match self {
+            Self::F32(table) => table.select(Axis(0), ids),
+            Self::F16(table) => table.select(Axis(0), ids).mapv(f16::to_f32),
+            Self::Bf16(table) => table.select(Axis(0), ids).mapv(bf16::to_f32),
+        }
+    }
+
+    /// The products of `x`, `[tokens, hidden_size]`, with every row, `[tokens, vocab_size]`.
+    pub fn logits(&self, x: &Array2<f32>) -> Array2<f32> {
+        match self {
+            Self::F32(table) => matmul_transposed(&x.view(), &table.view()),
+            Self::F16(table) => blockwise(x, table, |row, out| row.convert_to_f32_slice(out)),
+            Self::Bf16(table) => blockwise(x, table, |row, out| row.convert_to_f32_slice(out)),
+        }
+    }
+}
+
+/// Products with rows that are converted block by block.
+fn blockwise<T: Sync>(
+    x: &Array2<f32>,
+    table: &Array2<T>,
+    convert: impl Fn(&[T], &mut [f32]) + Sync,
+) -> Array2<f32> {
+    const ROWS: usize = 64;
+    let columns = table.ncols();
+    let mut y = Array2::zeros((x.nrows(), table.nrows()));
+    y.axis_chunks_iter_mut(Axis(1), ROWS).into_par_iter().enumerate().for_each_init(
+        || Array2::zeros((ROWS, columns)),
+        |block, (index, mut y)| {
+            let rows = table.axis_chunks_iter(Axis(0), ROWS).nth(index);
+            for (row, mut out) in rows.iter().flat_map(|rows| rows.outer_iter()).zip(block.outer_iter_mut()) {
+                if let (Some(row), Some(out)) = (row.as_slice(), out.as_slice_mut()) {
+                    convert(row, out);
+                }
+            }
+            let products = x.dot(&block.slice(s![..y.ncols(), ..]).t());
+            y.assign(&products);
+        },
+    );
+    y
+}
+
+impl ModelFile {
+    /// The embedding or the head. Half precision and `bf16` stay what they are, everything else becomes `f32`.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn embedding(&self, config: &ModelConfig, id: TensorId) -> Result<Embedding, ModelError> {
+        let shape @ [rows, columns] = id.shape(config);
+        let raw = self.raw_of_shape(id, Part::Weight, &shape)?;
+        Ok(match raw.ty {
+            TensorType::F16 => {
+                let values = self.halves(&raw, columns, f16::from_le_bytes, f16::is_finite)?;
+                Embedding::F16(self.table(id, [rows, columns], values)?)
+            }
+            TensorType::BF16 => {
+                let values = self.halves(&raw, columns, bf16::from_le_bytes, bf16::is_finite)?;
+                Embedding::Bf16(self.table(id, [rows, columns], values)?)
+            }
+            _ => Embedding::F32(self.matrix(config, id)?),
+        })
+    }
+
+    /// Reads rows of 16-bit numbers, in parallel.
+    fn halves<T: Copy + Default + Into<f32> + Send + Sync>(
+        &self,
+        raw: &RawTensor<'_>,
+        columns: usize,
+        read: impl Fn([u8; 2]) -> T + Sync,
+        finite: impl Fn(T) -> bool + Sync,
+    ) -> Result<Vec<T>, ModelError> {
+        // Enough work for a task to be worth its hand-over.
+        const LEAST_ELEMENTS: usize = 1 << 16;
+        let bytes = raw.bytes.as_chunks().0;
+        let mut values = vec![T::default(); bytes.len()];
+        values
+            .par_chunks_mut(columns)
+            .zip(bytes.par_chunks(columns))
+            .enumerate()
+            .with_min_len(LEAST_ELEMENTS.div_ceil(columns))
+            .try_for_each(|(row, (values, bytes))| {
+                for (value, bytes) in values.iter_mut().zip(bytes) {
+                    *value = read(*bytes);
+                }
+                self.refuse_non_finite(raw, row, values, &finite)
+            })?;
+        Ok(values)
+    }
+}

@@ -1,0 +1,100 @@
+//! The weights of a model in the order of its graph.
+
+use ndarray::Array1;
+
+use super::{Embedding, LayerTensor, Linear, ModelFile, TensorId};
+use crate::{ModelConfig, ModelError};
+
+/// The weights of one layer.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct LayerWeights {
+    /// RMSNorm before attention, `[hidden_size]`.
+    pub attention_norm: Array1<f32>,
+    /// `[heads * head_dim, hidden_size]`, half-split RoPE order.
+    pub query: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`, half-split RoPE order.
+    pub key: Linear,
+    /// `[kv_heads * head_dim, hidden_size]`.
+    pub value: Linear,
+    /// RMSNorm between attention and its output projection, `[heads * head_dim]`, in BitNet models.
+    pub attention_sub_norm: Option<Array1<f32>>,
+    /// `[hidden_size, heads * head_dim]`.
+    pub attention_output: Linear,
+    /// RMSNorm before the MLP, `[hidden_size]`.
+    pub mlp_norm: Array1<f32>,
+    /// `[intermediate_size, hidden_size]`.
+    pub gate: Linear,
+    /// `[intermediate_size, hidden_size]`.
+    pub up: Linear,
+    /// RMSNorm before the MLP's output projection, `[intermediate_size]`, in BitNet models.
+    pub mlp_sub_norm: Option<Array1<f32>>,
+    /// `[hidden_size, intermediate_size]`.
+    pub down: Linear,
+}
+
+/// All weights of a model.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct ModelWeights {
+    /// `[vocab_size, hidden_size]`.
+    pub token_embedding: Embedding,
+    /// The layers in order.
+    pub layers: Vec<LayerWeights>,
+    /// RMSNorm before the head, `[hidden_size]`.
+    pub final_norm: Array1<f32>,
+    /// `[vocab_size, hidden_size]`, or `None` where the embedding serves.
+    pub head: Option<Embedding>,
+}
+
+impl ModelWeights {
+    /// Reads all weights. `progress` is told the steps done and their total: one for each layer and one for each end.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn load(
+        file: &ModelFile,
+        config: &ModelConfig,
+        progress: &mut dyn FnMut(usize, usize),
+    ) -> Result<Self, ModelError> {
+        let steps = config.layers + 2;
+        progress(0, steps);
+        let token_embedding = file.embedding(config, TensorId::TokenEmbedding)?;
+        progress(1, steps);
+        // Not reserved from the configuration's number, which no tensor has confirmed yet.
+        let mut layers = Vec::new();
+        for layer in 0..config.layers {
+            layers.push(LayerWeights::load(file, config, layer)?);
+            progress(layer + 2, steps);
+        }
+        let final_norm = file.norm(config, TensorId::FinalNorm)?;
+        let head = if config.tie_embeddings { None } else { Some(file.embedding(config, TensorId::Head)?) };
+        progress(steps, steps);
+        Ok(Self { token_embedding, layers, final_norm, head })
+    }
+}
+
+impl LayerWeights {
+    /// Reads the weights of layer `layer`, counted from 0.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn load(file: &ModelFile, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
+        let norm = |tensor| file.norm(config, TensorId::Layer(layer, tensor));
+        let sub_norm = |tensor| config.architecture.has_sub_norms().then(|| norm(tensor)).transpose();
+        let linear = |tensor| file.linear(config, TensorId::Layer(layer, tensor));
+        Ok(Self {
+            attention_norm: norm(LayerTensor::AttentionNorm)?,
+            query: linear(LayerTensor::Query)?,
+            key: linear(LayerTensor::Key)?,
+            value: linear(LayerTensor::Value)?,
+            attention_sub_norm: sub_norm(LayerTensor::AttentionSubNorm)?,
+            attention_output: linear(LayerTensor::AttentionOutput)?,
+            mlp_norm: norm(LayerTensor::MlpNorm)?,
+            gate: linear(LayerTensor::Gate)?,
+            up: linear(LayerTensor::Up)?,
+            mlp_sub_norm: sub_norm(LayerTensor::MlpSubNorm)?,
+            down: linear(LayerTensor::Down)?,
+        })
+    }
+}
