@@ -1,18 +1,29 @@
 //! A checked call of the `gemm` crate.
 
 use gemm::{Parallelism, gemm};
-use ndarray::{Array2, ArrayView2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 /// `x w^T`: `x` is `[tokens, in]`, `w` is `[out, in]`, the result `[tokens, out]`. Runs on the current rayon pool.
-#[allow(unsafe_code, reason = "the library's interface takes pointers and strides")]
 pub(crate) fn matmul_transposed(x: &ArrayView2<f32>, w: &ArrayView2<f32>) -> Array2<f32> {
-    let ((tokens, inner), (out, w_inner)) = (x.dim(), w.dim());
-    assert_eq!(inner, w_inner, "columns of x and w");
-    let mut y = Array2::<f32>::zeros((tokens, out));
     let threads = rayon::current_num_threads();
     let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    let mut y = Array2::zeros((x.nrows(), w.nrows()));
+    multiply(x, w, y.view_mut(), parallelism);
+    y
+}
+
+/// The same into `y`, on this thread.
+pub(super) fn matmul_transposed_into(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: ArrayViewMut2<f32>) {
+    multiply(x, w, y, Parallelism::None);
+}
+
+#[allow(unsafe_code, reason = "the library's interface takes pointers and strides")]
+fn multiply(x: &ArrayView2<f32>, w: &ArrayView2<f32>, mut y: ArrayViewMut2<f32>, parallelism: Parallelism) {
+    let ((tokens, inner), (out, w_inner)) = (x.dim(), w.dim());
+    assert_eq!(inner, w_inner, "columns of x and w");
+    assert_eq!(y.dim(), (tokens, out), "shape of y");
     // SAFETY: each pointer and its strides come from an array that lives through the call and whose dimensions are
-    // those passed: x is tokens x inner, w^T (strides exchanged) is inner x out, y is tokens x out. y was made here,
+    // those passed: x is tokens x inner, w^T (strides exchanged) is inner x out, y is tokens x out. y is borrowed mutably,
     // so it overlaps neither input, and nothing else can see it.
     unsafe {
         gemm(
@@ -37,7 +48,6 @@ pub(crate) fn matmul_transposed(x: &ArrayView2<f32>, w: &ArrayView2<f32>) -> Arr
             parallelism,
         );
     }
-    y
 }
 
 #[cfg(test)]

@@ -13,8 +13,6 @@ mod avx_vnni;
 mod neon;
 #[cfg(target_arch = "aarch64")]
 mod neon_dot;
-#[cfg(target_arch = "x86_64")]
-mod prefetch;
 
 use std::fmt;
 

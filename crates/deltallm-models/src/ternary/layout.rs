@@ -79,8 +79,8 @@ impl Panels {
                     codes.fill(0);
                     if row < rows {
                         fill(row, &mut codes[..columns])?;
-                        check(row, codes)?;
                     }
+                    encode(row, codes)?;
                 }
                 for (group, line) in lines.iter_mut().enumerate() {
                     line.write(pack_line(codes, padded, group * COLUMNS));
@@ -137,27 +137,29 @@ fn set_len(lines: &mut Vec<Line>, count: usize) {
     unsafe { lines.set_len(count) };
 }
 
-/// Refuses weights that are not ternary.
-fn check<E: From<TernaryError>>(row: usize, weights: &[i8]) -> Result<(), E> {
-    let ternary = |weight: &i8| weight.wrapping_add(1).cast_unsigned() <= 2;
+/// Weights become codes, unless they are not ternary.
+fn encode<E: From<TernaryError>>(row: usize, weights: &mut [i8]) -> Result<(), E> {
     // Without an early exit this is a few vector instructions a row.
-    if weights.iter().fold(true, |all, weight| all & ternary(weight)) {
+    let mut ternary = true;
+    for weight in weights.iter_mut() {
+        *weight = weight.wrapping_add(1);
+        ternary &= (0..=2).contains(weight);
+    }
+    if ternary {
         return Ok(());
     }
-    let column = weights.iter().position(|weight| !ternary(weight)).unwrap_or_default();
-    Err(TernaryError::Weight { row, column, got: weights[column] }.into())
+    let column = weights.iter().position(|code| !(0..=2).contains(code)).unwrap_or_default();
+    Err(TernaryError::Weight { row, column, got: weights[column].wrapping_sub(1) }.into())
 }
 
-/// The line of columns `column..column + 16` of 16 rows that are `stride` apart.
-fn pack_line(weights: &[i8], stride: usize, column: usize) -> Line {
+/// The line of columns `column..column + 16` of 16 rows of codes that are `stride` apart.
+#[inline(always)]
+fn pack_line(codes: &[i8], stride: usize, column: usize) -> Line {
     let mut line = [0; 64];
-    for (r, bytes) in line.chunks_exact_mut(4).enumerate() {
-        let weights = &weights[r * stride + column..][..COLUMNS];
-        for (b, byte) in bytes.iter_mut().enumerate() {
-            for i in 0..4 {
-                *byte |= (weights[4 * i + b] + 1).cast_unsigned() << (2 * i);
-            }
-        }
+    for (r, bytes) in line.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        let quads = codes[r * stride + column..][..COLUMNS].as_chunks::<4>().0;
+        // Codes have two bits, so no byte is shifted into the next.
+        *bytes = (0..4).fold(0, |all, i| all | bits(quads[i]) << (2 * i)).to_ne_bytes();
     }
     Line(line)
 }

@@ -1,12 +1,11 @@
 //! The token embedding and the head, the largest tables of small models, in the type that the file has them in.
 
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
-use ndarray::{Array2, Axis, s};
+use ndarray::{Array2, Axis};
 use rayon::prelude::*;
 
 use super::{ModelFile, Part, RawTensor, TensorId};
-use crate::kernels::matmul_transposed;
+use crate::kernels::{matmul_half, matmul_transposed};
 use crate::quant::TensorType;
 use crate::{ModelConfig, ModelError};
 
@@ -48,35 +47,10 @@ impl Embedding {
     pub fn logits(&self, x: &Array2<f32>) -> Array2<f32> {
         match self {
             Self::F32(table) => matmul_transposed(&x.view(), &table.view()),
-            Self::F16(table) => blockwise(x, table, |row, out| row.convert_to_f32_slice(out)),
-            Self::Bf16(table) => blockwise(x, table, |row, out| row.convert_to_f32_slice(out)),
+            Self::F16(table) => matmul_half(&x.view(), &table.view()),
+            Self::Bf16(table) => matmul_half(&x.view(), &table.view()),
         }
     }
-}
-
-/// Products with rows that are converted block by block.
-fn blockwise<T: Sync>(
-    x: &Array2<f32>,
-    table: &Array2<T>,
-    convert: impl Fn(&[T], &mut [f32]) + Sync,
-) -> Array2<f32> {
-    const ROWS: usize = 64;
-    let columns = table.ncols();
-    let mut y = Array2::zeros((x.nrows(), table.nrows()));
-    y.axis_chunks_iter_mut(Axis(1), ROWS).into_par_iter().enumerate().for_each_init(
-        || Array2::zeros((ROWS, columns)),
-        |block, (index, mut y)| {
-            let rows = table.axis_chunks_iter(Axis(0), ROWS).nth(index);
-            for (row, mut out) in rows.iter().flat_map(|rows| rows.outer_iter()).zip(block.outer_iter_mut()) {
-                if let (Some(row), Some(out)) = (row.as_slice(), out.as_slice_mut()) {
-                    convert(row, out);
-                }
-            }
-            let products = x.dot(&block.slice(s![..y.ncols(), ..]).t());
-            y.assign(&products);
-        },
-    );
-    y
 }
 
 impl ModelFile {

@@ -10,7 +10,7 @@
 
 use std::arch::x86_64::*;
 
-use super::prefetch::prefetch;
+use crate::kernels::prefetch_after;
 use crate::ternary::{
     activations::{self, TokenScale},
     layout::{Line, PANEL, QUADS, Quad, bits},
@@ -66,7 +66,7 @@ fn panel_sums(panel: &[Line], quads: &[Quad]) -> [i32; PANEL] {
     for (lines, quads) in panel.chunks(LINES).zip(quads.chunks(LINES * QUADS)) {
         let mut sums = [[_mm256_setzero_si256(); 2]; 2];
         for (line, quads) in lines.iter().zip(quads.as_chunks::<QUADS>().0) {
-            prefetch(line);
+            prefetch_after(line);
             let line = load(line);
             let mut broadcast = [_mm256_setzero_si256(); QUADS];
             for i in 0..QUADS {

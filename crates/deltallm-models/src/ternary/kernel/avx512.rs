@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::*;
 
-use super::prefetch::prefetch;
+use crate::kernels::prefetch_after;
 use crate::ternary::{
     activations::{self, TokenScale},
     layout::{Line, PANEL, QUADS, Quad, bits},
@@ -82,7 +82,7 @@ fn panel_sums(panel: &[Line], quads: &[Quad]) -> [i32; PANEL] {
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn add_line(sums: &mut [__m512i; 4], line: &Line, quads: &[Quad; QUADS]) {
-    prefetch(line);
+    prefetch_after(line);
     let line = load(line);
     for i in 0..4 {
         let codes = _mm512_and_si512(line, _mm512_set1_epi8((3_u8 << (2 * i)).cast_signed()));

@@ -7,10 +7,8 @@
 
 use std::arch::x86_64::*;
 
-use super::{
-    avx2::{load, store},
-    prefetch::prefetch,
-};
+use super::avx2::{load, store};
+use crate::kernels::prefetch_after;
 use crate::ternary::layout::{Line, PANEL, QUADS, Quad, bits};
 
 /// Whether the CPU has what this module needs.
@@ -50,7 +48,7 @@ pub(super) fn matrix(codes: &[Line], quads: &[Quad], tokens: usize, sums: &mut [
 fn panel_sums(panel: &[Line], quads: &[Quad]) -> [i32; PANEL] {
     let mut sums = [[_mm256_setzero_si256(); 4]; 2];
     for (line, quads) in panel.iter().zip(quads.as_chunks::<QUADS>().0) {
-        prefetch(line);
+        prefetch_after(line);
         let line = load(line);
         for i in 0..4 {
             let mask = _mm256_set1_epi8((3_u8 << (2 * i)).cast_signed());
