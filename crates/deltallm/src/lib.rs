@@ -22,7 +22,7 @@
 //!
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
-//! - `models` (feature `models`): Llama graphs, loaders, tokenizer and sampling around the kernels.
+//! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
 #![forbid(unsafe_code)]
 
 pub use deltallm_attn as attn;
