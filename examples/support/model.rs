@@ -7,8 +7,11 @@ use deltallm::models::{ChatMessage, ChatTemplate, Model, ModelError, ModelFile, 
 
 use crate::Progress;
 
-/// The models that come with the programs, the default first; `assets/MODEL_CARD.md` says what they are.
-const EMBEDDED: [(&str, &[u8]); 1] = [("fairy-tales", include_bytes!("../assets/fairy-tales.gguf"))];
+/// The models that come with the programs, the default first; the cards in `assets` say what they are.
+const EMBEDDED: [(&str, &[u8]); 2] = [
+    ("fairy-tales", include_bytes!("../assets/fairy-tales.gguf")),
+    ("bitnet-tiny", include_bytes!("../assets/bitnet-tiny.gguf")),
+];
 
 /// What a program runs.
 #[derive(Debug)]

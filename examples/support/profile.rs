@@ -7,7 +7,8 @@ use deltallm::models::Model;
 use deltallm::{AttentionProfile, ModelFingerprint};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
-const BUILT_IN: [(&str, &str); 2] = [
+const BUILT_IN: [(&str, &str); 3] = [
+    ("bitnet-tiny (built in)", include_str!("../assets/profiles/bitnet-tiny.json")),
     ("fairy-tales (built in)", include_str!("../assets/profiles/fairy-tales.json")),
     ("smollm2-135m (built in)", include_str!("../assets/profiles/smollm2-135m.json")),
 ];
@@ -57,12 +58,14 @@ mod tests {
     use crate::LoadedModel;
 
     #[test]
-    fn the_built_in_profiles_are_sound_and_the_embedded_model_has_one() {
+    fn the_built_in_profiles_are_sound_and_the_embedded_models_have_theirs() {
         for (name, json) in BUILT_IN {
             let settings: AttentionProfile = serde_json::from_str(json).unwrap();
             assert!(settings.provenance().is_some(), "{name}");
         }
-        let model = LoadedModel::open(None).unwrap();
-        assert_eq!(ModelProfile::built_in(&model.graph).unwrap().name, "fairy-tales (built in)");
+        for model in ["fairy-tales", "bitnet-tiny"] {
+            let graph = LoadedModel::open(Some(Path::new(model))).unwrap().graph;
+            assert_eq!(ModelProfile::built_in(&graph).unwrap().name, format!("{model} (built in)"));
+        }
     }
 }
