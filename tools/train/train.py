@@ -24,6 +24,7 @@ WARMUP_STEPS, STABLE_SHARE = 50, 0.40
 @dataclass
 class Recipe:
     config: Config
+    steps: int
     # A step's gradient is summed over parts of so many tokens: small parts stay in the cache.
     part: int
     # The type of matrix products and attention; all else is f32.
@@ -31,8 +32,8 @@ class Recipe:
 
 
 RECIPES = {
-    "llama": Recipe(Config(), part=TOKENS_PER_STEP, products=torch.float32),
-    "bitnet": Recipe(Config(architecture="bitnet", ffn=768), part=1024, products=torch.bfloat16),
+    "llama": Recipe(Config(), steps=1000, part=TOKENS_PER_STEP, products=torch.float32),
+    "bitnet": Recipe(Config(architecture="bitnet", ffn=768), steps=600, part=1024, products=torch.bfloat16),
 }
 
 
@@ -95,16 +96,17 @@ def main():
     parser.add_argument("--held-out", default="The-Violet-Fairy-Book")
     parser.add_argument("--architecture", choices=RECIPES, default="llama")
     parser.add_argument("--embedding", type=Path, help="start from the token embedding of this GGUF file, of the same tokenizer")
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--stop", type=int, help="stop before this step (the schedule stays that of --steps)")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
+    recipe = RECIPES[args.architecture]
+    args.steps = args.steps or recipe.steps
     args.out.mkdir(parents=True, exist_ok=True)
     torch.set_num_threads(args.threads)
     torch.manual_seed(SEED)
 
     _, stream, held, _ = prepare(args.corpus, args.out, args.held_out)
-    recipe = RECIPES[args.architecture]
     model = Model(recipe.config)
     if args.embedding:
         model.embed.weight.data.copy_(embedding_of(args.embedding))
