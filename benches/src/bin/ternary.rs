@@ -231,7 +231,7 @@ fn sum<S: Simd>(simd: S, memory: &[u32]) -> u32 {
     let mut sums = [S::u32s::splat(simd, 0); 4];
     for chunk in memory.chunks_exact(4 * S::u32s::LEN) {
         for (sum, numbers) in sums.iter_mut().zip(chunk.chunks_exact(S::u32s::LEN)) {
-            *sum = *sum + S::u32s::from_slice(simd, numbers);
+            *sum += S::u32s::from_slice(simd, numbers);
         }
     }
     let [a, b, c, d] = sums;
