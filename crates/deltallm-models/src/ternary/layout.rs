@@ -18,8 +18,6 @@
 //!
 //! Rows and columns are padded to multiples of 16 with weights of 0; activations are padded with 0 as well.
 
-use std::mem::MaybeUninit;
-
 use rayon::prelude::*;
 
 use super::TernaryError;
@@ -68,10 +66,9 @@ impl Panels {
     ) -> Result<Self, E> {
         let per_panel = columns.div_ceil(COLUMNS);
         let count = rows.div_ceil(PANEL) * per_panel;
-        let mut lines = Vec::with_capacity(count);
-        let spare: &mut [MaybeUninit<Line>] = &mut lines.spare_capacity_mut()[..count];
+        let mut lines = vec![Line::ZERO; count];
         let padded = per_panel * COLUMNS;
-        spare.par_chunks_exact_mut(per_panel).enumerate().try_for_each_init(
+        lines.par_chunks_exact_mut(per_panel).enumerate().try_for_each_init(
             || vec![0; PANEL * padded],
             |codes, (panel, lines)| {
                 for (r, codes) in codes.chunks_exact_mut(padded).enumerate() {
@@ -83,12 +80,11 @@ impl Panels {
                     encode(row, codes)?;
                 }
                 for (group, line) in lines.iter_mut().enumerate() {
-                    line.write(pack_line(codes, padded, group * COLUMNS));
+                    *line = pack_line(codes, padded, group * COLUMNS);
                 }
                 Ok::<_, E>(())
             },
         )?;
-        set_len(&mut lines, count);
         Ok(Self { rows, columns, lines })
     }
 
@@ -126,15 +122,6 @@ impl Panels {
             }
         }
     }
-}
-
-/// All `count` lines that `lines` has room for are there.
-#[allow(unsafe_code, reason = "memory written by several threads, which is not to be touched twice")]
-fn set_len(lines: &mut Vec<Line>, count: usize) {
-    assert!(count <= lines.capacity());
-    // SAFETY: the only caller has just written each of the first `count` lines: they are whole panels, and it returns
-    // early unless all panels were written.
-    unsafe { lines.set_len(count) };
 }
 
 /// Weights become codes, unless they are not ternary.
