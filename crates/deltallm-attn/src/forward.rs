@@ -99,7 +99,7 @@ fn tiles(positions: Range<usize>, size: usize, kv_heads: usize) -> Vec<Tile> {
 
 /// Does `work` for all items and hands the results to `take`, in order. Items do not depend on each other, so neither
 /// does the result on the number of threads.
-fn for_each<T: Sync, S: Default, O: Send>(
+fn for_each<T: Sync, S: Default + Send, O: Send>(
     parallel: bool,
     items: &[T],
     work: impl Fn(&mut S, &T) -> Result<O, AttentionError> + Sync,
@@ -107,11 +107,21 @@ fn for_each<T: Sync, S: Default, O: Send>(
 ) -> Result<(), AttentionError> {
     #[cfg(feature = "rayon")]
     if parallel && items.len() > 1 && rayon::current_num_threads() > 1 {
+        use std::sync::{Mutex, PoisonError};
+
         use rayon::prelude::*;
+        // Working memory goes from item to item as with one thread: fresh memory for each costs page faults.
+        let idle = Mutex::new(Vec::new());
+        let work = |item: &T| {
+            let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch: S = idle().pop().unwrap_or_default();
+            let output = work(&mut scratch, item);
+            idle().push(scratch);
+            output
+        };
         // As many at a time as keep all threads busy; more results would have to wait in memory.
         for items in items.chunks(32 * rayon::current_num_threads()) {
-            let outputs: Vec<O> =
-                items.par_iter().with_max_len(1).map_init(S::default, &work).collect::<Result<_, _>>()?;
+            let outputs: Vec<O> = items.par_iter().with_max_len(1).map(&work).collect::<Result<_, _>>()?;
             items.iter().zip(outputs).for_each(|(item, output)| take(item, output));
         }
         return Ok(());
