@@ -8,12 +8,12 @@
 
 use rayon::prelude::*;
 
-#[cfg(feature = "safetensors")]
-use super::Source;
-use super::{ModelFile, Part, RawTensor, TensorId};
+use super::{ModelFile, Part, RawTensor, Source, TensorId};
 #[cfg(feature = "safetensors")]
 use crate::config::Quantization;
-use crate::quant::{self, TensorType, ternary};
+#[cfg(feature = "gguf")]
+use crate::quant::ternary;
+use crate::quant::{self, TensorType};
 #[cfg(feature = "safetensors")]
 use crate::safetensors::SafetensorsModel;
 use crate::{ModelConfig, ModelError, TernaryError, TernaryLinear};
@@ -23,6 +23,7 @@ struct Magnitudes {
     /// Of all weights.
     mean: f64,
     /// The one magnitude of all weights that are not 0, if there is just one.
+    #[cfg_attr(not(feature = "gguf"), expect(dead_code, reason = "converters to GGUF write such tensors"))]
     only: Option<f32>,
 }
 
@@ -38,16 +39,32 @@ impl ModelFile {
     /// [`ModelError::PackedRows`], [`ModelError::NotTernary`] or [`ModelError::Ternary`].
     pub fn ternary(&self, config: &ModelConfig, id: TensorId) -> Result<TernaryLinear, ModelError> {
         let shape = id.shape(config);
-        #[cfg(feature = "safetensors")]
-        if let Source::Safetensors(model) = &self.source {
-            let form = Quantization::from_json(model.config());
-            let form = form.map_err(|source| ModelError::Config { file: self.path.clone(), source })?;
-            return match form {
-                Quantization::Online => self.online(&self.raw_of_shape(id, Part::Weight, &shape)?, shape),
-                Quantization::PackedTimesScale => self.unpack(model, id, shape, |scale| scale),
-                Quantization::PackedOverScale => self.unpack(model, id, shape, f32::recip),
-            };
+        match &self.source {
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(model) => self.ternary_of_directory(model, id, shape),
+            #[cfg(feature = "gguf")]
+            Source::Gguf { .. } => self.ternary_of_gguf(id, shape),
         }
+    }
+
+    #[cfg(feature = "safetensors")]
+    fn ternary_of_directory(
+        &self,
+        model: &SafetensorsModel,
+        id: TensorId,
+        shape: [usize; 2],
+    ) -> Result<TernaryLinear, ModelError> {
+        let form = Quantization::from_json(model.config());
+        let form = form.map_err(|source| ModelError::Config { file: self.path.clone(), source })?;
+        match form {
+            Quantization::Online => self.online(&self.raw_of_shape(id, Part::Weight, &shape)?, shape),
+            Quantization::PackedTimesScale => self.unpack(model, id, shape, |scale| scale),
+            Quantization::PackedOverScale => self.unpack(model, id, shape, f32::recip),
+        }
+    }
+
+    #[cfg(feature = "gguf")]
+    fn ternary_of_gguf(&self, id: TensorId, shape: [usize; 2]) -> Result<TernaryLinear, ModelError> {
         let raw = self.raw_of_shape(id, Part::Weight, &shape)?;
         // Optional, and most converters leave it out.
         let factor = match self.raw(id, Part::Scale) {
@@ -76,6 +93,7 @@ impl ModelFile {
         }
     }
 
+    #[cfg(feature = "gguf")]
     fn i2_s(
         &self,
         raw: &RawTensor<'_>,
@@ -95,6 +113,7 @@ impl ModelFile {
     }
 
     /// A type with a scale in the last two bytes of every block.
+    #[cfg(feature = "gguf")]
     fn blocks<const BYTES: usize>(
         &self,
         raw: &RawTensor<'_>,
