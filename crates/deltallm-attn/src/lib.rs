@@ -45,6 +45,8 @@ pub use options::{AttentionOptions, Precision};
 pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
 pub use shape::AttentionShape;
 pub use simd::SimdLevel;
+#[doc(hidden)]
+pub use simd::exp2;
 pub use skip::SkipMargin;
 pub use tile::query_tile;
 pub use view::{HeadsView, HeadsViewMut};

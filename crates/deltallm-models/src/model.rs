@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use crate::{
     LayerWeights, Linear, ModelConfig, ModelError, ModelFile, ModelWeights,
-    layers::{Rope, gated_mlp, rms_norm},
+    layers::{Rope, Turns, gated_mlp, rms_norm},
 };
 
 /// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
@@ -251,12 +251,15 @@ impl Model {
         positions: &[usize],
         observer: &mut dyn FnMut(AttentionInput),
     ) -> Result<Array2<f32>, ModelError> {
+        let turns = self.rope.turns(
+            token_ranges(batch).zip(positions).flat_map(|(tokens, first)| *first..*first + tokens.len()),
+        );
         let ids: Vec<usize> = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize).collect();
         let mut x = self.weights.token_embedding.rows(&ids);
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let normed = rms_norm(&x, &layer.attention_norm, self.config.norm_eps);
             let failed = |source| ModelError::Attention { layer: index, source };
-            let [q, k, v] = self.projections(layer, &normed, batch, positions).map_err(failed)?;
+            let [q, k, v] = self.projections(layer, &normed, &turns).map_err(failed)?;
             let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
             observer(AttentionInput { layer: index, residual, q, k, v });
             let mut attended = attend(batch, index, q, k, v).map_err(failed)?;
@@ -270,19 +273,16 @@ impl Model {
     }
 
     /// Queries, keys and values of a layer, rotated: `x` is `[tokens, hidden]`, the results `[tokens, heads, head_dim]`.
-    fn projections<K>(
+    fn projections(
         &self,
         layer: &LayerWeights,
         x: &Array2<f32>,
-        batch: &[Sequence<K>],
-        positions: &[usize],
+        turns: &Turns,
     ) -> Result<[Array3<f32>; 3], AttentionError> {
         let heads = |linear: &Linear| split_heads(linear.apply(&x.view()), self.config.head_dim);
         let (mut q, mut k, v) = (heads(&layer.query)?, heads(&layer.key)?, heads(&layer.value)?);
-        for (tokens, position) in token_ranges(batch).zip(positions) {
-            self.rope.apply(q.slice_mut(s![tokens.clone(), .., ..]), *position);
-            self.rope.apply(k.slice_mut(s![tokens, .., ..]), *position);
-        }
+        turns.apply(&mut q);
+        turns.apply(&mut k);
         Ok([q, k, v])
     }
 

@@ -8,7 +8,8 @@ use fearless_simd::prelude::*;
 /// `x = n + f`, `|f| <= 1/2`, is exact. `2^f` is the minimax polynomial of degree 5 for the relative error on that
 /// interval (Remez' algorithm), and `2^n` goes into the exponent's bits.
 #[inline(always)]
-pub(super) fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
+#[doc(hidden)]
+pub fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let constant = |value: f32| S::f32s::splat(simd, value);
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
     let magic = constant(12_582_912.0);

@@ -23,6 +23,8 @@ use fearless_simd::{Level, dispatch, prelude::*};
 
 use crate::{AttentionError, Precision};
 
+#[doc(hidden)]
+pub use exp::exp2;
 pub(crate) use filter::{Filter, KeyCodes, QueryCodes};
 use pairs::PairKind;
 pub(crate) use pairs::{PairKeys, PairQueries, PairValues, Pairs};
@@ -72,6 +74,12 @@ impl SimdLevel {
     /// `scalar`, `avx2`, `avx512` or `neon`.
     pub fn name(self) -> &'static str {
         self.name
+    }
+
+    /// As the vector library has it, for small operations beside attention.
+    #[doc(hidden)]
+    pub fn level(self) -> Level {
+        self.level
     }
 
     /// Whether this level multiplies numbers of this precision; otherwise f32 takes their place.

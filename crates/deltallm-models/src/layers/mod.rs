@@ -6,4 +6,4 @@ mod rope;
 
 pub(crate) use mlp::gated_mlp;
 pub(crate) use rms_norm::rms_norm;
-pub(crate) use rope::Rope;
+pub(crate) use rope::{Rope, Turns};

@@ -1,17 +1,36 @@
 //! Root-mean-square normalisation.
 
-use ndarray::{Array1, Array2, Axis, Zip};
+use ndarray::{Array1, Array2, Axis};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row (Zhang and Sennrich, arXiv 1910.07467).
 /// `x` is `[tokens, hidden]`, `weight` `[hidden]`.
 pub(crate) fn rms_norm(x: &Array2<f32>, weight: &Array1<f32>, eps: f32) -> Array2<f32> {
     let mut y = x.clone();
     for mut row in y.axis_iter_mut(Axis(0)) {
-        let mean_square = row.iter().map(|x| f64::from(x * x)).sum::<f64>() / row.len() as f64;
+        let (Some(row), Some(weight)) = (row.as_slice_mut(), weight.as_slice()) else {
+            unreachable!("not in standard layout")
+        };
+        let mean_square = sum_of_squares(row) / row.len() as f64;
         let factor = (1.0 / (mean_square + f64::from(eps)).sqrt()) as f32;
-        Zip::from(&mut row).and(weight).for_each(|x, w| *x *= factor * w);
+        row.iter_mut().zip(weight).for_each(|(x, w)| *x *= factor * w);
     }
     y
+}
+
+/// In sums that do not wait for each other, each of a few squares only.
+fn sum_of_squares(row: &[f32]) -> f64 {
+    const LANES: usize = 16;
+    let mut total = 0.0;
+    for part in row.chunks(32 * LANES) {
+        let mut sums = [0.0_f32; LANES];
+        let (vectors, rest) = part.as_chunks::<LANES>();
+        for x in vectors {
+            sums.iter_mut().zip(x).for_each(|(sum, x)| *sum += x * x);
+        }
+        sums.iter_mut().zip(rest).for_each(|(sum, x)| *sum += x * x);
+        total += sums.into_iter().map(f64::from).sum::<f64>();
+    }
+    total
 }
 
 #[cfg(test)]

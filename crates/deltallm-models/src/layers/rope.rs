@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use ndarray::ArrayViewMut3;
+use ndarray::Array3;
 
 /// Turns pairs of channels by an angle that grows with the position (Su et al., arXiv 2104.09864).
 ///
@@ -11,22 +11,42 @@ pub(crate) struct Rope {
     frequencies: Vec<f32>,
 }
 
+/// The turns of some tokens, the same in every layer.
+#[derive(Debug)]
+pub(crate) struct Turns {
+    half: usize,
+    /// `[tokens, head_dim / 2]` each.
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
 impl Rope {
     pub(crate) fn new(frequencies: Vec<f32>) -> Self {
         Self { frequencies }
     }
 
-    /// Turns `x`, `[tokens, heads, head_dim]`, whose first token stands at `position`.
-    pub(crate) fn apply(&self, mut x: ArrayViewMut3<f32>, position: usize) {
-        let half = self.frequencies.len();
-        for (token, mut heads) in x.outer_iter_mut().enumerate() {
-            let turns: Vec<(f32, f32)> =
-                self.frequencies.iter().map(|f| ((position + token) as f32 * f).sin_cos()).collect();
-            for mut head in heads.outer_iter_mut() {
-                for (i, (sin, cos)) in turns.iter().enumerate() {
-                    let (a, b) = (head[i], head[i + half]);
-                    head[i] = a * cos - b * sin;
-                    head[i + half] = b * cos + a * sin;
+    /// Of tokens at these positions.
+    pub(crate) fn turns(&self, positions: impl IntoIterator<Item = usize>) -> Turns {
+        let angles = positions.into_iter().flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
+        let (sin, cos) = angles.map(f32::sin_cos).unzip();
+        Turns { half: self.frequencies.len(), cos, sin }
+    }
+}
+
+impl Turns {
+    /// Turns `x`, `[tokens, heads, head_dim]`.
+    pub(crate) fn apply(&self, x: &mut Array3<f32>) {
+        let (_, heads, head_dim) = x.dim();
+        let half = self.half;
+        assert_eq!(head_dim, 2 * half, "channels of a head");
+        // Made by a projection just now, so in standard layout.
+        let Some(x) = x.as_slice_mut() else { unreachable!("not in standard layout") };
+        let turns = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
+        for (x, (cos, sin)) in x.chunks_exact_mut(heads * head_dim).zip(turns) {
+            for head in x.chunks_exact_mut(head_dim) {
+                let (a, b) = head.split_at_mut(half);
+                for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
+                    (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
         }
@@ -35,8 +55,6 @@ impl Rope {
 
 #[cfg(test)]
 mod tests {
-    use ndarray::Array3;
-
     use super::*;
 
     #[test]
@@ -44,12 +62,30 @@ mod tests {
         let rope = Rope::new(vec![1.0, 0.1]);
         let turned = |position| {
             let mut x = Array3::from_shape_vec((1, 1, 4), vec![1.0, 2.0, -0.5, 0.25]).unwrap();
-            rope.apply(x.view_mut(), position);
+            rope.turns([position]).apply(&mut x);
             x
         };
         let product = |a: usize, b: usize| (&turned(a) * &turned(b)).sum();
         assert!((product(3, 5) - product(103, 105)).abs() < 1e-4);
         assert!((product(3, 5) - product(3, 6)).abs() > 1e-2);
         assert_eq!(turned(0)[[0, 0, 1]], 2.0);
+    }
+
+    #[test]
+    fn every_token_and_head_is_turned_by_its_own_angle() {
+        let rope = Rope::new(vec![1.0, 0.1]);
+        let x = Array3::from_shape_fn((3, 2, 4), |(t, h, c)| (t * 8 + h * 4 + c) as f32);
+        let mut turned = x.clone();
+        rope.turns([4, 9, 0]).apply(&mut turned);
+        for (t, position) in [4.0_f32, 9.0, 0.0].into_iter().enumerate() {
+            for h in 0..2 {
+                for (i, frequency) in [1.0, 0.1].into_iter().enumerate() {
+                    let (sin, cos) = (position * frequency).sin_cos();
+                    let (a, b) = (x[[t, h, i]], x[[t, h, i + 2]]);
+                    assert!((turned[[t, h, i]] - (a * cos - b * sin)).abs() < 1e-4);
+                    assert!((turned[[t, h, i + 2]] - (b * cos + a * sin)).abs() < 1e-4);
+                }
+            }
+        }
     }
 }

@@ -4,12 +4,11 @@
 mod lanes;
 mod rows;
 
-use deltallm_attn::SimdLevel;
 use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::matmul::matmul_transposed_into;
+use super::{matmul::matmul_transposed_into, simd_level};
 use lanes::Lanes;
 use rows::Instructions;
 
@@ -64,8 +63,7 @@ impl Half for f16 {
 /// `x w^T`: `x` is `[tokens, in]`, `w` `[out, in]`, the result `[tokens, out]`, with sums in `f32`. Runs on the current rayon
 /// pool; the number of its threads does not change the result.
 pub(crate) fn matmul_half<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Array2<f32> {
-    let level = SimdLevel::from_env().unwrap_or_else(|_| SimdLevel::best());
-    multiply(Instructions::of(level), x, w)
+    multiply(Instructions::of(simd_level()), x, w)
 }
 
 fn multiply<T: Half>(instructions: Instructions, x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Array2<f32> {
@@ -109,6 +107,8 @@ fn multiply<T: Half>(instructions: Instructions, x: &ArrayView2<f32>, w: &ArrayV
 mod tests {
     use ndarray::s;
     use proptest::prelude::*;
+
+    use deltallm_attn::SimdLevel;
 
     use super::*;
 
