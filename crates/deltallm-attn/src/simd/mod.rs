@@ -99,6 +99,8 @@ impl SimdLevel {
             "scalar" => Some(Pairs::portable(kind, self.level)),
             #[cfg(target_arch = "x86_64")]
             "avx512" => Pairs::avx512(kind, self.level),
+            #[cfg(target_arch = "aarch64")]
+            "neon" => Pairs::neon(kind, self.level),
             _ => None,
         }
     }

@@ -4,7 +4,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{super::softmax::above, LARGEST_WEIGHT, PairKeys, PairKind, PairQueries};
+use super::{LARGEST_WEIGHT, Operands, PairKeys, PairKind, PairQueries, keep_above};
 
 /// f32 or pairs in a vector.
 const WIDTH: usize = 16;
@@ -16,17 +16,6 @@ pub(super) fn detect(kind: PairKind) -> bool {
         PairKind::Bf16 => is_x86_feature_detected!("avx512bf16"),
     };
     dot && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
-}
-
-/// What a product `c = a b` is made of besides the rows of `a`, which is broadcast pair by pair; `b` is read in vectors.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    /// From one pair of a row of `a` to the next.
-    pair_stride: usize,
-    /// `[depth, lanes]`.
-    b: &'a [u32],
-    lanes: usize,
-    depth: usize,
 }
 
 /// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
@@ -168,19 +157,6 @@ unsafe fn score_tiles<const BF16: bool>(scores: Scores, out: &mut [f32], kept: &
             }
         }
     }
-}
-
-/// Moves the rows of scores that are above a limit to the front.
-fn keep_above(limits: &[f32], out: &mut [f32], kept: &mut Vec<usize>) {
-    let (lanes, mut count) = (limits.len(), 0);
-    kept.retain(|&row| {
-        let keep = out[row * lanes..][..lanes].iter().zip(limits).any(|(x, limit)| above(*x, *limit));
-        if keep {
-            out.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
-            count += 1;
-        }
-        keep
-    });
 }
 
 /// All scores of the `N` vectors at `lane`; answers `N`.

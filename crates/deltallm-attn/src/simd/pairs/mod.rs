@@ -9,12 +9,18 @@
 //! they can be without a sum of products ever leaving 32 bits ([`largest_code`]): 12 bits and a sign, or more, for a
 //! head_dim of up to 128, where bf16 has 8 bits.
 //!
-//! [`avx512`] has the instructions; the loops here do the same in portable code.
+//! Arm's bf16 extension has the same for bf16 (`bfdot`), and nothing like it for integers of 16 bits.
+//!
+//! [`avx512`] and [`neon`] have the instructions; the loops here do the same in portable code.
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
 #[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+#[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
+#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
+mod neon;
 
 use deltallm_core::BLOCK_TOKENS;
 use fearless_simd::{Level, dispatch, prelude::*};
@@ -42,11 +48,33 @@ const _: () = assert!(BLOCK_TOKENS as f64 * LARGEST_WEIGHT as f64 * (LARGEST_VAL
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pairs {
     kind: PairKind,
-    /// Whether the CPU has the instructions of [`avx512`] for this kind; only [`Pairs::avx512`] sets it.
-    #[cfg(target_arch = "x86_64")]
-    avx512: bool,
+    dots: Dots,
     /// For conversions.
     level: Level,
+}
+
+/// What multiplies.
+#[derive(Debug, Clone, Copy)]
+enum Dots {
+    /// Portable loops.
+    Portable,
+    /// The instructions of [`avx512`] for the kind: only where they were detected.
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    /// Those of [`neon`], for bf16: only where they were detected.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
+}
+
+/// What a product `c = a b` is made of besides the rows of `a`, which is broadcast pair by pair; `b` is read in vectors.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    /// From one pair of a row of `a` to the next.
+    pair_stride: usize,
+    /// `[depth, lanes]`.
+    b: &'a [u32],
+    lanes: usize,
+    depth: usize,
 }
 
 /// Keys of one kv head in 16 bits.
@@ -110,18 +138,20 @@ fn code_of(x: f32) -> u16 {
 impl Pairs {
     /// Portable loops.
     pub(super) fn portable(kind: PairKind, level: Level) -> Self {
-        Self {
-            kind,
-            #[cfg(target_arch = "x86_64")]
-            avx512: false,
-            level,
-        }
+        Self { kind, dots: Dots::Portable, level }
     }
 
     /// The instructions for this kind, if the CPU has them.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn avx512(kind: PairKind, level: Level) -> Option<Self> {
-        avx512::detect(kind).then_some(Self { kind, avx512: true, level })
+        avx512::detect(kind).then_some(Self { kind, dots: Dots::Avx512, level })
+    }
+
+    /// The instructions for this kind, if the CPU has them.
+    #[cfg(target_arch = "aarch64")]
+    pub(super) fn neon(kind: PairKind, level: Level) -> Option<Self> {
+        let found = kind == PairKind::Bf16 && neon::detect();
+        found.then_some(Self { kind, dots: Dots::Neon, level })
     }
 
     /// 16-bit numbers of a key of `head_dim` channels.
@@ -205,7 +235,7 @@ impl Pairs {
     fn pack(self, rows: &[f32], lanes: usize, factors: &[f32], out: &mut Vec<u32>) {
         out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
         #[cfg(target_arch = "x86_64")]
-        if self.avx512 && lanes.is_multiple_of(16) {
+        if matches!(self.dots, Dots::Avx512) && lanes.is_multiple_of(16) {
             return avx512::pack(self.kind, rows, lanes, factors, out);
         }
         for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
@@ -234,9 +264,16 @@ impl Pairs {
     ) {
         let lanes = queries.scales.len();
         kept.clear();
-        #[cfg(target_arch = "x86_64")]
-        if self.avx512 && lanes.is_multiple_of(16) {
-            return avx512::scores(self.kind, keys, picks, queries, thresholds, out, kept);
+        match self.dots {
+            #[cfg(target_arch = "x86_64")]
+            Dots::Avx512 if lanes.is_multiple_of(16) => {
+                return avx512::scores(self.kind, keys, picks, queries, thresholds, out, kept);
+            }
+            #[cfg(target_arch = "aarch64")]
+            Dots::Neon if lanes.is_multiple_of(4) => {
+                return neon::scores(keys, picks, queries, thresholds, out, kept);
+            }
+            _ => {}
         }
         let len = queries.pairs.len() / lanes * 2;
         for (place, pick) in picks.iter().enumerate() {
@@ -275,9 +312,14 @@ impl Pairs {
         out: &mut [f32],
     ) {
         let (head_dim, scales) = (out.len() / lanes, &values.scales[..]);
-        #[cfg(target_arch = "x86_64")]
-        if self.avx512 && lanes.is_multiple_of(16) {
-            return avx512::accumulate(self.kind, paired, scales, weights, lanes, out);
+        match self.dots {
+            #[cfg(target_arch = "x86_64")]
+            Dots::Avx512 if lanes.is_multiple_of(16) => {
+                return avx512::accumulate(self.kind, paired, scales, weights, lanes, out);
+            }
+            #[cfg(target_arch = "aarch64")]
+            Dots::Neon if lanes.is_multiple_of(4) => return neon::accumulate(paired, weights, lanes, out),
+            _ => {}
         }
         for (channel, out) in out.chunks_exact_mut(lanes).enumerate() {
             for (lane, out) in out.iter_mut().enumerate() {
@@ -294,6 +336,19 @@ impl Pairs {
             }
         }
     }
+}
+
+/// Moves the rows of scores that are above a limit to the front.
+fn keep_above(limits: &[f32], out: &mut [f32], kept: &mut Vec<usize>) {
+    let (lanes, mut count) = (limits.len(), 0);
+    kept.retain(|&row| {
+        let keep = out[row * lanes..][..lanes].iter().zip(limits).any(|(x, limit)| above(*x, *limit));
+        if keep {
+            out.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
+            count += 1;
+        }
+        keep
+    });
 }
 
 /// See [`Pairs::pair`].
