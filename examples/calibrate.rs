@@ -11,7 +11,7 @@ use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, Progress, Request, main_with,
+    Calibration, CommonArgs, HeldOutText, LoadedModel, ModelArgs, Measurements, Progress, Request, main_with,
     print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;
@@ -20,9 +20,8 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "calibrate", version)]
 struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
-    #[arg(long, value_name = "FILE|DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Text like what the model will read, UTF-8; its first tokens are calibrated on, the next ones held out
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
@@ -92,7 +91,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
-    let model = LoadedModel::open(args.model.as_deref())?;
+    let model = args.model.open()?;
     let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
     let options =

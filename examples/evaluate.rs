@@ -12,7 +12,7 @@ use clap::{Parser, ValueEnum};
 use deltallm::core::HeadSparsity;
 use deltallm_examples::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
-    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelProfile,
+    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs, ModelProfile,
     Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult,
     answer_questions, main_with, print_json, read_dataset, read_text, run_windows, score_examples,
     score_window, sha256_hex, sum_windows, windows,
@@ -31,9 +31,8 @@ const QUESTIONS_AT_ONCE: usize = 16;
 #[derive(Debug, Parser)]
 #[command(name = "evaluate", version, after_help = FIELDS)]
 struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
-    #[arg(long, value_name = "FILE|DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// perplexity, choices, schema, last-word or squad
     #[arg(long, value_enum, hide_possible_values = true)]
     task: TaskKind,
@@ -92,7 +91,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     );
     // Read before the model: a wrong file is the more likely mistake, and is noticed at once.
     let input = Input::read(&args)?;
-    let model = LoadedModel::open(args.model.as_deref())?;
+    let model = args.model.open()?;
     let kernel = args.kernel.resolve(&model.graph)?;
     let setup = Setup {
         context: context(&args, &model)?,
@@ -204,9 +203,10 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
     let settings = setup.kernel.settings();
     let hash = |profile: &ModelProfile| anyhow::Ok(sha256_hex(&serde_json::to_vec(&profile.settings)?));
     let profile_sha256 = setup.kernel.profile().map(hash).transpose()?;
-    let bytes = args.model.as_ref().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
+    let bytes = args.model.path().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
     Ok(json!({
         "model": {"name": setup.model.name, "fingerprint": config.fingerprint(), "bytes": bytes},
+        "linear": args.model.linear,
         "task": args.task,
         "data_sha256": data_sha256,
         "kernel": setup.kernel.kind(),

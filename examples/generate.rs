@@ -3,13 +3,12 @@
 //! `cargo run --release --example generate` runs the embedded model; `--help` lists the rest.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use deltallm::models::{SamplerConfig, Session};
 use deltallm_examples::{
-    CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy, LoadedModel,
+    CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy, LoadedModel, ModelArgs,
     MemoryArgs, MemoryLimit, Stop, dense_f16_bytes, first_difference, format_bytes, generate, interrupted,
     main_with, peak_rss_bytes, print_json, stop_on_ctrl_c,
 };
@@ -22,9 +21,8 @@ const DEFAULT_QUESTION: &str = "Tell me a short story about a fox and a river.";
 #[derive(Debug, Parser)]
 #[command(name = "generate", version)]
 struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
-    #[arg(long, value_name = "FILE|DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Text to continue, or with --chat the question [default: the beginning of a story]
     #[arg(long, value_name = "TEXT")]
     prompt: Option<String>,
@@ -81,7 +79,7 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
-    let model = LoadedModel::open(args.model.as_deref())?;
+    let model = args.model.open()?;
     let kernel = args.kernel.resolve(&model.graph)?;
     let limit = args.memory.resolve(&kernel)?;
     let prompt = Prompt::new(&args, &model)?;

@@ -11,7 +11,7 @@ use clap::Parser;
 use deltallm::Window;
 use deltallm_examples::report::{PairChoice, Report, Subject};
 use deltallm_examples::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, Phases, Progress, main_with, print_json,
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, main_with, print_json,
     read_text, write_whole,
 };
 use serde::Serialize;
@@ -29,9 +29,8 @@ const FILES: &str = "Files in DIR:
 #[derive(Debug, Parser)]
 #[command(name = "report", version, after_help = FILES)]
 struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
-    #[arg(long, value_name = "FILE|DIR")]
-    model: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
     /// Text like what the model will read, UTF-8
     #[arg(long, value_name = "FILE")]
     text: PathBuf,
@@ -64,7 +63,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
-    let model = LoadedModel::open(args.model.as_deref())?;
+    let model = args.model.open()?;
     // Pictures of what the method does, also where a profile would do without it.
     let kernel = args.kernel.resolve(&model.graph)?.with_all_prompts();
     check_kernel(&kernel, &model)?;

@@ -2,7 +2,7 @@
 //!
 //! - [`KernelArgs`]: the attention settings of every program, and the kernels they stand for.
 //! - [`MemoryArgs`]: bytes for the caches, and what to do when they are used up.
-//! - [`LoadedModel`]: a model with its tokenizer, from a file or the one that is embedded here.
+//! - [`ModelArgs`], [`LoadedModel`]: a model with its tokenizer, from a file or one that is embedded here.
 //! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
 //! - [`report`]: the pictures of the program of that name.
 //! - [`Setup`], [`read_dataset`], [`Summary`]: the tasks of `evaluate`.
@@ -38,7 +38,7 @@ pub use kernel_args::{KernelArgs, KernelKind, Phases};
 pub use kernel_choice::{KernelChoice, KernelSettings};
 pub use memory::{dense_f16_bytes, format_bytes, peak_rss_bytes};
 pub use memory_limit::{LimitPolicy, MemoryArgs, MemoryLimit};
-pub use model::{LoadedModel, read_text};
+pub use model::{LinearKind, LoadedModel, ModelArgs, read_text};
 pub use one_by_one::OneByOne;
 pub use output::write_whole;
 pub use perplexity::{Comparison, Perplexity, TokenScore, score_rows, windows};

@@ -1,9 +1,10 @@
 //! A model with its tokenizer.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
-use deltallm::models::{ChatMessage, ChatTemplate, Model, ModelError, ModelFile, Tokenizer};
+use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
+use serde::Serialize;
 
 use crate::Progress;
 
@@ -12,6 +13,46 @@ const EMBEDDED: [(&str, &[u8]); 2] = [
     ("fairy-tales", include_bytes!("../assets/fairy-tales.gguf")),
     ("bitnet-tiny", include_bytes!("../assets/bitnet-tiny.gguf")),
 ];
+
+/// Which model a program runs.
+#[derive(Debug, clap::Args)]
+pub struct ModelArgs {
+    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
+    #[arg(long, value_name = "FILE|DIR")]
+    model: Option<PathBuf>,
+    /// How to hold quantised weights: packed, inputs of linear layers being rounded to 8 bits, or as f32: exact, slower
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = LinearKind::Packed)]
+    pub linear: LinearKind,
+}
+
+/// How quantised weights are held: the names of [`LinearForm`] on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LinearKind {
+    /// Packed.
+    Packed,
+    /// As `f32`.
+    F32,
+}
+
+impl ModelArgs {
+    /// The path, if one was given.
+    pub fn path(&self) -> Option<&Path> {
+        self.model.as_deref()
+    }
+
+    /// Opens the model.
+    ///
+    /// # Errors
+    /// As [`LoadedModel::open`].
+    pub fn open(&self) -> anyhow::Result<LoadedModel> {
+        let form = match self.linear {
+            LinearKind::Packed => LinearForm::Packed,
+            LinearKind::F32 => LinearForm::F32,
+        };
+        LoadedModel::open_as(self.model.as_deref(), form)
+    }
+}
 
 /// What a program runs.
 #[derive(Debug)]
@@ -31,6 +72,14 @@ impl LoadedModel {
     /// # Errors
     /// With what is wrong with the file, and what to do where a wrong path is the likely reason.
     pub fn open(path: Option<&Path>) -> anyhow::Result<Self> {
+        Self::open_as(path, LinearForm::default())
+    }
+
+    /// The same with quantised weights in that form.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_as(path: Option<&Path>, form: LinearForm) -> anyhow::Result<Self> {
         let embedded = match path {
             Some(path) => EMBEDDED.iter().find(|(name, _)| path == Path::new(name) && !path.exists()),
             None => EMBEDDED.first(),
@@ -39,6 +88,7 @@ impl LoadedModel {
             (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
             (None, path) => ModelFile::open(path.unwrap_or(Path::new(""))).map_err(with_advice)?,
         };
+        let file = file.with_linear_form(form);
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
         let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;

@@ -1,4 +1,4 @@
-//! Log-likelihoods and answers of SmolLM2-135M-Instruct against `transformers` (`tools/goldens/tasks.py`).
+//! Log-likelihoods and answers of SmolLM2-135M-Instruct against `transformers` (`tools/goldens/tasks.py`), with weights as f32 numbers.
 //!
 //! Neither the model nor the task files are in the repository: `tools/fetch-smollm2` brings the model, and the task files
 //! belong into `../shared/data/tasks`. Then `cargo test --release -p deltallm-examples --test goldens -- --ignored --nocapture`.
@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use deltallm::models::LinearForm;
 use deltallm_examples::{
     Dataset, Examples, KernelArgs, LastWordExample, LikelihoodExample, LoadedModel, Setup, TaskKind,
     answer_questions, read_dataset, score_examples,
@@ -52,7 +53,7 @@ fn model() -> Option<LoadedModel> {
         println!("skipped: run tools/fetch-smollm2, and put the task files into ../shared/data/tasks");
         return None;
     }
-    Some(LoadedModel::open(Some(&path)).expect("a model"))
+    Some(LoadedModel::open_as(Some(&path), LinearForm::F32).expect("a model"))
 }
 
 fn data(name: &str) -> PathBuf {

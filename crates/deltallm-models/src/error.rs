@@ -206,6 +206,16 @@ pub enum ModelError {
         /// What was expected and got.
         source: crate::TernaryError,
     },
+    /// Quantised weights cannot be packed.
+    #[error("{}: tensor `{tensor}`: {source}", file.display())]
+    Quantised {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// What was expected and got.
+        source: crate::QuantisedError,
+    },
     /// The head counts make no attention layer.
     #[error(transparent)]
     Shape(#[from] deltallm_attn::AttentionError),

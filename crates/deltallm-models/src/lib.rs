@@ -11,6 +11,7 @@ mod layers;
 mod mmap;
 mod model;
 pub mod quant;
+mod quantised;
 #[cfg(feature = "safetensors")]
 mod safetensors;
 mod sampling;
@@ -22,12 +23,14 @@ mod weights;
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
 pub use error::ModelError;
+pub use kernels::ByteKernel;
 pub use mmap::Bytes;
 pub use model::{AttentionInput, LogitRows, Model, Sequence};
+pub use quantised::{QuantisedError, QuantisedLinear};
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
 pub use ternary::{TernaryError, TernaryKernel, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{Embedding, LayerTensor, LayerWeights, Linear, Matrix, ModelFile, ModelWeights, TensorId};
+pub use weights::{Embedding, LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId};

@@ -4,6 +4,7 @@ mod embedding;
 mod layers;
 mod linear;
 mod names;
+mod quantised;
 mod ternary;
 
 #[cfg(feature = "gguf")]
@@ -13,7 +14,7 @@ use std::path::{Path, PathBuf};
 
 pub use embedding::Embedding;
 pub use layers::{LayerWeights, ModelWeights};
-pub use linear::{Linear, Matrix};
+pub use linear::{Linear, LinearForm, Matrix};
 use names::{Format, Part};
 pub use names::{LayerTensor, TensorId};
 use ndarray::{Array1, Array2};
@@ -51,6 +52,7 @@ pub struct ModelFile {
     /// The file or directory, for messages.
     path: PathBuf,
     source: Source,
+    form: LinearForm,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl ModelFile {
         #[cfg(feature = "safetensors")]
         if path.is_dir() {
             let source = Source::Safetensors(SafetensorsModel::open_directory(path)?);
-            return Ok(Self { path: path.to_owned(), source });
+            return Ok(Self { path: path.to_owned(), source, form: LinearForm::default() });
         }
         let start = first_bytes(path)?;
         #[cfg(feature = "gguf")]
@@ -91,7 +93,7 @@ impl ModelFile {
         #[cfg(feature = "safetensors")]
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             let source = Source::Safetensors(SafetensorsModel::open_file(path)?);
-            return Ok(Self { path: path.to_owned(), source });
+            return Ok(Self { path: path.to_owned(), source, form: LinearForm::default() });
         }
         Err(ModelError::UnknownFormat { file: path.to_owned(), start })
     }
@@ -110,7 +112,20 @@ impl ModelFile {
     fn from_gguf(path: PathBuf, bytes: Bytes) -> Result<Self, ModelError> {
         let header =
             GgufFile::parse(&bytes).map_err(|source| ModelError::Gguf { file: path.clone(), source })?;
-        Ok(Self { path, source: Source::Gguf { header, bytes } })
+        Ok(Self { path, source: Source::Gguf { header, bytes }, form: LinearForm::default() })
+    }
+
+    /// The same file, whose quantised weights are to be held in that form. [`matrix`](Self::matrix) answers `f32` in any.
+    ///
+    /// ```
+    /// use deltallm_models::{LinearForm, Model, ModelFile};
+    ///
+    /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// let exact = Model::load(&file.with_linear_form(LinearForm::F32), &mut |_, _| {})?;
+    /// # Ok::<(), deltallm_models::ModelError>(())
+    /// ```
+    pub fn with_linear_form(self, form: LinearForm) -> Self {
+        Self { form, ..self }
     }
 
     /// The file or directory as it was given.
@@ -177,13 +192,16 @@ impl ModelFile {
         self.table(id, [rows, columns], self.read(id, Part::Weight, &[rows, columns], config)?)
     }
 
-    /// A projection: its weights, ternary or `f32`, and its bias.
+    /// A projection: its weights, ternary, quantised (unless the [form](Self::with_linear_form) is `f32`) or `f32`, and its
+    /// bias.
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn linear(&self, config: &ModelConfig, id: TensorId) -> Result<Linear, ModelError> {
         let weight = if id.is_ternary(config) {
             Matrix::Ternary(self.ternary(config, id)?)
+        } else if let Some(weight) = self.quantised(config, id)? {
+            Matrix::Quantised(weight)
         } else {
             Matrix::Float(self.matrix(config, id)?)
         };
@@ -226,10 +244,7 @@ impl ModelFile {
             let expected = "a type of rows of blocks";
             return Err(self.element_type(&raw, expected));
         }
-        let head_dim = config.head_dim;
-        let interleaved =
-            self.format() == Format::Gguf && id.is_rotated() && config.architecture.is_interleaved_in_gguf();
-        let source_row = |row| if interleaved { interleaved_row(row, head_dim) } else { row };
+        let source_row = self.source_row(config, id);
         match *shape {
             [_, columns] => self.convert(&raw, columns, source_row),
             _ => {
@@ -237,6 +252,14 @@ impl ModelFile {
                 Ok((0..stored.len()).map(|row| stored[source_row(row)]).collect())
             }
         }
+    }
+
+    /// Where the file has a row of a tensor.
+    fn source_row(&self, config: &ModelConfig, id: TensorId) -> impl Fn(usize) -> usize + Copy + Sync + use<> {
+        let head_dim = config.head_dim;
+        let interleaved =
+            self.format() == Format::Gguf && id.is_rotated() && config.architecture.is_interleaved_in_gguf();
+        move |row| if interleaved { interleaved_row(row, head_dim) } else { row }
     }
 
     /// Converts the rows of a tensor in parallel; row `i` of the answer is row `source_row(i)` of the file.

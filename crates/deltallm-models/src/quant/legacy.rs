@@ -11,7 +11,7 @@
 //! Byte i of the nibbles holds element i (low half) and element i + 16 (high half); bit i of `h` is the fifth bit of
 //! element i.
 
-use super::scale;
+use super::{codes::Factors, scale};
 
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = scale(block, 0);
@@ -42,8 +42,38 @@ pub(super) fn q5_1(block: &[u8; 24], out: &mut [f32; 32]) {
     nibbles(&block[8..], out, |i, q| d * f32::from(q | fifth_bit(high, i)) + m);
 }
 
+/// Codes are `q + 128`.
+pub(super) fn q8_0_codes(block: &[u8; 34], out: &mut [u8; 32]) -> [Factors; 1] {
+    for (q, code) in block[2..].iter().zip(out) {
+        *code = q ^ 0x80;
+    }
+    [Factors { scale: scale(block, 0), minimum: 0.0 }]
+}
+
+pub(super) fn q4_0_codes(block: &[u8; 18], out: &mut [u8; 32]) -> [Factors; 1] {
+    nibbles(&block[2..], out, |_, q| q);
+    [Factors { scale: scale(block, 0), minimum: 0.0 }]
+}
+
+pub(super) fn q4_1_codes(block: &[u8; 20], out: &mut [u8; 32]) -> [Factors; 1] {
+    nibbles(&block[4..], out, |_, q| q);
+    [Factors { scale: scale(block, 0), minimum: scale(block, 2) }]
+}
+
+pub(super) fn q5_0_codes(block: &[u8; 22], out: &mut [u8; 32]) -> [Factors; 1] {
+    let high = u32::from_le_bytes([block[2], block[3], block[4], block[5]]);
+    nibbles(&block[6..], out, |i, q| q | fifth_bit(high, i));
+    [Factors { scale: scale(block, 0), minimum: 0.0 }]
+}
+
+pub(super) fn q5_1_codes(block: &[u8; 24], out: &mut [u8; 32]) -> [Factors; 1] {
+    let high = u32::from_le_bytes([block[4], block[5], block[6], block[7]]);
+    nibbles(&block[8..], out, |i, q| q | fifth_bit(high, i));
+    [Factors { scale: scale(block, 0), minimum: scale(block, 2) }]
+}
+
 #[inline(always)]
-fn nibbles(packed: &[u8], out: &mut [f32; 32], value: impl Fn(usize, u8) -> f32) {
+fn nibbles<T>(packed: &[u8], out: &mut [T; 32], value: impl Fn(usize, u8) -> T) {
     let (low, high) = out.split_at_mut(16);
     for (i, ((byte, low), high)) in packed.iter().zip(low).zip(high).enumerate() {
         *low = value(i, byte & 0xf);

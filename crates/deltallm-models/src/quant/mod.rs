@@ -4,6 +4,7 @@
 //! shares a block with the next one. Layouts are those of `ggml-common.h` and `ggml-quants.c` in the ggml repository,
 //! little-endian throughout.
 
+pub(crate) mod codes;
 mod float;
 mod k_quants;
 mod legacy;

@@ -3,7 +3,8 @@
 use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::{LEAST_WORK, TernaryKernel, layout::Quad};
+use super::TernaryKernel;
+use crate::kernels::{LEAST_WORK, Quad};
 
 /// Quantised tokens.
 #[derive(Debug)]

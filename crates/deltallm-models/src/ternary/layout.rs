@@ -16,38 +16,18 @@
 //! that dot products of 8-bit integers want, with the sum of a row in a lane of 32 bits and nothing to be added across
 //! lanes. A line is a cache line. A panel's lines follow each other in the order of columns.
 //!
-//! Rows and columns are padded to multiples of 16 with weights of 0; activations are padded with 0 as well.
+//! Unpacked, a line is of 16 rows and 4 columns, a code per byte. Rows and columns are padded to multiples of 16 with weights of 0; activations are padded with 0 as well.
 
 use rayon::prelude::*;
 
 use super::TernaryError;
-
-/// Rows of a panel.
-pub(super) const PANEL: usize = 16;
+use crate::kernels::{Line, PANEL, bits};
 
 /// Columns of a line.
 pub(super) const COLUMNS: usize = 16;
 
 /// Quads of activations that meet a line.
 pub(super) const QUADS: usize = COLUMNS / 4;
-
-/// 16 rows by 16 columns of packed codes; or, unpacked, 16 rows by 4 columns, a code per byte.
-#[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u8; 64]);
-
-impl Line {
-    pub(super) const ZERO: Self = Self([0; 64]);
-}
-
-/// The activations of four columns.
-pub(super) type Quad = [i8; 4];
-
-/// The bits of a quad as one number, to be broadcast.
-#[inline(always)]
-pub(super) fn bits(quad: Quad) -> i32 {
-    i32::from_ne_bytes(quad.map(i8::cast_unsigned))
-}
 
 /// A matrix of ternary weights.
 #[derive(Debug, Clone)]

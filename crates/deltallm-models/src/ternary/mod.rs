@@ -13,23 +13,21 @@ mod tests;
 
 use deltallm_attn::SimdLevel;
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
-use rayon::prelude::*;
 
 pub use error::TernaryError;
 pub use kernel::TernaryKernel;
 
 use activations::{Activations, TokenScale};
 use kernel::MAX_TOKENS;
-use layout::{Line, PANEL, Panels};
+use layout::Panels;
+
+use crate::kernels::{Line, PANEL, for_each_task};
 
 /// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
 
 /// So many tokens are worth unpacking the weights for.
 const MATRIX_TOKENS: usize = 4;
-
-/// Multiplications of a thread's share that are worth its hand-over.
-const LEAST_WORK: usize = 1 << 18;
 
 /// A linear map whose weights are -1, 0 or 1, at 2 bits each, with one scale for all.
 ///
@@ -148,14 +146,7 @@ impl TernaryLinear {
             }
         };
         let work = TASK_PANELS * PANEL * self.columns() * x.nrows();
-        if rayon::current_num_threads() == 1 || work * self.rows() < 2 * LEAST_WORK * TASK_PANELS * PANEL {
-            let mut scratch = Vec::new();
-            let tasks = y.axis_chunks_iter_mut(Axis(1), TASK_PANELS * PANEL).enumerate();
-            tasks.for_each(|y| task(&mut scratch, y));
-        } else {
-            let tasks = y.axis_chunks_iter_mut(Axis(1), TASK_PANELS * PANEL).into_par_iter().enumerate();
-            tasks.with_min_len(LEAST_WORK.div_ceil(work)).for_each_init(Vec::new, task);
-        }
+        for_each_task(&mut y, TASK_PANELS * PANEL, work, task);
         y
     }
 

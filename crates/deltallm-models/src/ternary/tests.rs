@@ -3,10 +3,8 @@
 use ndarray::{Array2, s};
 use proptest::prelude::*;
 
-use super::{
-    layout::{QUADS, Quad},
-    *,
-};
+use super::{layout::QUADS, *};
+use crate::kernels::Quad;
 
 /// Weights -1, 0, 1 that look random.
 fn weights(rows: usize, columns: usize, seed: u64) -> Array2<i8> {

@@ -7,18 +7,20 @@ use rayon::prelude::*;
 use super::{ModelFile, Part, RawTensor, TensorId};
 use crate::kernels::{matmul_half, matmul_transposed};
 use crate::quant::TensorType;
-use crate::{ModelConfig, ModelError};
+use crate::{ModelConfig, ModelError, QuantisedLinear};
 
 /// A table of one row per token of the vocabulary, `[vocab_size, hidden_size]` in standard layout.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum Embedding {
-    /// Single precision; also what quantised types become.
+    /// Single precision; also what types without a form of their own become.
     F32(Array2<f32>),
     /// Half precision, as in the file.
     F16(Array2<f16>),
     /// The upper half of an `f32`, as in the file.
     Bf16(Array2<bf16>),
+    /// Quantised, as in the file. The head rounds its inputs to 8 bits.
+    Quantised(QuantisedLinear),
 }
 
 impl Embedding {
@@ -28,6 +30,7 @@ impl Embedding {
             Self::F32(table) => table.dim(),
             Self::F16(table) => table.dim(),
             Self::Bf16(table) => table.dim(),
+            Self::Quantised(table) => (table.rows(), table.columns()),
         }
     }
 
@@ -40,6 +43,15 @@ impl Embedding {
             Self::F32(table) => table.select(Axis(0), ids),
             Self::F16(table) => table.select(Axis(0), ids).mapv(f16::to_f32),
             Self::Bf16(table) => table.select(Axis(0), ids).mapv(bf16::to_f32),
+            Self::Quantised(table) => {
+                let mut rows = Array2::zeros((ids.len(), table.columns()));
+                for (id, mut row) in ids.iter().zip(rows.outer_iter_mut()) {
+                    if let Some(row) = row.as_slice_mut() {
+                        table.row(*id, row);
+                    }
+                }
+                rows
+            }
         }
     }
 
@@ -49,12 +61,14 @@ impl Embedding {
             Self::F32(table) => matmul_transposed(&x.view(), &table.view()),
             Self::F16(table) => matmul_half(&x.view(), &table.view()),
             Self::Bf16(table) => matmul_half(&x.view(), &table.view()),
+            Self::Quantised(table) => table.apply(&x.view()),
         }
     }
 }
 
 impl ModelFile {
-    /// The embedding or the head. Half precision and `bf16` stay what they are, everything else becomes `f32`.
+    /// The embedding or the head. Half precision and `bf16` stay what they are, and so do quantised types unless the
+    /// [form](ModelFile::with_linear_form) is `f32`; everything else becomes `f32`.
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
@@ -70,7 +84,10 @@ impl ModelFile {
                 let values = self.halves(&raw, columns, bf16::from_le_bytes, bf16::is_finite)?;
                 Embedding::Bf16(self.table(id, [rows, columns], values)?)
             }
-            _ => Embedding::F32(self.matrix(config, id)?),
+            _ => match self.quantised(config, id)? {
+                Some(table) => Embedding::Quantised(table),
+                None => Embedding::F32(self.matrix(config, id)?),
+            },
         })
     }
 

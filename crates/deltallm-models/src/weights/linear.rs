@@ -2,7 +2,7 @@
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, CowArray, Ix2};
 
-use crate::TernaryLinear;
+use crate::{QuantisedLinear, TernaryLinear};
 use crate::kernels::matmul_transposed;
 
 /// A linear map: `y = weight x + bias`.
@@ -14,6 +14,18 @@ pub struct Linear {
     pub bias: Option<Array1<f32>>,
 }
 
+/// How the weights of a GGUF file's quantised types (see [`QuantisedLinear`]) are held in memory. Ternary weights are always
+/// packed; types that are not quantised stay what they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum LinearForm {
+    /// As codes and scales, multiplied with activations of 8 bits: less memory, much faster, and off by the rounding of the
+    /// activations.
+    #[default]
+    Packed,
+    /// As the `f32` numbers that they stand for, multiplied in `f32`.
+    F32,
+}
+
 /// A weight matrix, `[out, in]`.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -22,6 +34,8 @@ pub enum Matrix {
     Float(Array2<f32>),
     /// Of -1, 0 and 1 with one scale, for inputs that are rounded to 8 bits.
     Ternary(TernaryLinear),
+    /// Of blocks of codes with a scale, for inputs that are rounded to 8 bits block by block.
+    Quantised(QuantisedLinear),
 }
 
 impl Linear {
@@ -33,6 +47,7 @@ impl Linear {
         let mut y = match &self.weight {
             Matrix::Float(weight) => matmul_transposed(x, &weight.view()),
             Matrix::Ternary(weight) => weight.apply(x),
+            Matrix::Quantised(weight) => weight.apply(x),
         };
         if let Some(bias) = &self.bias {
             y += bias;
@@ -47,6 +62,7 @@ impl Matrix {
         match self {
             Self::Float(weight) => weight.dim(),
             Self::Ternary(weight) => (weight.rows(), weight.columns()),
+            Self::Quantised(weight) => (weight.rows(), weight.columns()),
         }
     }
 
@@ -62,6 +78,13 @@ impl Matrix {
                 weight.row(index, &mut codes);
                 codes.iter().map(|&code| f32::from(code) * weight.scale()).collect()
             }
+            Self::Quantised(weight) => {
+                let mut row = Array1::zeros(weight.columns());
+                if let Some(row) = row.as_slice_mut() {
+                    weight.row(index, row);
+                }
+                row
+            }
         }
     }
 
@@ -69,7 +92,7 @@ impl Matrix {
     pub fn to_dense(&self) -> CowArray<'_, f32, Ix2> {
         match self {
             Self::Float(weight) => weight.into(),
-            Self::Ternary(_) => {
+            Self::Ternary(_) | Self::Quantised(_) => {
                 let mut dense = Array2::zeros(self.dim());
                 for (index, mut row) in dense.axis_iter_mut(Axis(0)).enumerate() {
                     row.assign(&self.row(index));
@@ -80,11 +103,11 @@ impl Matrix {
     }
 
     /// The largest difference that rounding the inputs can make to output `index`, as a share of the largest input's
-    /// magnitude: half a step, 1/254 of it, for every weight. Without rounding it is 0.
+    /// magnitude: half a step, at most 1/254 of it, for every weight. Without rounding it is 0.
     pub fn rounding(&self, index: usize) -> f32 {
         match self {
             Self::Float(_) => 0.0,
-            Self::Ternary(_) => self.row(index).iter().map(|weight| weight.abs()).sum::<f32>() / 254.0,
+            Self::Ternary(_) | Self::Quantised(_) => self.row(index).iter().map(|weight| weight.abs()).sum::<f32>() / 254.0,
         }
     }
 }

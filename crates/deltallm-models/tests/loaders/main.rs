@@ -8,6 +8,7 @@ mod config;
 mod directories;
 mod gguf_hostile;
 mod gguf_properties;
+mod quantised;
 mod quants;
 mod real_model;
 mod ternary;

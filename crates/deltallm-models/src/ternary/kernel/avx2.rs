@@ -10,29 +10,24 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernels::prefetch_after;
+use crate::kernels::{Line, PANEL, Quad, bits, prefetch_after};
 use crate::ternary::{
     activations::{self, TokenScale},
-    layout::{Line, PANEL, QUADS, Quad, bits},
+    layout::QUADS,
 };
-
-/// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
-    is_x86_feature_detected!("avx2")
-}
 
 pub(super) fn quantise(x: &[f32], codes: &mut [i8]) -> TokenScale {
     #[target_feature(enable = "avx2")]
     fn compiled(x: &[f32], codes: &mut [i8]) -> TokenScale {
         activations::quantise(x, codes)
     }
-    // SAFETY: `Instructions::Avx2` and `AvxVnni` are made only where `detect` found the instructions.
+    // SAFETY: `Instructions::Avx2` and `AvxVnni` are made only where the instructions were detected.
     unsafe { compiled(x, codes) }
 }
 
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {
     for (panel, sums) in panels.chunks_exact(quads.len() / QUADS).zip(sums) {
-        // SAFETY: `Instructions::Avx2` is made only where `detect` found the instructions.
+        // SAFETY: `Instructions::Avx2` is made only where the instructions were detected.
         *sums = unsafe { panel_sums(panel, quads) };
     }
 }
@@ -43,7 +38,7 @@ pub(super) fn matrix(codes: &[Line], quads: &[Quad], tokens: usize, sums: &mut [
         let mut first = 0;
         while first < tokens {
             let sums = sums[first * panels + panel..].iter_mut().step_by(panels);
-            // SAFETY: `Instructions::Avx2` is made only where `detect` found the instructions.
+            // SAFETY: `Instructions::Avx2` is made only where the instructions were detected.
             first += unsafe {
                 match tokens - first {
                     4.. => tile::<4>(codes, &quads[first..], tokens, sums),

@@ -7,31 +7,24 @@
 
 use std::arch::x86_64::*;
 
-use crate::kernels::prefetch_after;
+use crate::kernels::{Line, PANEL, Quad, bits, prefetch_after};
 use crate::ternary::{
     activations::{self, TokenScale},
-    layout::{Line, PANEL, QUADS, Quad, bits},
+    layout::QUADS,
 };
-
-/// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
-    is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512vnni")
-}
 
 pub(super) fn quantise(x: &[f32], codes: &mut [i8]) -> TokenScale {
     #[target_feature(enable = "avx512f,avx512bw")]
     fn compiled(x: &[f32], codes: &mut [i8]) -> TokenScale {
         activations::quantise(x, codes)
     }
-    // SAFETY: `Instructions::Avx512Vnni` is made only where `detect` found the instructions.
+    // SAFETY: `Instructions::Avx512Vnni` is made only where the instructions were detected.
     unsafe { compiled(x, codes) }
 }
 
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {
     for (panel, sums) in panels.chunks_exact(quads.len() / QUADS).zip(sums) {
-        // SAFETY: `Instructions::Avx512Vnni` is made only where `detect` found the instructions.
+        // SAFETY: `Instructions::Avx512Vnni` is made only where the instructions were detected.
         *sums = unsafe { panel_sums(panel, quads) };
     }
 }
@@ -42,7 +35,7 @@ pub(super) fn matrix(codes: &[Line], quads: &[Quad], tokens: usize, sums: &mut [
     while first < tokens {
         let quads = &quads[first..];
         let sums = &mut sums[first * panels..];
-        // SAFETY: `Instructions::Avx512Vnni` is made only where `detect` found the instructions.
+        // SAFETY: `Instructions::Avx512Vnni` is made only where the instructions were detected.
         first += unsafe {
             match tokens - first {
                 12.. => tile::<12>(codes, quads, tokens, panels, sums),

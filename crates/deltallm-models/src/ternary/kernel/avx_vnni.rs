@@ -8,17 +8,12 @@
 use std::arch::x86_64::*;
 
 use super::avx2::{load, store};
-use crate::kernels::prefetch_after;
-use crate::ternary::layout::{Line, PANEL, QUADS, Quad, bits};
-
-/// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
-    super::avx2::detect() && is_x86_feature_detected!("avxvnni")
-}
+use crate::kernels::{Line, PANEL, Quad, bits, prefetch_after};
+use crate::ternary::layout::QUADS;
 
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {
     for (panel, sums) in panels.chunks_exact(quads.len() / QUADS).zip(sums) {
-        // SAFETY: `Instructions::AvxVnni` is made only where `detect` found the instructions.
+        // SAFETY: `Instructions::AvxVnni` is made only where the instructions were detected.
         *sums = unsafe { panel_sums(panel, quads) };
     }
 }
@@ -29,7 +24,7 @@ pub(super) fn matrix(codes: &[Line], quads: &[Quad], tokens: usize, sums: &mut [
         let mut first = 0;
         while first < tokens {
             let sums = sums[first * panels + panel..].iter_mut().step_by(panels);
-            // SAFETY: `Instructions::AvxVnni` is made only where `detect` found the instructions.
+            // SAFETY: `Instructions::AvxVnni` is made only where the instructions were detected.
             first += unsafe {
                 match tokens - first {
                     6.. => tile::<6>(codes, &quads[first..], tokens, sums),

@@ -8,21 +8,17 @@
 )]
 #![allow(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 
-use std::arch::{aarch64::*, is_aarch64_feature_detected};
+use std::arch::aarch64::*;
 
-use crate::ternary::layout::{Line, PANEL, QUADS, Quad, bits};
+use crate::kernels::{Line, PANEL, Quad, bits};
+use crate::ternary::layout::QUADS;
 
 /// Products that fit 16 bits.
 const DEPTH: usize = 128;
 
-/// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
-    is_aarch64_feature_detected!("neon")
-}
-
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {
     for (panel, sums) in panels.chunks_exact(quads.len() / QUADS).zip(sums) {
-        // SAFETY: `Instructions::Neon` is made only where `detect` found the instructions.
+        // SAFETY: `Instructions::Neon` is made only where the instructions were detected.
         *sums = unsafe { panel_sums(panel, quads) };
     }
 }
@@ -33,7 +29,7 @@ pub(super) fn matrix(codes: &[Line], quads: &[Quad], tokens: usize, sums: &mut [
         let mut first = 0;
         while first < tokens {
             let sums = sums[first * panels + panel..].iter_mut().step_by(panels);
-            // SAFETY: `Instructions::Neon` is made only where `detect` found the instructions.
+            // SAFETY: `Instructions::Neon` is made only where the instructions were detected.
             first += unsafe {
                 match tokens - first {
                     2.. => tile::<2>(codes, &quads[first..], tokens, sums),

@@ -2,19 +2,15 @@
 #![allow(unsafe_code, reason = "assembly, and functions that need instructions to be there")]
 #![allow(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 
-use std::arch::{aarch64::*, asm, is_aarch64_feature_detected};
+use std::arch::{aarch64::*, asm};
 
 use super::neon::{load, store};
-use crate::ternary::layout::{Line, PANEL, QUADS, Quad, bits};
-
-/// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
-    super::neon::detect() && is_aarch64_feature_detected!("dotprod")
-}
+use crate::kernels::{Line, PANEL, Quad, bits};
+use crate::ternary::layout::QUADS;
 
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {
     for (panel, sums) in panels.chunks_exact(quads.len() / QUADS).zip(sums) {
-        // SAFETY: `Instructions::NeonDot` is made only where `detect` found the instructions.
+        // SAFETY: `Instructions::NeonDot` is made only where the instructions were detected.
         *sums = unsafe { panel_sums(panel, quads) };
     }
 }
@@ -25,7 +21,7 @@ pub(super) fn matrix(codes: &[Line], quads: &[Quad], tokens: usize, sums: &mut [
         let mut first = 0;
         while first < tokens {
             let sums = sums[first * panels + panel..].iter_mut().step_by(panels);
-            // SAFETY: `Instructions::NeonDot` is made only where `detect` found the instructions.
+            // SAFETY: `Instructions::NeonDot` is made only where the instructions were detected.
             first += unsafe {
                 match tokens - first {
                     4.. => tile::<4>(codes, &quads[first..], tokens, sums),

@@ -1,0 +1,152 @@
+//! Quantised weights that stay packed.
+
+use deltallm_models::gguf::Value;
+use deltallm_models::quant::TensorType::{self, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
+use deltallm_models::{
+    Embedding, LayerTensor, LinearForm, LogitRows, Matrix, Model, ModelError, ModelFile, TensorId,
+};
+
+use crate::common::gguf_writer::GgufWriter;
+use crate::common::models::dense_kernels;
+use crate::tiny;
+
+/// A projection each, `[out, in]`, and its type.
+const PROJECTIONS: [(LayerTensor, &str, [usize; 2], TensorType); 7] = [
+    (LayerTensor::Query, "attn_q", [256, 256], Q4_1),
+    (LayerTensor::Key, "attn_k", [128, 256], Q8_0),
+    (LayerTensor::Value, "attn_v", [128, 256], Q5_0),
+    (LayerTensor::AttentionOutput, "attn_output", [256, 256], Q5_K),
+    (LayerTensor::Gate, "ffn_gate", [512, 256], Q4_0),
+    (LayerTensor::Up, "ffn_up", [512, 256], Q4_K),
+    (LayerTensor::Down, "ffn_down", [256, 512], Q6_K),
+];
+
+/// Blocks that look random, with weights of a few hundredths.
+fn blocks(ty: TensorType, [rows, columns]: [usize; 2]) -> Vec<u8> {
+    let mut state = rows as u64 * 7 + columns as u64;
+    let mut next = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    let mut bytes: Vec<u8> = (0..rows * columns / ty.block_elements() * ty.block_bytes()).map(|_| next()).collect();
+    for block in bytes.chunks_exact_mut(ty.block_bytes()) {
+        let (scale, at, minimum): (u16, usize, Option<u16>) = match ty {
+            Q4_0 => (0x1c00, 0, None),
+            Q4_1 => (0x1c00, 0, Some(0xa800)),
+            Q5_0 => (0x1800, 0, None),
+            Q5_1 => (0x1800, 0, Some(0xa800)),
+            Q8_0 => (0x0c00, 0, None),
+            Q6_K => (0x0200, 208, None),
+            _ => (0x0800, 0, Some(0x0800)),
+        };
+        block[at..at + 2].copy_from_slice(&scale.to_le_bytes());
+        if let Some(minimum) = minimum {
+            block[2..4].copy_from_slice(&minimum.to_le_bytes());
+        }
+    }
+    bytes
+}
+
+/// A Llama of one layer and 5 tokens, with an embedding of type Q5_1.
+fn llama() -> GgufWriter {
+    let mut writer = GgufWriter::new().set("general.architecture", Value::String("llama".into()));
+    for (key, size) in [
+        ("embedding_length", 256),
+        ("block_count", 1),
+        ("attention.head_count", 4),
+        ("attention.head_count_kv", 2),
+        ("feed_forward_length", 512),
+        ("context_length", 64),
+        ("vocab_size", 5),
+    ] {
+        writer = writer.set(&format!("llama.{key}"), Value::U32(size));
+    }
+    for (key, number) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 10_000.0)] {
+        writer = writer.set(&format!("llama.{key}"), Value::F32(number));
+    }
+    for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"] {
+        writer = writer.f32_tensor(&format!("{name}.weight"), &[256], &[1.0; 256]);
+    }
+    writer = writer.tensor("token_embd.weight", &[5, 256], Q5_1, &blocks(Q5_1, [5, 256]));
+    for (_, name, shape, ty) in PROJECTIONS {
+        writer = writer.tensor(&format!("blk.0.{name}.weight"), &shape, ty, &blocks(ty, shape));
+    }
+    writer
+}
+
+#[test]
+fn packed_weights_are_those_of_the_file_with_rows_in_half_split_order() {
+    let file = tiny::open(&llama());
+    let config = file.config().unwrap();
+    for (tensor, name, shape, ty) in PROJECTIONS {
+        let id = TensorId::Layer(0, tensor);
+        let (weight, expected) =
+            (file.linear(&config, id).unwrap().weight, file.matrix(&config, id).unwrap());
+        let Matrix::Quantised(packed) = &weight else { panic!("{name} is not packed") };
+        assert_eq!(([packed.rows(), packed.columns()], packed.tensor_type()), (shape, ty));
+        let dense = weight.to_dense();
+        // The factors of K-quants are rounded to 11 bits.
+        let precision = if ty.block_elements() == 256 { 0.002 } else { 0.0 };
+        for (got, expected) in dense.iter().zip(&expected) {
+            assert!((got - expected).abs() <= precision * 0.2, "{name}: {got} {expected}");
+        }
+        assert_eq!(weight.row(3), dense.row(3));
+    }
+    let table = file.embedding(&config, TensorId::TokenEmbedding).unwrap();
+    assert!(matches!(table, Embedding::Quantised(_)) && table.dim() == (5, 256));
+    assert_eq!(table.rows(&[0, 1, 2, 3, 4]), file.matrix(&config, TensorId::TokenEmbedding).unwrap());
+}
+
+#[test]
+fn the_form_f32_leaves_nothing_packed() {
+    let file = tiny::open(&llama()).with_linear_form(LinearForm::F32);
+    let config = file.config().unwrap();
+    for (tensor, name, ..) in PROJECTIONS {
+        let weight = file.linear(&config, TensorId::Layer(0, tensor)).unwrap().weight;
+        assert!(matches!(weight, Matrix::Float(_)), "{name}");
+    }
+    let table = file.embedding(&config, TensorId::TokenEmbedding).unwrap();
+    assert!(matches!(table, Embedding::F32(_)));
+}
+
+#[test]
+fn logits_of_both_forms_are_close() {
+    let logits = |file: ModelFile| {
+        let model = Model::load(&file, &mut |_, _| {}).unwrap();
+        model.forward(&[1, 0, 4, 2, 3], &mut dense_kernels(&model), LogitRows::All).unwrap()
+    };
+    let packed = logits(tiny::open(&llama()));
+    let exact = logits(tiny::open(&llama()).with_linear_form(LinearForm::F32));
+    let size = exact.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let off = (&packed - &exact).iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    assert!(off > 0.0 && off <= 0.02 * size, "{off} of {size}");
+}
+
+#[test]
+fn scales_that_are_not_finite_are_refused_by_their_row_in_the_file() {
+    for (name, shape, ty) in [("attn_q", [256, 256], Q4_1), ("ffn_up", [512, 256], Q4_K)] {
+        for (at, float) in [(0, 0x7e00_u16), (2, 0xfc00)] {
+            let mut bytes = blocks(ty, shape);
+            let place = 9 * bytes.len() / shape[0] + at;
+            bytes[place..place + 2].copy_from_slice(&float.to_le_bytes());
+            let file = tiny::open(&llama().tensor(&format!("blk.0.{name}.weight"), &shape, ty, &bytes));
+            match Model::load(&file, &mut |_, _| {}) {
+                Err(ModelError::NonFiniteWeight { tensor, row: 9, column: 0, got, .. }) => {
+                    assert!(tensor.contains(name) && !got.is_finite());
+                }
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+}
+
+#[test]
+fn a_matrix_with_a_scale_beyond_16_bits_is_held_as_f32() {
+    let mut bytes = blocks(Q4_K, [512, 256]);
+    // The largest 16-bit float, times 2.
+    bytes[..2].copy_from_slice(&0x7bff_u16.to_le_bytes());
+    bytes[4] = 2;
+    let file = tiny::open(&llama().tensor("blk.0.ffn_up.weight", &[512, 256], Q4_K, &bytes));
+    let weight = file.linear(&file.config().unwrap(), TensorId::Layer(0, LayerTensor::Up)).unwrap().weight;
+    assert!(matches!(weight, Matrix::Float(_)));
+}
