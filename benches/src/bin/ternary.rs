@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use deltallm::SimdLevel;
-use deltallm::models::{Embedding, TernaryError, TernaryKernel, TernaryLinear};
+use deltallm::models::{ByteKernel, Embedding, TernaryError, TernaryLinear};
 use deltallm_benches::{machine, timing::Summary, timing::rotated};
 use deltallm_examples::{main_with, print_json};
 use fearless_simd::{Level, dispatch, prelude::*};
@@ -95,7 +95,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         "shape", "tokens", "variant", "ms", "ratio", "GB/s", "share", "G/s"
     );
     let kernels: Vec<_> =
-        TernaryKernel::available().into_iter().filter(|kernel| kernel.name() != "scalar").collect();
+        ByteKernel::available().into_iter().filter(|kernel| kernel.name() != "scalar").collect();
     let mut report = Report { cpu, date, level: level.to_string(), threads, rows: Vec::new() };
     for [rows, columns] in SHAPES {
         let ternary = ternary(rows, columns)?;
@@ -133,7 +133,7 @@ fn activations(tokens: usize, columns: usize) -> Array2<f32> {
     Array2::from_shape_fn((tokens, columns), |(token, column)| ((token * 31 + column * 7) as f32).sin())
 }
 
-fn one_token(ternary: &TernaryLinear, kernels: &[TernaryKernel], bytes: usize, rounds: usize) -> Vec<Row> {
+fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, rounds: usize) -> Vec<Row> {
     let (rows, columns) = (ternary.rows(), ternary.columns());
     let x = activations(1, columns);
     let copies = bytes.div_ceil(ternary.bytes());
@@ -174,7 +174,7 @@ fn one_token(ternary: &TernaryLinear, kernels: &[TernaryKernel], bytes: usize, r
     (0..subjects.len()).map(row).filter(|row| row.variant != "read").collect()
 }
 
-fn many_tokens(ternary: &TernaryLinear, kernels: &[TernaryKernel], tokens: usize, rounds: usize) -> Vec<Row> {
+fn many_tokens(ternary: &TernaryLinear, kernels: &[ByteKernel], tokens: usize, rounds: usize) -> Vec<Row> {
     let (rows, columns) = (ternary.rows(), ternary.columns());
     let x = activations(tokens, columns);
     let wide =
