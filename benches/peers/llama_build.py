@@ -40,6 +40,7 @@ def build(folder, version, jobs):
     archive = download(folder / "sdist", version)
     package = re.sub(r".*-|\.tar\.gz$", "", archive.name)
     source, commit = unpack(archive, folder / "source" / package, package)
+    mended = mend(source)
     target = folder / "build" / package
     options = {**OPTIONS, "LLAMA_BUILD_COMMIT": commit}
     ninja = tool("ninja")
@@ -49,7 +50,7 @@ def build(folder, version, jobs):
     run([cmake, "--build", target, "--target", "llama-bench", "--parallel", str(jobs)])
     binary = folder / "llama-bench"
     write_whole(binary, (target / "bin" / "llama-bench").read_bytes(), mode=0o755)
-    about = {"package": f"{PACKAGE} {package}", "commit": commit, "options": options, **cache_values(target)}
+    about = {"package": f"{PACKAGE} {package}", "commit": commit, "options": options, "mended": mended, **cache_values(target)}
     write_whole(folder / "build.json", (json.dumps(about, indent=1) + "\n").encode())
     return binary
 
@@ -94,6 +95,19 @@ def unpack(archive, folder, package):
     section = changelog.partition(f"## [{package}]")[2].partition("\n## ")[0]
     commit = re.search(r"llama\.cpp@([0-9a-f]+)", section)
     return folder / vendor, commit[1] if commit else "unknown"
+
+
+def mend(source):
+    """Makes llama.cpp's use of AMX sound with GCC 12, whose `_tile_loadconfig` does not say that it reads all of its argument: what is
+    written there is left out, and the program ends with a general protection fault. The barrier is right for every compiler."""
+    path = source / "ggml/src/ggml-cpu/amx/mmq.cpp"
+    load, barrier = "    _tile_loadconfig(&tc);\n", '    __asm__ volatile ("" : : "r" (&tc) : "memory");\n'
+    text = path.read_text() if path.exists() else ""
+    if load not in text:
+        return []
+    if barrier + load not in text:
+        write_whole(path, text.replace(load, barrier + load).encode())
+    return ["a memory barrier before _tile_loadconfig"]
 
 
 def cache_values(target):
