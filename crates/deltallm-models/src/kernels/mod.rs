@@ -6,6 +6,7 @@ mod half;
 mod matmul;
 mod panel;
 mod prefetch;
+mod silu;
 
 pub use byte_kernel::ByteKernel;
 pub(crate) use byte_kernel::Instructions;
@@ -13,3 +14,4 @@ pub(crate) use half::matmul_half;
 pub(crate) use matmul::matmul_transposed;
 pub(crate) use panel::{LEAST_WORK, Line, PANEL, Quad, bits, for_each_task};
 pub(crate) use prefetch::prefetch_after;
+pub(crate) use silu::silu_times;
