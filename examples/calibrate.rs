@@ -11,7 +11,7 @@ use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, LoadedModel, ModelArgs, Measurements, Progress, Request, main_with,
+    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, ModelArgs, Progress, Request, main_with,
     print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;

@@ -12,10 +12,10 @@ use clap::{Parser, ValueEnum};
 use deltallm::core::HeadSparsity;
 use deltallm_examples::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
-    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs, ModelProfile,
-    Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind, WindowResult,
-    answer_questions, main_with, print_json, read_dataset, read_text, run_windows, score_examples,
-    score_window, sha256_hex, sum_windows, windows,
+    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs,
+    ModelProfile, Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind,
+    WindowResult, answer_questions, main_with, print_json, read_dataset, read_text, run_windows,
+    score_examples, score_window, sha256_hex, sum_windows, windows,
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};

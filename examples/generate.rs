@@ -8,9 +8,9 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use deltallm::models::{SamplerConfig, Session};
 use deltallm_examples::{
-    CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy, LoadedModel, ModelArgs,
-    MemoryArgs, MemoryLimit, Stop, dense_f16_bytes, first_difference, format_bytes, generate, interrupted,
-    main_with, peak_rss_bytes, print_json, stop_on_ctrl_c,
+    CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy, LoadedModel,
+    MemoryArgs, MemoryLimit, ModelArgs, Stop, dense_f16_bytes, first_difference, format_bytes, generate,
+    interrupted, main_with, peak_rss_bytes, print_json, stop_on_ctrl_c,
 };
 use serde::Serialize;
 

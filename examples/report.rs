@@ -11,8 +11,8 @@ use clap::Parser;
 use deltallm::Window;
 use deltallm_examples::report::{PairChoice, Report, Subject};
 use deltallm_examples::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, main_with, print_json,
-    read_text, write_whole,
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, main_with,
+    print_json, read_text, write_whole,
 };
 use serde::Serialize;
 

@@ -33,4 +33,6 @@ pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
 pub use ternary::{TernaryError, TernaryKernel, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{Embedding, LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId};
+pub use weights::{
+    Embedding, LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId,
+};

@@ -255,7 +255,11 @@ impl ModelFile {
     }
 
     /// Where the file has a row of a tensor.
-    fn source_row(&self, config: &ModelConfig, id: TensorId) -> impl Fn(usize) -> usize + Copy + Sync + use<> {
+    fn source_row(
+        &self,
+        config: &ModelConfig,
+        id: TensorId,
+    ) -> impl Fn(usize) -> usize + Copy + Sync + use<> {
         let head_dim = config.head_dim;
         let interleaved =
             self.format() == Format::Gguf && id.is_rotated() && config.architecture.is_interleaved_in_gguf();

@@ -95,7 +95,11 @@ fn packed_weights_give_nearly_the_same_logits_and_text() {
             same += 1;
             logits = model.forward(&[next], &mut kernels, LogitRows::Last).unwrap();
         }
-        println!("{} tokens: logits off by at most {worst:.3}, {same} of {} tokens the same", case.tokens.len(), case.greedy.len());
+        println!(
+            "{} tokens: logits off by at most {worst:.3}, {same} of {} tokens the same",
+            case.tokens.len(),
+            case.greedy.len()
+        );
         assert!(worst <= 1.0, "logits off by {worst}");
     }
     let off = (squares / count as f32).sqrt();

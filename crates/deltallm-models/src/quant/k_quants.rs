@@ -96,7 +96,8 @@ fn scale_and_min(packed: &[u8], g: usize) -> (f32, f32) {
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let mut codes = [0; 256];
     let groups = q6_k_codes(block, &mut codes);
-    for ((codes, out), group) in codes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0).zip(groups) {
+    for ((codes, out), group) in codes.as_chunks::<16>().0.iter().zip(out.as_chunks_mut::<16>().0).zip(groups)
+    {
         for (q, value) in codes.iter().zip(out) {
             *value = group.scale * (f32::from(*q) - 32.0);
         }

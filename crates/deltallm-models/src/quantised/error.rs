@@ -15,7 +15,9 @@ pub enum QuantisedError {
         got: TensorType,
     },
     /// No weights, or rows that are not whole blocks.
-    #[error("expected at least one row of whole blocks of {block} columns, got {rows} rows of {columns} columns")]
+    #[error(
+        "expected at least one row of whole blocks of {block} columns, got {rows} rows of {columns} columns"
+    )]
     Shape {
         /// Columns of a block of the type.
         block: usize,

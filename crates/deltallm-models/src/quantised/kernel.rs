@@ -69,12 +69,27 @@ impl ByteKernel {
 
     /// `sums[token][panel][row] += sum over columns of weight * activation`, for at most [`panels`](Self::panels) panels and the
     /// tokens of a batch that this kernel has quantised.
-    pub(super) fn multiply(self, form: Form, panels: &[Panel<'_>], batch: Batch<'_>, sums: &mut [[f32; PANEL]]) {
+    pub(super) fn multiply(
+        self,
+        form: Form,
+        panels: &[Panel<'_>],
+        batch: Batch<'_>,
+        sums: &mut [[f32; PANEL]],
+    ) {
         let blocks = batch.scales.len() / batch.tokens;
-        assert!((1..=self.panels(batch.tokens)).contains(&panels.len()) && sums.len() == batch.tokens * panels.len());
-        assert_eq!((batch.scales.len(), batch.codes.len()), (blocks * batch.tokens, batch.scales.len() * form.block / 4));
+        assert!(
+            (1..=self.panels(batch.tokens)).contains(&panels.len())
+                && sums.len() == batch.tokens * panels.len()
+        );
+        assert_eq!(
+            (batch.scales.len(), batch.codes.len()),
+            (blocks * batch.tokens, batch.scales.len() * form.block / 4)
+        );
         for panel in panels {
-            assert_eq!((panel.lines.len(), panel.factors.len()), (blocks * form.lines(), blocks * form.factors()));
+            assert_eq!(
+                (panel.lines.len(), panel.factors.len()),
+                (blocks * form.lines(), blocks * form.factors())
+            );
         }
         match self.instructions() {
             Instructions::Scalar => scalar::multiply(form, panels, batch, sums),

@@ -177,7 +177,10 @@ impl Panels {
     pub(super) fn panel(&self, index: usize) -> Panel<'_> {
         let blocks = self.columns / self.form.block;
         let (lines, factors) = (blocks * self.form.lines(), blocks * self.form.factors());
-        Panel { lines: &self.lines[index * lines..][..lines], factors: &self.factors[index * factors..][..factors] }
+        Panel {
+            lines: &self.lines[index * lines..][..lines],
+            factors: &self.factors[index * factors..][..factors],
+        }
     }
 
     /// The weights of a row.

@@ -173,7 +173,9 @@ impl QuantisedLinear {
                 sums.fill([0.0; PANEL]);
                 self.kernel.multiply(self.panels.form(), &panels[..count], batch, sums);
                 for (mut y, sums) in y.outer_iter_mut().zip(sums.chunks_exact(count)) {
-                    let Some(y) = y.as_slice_mut() else { unreachable!("the rows of an array made by `zeros`") };
+                    let Some(y) = y.as_slice_mut() else {
+                        unreachable!("the rows of an array made by `zeros`")
+                    };
                     y.copy_from_slice(&sums.as_flattened()[..y.len()]);
                 }
             }

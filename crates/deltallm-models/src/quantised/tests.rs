@@ -77,7 +77,12 @@ fn tokens(tokens: usize, columns: usize, seed: u64) -> Array2<f32> {
 
 /// The product in f64 and how far a result may be from it: half a step of the activations, and what sums in f32 round off, of
 /// parts that may cancel (codes from 0 on, and minima).
-fn exact(ty: TensorType, bytes: &[u8], dense: &Array2<f32>, x: &ArrayView2<f32>) -> (Array2<f64>, Array2<f64>) {
+fn exact(
+    ty: TensorType,
+    bytes: &[u8],
+    dense: &Array2<f32>,
+    x: &ArrayView2<f32>,
+) -> (Array2<f64>, Array2<f64>) {
     let block = Form::of(ty).unwrap().block;
     let (mut codes, mut factors) = (vec![0; dense.len()], vec![Factors::default(); dense.len() / block]);
     unpack(ty, bytes, &mut codes, &mut factors);

@@ -75,7 +75,11 @@ fn many_tokens(ty: TensorType, rows: usize, columns: usize) {
     for (name, times) in names.zip(times) {
         let (median, best) = summary(times);
         let work = (512 * rows * columns) as f64 / 1e9;
-        println!("{ty} {rows} x {columns}, 512 tokens, {name}: {:.0} GMAC/s (best {:.0})", work / median, work / best);
+        println!(
+            "{ty} {rows} x {columns}, 512 tokens, {name}: {:.0} GMAC/s (best {:.0})",
+            work / median,
+            work / best
+        );
     }
 }
 
@@ -95,7 +99,11 @@ fn one_token(ty: TensorType, rows: usize, columns: usize) {
             start.elapsed().as_secs_f64()
         });
         let (median, best) = summary(times.collect());
-        println!("{ty} {rows} x {columns}, 1 token, {kernel}: {:.1} GB/s (best {:.1})", bytes / median, bytes / best);
+        println!(
+            "{ty} {rows} x {columns}, 1 token, {kernel}: {:.1} GB/s (best {:.1})",
+            bytes / median,
+            bytes / best
+        );
     }
     // What memory allows: the same bytes, added up.
     let lines = vec![1_u64; BEYOND_CACHES / 8];

@@ -2,8 +2,8 @@
 
 use ndarray::{Array1, Array2, ArrayView2, Axis, CowArray, Ix2};
 
-use crate::{QuantisedLinear, TernaryLinear};
 use crate::kernels::matmul_transposed;
+use crate::{QuantisedLinear, TernaryLinear};
 
 /// A linear map: `y = weight x + bias`.
 #[derive(Debug, Clone)]
@@ -107,7 +107,9 @@ impl Matrix {
     pub fn rounding(&self, index: usize) -> f32 {
         match self {
             Self::Float(_) => 0.0,
-            Self::Ternary(_) | Self::Quantised(_) => self.row(index).iter().map(|weight| weight.abs()).sum::<f32>() / 254.0,
+            Self::Ternary(_) | Self::Quantised(_) => {
+                self.row(index).iter().map(|weight| weight.abs()).sum::<f32>() / 254.0
+            }
         }
     }
 }

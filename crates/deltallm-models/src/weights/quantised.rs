@@ -23,7 +23,10 @@ impl ModelFile {
         let source_row = self.source_row(config, id);
         let length = raw.bytes.len() / rows;
         let packed = QuantisedLinear::from_rows(raw.ty, rows, columns, |row| {
-            raw.bytes.get(source_row(row) * length..).and_then(|bytes| bytes.get(..length)).unwrap_or_default()
+            raw.bytes
+                .get(source_row(row) * length..)
+                .and_then(|bytes| bytes.get(..length))
+                .unwrap_or_default()
         });
         match packed {
             Ok(packed) => Ok(Some(packed)),
@@ -32,9 +35,7 @@ impl ModelFile {
                 let (file, tensor, row) = (self.path.clone(), raw.name, source_row(row));
                 Err(ModelError::NonFiniteWeight { file, tensor, row, column, got })
             }
-            Err(source) => {
-                Err(ModelError::Quantised { file: self.path.clone(), tensor: raw.name, source })
-            }
+            Err(source) => Err(ModelError::Quantised { file: self.path.clone(), tensor: raw.name, source }),
         }
     }
 }

@@ -28,7 +28,8 @@ fn blocks(ty: TensorType, [rows, columns]: [usize; 2]) -> Vec<u8> {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         (state >> 56) as u8
     };
-    let mut bytes: Vec<u8> = (0..rows * columns / ty.block_elements() * ty.block_bytes()).map(|_| next()).collect();
+    let mut bytes: Vec<u8> =
+        (0..rows * columns / ty.block_elements() * ty.block_bytes()).map(|_| next()).collect();
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
         let (scale, at, minimum): (u16, usize, Option<u16>) = match ty {
             Q4_0 => (0x1c00, 0, None),

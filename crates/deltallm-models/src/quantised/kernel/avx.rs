@@ -65,6 +65,8 @@ struct Avx<const VNNI: bool>;
 // SAFETY of all blocks: as the caller promises; half a line and 8 numbers are as long as the vectors that are read and written.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "all blocks have the same argument")]
 impl<const VNNI: bool> Level for Avx<VNNI> {
+    const SIGNED: bool = !VNNI;
+
     /// Codes; of wide ones without VNNI the magnitude of what they are less 128. Beside it what has the sign.
     type Codes = [[__m256i; 2]; 2];
     /// In 16 bits for codes of half a byte without VNNI, in 32 for all others.

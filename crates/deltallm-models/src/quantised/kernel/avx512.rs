@@ -60,6 +60,8 @@ struct Avx512;
 // SAFETY of all blocks: as the caller promises; a line and 16 numbers are as long as the vectors that are read and written.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "all blocks have the same argument")]
 impl Level for Avx512 {
+    const SIGNED: bool = false;
+
     type Codes = __m512i;
     type Sums = __m512i;
     type Floats = __m512;

@@ -45,6 +45,8 @@ struct Neon<const DOT: bool>;
 // written, and assembly reads and writes the named registers alone.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "all blocks have the same argument")]
 impl<const DOT: bool> Level for Neon<DOT> {
+    const SIGNED: bool = true;
+
     /// Codes, less 128 where they are wide.
     type Codes = [int8x16_t; 4];
     /// Without dot products, for codes of half a byte: eight sums of 16 bits, two for each row, in two vectors.

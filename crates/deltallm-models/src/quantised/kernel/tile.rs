@@ -14,6 +14,8 @@ use crate::quantised::{
 /// # Safety
 /// All functions: the CPU has the instructions of the implementation.
 pub(super) trait Level {
+    /// Whether wide codes are signed here: what they are less 128.
+    const SIGNED: bool;
     /// 16 rows by 4 columns of codes, a byte each.
     type Codes: Copy;
     /// A sum of products for each of 16 rows.
@@ -171,8 +173,13 @@ unsafe fn tokens<
     // SAFETY: as the caller promises.
     unsafe {
         let mut products = [[L::begin(0); P]; N];
-        for n in 0..N {
-            products[n] = [L::begin(scales[n].start); P];
+        // With minima there is no offset to take away. To say so saves registers that are needed.
+        let mut start = [0; N];
+        if !MINIMA || L::SIGNED && WIDE {
+            for n in 0..N {
+                start[n] = scales[n].start;
+                products[n] = [L::begin(start[n]); P];
+            }
         }
         for quad in 0..QUADS {
             for n in 0..N {
@@ -183,7 +190,7 @@ unsafe fn tokens<
         }
         for n in 0..N {
             for p in 0..P {
-                let total = L::total::<WIDE>(products[n][p], scales[n].start);
+                let total = L::total::<WIDE>(products[n][p], start[n]);
                 let factor = L::scale(block.scales[p], scales[n].scale);
                 let mut sum = L::multiply_add(total, factor, L::load(&sums[n][p]));
                 if MINIMA {
