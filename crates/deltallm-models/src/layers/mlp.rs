@@ -1,19 +1,34 @@
 //! The gated feed-forward layer.
 
 use deltallm_attn::SimdLevel;
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
 use super::rms_norm;
 use crate::config::Activation;
 use crate::kernels::{silu_product, simd_level};
-use crate::{LayerWeights, ModelConfig};
+use crate::{LayerWeights, Matrix, ModelConfig};
+
+/// Tokens that go through a quantised layer together: `gate` and `up` of so many stay in the second cache.
+const QUANTISED_TOKENS: usize = 128;
 
 /// `down(norm(f(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202), with the architecture's activation `f` and, in BitNet
 /// models, a norm: `x` and the result are `[tokens, hidden]`.
 pub(crate) fn gated_mlp(config: &ModelConfig, layer: &LayerWeights, x: &Array2<f32>) -> Array2<f32> {
-    let mut gate = layer.gate.apply(&x.view());
-    let up = layer.up.apply(&x.view());
+    if x.nrows() <= QUANTISED_TOKENS || !matches!(layer.gate.weight, Matrix::Quantised(_)) {
+        return all_at_once(config, layer, x.view());
+    }
+    let mut y = Array2::zeros(x.dim());
+    let parts = y.axis_chunks_iter_mut(Axis(0), QUANTISED_TOKENS);
+    for (x, mut y) in x.axis_chunks_iter(Axis(0), QUANTISED_TOKENS).zip(parts) {
+        y.assign(&all_at_once(config, layer, x));
+    }
+    y
+}
+
+fn all_at_once(config: &ModelConfig, layer: &LayerWeights, x: ArrayView2<f32>) -> Array2<f32> {
+    let mut gate = layer.gate.apply(&x);
+    let up = layer.up.apply(&x);
     match config.architecture.activation() {
         Activation::Silu => for_each_part(&mut gate, &up, silu_product),
         Activation::SquaredRelu => for_each_part(&mut gate, &up, squared_relu_product),
