@@ -31,7 +31,7 @@ pub use quantised::{QuantisedError, QuantisedLinear};
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
-pub use ternary::{TernaryError, TernaryKernel, TernaryLinear};
+pub use ternary::{TernaryError, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
 pub use weights::{
     Embedding, LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId,

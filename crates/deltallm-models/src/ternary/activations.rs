@@ -3,8 +3,7 @@
 use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::TernaryKernel;
-use crate::kernels::{LEAST_WORK, Quad};
+use crate::kernels::{ByteKernel, LEAST_WORK, Quad};
 
 /// Quantised tokens.
 #[derive(Debug)]
@@ -33,7 +32,7 @@ const ROUND: f32 = 12_582_912.0;
 
 impl Activations {
     /// Rounds the tokens of `x`, `[tokens, columns]`, to `quads` quads each, the last of which are padded with zeros.
-    pub(super) fn new(kernel: TernaryKernel, x: &ArrayView2<f32>, quads: usize, block: usize) -> Self {
+    pub(super) fn new(kernel: ByteKernel, x: &ArrayView2<f32>, quads: usize, block: usize) -> Self {
         let mut codes = vec![Quad::default(); x.nrows() * quads];
         let mut scales = vec![TokenScale::default(); x.nrows()];
         let blocks = codes.chunks_mut(quads * block).zip(scales.chunks_mut(block));
@@ -61,7 +60,7 @@ impl Activations {
 }
 
 /// Quantises the tokens of a block and lays their quads side by side.
-fn quantise_block(kernel: TernaryKernel, x: &ArrayView2<f32>, codes: &mut [Quad], scales: &mut [TokenScale]) {
+fn quantise_block(kernel: ByteKernel, x: &ArrayView2<f32>, codes: &mut [Quad], scales: &mut [TokenScale]) {
     if let [scale] = scales {
         *scale = quantise_token(kernel, x.row(0), codes);
         return;
@@ -76,7 +75,7 @@ fn quantise_block(kernel: TernaryKernel, x: &ArrayView2<f32>, codes: &mut [Quad]
     }
 }
 
-fn quantise_token(kernel: TernaryKernel, x: ArrayView1<f32>, codes: &mut [Quad]) -> TokenScale {
+fn quantise_token(kernel: ByteKernel, x: ArrayView1<f32>, codes: &mut [Quad]) -> TokenScale {
     match x.as_slice() {
         Some(x) => kernel.quantise(x, codes.as_flattened_mut()),
         None => kernel.quantise(&x.to_vec(), codes.as_flattened_mut()),
@@ -111,7 +110,7 @@ mod tests {
     #[test]
     fn halves_are_rounded_to_even_and_the_largest_becomes_127() {
         let x = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 0.0];
-        for kernel in TernaryKernel::available() {
+        for kernel in ByteKernel::available() {
             let mut codes = [7; 8];
             let token = kernel.quantise(&x, &mut codes);
             assert_eq!(codes, [127, 0, 2, 2, 0, -2, -126, 0], "{kernel}");
@@ -121,7 +120,7 @@ mod tests {
 
     #[test]
     fn small_tokens_are_scaled_as_if_their_largest_were_1e_5() {
-        for kernel in TernaryKernel::available() {
+        for kernel in ByteKernel::available() {
             let mut codes = [7; 2];
             assert_eq!(kernel.quantise(&[1e-6, -1e-7], &mut codes).scale, 127.0 / 1e-5);
             assert_eq!(codes, [13, -1]);
@@ -139,7 +138,7 @@ mod tests {
             if largest.is_finite() {
                 let mut codes = [0; 3];
                 let scale = 127.0 / largest.max(1e-5);
-                for kernel in TernaryKernel::available() {
+                for kernel in ByteKernel::available() {
                     kernel.quantise(&[largest, -largest, largest / 2.0], &mut codes);
                     let expected = [largest, -largest, largest / 2.0]
                         .map(|x| (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8);

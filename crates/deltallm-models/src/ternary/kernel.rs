@@ -24,9 +24,6 @@ use crate::kernels::{ByteKernel, Instructions, Line, PANEL, Quad};
 /// The most tokens that a kernel takes at a time.
 pub(super) const MAX_TOKENS: usize = 12;
 
-/// What a [`TernaryLinear`](super::TernaryLinear) multiplies with.
-pub type TernaryKernel = ByteKernel;
-
 impl ByteKernel {
     /// How many tokens [`matrix`](Self::matrix) takes at a time: as many as there are registers for their sums.
     pub(super) fn tokens(self) -> usize {

@@ -15,13 +15,12 @@ use deltallm_attn::SimdLevel;
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 
 pub use error::TernaryError;
-pub use kernel::TernaryKernel;
 
 use activations::{Activations, TokenScale};
 use kernel::MAX_TOKENS;
 use layout::Panels;
 
-use crate::kernels::{Line, PANEL, for_each_task};
+use crate::kernels::{ByteKernel, Line, PANEL, for_each_task};
 
 /// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
@@ -53,7 +52,7 @@ const MATRIX_TOKENS: usize = 4;
 pub struct TernaryLinear {
     panels: Panels,
     scale: f32,
-    kernel: TernaryKernel,
+    kernel: ByteKernel,
 }
 
 impl TernaryLinear {
@@ -83,11 +82,11 @@ impl TernaryLinear {
         }
         let level = SimdLevel::from_env().map_err(TernaryError::from)?;
         let panels = Panels::pack(rows, columns, fill)?;
-        Ok(Self { panels, scale, kernel: TernaryKernel::of(level) })
+        Ok(Self { panels, scale, kernel: ByteKernel::of(level) })
     }
 
     /// The same weights, multiplied with other instructions. The results stay the same.
-    pub fn with_kernel(self, kernel: TernaryKernel) -> Self {
+    pub fn with_kernel(self, kernel: ByteKernel) -> Self {
         Self { kernel, ..self }
     }
 
@@ -107,7 +106,7 @@ impl TernaryLinear {
     }
 
     /// The instructions that multiply.
-    pub fn kernel(&self) -> TernaryKernel {
+    pub fn kernel(&self) -> ByteKernel {
         self.kernel
     }
 

@@ -41,12 +41,12 @@ fn plain(weights: &Array2<i8>, scale: f32, x: &ArrayView2<f32>) -> Array2<f32> {
 
 #[test]
 fn every_level_has_its_kernel() {
-    let kernels = TernaryKernel::available();
+    let kernels = ByteKernel::available();
     for level in SimdLevel::available() {
-        assert!(kernels.contains(&TernaryKernel::of(level)), "{level:?}");
+        assert!(kernels.contains(&ByteKernel::of(level)), "{level:?}");
     }
-    assert_eq!(TernaryKernel::of(SimdLevel::available()[0]).name(), "scalar");
-    assert_eq!(Some(&TernaryKernel::of(SimdLevel::best())), kernels.last());
+    assert_eq!(ByteKernel::of(SimdLevel::available()[0]).name(), "scalar");
+    assert_eq!(Some(&ByteKernel::of(SimdLevel::best())), kernels.last());
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn compare(panels: &[Line], quads: &[Quad], tokens: usize) -> Result<(), TestCas
     layout::unpack(panels, &mut codes);
     let mut expected = vec![[1; PANEL]; count * tokens];
     scalar::matrix(&codes, quads, tokens, &mut expected);
-    for kernel in TernaryKernel::available() {
+    for kernel in ByteKernel::available() {
         let mut sums = vec![[2; PANEL]; count * tokens];
         if tokens <= kernel.tokens() {
             kernel.matrix(&codes, quads, tokens, &mut sums);
@@ -201,7 +201,7 @@ proptest! {
             ((i * 31 + j * 17) as f32 + (seed % 1000) as f32).sin() * 3.0
         });
         let expected = plain(&weights, scale, &x.view());
-        for kernel in TernaryKernel::available() {
+        for kernel in ByteKernel::available() {
             let linear = linear(&weights, scale).with_kernel(kernel);
             prop_assert_eq!(&linear.apply(&x.view()), &expected, "{}", kernel);
         }
