@@ -1,6 +1,6 @@
 //! Times attention kernels against each other in one process, interleaved, and prints ratios of medians.
 
-use std::process::{Command, ExitCode};
+use std::process::ExitCode;
 
 use anyhow::Context;
 use deltallm::{AttentionOptions, SimdLevel};
@@ -11,19 +11,17 @@ use deltallm_benches::peers::candle::{Candle, Path};
 use deltallm_benches::peers::torch::{Sdpa, Torch};
 use deltallm_benches::report::{Report, baseline, rows};
 use deltallm_benches::subject::Subject;
+use deltallm_benches::threads::restart_with;
 use deltallm_benches::variants::{F32, OURS};
 use deltallm_benches::{Inputs, machine, measure, table};
 use deltallm_examples::{Progress, main_with, print_json};
-
-/// candle takes its numbers of threads from these, once, when it first needs them.
-const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
 
 fn main() -> ExitCode {
     main_with(run)
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    restart_with_threads(args.threads)?;
+    restart_with(args.threads)?;
     let (threads, level) = (usize::from(args.threads), SimdLevel::from_env()?);
     let mut torch = args.torch.as_deref().map(|python| Torch::start(python, threads)).transpose()?;
     let inputs = args.inputs()?;
@@ -64,19 +62,6 @@ fn run(args: Args) -> anyhow::Result<()> {
         print_json(&report)?;
     }
     Ok(())
-}
-
-/// Runs this program again with the variables that candle reads, unless they are right already.
-fn restart_with_threads(threads: u16) -> anyhow::Result<()> {
-    let threads = threads.to_string();
-    if THREADS.iter().all(|name| std::env::var(name).is_ok_and(|value| value == threads)) {
-        return Ok(());
-    }
-    let program = std::env::current_exe().context("cannot find this program")?;
-    let variables = THREADS.map(|name| (name, &threads));
-    let status = Command::new(program).args(std::env::args_os().skip(1)).envs(variables).status()?;
-    // It has said itself what was wrong.
-    std::process::exit(status.code().unwrap_or(2));
 }
 
 /// Everyone who takes part.

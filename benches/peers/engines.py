@@ -1,0 +1,148 @@
+"""Those that are compared. Each measures a test in new processes and says what came of it, by configuration."""
+
+import json
+import os
+from dataclasses import dataclass
+
+from children import ChildError, run
+
+
+@dataclass(frozen=True)
+class Test:
+    """Something to measure. `kind` is prefill, decode, first token or memory; `tokens` those of the prompt, or in the cache."""
+
+    kind: str
+    tokens: int
+
+    @property
+    def unit(self):
+        return {"prefill": "tokens/s", "decode": "tokens/s", "first token": "s", "memory": "MB"}[self.kind]
+
+    @property
+    def more_is_better(self):
+        return self.unit == "tokens/s"
+
+    def __str__(self):
+        return {
+            "prefill": f"prompt of {self.tokens}",
+            "decode": f"decoding behind {self.tokens}",
+            "first token": f"start to first token, prompt of {self.tokens}",
+            "memory": f"peak memory, prompt of {self.tokens}",
+        }[self.kind]
+
+    def of(self, finished):
+        """The result of a whole process."""
+        return finished.seconds if self.kind == "first token" else finished.peak_bytes / 1e6
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What holds for everyone."""
+
+    model: str
+    text: str
+    threads: int
+    decode_tokens: int
+    repetitions: int
+
+
+class LlamaCpp:
+    """llama-bench, with and without flash attention, with caches of 16 and 8 bits (the latter needs flash attention for values), with weights
+    as they are in the file and rearranged for the CPU."""
+
+    name = "llama.cpp"
+    CONFIGURATIONS = [
+        {"fa": fa, "cache": cache, "repack": repack}
+        for fa, cache in [(0, "f16"), (1, "f16"), (1, "q8_0")]
+        for repack in (1, 0)
+    ]
+
+    def __init__(self, binary, plan):
+        self.binary, self.plan = binary, plan
+
+    def takes(self, _test, _round):
+        return True
+
+    def measure(self, test, _round):
+        whole = test.kind in ("first token", "memory")
+        return {self.label(c): self.whole(test, c) if whole else self.speed(test, c) for c in self.CONFIGURATIONS}
+
+    @staticmethod
+    def label(configuration):
+        return f"llama.cpp, fa {configuration['fa']}, {configuration['cache']}" + (
+            "" if configuration["repack"] else ", no repack"
+        )
+
+    def command(self, configuration, *more):
+        cache = configuration["cache"]
+        switches = ["-fa", configuration["fa"], "-ctk", cache, "-ctv", cache, "--repack", configuration["repack"]]
+        return [self.binary, "-m", self.plan.model, "-t", self.plan.threads, *switches, "-o", "json", *more]
+
+    def whole(self, test, configuration):
+        return [test.of(run(self.command(configuration, "-p", test.tokens, "-n", 0, "-r", 1, "--no-warmup")))]
+
+    def speed(self, test, configuration):
+        if test.kind == "prefill":
+            lengths = ["-p", test.tokens, "-n", 0]
+        else:
+            lengths = ["-p", 0, "-n", self.plan.decode_tokens, "-d", test.tokens]
+        command = self.command(configuration, *lengths, "-r", self.plan.repetitions)
+        rows = parsed(run(command).stdout, command)
+        return [speed for row in rows for speed in row["samples_ts"]]
+
+
+class BenchModel:
+    """The program bench-model with some of its kernels."""
+
+    def __init__(self, name, binary, kernels, plan):
+        self.name, self.binary, self.kernels, self.plan = name, binary, kernels, plan
+        threads = str(plan.threads)
+        # Set here, or the program would start itself again to set them.
+        self.env = {**os.environ, "RAYON_NUM_THREADS": threads, "CANDLE_NUM_THREADS": threads}
+        self.about = {}
+
+    def takes(self, _test, _round):
+        return True
+
+    def measure(self, test, round_):
+        if test.kind in ("first token", "memory"):
+            return {kernel: self.whole(test, kernel) for kernel in self.kernels}
+        return self.speeds(test, round_)
+
+    def command(self, kernels, *more):
+        text = ["--text", self.plan.text] if self.plan.text else []
+        shared = ["--model", self.plan.model, "--threads", self.plan.threads, "--kernels", ",".join(kernels)]
+        return [self.binary, *shared, *text, *more]
+
+    def whole(self, test, kernel):
+        return [test.of(run(self.command([kernel], "--first-token", test.tokens), self.env))]
+
+    def speeds(self, test, round_):
+        lengths = "--prompts" if test.kind == "prefill" else "--depths"
+        # Nobody is always first.
+        turn = round_ % len(self.kernels)
+        kernels = self.kernels[turn:] + self.kernels[:turn]
+        decoded = ["--decode-tokens", self.plan.decode_tokens, "--repetitions", self.plan.repetitions]
+        command = self.command(kernels, "--phases", test.kind, lengths, test.tokens, *decoded, "--json")
+        report = parsed(run(command, self.env).stdout.strip().rpartition("\n")[2], command)
+        self.about = {key: report[key] for key in ("model", "cpu", "date", "level", "threads")}
+        tokens = test.tokens if test.kind == "prefill" else self.plan.decode_tokens
+        return {row["engine"]: [tokens / ms * 1e3 for ms in row["round_ms"]] for row in report["rows"]}
+
+
+class Candle(BenchModel):
+    """candle's model is slow: it takes part in a few rounds, and reads no long prompts for their speed."""
+
+    def __init__(self, binary, plan, rounds, longest):
+        super().__init__("candle", binary, ["candle"], plan)
+        self.rounds, self.longest = rounds, longest
+
+    def takes(self, test, round_):
+        return round_ < self.rounds and (test.unit != "tokens/s" or test.tokens <= self.longest)
+
+
+def parsed(text, command):
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ChildError(f"{command[0]}: expected JSON, got {text[:80]!r}") from error

@@ -1,0 +1,137 @@
+"""Builds llama.cpp's `llama-bench` from the source package of llama-cpp-python, which brings llama.cpp with it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+PACKAGE = "llama-cpp-python"
+
+# What llama.cpp does by default on the machine it is built on, in one binary and without what needs a network.
+OPTIONS = {
+    "CMAKE_BUILD_TYPE": "Release",
+    "GGML_NATIVE": "ON",
+    "BUILD_SHARED_LIBS": "OFF",
+    "GGML_CCACHE": "OFF",
+    "LLAMA_BUILD_APP": "OFF",
+    "LLAMA_BUILD_EXAMPLES": "OFF",
+    "LLAMA_BUILD_SERVER": "OFF",
+    "LLAMA_BUILD_TESTS": "OFF",
+    "LLAMA_OPENSSL": "OFF",
+    "LLAMA_USE_PREBUILT_UI": "OFF",
+}
+
+
+class BuildError(Exception):
+    """One line for the user."""
+
+
+def build(folder, version, jobs):
+    """Leaves `llama-bench` and `build.json`, which says what was built, in `folder` and returns the path of the former."""
+    cmake = tool("cmake")
+    if cmake is None:
+        raise BuildError(f"expected cmake, found none; {sys.executable} -m pip install cmake ninja")
+    folder = Path(folder).resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    archive = download(folder / "sdist", version)
+    package = re.sub(r".*-|\.tar\.gz$", "", archive.name)
+    source, commit = unpack(archive, folder / "source" / package, package)
+    mended = mend(source)
+    target = folder / "build" / package
+    options = {**OPTIONS, "LLAMA_BUILD_COMMIT": commit}
+    ninja = tool("ninja")
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    defines = [f"-D{name}={value}" for name, value in options.items()]
+    run([cmake, "-S", source, "-B", target, *generator, *defines])
+    run([cmake, "--build", target, "--target", "llama-bench", "--parallel", str(jobs)])
+    binary = folder / "llama-bench"
+    write_whole(binary, (target / "bin" / "llama-bench").read_bytes(), mode=0o755)
+    about = {"package": f"{PACKAGE} {package}", "commit": commit, "options": options, "mended": mended, **cache_values(target)}
+    write_whole(folder / "build.json", (json.dumps(about, indent=1) + "\n").encode())
+    return binary
+
+
+def tool(name):
+    """The program beside this Python, as in a virtual environment, or else on the PATH."""
+    return shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+
+
+def download(folder, version):
+    """The source package. An archive that is there already is taken, if it is of the version asked for."""
+    requirement = f"{PACKAGE}=={version}" if version else PACKAGE
+    stem = PACKAGE.replace("-", "_")
+    there = sorted(folder.glob(f"{stem}-{version or '*'}.tar.gz"))
+    if not there:
+        # Only this package has to be source: what pip needs to read its metadata may be binary.
+        run([sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", PACKAGE, "-d", folder, requirement])
+        there = sorted(folder.glob(f"{stem}-*.tar.gz"))
+    if not there:
+        raise BuildError(f"expected {stem}-*.tar.gz in {folder}, found none")
+    return there[-1]
+
+
+def unpack(archive, folder, package):
+    """llama.cpp's sources, and the commit that the package's changelog says they are of."""
+    vendor = "vendor/llama.cpp/"
+    if not folder.exists():
+        print(f"unpacking {archive.name}", file=sys.stderr)
+        scratch = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        with tarfile.open(archive) as tar:
+            wanted = []
+            for member in tar:
+                member.name = member.name.partition("/")[2]
+                if member.name.startswith(vendor) or member.name == "CHANGELOG.md":
+                    wanted.append(member)
+            tar.extractall(scratch, wanted, filter="data")
+        scratch.rename(folder)
+    if not (folder / vendor / "CMakeLists.txt").exists():
+        raise BuildError(f"{archive}: expected {vendor}CMakeLists.txt in it, found none; take another --version")
+    changelog = (folder / "CHANGELOG.md").read_text(encoding="utf-8", errors="replace")
+    section = changelog.partition(f"## [{package}]")[2].partition("\n## ")[0]
+    commit = re.search(r"llama\.cpp@([0-9a-f]+)", section)
+    return folder / vendor, commit[1] if commit else "unknown"
+
+
+def mend(source):
+    """Makes llama.cpp's use of AMX sound with GCC 12, whose `_tile_loadconfig` does not say that it reads all of its argument: what is
+    written there is left out, and the program ends with a general protection fault. The barrier is right for every compiler."""
+    path = source / "ggml/src/ggml-cpu/amx/mmq.cpp"
+    load, barrier = "    _tile_loadconfig(&tc);\n", '    __asm__ volatile ("" : : "r" (&tc) : "memory");\n'
+    text = path.read_text() if path.exists() else ""
+    if load not in text:
+        return []
+    if barrier + load not in text:
+        write_whole(path, text.replace(load, barrier + load).encode())
+    return ["a memory barrier before _tile_loadconfig"]
+
+
+def cache_values(target):
+    """Compiler and flags of a build, from CMake's cache and its compile commands."""
+    files = list(target.glob("CMakeFiles/*/CMakeCXXCompiler.cmake"))
+    found = re.search(r'CMAKE_CXX_COMPILER_VERSION "([^"]*)"', files[0].read_text()) if files else None
+    name = re.search(r'CMAKE_CXX_COMPILER_ID "([^"]*)"', files[0].read_text()) if files else None
+    return {"compiler": f"{name[1]} {found[1]}" if name and found else "unknown"}
+
+
+def write_whole(path, data, mode=0o644):
+    """The file is there whole or not at all."""
+    scratch = path.with_name(path.name + ".tmp")
+    scratch.write_bytes(data)
+    scratch.chmod(mode)
+    os.replace(scratch, path)
+
+
+def run(command):
+    """Runs a step; what it prints goes to stderr."""
+    command = [str(part) for part in command]
+    try:
+        subprocess.run(command, stdout=sys.stderr, check=True)
+    except FileNotFoundError as error:
+        raise BuildError(f"expected {command[0]}, found none") from error
+    except subprocess.CalledProcessError as error:
+        raise BuildError(f"{' '.join(command)} failed with {error.returncode}") from error

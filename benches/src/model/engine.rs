@@ -1,0 +1,104 @@
+//! What is timed: the interface between the rounds and a model with its cache.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A model with a cache.
+pub trait Engine {
+    /// Empties the cache. What an engine has to make anew for that is made here.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn clear(&mut self) -> anyhow::Result<()>;
+
+    /// Reads a whole prompt into the empty cache and returns the logits after its last token, `[vocab_size]`.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn prefill(&mut self, prompt: &[u32]) -> anyhow::Result<Vec<f32>>;
+
+    /// Appends a token and computes the logits after it.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn decode(&mut self, token: u32) -> anyhow::Result<()>;
+
+    /// Takes the cache back to where the prompt ended.
+    ///
+    /// # Errors
+    /// What the engine says.
+    fn rewind(&mut self) -> anyhow::Result<()>;
+
+    /// Bytes of the cache; `None` where the engine does not say.
+    fn cache_bytes(&self) -> Option<usize>;
+}
+
+/// Who takes part: `candle`, or our attention as `KIND[-STORE[-PRECISION]]`, such as `hybrid-compact`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum EngineName {
+    /// candle-transformers' quantized Llama.
+    Candle,
+    /// Ours.
+    Ours {
+        /// As `--kernel` of the example programs.
+        kind: String,
+        /// As their `--kv`.
+        store: String,
+        /// As their `--precision`.
+        precision: String,
+    },
+}
+
+impl FromStr for EngineName {
+    type Err = String;
+
+    /// Whether kind, store and precision exist, and fit together, is found out when the model is there.
+    fn from_str(name: &str) -> Result<Self, String> {
+        let parts: Vec<&str> = name.split('-').collect();
+        let ours = |kind: &str, store: &str, precision: &str| Self::Ours {
+            kind: kind.to_owned(),
+            store: store.to_owned(),
+            precision: precision.to_owned(),
+        };
+        match parts[..] {
+            ["candle"] => Ok(Self::Candle),
+            [kind @ ("dense" | "delta" | "hybrid")] => Ok(ours(kind, "f16", "f32")),
+            [kind @ ("dense" | "delta" | "hybrid"), store] => Ok(ours(kind, store, "f32")),
+            [kind @ ("dense" | "delta" | "hybrid"), store, precision] => Ok(ours(kind, store, precision)),
+            _ => {
+                Err("expected candle, or dense, delta or hybrid with a store, such as hybrid-compact".into())
+            }
+        }
+    }
+}
+
+/// As it was given, with everything said but f32 products.
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Candle => f.write_str("candle"),
+            Self::Ours { kind, store, precision } if precision == "f32" => write!(f, "{kind}-{store}"),
+            Self::Ours { kind, store, precision } => write!(f, "{kind}-{store}-{precision}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_parse_and_say_the_store() {
+        for (name, full) in [
+            ("candle", "candle"),
+            ("dense", "dense-f16"),
+            ("hybrid-compact", "hybrid-compact"),
+            ("dense-bf16-bf16", "dense-bf16-bf16"),
+        ] {
+            assert_eq!(name.parse::<EngineName>().unwrap().to_string(), full);
+        }
+        for bad in ["", "fast", "candle-f16", "dense-f16-f32-x"] {
+            assert!(bad.parse::<EngineName>().unwrap_err().contains("hybrid-compact"), "{bad}");
+        }
+    }
+}
