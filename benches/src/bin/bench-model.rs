@@ -143,12 +143,12 @@ fn check_length(args: &Args, limit: usize, whose: &str) -> anyhow::Result<()> {
 
 fn print_header(report: &Report, entries: &[Entry]) {
     println!(
-        "machine      {}; {}; level {}, {} threads",
+        "machine            {}; {}; level {}, {} threads",
         report.cpu, report.date, report.level, report.threads
     );
-    println!("model        {}; {} tokens decoded in a row", report.model, report.decode_tokens);
+    println!("model              {}; {} tokens decoded in a row", report.model, report.decode_tokens);
     for entry in entries {
-        println!("{:12} {}", entry.name, entry.settings);
+        println!("{:18} {}", entry.name, entry.settings);
     }
     println!("{}", header());
 }
