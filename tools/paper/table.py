@@ -37,7 +37,7 @@ def settings(args):
 def run(args, task, name, options):
     kind, file = TASKS[task]
     slug = f"{task}-{name}".replace(" ", "-")
-    command = [args.evaluate, "--model", args.model, "--task", kind, "--data", str(args.data / file), "--limit", str(args.limit)]
+    command = [args.evaluate, "--model", args.model, "--task", kind, "--data", str(args.data / file), "--limit", str(args.limit), "--linear", "f32"]
     command += ["--compare", "dense", "--json", "--resume", str(args.out / f"{slug}.log"), *options]
     print("+", " ".join(command), flush=True)
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
