@@ -63,7 +63,10 @@ impl ByteKernel {
             // For a single token the weights come from memory, and one stream is read faster than two.
             #[cfg(target_arch = "x86_64")]
             Instructions::Avx512Vnni if tokens > 1 => 2,
-            _ => 1,
+            _ => {
+                let _ = tokens;
+                1
+            }
         }
     }
 
