@@ -6,6 +6,8 @@ mod half;
 mod matmul;
 mod panel;
 mod prefetch;
+#[cfg(target_arch = "aarch64")]
+mod sdot;
 mod silu;
 
 use std::sync::OnceLock;
@@ -18,6 +20,8 @@ pub(crate) use half::matmul_half;
 pub(crate) use matmul::matmul_transposed;
 pub(crate) use panel::{LEAST_WORK, Line, PANEL, Quad, bits, for_each_task};
 pub(crate) use prefetch::prefetch_after;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use sdot::sdot;
 pub(crate) use silu::silu_product;
 
 /// The level of this process: the one that `DELTALLM_SIMD` names, or the best.

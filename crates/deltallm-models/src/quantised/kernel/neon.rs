@@ -12,7 +12,7 @@
 use std::arch::{aarch64::*, asm};
 
 use super::tile::{self, Level};
-use crate::kernels::{Line, PANEL, Quad, bits};
+use crate::kernels::{Line, PANEL, Quad, bits, sdot};
 use crate::quantised::{
     activations::Batch,
     layout::{Form, Halves, Panel},
@@ -101,7 +101,7 @@ impl<const DOT: bool> Level for Neon<DOT> {
             for quarter in 0..4 {
                 let [first, second] = sums[quarter];
                 sums[quarter] = if DOT {
-                    [dot(first, codes[quarter], quads), second]
+                    [sdot(first, codes[quarter], quads), second]
                 } else if WIDE {
                     let low = vmull_s8(vget_low_s8(codes[quarter]), vget_low_s8(quads));
                     let high = vmull_high_s8(codes[quarter], quads);
@@ -197,24 +197,4 @@ impl<const DOT: bool> Level for Neon<DOT> {
     unsafe fn multiply_add_one(a: Self::Floats, b: f32, c: Self::Floats) -> Self::Floats {
         unsafe { Self::multiply_add(a, [vdupq_n_f32(b); 4], c) }
     }
-}
-
-/// `sums[i] + codes[i] . quads[i]`, for vectors of four quads. The intrinsic, `vdotq_s32`, is not stable yet.
-///
-/// # Safety
-/// The CPU has the instruction.
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-unsafe fn dot(mut sums: int32x4_t, codes: int8x16_t, quads: int8x16_t) -> int32x4_t {
-    // SAFETY: as the caller promises; the instruction reads and writes these registers alone.
-    unsafe {
-        asm!(
-            "sdot {sums:v}.4s, {codes:v}.16b, {quads:v}.16b",
-            sums = inout(vreg) sums,
-            codes = in(vreg) codes,
-            quads = in(vreg) quads,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
 }

@@ -1,11 +1,11 @@
 //! Dot products of bytes on Arm (`sdot`): a quarter of a line is a vector, and every lane of 32 bits the sum of a row.
-#![allow(unsafe_code, reason = "assembly, and functions that need instructions to be there")]
+#![allow(unsafe_code, reason = "functions that need instructions to be there")]
 #![allow(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 
-use std::arch::{aarch64::*, asm};
+use std::arch::aarch64::*;
 
 use super::neon::{load, store};
-use crate::kernels::{Line, PANEL, Quad, bits};
+use crate::kernels::{Line, PANEL, Quad, bits, sdot};
 use crate::ternary::layout::QUADS;
 
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {
@@ -87,20 +87,9 @@ fn tile<'a, const N: usize>(
     N
 }
 
-/// `sums[i] + codes[i] . quads[i]`, for vectors of four quads; codes are below 128. The intrinsic, `vdotq_s32`, is not stable
-/// yet.
+/// `sums[i] + codes[i] . quads[i]`, for vectors of four quads; codes are below 128.
 #[inline]
 #[target_feature(enable = "neon,dotprod")]
-fn dot(mut sums: int32x4_t, codes: uint8x16_t, quads: int32x4_t) -> int32x4_t {
-    // SAFETY: this function has the instruction, which reads and writes these registers alone.
-    unsafe {
-        asm!(
-            "sdot {sums:v}.4s, {codes:v}.16b, {quads:v}.16b",
-            sums = inout(vreg) sums,
-            codes = in(vreg) codes,
-            quads = in(vreg) quads,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
+fn dot(sums: int32x4_t, codes: uint8x16_t, quads: int32x4_t) -> int32x4_t {
+    sdot(sums, vreinterpretq_s8_u8(codes), vreinterpretq_s8_s32(quads))
 }
