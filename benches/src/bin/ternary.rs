@@ -146,7 +146,7 @@ fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, roun
             name: "bf16".into(),
             products: halves.len(),
             bytes: halves.len() * rows * columns * 2,
-            run: Box::new(|| halves.iter().for_each(|halves| drop(black_box(halves.logits(&x))))),
+            run: Box::new(|| halves.iter().for_each(|halves| drop(black_box(halves.logits(&x.view()))))),
         },
         Subject { name: "read".into(), products: 1, bytes: plain.len() * 4, run: Box::new(|| read(&plain)) },
     ];
@@ -179,7 +179,7 @@ fn many_tokens(ternary: &TernaryLinear, kernels: &[ByteKernel], tokens: usize, r
     let x = activations(tokens, columns);
     let wide =
         Embedding::F32(Array2::from_shape_fn((rows, columns), |(row, column)| weight(row, column).into()));
-    let run = Box::new(|| drop(black_box(wide.logits(&x))));
+    let run = Box::new(|| drop(black_box(wide.logits(&x.view()))));
     let mut subjects = vec![Subject { name: "f32".into(), products: 1, bytes: 0, run }];
     for kernel in kernels {
         let (ternary, x) = (ternary.clone().with_kernel(*kernel), x.view());

@@ -6,6 +6,7 @@ mod config;
 mod error;
 #[cfg(feature = "gguf")]
 pub mod gguf;
+mod inputs;
 mod kernels;
 mod layers;
 mod mmap;
@@ -19,6 +20,7 @@ mod session;
 mod ternary;
 mod tokenizer;
 mod weights;
+mod workspace;
 
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};

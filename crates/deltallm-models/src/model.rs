@@ -1,27 +1,32 @@
 //! The decoder graph: tokens in, logits out.
 
 use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
 use deltallm_core::{CoreError, QueryLimits};
-use ndarray::{Array2, Array3, ArrayView2, ArrayView3, ArrayViewMut3, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
 
 use crate::{
-    LayerWeights, Linear, ModelConfig, ModelError, ModelFile, ModelWeights,
-    layers::{Rope, Turns, gated_mlp, rms_norm},
+    ModelConfig, ModelError, ModelFile, ModelWeights,
+    inputs::Inputs,
+    layers::{Rope, gated_mlp, rms_norm, rms_norm_in_place},
+    workspace::Workspace,
 };
 
 /// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
 ///
 /// The model is immutable; all state of a conversation lives in the attention kernels, one per layer, that the caller
-/// passes in. [`Session`](crate::Session) keeps them.
+/// passes in. [`Session`](crate::Session) keeps them. What a call needs for its intermediate results is kept for the next.
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
     weights: ModelWeights,
     rope: Rope,
     shape: AttentionShape,
+    /// As many as there were calls at the same time.
+    workspaces: Mutex<Vec<Workspace>>,
 }
 
 /// Which tokens of a call the caller wants logits for.
@@ -85,7 +90,7 @@ impl Model {
         let weights = ModelWeights::load(file, &config, progress)?;
         let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
         let rope = Rope::new(config.rope.frequencies(config.head_dim));
-        Ok(Self { config, weights, rope, shape })
+        Ok(Self { config, weights, rope, shape, workspaces: Mutex::default() })
     }
 
     /// The model's parameters.
@@ -197,7 +202,10 @@ impl Model {
     ) -> Result<Array2<f32>, ModelError> {
         let positions =
             batch.iter().map(|s| self.check(s.tokens, s.kernels)).collect::<Result<Vec<_>, _>>()?;
-        let result = self.decoder(batch, &positions, observer);
+        let mut workspace = self.workspaces().pop().unwrap_or_default();
+        let result = self.decoder(batch, &positions, observer, &mut workspace);
+        let result = result.map(|()| self.head(batch, &mut workspace));
+        self.workspaces().push(workspace);
         if result.is_err() {
             // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
             for (sequence, position) in batch.iter_mut().zip(&positions) {
@@ -206,14 +214,12 @@ impl Model {
                 }
             }
         }
-        let x = result?;
-        let mut wanted = Vec::new();
-        let mut end = 0;
-        for sequence in batch.iter() {
-            end += sequence.tokens.len();
-            wanted.extend(end - sequence.rows.of(sequence.tokens.len())..end);
-        }
-        Ok(self.head(&x.select(Axis(0), &wanted)))
+        result
+    }
+
+    /// Memory of calls that have ended.
+    fn workspaces(&self) -> MutexGuard<'_, Vec<Workspace>> {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Checks the arguments of `forward` and returns the position of the first token.
@@ -244,78 +250,93 @@ impl Model {
         Ok(position)
     }
 
-    /// Embedding and all layers: the residual stream of all sequences, one after the other, `[tokens, hidden]`.
+    /// Embedding and all layers. Leaves the residual stream of all sequences, one after the other, in the workspace.
     fn decoder<K: AttentionKernel>(
         &self,
         batch: &mut [Sequence<K>],
         positions: &[usize],
         observer: &mut dyn FnMut(AttentionInput),
-    ) -> Result<Array2<f32>, ModelError> {
-        let turns = self.rope.turns(
+        workspace: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        let Workspace { turns, residual, normed, q, k, v, attended, gate, up, update, rounded } = workspace;
+        let ModelConfig { hidden_size, heads, kv_heads, head_dim, norm_eps, .. } = self.config;
+        self.rope.turns(
             token_ranges(batch).zip(positions).flat_map(|(tokens, first)| *first..*first + tokens.len()),
+            turns,
         );
-        let ids: Vec<usize> = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize).collect();
-        let mut x = self.weights.token_embedding.rows(&ids);
+        let tokens = total_tokens(batch);
+        let stream = Ix2(tokens, hidden_size);
+        let (of_queries, of_keys) = (Ix3(tokens, heads, head_dim), Ix3(tokens, kv_heads, head_dim));
+        let (query_rows, key_rows) = (Ix2(tokens, heads * head_dim), Ix2(tokens, kv_heads * head_dim));
+        let mut x = residual.array(stream);
+        let ids = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize);
+        self.weights.token_embedding.rows_into(ids, x.view_mut());
         for (index, layer) in self.weights.layers.iter().enumerate() {
-            let normed = rms_norm(&x, &layer.attention_norm, self.config.norm_eps);
-            let failed = |source| ModelError::Attention { layer: index, source };
-            let [q, k, v] = self.projections(layer, &normed, &turns).map_err(failed)?;
+            let mut input = normed.array(stream);
+            rms_norm(&x.view(), &layer.attention_norm, norm_eps, input.view_mut());
+            let mut inputs = Inputs::new(input.view(), rounded);
+            layer.query.apply_into(&mut inputs, q.array(query_rows));
+            layer.key.apply_into(&mut inputs, k.array(key_rows));
+            layer.value.apply_into(&mut inputs, v.array(key_rows));
+            turns.apply(q.array(of_queries));
+            turns.apply(k.array(of_keys));
+            let (q, k, v) = (q.array(of_queries), k.array(of_keys), v.array(of_keys));
             let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
             observer(AttentionInput { layer: index, residual, q, k, v });
-            let mut attended = attend(batch, index, q, k, v).map_err(failed)?;
+            attend(batch, index, [q, k, v], attended.array(of_queries))
+                .map_err(|source| ModelError::Attention { layer: index, source })?;
+            let mut attended = attended.array(query_rows);
             if let Some(norm) = &layer.attention_sub_norm {
-                attended = rms_norm(&attended, norm, self.config.norm_eps);
+                rms_norm_in_place(attended.view_mut(), norm, norm_eps);
             }
-            x += &layer.attention_output.apply(&attended.view());
-            x += &gated_mlp(&self.config, layer, &rms_norm(&x, &layer.mlp_norm, self.config.norm_eps));
+            layer
+                .attention_output
+                .apply_into(&mut Inputs::new(attended.view(), rounded), update.array(stream));
+            x += &update.array(stream);
+            let mut input = normed.array(stream);
+            rms_norm(&x.view(), &layer.mlp_norm, norm_eps, input.view_mut());
+            gated_mlp(&self.config, layer, &input.view(), (gate, up, rounded), update.array(stream));
+            x += &update.array(stream);
         }
-        Ok(x)
+        Ok(())
     }
 
-    /// Queries, keys and values of a layer, rotated: `x` is `[tokens, hidden]`, the results `[tokens, heads, head_dim]`.
-    fn projections(
-        &self,
-        layer: &LayerWeights,
-        x: &Array2<f32>,
-        turns: &Turns,
-    ) -> Result<[Array3<f32>; 3], AttentionError> {
-        let heads = |linear: &Linear| split_heads(linear.apply(&x.view()), self.config.head_dim);
-        let (mut q, mut k, v) = (heads(&layer.query)?, heads(&layer.key)?, heads(&layer.value)?);
-        turns.apply(&mut q);
-        turns.apply(&mut k);
-        Ok([q, k, v])
-    }
-
-    /// Final norm and output projection: logits `[rows, vocab_size]`.
-    fn head(&self, x: &Array2<f32>) -> Array2<f32> {
-        let x = rms_norm(x, &self.weights.final_norm, self.config.norm_eps);
-        self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding).logits(&x)
+    /// Final norm and output projection of the tokens whose logits are wanted: logits `[rows, vocab_size]`.
+    fn head<K>(&self, batch: &[Sequence<K>], workspace: &mut Workspace) -> Array2<f32> {
+        let hidden_size = self.config.hidden_size;
+        let x = workspace.residual.array(Ix2(total_tokens(batch), hidden_size));
+        let wanted = || {
+            batch.iter().zip(token_ranges(batch)).flat_map(|(sequence, tokens)| {
+                let rows = sequence.rows.of(tokens.len());
+                tokens.end - rows..tokens.end
+            })
+        };
+        let mut normed = workspace.normed.array(Ix2(wanted().count(), hidden_size));
+        for (token, row) in wanted().zip(normed.outer_iter_mut()) {
+            rms_norm(
+                &x.slice(s![token..=token, ..]),
+                &self.weights.final_norm,
+                self.config.norm_eps,
+                row.insert_axis(Axis(0)),
+            );
+        }
+        self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding).logits(&normed.view())
     }
 }
 
-/// `[tokens, heads * head_dim]` as `[tokens, heads, head_dim]`.
-fn split_heads(x: Array2<f32>, head_dim: usize) -> Result<Array3<f32>, AttentionError> {
-    let (tokens, width) = x.dim();
-    x.into_shape_with_order((tokens, width / head_dim, head_dim))
-        .map_err(|_| columns("projection", width / head_dim * head_dim, width))
-}
-
-/// A matrix whose columns are not whole heads. Loading checks the weights' shapes, so nobody has seen this error.
-fn columns(input: &'static str, expected: usize, got: usize) -> AttentionError {
-    AttentionError::Shape { input, dimension: "columns", expected, got }
-}
-
-/// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer`: `[tokens, heads * head_dim]`.
+/// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer` into `out`, of the queries'
+/// shape.
 fn attend<K: AttentionKernel>(
     batch: &mut [Sequence<K>],
     layer: usize,
-    q: ArrayView3<f32>,
-    k: ArrayView3<f32>,
-    v: ArrayView3<f32>,
-) -> Result<Array2<f32>, AttentionError> {
-    let (tokens, heads, head_dim) = q.dim();
-    let mut out = Array3::zeros(q.dim());
-    let mut rest = out.view_mut();
+    [q, k, v]: [ArrayView3<f32>; 3],
+    out: ArrayViewMut3<f32>,
+) -> Result<(), AttentionError> {
+    // Spares the single sequence, which is every decoding step, the way through the thread pool.
+    if let [sequence] = batch {
+        return sequence.kernels[layer].forward(q, k, v, out);
+    }
+    let mut rest = out;
     let ranges: Vec<_> = token_ranges(batch).collect();
     let mut tasks = Vec::new();
     for (sequence, range) in batch.iter_mut().zip(ranges) {
@@ -323,17 +344,15 @@ fn attend<K: AttentionKernel>(
         rest = others;
         tasks.push((&mut sequence.kernels[layer], range, own));
     }
-    let run = |(kernel, range, out): (&mut K, Range<usize>, ArrayViewMut3<f32>)| {
+    tasks.into_par_iter().try_for_each(|(kernel, range, out)| {
         let part = s![range, .., ..];
         kernel.forward(q.slice(part), k.slice(part), v.slice(part), out)
-    };
-    match tasks.len() {
-        // Spares the single sequence, which is every decoding step, the way through the thread pool.
-        1 => tasks.into_iter().try_for_each(run)?,
-        _ => tasks.into_par_iter().try_for_each(run)?,
-    }
-    let width = heads * head_dim;
-    out.into_shape_with_order((tokens, width)).map_err(|_| columns("out", width, heads * head_dim))
+    })
+}
+
+/// The tokens of all sequences.
+fn total_tokens<K>(batch: &[Sequence<K>]) -> usize {
+    batch.iter().map(|sequence| sequence.tokens.len()).sum()
 }
 
 /// Where each sequence's tokens stand when all are put one after the other.

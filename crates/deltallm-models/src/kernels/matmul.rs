@@ -5,15 +5,20 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2};
 
 /// `x w^T`: `x` is `[tokens, in]`, `w` is `[out, in]`, the result `[tokens, out]`. Runs on the current rayon pool.
 pub(crate) fn matmul_transposed(x: &ArrayView2<f32>, w: &ArrayView2<f32>) -> Array2<f32> {
-    let threads = rayon::current_num_threads();
-    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
     let mut y = Array2::zeros((x.nrows(), w.nrows()));
-    multiply(x, w, y.view_mut(), parallelism);
+    matmul_transposed_into(x, w, y.view_mut());
     y
 }
 
-/// The same into `y`, on this thread.
-pub(super) fn matmul_transposed_into(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: ArrayViewMut2<f32>) {
+/// The same into `y`.
+pub(crate) fn matmul_transposed_into(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: ArrayViewMut2<f32>) {
+    let threads = rayon::current_num_threads();
+    let parallelism = if threads > 1 { Parallelism::Rayon(threads) } else { Parallelism::None };
+    multiply(x, w, y, parallelism);
+}
+
+/// The same on this thread.
+pub(super) fn matmul_transposed_here(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: ArrayViewMut2<f32>) {
     multiply(x, w, y, Parallelism::None);
 }
 

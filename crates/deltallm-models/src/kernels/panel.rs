@@ -1,6 +1,6 @@
 //! What packed weights have in common: panels of 16 rows, lines of 64 bytes, and how a product is split into tasks.
 
-use ndarray::{Array2, ArrayViewMut2, Axis};
+use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 /// Rows of a panel.
@@ -31,7 +31,7 @@ pub(crate) fn bits(quad: Quad) -> i32 {
 /// current rayon pool or, where there is nothing to be gained, on this thread. `work` is the multiplications of `width`
 /// columns.
 pub(crate) fn for_each_task<S: Default>(
-    y: &mut Array2<f32>,
+    mut y: ArrayViewMut2<f32>,
     width: usize,
     work: usize,
     task: impl Fn(&mut S, (usize, ArrayViewMut2<f32>)) + Sync + Send,

@@ -1,51 +1,59 @@
 //! The gated feed-forward layer.
 
 use deltallm_attn::SimdLevel;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, Ix2};
 use rayon::prelude::*;
 
-use super::rms_norm;
+use super::rms_norm_in_place;
 use crate::config::Activation;
+use crate::inputs::{Inputs, Rounded};
 use crate::kernels::{silu_product, simd_level};
+use crate::workspace::Buffer;
 use crate::{LayerWeights, Matrix, ModelConfig};
 
 /// Tokens that go through a quantised layer together: `gate` and `up` of so many stay in the second cache.
 const QUANTISED_TOKENS: usize = 128;
 
 /// `down(norm(f(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202), with the architecture's activation `f` and, in BitNet
-/// models, a norm: `x` and the result are `[tokens, hidden]`.
-pub(crate) fn gated_mlp(config: &ModelConfig, layer: &LayerWeights, x: &Array2<f32>) -> Array2<f32> {
-    if x.nrows() <= QUANTISED_TOKENS || !matches!(layer.gate.weight, Matrix::Quantised(_)) {
-        return all_at_once(config, layer, x.view());
-    }
-    let mut y = Array2::zeros(x.dim());
-    let parts = y.axis_chunks_iter_mut(Axis(0), QUANTISED_TOKENS);
-    for (x, mut y) in x.axis_chunks_iter(Axis(0), QUANTISED_TOKENS).zip(parts) {
-        y.assign(&all_at_once(config, layer, x));
-    }
-    y
-}
-
-fn all_at_once(config: &ModelConfig, layer: &LayerWeights, x: ArrayView2<f32>) -> Array2<f32> {
-    let mut gate = layer.gate.apply(&x);
-    let up = layer.up.apply(&x);
-    match config.architecture.activation() {
-        Activation::Silu => for_each_part(&mut gate, &up, silu_product),
-        Activation::SquaredRelu => for_each_part(&mut gate, &up, squared_relu_product),
-    }
-    let product = match &layer.mlp_sub_norm {
-        Some(norm) => rms_norm(&gate, norm, config.norm_eps),
-        None => gate,
+/// models, a norm: `x` and `y` are `[tokens, hidden]`. The memory is for `gate(x)`, `up(x)` and what
+/// inputs are rounded to.
+pub(crate) fn gated_mlp(
+    config: &ModelConfig,
+    layer: &LayerWeights,
+    x: &ArrayView2<f32>,
+    (gate, up, rounded): (&mut Buffer, &mut Buffer, &mut Rounded),
+    mut y: ArrayViewMut2<f32>,
+) {
+    let tokens = match layer.gate.weight {
+        Matrix::Quantised(_) => QUANTISED_TOKENS,
+        _ => x.nrows().max(1),
     };
-    layer.down.apply(&product.view())
+    for (x, y) in x.axis_chunks_iter(Axis(0), tokens).zip(y.axis_chunks_iter_mut(Axis(0), tokens)) {
+        let size = Ix2(x.nrows(), layer.gate.weight.dim().0);
+        let (mut gate, mut up) = (gate.array(size), up.array(size));
+        let mut inputs = Inputs::new(x, rounded);
+        layer.gate.apply_into(&mut inputs, gate.view_mut());
+        layer.up.apply_into(&mut inputs, up.view_mut());
+        match config.architecture.activation() {
+            Activation::Silu => for_each_part(gate.view_mut(), &up.view(), silu_product),
+            Activation::SquaredRelu => for_each_part(gate.view_mut(), &up.view(), squared_relu_product),
+        }
+        if let Some(norm) = &layer.mlp_sub_norm {
+            rms_norm_in_place(gate.view_mut(), norm, config.norm_eps);
+        }
+        layer.down.apply_into(&mut Inputs::new(gate.view(), rounded), y);
+    }
 }
 
 /// Does `product` for all of `gate` and `up`, by all threads where there is enough to do.
-fn for_each_part(gate: &mut Array2<f32>, up: &Array2<f32>, product: fn(SimdLevel, &mut [f32], &[f32])) {
+fn for_each_part(
+    mut gate: ArrayViewMut2<f32>,
+    up: &ArrayView2<f32>,
+    product: fn(SimdLevel, &mut [f32], &[f32]),
+) {
     // Enough work for a task to be worth its hand-over.
     const PART: usize = 1 << 14;
     let level = simd_level();
-    // Made by projections just now, so in standard layout.
     let (Some(gate), Some(up)) = (gate.as_slice_mut(), up.as_slice()) else {
         unreachable!("not in standard layout")
     };

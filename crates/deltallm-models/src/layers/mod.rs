@@ -5,5 +5,5 @@ mod rms_norm;
 mod rope;
 
 pub(crate) use mlp::gated_mlp;
-pub(crate) use rms_norm::rms_norm;
+pub(crate) use rms_norm::{rms_norm, rms_norm_in_place};
 pub(crate) use rope::{Rope, Turns};

@@ -1,20 +1,28 @@
 //! Root-mean-square normalisation.
 
-use ndarray::{Array1, Array2, Axis};
+use ndarray::{Array1, ArrayView2, ArrayViewMut1, ArrayViewMut2};
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row (Zhang and Sennrich, arXiv 1910.07467).
-/// `x` is `[tokens, hidden]`, `weight` `[hidden]`.
-pub(crate) fn rms_norm(x: &Array2<f32>, weight: &Array1<f32>, eps: f32) -> Array2<f32> {
-    let mut y = x.clone();
-    for mut row in y.axis_iter_mut(Axis(0)) {
-        let (Some(row), Some(weight)) = (row.as_slice_mut(), weight.as_slice()) else {
-            unreachable!("not in standard layout")
-        };
-        let mean_square = sum_of_squares(row) / row.len() as f64;
-        let factor = (1.0 / (mean_square + f64::from(eps)).sqrt()) as f32;
-        row.iter_mut().zip(weight).for_each(|(x, w)| *x *= factor * w);
+/// `x` and `y` are `[tokens, hidden]`, `weight` is `[hidden]`.
+pub(crate) fn rms_norm(x: &ArrayView2<f32>, weight: &Array1<f32>, eps: f32, mut y: ArrayViewMut2<f32>) {
+    for (x, mut y) in x.outer_iter().zip(y.outer_iter_mut()) {
+        y.assign(&x);
+        normalise(y, weight, eps);
     }
-    y
+}
+
+/// [`rms_norm`] of `x` in its place.
+pub(crate) fn rms_norm_in_place(mut x: ArrayViewMut2<f32>, weight: &Array1<f32>, eps: f32) {
+    x.outer_iter_mut().for_each(|row| normalise(row, weight, eps));
+}
+
+fn normalise(mut row: ArrayViewMut1<f32>, weight: &Array1<f32>, eps: f32) {
+    let (Some(row), Some(weight)) = (row.as_slice_mut(), weight.as_slice()) else {
+        unreachable!("not in standard layout")
+    };
+    let mean_square = sum_of_squares(row) / row.len() as f64;
+    let factor = (1.0 / (mean_square + f64::from(eps)).sqrt()) as f32;
+    row.iter_mut().zip(weight).for_each(|(x, w)| *x *= factor * w);
 }
 
 /// In sums that do not wait for each other, each of a few squares only.
@@ -41,7 +49,12 @@ mod tests {
 
     #[test]
     fn the_mean_square_becomes_the_weight_squared() {
-        let y = rms_norm(&array![[3.0, 4.0], [0.0, 0.0]], &array![2.0, 2.0], 1e-6);
+        let (x, weight) = (array![[3.0, 4.0], [0.0, 0.0]], array![2.0, 2.0]);
+        let mut y = array![[f32::NAN, f32::NAN], [f32::NAN, f32::NAN]];
+        rms_norm(&x.view(), &weight, 1e-6, y.view_mut());
+        let mut in_place = x;
+        rms_norm_in_place(in_place.view_mut(), &weight, 1e-6);
+        assert_eq!(in_place, y);
         let mean_square = (y[[0, 0]] * y[[0, 0]] + y[[0, 1]] * y[[0, 1]]) / 2.0;
         assert!((mean_square - 4.0).abs() < 1e-4);
         assert_eq!(y[[1, 0]], 0.0);

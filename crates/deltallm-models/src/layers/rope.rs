@@ -1,6 +1,6 @@
 //! Rotary position embedding.
 
-use ndarray::Array3;
+use ndarray::ArrayViewMut3;
 
 /// Turns pairs of channels by an angle that grows with the position (Su et al., arXiv 2104.09864).
 ///
@@ -12,7 +12,7 @@ pub(crate) struct Rope {
 }
 
 /// The turns of some tokens, the same in every layer.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(crate) struct Turns {
     half: usize,
     /// `[tokens, head_dim / 2]` each.
@@ -25,21 +25,25 @@ impl Rope {
         Self { frequencies }
     }
 
-    /// Of tokens at these positions.
-    pub(crate) fn turns(&self, positions: impl IntoIterator<Item = usize>) -> Turns {
+    /// Makes `turns` those of tokens at these positions.
+    pub(crate) fn turns(&self, positions: impl IntoIterator<Item = usize>, turns: &mut Turns) {
         let angles = positions.into_iter().flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
-        let (sin, cos) = angles.map(f32::sin_cos).unzip();
-        Turns { half: self.frequencies.len(), cos, sin }
+        turns.half = self.frequencies.len();
+        turns.sin.clear();
+        turns.cos.clear();
+        for (sin, cos) in angles.map(f32::sin_cos) {
+            turns.sin.push(sin);
+            turns.cos.push(cos);
+        }
     }
 }
 
 impl Turns {
     /// Turns `x`, `[tokens, heads, head_dim]`.
-    pub(crate) fn apply(&self, x: &mut Array3<f32>) {
+    pub(crate) fn apply(&self, mut x: ArrayViewMut3<f32>) {
         let (_, heads, head_dim) = x.dim();
         let half = self.half;
         assert_eq!(head_dim, 2 * half, "channels of a head");
-        // Made by a projection just now, so in standard layout.
         let Some(x) = x.as_slice_mut() else { unreachable!("not in standard layout") };
         let turns = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
         for (x, (cos, sin)) in x.chunks_exact_mut(heads * head_dim).zip(turns) {
@@ -55,14 +59,23 @@ impl Turns {
 
 #[cfg(test)]
 mod tests {
+    use ndarray::Array3;
+
     use super::*;
+
+    fn turn(rope: &Rope, positions: &[usize], x: &mut Array3<f32>) {
+        let mut turns = Turns::default();
+        rope.turns([7], &mut turns); // leaves nothing behind
+        rope.turns(positions.iter().copied(), &mut turns);
+        turns.apply(x.view_mut());
+    }
 
     #[test]
     fn products_depend_on_the_distance_only() {
         let rope = Rope::new(vec![1.0, 0.1]);
         let turned = |position| {
             let mut x = Array3::from_shape_vec((1, 1, 4), vec![1.0, 2.0, -0.5, 0.25]).unwrap();
-            rope.turns([position]).apply(&mut x);
+            turn(&rope, &[position], &mut x);
             x
         };
         let product = |a: usize, b: usize| (&turned(a) * &turned(b)).sum();
@@ -76,7 +89,7 @@ mod tests {
         let rope = Rope::new(vec![1.0, 0.1]);
         let x = Array3::from_shape_fn((3, 2, 4), |(t, h, c)| (t * 8 + h * 4 + c) as f32);
         let mut turned = x.clone();
-        rope.turns([4, 9, 0]).apply(&mut turned);
+        turn(&rope, &[4, 9, 0], &mut turned);
         for (t, position) in [4.0_f32, 9.0, 0.0].into_iter().enumerate() {
             for h in 0..2 {
                 for (i, frequency) in [1.0, 0.1].into_iter().enumerate() {

@@ -10,8 +10,10 @@ use crate::kernels::{ByteKernel, LEAST_WORK, Quad};
 pub(super) const BATCH: usize = 64;
 
 /// Quantised tokens.
-#[derive(Debug)]
-pub(super) struct Activations {
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    /// The kernel and the form that the tokens were rounded for, if there are tokens.
+    made_for: Option<(ByteKernel, Form)>,
     /// Blocks of a token.
     blocks: usize,
     /// Quads of a block.
@@ -50,12 +52,23 @@ const ROUND: f32 = 12_582_912.0;
 pub(super) const LEAST: f32 = 1e-30;
 
 impl Activations {
-    /// Rounds the tokens of `x`, `[tokens, columns]`, for weights of that form.
-    pub(super) fn new(kernel: ByteKernel, x: &ArrayView2<f32>, form: Form) -> Self {
+    /// Forgets the tokens.
+    pub(crate) fn clear(&mut self) {
+        self.made_for = None;
+    }
+
+    /// Rounds the tokens of `x`, `[tokens, columns]`, for weights of that form. Does nothing if it has done so since they were
+    /// [cleared](Self::clear).
+    pub(super) fn round(&mut self, kernel: ByteKernel, x: &ArrayView2<f32>, form: Form) {
+        let made_for = Some((kernel, form));
+        if self.made_for == made_for {
+            return;
+        }
         let (blocks, quads) = (x.ncols() / form.block, form.block / 4);
         let x = x.as_standard_layout();
-        let mut codes = vec![Quad::default(); x.len() / 4];
-        let mut scales = vec![BlockScale::default(); x.nrows() * blocks];
+        (self.made_for, self.blocks, self.quads) = (made_for, blocks, quads);
+        self.codes.resize(x.len() / 4, Quad::default());
+        self.scales.resize(x.nrows() * blocks, BlockScale::default());
         let sizes = (BATCH * blocks * quads, BATCH * blocks);
         let batches = x.axis_chunks_iter(Axis(0), BATCH);
         let quantise = |((codes, scales), x): ((&mut [Quad], &mut [BlockScale]), ArrayView2<f32>)| {
@@ -63,13 +76,12 @@ impl Activations {
             kernel.quantise_batch(form, x, blocks, codes, scales);
         };
         if rayon::current_num_threads() == 1 || x.len() < LEAST_WORK {
-            let parts = codes.chunks_mut(sizes.0).zip(scales.chunks_mut(sizes.1));
+            let parts = self.codes.chunks_mut(sizes.0).zip(self.scales.chunks_mut(sizes.1));
             parts.zip(batches).for_each(quantise);
         } else {
-            let parts = codes.par_chunks_mut(sizes.0).zip(scales.par_chunks_mut(sizes.1));
+            let parts = self.codes.par_chunks_mut(sizes.0).zip(self.scales.par_chunks_mut(sizes.1));
             parts.zip(batches.into_par_iter()).for_each(quantise);
         }
-        Self { blocks, quads, codes, scales }
     }
 
     /// All batches, in order.

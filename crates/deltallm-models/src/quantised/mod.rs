@@ -18,9 +18,12 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 pub use error::QuantisedError;
 
-use activations::{Activations, BATCH};
+pub(crate) use activations::Activations;
+
+use activations::BATCH;
 use layout::{Form, Panel, Panels};
 
+use crate::inputs::{Inputs, Rounded};
 use crate::kernels::{ByteKernel, LEAST_WORK, PANEL, for_each_task};
 use crate::quant::TensorType;
 
@@ -136,15 +139,23 @@ impl QuantisedLinear {
     /// # Panics
     /// Where `x` does not have [`columns`](Self::columns) columns.
     pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
-        assert_eq!(x.ncols(), self.columns(), "columns of x and of the weights");
-        let activations = Activations::new(self.kernel, x, self.panels.form());
         let mut y = Array2::zeros((x.nrows(), self.rows()));
-        let panels = self.task_panels(x.nrows());
-        let work = panels * PANEL * self.columns() * x.nrows();
-        for_each_task(&mut y, panels * PANEL, work, |(): &mut (), (index, y)| {
-            self.task(index * panels, &activations, y);
-        });
+        self.apply_into(&mut Inputs::new(x.view(), &mut Rounded::default()), y.view_mut());
         y
+    }
+
+    /// [`apply`](Self::apply) into `y`.
+    pub(crate) fn apply_into(&self, inputs: &mut Inputs<'_>, y: ArrayViewMut2<f32>) {
+        let (tokens, columns) = inputs.x.dim();
+        assert_eq!(columns, self.columns(), "columns of x and of the weights");
+        assert_eq!(y.dim(), (tokens, self.rows()), "shape of y");
+        inputs.rounded.quantised.round(self.kernel, &inputs.x, self.panels.form());
+        let activations = &inputs.rounded.quantised;
+        let panels = self.task_panels(tokens);
+        let work = panels * PANEL * columns * tokens;
+        for_each_task(y, panels * PANEL, work, |(): &mut (), (index, y)| {
+            self.task(index * panels, activations, y);
+        });
     }
 
     /// Panels of a task: all of them on one thread, otherwise few enough for some tasks a thread, and enough for a task to be
@@ -173,10 +184,10 @@ impl QuantisedLinear {
                 sums.fill([0.0; PANEL]);
                 self.kernel.multiply(self.panels.form(), &panels[..count], batch, sums);
                 for (mut y, sums) in y.outer_iter_mut().zip(sums.chunks_exact(count)) {
-                    let Some(y) = y.as_slice_mut() else {
-                        unreachable!("the rows of an array made by `zeros`")
-                    };
-                    y.copy_from_slice(&sums.as_flattened()[..y.len()]);
+                    let Some(y) = y.as_slice_mut() else { unreachable!("rows in standard layout") };
+                    let (whole, rest) = y.as_chunks_mut();
+                    whole.iter_mut().zip(sums).for_each(|(y, sums)| *y = *sums);
+                    rest.copy_from_slice(&sums.as_flattened()[whole.len() * PANEL..][..rest.len()]);
                 }
             }
         }

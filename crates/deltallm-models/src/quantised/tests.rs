@@ -287,7 +287,8 @@ fn all_tokens_and_panels_of_a_call_are_added_to_what_is_there() {
     let packed = linear(TensorType::Q4_1, 32, 64, &bytes);
     for kernel in ByteKernel::available() {
         let x = tokens(9, 64, 1);
-        let activations = Activations::new(kernel, &x.view(), form);
+        let mut activations = Activations::default();
+        activations.round(kernel, &x.view(), form);
         let batch = activations.batches().next().unwrap();
         let panels: Vec<_> = (0..kernel.panels(9)).map(|p| packed.panels.panel(p)).collect();
         let mut sums = vec![[100.0; PANEL]; 9 * panels.len()];

@@ -6,8 +6,10 @@ use rayon::prelude::*;
 use crate::kernels::{ByteKernel, LEAST_WORK, Quad};
 
 /// Quantised tokens.
-#[derive(Debug)]
-pub(super) struct Activations {
+#[derive(Debug, Default)]
+pub(crate) struct Activations {
+    /// The kernel, the quads and the tokens of a block that the tokens were rounded for, if there are tokens.
+    made_for: Option<(ByteKernel, usize, usize)>,
     /// Quads of a token.
     quads: usize,
     /// Tokens of a block.
@@ -31,10 +33,23 @@ pub(super) struct TokenScale {
 const ROUND: f32 = 12_582_912.0;
 
 impl Activations {
-    /// Rounds the tokens of `x`, `[tokens, columns]`, to `quads` quads each, the last of which are padded with zeros.
-    pub(super) fn new(kernel: ByteKernel, x: &ArrayView2<f32>, quads: usize, block: usize) -> Self {
-        let mut codes = vec![Quad::default(); x.nrows() * quads];
-        let mut scales = vec![TokenScale::default(); x.nrows()];
+    /// Forgets the tokens.
+    pub(crate) fn clear(&mut self) {
+        self.made_for = None;
+    }
+
+    /// Rounds the tokens of `x`, `[tokens, columns]`, to `quads` quads each, the last of which are padded with zeros. Does
+    /// nothing if it has done so since they were [cleared](Self::clear).
+    pub(super) fn round(&mut self, kernel: ByteKernel, x: &ArrayView2<f32>, quads: usize, block: usize) {
+        let made_for = Some((kernel, quads, block));
+        if self.made_for == made_for {
+            return;
+        }
+        (self.made_for, self.quads, self.block) = (made_for, quads, block);
+        self.codes.clear();
+        self.codes.resize(x.nrows() * quads, Quad::default());
+        self.scales.resize(x.nrows(), TokenScale::default());
+        let (codes, scales) = (&mut self.codes, &mut self.scales);
         let blocks = codes.chunks_mut(quads * block).zip(scales.chunks_mut(block));
         let tokens = x.axis_chunks_iter(Axis(0), block);
         if rayon::current_num_threads() == 1 || x.len() < LEAST_WORK {
@@ -44,7 +59,6 @@ impl Activations {
             let blocks = blocks.zip(tokens.into_par_iter());
             blocks.for_each(|((codes, scales), x)| quantise_block(kernel, &x, codes, scales));
         }
-        Self { quads, block, codes, scales }
     }
 
     /// The codes of a block, `[quads, tokens of the block]`.

@@ -16,10 +16,13 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 
 pub use error::TernaryError;
 
-use activations::{Activations, TokenScale};
+pub(crate) use activations::Activations;
+
+use activations::TokenScale;
 use kernel::MAX_TOKENS;
 use layout::Panels;
 
+use crate::inputs::{Inputs, Rounded};
 use crate::kernels::{ByteKernel, Line, PANEL, for_each_task};
 
 /// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
@@ -132,21 +135,29 @@ impl TernaryLinear {
     /// # Panics
     /// Where `x` does not have [`columns`](Self::columns) columns.
     pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
-        assert_eq!(x.ncols(), self.columns(), "columns of x and of the weights");
-        let block = if x.nrows() < MATRIX_TOKENS { 1 } else { self.kernel.tokens() };
-        let activations = Activations::new(self.kernel, x, self.panels.quads(), block);
         let mut y = Array2::zeros((x.nrows(), self.rows()));
+        self.apply_into(&mut Inputs::new(x.view(), &mut Rounded::default()), y.view_mut());
+        y
+    }
+
+    /// [`apply`](Self::apply) into `y`.
+    pub(crate) fn apply_into(&self, inputs: &mut Inputs<'_>, y: ArrayViewMut2<f32>) {
+        let (tokens, columns) = inputs.x.dim();
+        assert_eq!(columns, self.columns(), "columns of x and of the weights");
+        assert_eq!(y.dim(), (tokens, self.rows()), "shape of y");
+        let block = if tokens < MATRIX_TOKENS { 1 } else { self.kernel.tokens() };
+        inputs.rounded.ternary.round(self.kernel, &inputs.x, self.panels.quads(), block);
+        let activations = &inputs.rounded.ternary;
         let task = |scratch: &mut Vec<Line>, (index, y): (usize, ArrayViewMut2<f32>)| {
             let panels = self.panels.panels(index * TASK_PANELS, TASK_PANELS);
             if block == 1 {
-                self.vectors(panels, &activations, y);
+                self.vectors(panels, activations, y);
             } else {
-                self.matrix(panels, &activations, scratch, y);
+                self.matrix(panels, activations, scratch, y);
             }
         };
-        let work = TASK_PANELS * PANEL * self.columns() * x.nrows();
-        for_each_task(&mut y, TASK_PANELS * PANEL, work, task);
-        y
+        let work = TASK_PANELS * PANEL * columns * tokens;
+        for_each_task(y, TASK_PANELS * PANEL, work, task);
     }
 
     /// The columns of `y` that belong to `panels`, token by token.
@@ -183,7 +194,7 @@ impl TernaryLinear {
     /// From the sums of codes times activations to the outputs of a token.
     fn finish(&self, sums: &[[i32; PANEL]], token: TokenScale, mut y: ArrayViewMut1<f32>) {
         let factor = self.scale / token.scale;
-        let Some(y) = y.as_slice_mut() else { unreachable!("the rows of an array made by `zeros`") };
+        let Some(y) = y.as_slice_mut() else { unreachable!("rows in standard layout") };
         // Codes are weights plus one, so the sum of the activations is in every sum of products.
         for (y, sum) in y.iter_mut().zip(sums.as_flattened()) {
             *y = (sum - token.sum) as f32 * factor;

@@ -1,7 +1,7 @@
 //! The token embedding and the head, the largest tables of small models, in the type that the file has them in.
 
 use half::{bf16, f16};
-use ndarray::{Array2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip};
 use rayon::prelude::*;
 
 use super::{ModelFile, Part, RawTensor, TensorId};
@@ -39,29 +39,34 @@ impl Embedding {
     /// # Panics
     /// Where there is no such row.
     pub fn rows(&self, ids: &[usize]) -> Array2<f32> {
-        match self {
-            Self::F32(table) => table.select(Axis(0), ids),
-            Self::F16(table) => table.select(Axis(0), ids).mapv(f16::to_f32),
-            Self::Bf16(table) => table.select(Axis(0), ids).mapv(bf16::to_f32),
-            Self::Quantised(table) => {
-                let mut rows = Array2::zeros((ids.len(), table.columns()));
-                for (id, mut row) in ids.iter().zip(rows.outer_iter_mut()) {
+        let mut rows = Array2::zeros((ids.len(), self.dim().1));
+        self.rows_into(ids.iter().copied(), rows.view_mut());
+        rows
+    }
+
+    /// [`rows`](Self::rows) into `rows`, which is in standard layout.
+    pub(crate) fn rows_into(&self, ids: impl IntoIterator<Item = usize>, mut rows: ArrayViewMut2<f32>) {
+        for (id, mut row) in ids.into_iter().zip(rows.outer_iter_mut()) {
+            match self {
+                Self::F32(table) => row.assign(&table.row(id)),
+                Self::F16(table) => Zip::from(row).and(table.row(id)).for_each(|x, half| *x = half.to_f32()),
+                Self::Bf16(table) => Zip::from(row).and(table.row(id)).for_each(|x, half| *x = half.to_f32()),
+                Self::Quantised(table) => {
                     if let Some(row) = row.as_slice_mut() {
-                        table.row(*id, row);
+                        table.row(id, row);
                     }
                 }
-                rows
             }
         }
     }
 
     /// The products of `x`, `[tokens, hidden_size]`, with every row, `[tokens, vocab_size]`.
-    pub fn logits(&self, x: &Array2<f32>) -> Array2<f32> {
+    pub fn logits(&self, x: &ArrayView2<f32>) -> Array2<f32> {
         match self {
-            Self::F32(table) => matmul_transposed(&x.view(), &table.view()),
-            Self::F16(table) => matmul_half(&x.view(), &table.view()),
-            Self::Bf16(table) => matmul_half(&x.view(), &table.view()),
-            Self::Quantised(table) => table.apply(&x.view()),
+            Self::F32(table) => matmul_transposed(x, &table.view()),
+            Self::F16(table) => matmul_half(x, &table.view()),
+            Self::Bf16(table) => matmul_half(x, &table.view()),
+            Self::Quantised(table) => table.apply(x),
         }
     }
 }

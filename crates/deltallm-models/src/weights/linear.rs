@@ -1,8 +1,9 @@
 //! Linear maps.
 
-use ndarray::{Array1, Array2, ArrayView2, Axis, CowArray, Ix2};
+use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2};
 
-use crate::kernels::matmul_transposed;
+use crate::inputs::{Inputs, Rounded};
+use crate::kernels::matmul_transposed_into;
 use crate::{QuantisedLinear, TernaryLinear};
 
 /// A linear map: `y = weight x + bias`.
@@ -44,15 +45,21 @@ impl Linear {
     /// # Panics
     /// Where `x` has another number of columns than the weight.
     pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
-        let mut y = match &self.weight {
-            Matrix::Float(weight) => matmul_transposed(x, &weight.view()),
-            Matrix::Ternary(weight) => weight.apply(x),
-            Matrix::Quantised(weight) => weight.apply(x),
-        };
+        let mut y = Array2::zeros((x.nrows(), self.weight.dim().0));
+        self.apply_into(&mut Inputs::new(x.view(), &mut Rounded::default()), y.view_mut());
+        y
+    }
+
+    /// [`apply`](Self::apply) into `y`, which is in standard layout. Maps of the same inputs round them once.
+    pub(crate) fn apply_into(&self, inputs: &mut Inputs<'_>, mut y: ArrayViewMut2<f32>) {
+        match &self.weight {
+            Matrix::Float(weight) => matmul_transposed_into(&inputs.x, &weight.view(), y.view_mut()),
+            Matrix::Ternary(weight) => weight.apply_into(inputs, y.view_mut()),
+            Matrix::Quantised(weight) => weight.apply_into(inputs, y.view_mut()),
+        }
         if let Some(bias) = &self.bias {
             y += bias;
         }
-        y
     }
 }
 

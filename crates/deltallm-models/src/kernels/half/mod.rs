@@ -8,7 +8,7 @@ use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::{matmul::matmul_transposed_into, simd_level};
+use super::{matmul::matmul_transposed_here, simd_level};
 use lanes::Lanes;
 use rows::Instructions;
 
@@ -81,7 +81,7 @@ fn multiply<T: Half>(instructions: Instructions, x: &ArrayView2<f32>, w: &ArrayV
             let Ok(wide) = ArrayView2::from_shape((y.ncols(), columns), wide) else {
                 unreachable!("as many numbers as rows times columns")
             };
-            matmul_transposed_into(&x.view(), &wide, y);
+            matmul_transposed_here(&x.view(), &wide, y);
         } else {
             let blocks = y.axis_chunks_iter_mut(Axis(0), TOKENS);
             for (x, mut y) in x.axis_chunks_iter(Axis(0), TOKENS).zip(blocks) {

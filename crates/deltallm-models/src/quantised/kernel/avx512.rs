@@ -35,7 +35,7 @@ pub(super) fn quantise_batch<const BLOCK: usize>(
 }
 
 pub(super) fn multiply(form: Form, panels: &[Panel<'_>], batch: Batch<'_>, sums: &mut [[f32; PANEL]]) {
-    #[target_feature(enable = "avx512f,avx512vnni")]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn compiled<const P: usize>(
         form: Form,
         panels: &[Panel<'_>; P],

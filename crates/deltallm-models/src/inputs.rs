@@ -1,0 +1,29 @@
+//! The input of linear maps.
+
+use ndarray::ArrayView2;
+
+use crate::{quantised, ternary};
+
+/// The input of some linear maps, `[tokens, in]`, and what it is rounded to for those that take it in 8 bits: once for all
+/// that take the same.
+#[derive(Debug)]
+pub(crate) struct Inputs<'a> {
+    pub(crate) x: ArrayView2<'a, f32>,
+    pub(crate) rounded: &'a mut Rounded,
+}
+
+/// Memory for rounded inputs.
+#[derive(Debug, Default)]
+pub(crate) struct Rounded {
+    pub(crate) ternary: ternary::Activations,
+    pub(crate) quantised: quantised::Activations,
+}
+
+impl<'a> Inputs<'a> {
+    /// These tokens. `rounded` is memory; what it contains is of no use any more.
+    pub(crate) fn new(x: ArrayView2<'a, f32>, rounded: &'a mut Rounded) -> Self {
+        rounded.ternary.clear();
+        rounded.quantised.clear();
+        Self { x, rounded }
+    }
+}
