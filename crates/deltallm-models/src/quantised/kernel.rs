@@ -11,6 +11,7 @@ mod neon;
 mod tile;
 
 use super::{
+    MOST_PANELS,
     activations::{self, Batch, BlockScale},
     layout::{Form, Panel},
     scalar,
@@ -60,13 +61,10 @@ impl ByteKernel {
     /// How many panels [`multiply`](Self::multiply) takes at a time.
     pub(super) fn panels(self, tokens: usize) -> usize {
         match self.instructions() {
-            // For a single token the weights come from memory, and one stream is read faster than two.
+            _ if tokens == 1 => MOST_PANELS,
             #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512Vnni if tokens > 1 => 2,
-            _ => {
-                let _ = tokens;
-                1
-            }
+            Instructions::Avx512Vnni => 2,
+            _ => 1,
         }
     }
 
@@ -94,18 +92,26 @@ impl ByteKernel {
                 (blocks * form.lines(), blocks * form.factors())
             );
         }
-        match self.instructions() {
-            Instructions::Scalar => scalar::multiply(form, panels, batch, sums),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx2 => avx::multiply_avx2(form, &panels[0], batch, sums),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::AvxVnni => avx::multiply_vnni(form, &panels[0], batch, sums),
-            #[cfg(target_arch = "x86_64")]
-            Instructions::Avx512Vnni => avx512::multiply(form, panels, batch, sums),
-            #[cfg(target_arch = "aarch64")]
-            Instructions::Neon => neon::multiply_neon(form, &panels[0], batch, sums),
-            #[cfg(target_arch = "aarch64")]
-            Instructions::NeonDot => neon::multiply_dot(form, &panels[0], batch, sums),
+        #[cfg(target_arch = "x86_64")]
+        if let (Instructions::Avx512Vnni, [first, second], 2..) = (self.instructions(), panels, batch.tokens)
+        {
+            return avx512::multiply(form, &[*first, *second], batch, sums);
+        }
+        // One panel, or the sums of one token: either way a panel's sums follow each other.
+        for (panel, sums) in panels.iter().zip(sums.chunks_exact_mut(batch.tokens)) {
+            match self.instructions() {
+                Instructions::Scalar => scalar::multiply(form, panel, batch, sums),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx2 => avx::multiply_avx2(form, panel, batch, sums),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::AvxVnni => avx::multiply_vnni(form, panel, batch, sums),
+                #[cfg(target_arch = "x86_64")]
+                Instructions::Avx512Vnni => avx512::multiply(form, &[*panel], batch, sums),
+                #[cfg(target_arch = "aarch64")]
+                Instructions::Neon => neon::multiply_neon(form, panel, batch, sums),
+                #[cfg(target_arch = "aarch64")]
+                Instructions::NeonDot => neon::multiply_dot(form, panel, batch, sums),
+            }
         }
     }
 }

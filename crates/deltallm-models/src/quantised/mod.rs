@@ -27,8 +27,12 @@ use crate::inputs::{Inputs, Rounded};
 use crate::kernels::{ByteKernel, LEAST_WORK, PANEL, for_each_task};
 use crate::quant::TensorType;
 
-/// The most panels that kernels multiply side by side.
-const MOST_PANELS: usize = 2;
+/// The most panels of a call of a kernel: for many tokens those that it multiplies side by side, for one token enough for the
+/// call itself not to count.
+const MOST_PANELS: usize = 8;
+
+/// The most sums of a call.
+const MOST_SUMS: usize = 2 * BATCH;
 
 /// A linear map whose weights stay quantised: blocks of 32 (or 16) codes of 4 to 8 bits with a scale, as GGUF files have them.
 ///
@@ -172,7 +176,14 @@ impl QuantisedLinear {
     /// The columns of `y` that belong to the panels from `first` on. Batch after batch, so that a batch's activations are read
     /// from the second cache for all panels, and its outputs stay there.
     fn task(&self, first: usize, activations: &Activations, mut y: ArrayViewMut2<f32>) {
-        let mut sums = [[0.0; PANEL]; BATCH * MOST_PANELS];
+        let (mut few, mut many);
+        let sums: &mut [[f32; PANEL]] = if y.nrows() == 1 {
+            few = [[0.0; PANEL]; MOST_PANELS];
+            &mut few
+        } else {
+            many = [[0.0; PANEL]; MOST_SUMS];
+            &mut many
+        };
         let blocks = y.axis_chunks_iter_mut(Axis(0), BATCH);
         for (batch, mut y) in activations.batches().zip(blocks) {
             let side_by_side = self.kernel.panels(batch.tokens);

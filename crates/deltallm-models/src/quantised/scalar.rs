@@ -6,16 +6,15 @@ use super::{
 };
 use crate::kernels::PANEL;
 
-/// Adds to `sums[token][panel][row]`, block by block,
+/// Adds to `sums[token][row]`, block by block,
 ///
 /// ```text
 /// (sum of products of codes - offset * sum of the activations' codes) * (scale of the weights * scale of the activations)
 /// minimum * (scale of the activations * sum of their codes)
 /// ```
 /// the second where there are minima. Sums of products are integers; each line is a fused multiply-add.
-pub(super) fn multiply(form: Form, panels: &[Panel<'_>], batch: Batch<'_>, sums: &mut [[f32; PANEL]]) {
-    for (index, sums) in sums.iter_mut().enumerate() {
-        let (token, panel) = (index / panels.len(), panels[index % panels.len()]);
+pub(super) fn multiply(form: Form, panel: &Panel<'_>, batch: Batch<'_>, sums: &mut [[f32; PANEL]]) {
+    for (token, sums) in sums.iter_mut().enumerate() {
         let blocks = panel.lines.chunks_exact(form.lines()).zip(panel.factors.chunks_exact(form.factors()));
         for (block, (lines, factors)) in blocks.enumerate() {
             let place = block * batch.tokens + token;

@@ -283,19 +283,22 @@ fn the_largest_sums_fit() {
 
 #[test]
 fn all_tokens_and_panels_of_a_call_are_added_to_what_is_there() {
-    let (form, bytes) = (Form::of(TensorType::Q4_1).unwrap(), blocks(TensorType::Q4_1, 32, 64, 8));
-    let packed = linear(TensorType::Q4_1, 32, 64, &bytes);
-    for kernel in ByteKernel::available() {
-        let x = tokens(9, 64, 1);
+    let (form, bytes) = (Form::of(TensorType::Q4_1).unwrap(), blocks(TensorType::Q4_1, 128, 64, 8));
+    let packed = linear(TensorType::Q4_1, 128, 64, &bytes);
+    for (kernel, count) in ByteKernel::available().into_iter().flat_map(|kernel| [(kernel, 1), (kernel, 9)]) {
+        let x = tokens(count, 64, 1);
         let mut activations = Activations::default();
         activations.round(kernel, &x.view(), form);
         let batch = activations.batches().next().unwrap();
-        let panels: Vec<_> = (0..kernel.panels(9)).map(|p| packed.panels.panel(p)).collect();
-        let mut sums = vec![[100.0; PANEL]; 9 * panels.len()];
-        let mut expected = sums.clone();
+        let panels: Vec<_> = (0..kernel.panels(count)).map(|p| packed.panels.panel(p)).collect();
+        let mut sums = vec![[100.0; PANEL]; count * panels.len()];
         kernel.multiply(form, &panels, batch, &mut sums);
-        scalar::multiply(form, &panels, batch, &mut expected);
-        assert_eq!(sums, expected, "{kernel}");
+        for (p, panel) in panels.iter().enumerate() {
+            let mut expected = vec![[100.0; PANEL]; count];
+            scalar::multiply(form, panel, batch, &mut expected);
+            let sums: Vec<_> = sums.iter().skip(p).step_by(panels.len()).copied().collect();
+            assert_eq!(sums, expected, "{kernel} {count} {p}");
+        }
         assert_ne!(batch.scales[0], BlockScale::default());
     }
 }
@@ -303,7 +306,7 @@ fn all_tokens_and_panels_of_a_call_are_added_to_what_is_there() {
 proptest! {
     #[test]
     fn every_level_gives_the_same_bits_within_the_bound(
-        ty in prop::sample::select(&TYPES), rows in 1_usize..70, blocks_of in 1_usize..9, count in 0_usize..80, seed: u64,
+        ty in prop::sample::select(&TYPES), rows in 1_usize..150, blocks_of in 1_usize..9, count in 0_usize..80, seed: u64,
     ) {
         let columns = columns_of(ty, blocks_of);
         let bytes = blocks(ty, rows, columns, seed);

@@ -34,7 +34,12 @@ pub(super) fn quantise_batch<const BLOCK: usize>(
     unsafe { compiled::<BLOCK>(offset, x, blocks, codes, scales) }
 }
 
-pub(super) fn multiply(form: Form, panels: &[Panel<'_>], batch: Batch<'_>, sums: &mut [[f32; PANEL]]) {
+pub(super) fn multiply<const P: usize>(
+    form: Form,
+    panels: &[Panel<'_>; P],
+    batch: Batch<'_>,
+    sums: &mut [[f32; PANEL]],
+) {
     #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
     fn compiled<const P: usize>(
         form: Form,
@@ -47,12 +52,7 @@ pub(super) fn multiply(form: Form, panels: &[Panel<'_>], batch: Batch<'_>, sums:
         unsafe { tile::multiply::<Avx512, P, 4>(form, panels, batch, sums) }
     }
     // SAFETY: `Instructions::Avx512Vnni` is made only where the instructions were detected.
-    unsafe {
-        match panels {
-            [first, second] => compiled(form, &[*first, *second], batch, sums),
-            _ => panels.iter().for_each(|panel| compiled(form, &[*panel], batch, sums)),
-        }
-    }
+    unsafe { compiled(form, panels, batch, sums) }
 }
 
 struct Avx512;
