@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use crate::{
     ModelConfig, ModelError, ModelFile, ModelWeights,
     inputs::Inputs,
-    layers::{Rope, gated_mlp, rms_norm, rms_norm_in_place},
+    layers::{Rope, add, gated_mlp, rms_norm, rms_norm_in_place},
     workspace::Workspace,
 };
 
@@ -200,21 +200,22 @@ impl Model {
         batch: &mut [Sequence<K>],
         observer: &mut dyn FnMut(AttentionInput),
     ) -> Result<Array2<f32>, ModelError> {
-        let positions =
-            batch.iter().map(|s| self.check(s.tokens, s.kernels)).collect::<Result<Vec<_>, _>>()?;
+        batch.iter().try_for_each(|sequence| self.check(sequence.tokens, sequence.kernels).map(drop))?;
         let mut workspace = self.workspaces().pop().unwrap_or_default();
-        let result = self.decoder(batch, &positions, observer, &mut workspace);
-        let result = result.map(|()| self.head(batch, &mut workspace));
-        self.workspaces().push(workspace);
+        workspace.positions.clear();
+        workspace.positions.extend(batch.iter().map(|sequence| position(sequence.kernels)));
+        let result = self.decoder(batch, observer, &mut workspace);
         if result.is_err() {
             // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
-            for (sequence, position) in batch.iter_mut().zip(&positions) {
+            for (sequence, position) in batch.iter_mut().zip(&workspace.positions) {
                 for kernel in sequence.kernels.iter_mut() {
                     let _ = kernel.truncate(*position);
                 }
             }
         }
-        result
+        let logits = result.map(|()| self.head(batch, &mut workspace));
+        self.workspaces().push(workspace);
+        logits
     }
 
     /// Memory of calls that have ended.
@@ -232,7 +233,7 @@ impl Model {
         if kernels.len() != layers {
             return Err(ModelError::KernelCount { expected: layers, got: kernels.len() });
         }
-        let position = kernels.first().map_or(0, AttentionKernel::len);
+        let position = position(kernels);
         if let Some((layer, kernel)) = kernels.iter().enumerate().find(|(_, kernel)| kernel.len() != position)
         {
             return Err(ModelError::KernelLength { layer, expected: position, got: kernel.len() });
@@ -254,11 +255,11 @@ impl Model {
     fn decoder<K: AttentionKernel>(
         &self,
         batch: &mut [Sequence<K>],
-        positions: &[usize],
         observer: &mut dyn FnMut(AttentionInput),
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
-        let Workspace { turns, residual, normed, q, k, v, attended, gate, up, update, rounded } = workspace;
+        let Workspace { positions, turns, residual, normed, q, k, v, attended, gate, up, update, rounded } =
+            workspace;
         let ModelConfig { hidden_size, heads, kv_heads, head_dim, norm_eps, .. } = self.config;
         self.rope.turns(
             token_ranges(batch).zip(positions).flat_map(|(tokens, first)| *first..*first + tokens.len()),
@@ -292,11 +293,11 @@ impl Model {
             layer
                 .attention_output
                 .apply_into(&mut Inputs::new(attended.view(), rounded), update.array(stream));
-            x += &update.array(stream);
+            add(x.view_mut(), &update.array(stream).view());
             let mut input = normed.array(stream);
             rms_norm(&x.view(), &layer.mlp_norm, norm_eps, input.view_mut());
             gated_mlp(&self.config, layer, &input.view(), (gate, up, rounded), update.array(stream));
-            x += &update.array(stream);
+            add(x.view_mut(), &update.array(stream).view());
         }
         Ok(())
     }
@@ -320,7 +321,11 @@ impl Model {
                 row.insert_axis(Axis(0)),
             );
         }
-        self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding).logits(&normed.view())
+        self.weights
+            .head
+            .as_ref()
+            .unwrap_or(&self.weights.token_embedding)
+            .logits_of(&mut Inputs::new(normed.view(), &mut workspace.rounded))
     }
 }
 
@@ -348,6 +353,11 @@ fn attend<K: AttentionKernel>(
         let part = s![range, .., ..];
         kernel.forward(q.slice(part), k.slice(part), v.slice(part), out)
     })
+}
+
+/// The position of the next token.
+fn position<K: AttentionKernel>(kernels: &[K]) -> usize {
+    kernels.first().map_or(0, AttentionKernel::len)
 }
 
 /// The tokens of all sequences.

@@ -7,7 +7,9 @@ use crate::{inputs::Rounded, layers::Turns};
 /// The intermediate results of one call at a time.
 #[derive(Debug, Default)]
 pub(crate) struct Workspace {
-    /// The turns of the call's tokens.
+    /// The position of each sequence's first token.
+    pub(crate) positions: Vec<usize>,
+    /// The turns of all tokens.
     pub(crate) turns: Turns,
     /// The residual stream, `[tokens, hidden_size]`.
     pub(crate) residual: Buffer,

@@ -1,19 +1,32 @@
 //! Root-mean-square normalisation.
 
-use ndarray::{Array1, ArrayView2, ArrayViewMut1, ArrayViewMut2};
+use ndarray::{Array1, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
+use rayon::prelude::*;
+
+use super::shared;
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row (Zhang and Sennrich, arXiv 1910.07467).
 /// `x` and `y` are `[tokens, hidden]`, `weight` is `[hidden]`.
 pub(crate) fn rms_norm(x: &ArrayView2<f32>, weight: &Array1<f32>, eps: f32, mut y: ArrayViewMut2<f32>) {
-    for (x, mut y) in x.outer_iter().zip(y.outer_iter_mut()) {
+    let row = |(x, mut y): (ArrayView1<f32>, ArrayViewMut1<f32>)| {
         y.assign(&x);
         normalise(y, weight, eps);
+    };
+    if shared(x.len()) {
+        x.axis_iter(Axis(0)).into_par_iter().zip(y.axis_iter_mut(Axis(0))).for_each(row);
+    } else {
+        x.outer_iter().zip(y.outer_iter_mut()).for_each(row);
     }
 }
 
 /// [`rms_norm`] of `x` in its place.
 pub(crate) fn rms_norm_in_place(mut x: ArrayViewMut2<f32>, weight: &Array1<f32>, eps: f32) {
-    x.outer_iter_mut().for_each(|row| normalise(row, weight, eps));
+    let row = |row: ArrayViewMut1<f32>| normalise(row, weight, eps);
+    if shared(x.len()) {
+        x.axis_iter_mut(Axis(0)).into_par_iter().for_each(row);
+    } else {
+        x.outer_iter_mut().for_each(row);
+    }
 }
 
 fn normalise(mut row: ArrayViewMut1<f32>, weight: &Array1<f32>, eps: f32) {

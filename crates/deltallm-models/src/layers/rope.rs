@@ -1,6 +1,9 @@
 //! Rotary position embedding.
 
 use ndarray::ArrayViewMut3;
+use rayon::prelude::*;
+
+use super::shared;
 
 /// Turns pairs of channels by an angle that grows with the position (Su et al., arXiv 2104.09864).
 ///
@@ -45,14 +48,20 @@ impl Turns {
         let half = self.half;
         assert_eq!(head_dim, 2 * half, "channels of a head");
         let Some(x) = x.as_slice_mut() else { unreachable!("not in standard layout") };
-        let turns = self.cos.chunks_exact(half).zip(self.sin.chunks_exact(half));
-        for (x, (cos, sin)) in x.chunks_exact_mut(heads * head_dim).zip(turns) {
+        let token = |((x, cos), sin): ((&mut [f32], &[f32]), &[f32])| {
             for head in x.chunks_exact_mut(head_dim) {
                 let (a, b) = head.split_at_mut(half);
                 for (((a, b), cos), sin) in a.iter_mut().zip(b).zip(cos).zip(sin) {
                     (*a, *b) = (*a * cos - *b * sin, *b * cos + *a * sin);
                 }
             }
+        };
+        if shared(x.len()) {
+            let tokens = x.par_chunks_exact_mut(heads * head_dim);
+            tokens.zip(self.cos.par_chunks_exact(half)).zip(self.sin.par_chunks_exact(half)).for_each(token);
+        } else {
+            let tokens = x.chunks_exact_mut(heads * head_dim);
+            tokens.zip(self.cos.chunks_exact(half)).zip(self.sin.chunks_exact(half)).for_each(token);
         }
     }
 }

@@ -5,6 +5,7 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Zip};
 use rayon::prelude::*;
 
 use super::{ModelFile, Part, RawTensor, TensorId};
+use crate::inputs::{Inputs, Rounded};
 use crate::kernels::{matmul_half, matmul_transposed};
 use crate::quant::TensorType;
 use crate::{ModelConfig, ModelError, QuantisedLinear};
@@ -62,11 +63,20 @@ impl Embedding {
 
     /// The products of `x`, `[tokens, hidden_size]`, with every row, `[tokens, vocab_size]`.
     pub fn logits(&self, x: &ArrayView2<f32>) -> Array2<f32> {
+        self.logits_of(&mut Inputs::new(x.view(), &mut Rounded::default()))
+    }
+
+    /// [`logits`](Self::logits), with memory for rounding.
+    pub(crate) fn logits_of(&self, inputs: &mut Inputs<'_>) -> Array2<f32> {
         match self {
-            Self::F32(table) => matmul_transposed(x, &table.view()),
-            Self::F16(table) => matmul_half(x, &table.view()),
-            Self::Bf16(table) => matmul_half(x, &table.view()),
-            Self::Quantised(table) => table.apply(x),
+            Self::F32(table) => matmul_transposed(&inputs.x, &table.view()),
+            Self::F16(table) => matmul_half(&inputs.x, &table.view()),
+            Self::Bf16(table) => matmul_half(&inputs.x, &table.view()),
+            Self::Quantised(table) => {
+                let mut y = Array2::zeros((inputs.x.nrows(), table.rows()));
+                table.apply_into(inputs, y.view_mut());
+                y
+            }
         }
     }
 }
