@@ -227,6 +227,12 @@ pub enum ModelError {
         /// What failed.
         source: deltallm_attn::AttentionError,
     },
+    /// Sessions that are to be continued together belong to different models.
+    #[error("expected sessions of one model, got another model's at index {index}")]
+    OtherModel {
+        /// Which session.
+        index: usize,
+    },
     /// A call without tokens.
     #[error("expected at least one token, got none")]
     NoTokens,

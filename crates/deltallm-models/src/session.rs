@@ -4,7 +4,7 @@ use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, MemoryBudget, Spar
 use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
 
-use crate::{LogitRows, Model, ModelError};
+use crate::{LogitRows, Model, ModelError, Sequence};
 
 /// One sequence being read and continued: the tokens so far and one attention kernel per layer.
 ///
@@ -159,6 +159,55 @@ impl<'m> Session<'m> {
         let logits = self.model.forward(&[token], &mut self.kernels, LogitRows::Last)?;
         self.tokens.push(token);
         Ok(logits.index_axis_move(Axis(0), 0))
+    }
+
+    /// [`decode`](Self::decode) for several sessions of one model, each with its own token and caches: the weights are read once
+    /// for all of them. Returns the logits of each.
+    ///
+    /// Where weights are packed every session gets what it would get alone, bit for bit. Floats may be added up in another
+    /// order for a batch than for one token, and may so differ in their last digits.
+    ///
+    /// ```
+    /// use deltallm_attn::{AttentionOptions, DenseAttention};
+    /// use deltallm_models::{Model, ModelFile, Session};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// # let model = Model::load(&file, &mut |_, _| {})?;
+    /// let options = AttentionOptions::new(model.attention_shape())?;
+    /// let session = || Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)));
+    /// let (mut a, mut b) = (session()?, session()?);
+    /// a.prefill(&[1, 2, 3], &mut |_| {})?;
+    /// b.prefill(&[4, 5], &mut |_| {})?;
+    /// let logits = Session::decode_together(&mut [(&mut a, 6), (&mut b, 7)])?;
+    /// assert_eq!((logits.len(), a.tokens().len(), b.tokens().len()), (2, 4, 3));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill), and [`ModelError::OtherModel`]; no session has moved then.
+    pub fn decode_together(batch: &mut [(&mut Self, u32)]) -> Result<Vec<Array1<f32>>, ModelError> {
+        let Some(model) = batch.first().map(|(session, _)| session.model) else { return Ok(Vec::new()) };
+        for (index, (session, token)) in batch.iter().enumerate() {
+            if !std::ptr::eq(session.model, model) {
+                return Err(ModelError::OtherModel { index });
+            }
+            model.check(&[*token], &session.kernels)?;
+        }
+        for (session, _) in batch.iter_mut() {
+            session.make_room(1)?;
+        }
+        let mut sequences: Vec<_> = batch
+            .iter_mut()
+            .map(|(session, token)| {
+                let tokens = std::slice::from_ref(token);
+                Sequence { tokens, kernels: &mut session.kernels[..], rows: LogitRows::Last }
+            })
+            .collect();
+        let logits = model.forward_batch(&mut sequences)?;
+        batch.iter_mut().for_each(|(session, token)| session.tokens.push(*token));
+        Ok(logits.into_iter().map(|logits| logits.index_axis_move(Axis(0), 0)).collect())
     }
 
     fn run(

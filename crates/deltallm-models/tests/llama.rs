@@ -12,6 +12,7 @@ use deltallm_attn::{
 };
 use deltallm_core::{CoreError, ErrorBound};
 use deltallm_models::{AttentionInput, LogitRows, Model, ModelError, ModelFile, Sequence, Session};
+use ndarray::aview1;
 use serde::Deserialize;
 
 #[derive(Deserialize)]
@@ -225,6 +226,59 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
     }
     assert_eq!(got.iter().map(|logits| logits.nrows()).collect::<Vec<_>>(), [3, 1, 0]);
     assert_eq!(together.iter().map(|kernels| kernels[1].len()).collect::<Vec<_>>(), [12, 1, 32]);
+}
+
+#[test]
+fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
+    let file = ModelFile::open("../../examples/assets/fairy-tales.gguf").unwrap();
+    let model = Model::load(&file, &mut |_, _| {}).unwrap();
+    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
+    // Prompts of different lengths, and kernels of different kinds.
+    let sessions = || -> Vec<(Session, Vec<f32>)> {
+        let prompts = [&[5, 9, 300][..], &[8; 70], &[70], &[1, 2], &[400, 20, 7, 7, 90]];
+        let prefilled = |(index, prompt): (usize, &[u32])| {
+            let kernel = |_| -> Result<Box<dyn AttentionKernel>, _> {
+                match index % 2 {
+                    0 => Ok(Box::new(DenseAttention::new(&options)?)),
+                    _ => Ok(Box::new(HybridAttention::new(&options, &config)?)),
+                }
+            };
+            let mut session = Session::new(&model, kernel).unwrap();
+            let logits = session.prefill(prompt, &mut |_| {}).unwrap().to_vec();
+            (session, logits)
+        };
+        prompts.into_iter().enumerate().map(prefilled).collect()
+    };
+    let (mut together, mut alone) = (sessions(), sessions());
+    for _ in 0..24 {
+        let mut batch: Vec<_> =
+            together.iter_mut().map(|(session, logits)| (session, argmax(aview1(logits)))).collect();
+        let answers = Session::decode_together(&mut batch).unwrap();
+        for ((_, logits), answer) in together.iter_mut().zip(answers) {
+            *logits = answer.to_vec();
+        }
+        for (session, logits) in &mut alone {
+            *logits = session.decode(argmax(aview1(logits))).unwrap().to_vec();
+        }
+        for ((together, a), (alone, b)) in together.iter().zip(&alone) {
+            assert_eq!((together.tokens(), a), (alone.tokens(), b));
+        }
+    }
+}
+
+#[test]
+fn sessions_that_cannot_decode_together_stay_where_they_are() {
+    let (model, other) = (load("gqa3-d64-llama3"), load("gqa3-d64-llama3"));
+    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let session = |model| Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
+    let (mut a, mut b, mut c) = (session(&model), session(&model), session(&other));
+    let wrong = Session::decode_together(&mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)]);
+    assert!(matches!(wrong, Err(ModelError::OtherModel { index: 2 })));
+    let wrong = Session::decode_together(&mut [(&mut a, 1), (&mut b, u32::MAX)]);
+    assert!(matches!(wrong, Err(ModelError::TokenOutOfRange { id: u32::MAX, .. })));
+    assert!(a.tokens().is_empty() && a.kernels().iter().all(|kernel| kernel.is_empty()));
+    assert!(Session::decode_together(&mut []).unwrap().is_empty());
 }
 
 #[test]
