@@ -114,6 +114,11 @@ fn run(args: Args) -> anyhow::Result<()> {
         "model        {}: {} layers, {} heads, {} kv heads, head_dim {}, context {}",
         model.name, config.layers, config.heads, config.kv_heads, config.head_dim, config.context_length
     );
+    eprintln!(
+        "weights      {} in memory, read and packed in {:.2} s",
+        format_bytes(model.graph.weights().bytes() as u64),
+        model.loading.as_secs_f64()
+    );
     runs.iter().for_each(Run::describe);
     if let Some(bytes) = peak_rss_bytes() {
         eprintln!("memory       {} at the peak, model included", format_bytes(bytes));
@@ -132,6 +137,8 @@ fn run(args: Args) -> anyhow::Result<()> {
         print_json(&Report {
             model: &model.name,
             measured: run.measured(),
+            weights_bytes: model.graph.weights().bytes(),
+            loading_seconds: model.loading.as_secs_f64(),
             peak_rss_bytes: peak_rss_bytes(),
             threads: rayon::current_num_threads(),
             dense: dense.first().map(Run::measured),
@@ -323,6 +330,8 @@ struct Report<'a> {
     model: &'a str,
     #[serde(flatten)]
     measured: Measured<'a>,
+    weights_bytes: usize,
+    loading_seconds: f64,
     peak_rss_bytes: Option<u64>,
     threads: usize,
     #[serde(skip_serializing_if = "Option::is_none")]

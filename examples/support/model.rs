@@ -1,6 +1,7 @@
 //! A model with its tokenizer.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
@@ -63,6 +64,8 @@ pub struct LoadedModel {
     pub graph: Model,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
+    /// How long it took to read the file and to bring its weights into the form that they are multiplied in.
+    pub loading: Duration,
 }
 
 impl LoadedModel {
@@ -80,6 +83,7 @@ impl LoadedModel {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_as(path: Option<&Path>, form: LinearForm) -> anyhow::Result<Self> {
+        let start = Instant::now();
         let embedded = match path {
             Some(path) => EMBEDDED.iter().find(|(name, _)| path == Path::new(name) && !path.exists()),
             None => EMBEDDED.first(),
@@ -92,7 +96,7 @@ impl LoadedModel {
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
         let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;
-        Ok(Self { name: name(&file), graph, tokenizer })
+        Ok(Self { name: name(&file), graph, tokenizer, loading: start.elapsed() })
     }
 
     /// The tokens of `text` as a text to be continued.

@@ -310,6 +310,7 @@ fn generate_reports_the_promised_fields() {
     assert_eq!(report["kernel"], "hybrid");
     assert_eq!(report["generated_tokens"], 6);
     assert!(report["model"].is_string() && report.get("peak_rss_bytes").is_some());
+    assert!(report["weights_bytes"].as_u64() > Some(0) && report["loading_seconds"].as_f64() > Some(0.0));
     assert!(stdout.contains(report["text"].as_str().expect("text")));
     assert_eq!(report["dense"]["kernel"], "dense");
     // Both are rounded up to whole pages of the same size.

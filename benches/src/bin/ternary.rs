@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use deltallm::SimdLevel;
-use deltallm::models::{ByteKernel, Embedding, TernaryError, TernaryLinear};
+use deltallm::models::{ByteKernel, Matrix, TernaryError, TernaryLinear};
 use deltallm_benches::{machine, timing::Summary, timing::rotated};
 use deltallm_examples::{main_with, print_json};
 use fearless_simd::{Level, dispatch, prelude::*};
@@ -139,14 +139,14 @@ fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, roun
     let copies = bytes.div_ceil(ternary.bytes());
     let halves =
         Array2::from_shape_fn((rows, columns), |(row, column)| bf16::from_f32(weight(row, column).into()));
-    let halves = vec![Embedding::Bf16(halves); bytes.div_ceil(rows * columns * 2)];
+    let halves = vec![Matrix::Bf16(halves); bytes.div_ceil(rows * columns * 2)];
     let plain = vec![1_u32; bytes / 4];
     let mut subjects = vec![
         Subject {
             name: "bf16".into(),
             products: halves.len(),
             bytes: halves.len() * rows * columns * 2,
-            run: Box::new(|| halves.iter().for_each(|halves| drop(black_box(halves.logits(&x.view()))))),
+            run: Box::new(|| halves.iter().for_each(|halves| drop(black_box(halves.apply(&x.view()))))),
         },
         Subject { name: "read".into(), products: 1, bytes: plain.len() * 4, run: Box::new(|| read(&plain)) },
     ];
@@ -178,8 +178,8 @@ fn many_tokens(ternary: &TernaryLinear, kernels: &[ByteKernel], tokens: usize, r
     let (rows, columns) = (ternary.rows(), ternary.columns());
     let x = activations(tokens, columns);
     let wide =
-        Embedding::F32(Array2::from_shape_fn((rows, columns), |(row, column)| weight(row, column).into()));
-    let run = Box::new(|| drop(black_box(wide.logits(&x.view()))));
+        Matrix::F32(Array2::from_shape_fn((rows, columns), |(row, column)| weight(row, column).into()));
+    let run = Box::new(|| drop(black_box(wide.apply(&x.view()))));
     let mut subjects = vec![Subject { name: "f32".into(), products: 1, bytes: 0, run }];
     for kernel in kernels {
         let (ternary, x) = (ternary.clone().with_kernel(*kernel), x.view());

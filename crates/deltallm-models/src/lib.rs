@@ -35,6 +35,4 @@ pub use sampling::{Sampler, SamplerConfig, SamplingError};
 pub use session::{Relief, Session};
 pub use ternary::{TernaryError, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{
-    Embedding, LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId,
-};
+pub use weights::{LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId};

@@ -325,7 +325,7 @@ impl Model {
             .head
             .as_ref()
             .unwrap_or(&self.weights.token_embedding)
-            .logits_of(&mut Inputs::new(normed.view(), &mut workspace.rounded))
+            .apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded))
     }
 }
 

@@ -1,8 +1,9 @@
 //! One view of a model's weights, whatever file format they come from.
 
-mod embedding;
+mod half;
 mod layers;
 mod linear;
+mod matrix;
 mod names;
 mod quantised;
 mod ternary;
@@ -12,9 +13,10 @@ use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-pub use embedding::Embedding;
+use ::half::{bf16, f16};
 pub use layers::{LayerWeights, ModelWeights};
-pub use linear::{Linear, LinearForm, Matrix};
+pub use linear::{Linear, LinearForm};
+pub use matrix::Matrix;
 use names::{Format, Part};
 pub use names::{LayerTensor, TensorId};
 use ndarray::{Array1, Array2};
@@ -192,20 +194,36 @@ impl ModelFile {
         self.table(id, [rows, columns], self.read(id, Part::Weight, &[rows, columns], config)?)
     }
 
-    /// A projection: its weights, ternary, quantised (unless the [form](Self::with_linear_form) is `f32`) or `f32`, and its
-    /// bias.
+    /// A projection, the embedding or the head in the form that it is multiplied in: ternary weights, quantised ones (unless the
+    /// [form](Self::with_linear_form) is `f32`), half precision and `bf16` stay what they are, everything else becomes `f32`.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn weight(&self, config: &ModelConfig, id: TensorId) -> Result<Matrix, ModelError> {
+        if id.is_ternary(config) {
+            return Ok(Matrix::Ternary(self.ternary(config, id)?));
+        }
+        let raw = self.raw_of_shape(id, Part::Weight, &id.shape(config))?;
+        Ok(match raw.ty {
+            TensorType::F16 => {
+                Matrix::F16(self.halves(config, id, &raw, f16::from_le_bytes, f16::is_finite)?)
+            }
+            TensorType::BF16 => {
+                Matrix::Bf16(self.halves(config, id, &raw, bf16::from_le_bytes, bf16::is_finite)?)
+            }
+            _ => match self.quantised(config, id)? {
+                Some(weight) => Matrix::Quantised(weight),
+                None => Matrix::F32(self.matrix(config, id)?),
+            },
+        })
+    }
+
+    /// A projection: its [weights](Self::weight), and its bias.
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn linear(&self, config: &ModelConfig, id: TensorId) -> Result<Linear, ModelError> {
-        let weight = if id.is_ternary(config) {
-            Matrix::Ternary(self.ternary(config, id)?)
-        } else if let Some(weight) = self.quantised(config, id)? {
-            Matrix::Quantised(weight)
-        } else {
-            Matrix::Float(self.matrix(config, id)?)
-        };
-        Ok(Linear { weight, bias: self.bias(config, id)? })
+        Ok(Linear { weight: self.weight(config, id)?, bias: self.bias(config, id)? })
     }
 
     /// The weight of a norm as `f32`, as long as what it normalises.

@@ -17,7 +17,7 @@ use deltallm_attn::SimdLevel;
 pub use byte_kernel::ByteKernel;
 pub(crate) use byte_kernel::Instructions;
 pub(crate) use half::matmul_half;
-pub(crate) use matmul::{matmul_transposed, matmul_transposed_into};
+pub(crate) use matmul::matmul_transposed;
 pub(crate) use panel::{LEAST_WORK, Line, PANEL, Quad, bits, for_each_task};
 pub(crate) use prefetch::prefetch_after;
 #[cfg(target_arch = "aarch64")]

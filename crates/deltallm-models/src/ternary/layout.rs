@@ -30,7 +30,7 @@ pub(super) const COLUMNS: usize = 16;
 pub(super) const QUADS: usize = COLUMNS / 4;
 
 /// A matrix of ternary weights.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Panels {
     rows: usize,
     columns: usize,

@@ -51,7 +51,7 @@ const MATRIX_TOKENS: usize = 4;
 /// assert_eq!(y, array![[64.0, 64.5]]);
 /// # Ok::<(), TernaryError>(())
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct TernaryLinear {
     panels: Panels,
     scale: f32,

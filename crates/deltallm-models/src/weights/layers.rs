@@ -2,7 +2,7 @@
 
 use ndarray::Array1;
 
-use super::{Embedding, LayerTensor, Linear, ModelFile, TensorId};
+use super::{LayerTensor, Linear, Matrix, ModelFile, TensorId};
 use crate::{ModelConfig, ModelError};
 
 /// The weights of one layer.
@@ -38,13 +38,13 @@ pub struct LayerWeights {
 #[non_exhaustive]
 pub struct ModelWeights {
     /// `[vocab_size, hidden_size]`.
-    pub token_embedding: Embedding,
+    pub token_embedding: Matrix,
     /// The layers in order.
     pub layers: Vec<LayerWeights>,
     /// RMSNorm before the head, `[hidden_size]`.
     pub final_norm: Array1<f32>,
     /// `[vocab_size, hidden_size]`, or `None` where the embedding serves.
-    pub head: Option<Embedding>,
+    pub head: Option<Matrix>,
 }
 
 impl ModelWeights {
@@ -59,7 +59,7 @@ impl ModelWeights {
     ) -> Result<Self, ModelError> {
         let steps = config.layers + 2;
         progress(0, steps);
-        let token_embedding = file.embedding(config, TensorId::TokenEmbedding)?;
+        let token_embedding = file.weight(config, TensorId::TokenEmbedding)?;
         progress(1, steps);
         // Not reserved from the configuration's number, which no tensor has confirmed yet.
         let mut layers = Vec::new();
@@ -68,9 +68,21 @@ impl ModelWeights {
             progress(layer + 2, steps);
         }
         let final_norm = file.norm(config, TensorId::FinalNorm)?;
-        let head = if config.tie_embeddings { None } else { Some(file.embedding(config, TensorId::Head)?) };
+        let head = if config.tie_embeddings { None } else { Some(file.weight(config, TensorId::Head)?) };
         progress(steps, steps);
         Ok(Self { token_embedding, layers, final_norm, head })
+    }
+}
+
+impl ModelWeights {
+    /// Memory of all matrices; norms and biases are left out.
+    pub fn bytes(&self) -> usize {
+        let ends = [Some(&self.token_embedding), self.head.as_ref()];
+        let layers = self.layers.iter().flat_map(|layer| {
+            let LayerWeights { query, key, value, attention_output, gate, up, down, .. } = layer;
+            [query, key, value, attention_output, gate, up, down].map(|linear| &linear.weight)
+        });
+        ends.into_iter().flatten().chain(layers).map(Matrix::bytes).sum()
     }
 }
 

@@ -2,9 +2,7 @@
 
 use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType::{self, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
-use deltallm_models::{
-    Embedding, LayerTensor, LinearForm, LogitRows, Matrix, Model, ModelError, ModelFile, TensorId,
-};
+use deltallm_models::{LayerTensor, LinearForm, LogitRows, Matrix, Model, ModelError, ModelFile, TensorId};
 
 use crate::common::gguf_writer::GgufWriter;
 use crate::common::models::dense_kernels;
@@ -93,8 +91,8 @@ fn packed_weights_are_those_of_the_file_with_rows_in_half_split_order() {
         }
         assert_eq!(weight.row(3), dense.row(3));
     }
-    let table = file.embedding(&config, TensorId::TokenEmbedding).unwrap();
-    assert!(matches!(table, Embedding::Quantised(_)) && table.dim() == (5, 256));
+    let table = file.weight(&config, TensorId::TokenEmbedding).unwrap();
+    assert!(matches!(table, Matrix::Quantised(_)) && table.dim() == (5, 256));
     assert_eq!(table.rows(&[0, 1, 2, 3, 4]), file.matrix(&config, TensorId::TokenEmbedding).unwrap());
 }
 
@@ -104,10 +102,10 @@ fn the_form_f32_leaves_nothing_packed() {
     let config = file.config().unwrap();
     for (tensor, name, ..) in PROJECTIONS {
         let weight = file.linear(&config, TensorId::Layer(0, tensor)).unwrap().weight;
-        assert!(matches!(weight, Matrix::Float(_)), "{name}");
+        assert!(matches!(weight, Matrix::F32(_)), "{name}");
     }
-    let table = file.embedding(&config, TensorId::TokenEmbedding).unwrap();
-    assert!(matches!(table, Embedding::F32(_)));
+    let table = file.weight(&config, TensorId::TokenEmbedding).unwrap();
+    assert!(matches!(table, Matrix::F32(_)));
 }
 
 #[test]
@@ -149,5 +147,5 @@ fn a_matrix_with_a_scale_beyond_16_bits_is_held_as_f32() {
     bytes[4] = 2;
     let file = tiny::open(&llama().tensor("blk.0.ffn_up.weight", &[512, 256], Q4_K, &bytes));
     let weight = file.linear(&file.config().unwrap(), TensorId::Layer(0, LayerTensor::Up)).unwrap().weight;
-    assert!(matches!(weight, Matrix::Float(_)));
+    assert!(matches!(weight, Matrix::F32(_)));
 }

@@ -275,7 +275,7 @@ fn types_that_hold_no_ternary_weights() {
 fn i2_s_where_numbers_are_needed() {
     let bytes = pack(TensorType::I2_S, &vec![1; 5 * 256], 1.0);
     let file = tiny::open(&tiny::bitnet().tensor("token_embd.weight", &[5, 256], TensorType::I2_S, &bytes));
-    let error = file.embedding(&file.config().unwrap(), TensorId::TokenEmbedding).unwrap_err();
+    let error = file.weight(&file.config().unwrap(), TensorId::TokenEmbedding).unwrap_err();
     assert!(matches!(&error, ModelError::ElementType { got, .. } if got == "I2_S"), "{error}");
 }
 

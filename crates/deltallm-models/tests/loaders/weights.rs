@@ -2,7 +2,7 @@
 
 use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType;
-use deltallm_models::{Embedding, LayerTensor, ModelError, ModelFile, ModelWeights, TensorId};
+use deltallm_models::{LayerTensor, Matrix, ModelError, ModelFile, ModelWeights, TensorId};
 use ndarray::ArrayView2;
 
 use crate::common::files::fixture;
@@ -16,7 +16,7 @@ fn load(file: &ModelFile) -> Result<ModelWeights, ModelError> {
 }
 
 fn assert_equal(left: &ModelWeights, right: &ModelWeights) {
-    let table = |table: &Embedding| table.rows(&Vec::from_iter(0..table.dim().0));
+    let table = |table: &Matrix| table.rows(&Vec::from_iter(0..table.dim().0));
     assert_eq!(table(&left.token_embedding), table(&right.token_embedding));
     assert_eq!(left.head.as_ref().map(table), right.head.as_ref().map(table));
     assert_eq!(left.final_norm, right.final_norm);
@@ -95,7 +95,7 @@ fn to_gguf(weights: &ModelWeights, file: &ModelFile) -> GgufWriter {
         writer.f32_tensor(name, &[rows.len(), rows[0].len()], &rows.concat())
     };
     let rows = |matrix: ArrayView2<f32>| matrix.outer_iter().map(|row| row.to_vec()).collect::<Vec<_>>();
-    let table = |table: &Embedding| rows(table.rows(&Vec::from_iter(0..table.dim().0)).view());
+    let table = |table: &Matrix| rows(table.rows(&Vec::from_iter(0..table.dim().0)).view());
     let mut writer = GgufWriter::new()
         .set("general.architecture", Value::String("llama".into()))
         .set("llama.embedding_length", size(config.hidden_size))

@@ -5,7 +5,7 @@ mod lanes;
 mod rows;
 
 use half::{bf16, f16};
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
 use super::{matmul::matmul_transposed_here, simd_level};
@@ -60,19 +60,24 @@ impl Half for f16 {
     }
 }
 
-/// `x w^T`: `x` is `[tokens, in]`, `w` `[out, in]`, the result `[tokens, out]`, with sums in `f32`. Runs on the current rayon
+/// `y = x w^T`: `x` is `[tokens, in]`, `w` `[out, in]`, `y` `[tokens, out]`, with sums in `f32`. Runs on the current rayon
 /// pool; the number of its threads does not change the result.
-pub(crate) fn matmul_half<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Array2<f32> {
-    multiply(Instructions::of(simd_level()), x, w)
+pub(crate) fn matmul_half<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>, y: ArrayViewMut2<f32>) {
+    multiply(Instructions::of(simd_level()), x, w, y);
 }
 
-fn multiply<T: Half>(instructions: Instructions, x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Array2<f32> {
+fn multiply<T: Half>(
+    instructions: Instructions,
+    x: &ArrayView2<f32>,
+    w: &ArrayView2<T>,
+    mut y: ArrayViewMut2<f32>,
+) {
     let (tokens, columns) = x.dim();
     assert_eq!(columns, w.ncols(), "columns of x and w");
+    assert_eq!(y.dim(), (tokens, w.nrows()), "shape of y");
     let (x, w) = (x.as_standard_layout(), w.as_standard_layout());
-    let mut y = Array2::zeros((tokens, w.nrows()));
     let rows = ROWS[usize::from(tokens > FEW)];
-    let (Some(w), true) = (w.as_slice(), columns > 0) else { return y };
+    let (Some(w), true) = (w.as_slice(), columns > 0) else { return y.fill(0.0) };
     let task = |wide: &mut Vec<f32>, (index, mut y): (usize, ArrayViewMut2<f32>)| {
         let w = &w[index * rows * columns..][..y.ncols() * columns];
         if tokens > FEW {
@@ -100,12 +105,11 @@ fn multiply<T: Half>(instructions: Instructions, x: &ArrayView2<f32>, w: &ArrayV
     } else {
         tasks.into_par_iter().enumerate().for_each_init(Vec::new, task);
     }
-    y
 }
 
 #[cfg(test)]
 mod tests {
-    use ndarray::s;
+    use ndarray::{Array2, s};
     use proptest::prelude::*;
 
     use deltallm_attn::SimdLevel;
@@ -128,8 +132,8 @@ mod tests {
     /// Compares the products with sums in f64; what they may differ by grows with the magnitudes of the summands.
     fn check<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Result<(), TestCaseError> {
         for instructions in instructions() {
-            let y = multiply(instructions, x, w);
-            prop_assert_eq!(y.dim(), (x.nrows(), w.nrows()));
+            let mut y = Array2::from_elem((x.nrows(), w.nrows()), f32::NAN);
+            multiply(instructions, x, w, y.view_mut());
             for (x, y) in x.outer_iter().zip(y.outer_iter()) {
                 for (w, y) in w.outer_iter().zip(y) {
                     let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(w.widen()));
