@@ -200,7 +200,7 @@ impl Model {
         batch: &mut [Sequence<K>],
         observer: &mut dyn FnMut(AttentionInput),
     ) -> Result<Array2<f32>, ModelError> {
-        batch.iter().try_for_each(|sequence| self.check(sequence.tokens, sequence.kernels).map(drop))?;
+        batch.iter().try_for_each(|sequence| self.check(sequence.tokens, sequence.kernels))?;
         let mut workspace = self.workspaces().pop().unwrap_or_default();
         workspace.positions.clear();
         workspace.positions.extend(batch.iter().map(|sequence| position(sequence.kernels)));
@@ -223,12 +223,8 @@ impl Model {
         self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Checks the arguments of `forward` and returns the position of the first token.
-    pub(crate) fn check<K: AttentionKernel>(
-        &self,
-        tokens: &[u32],
-        kernels: &[K],
-    ) -> Result<usize, ModelError> {
+    /// Checks the arguments of `forward`.
+    pub(crate) fn check<K: AttentionKernel>(&self, tokens: &[u32], kernels: &[K]) -> Result<(), ModelError> {
         let (layers, vocab_size) = (self.config.layers, self.config.vocab_size);
         if kernels.len() != layers {
             return Err(ModelError::KernelCount { expected: layers, got: kernels.len() });
@@ -248,7 +244,7 @@ impl Model {
         if needed > context_length {
             return Err(ModelError::ContextFull { context_length, got: needed });
         }
-        Ok(position)
+        Ok(())
     }
 
     /// Embedding and all layers. Leaves the residual stream of all sequences, one after the other, in the workspace.
@@ -313,19 +309,12 @@ impl Model {
             })
         };
         let mut normed = workspace.normed.array(Ix2(wanted().count(), hidden_size));
-        for (token, row) in wanted().zip(normed.outer_iter_mut()) {
-            rms_norm(
-                &x.slice(s![token..=token, ..]),
-                &self.weights.final_norm,
-                self.config.norm_eps,
-                row.insert_axis(Axis(0)),
-            );
+        for (token, mut row) in wanted().zip(normed.outer_iter_mut()) {
+            row.assign(&x.row(token));
         }
-        self.weights
-            .head
-            .as_ref()
-            .unwrap_or(&self.weights.token_embedding)
-            .apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded))
+        rms_norm_in_place(normed.view_mut(), &self.weights.final_norm, self.config.norm_eps);
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding);
+        head.apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded))
     }
 }
 

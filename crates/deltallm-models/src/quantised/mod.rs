@@ -162,15 +162,17 @@ impl QuantisedLinear {
         });
     }
 
-    /// Panels of a task: all of them on one thread, otherwise few enough for some tasks a thread, and enough for a task to be
-    /// worth its hand-over.
+    /// Panels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread, some each
+    /// where they are worth their hand-over.
     fn task_panels(&self, tokens: usize) -> usize {
         let (panels, threads) = (self.panels.count(), rayon::current_num_threads());
         if threads == 1 {
             return panels;
         }
-        let least = LEAST_WORK.div_ceil(PANEL * self.columns() * tokens.max(1));
-        panels.div_ceil(4 * threads).max(least).next_multiple_of(MOST_PANELS)
+        let worth = panels * PANEL * self.columns() * tokens / LEAST_WORK;
+        let tasks = worth.min(4 * threads) / threads * threads;
+        let side_by_side = if tokens == 1 { 1 } else { self.kernel.panels(tokens) };
+        panels.div_ceil(tasks.max(1)).next_multiple_of(side_by_side)
     }
 
     /// The columns of `y` that belong to the panels from `first` on. Batch after batch, so that a batch's activations are read
