@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream};
 
 use crate::{
-    AttentionOptions,
+    AttentionOptions, SimdLevel,
     simd::{KeyCodes, PairKeys, PairValues, Pairs},
     tile::{Keys, Phase, Rows},
 };
@@ -102,7 +102,7 @@ pub(crate) fn prepare_head(
                 Form::Rows(DenseRows { first: tokens.start, keys: std::mem::take(&mut rows), values })
             }
             (None, Keys::Rows(_)) => Form::AsHeld,
-            (None, Keys::Delta(matrix)) => Form::Streams(streams(matrix, tokens.end)),
+            (None, Keys::Delta(matrix)) => Form::Streams(streams(options.simd, matrix, tokens.end)),
         };
         prepared.push(Prepared { form, filter });
     }
@@ -110,11 +110,11 @@ pub(crate) fn prepare_head(
 }
 
 /// All blocks up to the token `end`.
-fn streams(matrix: &DeltaMatrix, end: usize) -> Vec<DeltaStream> {
+fn streams(simd: SimdLevel, matrix: &DeltaMatrix, end: usize) -> Vec<DeltaStream> {
     let blocks = 0..end.div_ceil(BLOCK_TOKENS);
     let unpack = |block| {
         let mut stream = DeltaStream::default();
-        matrix.stream(block, &mut stream);
+        simd.stream(matrix, block, &mut stream);
         stream
     };
     blocks.map(unpack).collect()

@@ -356,7 +356,7 @@ impl TilePart<'_> {
                 let stream = match form {
                     Form::Streams(streams) => &streams[block],
                     _ => {
-                        matrix.stream(block, stream);
+                        simd.stream(matrix, block, stream);
                         stream
                     }
                 };

@@ -433,9 +433,10 @@ pub(crate) fn contains(words: &[u64], channel: usize) -> bool {
     words.get(channel / 64).is_some_and(|word| word >> (channel % 64) & 1 == 1)
 }
 
-/// The channels of all set bits, and the end of each token in them.
+/// Appends the channels of all set bits, ascending token by token, and where each token ends in them. `masks` has `words` words
+/// for every token.
 #[inline]
-pub(crate) fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
+pub fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
     for mask in masks.chunks_exact(words) {
         for (&word, first) in mask.iter().zip((0..).step_by(64)) {
             let mut rest = word;

@@ -15,6 +15,7 @@ mod matmul;
 mod pairs;
 mod softmax;
 mod transpose;
+mod unpack;
 
 use std::{fmt, str::FromStr};
 
