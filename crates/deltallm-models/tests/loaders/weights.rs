@@ -3,6 +3,7 @@
 use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType;
 use deltallm_models::{LayerTensor, Matrix, ModelError, ModelFile, ModelWeights, TensorId};
+use half::{bf16, f16};
 use ndarray::ArrayView2;
 
 use crate::common::files::fixture;
@@ -83,6 +84,30 @@ fn interleave<T: Clone>(rows: &[T], heads: usize) -> Vec<T> {
         }
     }
     moved
+}
+
+/// Rows of queries and keys change their order on the way, whatever the type.
+#[test]
+fn weights_of_16_bits_stay_so_and_are_those_of_the_file_in_half_split_order() {
+    let shape = [tiny::HEADS * tiny::HEAD_DIM, tiny::HIDDEN];
+    let numbers = || (0..shape[0] * shape[1]).map(|i| i as f32 * 0.25 - 3.0);
+    let f16: Vec<u8> = numbers().flat_map(|x| f16::from_f32(x).to_le_bytes()).collect();
+    let bf16: Vec<u8> = numbers().flat_map(|x| bf16::from_f32(x).to_le_bytes()).collect();
+    for (ty, bytes) in [(TensorType::F16, f16), (TensorType::BF16, bf16)] {
+        for name in ["blk.0.attn_q.weight", "blk.0.attn_output.weight"] {
+            let file = tiny::open(&tiny::llama().tensor(name, &shape, ty, &bytes));
+            let config = file.config().unwrap();
+            let tensor = if name.contains("_q") { LayerTensor::Query } else { LayerTensor::AttentionOutput };
+            let id = TensorId::Layer(0, tensor);
+            let weight = file.linear(&config, id).unwrap().weight;
+            assert!(matches!(weight, Matrix::F16(_) | Matrix::Bf16(_)), "{name} {ty}");
+            assert_eq!(weight.bytes(), bytes.len());
+            assert_eq!(weight.to_dense(), file.matrix(&config, id).unwrap(), "{name} {ty}");
+            // Rows 1 and 2 of a head of four change places.
+            let second = if name.contains("_q") { 2 } else { 1 };
+            assert_eq!(weight.row(1)[0], (second * shape[1]) as f32 * 0.25 - 3.0);
+        }
+    }
 }
 
 /// A GGUF copy of a model without quantisation, made independently of the reader's name table.
