@@ -6,6 +6,8 @@ use std::ops::Deref;
 use std::path::Path;
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use crate::ModelError;
 
@@ -40,6 +42,25 @@ impl Bytes {
         let map = unsafe { Mmap::map(&file) }.map_err(io)?;
         Ok(Self(Storage::Mapped(map)))
     }
+
+    /// Says that `part`, some of these bytes, will not be read soon: a mapped file's pages no longer count as memory of this
+    /// process then. Reading them again brings them back. Does nothing for other bytes.
+    pub(crate) fn release(&self, part: &[u8]) {
+        #[cfg(unix)]
+        if let Storage::Mapped(map) = &self.0
+            && let Some(offset) = part.as_ptr().addr().checked_sub(map.as_ptr().addr())
+            && offset + part.len() <= map.len()
+        {
+            // SAFETY: nothing can have written to the mapping, which is read-only, so what the pages are filled with when they are
+            // read again is what they hold now: the file. That it may have been changed meanwhile is the caveat of `map`.
+            #[allow(unsafe_code)]
+            let advised =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, offset, part.len()) };
+            // Advice that is not taken costs memory, no more.
+            drop(advised);
+        }
+        let _ = part;
+    }
 }
 
 impl From<Cow<'static, [u8]>> for Bytes {
@@ -56,5 +77,25 @@ impl Deref for Bytes {
             Storage::Mapped(map) => map,
             Storage::Memory(bytes) => bytes,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn released_bytes_read_as_before() {
+        let path = std::env::temp_dir().join(format!("deltallm-release-{}", std::process::id()));
+        let written: Vec<u8> = (0..100_000_u32).map(|i| (i ^ (i >> 8)) as u8).collect();
+        std::fs::write(&path, &written).unwrap();
+        let bytes = Bytes::map(&path).unwrap();
+        assert!(*bytes == *written);
+        bytes.release(&bytes[10_000..90_000]);
+        bytes.release(&bytes);
+        bytes.release(&bytes[..0]);
+        bytes.release(&written); // not of this file
+        assert!(*bytes == *written);
+        std::fs::remove_file(path).unwrap();
     }
 }

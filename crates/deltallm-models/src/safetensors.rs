@@ -45,6 +45,11 @@ struct Index {
 }
 
 impl SafetensorsModel {
+    /// Says that a tensor's bytes will not be read soon; see [`Bytes::release`].
+    pub(crate) fn release(&self, bytes: &[u8]) {
+        self.shards.iter().for_each(|shard| shard.release(bytes));
+    }
+
     /// Opens a directory with `config.json` and either `model.safetensors` or the shards that
     /// `model.safetensors.index.json` names.
     ///

@@ -200,6 +200,20 @@ impl ModelFile {
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn weight(&self, config: &ModelConfig, id: TensorId) -> Result<Matrix, ModelError> {
+        let weight = self.read_weight(config, id)?;
+        // From here on the copy is read.
+        if let Ok(raw) = self.raw(id, Part::Weight) {
+            match &self.source {
+                #[cfg(feature = "gguf")]
+                Source::Gguf { bytes, .. } => bytes.release(raw.bytes),
+                #[cfg(feature = "safetensors")]
+                Source::Safetensors(model) => model.release(raw.bytes),
+            }
+        }
+        Ok(weight)
+    }
+
+    fn read_weight(&self, config: &ModelConfig, id: TensorId) -> Result<Matrix, ModelError> {
         if id.is_ternary(config) {
             return Ok(Matrix::Ternary(self.ternary(config, id)?));
         }
