@@ -305,24 +305,15 @@ impl ModelFile {
         columns: usize,
         source_row: impl Fn(usize) -> usize + Sync,
     ) -> Result<Vec<f32>, ModelError> {
-        // Enough work for a task to be worth its hand-over.
-        const LEAST_ELEMENTS: usize = 1 << 16;
         let quant = |source| ModelError::Quant { file: self.path.clone(), tensor: raw.name.clone(), source };
         let elements: usize = raw.shape.iter().product();
         let row_bytes = raw.bytes.len() / (elements / columns);
-        // The file holds this many elements, so the allocation is bounded by its size.
-        let mut values = vec![0.0; elements];
-        values
-            .par_chunks_exact_mut(columns)
-            .enumerate()
-            .with_min_len(LEAST_ELEMENTS.div_ceil(columns))
-            .try_for_each(|(row, out)| {
-                let row = source_row(row);
-                let bytes = raw.bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default();
-                quant::dequantize(raw.ty, bytes, out).map_err(quant)?;
-                self.refuse_non_finite(raw, row, out, f32::is_finite)
-            })?;
-        Ok(values)
+        fill_rows(elements, columns, |row, out| {
+            let row = source_row(row);
+            let bytes = raw.bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default();
+            quant::dequantize(raw.ty, bytes, out).map_err(quant)?;
+            self.refuse_non_finite(raw, row, out, f32::is_finite)
+        })
     }
 
     /// Values whose number has been checked against the shape, as a table.
@@ -402,6 +393,20 @@ impl ModelFile {
             }
         }
     }
+}
+
+/// Makes rows of `columns` elements, in parallel. A file holds as many `elements`, so the allocation is bounded by its size.
+fn fill_rows<T: Clone + Default + Send>(
+    elements: usize,
+    columns: usize,
+    fill: impl Fn(usize, &mut [T]) -> Result<(), ModelError> + Sync,
+) -> Result<Vec<T>, ModelError> {
+    // Enough work for a task to be worth its hand-over.
+    const LEAST_ELEMENTS: usize = 1 << 16;
+    let mut values = vec![T::default(); elements];
+    let rows = values.par_chunks_exact_mut(columns).enumerate();
+    rows.with_min_len(LEAST_ELEMENTS.div_ceil(columns)).try_for_each(|(row, out)| fill(row, out))?;
+    Ok(values)
 }
 
 /// Where the converter to GGUF has put a row of a query or key projection.

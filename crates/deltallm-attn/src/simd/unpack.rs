@@ -10,8 +10,10 @@ impl SimdLevel {
     pub(crate) fn stream(self, matrix: &DeltaMatrix, block: usize, stream: &mut DeltaStream) {
         matrix.stream_with(block, stream, |masks, words, channels, ends| {
             #[cfg(target_arch = "x86_64")]
-            if self.name == "avx512" && self.level.as_avx512().is_some() {
-                return avx512::unpack(masks, words, channels, ends);
+            if self.level.as_avx512().is_some() {
+                // SAFETY: the level proves that the CPU has the instructions.
+                #[expect(unsafe_code, reason = "a function that needs instructions to be there")]
+                return unsafe { avx512::unpack(masks, words, channels, ends) };
             }
             unpack_masks(masks, words, channels, ends);
         });
@@ -26,15 +28,9 @@ mod avx512 {
     /// Channels of a vector.
     const LANES: usize = 16;
 
-    /// [`unpack_masks`](deltallm_core::unpack_masks), for callers that know the instructions to be there.
-    pub(super) fn unpack(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
-        assert!(is_x86_feature_detected!("avx512f"));
-        // SAFETY: the CPU has the instructions.
-        unsafe { compiled(masks, words, channels, ends) }
-    }
-
+    /// [`unpack_masks`](deltallm_core::unpack_masks).
     #[target_feature(enable = "avx512f")]
-    fn compiled(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
+    pub(super) fn unpack(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
         let count: usize = masks.iter().map(|word| word.count_ones() as usize).sum();
         let mut len = channels.len();
         // The last vector is stored whole.

@@ -1,13 +1,13 @@
 //! The linear layer of quantised models: weights as their file has them, activations rounded to 8 bits.
 //!
 //! Reading order: [`layout`] (how weights lie in memory), [`activations`] (how a token becomes 8-bit numbers), [`scalar`] (what
-//! is computed, in plain loops), then [`kernel`] (which instructions do it).
+//! is computed, in plain loops), then [`simd`] (which instructions do it).
 
 mod activations;
 mod error;
-mod kernel;
 mod layout;
 mod scalar;
+mod simd;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -1,13 +1,13 @@
 //! The linear layer of BitNet b1.58: ternary weights, 8-bit activations (Ma et al., arXiv 2402.17764).
 //!
-//! Reading order: [`layout`] (how weights lie in memory), [`activations`] (how a token becomes 8-bit numbers), [`kernel`]
+//! Reading order: [`layout`] (how weights lie in memory), [`activations`] (how a token becomes 8-bit numbers), [`simd`]
 //! (which instructions add up the products), then [`scalar`], which says in plain loops what they all compute.
 
 mod activations;
 mod error;
-mod kernel;
 mod layout;
 mod scalar;
+mod simd;
 #[cfg(test)]
 mod tests;
 
@@ -19,8 +19,8 @@ pub use error::TernaryError;
 pub(crate) use activations::Activations;
 
 use activations::TokenScale;
-use kernel::MAX_TOKENS;
 use layout::Panels;
+use simd::MAX_TOKENS;
 
 use crate::inputs::{Inputs, Rounded};
 use crate::kernels::{ByteKernel, Line, PANEL, for_each_task};
