@@ -11,9 +11,13 @@ use rayon::prelude::*;
 use crate::{
     ModelConfig, ModelError, ModelFile, ModelWeights,
     inputs::Inputs,
+    kernels::{LEAST_WORK, with_threads_awake},
     layers::{Rope, add, gated_mlp, rms_norm, rms_norm_in_place},
     workspace::Workspace,
 };
+
+/// Tokens of a call whose products are so short that threads should wait for the next one awake.
+const FEW_TOKENS: usize = 16;
 
 /// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
 ///
@@ -204,8 +208,13 @@ impl Model {
         let mut workspace = self.workspaces().pop().unwrap_or_default();
         workspace.positions.clear();
         workspace.positions.extend(batch.iter().map(|sequence| position(sequence.kernels)));
-        let result = self.decoder(batch, observer, &mut workspace);
-        if result.is_err() {
+        let small_steps = total_tokens(batch) <= FEW_TOKENS && self.has_shared_steps();
+        let mut pass = || {
+            self.decoder(batch, observer, &mut workspace)?;
+            Ok(self.head(batch, &mut workspace))
+        };
+        let logits = if small_steps { with_threads_awake(pass) } else { pass() };
+        if logits.is_err() {
             // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
             for (sequence, position) in batch.iter_mut().zip(&workspace.positions) {
                 for kernel in sequence.kernels.iter_mut() {
@@ -213,9 +222,13 @@ impl Model {
                 }
             }
         }
-        let logits = result.map(|()| self.head(batch, &mut workspace));
         self.workspaces().push(workspace);
         logits
+    }
+
+    /// Whether a token's products are large enough for threads to share.
+    fn has_shared_steps(&self) -> bool {
+        self.config.hidden_size * self.config.intermediate_size >= 2 * LEAST_WORK
     }
 
     /// Memory of calls that have ended.

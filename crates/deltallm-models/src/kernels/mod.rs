@@ -1,6 +1,7 @@
 //! Arithmetic that needs raw pointers or chosen instructions. Besides memory mapping, this and the kernels of
 //! [`ternary`](crate::ternary) and [`quantised`](crate::quantised) are the only places of this crate with `unsafe` code.
 
+mod awake;
 mod byte_kernel;
 mod half;
 mod matmul;
@@ -14,6 +15,7 @@ use std::sync::OnceLock;
 
 use deltallm_attn::SimdLevel;
 
+pub(crate) use awake::with_threads_awake;
 pub use byte_kernel::ByteKernel;
 pub(crate) use byte_kernel::Instructions;
 pub(crate) use half::matmul_half;

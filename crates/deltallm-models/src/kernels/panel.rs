@@ -7,7 +7,7 @@ use rayon::prelude::*;
 pub(crate) const PANEL: usize = 16;
 
 /// Multiplications of a thread's share that are worth its hand-over.
-pub(crate) const LEAST_WORK: usize = 1 << 18;
+pub(crate) const LEAST_WORK: usize = 1 << 17;
 
 /// The codes of 16 rows: a cache line, and the widest vector. Byte `4 r + b` belongs to row `r`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

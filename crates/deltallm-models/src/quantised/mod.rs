@@ -162,15 +162,16 @@ impl QuantisedLinear {
         });
     }
 
-    /// Panels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread, some each
-    /// where they are worth their hand-over.
+    /// Panels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread: some each
+    /// where they are worth their hand-over, and one each for one token, whose weights are read best in long stretches.
     fn task_panels(&self, tokens: usize) -> usize {
         let (panels, threads) = (self.panels.count(), rayon::current_num_threads());
         if threads == 1 {
             return panels;
         }
         let worth = panels * PANEL * self.columns() * tokens / LEAST_WORK;
-        let tasks = worth.min(4 * threads) / threads * threads;
+        let each = if tokens == 1 { 1 } else { 4 };
+        let tasks = worth.min(each * threads) / threads * threads;
         let side_by_side = if tokens == 1 { 1 } else { self.kernel.panels(tokens) };
         panels.div_ceil(tasks.max(1)).next_multiple_of(side_by_side)
     }
