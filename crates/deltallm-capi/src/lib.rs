@@ -1,0 +1,71 @@
+//! The attention kernels of deltallm for programs in C, and in whatever else calls C.
+//!
+//! The crate builds a shared library (`libdeltallm_capi.so`) and a static one (`libdeltallm_capi.a`); their header is
+//! `include/deltallm.h`, and `docs/c-api.md` is the guide, with a whole program. In Rust use the crate `deltallm`.
+//!
+//! One [`DeltallmKernel`] is the attention of one layer together with its key-value cache:
+//! [`deltallm_kernel_new`] makes it from a text in JSON, [`deltallm_kernel_forward`] appends tokens and attends,
+//! [`deltallm_kernel_truncate`] takes tokens back, [`deltallm_kernel_free`] ends it.
+//!
+//! # The configuration
+//!
+//! One JSON object. A field that is not listed here is an error. The names are those of the command line and of
+//! profiles.
+//!
+//! | field | for | what | if absent |
+//! |---|---|---|---|
+//! | `kernel` | | `"dense"` (exact), `"delta"` (delta-coded keys everywhere) or `"hybrid"` (exact window and sinks, the rest delta-coded) | required |
+//! | `heads` | | query heads, 1 to 4096, a multiple of `kv_heads` | required |
+//! | `kv_heads` | | key-value heads | required |
+//! | `head_dim` | | channels of a head, 1 to 4096 | required |
+//! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"int4"` for hybrid, `"compact"` for delta and hybrid | `"f32"` |
+//! | `scale` | | scores are `q . k * scale` | 1/sqrt(`head_dim`) |
+//! | `softcap` | | scores become `softcap * tanh(score / softcap)` | none |
+//! | `precision` | | the numbers that a prompt's products are made of: `"f32"`; `"bf16"` or `"int16"`, which are f32 on CPUs without the instructions | `"f32"` |
+//! | `simd` | | instruction set: `"scalar"`, `"avx2"`, `"avx512"`, `"neon"` | the best of this CPU, or what the environment variable `DELTALLM_SIMD` names |
+//! | `parallel` | | whether to spread work over threads (as many as `RAYON_NUM_THREADS` says); results do not depend on it | `true` |
+//! | `budget_bytes` | | bytes the cache may hold; a call that would take more is refused with status `BUDGET` | no limit |
+//! | `thresholds` | delta, hybrid | one of the four below | `{"target_sparsity": 0.45}` |
+//! | `window` | hybrid | keys scored exactly: `64`, the latest, or `"block:0.05"`, blocks of that share of the prompt | `64` |
+//! | `sinks` | hybrid | first keys, always scored exactly | `4` |
+//! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"ln:3"` is ln(keys) - 3 | nothing is skipped |
+//! | `exact_prompt` | hybrid | prompts of up to this many tokens are attended exactly | `0` |
+//! | `profile` | delta, hybrid | the object that `calibrate` writes; it takes the place of the five above | none |
+//! | `layer` | delta, hybrid | which layer of the profile this kernel is, from 0 | required with `profile` |
+//!
+//! | `thresholds` | in the units of the keys |
+//! |---|---|
+//! | `{"theta": 0.6}` | one for all key channels |
+//! | `{"target_sparsity": 0.45}` | rise and fall until that share of the deltas is zero |
+//! | `{"channels": [...]}` | `kv_heads * head_dim` of them, head after head |
+//! | `{"error_bound": {"nats": 100, "query_limits": [...]}}` | such that every score is within that many nats as long as no `scale * q` exceeds its limit in magnitude: `kv_heads * head_dim` limits, each for all query heads that share a kv head |
+//!
+//! Fields for other kernels are read and not used, so the same text with another `kernel` makes the exact counterpart.
+//!
+//! # Errors
+//!
+//! Every function that can fail returns a [`DeltallmStatus`]; [`deltallm_last_error`] says in words what was expected and
+//! what came. No panic leaves the library: it becomes the status `PANIC`, and a kernel in which one happened answers that
+//! from then on. (Rust prints the panic to stderr. In a build with `panic = "abort"` there is nothing to catch. Running
+//! out of the system's memory ends the process, as in any Rust program; `budget_bytes` is there for that.)
+//!
+//! # Threads
+//!
+//! Different kernels can be used by different threads at the same time. Calls on one kernel wait for each other, and can
+//! come from any thread. Only [`deltallm_kernel_free`] must not run beside another call on the same kernel.
+
+mod config;
+mod error;
+mod kernel;
+mod memory;
+#[cfg(test)]
+mod tests;
+
+pub use error::{DeltallmStatus, deltallm_last_error};
+pub use kernel::{
+    DELTALLM_ABI_VERSION, DeltallmFootprint, DeltallmKernel, DeltallmStats, deltallm_abi_version,
+    deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_forward,
+    deltallm_kernel_forward_views, deltallm_kernel_free, deltallm_kernel_head_stats, deltallm_kernel_len,
+    deltallm_kernel_new, deltallm_kernel_stats, deltallm_kernel_truncate, deltallm_version,
+};
+pub use memory::{DeltallmView, DeltallmViewMut};
