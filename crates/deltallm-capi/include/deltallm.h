@@ -222,8 +222,8 @@ void deltallm_kernel_free(struct DeltallmKernel *kernel);
  * After an error the cache holds the tokens it held before, and `out` may have been written in part.
  *
  * # Safety
- * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats, nobody else uses `out` during the call or writes the others, and `out` does not
- * overlap them.
+ * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats,
+ * nobody else uses `out` during the call or writes the others, and `out` does not overlap them.
  */
 DeltallmStatus deltallm_kernel_forward(struct DeltallmKernel *kernel,
                                        size_t tokens,
@@ -236,8 +236,9 @@ DeltallmStatus deltallm_kernel_forward(struct DeltallmKernel *kernel,
  * The same with lengths, which are checked, and with strides.
  *
  * # Safety
- * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody else uses those of `out` during the call or writes the others, and those of
- * `out` do not overlap the others, not even between the rows.
+ * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
+ * else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
+ * between the rows.
  */
 DeltallmStatus deltallm_kernel_forward_views(struct DeltallmKernel *kernel,
                                              size_t tokens,
@@ -260,7 +261,7 @@ DeltallmStatus deltallm_kernel_begin_prompt(struct DeltallmKernel *kernel,
  * Writes the number of tokens in the cache to `*len`.
  *
  * # Safety
- * `len` points to a number that can be written.
+ * `kernel` is NULL or has not been freed, and `len` points to a number that can be written.
  */
 DeltallmStatus deltallm_kernel_len(const struct DeltallmKernel *kernel, size_t *len);
 
@@ -296,7 +297,7 @@ DeltallmStatus deltallm_kernel_head_stats(const struct DeltallmKernel *kernel,
  * Writes the bytes that the cache holds to `*footprint`.
  *
  * # Safety
- * `footprint` points to a DeltallmFootprint that can be written.
+ * `kernel` is NULL or has not been freed, and `footprint` points to a DeltallmFootprint that can be written.
  */
 DeltallmStatus deltallm_kernel_footprint(const struct DeltallmKernel *kernel,
                                          struct DeltallmFootprint *footprint);

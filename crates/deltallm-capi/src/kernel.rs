@@ -176,8 +176,8 @@ pub extern "C" fn deltallm_kernel_free(kernel: Option<Box<DeltallmKernel>>) {
 /// After an error the cache holds the tokens it held before, and `out` may have been written in part.
 ///
 /// # Safety
-/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats, nobody else uses `out` during the call or writes the others, and `out` does not
-/// overlap them.
+/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats,
+/// nobody else uses `out` during the call or writes the others, and `out` does not overlap them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_kernel_forward(
     kernel: *mut DeltallmKernel,
@@ -202,8 +202,9 @@ pub unsafe extern "C" fn deltallm_kernel_forward(
 /// The same with lengths, which are checked, and with strides.
 ///
 /// # Safety
-/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody else uses those of `out` during the call or writes the others, and those of
-/// `out` do not overlap the others, not even between the rows.
+/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
+/// else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
+/// between the rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_kernel_forward_views(
     kernel: *mut DeltallmKernel,
@@ -240,9 +241,9 @@ unsafe fn forward(
         if tokens == 0 {
             return Ok(());
         }
-        // SAFETY: the caller's promise, here and below.
+        // SAFETY: the caller's promise.
         let inputs = unsafe { (q.heads("q", q_shape)?, k.heads("k", kv_shape)?, v.heads("v", kv_shape)?) };
-        // SAFETY: and the inputs are checked to be elsewhere.
+        // SAFETY: the caller's promise, and that the inputs are elsewhere is checked before there is a slice.
         let out = unsafe { out.heads("out", q_shape, [("q", &q), ("k", &k), ("v", &v)]) }?;
         Ok(kernel.forward_heads(inputs.0, inputs.1, inputs.2, out)?)
     })
@@ -282,7 +283,7 @@ pub unsafe extern "C" fn deltallm_kernel_begin_prompt(
 /// Writes the number of tokens in the cache to `*len`.
 ///
 /// # Safety
-/// `len` points to a number that can be written.
+/// `kernel` is NULL or has not been freed, and `len` points to a number that can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_kernel_len(
     kernel: Option<&DeltallmKernel>,
@@ -349,7 +350,7 @@ pub unsafe extern "C" fn deltallm_kernel_head_stats(
 /// Writes the bytes that the cache holds to `*footprint`.
 ///
 /// # Safety
-/// `footprint` points to a DeltallmFootprint that can be written.
+/// `kernel` is NULL or has not been freed, and `footprint` points to a DeltallmFootprint that can be written.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_kernel_footprint(
     kernel: Option<&DeltallmKernel>,

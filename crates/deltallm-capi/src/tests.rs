@@ -270,7 +270,7 @@ fn lengths_strides_and_addresses_that_cannot_be_are_refused() {
     let mut out = vec![0.0; 2 * Q];
     let whole = [view(&q), view(&k), view(&v)];
     let [q, k, v] = whole;
-    let minus_one = usize::MAX;
+    let minus_one = usize::MAX; // what -1 becomes on its way into a size_t
     for (views, message) in [
         ([DeltallmView { len: minus_one, ..q }, k, v], "q: expected a length of at most "),
         (
