@@ -119,8 +119,8 @@ impl AttentionKernel for DenseAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         check_inputs(&self.options, &q, &k, &v, &out)?;
-        check_same_tokens(&q, &k)?;
-        let first = self.len();
+        let cached = self.len();
+        let first = cached + first_position(&q, &k)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
             let phases: Vec<Vec<Phase>> =
                 self.heads.iter().map(|head| vec![exact_phase(&head.keys, &head.values)]).collect();
@@ -132,7 +132,7 @@ impl AttentionKernel for DenseAttention {
                 Ok(())
             }
             Err(error) => {
-                self.roll_back(first);
+                self.roll_back(cached);
                 Err(error)
             }
         }
@@ -209,7 +209,7 @@ pub fn attend_dense(
     Ok(())
 }
 
-/// Position of the first query when the queries are the last tokens of `k`.
+/// Where in `k` the first query stands when the queries are its last tokens.
 pub(crate) fn first_position(q: &HeadsView, k: &HeadsView) -> Result<usize, AttentionError> {
     k.tokens().checked_sub(q.tokens()).ok_or(AttentionError::Shape {
         input: "k",
@@ -217,14 +217,6 @@ pub(crate) fn first_position(q: &HeadsView, k: &HeadsView) -> Result<usize, Atte
         expected: q.tokens(),
         got: k.tokens(),
     })
-}
-
-/// A kernel's cache grows by as many tokens as it attends.
-pub(crate) fn check_same_tokens(q: &HeadsView, k: &HeadsView) -> Result<(), AttentionError> {
-    if q.tokens() == k.tokens() {
-        return Ok(());
-    }
-    Err(AttentionError::Shape { input: "k", dimension: "tokens", expected: q.tokens(), got: k.tokens() })
 }
 
 /// All keys are one part; window and sinks play no role.

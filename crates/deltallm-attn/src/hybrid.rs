@@ -8,7 +8,7 @@ use deltallm_core::{
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
     cache::{ExactRows, FarKeys, HybridHead},
-    dense::{check_same_tokens, first_position},
+    dense::first_position,
     forward::{attend, check_inputs},
     query_tile,
     tile::{Keys, Phase},
@@ -369,10 +369,10 @@ impl AttentionKernel for HybridAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         check_inputs(&self.options, &q, &k, &v, &out)?;
-        check_same_tokens(&q, &k)?;
+        let cached = self.len();
+        let first = cached + first_position(&q, &k)?;
         self.check_bound(&q)?;
-        let first = self.len();
-        let before = self.enter_window(first, first + k.tokens());
+        let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
             Ok(counts) => {
                 self.counts.iter_mut().zip(&counts).for_each(|(sum, more)| sum.add(more));
@@ -380,7 +380,7 @@ impl AttentionKernel for HybridAttention {
                 Ok(())
             }
             Err(error) => {
-                self.roll_back(first);
+                self.roll_back(cached);
                 self.state = before;
                 Err(error)
             }

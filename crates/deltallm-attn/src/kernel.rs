@@ -16,6 +16,9 @@ pub trait AttentionKernel: Send {
     /// Appends `k` and `v` (`[tokens, kv_heads, head_dim]`) to the cache and attends `q` (`[tokens, heads, head_dim]`)
     /// to all of it, causally. The result goes to `out`, shaped like `q`.
     ///
+    /// `q` may have fewer tokens than `k`: then its queries are those of the last ones, and the others are cached without
+    /// being asked for anything. So a cache that another kernel has filled moves over in one call.
+    ///
     /// # Errors
     /// [`AttentionError`] for wrong shapes, numbers that are not finite or cannot be stored, or an exhausted budget.
     /// The cache is then as it was before the call, and `out` may have been written in part.

@@ -50,20 +50,29 @@ fn token(random: &mut Random, before: Option<&Token>) -> Token {
 }
 
 fn step(kernel: &mut dyn AttentionKernel, tokens: &[Token]) -> Vec<f32> {
+    step_with(kernel, &concat(tokens, |token| &token.q), tokens)
+}
+
+/// Appends `tokens`; `q` are the queries of the last of them.
+fn step_with(kernel: &mut dyn AttentionKernel, q: &[f32], tokens: &[Token]) -> Vec<f32> {
     let [heads, kv_heads, head_dim] = SHAPE;
-    let concat = |part: &dyn Fn(&Token) -> &[f32]| tokens.iter().flat_map(part).copied().collect::<Vec<_>>();
-    let (q, k, v) = (concat(&|t| &t.q), concat(&|t| &t.k), concat(&|t| &t.v));
+    let (k, v) = (concat(tokens, |token| &token.k), concat(tokens, |token| &token.v));
     let mut out = vec![0.0; q.len()];
-    let view = |x, heads| HeadsView::new(x, [tokens.len(), heads, head_dim]).unwrap();
+    let view = |x, tokens, heads| HeadsView::new(x, [tokens, heads, head_dim]).unwrap();
+    let queries = q.len() / (heads * head_dim);
     kernel
         .forward_heads(
-            view(&q, heads),
-            view(&k, kv_heads),
-            view(&v, kv_heads),
-            HeadsViewMut::new(&mut out, [tokens.len(), heads, head_dim]).unwrap(),
+            view(q, queries, heads),
+            view(&k, tokens.len(), kv_heads),
+            view(&v, tokens.len(), kv_heads),
+            HeadsViewMut::new(&mut out, [queries, heads, head_dim]).unwrap(),
         )
         .unwrap();
     out
+}
+
+fn concat(tokens: &[Token], part: impl Fn(&Token) -> &[f32]) -> Vec<f32> {
+    tokens.iter().flat_map(part).copied().collect()
 }
 
 type MakeKernel = Box<dyn Fn() -> Box<dyn AttentionKernel>>;
@@ -89,6 +98,29 @@ fn kernels() -> Vec<(String, MakeKernel)> {
         }
     }
     kernels
+}
+
+/// The whole history in one call with one query, as a cache moves over from another engine, or step by step.
+#[test]
+fn a_cache_that_comes_with_one_query_is_the_cache_of_its_tokens() {
+    for (name, make) in kernels() {
+        let mut random = Random(0x9e37_79b9_7f4a_7c15);
+        let mut history: Vec<Token> = Vec::new();
+        for _ in 0..202 {
+            history.push(token(&mut random, history.last()));
+        }
+        let (mut stepped, mut ported) = (make(), make());
+        let expected =
+            history[..200].iter().map(|token| step(&mut *stepped, std::slice::from_ref(token))).last();
+        let got = step_with(&mut *ported, &history[199].q, &history[..200]);
+        assert_eq!(Some(got), expected, "{name}");
+        let coded = |kernel: &dyn AttentionKernel| (kernel.len(), kernel.stats().total().nonzeros);
+        assert_eq!(coded(&*ported), coded(&*stepped), "{name}");
+        for token in &history[200..] {
+            let token = std::slice::from_ref(token);
+            assert_eq!(step(&mut *ported, token), step(&mut *stepped, token), "{name}");
+        }
+    }
 }
 
 /// `checks` times, the next outputs and everything that is counted are compared with those of a fresh cache.
