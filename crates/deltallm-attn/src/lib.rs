@@ -12,7 +12,15 @@
 //!
 //! Keys and values that are NaN, infinite or too large for the cache's element type are an error, and so are finite
 //! inputs whose scores leave the range of f32; the cache then holds what it held before.
+//!
+//! # Features
+//!
+//! | feature | by default | what |
+//! |---|---|---|
+//! | `rayon` | off | tiles and kv heads are shared among the threads of the current rayon pool where [`AttentionOptions::parallel`] says so; any number of threads gives the same bits |
+//! | `serde` | off | the JSON form of [`AttentionProfile`] and its parts, and `deltallm-core`'s `serde` |
 #![deny(unsafe_code)] // allowed in single modules of `simd` only
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod aligned;
 mod cache;

@@ -23,7 +23,14 @@
 //! assert_eq!(encoder.reconstruction(), [1.0, 0.0]);
 //! # Ok::<(), deltallm_core::CoreError>(())
 //! ```
+//!
+//! # Features
+//!
+//! | feature | by default | what |
+//! |---|---|---|
+//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdProfile`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod block;
 mod bound;

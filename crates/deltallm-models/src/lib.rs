@@ -1,5 +1,19 @@
 //! Llama and BitNet models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
+//!
+//! In reading order: [`ModelFile`] opens a file or directory, [`Model`] holds its weights, [`Session`] reads a prompt and
+//! continues it with an [`AttentionKernel`](deltallm_attn::AttentionKernel) per layer; [`Tokenizer`], [`ChatTemplate`] and
+//! [`Sampler`] are beside them.
+//!
+//! # Features
+//!
+//! At least one file format is needed.
+//!
+//! | feature | by default | what |
+//! |---|---|---|
+//! | `gguf` | on | GGUF files, with the tokenizer that they carry |
+//! | `safetensors` | on | directories with `config.json` and safetensors files |
 #![deny(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod chat;
 mod config;

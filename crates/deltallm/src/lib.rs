@@ -23,7 +23,16 @@
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
 //! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
+//!
+//! # Features
+//!
+//! | feature | by default | what |
+//! |---|---|---|
+//! | `rayon` | on | attention on several threads |
+//! | `serde` | off | profiles, thresholds, statistics and footprints as JSON |
+//! | `models` | off | the runtime for Llama and BitNet models, `deltallm::models`, with both of its file formats |
 #![forbid(unsafe_code)]
+#![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use deltallm_attn as attn;
 pub use deltallm_core as core;
