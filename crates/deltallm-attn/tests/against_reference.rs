@@ -14,6 +14,11 @@ use proptest::prelude::*;
 
 const TOLERANCE: f64 = 2e-5;
 
+/// The level of tests that do not go through all of them: the best, or the one that `DELTALLM_SIMD` names.
+fn level() -> SimdLevel {
+    SimdLevel::from_env().unwrap()
+}
+
 /// Inputs of one layer: q is `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`.
 struct Inputs {
     shape: AttentionShape,
@@ -142,7 +147,7 @@ fn margins() -> impl Strategy<Value = SkipMargin> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(48)))]
 
     #[test]
     fn dense_equals_the_reference(shape in shapes(), tokens in 1_usize..200, seed: u64, store in stores(&DENSE), capped: bool) {
@@ -227,7 +232,7 @@ proptest! {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, SimdLevel::best(), store);
+        let options = options(shape, level(), store);
         let config = HybridConfig { window, sinks: 3, ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         kernel.begin_prompt(tokens);
@@ -245,7 +250,7 @@ proptest! {
     fn the_stateless_calls_equal_the_kernels(shape in shapes(), cached in 1_usize..200, new in 1_usize..40, seed: u64) {
         let tokens = cached + new;
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, SimdLevel::best(), KvStore::F32);
+        let options = options(shape, level(), KvStore::F32);
         let config = HybridConfig { skip_margin: None, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
         let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
         let mut out = vec![0.0; new * inputs.q_row()];
@@ -271,7 +276,7 @@ fn theta_zero_equals_dense() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 1);
         for store in [KvStore::F32, KvStore::F16, KvStore::Bf16] {
-            let options = options(smollm(), SimdLevel::best(), store);
+            let options = options(smollm(), level(), store);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
@@ -292,7 +297,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 2);
         for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
-            let options = options(smollm(), SimdLevel::best(), KvStore::F16);
+            let options = options(smollm(), level(), KvStore::F16);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let config =
                 HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(9.0)) };
@@ -307,7 +312,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
 fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
-    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
+    let options = options(smollm(), level(), KvStore::F32);
     let config =
         HybridConfig { window: Window::Sliding(20), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
@@ -342,7 +347,7 @@ fn every_store_is_the_reference_around_every_edge() {
                     let config =
                         HybridConfig { window, sinks: 2, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
                     let mut kernel =
-                        HybridAttention::new(&options(shape, SimdLevel::best(), store), &config).unwrap();
+                        HybridAttention::new(&options(shape, level(), store), &config).unwrap();
                     let got = inputs.run(&mut kernel, &[tokens]);
                     let what = format!("{store}, {head_dim} channels, {tokens} tokens, {window}");
                     assert_close(&got, &inputs.reference(&method).0, &what);
@@ -359,7 +364,7 @@ fn token_by_token_equals_prefill_in_every_store() {
     let steps: Vec<usize> = (1..=tokens).collect();
     for store in KvStore::ALL {
         for window in [1, 20, 64] {
-            let options = options(smollm(), SimdLevel::best(), store);
+            let options = options(smollm(), level(), store);
             let config = HybridConfig {
                 window: Window::Sliding(window),
                 ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
@@ -377,7 +382,7 @@ fn token_by_token_equals_prefill_in_every_store() {
 fn a_store_that_a_kernel_has_no_use_for_is_refused() {
     let policy = ThresholdPolicy::Uniform(0.4);
     for store in KvStore::ALL {
-        let options = options(smollm(), SimdLevel::best(), store);
+        let options = options(smollm(), level(), store);
         let dense = DenseAttention::new(&options).map(drop);
         let delta = DeltaAttention::new(&options, policy.clone(), 0).map(drop);
         assert!(HybridAttention::new(&options, &HybridConfig::new(policy.clone())).is_ok());
@@ -403,7 +408,7 @@ fn after_the_prompt_a_block_window_slides() {
         ..Method::dense(&smollm())
     };
     let config = HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
+    let options = options(smollm(), level(), KvStore::F32);
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
     assert_close(&inputs.run(&mut kernel, &ends), &inputs.reference(&method).0, "prompt, then decode");
@@ -418,7 +423,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
     let run = |parallel| {
-        let options = AttentionOptions { parallel, ..options(smollm(), SimdLevel::best(), KvStore::F32) };
+        let options = AttentionOptions { parallel, ..options(smollm(), level(), KvStore::F32) };
         let mut dense = DenseAttention::new(&options).unwrap();
         let mut hybrid = HybridAttention::new(&options, &config).unwrap();
         let ends = [200, 201, 202, tokens];
@@ -443,8 +448,8 @@ fn a_cut_within_the_window_leaves_no_trace() {
 fn cut_within_the_window(store: KvStore) {
     let inputs = Inputs::new(smollm(), 220, 6);
     let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
-    let dense_options = options(smollm(), SimdLevel::best(), dense_store);
-    let options = options(smollm(), SimdLevel::best(), store);
+    let dense_options = options(smollm(), level(), dense_store);
+    let options = options(smollm(), level(), store);
     let config =
         HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
@@ -479,7 +484,7 @@ fn strides_do_not_matter() {
     use ndarray::{Array3, s};
     let (tokens, shape) = (20, smollm());
     let inputs = Inputs::new(shape, tokens, 7);
-    let options = options(shape, SimdLevel::best(), KvStore::F32);
+    let options = options(shape, level(), KvStore::F32);
     let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
     let array = |data: &[f32], heads| Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
     let (q, k, v) = (array(&inputs.q, 9), array(&inputs.k, 3), array(&inputs.v, 3));
@@ -529,7 +534,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     k[(tokens - 1) * 4..].fill(2.5);
     let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
     let inputs = Inputs { shape, tokens, q, k, v };
-    let options = options(shape, SimdLevel::best(), KvStore::F32);
+    let options = options(shape, level(), KvStore::F32);
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
@@ -577,7 +582,7 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
     let mut kernel =
-        HybridAttention::new(&options(shape, SimdLevel::best(), KvStore::F32), &HybridConfig::new(policy))
+        HybridAttention::new(&options(shape, level(), KvStore::F32), &HybridConfig::new(policy))
             .unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
@@ -594,7 +599,7 @@ fn scores_beyond_their_bound_are_refused_and_others_are_not() {
     for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
         let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
         let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
-        let options = options(shape, SimdLevel::best(), KvStore::F32);
+        let options = options(shape, level(), KvStore::F32);
         let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();
@@ -622,7 +627,7 @@ fn decoded(inputs: &Inputs, kernel: &mut dyn AttentionKernel) -> Vec<f32> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(48)))]
 
     #[test]
     fn a_decoded_token_equals_the_reference(
@@ -720,7 +725,7 @@ fn decoding_a_long_cache_does_not_depend_on_the_number_of_threads() {
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
     for store in KvStore::ALL {
-        let options = |parallel| AttentionOptions { parallel, ..options(shape, SimdLevel::best(), store) };
+        let options = |parallel| AttentionOptions { parallel, ..options(shape, level(), store) };
         let hybrid = |parallel| HybridAttention::new(&options(parallel), &config).unwrap();
         equal_on_any_number_of_threads(&inputs, &mut hybrid(false), &mut hybrid(true));
         if DENSE.contains(&store) {
@@ -783,7 +788,7 @@ fn a_token_whose_scores_leave_f32_is_refused_and_others_are_not() {
 
 proptest! {
     // The portable loops of 16-bit products are slow.
-    #![proptest_config(ProptestConfig::with_cases(12))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(12)))]
 
     #[test]
     fn sixteen_bits_come_near_to_the_reference(
@@ -832,7 +837,7 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
         ..Method::dense(&smollm())
     };
     let (expected, _) = inputs.reference(&method);
-    let options = options(smollm(), SimdLevel::best(), KvStore::F32);
+    let options = options(smollm(), level(), KvStore::F32);
     let config = HybridConfig {
         window,
         sinks: 2,

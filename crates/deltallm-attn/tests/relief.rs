@@ -96,7 +96,7 @@ fn policies() -> impl Strategy<Value = AtLimit> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(48)))]
 
     /// Against the reference with exactly the keys and values that the cache now stands for.
     #[test]

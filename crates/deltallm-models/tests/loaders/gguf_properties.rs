@@ -60,7 +60,7 @@ fn tensor() -> impl Strategy<Value = (TensorType, Vec<usize>, Vec<u8>)> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(128)))]
 
     #[test]
     fn what_is_written_is_read(
@@ -107,7 +107,7 @@ fn load(bytes: Vec<u8>) -> bool {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(2048))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(2048)))]
 
     #[test]
     fn flipped_bits_and_truncation_never_panic(
@@ -150,7 +150,7 @@ proptest! {
 
 proptest! {
     // The model is larger.
-    #![proptest_config(ProptestConfig::with_cases(128))]
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(128)))]
 
     #[test]
     fn flipped_bits_in_ternary_weights_never_panic(
