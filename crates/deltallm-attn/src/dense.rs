@@ -192,6 +192,18 @@ impl AttentionKernel for DenseAttention {
 ///
 /// # Errors
 /// [`AttentionError`] for shapes that do not fit and numbers that are not finite.
+///
+/// ```
+/// use deltallm_attn::{AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, attend_dense};
+///
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let (cache, q) = (vec![0.5; 100 * 2 * 8], vec![0.1; 4 * 8]); // 100 cached tokens, the last of them asks
+/// let mut out = vec![0.0; 4 * 8];
+/// let cached = HeadsView::new(&cache, [100, 2, 8])?;
+/// attend_dense(&options, HeadsView::new(&q, [1, 4, 8])?, cached, cached, HeadsViewMut::new(&mut out, [1, 4, 8])?)?;
+/// assert!(out.iter().all(|x| (x - 0.5_f32).abs() < 1e-6));
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 pub fn attend_dense(
     options: &AttentionOptions,
     q: HeadsView,

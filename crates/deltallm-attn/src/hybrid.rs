@@ -16,6 +16,19 @@ use crate::{
 };
 
 /// The method of [`HybridAttention`].
+///
+/// ```
+/// use deltallm_attn::{HybridConfig, SkipMargin, ThresholdPolicy, Window};
+///
+/// // Layer 3 of a model: the latest 128 keys and the first 4 exact, values skipped that weigh next to nothing.
+/// let config = HybridConfig {
+///     layer: 3,
+///     window: Window::Sliding(128),
+///     skip_margin: Some(SkipMargin::Fixed(8.0)),
+///     ..HybridConfig::new(ThresholdPolicy::Uniform(0.6))
+/// };
+/// assert_eq!(config.sinks, 4);
+/// ```
 #[derive(Debug, Clone)]
 pub struct HybridConfig {
     /// Thresholds of the delta coding.

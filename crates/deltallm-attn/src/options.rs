@@ -10,6 +10,14 @@ use crate::{AttentionError, AttentionShape, SimdLevel};
 ///
 /// 16 bits are used where the level has dot-product instructions for them ([`SimdLevel::multiplies`]), and where several tiles of queries share the
 /// cost of converting keys and values; everything else, decoding included, is f32.
+///
+/// ```
+/// use deltallm_attn::{Precision, SimdLevel};
+///
+/// assert_eq!("int16".parse::<Precision>()?, Precision::Int16);
+/// assert!(SimdLevel::best().multiplies(Precision::F32)); // the others only where the CPU has them
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Precision {
     /// binary32.

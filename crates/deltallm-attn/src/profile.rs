@@ -45,6 +45,13 @@ pub struct AttentionProfile {
 }
 
 /// What one layer does.
+///
+/// ```
+/// use deltallm_attn::{KvStore, LayerPlan};
+///
+/// let plan = LayerPlan { store: Some(KvStore::Int8), exact_prompt: 800, ..LayerPlan::default() };
+/// assert!(!plan.dense && plan.skip_margin.is_none());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
 pub struct LayerPlan {

@@ -55,6 +55,18 @@ impl Method {
 
 /// Causal attention of all tokens: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`.
 /// Returns the outputs, `[tokens, heads, head_dim]`, and the number of (query, key) pairs whose value was skipped.
+///
+/// ```
+/// use deltallm_attn::{AttentionShape, HeadsView, reference};
+///
+/// let shape = AttentionShape::new(1, 1, 2)?;
+/// let (q, k, v) = ([1.0, 0.0, 1.0, 0.0], [2.0, 1.0, 2.0, -1.0], [1.0, 0.0, 3.0, 0.0]);
+/// let view = |data| HeadsView::new(data, [2, 1, 2]);
+/// let (out, skipped) = reference::attention(&shape, &reference::Method::dense(&shape), &view(&q)?, &view(&k)?, &view(&v)?);
+/// assert_eq!(out, [1.0, 0.0, 2.0, 0.0]); // the second token sees two keys of the same score
+/// assert_eq!(skipped, 0);
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 pub fn attention(
     shape: &AttentionShape,
     method: &Method,

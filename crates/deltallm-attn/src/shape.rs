@@ -3,6 +3,15 @@
 use crate::AttentionError;
 
 /// Heads of one layer. Query head `h` reads kv head `h / (heads / kv_heads)` (grouped-query attention).
+///
+/// ```
+/// use deltallm_attn::AttentionShape;
+///
+/// let shape = AttentionShape::new(9, 3, 64)?;
+/// assert_eq!(shape.group(), 3); // query heads 0 to 2 read kv head 0
+/// assert!(AttentionShape::new(9, 2, 64).is_err());
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AttentionShape {
     heads: usize,

@@ -19,6 +19,10 @@ use crate::{
 
 /// Queries in a tile, for a group of `group` query heads per kv head: 64 to 128 lanes for groups of up to 32, so
 /// that the tile of queries stays in the L1 or L2 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
+///
+/// ```
+/// assert_eq!(deltallm_attn::query_tile(3), 32); // 32 queries of 3 heads are 96 lanes
+/// ```
 pub fn query_tile(group: usize) -> usize {
     (64 / group.max(1)).next_power_of_two().clamp(4, 64)
 }

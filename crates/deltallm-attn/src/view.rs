@@ -135,6 +135,16 @@ impl<'a> HeadsView<'a> {
 }
 
 /// Where attention writes its result: `[tokens, heads, head_dim]` in a mutable slice with strides.
+///
+/// ```
+/// use deltallm_attn::HeadsViewMut;
+///
+/// let mut out = vec![0.0; 2 * 3 * 4];
+/// let mut view = HeadsViewMut::new(&mut out, [2, 3, 4])?; // 2 tokens, 3 heads, 4 channels
+/// view.row_mut(1, 0).fill(1.0);
+/// assert_eq!(out[12..16], [1.0; 4]);
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Debug)]
 pub struct HeadsViewMut<'a> {
     data: &'a mut [f32],

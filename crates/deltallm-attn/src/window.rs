@@ -5,6 +5,15 @@ use std::{fmt, ops::Range, str::FromStr};
 use crate::AttentionError;
 
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
+///
+/// ```
+/// use deltallm_attn::Window;
+///
+/// assert_eq!("64".parse::<Window>()?, Window::Sliding(64));
+/// assert_eq!(Window::Block { scale: 0.05 }.to_string(), "block:0.05");
+/// assert!("0".parse::<Window>().is_err());
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[cfg_attr(
     feature = "serde",

@@ -346,8 +346,7 @@ fn every_store_is_the_reference_around_every_edge() {
                     };
                     let config =
                         HybridConfig { window, sinks: 2, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
-                    let mut kernel =
-                        HybridAttention::new(&options(shape, level(), store), &config).unwrap();
+                    let mut kernel = HybridAttention::new(&options(shape, level(), store), &config).unwrap();
                     let got = inputs.run(&mut kernel, &[tokens]);
                     let what = format!("{store}, {head_dim} channels, {tokens} tokens, {window}");
                     assert_close(&got, &inputs.reference(&method).0, &what);
@@ -582,8 +581,7 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
     let mut kernel =
-        HybridAttention::new(&options(shape, level(), KvStore::F32), &HybridConfig::new(policy))
-            .unwrap();
+        HybridAttention::new(&options(shape, level(), KvStore::F32), &HybridConfig::new(policy)).unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");

@@ -63,6 +63,14 @@ impl ErrorBound {
 /// head, after RoPE.
 ///
 /// A norm before the projection bounds them from the weights alone (`Model::query_limits` of `deltallm-models`).
+///
+/// ```
+/// use deltallm_core::QueryLimits;
+///
+/// QueryLimits::new([1, 2, 2], vec![1.0, 4.0, 0.5, 0.0])?; // a channel that no query looks at has 0
+/// assert!(QueryLimits::new([1, 2, 2], vec![1.0]).is_err());
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryLimits {
     shape: [usize; 3],

@@ -69,6 +69,17 @@ impl Default for MemoryBudget {
 }
 
 /// The bytes one cache holds of a [`MemoryBudget`]; given back on drop.
+///
+/// ```
+/// use deltallm_core::MemoryBudget;
+///
+/// let budget = MemoryBudget::new(100);
+/// let mut charge = budget.charge();
+/// charge.grow(80)?;
+/// charge.shrink(30);
+/// assert_eq!((charge.bytes(), budget.available()), (50, 50));
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
 #[derive(Debug)]
 pub struct Charge {
     budget: MemoryBudget,

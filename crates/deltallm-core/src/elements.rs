@@ -7,6 +7,15 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use crate::{Charge, CoreError};
 
 /// Element type of cached keys and values. Arithmetic is f32 whatever the storage.
+///
+/// ```
+/// use deltallm_core::ElementType;
+///
+/// assert_eq!(ElementType::F16.bytes(), 2);
+/// assert_eq!(ElementType::F16.round(2049.0), 2048.0);
+/// assert!(ElementType::F16.check(&[1e5]).is_err()); // beyond 65504
+/// assert!(ElementType::Bf16.check(&[1e5]).is_ok());
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum ElementType {

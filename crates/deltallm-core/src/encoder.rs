@@ -20,6 +20,20 @@ use crate::{
 /// The reference holds values as the cache stores them. With a 16-bit [`ElementType`] a transmitted channel is off by
 /// that type's rounding instead, so in general the bound is the larger of the threshold and the rounding error
 /// (equation 2). With 8-bit codes ([`DeltaMatrix::int8`](crate::DeltaMatrix::int8)) it is the threshold alone.
+///
+/// ```
+/// use deltallm_core::{DeltaEncoder, ElementType};
+///
+/// let mut encoder = DeltaEncoder::new(vec![0.25], ElementType::F32)?;
+/// let mut sent = Vec::new();
+/// for key in [1.0, 1.2, 1.3, 1.4] {
+///     sent.push(encoder.encode(&[key])?.count());
+/// }
+/// // 1.2 is within 0.25 of 1.0, the last value sent; 1.3 is not, and 1.4 is within 0.25 of 1.3.
+/// assert_eq!(sent, [1, 0, 1, 0]);
+/// assert_eq!(encoder.reconstruction(), [1.3]);
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct DeltaEncoder {
     thresholds: HeadThresholds,

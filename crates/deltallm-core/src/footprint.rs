@@ -7,6 +7,17 @@ use crate::{
 };
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
+///
+/// ```
+/// use deltallm_core::Footprint;
+///
+/// let mut model = Footprint::default();
+/// let layer = Footprint { keys: 128, values: 128, window: 64, bookkeeping: 16 };
+/// for _ in 0..30 {
+///     model += layer;
+/// }
+/// assert_eq!(model.total(), 30 * 336);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Footprint {

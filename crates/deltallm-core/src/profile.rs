@@ -5,6 +5,16 @@ use std::{fmt, str::FromStr};
 use crate::CoreError;
 
 /// Calibrated thresholds, `[layers, kv_heads, head_dim]`, tied to the model they were made for.
+///
+/// ```
+/// use deltallm_core::{ModelFingerprint, ThresholdProfile};
+///
+/// let model: ModelFingerprint = "00000000000000ff".parse()?;
+/// let profile = ThresholdProfile::new(model, [2, 1, 3], vec![0.1, 0.2, 0.3, 0.4, 0.5, 0.6])?;
+/// assert_eq!(profile.layer(1, 1, 3)?, [0.4, 0.5, 0.6]);
+/// assert!(profile.check(ModelFingerprint(1), [2, 1, 3]).is_err()); // of another model
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct ThresholdProfile {
     model: ModelFingerprint,

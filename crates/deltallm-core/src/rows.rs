@@ -12,6 +12,14 @@ use crate::{
 };
 
 /// How the numbers of a row are held.
+///
+/// ```
+/// use deltallm_core::{ElementType, RowFormat};
+///
+/// assert_eq!(RowFormat::from(ElementType::F16).row_bytes(64), 128);
+/// assert_eq!(RowFormat::Int8.row_bytes(64), 64 + 2 * 2); // two groups, each with its scale
+/// assert_eq!(RowFormat::Int4.row_bytes(64), 32 + 2 * 2);
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RowFormat {
     /// One after the other in a float type.
@@ -184,6 +192,22 @@ impl Page {
 ///
 /// Rows are appended at the end, can be cut off at the end, and pages can be dropped from the front: the exact window
 /// of a hybrid cache is such a tail. Pages never move, so the bytes held are exactly what is charged.
+///
+/// ```
+/// use deltallm_core::{MemoryBudget, PagedRows, RowFormat};
+///
+/// let mut charge = MemoryBudget::unlimited().charge();
+/// let mut rows = PagedRows::new(2, RowFormat::Int8, 64);
+/// for t in 0..10 {
+///     rows.push(&[t as f32, -1.0], &mut charge)?;
+/// }
+/// rows.truncate(5, &mut charge)?;
+/// let mut scratch = Vec::new();
+/// let last = rows.read(4..5, &mut scratch);
+/// assert!((last[0] - 4.0).abs() < 0.02); // half a step of 4 / 127
+/// assert_eq!(rows.len(), 5);
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
 #[derive(Debug)]
 pub struct PagedRows {
     channels: usize,

@@ -61,6 +61,15 @@ impl ThresholdPolicy {
 }
 
 /// Thresholds of one kv head: fixed, or led to a target.
+///
+/// ```
+/// use deltallm_core::HeadThresholds;
+///
+/// let fixed = HeadThresholds::from(vec![0.5, 1.0]);
+/// assert_eq!((fixed.start(), fixed.target()), (&[0.5, 1.0][..], None));
+/// let led = HeadThresholds::with_target(vec![0.5, 1.0], 0.6);
+/// assert_eq!(led.target(), Some(0.6));
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadThresholds {
     /// `[channels]`, in the units of the keys: where a target starts from.

@@ -12,6 +12,17 @@ const QUERY_ROWS: usize = 128;
 /// An error `e` in channel `j` of a far key `t` moves the score of query `m` by `scale q_m[j] e`, the probability
 /// `p(m,t)` in proportion, and the layer's output by `p(m,t) scale q_m[j] e · Wo (v_t - o_m)`. Errors of different keys
 /// are taken as independent, so their squares add up.
+///
+/// ```
+/// use deltallm_attn::{AttentionOptions, AttentionShape, calibration::Sensitivity};
+/// use ndarray::Array2;
+///
+/// // 2 query heads of 4 channels, a residual stream of 16; window 8, 2 sinks, every query.
+/// let options = AttentionOptions::new(AttentionShape::new(2, 1, 4)?)?;
+/// Sensitivity::new(&options, [8, 2], Array2::<f32>::eye(16).slice(ndarray::s![.., ..8]), 1)?;
+/// assert!(Sensitivity::new(&options, [8, 2], Array2::eye(16).view(), 1).is_err());
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Sensitivity {
     shape: AttentionShape,

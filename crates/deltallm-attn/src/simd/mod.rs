@@ -33,6 +33,16 @@ pub(crate) use pairs::{PairKeys, PairQueries, PairValues, Pairs};
 /// An instruction set that this machine has. A value of this type is the proof of it.
 ///
 /// The environment variable `DELTALLM_SIMD` (`scalar`, `avx2`, `avx512`, `neon`) forces one.
+///
+/// ```
+/// use deltallm_attn::{AttentionOptions, AttentionShape, SimdLevel};
+///
+/// // A result that is the same on every CPU, for a test.
+/// let scalar: SimdLevel = "scalar".parse()?;
+/// let options = AttentionOptions { simd: scalar, ..AttentionOptions::new(AttentionShape::new(2, 1, 8)?)? };
+/// assert_eq!(options.simd.name(), "scalar");
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Clone, Copy)]
 pub struct SimdLevel {
     name: &'static str,
