@@ -20,6 +20,30 @@
 //! # Ok::<(), deltallm::AttentionError>(())
 //! ```
 //!
+//! With buffers of one's own, `[tokens, heads, head_dim]`, and without ndarray:
+//!
+//! ```
+//! use deltallm::{
+//!     AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, HybridAttention, HybridConfig,
+//! };
+//!
+//! let (tokens, heads, kv_heads, head_dim) = (128, 9, 3, 64);
+//! let (q, k, v) = (vec![0.1; tokens * heads * head_dim], vec![0.2; tokens * kv_heads * head_dim], vec![0.3; tokens * kv_heads * head_dim]);
+//! let mut out = vec![0.0; tokens * heads * head_dim];
+//!
+//! let options = AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim)?)?;
+//! let mut attention = HybridAttention::new(&options, &HybridConfig::default())?;
+//! attention.forward_heads(
+//!     HeadsView::new(&q, [tokens, heads, head_dim])?,
+//!     HeadsView::new(&k, [tokens, kv_heads, head_dim])?,
+//!     HeadsView::new(&v, [tokens, kv_heads, head_dim])?,
+//!     HeadsViewMut::new(&mut out, [tokens, heads, head_dim])?,
+//! )?;
+//! # Ok::<(), deltallm::AttentionError>(())
+//! ```
+//!
+//! Every next token is the same call with one token; the kernel keeps the cache, and `truncate` takes tokens back.
+//!
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
 //! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
@@ -55,6 +79,6 @@ mod guides {
     #[doc = include_str!("../../../README.md")]
     struct Readme;
 
-    #[doc = include_str!("../../../docs/architecture.md")]
-    struct Architecture;
+    #[doc = include_str!("../../../docs/embedding.md")]
+    struct Embedding;
 }
