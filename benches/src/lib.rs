@@ -20,7 +20,6 @@ pub mod report;
 pub mod settings;
 pub mod subject;
 pub mod table;
-pub mod threads;
 pub mod timing;
 pub mod variants;
 

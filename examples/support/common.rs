@@ -12,7 +12,7 @@ use clap::Parser;
 pub struct CommonArgs {
     /// Worker threads [default: one per CPU]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    pub threads: Option<u16>,
     /// Print the results as one JSON object, the last line of stdout
     #[arg(long)]
     pub json: bool,

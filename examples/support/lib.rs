@@ -6,11 +6,13 @@
 //! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
 //! - [`report`]: the pictures of the program of that name.
 //! - [`Setup`], [`read_dataset`], [`Summary`]: the tasks of `evaluate`.
+//! - [`Engine`], [`EmbedArgs`]: other engines, with our attention in them and without.
 //! - [`CommonArgs`], [`main_with`]: threads and JSON, and how a program ends.
 
 mod calibration;
 mod common;
 mod digest;
+mod engines;
 mod generation;
 mod held_out;
 mod json;
@@ -27,10 +29,17 @@ mod profile;
 mod progress;
 pub mod report;
 mod tasks;
+mod threads;
 
 pub use calibration::{Calibration, Measurements, RULES, Request};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
 pub use digest::sha256_hex;
+#[cfg(feature = "candle")]
+pub use engines::Candle;
+pub use engines::{
+    EmbedArgs, Engine, EngineRow, GreedyText, Original, TimingArgs, continue_greedily, most_probable,
+    time_engines,
+};
 pub use generation::{Generation, Stop, first_difference, generate};
 pub use held_out::{HeldOutText, MakeKernel, Measured};
 pub use json::print_json;
@@ -46,3 +55,4 @@ pub use prefill_only::PrefillOnly;
 pub use profile::ModelProfile;
 pub use progress::Progress;
 pub use tasks::*;
+pub use threads::restart_with;

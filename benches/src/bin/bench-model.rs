@@ -15,8 +15,9 @@ use deltallm_benches::model::report::{FirstToken, Report, header, line, rows};
 use deltallm_benches::model::rounds::{Entry, Plan, measure, most_probable};
 use deltallm_benches::model::text;
 use deltallm_benches::subject::Phase;
-use deltallm_benches::threads::restart_with;
-use deltallm_examples::{LoadedModel, Progress, format_bytes, main_with, peak_rss_bytes, print_json};
+use deltallm_examples::{
+    LoadedModel, Progress, format_bytes, main_with, peak_rss_bytes, print_json, restart_with,
+};
 
 fn main() -> ExitCode {
     let start = Instant::now();

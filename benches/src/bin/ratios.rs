@@ -11,10 +11,9 @@ use deltallm_benches::peers::candle::{Candle, Path};
 use deltallm_benches::peers::torch::{Sdpa, Torch};
 use deltallm_benches::report::{Report, baseline, rows};
 use deltallm_benches::subject::Subject;
-use deltallm_benches::threads::restart_with;
 use deltallm_benches::variants::{F32, OURS};
 use deltallm_benches::{Inputs, machine, measure, table};
-use deltallm_examples::{Progress, main_with, print_json};
+use deltallm_examples::{Progress, main_with, print_json, restart_with};
 
 fn main() -> ExitCode {
     main_with(run)

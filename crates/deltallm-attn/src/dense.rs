@@ -7,7 +7,7 @@ use deltallm_core::{
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
-    forward::{attend, check_inputs},
+    forward::attend,
     tile::{HeadRows, Keys, Phase},
     window::{Part, Split, WindowState},
 };
@@ -118,9 +118,8 @@ impl AttentionKernel for DenseAttention {
         v: HeadsView,
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        check_inputs(&self.options, &q, &k, &v, &out)?;
         let cached = self.len();
-        let first = cached + first_position(&q, &k)?;
+        let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
             let phases: Vec<Vec<Phase>> =
                 self.heads.iter().map(|head| vec![exact_phase(&head.keys, &head.values)]).collect();
@@ -212,23 +211,12 @@ pub fn attend_dense(
     out: HeadsViewMut,
 ) -> Result<(), AttentionError> {
     options.check()?;
-    check_inputs(options, &q, &k, &v, &out)?;
-    let first = first_position(&q, &k)?;
+    let first = options.shape.check_call(&q, &k, &v, &out)?;
     let rows = |view| (0..options.shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
     let (keys, values) = (rows(k), rows(v));
     let phases: Vec<Vec<Phase>> = keys.iter().zip(&values).map(|(k, v)| vec![exact_phase(k, v)]).collect();
     attend(options, &q, first, &ALL, &phases, out)?;
     Ok(())
-}
-
-/// Where in `k` the first query stands when the queries are its last tokens.
-pub(crate) fn first_position(q: &HeadsView, k: &HeadsView) -> Result<usize, AttentionError> {
-    k.tokens().checked_sub(q.tokens()).ok_or(AttentionError::Shape {
-        input: "k",
-        dimension: "tokens (at least those of q)",
-        expected: q.tokens(),
-        got: k.tokens(),
-    })
 }
 
 /// All keys are one part; window and sinks play no role.

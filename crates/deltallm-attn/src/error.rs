@@ -48,6 +48,16 @@ pub enum AttentionError {
     /// Finite inputs gave scores beyond the range of f32.
     #[error("expected scores within the range of f32, got an overflow: the inputs are too large")]
     Overflow,
+    /// A kernel that drops old tokens was asked to go back to a length whose last tokens it no longer has.
+    #[error(
+        "truncate: expected a length of at least {expected}, since tokens before have been dropped, got {got}"
+    )]
+    Dropped {
+        /// The least length that it can go back to without forgetting all.
+        expected: usize,
+        /// The length that was asked for.
+        got: usize,
+    },
     /// A setting is out of its range.
     #[error("{setting}: expected {expected}, got {got}")]
     Setting {

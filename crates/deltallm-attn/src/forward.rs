@@ -13,24 +13,6 @@ use crate::{
     window::Split,
 };
 
-/// Checks the arguments of a forward call.
-pub(crate) fn check_inputs(
-    options: &AttentionOptions,
-    q: &HeadsView,
-    k: &HeadsView,
-    v: &HeadsView,
-    out: &HeadsViewMut,
-) -> Result<(), AttentionError> {
-    let shape = options.shape;
-    if q.tokens() == 0 {
-        return Err(AttentionError::Shape { input: "q", dimension: "tokens", expected: 1, got: 0 });
-    }
-    q.check("q", q.tokens(), shape.heads(), shape.head_dim())?;
-    k.check("k", k.tokens(), shape.kv_heads(), shape.head_dim())?;
-    v.check("v", k.tokens(), shape.kv_heads(), shape.head_dim())?;
-    out.check(q.tokens(), shape.heads(), shape.head_dim())
-}
-
 /// Attends `q`, whose first token stands at position `first`, and writes `out`. `phases` is the list of phases of each
 /// kv head. Returns the pairs counted per kv head.
 pub(crate) fn attend(

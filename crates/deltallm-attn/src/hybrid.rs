@@ -8,8 +8,7 @@ use deltallm_core::{
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
     cache::{ExactRows, FarKeys, HybridHead},
-    dense::first_position,
-    forward::{attend, check_inputs},
+    forward::attend,
     query_tile,
     tile::{Keys, Phase},
     window::{Part, Split, WindowState, unfinished},
@@ -381,9 +380,8 @@ impl AttentionKernel for HybridAttention {
         v: HeadsView,
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        check_inputs(&self.options, &q, &k, &v, &out)?;
         let cached = self.len();
-        let first = cached + first_position(&q, &k)?;
+        let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
         self.check_bound(&q)?;
         let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
@@ -474,9 +472,8 @@ pub fn attend_hybrid(
     out: HeadsViewMut,
 ) -> Result<SparsityStats, AttentionError> {
     let mut attention = HybridAttention::new(options, config)?;
-    check_inputs(options, &q, &k, &v, &out)?;
+    let first = options.shape.check_call(&q, &k, &v, &out)?;
     attention.check_bound(&q)?;
-    let first = first_position(&q, &k)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
     attention.append(&k, &v)?;

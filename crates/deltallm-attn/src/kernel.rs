@@ -52,7 +52,7 @@ pub trait AttentionKernel: Send {
         let _ = tokens;
     }
 
-    /// Tokens in the cache.
+    /// Tokens in the cache: the position of the next one. Tokens that a kernel has dropped of its own accord count.
     fn len(&self) -> usize;
 
     /// Whether the cache is empty.
@@ -63,7 +63,9 @@ pub trait AttentionKernel: Send {
     /// Forgets every token from `len` on (speculative decoding, prompt reuse).
     ///
     /// # Errors
-    /// [`deltallm_core::CoreError::TruncateBeyondEnd`] when `len` exceeds the tokens in the cache.
+    /// [`deltallm_core::CoreError::TruncateBeyondEnd`] when `len` exceeds the tokens in the cache; from kernels that drop
+    /// old tokens [`AttentionError::Dropped`] when the next query would miss some. What the latest call has brought can
+    /// always be taken back: a model does so when another layer fails.
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError>;
 
     /// Bytes the cache holds.

@@ -1,6 +1,6 @@
 //! Head counts and sizes of one attention layer.
 
-use crate::AttentionError;
+use crate::{AttentionError, HeadsView, HeadsViewMut};
 
 /// Heads of one layer. Query head `h` reads kv head `h / (heads / kv_heads)` (grouped-query attention).
 ///
@@ -56,5 +56,44 @@ impl AttentionShape {
     /// Query heads per kv head.
     pub fn group(&self) -> usize {
         self.heads / self.kv_heads
+    }
+
+    /// What every kernel checks before it touches its cache: that the arguments of
+    /// [`forward_heads`](crate::AttentionKernel::forward_heads) are of this shape and finite, and that there is at least one query
+    /// and at least as many keys. Returns how many keys come before the first query's: the queries are those of the last tokens.
+    ///
+    /// ```
+    /// use deltallm_attn::{AttentionShape, HeadsView, HeadsViewMut};
+    ///
+    /// let shape = AttentionShape::new(4, 2, 8)?;
+    /// let (q, k, mut out) = ([0.1; 3 * 4 * 8], [0.2; 5 * 2 * 8], [0.0; 3 * 4 * 8]);
+    /// let (q, out) = (HeadsView::new(&q, [3, 4, 8])?, HeadsViewMut::new(&mut out, [3, 4, 8])?);
+    /// let k = HeadsView::new(&k, [5, 2, 8])?;
+    /// assert_eq!(shape.check_call(&q, &k, &k, &out)?, 2);
+    /// let k = k.slice(0..2)?;
+    /// let error = shape.check_call(&q, &k, &k, &out).unwrap_err();
+    /// assert_eq!(error.to_string(), "k: expected tokens (at least those of q) = 3, got 2");
+    /// # Ok::<(), deltallm_attn::AttentionError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`], [`AttentionError::NotFinite`].
+    pub fn check_call(
+        &self,
+        q: &HeadsView,
+        k: &HeadsView,
+        v: &HeadsView,
+        out: &HeadsViewMut,
+    ) -> Result<usize, AttentionError> {
+        let wrong = |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
+        if q.tokens() == 0 {
+            return Err(wrong("q", "tokens", 1, 0));
+        }
+        q.check("q", q.tokens(), self.heads, self.head_dim)?;
+        k.check("k", k.tokens(), self.kv_heads, self.head_dim)?;
+        v.check("v", k.tokens(), self.kv_heads, self.head_dim)?;
+        out.check(q.tokens(), self.heads, self.head_dim)?;
+        let before = k.tokens().checked_sub(q.tokens());
+        before.ok_or_else(|| wrong("k", "tokens (at least those of q)", q.tokens(), k.tokens()))
     }
 }

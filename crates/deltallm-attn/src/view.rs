@@ -1,5 +1,7 @@
 //! Borrowed q, k, v and out: a slice with strides, for engines that do not use ndarray.
 
+use std::ops::Range;
+
 use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
 
 use crate::AttentionError;
@@ -40,6 +42,21 @@ impl Layout {
 
     fn start(&self, token: usize, head: usize) -> usize {
         token * self.token_stride + head * self.head_stride
+    }
+
+    /// The layout of some of the tokens, and the elements of the slice that are theirs.
+    fn slice(&self, tokens: Range<usize>) -> Result<(Self, Range<usize>), AttentionError> {
+        for (dimension, expected, got) in
+            [("end of the range", self.tokens, tokens.end), ("start of the range", tokens.end, tokens.start)]
+        {
+            if got > expected {
+                return Err(AttentionError::Shape { input: "view", dimension, expected, got });
+            }
+        }
+        let part = Self { tokens: tokens.len(), ..*self };
+        let span = part.span();
+        let start = if span == 0 { 0 } else { self.start(tokens.start, 0) };
+        Ok((part, start..start + span))
     }
 }
 
@@ -104,6 +121,24 @@ impl<'a> HeadsView<'a> {
     /// The channels of one head of one token, `[head_dim]`.
     pub fn row(&self, token: usize, head: usize) -> &'a [f32] {
         &self.data[self.layout.start(token, head)..][..self.layout.head_dim]
+    }
+
+    /// Some of the tokens.
+    ///
+    /// ```
+    /// use deltallm_attn::HeadsView;
+    ///
+    /// let data: Vec<f32> = (0..12).map(|x| x as f32).collect();
+    /// let last = HeadsView::new(&data, [3, 2, 2])?.slice(2..3)?;
+    /// assert_eq!((last.tokens(), last.row(0, 1)), (1, &[10.0, 11.0][..]));
+    /// # Ok::<(), deltallm_attn::AttentionError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`] for a range that is not within the tokens.
+    pub fn slice(&self, tokens: Range<usize>) -> Result<Self, AttentionError> {
+        let (layout, elements) = self.layout.slice(tokens)?;
+        Ok(Self { data: &self.data[elements], layout })
     }
 
     /// One head from token `token` on: rows that start `stride` elements apart, and this `stride`.
@@ -180,6 +215,15 @@ impl<'a> HeadsViewMut<'a> {
     /// The channels of one head of one token, `[head_dim]`.
     pub fn row_mut(&mut self, token: usize, head: usize) -> &mut [f32] {
         &mut self.data[self.layout.start(token, head)..][..self.layout.head_dim]
+    }
+
+    /// Some of the tokens.
+    ///
+    /// # Errors
+    /// As [`HeadsView::slice`].
+    pub fn slice(&mut self, tokens: Range<usize>) -> Result<HeadsViewMut<'_>, AttentionError> {
+        let (layout, elements) = self.layout.slice(tokens)?;
+        Ok(HeadsViewMut { data: &mut self.data[elements], layout })
     }
 
     pub(crate) fn check(&self, tokens: usize, heads: usize, head_dim: usize) -> Result<(), AttentionError> {

@@ -1,0 +1,79 @@
+//! A kernel of your own in our models: the first tokens and a sliding window, nothing else (StreamingLLM, arXiv 2309.17453).
+
+use deltallm::models::{SamplerConfig, Session};
+use deltallm::{AttentionError, AttentionKernel, AttentionOptions, CoreError, DenseAttention, Footprint};
+use deltallm::{HeadsView, HeadsViewMut, SparsityStats, attend_dense};
+use deltallm_examples::{LoadedModel, generate};
+
+/// A query sees the first `sinks` tokens and the latest `window` (at least 1), all by their positions in the whole text.
+pub struct Streaming {
+    pub options: AttentionOptions,
+    pub sinks: usize,
+    pub window: usize,
+    /// By position, keys and then values, `[2, kv_heads, head_dim]`: as many as it takes to undo the latest call.
+    pub rows: Vec<(usize, Vec<f32>)>,
+}
+
+impl AttentionKernel for Streaming {
+    fn forward_heads(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        mut out: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        let before = self.options.shape.check_call(&q, &k, &v, &out)?;
+        let (first, heads, size) = (self.len(), k.heads(), k.head_dim());
+        let row = |t| [k, v].into_iter().flat_map(move |x| (0..heads).flat_map(move |h| x.row(t, h)));
+        self.rows.extend((0..k.tokens()).map(|t| (first + t, row(t).copied().collect())));
+        let result = (0..q.tokens()).zip(first + before..).try_for_each(|(t, here)| {
+            let sees = |p: usize| p <= here && (p < self.sinks || here - p < self.window);
+            let seen: Vec<_> = self.rows.iter().filter(|row| sees(row.0)).map(|row| &row.1[..]).collect();
+            let (data, shape, stride) = (seen.concat(), [seen.len(), heads, size], 2 * heads * size);
+            let part = |start: usize| HeadsView::strided(&data[start..], shape, stride, size);
+            attend_dense(&self.options, q.slice(t..t + 1)?, part(0)?, part(stride / 2)?, out.slice(t..t + 1)?)
+        });
+        match &result {
+            Ok(()) => self.rows.retain(|(p, _)| *p < self.sinks || first.saturating_sub(*p) <= self.window),
+            Err(_) => self.rows.retain(|(p, _)| *p < first),
+        }
+        result
+    }
+
+    fn len(&self) -> usize {
+        self.rows.last().map_or(0, |(p, _)| p + 1)
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        let oldest = self.rows.iter().map(|(p, _)| *p).find(|p| *p >= self.sinks).unwrap_or(0);
+        if len > self.len() {
+            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
+        } else if len > self.sinks && oldest > self.sinks && len < oldest + self.window {
+            return Err(AttentionError::Dropped { expected: oldest + self.window, got: len });
+        }
+        self.rows.retain(|(p, _)| *p < len);
+        Ok(())
+    }
+
+    fn footprint(&self) -> Footprint {
+        Footprint { window: self.rows.iter().map(|row| 4 * row.1.len()).sum(), ..Footprint::default() }
+    }
+
+    fn stats(&self) -> SparsityStats {
+        SparsityStats::default() // nothing is coded
+    }
+}
+
+fn main() -> anyhow::Result<()> {
+    let model = LoadedModel::open(None)?;
+    let options = AttentionOptions::new(model.graph.attention_shape())?;
+    let new = || Streaming { options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
+    let own = Session::new(&model.graph, |_| Ok(Box::new(new())))?;
+    let dense = Session::new(&model.graph, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    let prompt = model.encode("Once upon a time there was")?;
+    for (name, session) in [("sinks and window", own), ("dense", dense)] {
+        let text = generate(&model, session, &prompt, true, SamplerConfig::default(), 200, &mut |_| Ok(()))?;
+        println!("{name}: {} tokens, {} bytes\n{}\n", text.cached_tokens, text.footprint.total(), text.text);
+    }
+    Ok(())
+}
