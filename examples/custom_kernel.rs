@@ -6,12 +6,12 @@ use deltallm::{HeadsView, HeadsViewMut, SparsityStats, attend_dense};
 use deltallm_examples::{LoadedModel, generate};
 
 /// A query sees the first `sinks` tokens and the latest `window` (at least 1), all by their positions in the whole text.
-pub struct Streaming {
-    pub options: AttentionOptions,
-    pub sinks: usize,
-    pub window: usize,
+pub(crate) struct Streaming {
+    pub(crate) options: AttentionOptions,
+    pub(crate) sinks: usize,
+    pub(crate) window: usize,
     /// By position, keys and then values, `[2, kv_heads, head_dim]`: as many as it takes to undo the latest call.
-    pub rows: Vec<(usize, Vec<f32>)>,
+    pub(crate) rows: Vec<(usize, Vec<f32>)>,
 }
 
 impl AttentionKernel for Streaming {
@@ -33,10 +33,8 @@ impl AttentionKernel for Streaming {
             let part = |start: usize| HeadsView::strided(&data[start..], shape, stride, size);
             attend_dense(&self.options, q.slice(t..t + 1)?, part(0)?, part(stride / 2)?, out.slice(t..t + 1)?)
         });
-        match &result {
-            Ok(()) => self.rows.retain(|(p, _)| *p < self.sinks || first.saturating_sub(*p) <= self.window),
-            Err(_) => self.rows.retain(|(p, _)| *p < first),
-        }
+        let (failed, from) = (result.is_err(), first.saturating_sub(self.window));
+        self.rows.retain(|(p, _)| if failed { *p < first } else { *p < self.sinks || *p >= from });
         result
     }
 
@@ -70,9 +68,10 @@ fn main() -> anyhow::Result<()> {
     let new = || Streaming { options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
     let own = Session::new(&model.graph, |_| Ok(Box::new(new())))?;
     let dense = Session::new(&model.graph, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    let sampling = SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() };
     let prompt = model.encode("Once upon a time there was")?;
     for (name, session) in [("sinks and window", own), ("dense", dense)] {
-        let text = generate(&model, session, &prompt, true, SamplerConfig::default(), 200, &mut |_| Ok(()))?;
+        let text = generate(&model, session, &prompt, true, sampling, 200, &mut |_| Ok(()))?;
         println!("{name}: {} tokens, {} bytes\n{}\n", text.cached_tokens, text.footprint.total(), text.text);
     }
     Ok(())

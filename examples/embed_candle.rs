@@ -9,6 +9,10 @@
 //! heads to the front; and rows of q and k are put back into the order before the conversion to GGUF (halves turn together
 //! instead of neighbours), because that is the order of channels in a profile. Our own loader reads the file once to find
 //! the profile that is for it.
+//!
+//! Weights are unpacked to f32 (by candle, `CANDLE_DEQUANTIZE_ALL`), its fastest form for prompts, unless `--linear packed`
+//! says otherwise. Packed, candle rounds inputs of linear layers to 8 bits, which makes large differences of the smallest: there
+//! the tokens depend on the order of a sum, of our own dense attention too (`DELTALLM_SIMD`).
 
 use std::{path::Path, process::ExitCode, sync::Mutex};
 

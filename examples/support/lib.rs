@@ -55,4 +55,4 @@ pub use prefill_only::PrefillOnly;
 pub use profile::ModelProfile;
 pub use progress::Progress;
 pub use tasks::*;
-pub use threads::restart_with;
+pub use threads::{restart_with, restart_with_weights};

@@ -2,7 +2,7 @@
 
 mod common;
 #[path = "../custom_kernel.rs"]
-#[allow(dead_code, unreachable_pub, reason = "the program's main is not called")]
+#[allow(dead_code, reason = "the program's main is not called")]
 mod program;
 
 use deltallm::models::Session;

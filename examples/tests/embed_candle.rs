@@ -49,7 +49,12 @@ fn timing_reports_every_engine_at_every_length() {
 
 #[test]
 fn what_candle_cannot_read_is_refused() {
-    assert_refused("embed_candle", &[], &["--model", "GGUF", "tools/fetch-smollm2"]);
-    assert_refused("embed_candle", &["--model", "no-such.gguf"], &["--model", "GGUF"]);
-    assert_refused("embed_candle", &["--max-tokens", "0"], &["--max-tokens"]);
+    assert_refused("embed_candle", &[], &["--model"]);
+    assert_refused("embed_candle", &["--model", "no-such.gguf"], &["no-such.gguf", "tools/fetch-smollm2"]);
+    assert_refused(
+        "embed_candle",
+        &["--model", "fairy-tales"],
+        &["--model", "GGUF file", "tools/fetch-smollm2"],
+    );
+    assert_refused("embed_candle", &["--model", "x", "--max-tokens", "0"], &["--max-tokens"]);
 }

@@ -3,22 +3,26 @@
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
 use clap::Parser;
 use serde::Serialize;
 
 use crate::engines::{Engine, EngineRow, TimingArgs, continue_greedily, time_engines};
 use crate::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, ModelArgs, first_difference, print_json, read_text,
-    restart_with,
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LinearKind, LoadedModel, first_difference, print_json,
+    read_text, restart_with_weights,
 };
 
 /// Run another engine's model with our attention in it, beside the engine's own.
 #[derive(Debug, Parser)]
 #[command(version)]
 pub struct EmbedArgs {
-    #[command(flatten)]
-    model: ModelArgs,
+    /// GGUF file of a Llama
+    #[arg(long, value_name = "FILE")]
+    model: PathBuf,
+    /// How the engine holds quantised weights: f32, exact and the fastest for prompts, or packed, as in the file, inputs of
+    /// linear layers being rounded to 8 bits: there the last bit of a sum may decide about a token
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = LinearKind::F32, hide_possible_values = true)]
+    linear: LinearKind,
     /// Text to continue
     #[arg(long, value_name = "TEXT", default_value = "Once upon a time there was")]
     prompt: String,
@@ -69,13 +73,15 @@ impl EmbedArgs {
     /// # Errors
     /// For a model that is not a file, or that no settings fit.
     pub fn start(&self) -> anyhow::Result<(&Path, KernelChoice)> {
-        if let Some(threads) = self.common.threads {
-            restart_with(threads)?;
-        }
+        restart_with_weights(self.common.threads, self.linear == LinearKind::F32)?;
         self.common.start_threads()?;
-        let path = self.model.path().filter(|path| path.is_file());
-        let path = path.context("--model: expected a GGUF file of a Llama; run tools/fetch-smollm2")?;
-        Ok((path, self.kernel.resolve(&self.model.open()?.graph)?))
+        let model = LoadedModel::open(Some(&self.model))?;
+        anyhow::ensure!(
+            self.model.is_file(),
+            "--model: expected a GGUF file of a Llama, got {}; run tools/fetch-smollm2",
+            self.model.display()
+        );
+        Ok((&self.model, self.kernel.resolve(&model.graph)?))
     }
 
     /// Continues the prompt with the engine as it is and as `with` makes it, with our attention; or, with `--bench`, times
@@ -176,7 +182,7 @@ impl EmbedArgs {
                 100.0 * row.agreement
             );
         }
-        print_json(&Timed { threads: rayon::current_num_threads(), rows })
+        print_json(&Timed { threads: rayon::current_num_threads(), linear: self.linear, rows })
     }
 }
 
@@ -202,5 +208,6 @@ struct Text {
 #[derive(Serialize)]
 struct Timed {
     threads: usize,
+    linear: LinearKind,
     rows: Vec<EngineRow>,
 }
