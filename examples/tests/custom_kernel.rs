@@ -1,5 +1,6 @@
 //! The kernel of the example `custom_kernel` keeps what the trait promises.
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod common;
 #[path = "../custom_kernel.rs"]
 #[allow(dead_code, reason = "the program's main is not called")]

@@ -1,6 +1,7 @@
 //! candle with our attention chooses the tokens that candle chooses.
 #![cfg(feature = "candle")]
 
+#[allow(dead_code, reason = "other tests use the rest")]
 mod common;
 
 use std::path::Path;

@@ -134,11 +134,13 @@ impl Step {
         }
     }
 
-    /// A step that a session of `len` tokens can take.
-    fn random(subject: &Subject, rng: &mut ChaCha8Rng, len: usize) -> Self {
+    /// A step that a session of `len` tokens can take, after those of `history`.
+    fn random(subject: &Subject, rng: &mut ChaCha8Rng, history: &History, len: usize) -> Self {
         let room = subject.context() - len;
         match rng.random_range(0..10) {
-            0..2 if len > 0 => Self::Rewind(rng.random_range(0..=len)),
+            // To somewhere, or to where a step ended.
+            0 if len > 0 => Self::Rewind(rng.random_range(0..=len)),
+            1 if len > 0 => Self::Rewind(*history.ends().choose(rng).unwrap_or(&0)),
             2 if room > 0 => Self::Prefill(subject.tokens(rng, room)),
             3..6 if room > 0 => {
                 let count = rng.random_range(1..=room.min(120));
@@ -162,6 +164,15 @@ struct History {
 impl History {
     fn new() -> Self {
         Self { surviving: Some(Vec::new()), ..Self::default() }
+    }
+
+    /// The lengths that the surviving steps led to.
+    fn ends(&self) -> Vec<usize> {
+        let ends = self.surviving.iter().flatten().scan(0, |len, step| {
+            *len += step.tokens();
+            Some(*len)
+        });
+        ends.collect()
     }
 
     fn push(&mut self, step: Step) {
@@ -200,7 +211,7 @@ fn walk(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, tally: &
     let mut session = subject.session(kernel);
     let mut history = History::new();
     for _ in 0..rng.random_range(2..14) {
-        let step = Step::random(subject, rng, session.tokens().len());
+        let step = Step::random(subject, rng, &history, session.tokens().len());
         step.take(&mut session).expect("a step");
         tally.tokens += step.tokens();
         history.push(step);
@@ -280,7 +291,7 @@ fn run_out(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, tally
     let mut history = History::new();
     for _ in 0..rng.random_range(4..20) {
         let before = session.tokens().len();
-        let step = Step::random(subject, rng, before);
+        let step = Step::random(subject, rng, &history, before);
         match step.take(&mut session) {
             Ok(_) => {
                 tally.tokens += step.tokens();
