@@ -6,6 +6,7 @@ mod common;
 
 mod config;
 mod directories;
+mod fuzz_seeds;
 mod gguf_hostile;
 mod gguf_properties;
 mod quantised;

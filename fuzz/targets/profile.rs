@@ -1,0 +1,30 @@
+//! Bytes as a threshold profile: reading, writing it again, and making its kernels.
+#![no_main]
+
+use deltallm_attn::{AttentionOptions, AttentionProfile, AttentionShape};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(profile) = serde_json::from_slice::<AttentionProfile>(bytes) else { return };
+    let text = serde_json::to_string(&profile).expect("a profile can be written");
+    let again: AttentionProfile = serde_json::from_str(&text).expect("what is written can be read");
+    assert_eq!(again, profile);
+
+    let shape @ [layers, kv_heads, head_dim] = profile.thresholds().shape();
+    assert_eq!(profile.layers().len(), layers);
+    profile.check(profile.thresholds().model(), shape).expect("its own model");
+    let shape = AttentionShape::new(2 * kv_heads, kv_heads, head_dim).expect("sizes above 0");
+    let options = AttentionOptions::new(shape).expect("a SIMD level");
+    for layer in 0..layers {
+        let mut kernel = profile.kernel(&options, layer).expect("settings that have been checked");
+        let (q, kv) = (vec![0.5; 2 * kv_heads * head_dim], vec![0.25; kv_heads * head_dim]);
+        let (of_queries, of_keys) = ([1, 2 * kv_heads, head_dim], [1, kv_heads, head_dim]);
+        let mut out = vec![0.0; q.len()];
+        let view = |data, shape| deltallm_attn::HeadsView::new(data, shape).expect("as long as its shape");
+        let into = deltallm_attn::HeadsViewMut::new(&mut out, of_queries).expect("as long as its shape");
+        let kv = view(&kv, of_keys);
+        kernel.forward_heads(view(&q, of_queries), kv, kv, into).expect("ordinary numbers");
+        assert!(out.iter().all(|x| (x - 0.25).abs() < 1e-3), "{out:?}");
+    }
+    assert!(profile.kernel(&options, layers).is_err());
+});
