@@ -26,9 +26,7 @@ fuzz_target!(init: one_thread(), |bytes: &[u8]| {
 
 fn use_it(tokenizer: &Tokenizer, text: &str) {
     let vocab_size = tokenizer.vocab_size() as u32;
-    for id in [0, vocab_size - 1].into_iter().chain(tokenizer.bos()).chain(tokenizer.eos_ids().iter().copied()) {
-        assert!(tokenizer.token_text(id).is_ok());
-    }
+    assert!(tokenizer.token_text(vocab_size - 1).is_ok());
     assert!(tokenizer.decode(&[vocab_size]).is_err());
     let escaped = tokenizer.escape(text);
     let encodings =

@@ -21,6 +21,7 @@ mod error;
 #[cfg(feature = "gguf")]
 pub mod gguf;
 mod inputs;
+mod json;
 mod kernels;
 mod layers;
 mod mmap;

@@ -2,23 +2,25 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ffi::OsStr;
-use std::fs::File;
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-use ::safetensors::{Dtype, SafeTensors};
+use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 
+use crate::json::{self, ReadError, UniqueKeys};
 use crate::quant::TensorType;
 use crate::{Bytes, ModelError};
 
 const CONFIG: &str = "config.json";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
+/// Published ones have at most some ten kilobytes. As values they take many times their size.
+const MAX_CONFIG_BYTES: u64 = 1 << 20;
 /// The indices of models with thousands of tensors have about a megabyte.
-const MAX_JSON_BYTES: u64 = 64 << 20;
+const MAX_INDEX_BYTES: u64 = 16 << 20;
 
 /// A model directory: the parsed `config.json` and the mapped tensor files.
 #[derive(Debug)]
@@ -64,8 +66,7 @@ impl SafetensorsModel {
             return Err(ModelError::IncompleteDirectory { file: directory.to_owned(), expected: SINGLE });
         }
         let mut model = Self::without_tensors(directory)?;
-        let index = Index::deserialize(read_json(&path)?)
-            .map_err(|source| ModelError::Json { file: path.clone(), source })?;
+        let index: Index = read_json(&path, MAX_INDEX_BYTES)?;
         let names: BTreeSet<&String> = index.weight_map.values().collect();
         for name in names {
             if !is_plain_name(name) {
@@ -155,7 +156,7 @@ impl SafetensorsModel {
         if !path.is_file() {
             return Err(ModelError::IncompleteDirectory { file: directory.to_owned(), expected: CONFIG });
         }
-        let config = read_json(&path)?;
+        let config = read_json(&path, MAX_CONFIG_BYTES)?;
         Ok(Self { directory: directory.to_owned(), config, shards: Vec::new(), tensors: HashMap::new() })
     }
 
@@ -163,9 +164,12 @@ impl SafetensorsModel {
     fn add_shard(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let bytes = Bytes::map(path)?;
         // Checks the header: sizes, overlaps, gaps and that the tensors fill the file exactly.
-        let (header, metadata) = SafeTensors::read_metadata(&bytes)
-            .map_err(|source| ModelError::Safetensors { file: path.to_owned(), source })?;
+        let error = |source| ModelError::Safetensors { file: path.to_owned(), source };
+        let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(error)?;
         let data = 8 + header;
+        // Of two tensors with one name it would take either.
+        serde_json::from_slice::<UniqueKeys>(bytes.get(8..data).unwrap_or_default())
+            .map_err(|source| error(SafeTensorError::InvalidHeaderDeserialization(source)))?;
         for (name, info) in metadata.tensors() {
             if wanted(&name) {
                 let (start, end) = info.data_offsets;
@@ -192,16 +196,10 @@ fn is_plain_name(name: &str) -> bool {
         && !name.contains('\\')
 }
 
-/// Parses a JSON file of bounded size.
-fn read_json(path: &Path) -> Result<Value, ModelError> {
-    let io = |source| ModelError::Io { file: path.to_owned(), source };
-    let file = File::open(path).map_err(io)?;
-    let got = file.metadata().map_err(io)?.len();
-    if got > MAX_JSON_BYTES {
-        return Err(ModelError::FileTooLarge { file: path.to_owned(), limit: MAX_JSON_BYTES, got });
-    }
-    let mut text = Vec::new();
-    // The file may grow after its size was read.
-    file.take(MAX_JSON_BYTES).read_to_end(&mut text).map_err(io)?;
-    serde_json::from_slice(&text).map_err(|source| ModelError::Json { file: path.to_owned(), source })
+fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T, ModelError> {
+    let text = json::read_bounded(path, limit).map_err(|error| match error {
+        ReadError::Io(source) => ModelError::Io { file: path.to_owned(), source },
+        ReadError::TooLarge(got) => ModelError::FileTooLarge { file: path.to_owned(), limit, got },
+    })?;
+    json::from_slice(&text).map_err(|source| ModelError::Json { file: path.to_owned(), source })
 }

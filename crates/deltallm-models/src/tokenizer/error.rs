@@ -123,6 +123,16 @@ pub enum TokenizerError {
         /// The cause.
         source: std::io::Error,
     },
+    /// A file is larger than any real one.
+    #[error("{}: expected at most {limit} bytes, got {got}", .path.display())]
+    FileTooLarge {
+        /// The file.
+        path: PathBuf,
+        /// The most bytes that are read.
+        limit: u64,
+        /// Its size in bytes.
+        got: u64,
+    },
     /// A file is not the JSON it should be.
     #[error("{}: not a valid tokenizer file", .path.display())]
     Json {

@@ -15,6 +15,12 @@ use super::pieces::Pieces;
 use super::special::{SpecialToken, SpecialTokens};
 use super::vocabulary::{MAX_TOKEN_IDS, TokenKind};
 use super::{Tokenizer, TokenizerError, byte_level, sentencepiece};
+use crate::json::{self, ReadError};
+
+/// The largest published tokenizer.json has about 33 MB.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Ids without a token, at most: published files have a few hundred, and each takes memory as if it had one.
+const MAX_HOLES: usize = 1 << 14;
 
 /// Just enough to tell the kind of model before reading the rest.
 #[derive(Deserialize)]
@@ -89,7 +95,7 @@ impl Merge {
 
 /// See [`Tokenizer::from_json_file`].
 pub(super) fn read(path: &Path) -> Result<Tokenizer, TokenizerError> {
-    let text = std::fs::read(path).map_err(|source| TokenizerError::Io { path: path.to_owned(), source })?;
+    let text = read_file(path)?;
     let probe: Probe = parse(path, &text)?;
     if let Some(got) = probe.model.kind.filter(|kind| kind != "BPE") {
         return Err(TokenizerError::UnsupportedModel { got, supported: &["BPE"] });
@@ -103,7 +109,7 @@ pub(super) fn read(path: &Path) -> Result<Tokenizer, TokenizerError> {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, TokenizerError> {
-    serde_json::from_slice(text).map_err(|source| TokenizerError::Json { path: path.to_owned(), source })
+    json::from_slice(text).map_err(|source| TokenizerError::Json { path: path.to_owned(), source })
 }
 
 fn build(file: File) -> Result<Tokenizer, TokenizerError> {
@@ -171,8 +177,9 @@ fn table<'a>(
     let Some(highest) = all().map(|(_, id)| id as usize).max() else {
         return Err(TokenizerError::EmptyVocabulary);
     };
-    if highest >= MAX_TOKEN_IDS {
-        return Err(TokenizerError::VocabularyTooLarge { limit: MAX_TOKEN_IDS, got: highest + 1 });
+    let limit = MAX_TOKEN_IDS.min(all().count() + MAX_HOLES);
+    if highest >= limit {
+        return Err(TokenizerError::VocabularyTooLarge { limit, got: highest + 1 });
     }
     let mut tokens: Vec<Option<&str>> = vec![None; highest + 1];
     for (token, id) in all() {
@@ -353,9 +360,17 @@ fn read_beside(folder: &Path, name: &str) -> Result<Value, TokenizerError> {
 }
 
 fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
-    match std::fs::read(path) {
+    match read_file(path) {
         Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TokenizerError::Io { path: path.to_owned(), source }),
+        Err(TokenizerError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let path = path.to_owned();
+    json::read_bounded(&path, MAX_FILE_BYTES).map_err(|error| match error {
+        ReadError::Io(source) => TokenizerError::Io { path, source },
+        ReadError::TooLarge(got) => TokenizerError::FileTooLarge { path, limit: MAX_FILE_BYTES, got },
+    })
 }

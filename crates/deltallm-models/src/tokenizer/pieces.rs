@@ -8,7 +8,7 @@ use super::vocabulary::TokenKind;
 pub(super) struct Pieces {
     bytes: Vec<u8>,
     /// Where the bytes of each id end.
-    ends: Vec<u32>,
+    ends: Vec<usize>,
     kinds: Vec<TokenKind>,
 }
 
@@ -19,7 +19,7 @@ impl Pieces {
         let mut ends = Vec::with_capacity(kinds.len());
         for (id, &kind) in kinds.iter().enumerate() {
             push(id, kind, &mut bytes);
-            ends.push(bytes.len() as u32);
+            ends.push(bytes.len());
         }
         Self { bytes, ends, kinds }
     }
@@ -35,7 +35,7 @@ impl Pieces {
         match self.kinds.get(index) {
             Some(&kind) if kind != TokenKind::Absent => {
                 let start = if index == 0 { 0 } else { self.ends[index - 1] };
-                Ok((kind, &self.bytes[start as usize..self.ends[index] as usize]))
+                Ok((kind, &self.bytes[start..self.ends[index]]))
             }
             _ => Err(TokenizerError::IdOutOfRange { what: "decode", id, vocab_size: self.len() }),
         }

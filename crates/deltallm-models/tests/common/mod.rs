@@ -6,3 +6,7 @@ pub(crate) mod bitnet;
 pub(crate) mod files;
 pub(crate) mod gguf_writer;
 pub(crate) mod models;
+#[cfg(all(feature = "gguf", feature = "safetensors"))]
+pub(crate) mod parameters;
+#[cfg(all(feature = "gguf", feature = "safetensors"))]
+pub(crate) mod tiny;

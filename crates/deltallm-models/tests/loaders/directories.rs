@@ -8,7 +8,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 
 use crate::common::files::{directory, fixture};
-use crate::tiny;
+use crate::common::tiny;
 
 /// Copies a fixture's `config.json`.
 fn with_config(name: &str) -> std::path::PathBuf {

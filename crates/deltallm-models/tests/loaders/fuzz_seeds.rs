@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 use crate::common::bitnet::{pack, to_bytes};
 use crate::common::files::directory;
 use crate::common::gguf_writer::GgufWriter;
-use crate::tiny;
+use crate::common::tiny;
 
 fn write(target: &str, name: &str, bytes: &[u8]) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/seeds").join(target);
@@ -75,7 +75,9 @@ fn gguf(architecture: &str, hidden: usize, head: usize, ffn: usize, ty: TensorTy
             _ if name.starts_with("token") => {
                 writer.tensor(&name, &shape, TensorType::F16, &to_bytes(TensorType::F16, &numbers(count)))
             }
-            _ if bitnet && whole => writer.tensor(&name, &shape, ty, &pack(ty, &Vec::from_iter(ternary()), 0.5)),
+            _ if bitnet && whole => {
+                writer.tensor(&name, &shape, ty, &pack(ty, &Vec::from_iter(ternary()), 0.5))
+            }
             _ if bitnet => {
                 let values = Vec::from_iter(ternary().map(f32::from));
                 writer.tensor(&name, &shape, TensorType::F16, &to_bytes(TensorType::F16, &values))
@@ -179,7 +181,20 @@ const ATTENTION: [[u8; 16]; 6] = [
     [1, 1, 2, 5, 40, 8, 60, 0, 0, 230, 210, 45, 6, 4, 6, 10],
 ];
 const STEPS: [[u8; 2]; 14] = [
-    [14, 40], [5, 19], [5, 19], [0, 0], [0, 0], [10, 3], [12, 30], [5, 33], [11, 0], [0, 0], [13, 70], [15, 0], [5, 12], [15, 1],
+    [14, 40],
+    [5, 19],
+    [5, 19],
+    [0, 0],
+    [0, 0],
+    [10, 3],
+    [12, 30],
+    [5, 33],
+    [11, 0],
+    [0, 0],
+    [13, 70],
+    [15, 0],
+    [5, 12],
+    [15, 1],
 ];
 
 #[test]

@@ -9,7 +9,7 @@ use proptest::collection::{btree_map, vec};
 use proptest::prelude::*;
 
 use crate::common::gguf_writer::GgufWriter;
-use crate::tiny;
+use crate::common::tiny;
 
 /// Floats are compared with `==`, so no NaN.
 fn value() -> impl Strategy<Value = Value> {

@@ -6,7 +6,7 @@ use deltallm_models::{LayerTensor, LinearForm, LogitRows, Matrix, Model, ModelEr
 
 use crate::common::gguf_writer::GgufWriter;
 use crate::common::models::dense_kernels;
-use crate::tiny;
+use crate::common::tiny;
 
 /// A projection each, `[out, in]`, and its type.
 const PROJECTIONS: [(LayerTensor, &str, [usize; 2], TensorType); 7] = [

@@ -4,8 +4,8 @@ use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType;
 use deltallm_models::{ConfigError, ModelConfig, ModelError, ModelFile};
 
-use crate::common::bitnet::{pack, to_bytes};
-use crate::common::gguf_writer::GgufWriter;
+use super::bitnet::{pack, to_bytes};
+use super::gguf_writer::GgufWriter;
 
 pub(crate) const HIDDEN: usize = 8;
 pub(crate) const HEADS: usize = 2;

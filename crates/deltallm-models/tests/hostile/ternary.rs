@@ -14,7 +14,8 @@ use serde_json::{Value as Json, json};
 use crate::common::bitnet::{pack, to_bytes};
 use crate::common::files::{directory, fixture};
 use crate::common::gguf_writer::GgufWriter;
-use crate::tiny;
+use crate::common::tiny;
+use crate::measured;
 
 const QUERY: TensorId = TensorId::Layer(0, LayerTensor::Query);
 const NAME: &str = "blk.0.attn_q.weight";
@@ -22,8 +23,11 @@ const NAME: &str = "blk.0.attn_q.weight";
 const SHAPE: [usize; 2] = [256, 256];
 
 fn ternary(writer: &GgufWriter) -> Result<TernaryLinear, ModelError> {
-    let file = tiny::open(writer);
-    file.ternary(&file.config().unwrap(), QUERY)
+    let bytes = writer.finish();
+    measured(bytes.len(), || {
+        let file = ModelFile::from_gguf_bytes("tiny", bytes)?;
+        file.ternary(&file.config()?, QUERY)
+    })
 }
 
 /// The tiny model with another query projection.
@@ -376,9 +380,13 @@ fn broken(
     let views = (tensors.iter()).map(|(name, (dtype, shape, bytes))| {
         (name.clone(), TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
-    fs::write(target.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
-    let file = ModelFile::open(&target).unwrap();
-    ModelWeights::load(&file, &file.config().unwrap(), &mut |_, _| ()).unwrap_err()
+    let bytes = safetensors::serialize(views, None).unwrap();
+    fs::write(target.join("model.safetensors"), &bytes).unwrap();
+    let load = || {
+        let file = ModelFile::open(&target)?;
+        ModelWeights::load(&file, &file.config()?, &mut |_, _| ())
+    };
+    measured(bytes.len(), load).unwrap_err()
 }
 
 const PACKED: &str = "model.layers.1.mlp.gate_proj.weight";

@@ -4,10 +4,11 @@ use deltallm_models::gguf::{Array, GgufError, GgufFile, Value};
 use deltallm_models::quant::TensorType;
 
 use crate::common::gguf_writer::{GgufWriter, put_string};
-use crate::tiny;
+use crate::common::tiny;
+use crate::measured;
 
 fn refused(bytes: &[u8]) -> GgufError {
-    GgufFile::parse(bytes).expect_err("a file that must be refused")
+    measured(bytes.len(), || GgufFile::parse(bytes)).expect_err("a file that must be refused")
 }
 
 fn parse(writer: &GgufWriter) -> Result<GgufFile, GgufError> {
