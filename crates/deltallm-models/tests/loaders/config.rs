@@ -1,7 +1,6 @@
 //! Parameters from both formats: what is read, what is refused.
 
-use deltallm_models::gguf::{Array, Value};
-use deltallm_models::quant::TensorType;
+use deltallm_models::gguf::Value;
 use deltallm_models::{ConfigError, ModelConfig, ModelError, ModelFile, RopeScaling};
 use serde_json::{Value as Json, json};
 
