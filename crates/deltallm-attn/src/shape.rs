@@ -85,7 +85,8 @@ impl AttentionShape {
         v: &HeadsView,
         out: &HeadsViewMut,
     ) -> Result<usize, AttentionError> {
-        let wrong = |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
+        let wrong =
+            |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
         if q.tokens() == 0 {
             return Err(wrong("q", "tokens", 1, 0));
         }
