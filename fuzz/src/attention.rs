@@ -12,8 +12,6 @@ use deltallm_attn::{
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
 
-/// Most tokens of a sequence; the reference takes time in the square of it.
-const MOST_TOKENS: usize = 144;
 const HEAD_DIMS: [usize; 8] = [1, 5, 8, 16, 31, 32, 33, 64];
 
 /// What the kernel is made of.
@@ -94,14 +92,16 @@ impl Setting {
         // Channels of different thresholds, 0 among them.
         let channel = |j: usize| theta * (j % 4) as f32 * 2_f32.powi(pattern.key_scale);
         let thresholds = vec![(0..shape.head_dim()).map(channel).collect::<Vec<_>>(); kv_heads];
-        let profile = ThresholdProfile::new(
-            ModelFingerprint(0),
-            [1, kv_heads, shape.head_dim()],
-            thresholds.concat(),
-        );
+        let profile =
+            ThresholdProfile::new(ModelFingerprint(0), [1, kv_heads, shape.head_dim()], thresholds.concat());
         let policy = ThresholdPolicy::Profile(profile.expect("thresholds >= 0").into());
         let config = HybridConfig { window, exact_prompt, sinks, skip_margin, ..HybridConfig::new(policy) };
         Ok(Self { shape, store, config, thresholds, softcap, precision, budget, pattern })
+    }
+
+    /// Most tokens of a sequence: more than two blocks of 64, where that does not take the reference too long.
+    fn most_tokens(&self) -> usize {
+        if self.shape.heads() * self.shape.head_dim() <= 64 { 136 } else { 80 }
     }
 
     fn options(&self, simd: SimdLevel) -> AttentionOptions {
@@ -143,7 +143,7 @@ pub fn run(bytes: &[u8]) -> Result<()> {
     let setting = Setting::read(&mut u)?;
     let mut run = Run::new(&setting);
     while let Ok(step) = Step::read(&mut u)
-        && run.tokens() < MOST_TOKENS
+        && run.tokens() < setting.most_tokens()
     {
         run.step(&step);
     }
@@ -226,7 +226,9 @@ impl<'a> Run<'a> {
     fn step(&mut self, step: &Step) {
         self.step += 1;
         match *step {
-            Step::Forward(tokens) => self.forward(tokens.min(MOST_TOKENS - self.tokens()), false),
+            Step::Forward(tokens) => {
+                self.forward(tokens.min(self.setting.most_tokens() - self.tokens()), false)
+            }
             Step::Poisoned(tokens) => self.forward(tokens, true),
             Step::WrongShape => self.wrong_shape(),
             Step::Truncate(len) => self.truncate(len),
@@ -267,7 +269,11 @@ impl<'a> Run<'a> {
                 HeadsViewMut::new(&mut out, of_queries).expect("as long as its shape"),
             );
             if result.is_ok() {
-                assert!(budget.used() <= used + growth, "grew by more than {growth}: {used} to {}", budget.used());
+                assert!(
+                    budget.used() <= used + growth,
+                    "grew by more than {growth}: {used} to {}",
+                    budget.used()
+                );
             }
             answers.push(result.map(|()| out));
         }
@@ -354,8 +360,7 @@ impl<'a> Run<'a> {
         if len > self.tokens() {
             for kernel in &mut self.kernels {
                 let result = kernel.truncate(len);
-                let right =
-                    matches!(result, Err(AttentionError::Core(CoreError::TruncateBeyondEnd { .. })));
+                let right = matches!(result, Err(AttentionError::Core(CoreError::TruncateBeyondEnd { .. })));
                 assert!(right, "{result:?}");
             }
             return;
@@ -429,7 +434,7 @@ impl<'a> Run<'a> {
     fn skipping_reference(&self, call: &Call) -> Option<Vec<f64>> {
         let tile = if call.end - call.first == 1 { 1 } else { query_tile(self.setting.shape.group()) };
         // What is skipped in one row depends on exact keys, which a cut may have lost.
-        if call.first % tile != 0 || call.exact_from > 0 && call.exact_from > self.held_for_sure(call) {
+        if call.first % tile != 0 || call.exact_from > self.held_for_sure(call) {
             return None;
         }
         let method = Method { tile, ..self.method(call.expected) };

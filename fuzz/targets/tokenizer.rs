@@ -29,8 +29,11 @@ fn use_it(tokenizer: &Tokenizer, text: &str) {
     assert!(tokenizer.token_text(vocab_size - 1).is_ok());
     assert!(tokenizer.decode(&[vocab_size]).is_err());
     let escaped = tokenizer.escape(text);
-    let encodings =
-        [tokenizer.encode(text, false), tokenizer.encode(text, true), tokenizer.encode_prompt(&escaped, true)];
+    let encodings = [
+        tokenizer.encode(text, false),
+        tokenizer.encode(text, true),
+        tokenizer.encode_prompt(&escaped, true),
+    ];
     for ids in encodings.into_iter().flatten() {
         let whole = tokenizer.decode(&ids).expect("its own ids");
         let mut stream = StreamDecoder::new(tokenizer);
