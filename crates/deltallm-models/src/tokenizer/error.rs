@@ -96,7 +96,7 @@ pub enum TokenizerError {
         got: f32,
     },
     /// A token id that the vocabulary does not have.
-    #[error("{what}: expected a token id below {vocab_size}, got {id}")]
+    #[error("{what}: expected the id of a token, below {vocab_size}, got {id}")]
     IdOutOfRange {
         /// What the id was for.
         what: &'static str,

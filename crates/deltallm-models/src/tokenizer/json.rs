@@ -129,7 +129,8 @@ fn build(file: File) -> Result<Tokenizer, TokenizerError> {
     let bpe = bpe::build(&ids, &kinds, merges, options)?;
 
     let (prefix, suffix) = surroundings(post_processor)?;
-    if let Some(&id) = prefix.iter().chain(&suffix).find(|&&id| id as usize >= kinds.len()) {
+    let is_missing = |id: u32| kinds.get(id as usize).is_none_or(|kind| *kind == TokenKind::Absent);
+    if let Some(&id) = prefix.iter().chain(&suffix).find(|id| is_missing(**id)) {
         return Err(TokenizerError::IdOutOfRange { what: "post_processor", id, vocab_size: kinds.len() });
     }
     let pieces = Pieces::new(kinds, |id, kind, bytes| {

@@ -506,4 +506,7 @@ fn json_parts_that_cannot_be_read() {
     assert!(matches!(error, TokenizerError::UnknownMergeToken { index: 0, .. }));
     let error = change("post", r#""ids": [4]"#, r#""ids": [9]"#);
     assert!(matches!(error, TokenizerError::IdOutOfRange { what: "post_processor", id: 9, vocab_size: 5 }));
+    // Below the highest id, and no token: found by fuzzing.
+    let error = change("hole", r#"{"id": 4,"#, r#"{"id": 5,"#);
+    assert!(matches!(error, TokenizerError::IdOutOfRange { what: "post_processor", id: 4, vocab_size: 6 }));
 }
