@@ -472,7 +472,7 @@ fn soak(time: Duration) {
             println!("resident: {early} bytes at most in the second quarter of the time, {late} in the last");
             assert!(late <= early + MOST_GROWTH, "memory has grown by {} bytes", late - early);
         }
-        None => println!("memory not measured: this system does not say what is resident"),
+        None => println!("memory not measured: no figures from the second or the last quarter of the time"),
     }
     // On a machine that is too slow for that, whatever has been done was right.
     if works >= 200 {

@@ -142,10 +142,9 @@ pub fn run(bytes: &[u8]) -> Result<()> {
     let mut u = Unstructured::new(bytes);
     let setting = Setting::read(&mut u)?;
     let mut run = Run::new(&setting);
-    while let Ok(step) = Step::read(&mut u)
-        && run.tokens() < setting.most_tokens()
-    {
-        run.step(&step);
+    // Beyond its end an input reads as zeros.
+    while !u.is_empty() && run.tokens() < setting.most_tokens() {
+        run.step(&Step::read(&mut u)?);
     }
     run.settle();
     Ok(())
