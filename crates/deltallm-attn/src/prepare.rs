@@ -144,7 +144,11 @@ fn read_rows(rows: &dyn Rows, tokens: Range<usize>, out: &mut Vec<f32>) {
     let mut start = tokens.start;
     while start < tokens.end {
         let end = tokens.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
-        out.extend_from_slice(rows.read(start..end, &mut scratch));
+        let block = rows.read(start..end, &mut scratch);
+        if out.is_empty() {
+            out.reserve(block.len() / (end - start) * tokens.len());
+        }
+        out.extend_from_slice(block);
         start = end;
     }
 }

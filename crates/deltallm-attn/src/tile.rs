@@ -6,7 +6,9 @@
 
 use std::{f32::consts::LOG2_E, ops::Range};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, GroupedKeys, HeadSparsity, PagedRows};
+use deltallm_core::{
+    BLOCK_TOKENS, DeltaMatrix, DeltaStream, ElementType, GroupedKeys, HeadSparsity, PagedRows,
+};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SimdLevel, SkipMargin,
@@ -182,9 +184,7 @@ pub(crate) fn attend_tile(
     }
     // Inputs are finite, so anything else here is a score that left the range of f32.
     let real = &scratch.max[..queries * group];
-    // Without an early end, which would keep it from being vectorised.
-    let finite = |row: &[f32]| row.iter().fold(true, |ok, x| ok & x.is_finite());
-    if !(finite(real) & finite(&rows)) {
+    if ElementType::F32.check(real).and(ElementType::F32.check(&rows)).is_err() {
         return Err(AttentionError::Overflow);
     }
     Ok(TileOutput { rows, counts })
@@ -349,11 +349,22 @@ impl TilePart<'_> {
             }
             (Form::Rows(dense), _) => {
                 number_from(dense.first, picks.iter().copied(), rows);
-                simd.scores(&dense.keys, rows, queries, lanes, scores);
+                match fused {
+                    Some(limits) => {
+                        simd.scores_above(&dense.keys, rows, queries, lanes, limits, scores, kept)
+                    }
+                    None => simd.scores(&dense.keys, rows, queries, lanes, scores),
+                }
+                tested = fused.is_some();
             }
             (_, Keys::Rows(held)) => {
                 number_from(first, picks.iter().copied(), rows);
-                simd.scores(held.read(first..first + count, key_rows), rows, queries, lanes, scores);
+                let keys = held.read(first..first + count, key_rows);
+                match fused {
+                    Some(limits) => simd.scores_above(keys, rows, queries, lanes, limits, scores, kept),
+                    None => simd.scores(keys, rows, queries, lanes, scores),
+                }
+                tested = fused.is_some();
             }
             (form, Keys::Delta(matrix)) => {
                 let block = first / BLOCK_TOKENS;

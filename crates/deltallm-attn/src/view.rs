@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use deltallm_core::ElementType;
 use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
 
 use crate::AttentionError;
@@ -158,8 +159,7 @@ impl<'a> HeadsView<'a> {
         for token in 0..tokens {
             for head in 0..heads {
                 let row = self.row(token, head);
-                // One branch-free pass first: it vectorises, and the answer is nearly always yes.
-                if !row.iter().fold(true, |ok, x| ok & x.is_finite()) {
+                if ElementType::F32.check(row).is_err() {
                     let channel = row.iter().position(|x| !x.is_finite()).unwrap_or(0);
                     return Err(AttentionError::NotFinite { input, token, head, channel, got: row[channel] });
                 }

@@ -310,8 +310,11 @@ impl PagedRows {
         self.pages.reserve_exact(slots);
         let mut page = Page::with_capacity(self.format, self.page_tokens, self.channels);
         // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
-        let zeros = vec![0.0; self.channels];
-        (0..self.len % self.page_tokens).for_each(|_| page.push(&zeros, self.level));
+        let lost = self.len % self.page_tokens;
+        if lost > 0 {
+            let zeros = vec![0.0; self.channels];
+            (0..lost).for_each(|_| page.push(&zeros, self.level));
+        }
         self.pages.push_back(page);
         Ok(())
     }

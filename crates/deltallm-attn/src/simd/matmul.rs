@@ -6,6 +6,8 @@
 
 use fearless_simd::prelude::*;
 
+use super::{prefetch::prefetch_rows, softmax::any_above};
+
 /// See [`super::SimdLevel::scores`].
 #[inline(always)]
 pub(super) fn scores<S: Simd>(
@@ -21,6 +23,40 @@ pub(super) fn scores<S: Simd>(
     product::<S, false>(simd, picks.len(), head_dim, keys, queries, lanes, out);
 }
 
+/// Keys whose scores are computed before they are tested: few enough that their scores are still in the L1 cache then, and
+/// a multiple of the rows of every tile below.
+const TESTED_KEYS: usize = 24;
+
+/// See [`super::SimdLevel::scores_above`].
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
+pub(super) fn scores_above<S: Simd>(
+    simd: S,
+    keys: &[f32],
+    picks: &[usize],
+    queries: &[f32],
+    lanes: usize,
+    thresholds: &[f32],
+    out: &mut [f32],
+    kept: &mut Vec<usize>,
+) {
+    kept.clear();
+    for (part, picks) in picks.chunks(TESTED_KEYS).enumerate() {
+        let out = &mut out[kept.len() * lanes..][..picks.len() * lanes];
+        scores(simd, keys, picks, queries, lanes, out);
+        let mut count = 0;
+        for row in 0..picks.len() {
+            if any_above(simd, &out[row * lanes..][..lanes], thresholds) {
+                if count < row {
+                    out.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
+                }
+                count += 1;
+                kept.push(part * TESTED_KEYS + row);
+            }
+        }
+    }
+}
+
 /// See [`super::SimdLevel::accumulate`].
 #[inline(always)]
 pub(super) fn accumulate<S: Simd>(
@@ -32,6 +68,8 @@ pub(super) fn accumulate<S: Simd>(
     out: &mut [f32],
 ) {
     let head_dim = out.len() / lanes;
+    // Values are read across, a little of each at a time: none is there yet when it is first needed.
+    prefetch_rows(values, picks, head_dim);
     let values = Values { data: values, picks, head_dim };
     product::<S, true>(simd, head_dim, picks.len(), values, weights, lanes, out);
 }
@@ -40,6 +78,9 @@ pub(super) fn accumulate<S: Simd>(
 trait Broadcast: Copy {
     /// Column `k` of the `R` rows from `row` on, as a function of `k`.
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [f32; R];
+
+    /// Asks for the `R` rows from `row` on, as many of them as there are.
+    fn prefetch<const R: usize>(self, _row: usize) {}
 }
 
 /// Rows of `a` are those of the `picks` among keys of `[keys, head_dim]`.
@@ -65,6 +106,12 @@ impl Broadcast for Keys<'_> {
             }
             column
         }
+    }
+
+    #[inline(always)]
+    fn prefetch<const R: usize>(self, row: usize) {
+        let end = self.picks.len().min(row + R);
+        prefetch_rows(self.data, &self.picks[row.min(end)..end], self.head_dim);
     }
 }
 
@@ -142,6 +189,7 @@ fn panel<S: Simd, const R: usize, const N: usize, const ADD: bool>(
 ) -> usize {
     let mut row = 0;
     while row + R <= rows {
+        a.prefetch::<R>(row + R);
         tile::<S, R, N, ADD>(simd, depth, a.strip(row), b, lanes, lane, &mut c[row * lanes..]);
         row += R;
     }

@@ -13,6 +13,7 @@ mod exp;
 mod filter;
 mod matmul;
 mod pairs;
+mod prefetch;
 mod softmax;
 mod transpose;
 mod unpack;
@@ -150,7 +151,23 @@ impl SimdLevel {
         dispatch!(self.level, simd => matmul::scores(simd, keys, picks, queries, lanes, out));
     }
 
-    /// The same for a block of delta-coded keys, from its token `skip` on; `frame` is scratch of `[lanes]`.
+    /// The same, for the keys that are above the threshold (`[lanes]`) of any lane: `kept` says which of the picks they are, and
+    /// `out` begins with their scores.
+    #[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
+    pub(crate) fn scores_above(
+        self,
+        keys: &[f32],
+        picks: &[usize],
+        queries: &[f32],
+        lanes: usize,
+        thresholds: &[f32],
+        out: &mut [f32],
+        kept: &mut Vec<usize>,
+    ) {
+        dispatch!(self.level, simd => matmul::scores_above(simd, keys, picks, queries, lanes, thresholds, out, kept));
+    }
+
+    /// The scores of a block of delta-coded keys, from its token `skip` on; `frame` is scratch of `[lanes]`.
     pub(crate) fn delta_scores(
         self,
         stream: &DeltaStream,
@@ -301,6 +318,37 @@ mod tests {
                 (state >> 40) as f32 / (1 << 23) as f32 - 1.0
             })
             .collect()
+    }
+
+    #[test]
+    fn tested_scores_are_the_scores_that_pass() {
+        let (head_dim, lanes) = (20, 96);
+        let (keys, queries) = (numbers(64 * head_dim, 1), numbers(head_dim * lanes, 2));
+        for level in SimdLevel::available() {
+            for count in [0, 1, 3, 23, 24, 25, 48, 61] {
+                let picks: Vec<usize> = (0..count).map(|i| i + i / 30).collect();
+                let mut all = vec![0.0; count * lanes];
+                level.scores(&keys, &picks, &queries, lanes, &mut all);
+                // None passes, some do, all do.
+                for limit in [1e30, 4.0, -1e30] {
+                    let thresholds = vec![limit; lanes];
+                    let (mut some, mut kept) = (vec![0.0; count * lanes], Vec::new());
+                    level.scores_above(&keys, &picks, &queries, lanes, &thresholds, &mut some, &mut kept);
+                    let pass = |row: &usize| all[row * lanes..][..lanes].iter().any(|score| *score > limit);
+                    let expected: Vec<usize> = (0..count).filter(pass).collect();
+                    assert_eq!(kept, expected, "{level}, {count} keys, {limit}");
+                    for (i, row) in kept.iter().enumerate() {
+                        assert_eq!(
+                            some[i * lanes..][..lanes],
+                            all[row * lanes..][..lanes],
+                            "{level}, {count} keys"
+                        );
+                    }
+                    assert!(count < 61 || limit != 4.0 || (1..count).contains(&kept.len()), "{}", kept.len());
+                    assert!(limit == 4.0 || kept.len() == if limit > 0.0 { 0 } else { count });
+                }
+            }
+        }
     }
 
     #[test]

@@ -12,8 +12,6 @@ mod lanes;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod madd;
 mod passes;
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-mod prefetch;
 mod queries;
 mod rows;
 mod select;

@@ -12,7 +12,7 @@ use fearless_simd::{
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::{expand::expand_in_registers, madd, prefetch::prefetch, rows::Int8Rows, vnni},
+    super::{super::prefetch::prefetch, expand::expand_in_registers, madd, rows::Int8Rows, vnni},
     Lanes, Masked, ToScore,
 };
 use crate::decode::BLOCK;
