@@ -4,6 +4,7 @@
 mod awake;
 mod byte_kernel;
 mod half;
+mod large_pages;
 mod matmul;
 mod panel;
 mod prefetch;
@@ -19,8 +20,9 @@ pub(crate) use awake::with_threads_awake;
 pub use byte_kernel::ByteKernel;
 pub(crate) use byte_kernel::Instructions;
 pub(crate) use half::matmul_half;
+pub(crate) use large_pages::LargePages;
 pub(crate) use matmul::matmul_transposed;
-pub(crate) use panel::{LEAST_WORK, Line, PANEL, Quad, bits, for_each_task};
+pub(crate) use panel::{Halves, LEAST_WORK, Line, PANEL, Quad, bits, for_each_task};
 pub(crate) use prefetch::prefetch_after;
 #[cfg(target_arch = "aarch64")]
 pub(crate) use sdot::sdot;

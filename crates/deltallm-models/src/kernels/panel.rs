@@ -1,7 +1,10 @@
 //! What packed weights have in common: panels of 16 rows, lines of 64 bytes, and how a product is split into tasks.
 
+use half::f16;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
+
+use super::large_pages::Plain;
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 16;
@@ -16,6 +19,23 @@ pub(crate) struct Line(pub(crate) [u8; 64]);
 
 impl Line {
     pub(crate) const ZERO: Self = Self([0; 64]);
+}
+
+/// A number for each row of a panel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(32))]
+pub(crate) struct Halves(pub(crate) [f16; PANEL]);
+
+// SAFETY: bytes, and 16-bit floats, of which zero is all bits zero; aligned to a cache line or less.
+#[allow(unsafe_code, reason = "promises about types")]
+unsafe impl Plain for Line {
+    const ZERO: Self = Self::ZERO;
+}
+
+// SAFETY: as above.
+#[allow(unsafe_code, reason = "promises about types")]
+unsafe impl Plain for Halves {
+    const ZERO: Self = Self([f16::ZERO; PANEL]);
 }
 
 /// The activations of four columns.

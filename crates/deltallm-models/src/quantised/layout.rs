@@ -32,7 +32,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::QuantisedError;
-use crate::kernels::{Line, PANEL};
+use crate::kernels::{Halves, LargePages, Line, PANEL};
 use crate::quant::{
     TensorType,
     codes::{self, Factors},
@@ -76,15 +76,6 @@ impl Form {
     }
 }
 
-/// A number for each row of a panel.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[repr(C, align(32))]
-pub(super) struct Halves(pub(super) [f16; PANEL]);
-
-impl Halves {
-    const ZERO: Self = Self([f16::ZERO; PANEL]);
-}
-
 /// 16 rows of weights.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Panel<'a> {
@@ -98,8 +89,8 @@ pub(super) struct Panels {
     form: Form,
     rows: usize,
     columns: usize,
-    lines: Vec<Line>,
-    factors: Vec<Halves>,
+    lines: LargePages<Line>,
+    factors: LargePages<Halves>,
 }
 
 impl Panels {
@@ -115,8 +106,8 @@ impl Panels {
         let blocks = columns / form.block;
         let panels = rows.div_ceil(PANEL);
         let (lines_of, factors_of) = (blocks * form.lines(), blocks * form.factors());
-        let mut lines = vec![Line::ZERO; panels * lines_of];
-        let mut factors = vec![Halves::ZERO; panels * factors_of];
+        let mut lines = LargePages::<Line>::zeros(panels * lines_of);
+        let mut factors = LargePages::<Halves>::zeros(panels * factors_of);
         let expected = columns / ty.block_elements() * ty.block_bytes();
         lines
             .par_chunks_exact_mut(lines_of)
@@ -170,7 +161,7 @@ impl Panels {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice()) + size_of_val(self.factors.as_slice())
+        size_of_val(&*self.lines) + size_of_val(&*self.factors)
     }
 
     /// Panel `index`.

@@ -21,7 +21,7 @@
 use rayon::prelude::*;
 
 use super::TernaryError;
-use crate::kernels::{Line, PANEL, bits};
+use crate::kernels::{LargePages, Line, PANEL, bits};
 
 /// Columns of a line.
 pub(super) const COLUMNS: usize = 16;
@@ -34,7 +34,7 @@ pub(super) const QUADS: usize = COLUMNS / 4;
 pub(super) struct Panels {
     rows: usize,
     columns: usize,
-    lines: Vec<Line>,
+    lines: LargePages<Line>,
 }
 
 impl Panels {
@@ -46,7 +46,7 @@ impl Panels {
     ) -> Result<Self, E> {
         let per_panel = columns.div_ceil(COLUMNS);
         let count = rows.div_ceil(PANEL) * per_panel;
-        let mut lines = vec![Line::ZERO; count];
+        let mut lines = LargePages::<Line>::zeros(count);
         let padded = per_panel * COLUMNS;
         lines.par_chunks_exact_mut(per_panel).enumerate().try_for_each_init(
             || vec![0; PANEL * padded],
@@ -82,7 +82,7 @@ impl Panels {
     }
 
     pub(super) fn bytes(&self) -> usize {
-        size_of_val(self.lines.as_slice())
+        size_of_val(&*self.lines)
     }
 
     /// The lines of `count` panels from `first` on, or of those that are left.

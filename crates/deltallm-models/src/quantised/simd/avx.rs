@@ -12,10 +12,10 @@
 use std::arch::x86_64::*;
 
 use super::tile::{self, Level};
-use crate::kernels::{Line, PANEL, Quad, bits};
+use crate::kernels::{Halves, Line, PANEL, Quad, bits};
 use crate::quantised::{
     activations::{self, Batch, BlockScale},
-    layout::{Form, Halves, Panel},
+    layout::{Form, Panel},
 };
 
 pub(super) fn quantise_batch<const BLOCK: usize>(

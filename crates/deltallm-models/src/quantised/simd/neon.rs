@@ -12,10 +12,10 @@
 use std::arch::{aarch64::*, asm};
 
 use super::tile::{self, Level};
-use crate::kernels::{Line, PANEL, Quad, bits, sdot};
+use crate::kernels::{Halves, Line, PANEL, Quad, bits, sdot};
 use crate::quantised::{
     activations::Batch,
-    layout::{Form, Halves, Panel},
+    layout::{Form, Panel},
 };
 
 pub(super) fn multiply_neon(form: Form, panel: &Panel<'_>, batch: Batch<'_>, sums: &mut [[f32; PANEL]]) {

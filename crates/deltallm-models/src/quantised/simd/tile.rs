@@ -3,10 +3,10 @@
 #![allow(unsafe_code, reason = "functions that need instructions to be there")]
 #![allow(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 
-use crate::kernels::{Line, PANEL, Quad, prefetch_after};
+use crate::kernels::{Halves, Line, PANEL, Quad, prefetch_after};
 use crate::quantised::{
     activations::{Batch, BlockScale},
-    layout::{Form, Halves, Panel},
+    layout::{Form, Panel},
 };
 
 /// Vectors of some instruction set. A method that has `WIDE` is for codes of a byte if it is set, and of half a byte if not.
