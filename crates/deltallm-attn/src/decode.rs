@@ -8,7 +8,7 @@
 //! worked them off: the result does not depend on the number of threads. Value skipping needs the best exact score
 //! first, so there are two rounds: the phases before the first one that skips, then the rest.
 
-use std::{f32::consts::LOG2_E, ops::Range};
+use std::{cell::Cell, f32::consts::LOG2_E, ops::Range, thread::LocalKey};
 
 use deltallm_core::{
     BLOCK_TOKENS, DeltaBlock, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage,
@@ -19,7 +19,7 @@ use crate::{
     simd::decode::{
         CHANNELS, Int4Keys, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided,
     },
-    tile::{HeadRows, Keys, Phase, Rows},
+    tile::{HeadRows, Keys, Phase, Phases, Rows},
     window::{Part, Split},
 };
 
@@ -101,9 +101,51 @@ struct Chunk {
     tokens: Range<usize>,
 }
 
+thread_local! {
+    /// What a call works in: kept for the thread's next one, so that a step of decoding asks for no memory but the cache's.
+    static MEMORY: Cell<Memory> = Cell::default();
+    /// The same for each thread that shares the work of a call.
+    static SCRATCH: Cell<Scratch> = Cell::default();
+}
+
+/// Calls `work` with what the thread has kept, or with something new within such a call.
+fn with_kept<T: Default, R>(kept: &'static LocalKey<Cell<T>>, work: impl FnOnce(&mut T) -> R) -> R {
+    // A thread that is ending has nothing any more.
+    let mut memory = kept.try_with(Cell::take).unwrap_or_default();
+    let result = work(&mut memory);
+    let _ = kept.try_with(|kept| kept.set(memory));
+    result
+}
+
+/// Calls `work` with the thread's working memory, from which nothing of earlier calls is used.
+fn with_scratch<R>(work: impl FnOnce(&mut Scratch) -> R) -> R {
+    with_kept(&SCRATCH, |scratch| {
+        scratch.kernels.forget();
+        work(scratch)
+    })
+}
+
+/// Working memory of a call.
+#[derive(Debug, Default)]
+struct Memory {
+    /// Scaled queries, `[heads, channels]`.
+    queries: Vec<f32>,
+    /// Per kv head.
+    counts: Vec<HeadSparsity>,
+    /// The chunks of the phases before the first one that skips, and of the rest.
+    rounds: [Vec<Chunk>; 2],
+    /// A [`Partial`] for each kv head.
+    merged: Vec<f32>,
+    /// A [`Partial`] for each chunk of a round, and the values that it skipped.
+    partials: Vec<f32>,
+    skipped: Vec<u64>,
+}
+
 /// Working memory of a thread.
 #[derive(Debug, Default)]
 struct Scratch {
+    /// `[group]`: scores above these make a value count.
+    thresholds: Vec<f32>,
     /// `[group, BLOCK]`.
     scores: Vec<f32>,
     /// The same: of the block before, whose values are still to be added.
@@ -130,29 +172,50 @@ struct Partial<'a> {
 }
 
 /// One token's attention.
-struct Token<'a> {
+struct Token<'a, 'p> {
     options: &'a AttentionOptions,
     position: usize,
     /// Channels, padded to whole vectors.
     channels: usize,
     /// Scaled queries, `[heads, channels]`.
-    queries: Vec<f32>,
-    phases: &'a [Vec<Phase<'a>>],
+    queries: &'a [f32],
+    /// Of each kv head.
+    phases: &'a (dyn Fn(usize) -> Phases<'p> + Sync),
 }
 
-/// Attends the single token of `q`, which stands at `position`, to the keys of all phases, in order.
-pub(crate) fn attend_token(
+/// Attends the single token of `q`, which stands at `position`, to the keys of all phases, in order. If all goes well, the
+/// pairs of each kv head are added to `counts`.
+pub(crate) fn attend_token<'a>(
     options: &AttentionOptions,
     q: &HeadsView,
     position: usize,
     split: &Split,
-    phases: &[Vec<Phase>],
+    phases: &(dyn Fn(usize) -> Phases<'a> + Sync),
+    out: HeadsViewMut,
+    counts: &mut [HeadSparsity],
+) -> Result<(), AttentionError> {
+    with_kept(&MEMORY, |memory| {
+        attend_in(memory, options, q, position, split, phases, out)?;
+        counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| sum.add(more));
+        Ok(())
+    })
+}
+
+/// The same; the pairs are left in `memory`.
+fn attend_in<'a>(
+    memory: &mut Memory,
+    options: &AttentionOptions,
+    q: &HeadsView,
+    position: usize,
+    split: &Split,
+    phases: &(dyn Fn(usize) -> Phases<'a> + Sync),
     mut out: HeadsViewMut,
-) -> Result<Vec<HeadSparsity>, AttentionError> {
+) -> Result<(), AttentionError> {
+    let Memory { queries, counts, rounds, merged, partials, skipped } = memory;
     let shape = options.shape;
     let (group, head_dim) = (shape.group(), shape.head_dim());
     let channels = head_dim.next_multiple_of(CHANNELS);
-    let mut queries = vec![0.0; shape.heads() * channels];
+    refill(queries, shape.heads() * channels, 0.0);
     // Scores come out in units of ln 2, but a cap is a function of nats; its result changes the unit.
     let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
     for (head, query) in queries.chunks_exact_mut(channels).enumerate() {
@@ -160,11 +223,11 @@ pub(crate) fn attend_token(
     }
     let token = Token { options, position, channels, queries, phases };
 
-    let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
-    let mut rounds: [Vec<Chunk>; 2] = Default::default();
-    for (kv_head, (phases, counts)) in phases.iter().zip(&mut counts).enumerate() {
+    refill(counts, shape.kv_heads(), HeadSparsity::default());
+    rounds.iter_mut().for_each(Vec::clear);
+    for (kv_head, counts) in counts.iter_mut().enumerate() {
         let mut round = 0;
-        for (number, phase) in phases.iter().enumerate() {
+        for (number, phase) in phases(kv_head).iter().enumerate() {
             let tokens = split.range(phase.part, position);
             counts.pairs += (tokens.len() * group) as u64;
             if phase.part != Part::Far {
@@ -176,12 +239,13 @@ pub(crate) fn attend_token(
     }
 
     let size = group * (2 + channels);
-    let mut merged = vec![0.0; shape.kv_heads() * size];
+    refill(merged, shape.kv_heads() * size, 0.0);
     merged.chunks_exact_mut(size).for_each(|memory| Partial::new(memory, group).clear());
-    for chunks in &rounds {
-        let mut partials = vec![0.0; chunks.len() * size];
-        let skipped = token.attend_all(chunks, &merged, &mut partials, size);
-        for ((chunk, partial), skipped) in chunks.iter().zip(partials.chunks_exact_mut(size)).zip(skipped) {
+    for chunks in &*rounds {
+        refill(partials, chunks.len() * size, 0.0);
+        refill(skipped, chunks.len(), 0);
+        token.attend_all(chunks, merged, partials, skipped);
+        for ((chunk, partial), skipped) in chunks.iter().zip(partials.chunks_exact_mut(size)).zip(&*skipped) {
             counts[chunk.kv_head].skipped_values += skipped;
             let all = &mut merged[chunk.kv_head * size..][..size];
             Partial::new(all, group).merge(&Partial::new(partial, group));
@@ -203,7 +267,13 @@ pub(crate) fn attend_token(
             out.row_mut(0, kv_head * group + head).copy_from_slice(&sums[..head_dim]);
         }
     }
-    Ok(counts)
+    Ok(())
+}
+
+/// Makes `memory` hold `len` times `value`.
+fn refill<T: Clone>(memory: &mut Vec<T>, len: usize, value: T) {
+    memory.clear();
+    memory.resize(len, value);
 }
 
 /// Cuts a range of keys at the multiples of [`CHUNK`].
@@ -214,10 +284,11 @@ fn cut(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
         .filter(|tokens| !tokens.is_empty())
 }
 
-impl Token<'_> {
-    /// Attends all chunks, each into its part of `partials`; `merged` is what earlier rounds have come to. Returns the
-    /// values each chunk skipped.
-    fn attend_all(&self, chunks: &[Chunk], merged: &[f32], partials: &mut [f32], size: usize) -> Vec<u64> {
+impl Token<'_, '_> {
+    /// Attends all chunks, each into its part of `partials`, and says how many values each skipped; `merged` is what earlier
+    /// rounds have come to.
+    fn attend_all(&self, chunks: &[Chunk], merged: &[f32], partials: &mut [f32], skipped: &mut [u64]) {
+        let size = merged.len() / self.options.shape.kv_heads();
         #[cfg(feature = "rayon")]
         if self.options.parallel
             && chunks.len() > 1
@@ -225,38 +296,36 @@ impl Token<'_> {
             && rayon::current_num_threads() > 1
         {
             use rayon::prelude::*;
-            return chunks
-                .par_iter()
-                .zip(partials.par_chunks_exact_mut(size))
-                .map_init(Scratch::default, |scratch, (chunk, partial)| {
-                    self.attend(chunk, merged, partial, scratch)
-                })
-                .collect();
+            let work = chunks.par_iter().zip(partials.par_chunks_exact_mut(size)).zip(skipped);
+            return work.for_each(|((chunk, partial), skipped)| {
+                *skipped = with_scratch(|scratch| self.attend(chunk, merged, partial, scratch));
+            });
         }
-        let mut scratch = Scratch::default();
-        let partials = partials.chunks_exact_mut(size);
-        chunks
-            .iter()
-            .zip(partials)
-            .map(|(chunk, partial)| self.attend(chunk, merged, partial, &mut scratch))
-            .collect()
+        with_scratch(|scratch| {
+            for ((chunk, partial), skipped) in chunks.iter().zip(partials.chunks_exact_mut(size)).zip(skipped)
+            {
+                *skipped = self.attend(chunk, merged, partial, scratch);
+            }
+        });
     }
 
     /// Attends one chunk. Returns the number of (query, key) pairs whose value was skipped.
     fn attend(&self, chunk: &Chunk, merged: &[f32], partial: &mut [f32], scratch: &mut Scratch) -> u64 {
         let (simd, shape, channels) = (self.options.simd, self.options.shape, self.channels);
         let group = shape.group();
-        let phase = &self.phases[chunk.kv_head][chunk.phase];
+        let phase = &(self.phases)(chunk.kv_head)[chunk.phase];
         let size = partial.len();
         let exact_max = &merged[chunk.kv_head * size..][..group];
         let mut partial = Partial::new(partial, group);
         partial.clear();
-        // Scores above these make a value count.
-        let thresholds: Option<Vec<f32>> = phase.skip_margin.map(|margin| {
+        let mut thresholds = std::mem::take(&mut scratch.thresholds);
+        thresholds.clear();
+        if let Some(margin) = phase.skip_margin {
             partial.max.copy_from_slice(exact_max);
             let margin = margin.nats(self.position + 1, 1) * LOG2_E;
-            exact_max.iter().map(|max| max - margin).collect()
-        });
+            thresholds.extend(exact_max.iter().map(|max| max - margin));
+        }
+        let limits = phase.skip_margin.map(|_| &*thresholds);
         scratch.kernels.begin([chunk.kv_head, chunk.phase]);
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
         scratch.scores.resize(group * BLOCK, 0.0);
@@ -272,19 +341,19 @@ impl Token<'_> {
             let values = values.map(|(rows, _)| rows);
             // The values of the block before: their memory has been asked for, and has had time to come. Where all are needed
             // those of this block are next.
-            let ahead = if thresholds.is_none() { values } else { None };
+            let ahead = if limits.is_none() { values } else { None };
             if let Some((before, rows)) = waiting.take() {
                 self.add_values(phase, before, rows, ahead, partial.sums, scratch);
             }
             let all = low_bits(tokens.len());
             let Scratch { scores, weights, kept, .. } = scratch;
             let mut state = Softmax { max: partial.max, total: partial.total, sums: partial.sums };
-            simd.decode_select(scores, all, thresholds.as_deref(), weights, &mut state, kept);
+            simd.decode_select(scores, all, limits, weights, &mut state, kept);
             skipped += ((tokens.len() - kept.numbers().len()) * group) as u64;
             if kept.bits == 0 {
                 continue;
             }
-            if let (Some(_), Some(rows)) = (&thresholds, values) {
+            if let (Some(_), Some(rows)) = (limits, values) {
                 simd.decode_prefetch(rows, kept.numbers(), channels);
             }
             waiting = Some((tokens, values));
@@ -292,6 +361,7 @@ impl Token<'_> {
         if let Some((tokens, rows)) = waiting {
             self.add_values(phase, tokens, rows, None, partial.sums, scratch);
         }
+        scratch.thresholds = thresholds;
         skipped
     }
 

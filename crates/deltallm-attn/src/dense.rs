@@ -8,7 +8,7 @@ use deltallm_core::{
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
     forward::attend,
-    tile::{HeadRows, Keys, Phase},
+    tile::{HeadRows, Keys, Phase, Phases, Rows},
     window::{Part, Split, WindowState},
 };
 
@@ -121,20 +121,13 @@ impl AttentionKernel for DenseAttention {
         let cached = self.len();
         let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
-            let phases: Vec<Vec<Phase>> =
-                self.heads.iter().map(|head| vec![exact_phase(&head.keys, &head.values)]).collect();
-            attend(&self.options, &q, first, &ALL, &phases, out)
+            let phases = |head: usize| exact_phase(&self.heads[head].keys, &self.heads[head].values);
+            attend(&self.options, &q, first, &ALL, &phases, out, &mut self.counts)
         });
-        match result {
-            Ok(counts) => {
-                self.counts.iter_mut().zip(&counts).for_each(|(sum, more)| sum.add(more));
-                Ok(())
-            }
-            Err(error) => {
-                self.roll_back(cached);
-                Err(error)
-            }
+        if result.is_err() {
+            self.roll_back(cached);
         }
+        result
     }
 
     fn len(&self) -> usize {
@@ -214,14 +207,13 @@ pub fn attend_dense(
     let first = options.shape.check_call(&q, &k, &v, &out)?;
     let rows = |view| (0..options.shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
     let (keys, values) = (rows(k), rows(v));
-    let phases: Vec<Vec<Phase>> = keys.iter().zip(&values).map(|(k, v)| vec![exact_phase(k, v)]).collect();
-    attend(options, &q, first, &ALL, &phases, out)?;
-    Ok(())
+    let mut counts = vec![HeadSparsity::default(); options.shape.kv_heads()];
+    attend(options, &q, first, &ALL, &|head| exact_phase(&keys[head], &values[head]), out, &mut counts)
 }
 
 /// All keys are one part; window and sinks play no role.
 const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0, group: 1 };
 
-fn exact_phase<'a>(keys: &'a dyn crate::tile::Rows, values: &'a dyn crate::tile::Rows) -> Phase<'a> {
-    Phase { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }
+fn exact_phase<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Phases<'a> {
+    Phases::One([Phase { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])
 }

@@ -9,44 +9,47 @@ use crate::{
     decode::attend_token,
     prepare::{Prepared, prepare_head},
     query_tile,
-    tile::{Phase, Scratch, Tile, attend_tile, union},
+    tile::{Phase, Phases, Scratch, Tile, attend_tile, union},
     window::Split,
 };
 
-/// Attends `q`, whose first token stands at position `first`, and writes `out`. `phases` is the list of phases of each
-/// kv head. Returns the pairs counted per kv head.
-pub(crate) fn attend(
+/// Attends `q`, whose first token stands at position `first`, and writes `out`. `phases` knows the phases of each
+/// kv head. If all goes well, the pairs of each kv head are added to `counts`.
+pub(crate) fn attend<'a>(
     options: &AttentionOptions,
     q: &HeadsView,
     first: usize,
     split: &Split,
-    phases: &[Vec<Phase>],
+    phases: &(dyn Fn(usize) -> Phases<'a> + Sync),
     mut out: HeadsViewMut,
-) -> Result<Vec<HeadSparsity>, AttentionError> {
+    counts: &mut [HeadSparsity],
+) -> Result<(), AttentionError> {
     let shape = options.shape;
     if q.tokens() == 1 {
-        return attend_token(options, q, first, split, phases, out);
+        return attend_token(options, q, first, split, phases, out, counts);
     }
+    let phases: Vec<Phases> = (0..shape.kv_heads()).map(phases).collect();
     let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
     // Preparing a block costs about as much as a tile spends on it: do it once if several tiles follow.
     let prepared = match q.tokens() > query_tile(shape.group()) {
-        true => prepare(options, first..first + q.tokens(), split, phases)?,
+        true => prepare(options, first..first + q.tokens(), split, &phases)?,
         false => Vec::new(),
     };
     let work = |scratch: &mut Scratch, tile: &Tile| {
         let prepared = prepared.get(tile.kv_head).map_or(&[][..], |phases| phases);
         attend_tile(options, q, first, tile, split, &phases[tile.kv_head], prepared, scratch)
     };
-    let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
+    let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     for_each(options.parallel, &tiles, work, |tile, output| {
-        counts[tile.kv_head].add(&output.counts);
+        counted[tile.kv_head].add(&output.counts);
         let rows = output.rows.chunks_exact(shape.head_dim());
         let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
         for ((position, head), row) in places.zip(rows) {
             out.row_mut(position - first, tile.kv_head * shape.group() + head).copy_from_slice(row);
         }
     })?;
-    Ok(counts)
+    counts.iter_mut().zip(&counted).for_each(|(sum, more)| sum.add(more));
+    Ok(())
 }
 
 /// Every phase of every kv head, prepared for the queries at `positions`.
@@ -54,10 +57,10 @@ fn prepare(
     options: &AttentionOptions,
     positions: Range<usize>,
     split: &Split,
-    phases: &[Vec<Phase>],
+    phases: &[Phases],
 ) -> Result<Vec<Vec<Prepared>>, AttentionError> {
     let mut prepared = Vec::with_capacity(phases.len());
-    let work = |scratch: &mut Vec<f32>, phases: &Vec<Phase>| {
+    let work = |scratch: &mut Vec<f32>, phases: &Phases| {
         let tokens =
             |phase: &Phase| union(positions.clone().map(|position| split.range(phase.part, position)));
         let phases: Vec<_> = phases.iter().map(|phase| (phase, tokens(phase))).collect();

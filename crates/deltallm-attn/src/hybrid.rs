@@ -10,7 +10,7 @@ use crate::{
     cache::{ExactRows, FarKeys, HybridHead},
     forward::attend,
     query_tile,
-    tile::{Keys, Phase},
+    tile::{Keys, Phase, Phases},
     window::{Part, Split, WindowState, unfinished},
 };
 
@@ -272,36 +272,28 @@ impl HybridAttention {
     }
 
     /// Attends the last tokens of the cache, of which `q` are the queries.
-    fn attend(
-        &self,
-        q: &HeadsView,
-        first: usize,
-        out: HeadsViewMut,
-    ) -> Result<Vec<HeadSparsity>, AttentionError> {
+    fn attend(&mut self, q: &HeadsView, first: usize, out: HeadsViewMut) -> Result<(), AttentionError> {
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
         let split = Split { window: self.state, exact_from, sinks: self.sinks, group: self.group() };
-        let phases: Vec<Vec<Phase>> = self
-            .heads
-            .iter()
-            .map(|head| {
-                let keys = match &head.keys {
-                    FarKeys::Delta(matrix) => Keys::Delta(matrix),
-                    FarKeys::Int8(rows) => Keys::Rows(rows),
-                    FarKeys::Int4(keys) => Keys::Rows(keys),
-                };
-                let far = Phase { keys, values: &head.values, part: Part::Far, skip_margin: None };
-                if self.window.is_none() {
-                    return vec![far];
-                }
-                // The exact phases come first: they fix the scores that a far value has to come near to.
-                vec![
-                    exact_phase(&head.sinks, &head.values, Part::Sinks),
-                    exact_phase(&head.tail, &head.values, Part::Window),
-                    Phase { skip_margin: self.skip_margin, ..far },
-                ]
-            })
-            .collect();
-        attend(&self.options, q, first, &split, &phases, out)
+        let phases = |head: usize| {
+            let head = &self.heads[head];
+            let keys = match &head.keys {
+                FarKeys::Delta(matrix) => Keys::Delta(matrix),
+                FarKeys::Int8(rows) => Keys::Rows(rows),
+                FarKeys::Int4(keys) => Keys::Rows(keys),
+            };
+            let far = Phase { keys, values: &head.values, part: Part::Far, skip_margin: None };
+            if self.window.is_none() {
+                return Phases::One([far]);
+            }
+            // The exact phases come first: they fix the scores that a far value has to come near to.
+            Phases::Three([
+                exact_phase(&head.sinks, &head.values, Part::Sinks),
+                exact_phase(&head.tail, &head.values, Part::Window),
+                Phase { skip_margin: self.skip_margin, ..far },
+            ])
+        };
+        attend(&self.options, q, first, &split, &phases, out, &mut self.counts)
     }
 
     /// Fixes the window for the tokens `first..end` and returns the one before, should it have to come back.
@@ -385,8 +377,7 @@ impl AttentionKernel for HybridAttention {
         self.check_bound(&q)?;
         let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
-            Ok(counts) => {
-                self.counts.iter_mut().zip(&counts).for_each(|(sum, more)| sum.add(more));
+            Ok(()) => {
                 self.trim();
                 Ok(())
             }
@@ -477,6 +468,6 @@ pub fn attend_hybrid(
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
     attention.append(&k, &v)?;
-    attention.counts = attention.attend(&q, first, out)?;
+    attention.attend(&q, first, out)?;
     Ok(attention.stats())
 }

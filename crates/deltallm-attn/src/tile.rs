@@ -4,7 +4,10 @@
 //! vectors: `lane = head_in_group * queries + query`. Its keys come in *phases*: one for dense attention; sinks, exact
 //! window and far history for the hybrid. A phase gives each query a range of keys and says how they are scored.
 
-use std::{f32::consts::LOG2_E, ops::Range};
+use std::{
+    f32::consts::LOG2_E,
+    ops::{Deref, Range},
+};
 
 use deltallm_core::{
     BLOCK_TOKENS, DeltaMatrix, DeltaStream, ElementType, GroupedKeys, HeadSparsity, PagedRows,
@@ -78,6 +81,24 @@ pub(crate) struct Phase<'a> {
     pub(crate) part: Part,
     /// Skip values that are by this margin or more below the best score of the phases before (`docs/method.md`, equation 5).
     pub(crate) skip_margin: Option<SkipMargin>,
+}
+
+/// The phases of one kv head, in order.
+#[derive(Clone, Copy)]
+pub(crate) enum Phases<'a> {
+    One([Phase<'a>; 1]),
+    Three([Phase<'a>; 3]),
+}
+
+impl<'a> Deref for Phases<'a> {
+    type Target = [Phase<'a>];
+
+    fn deref(&self) -> &[Phase<'a>] {
+        match self {
+            Self::One(phases) => phases,
+            Self::Three(phases) => phases,
+        }
+    }
 }
 
 /// One tile of one kv head.

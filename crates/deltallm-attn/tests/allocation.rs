@@ -1,4 +1,5 @@
-//! The accounting against the allocator: what a kernel says it holds is what it has allocated, to the byte.
+//! The accounting against the allocator: what a kernel says it holds is what it has allocated, to the byte, and a step of
+//! decoding allocates nothing else.
 //!
 //! One test in a program of its own, because the allocator counts for the whole process.
 
@@ -59,21 +60,42 @@ fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
     [dense, delta, hybrid].into_iter().filter_map(Result::ok).collect()
 }
 
+/// The first time a thread gets what it keeps for its next calls; the second time it has that.
+fn twice_every_store() -> impl Iterator<Item = (bool, KvStore)> {
+    let stores = [KvStore::F32, KvStore::F16, KvStore::Int8, KvStore::Int4, KvStore::Compact];
+    [false, true].into_iter().flat_map(move |again| stores.map(|store| (again, store)))
+}
+
+/// Calls `kernel` with the next `tokens` tokens.
+fn append(
+    kernel: &mut dyn AttentionKernel,
+    tokens: usize,
+    head_dim: usize,
+    [q, k]: [&[f32]; 2],
+    out: &mut [f32],
+) {
+    let (first, q_shape, k_shape) = (kernel.len(), [tokens, HEADS, head_dim], [tokens, KV_HEADS, head_dim]);
+    let q = HeadsView::new(&q[first * HEADS * head_dim..], q_shape).unwrap();
+    let k = HeadsView::new(&k[first * KV_HEADS * head_dim..], k_shape).unwrap();
+    kernel.forward_heads(q, k, k, HeadsViewMut::new(out, q_shape).unwrap()).unwrap();
+}
+
 /// Smooth rows that repeat slowly, so that some deltas are zero and some are not.
-fn rows(heads: usize) -> Vec<f32> {
+fn rows(heads: usize, head_dim: usize) -> Vec<f32> {
     let row =
-        |t: usize| (0..heads * HEAD_DIM).map(move |j| ((t * (j % 7 + 1)) as f32 * 0.05 + j as f32).sin());
+        |t: usize| (0..heads * head_dim).map(move |j| ((t * (j % 7 + 1)) as f32 * 0.05 + j as f32).sin());
     (0..MOST_TOKENS).flat_map(row).collect()
 }
 
 #[test]
 fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
     let _profiler = dhat::Profiler::builder().testing().build();
+    steps_of_decoding_allocate_nothing_but_their_cache();
     let allocated = || dhat::HeapStats::get().curr_bytes;
-    let (queries, keys) = (rows(HEADS), rows(KV_HEADS));
+    let (queries, keys) = (rows(HEADS, HEAD_DIM), rows(KV_HEADS, HEAD_DIM));
     let mut out = vec![0.0; MOST_TOKENS * HEADS * HEAD_DIM];
     let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
-    for store in [KvStore::F32, KvStore::F16, KvStore::Int8, KvStore::Int4, KvStore::Compact] {
+    for (again, store) in twice_every_store() {
         let budget = MemoryBudget::unlimited();
         let options = AttentionOptions {
             store,
@@ -90,16 +112,10 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
                     Step::Append { each, len } => {
                         while kernel.len() < len {
                             let tokens = each.min(len - kernel.len());
-                            let (first, q_shape) = (kernel.len(), [tokens, HEADS, HEAD_DIM]);
-                            let q = HeadsView::new(&queries[first * HEADS * HEAD_DIM..], q_shape).unwrap();
-                            let k_shape = [tokens, KV_HEADS, HEAD_DIM];
-                            let k = HeadsView::new(&keys[first * KV_HEADS * HEAD_DIM..], k_shape).unwrap();
                             let (held, growth) = (budget.used(), kernel.growth(tokens));
-                            kernel
-                                .forward_heads(q, k, k, HeadsViewMut::new(&mut out, q_shape).unwrap())
-                                .unwrap();
+                            append(&mut *kernel, tokens, HEAD_DIM, [&queries, &keys], &mut out);
                             assert!(budget.used() <= held + growth);
-                            assert_eq!(allocated() - empty, kernel.footprint().total());
+                            assert!(!again || allocated() - empty == kernel.footprint().total());
                         }
                     }
                     Step::Truncate(len) => kernel.truncate(len).unwrap(),
@@ -118,9 +134,37 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
                 }
                 let accounted = (kernel.footprint().total(), budget.used());
                 let real = allocated() - empty;
-                assert_eq!(accounted, (real, real), "kernel {index}, {store}, after {step:?}");
+                let equal = accounted == (real, real);
+                assert!(equal || !again, "kernel {index}, {store}, after {step:?}: {accounted:?}, {real}");
             }
         }
         assert_eq!(budget.used(), 0);
     }
+}
+
+/// For whole vectors of channels: others are converted block by block.
+fn steps_of_decoding_allocate_nothing_but_their_cache() {
+    const HEAD_DIM: usize = 64;
+    let (queries, keys) = (rows(HEADS, HEAD_DIM), rows(KV_HEADS, HEAD_DIM));
+    let mut out = vec![0.0; 200 * HEADS * HEAD_DIM];
+    let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
+    let (mut quiet, mut steps) = (0, 0);
+    for (again, store) in twice_every_store() {
+        let options = AttentionOptions { store, parallel: false, ..AttentionOptions::new(shape).unwrap() };
+        for (index, mut kernel) in kernels(&options).into_iter().enumerate() {
+            append(&mut *kernel, 200, HEAD_DIM, [&queries, &keys], &mut out);
+            while kernel.len() < MOST_TOKENS {
+                let (growth, before) = (kernel.growth(1), dhat::HeapStats::get().total_blocks);
+                append(&mut *kernel, 1, HEAD_DIM, [&queries, &keys], &mut out);
+                let blocks = dhat::HeapStats::get().total_blocks - before;
+                // Keys of 4 bits are coded 32 at a time, from a copy.
+                let coded = store == KvStore::Int4 && kernel.len().is_multiple_of(32);
+                let expected = blocks == 0 || growth > 0 || coded;
+                assert!(expected || !again, "kernel {index}, {store}, {}: {blocks}", kernel.len());
+                quiet += usize::from(again && blocks == 0);
+                steps += usize::from(again);
+            }
+        }
+    }
+    assert!(quiet > steps * 9 / 10, "{quiet} of {steps}");
 }

@@ -92,7 +92,7 @@ impl KeyStore {
 }
 
 impl Cached {
-    fn phases<'a>(&'a self, values: &'a PagedRows, skip: bool, margin: f32) -> Vec<Phase<'a>> {
+    fn phases<'a>(&'a self, values: &'a PagedRows, skip: bool, margin: f32) -> Phases<'a> {
         let keys = match self {
             Self::Rows(rows) => Keys::Rows(rows),
             Self::Int4(keys) => Keys::Rows(keys),
@@ -100,10 +100,10 @@ impl Cached {
         };
         let phase = |part| Phase { keys, values, part, skip_margin: None };
         if !skip {
-            return vec![phase(Part::All)];
+            return Phases::One([phase(Part::All)]);
         }
         let skip_margin = Some(SkipMargin::Fixed(margin));
-        vec![phase(Part::Sinks), phase(Part::Window), Phase { skip_margin, ..phase(Part::Far) }]
+        Phases::Three([phase(Part::Sinks), phase(Part::Window), Phase { skip_margin, ..phase(Part::Far) }])
     }
 }
 
@@ -156,14 +156,17 @@ fn nanoseconds_per_token() {
             let mut out = vec![0.0; shape.heads() * channels];
             for _ in 0..setting("ROUNDS", 9.0) as usize {
                 for (i, (store, cache)) in stores.iter().zip(&caches).enumerate() {
-                    let phases: Vec<Vec<Phase>> =
-                        cache.iter().map(|(keys, values)| keys.phases(values, store.skip, margin)).collect();
+                    let phases = |head: usize| {
+                        let (keys, values) = &cache[head];
+                        keys.phases(values, store.skip, margin)
+                    };
+                    let mut of_heads = vec![HeadSparsity::default(); heads];
                     let out = HeadsViewMut::new(&mut out, [1, shape.heads(), channels]).unwrap();
                     let start = Instant::now();
-                    let result = attend_token(&options, &q, tokens - 1, &split, &phases, out).unwrap();
+                    attend_token(&options, &q, tokens - 1, &split, &phases, out, &mut of_heads).unwrap();
                     times[i].push(start.elapsed().as_secs_f64() * 1e9 / (tokens * heads) as f64);
                     counts[i] = HeadSparsity::default();
-                    result.iter().for_each(|head| counts[i].add(head));
+                    of_heads.iter().for_each(|head| counts[i].add(head));
                 }
             }
             times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));

@@ -90,6 +90,11 @@ impl KernelScratch {
             self.coded.forget();
         }
     }
+
+    /// Other queries follow, whatever their kv head and phase.
+    pub(crate) fn forget(&mut self) {
+        self.keys = None;
+    }
 }
 
 /// The scores of one block of keys, `[group, BLOCK]`, and the queries they are for.
