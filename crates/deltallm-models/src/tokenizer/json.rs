@@ -292,6 +292,14 @@ fn surroundings(
     post_processor: Option<PostProcessorWrapper>,
 ) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
     let Some(post_processor) = post_processor else { return Ok(Default::default()) };
+    // A step that cannot be written as JSON was not read from it.
+    if let Some(token) = serde_json::to_value(&post_processor).ok().as_ref().and_then(undefined_token) {
+        return Err(TokenizerError::UnsupportedField {
+            field: "post_processor",
+            expected: "a template whose special tokens all stand in `special_tokens`",
+            got: format!("`{token}`, which does not"),
+        });
+    }
     let text = Encoding::from_tokens(vec![Token::new(0, "a".to_owned(), (0, 1))], 0);
     let around = post_processor
         .process(text, None, true)
@@ -299,6 +307,16 @@ fn surroundings(
     let (ids, mask) = (around.get_ids(), around.get_special_tokens_mask());
     let Some(text) = mask.iter().position(|&special| special == 0) else { return Ok(Default::default()) };
     Ok((ids[..text].to_vec(), ids[text + 1..].to_vec()))
+}
+
+/// A special token that a template names and does not define: the `tokenizers` crate panics over it.
+fn undefined_token(post_processor: &Value) -> Option<&str> {
+    let templates = [&post_processor["single"], &post_processor["pair"]];
+    let pieces = templates.into_iter().filter_map(Value::as_array).flatten();
+    let mut named = pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    let undefined = named.find(|token| post_processor["special_tokens"].get(token).is_none());
+    let mut steps = post_processor["processors"].as_array().into_iter().flatten();
+    undefined.or_else(|| steps.find_map(undefined_token))
 }
 
 /// Takes `bos`, `eos` and the chat template from the files beside tokenizer.json.

@@ -510,3 +510,26 @@ fn json_parts_that_cannot_be_read() {
     let error = change("hole", r#"{"id": 4,"#, r#"{"id": 5,"#);
     assert!(matches!(error, TokenizerError::IdOutOfRange { what: "post_processor", id: 4, vocab_size: 6 }));
 }
+
+/// Found by fuzzing.
+#[test]
+fn a_template_with_a_token_that_it_does_not_define_is_refused() {
+    let file: serde_json::Value = serde_json::from_str(TOKENIZER_JSON).unwrap();
+    let mut template = file["post_processor"].clone();
+    let tokens = template["special_tokens"].as_object_mut().unwrap();
+    let name = tokens.keys().next().unwrap().clone();
+    let token = tokens.remove(&name).unwrap();
+    tokens.insert("another".to_owned(), token);
+    for post_processor in
+        [template.clone(), serde_json::json!({"type": "Sequence", "processors": [template]})]
+    {
+        let mut file = file.clone();
+        file["post_processor"] = post_processor;
+        let folder = Folder::new("template", &[("tokenizer.json", &file.to_string())]);
+        let error = folder.load().unwrap_err();
+        assert!(
+            matches!(&error, TokenizerError::UnsupportedField { field: "post_processor", got, .. } if got.contains(&name)),
+            "{error}"
+        );
+    }
+}
