@@ -14,7 +14,7 @@ use deltallm_core::{
 };
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, SimdLevel, SkipMargin,
+    AttentionError, AttentionOptions, HeadsView, SkipMargin,
     aligned::Aligned,
     decode::DecodeRows,
     prepare::{Form, PairRows, Prepared},
@@ -309,7 +309,7 @@ impl TilePart<'_> {
         let Self { options, phase, ranges, lanes, .. } = self;
         self.score(whole, scratch);
         if !whole {
-            let Scratch { scores, picks, starts, ends, .. } = &mut *scratch;
+            let Scratch { scores, picks, starts, ends, thresholds, kept, .. } = &mut *scratch;
             let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
             let row = |token: usize| picks.partition_point(|pick| *pick < token) as f32;
             starts.reset(lanes, 0.0);
@@ -318,7 +318,7 @@ impl TilePart<'_> {
             ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
             options.simd.mask(scores, starts, ends);
             if phase.skip_margin.is_some() {
-                keep_rows(scratch, lanes, options.simd);
+                options.simd.keep_above(scores, thresholds, kept);
             }
         }
         self.count_kept(whole, scratch, counts);
@@ -409,13 +409,15 @@ impl TilePart<'_> {
         if tested {
             return;
         }
-        kept.clear();
-        kept.extend(0..count);
         if let Some(cap) = options.softcap {
             simd.softcap(scores, cap);
         }
-        if thresholds.is_some() {
-            keep_rows(scratch, lanes, simd);
+        match thresholds {
+            Some(limits) => simd.keep_above(scores, limits, kept),
+            None => {
+                kept.clear();
+                kept.extend(0..count);
+            }
         }
     }
 
@@ -458,18 +460,4 @@ impl TilePart<'_> {
 fn number_from(first: usize, tokens: impl Iterator<Item = usize>, rows: &mut Vec<usize>) {
     rows.clear();
     rows.extend(tokens.map(|token| token - first));
-}
-
-/// Of the kept rows, all of which are there, keeps those that are above the threshold of any query.
-fn keep_rows(scratch: &mut Scratch, lanes: usize, simd: SimdLevel) {
-    let Scratch { scores, kept, thresholds, .. } = scratch;
-    let mut count = 0;
-    kept.retain(|&row| {
-        let keep = simd.any_above(&scores[row * lanes..][..lanes], thresholds);
-        if keep {
-            scores.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
-            count += 1;
-        }
-        keep
-    });
 }

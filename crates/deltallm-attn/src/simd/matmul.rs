@@ -6,7 +6,7 @@
 
 use fearless_simd::prelude::*;
 
-use super::{prefetch::prefetch_rows, softmax::any_above};
+use super::{prefetch::prefetch_rows, softmax::keep_above};
 
 /// See [`super::SimdLevel::scores`].
 #[inline(always)]
@@ -44,16 +44,7 @@ pub(super) fn scores_above<S: Simd>(
     for (part, picks) in picks.chunks(TESTED_KEYS).enumerate() {
         let out = &mut out[kept.len() * lanes..][..picks.len() * lanes];
         scores(simd, keys, picks, queries, lanes, out);
-        let mut count = 0;
-        for row in 0..picks.len() {
-            if any_above(simd, &out[row * lanes..][..lanes], thresholds) {
-                if count < row {
-                    out.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
-                }
-                count += 1;
-                kept.push(part * TESTED_KEYS + row);
-            }
-        }
+        keep_above(simd, out, thresholds, part * TESTED_KEYS, kept);
     }
 }
 

@@ -255,9 +255,10 @@ impl SimdLevel {
         dispatch!(self.level, simd => softmax::softcap(simd, scores, cap));
     }
 
-    /// Whether any lane of a row of scores is above its threshold.
-    pub(crate) fn any_above(self, row: &[f32], thresholds: &[f32]) -> bool {
-        dispatch!(self.level, simd => softmax::any_above(simd, row, thresholds))
+    /// Moves the rows of scores that are above the threshold (`[lanes]`) of any lane to the front; `kept` becomes their numbers.
+    pub(crate) fn keep_above(self, scores: &mut [f32], thresholds: &[f32], kept: &mut Vec<usize>) {
+        kept.clear();
+        dispatch!(self.level, simd => softmax::keep_above(simd, scores, thresholds, 0, kept));
     }
 }
 

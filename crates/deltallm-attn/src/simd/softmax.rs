@@ -88,13 +88,32 @@ pub(super) fn mask<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &
     }
 }
 
-/// See [`super::SimdLevel::any_above`].
+/// Moves the rows of scores that are above the threshold in any lane to the front, and appends their numbers to `kept`,
+/// counted from `first`.
 #[inline(always)]
-pub(super) fn any_above<S: Simd>(simd: S, row: &[f32], thresholds: &[f32]) -> bool {
-    let width = S::f32s::LEN;
-    row.chunks_exact(width).zip(thresholds.chunks_exact(width)).any(|(x, threshold)| {
-        !S::f32s::from_slice(simd, x).simd_le(S::f32s::from_slice(simd, threshold)).all_true()
-    })
+pub(super) fn keep_above<S: Simd>(
+    simd: S,
+    scores: &mut [f32],
+    thresholds: &[f32],
+    first: usize,
+    kept: &mut Vec<usize>,
+) {
+    let (width, lanes, mut count) = (S::f32s::LEN, thresholds.len(), 0);
+    for row in 0..scores.len() / lanes {
+        let start = row * lanes;
+        let mut vectors = scores[start..][..lanes].chunks_exact(width).zip(thresholds.chunks_exact(width));
+        // Not "above": a score that is no number is not lost silently.
+        let keep = vectors.any(|(x, threshold)| {
+            !S::f32s::from_slice(simd, x).simd_le(S::f32s::from_slice(simd, threshold)).all_true()
+        });
+        if keep {
+            if count < row {
+                scores.copy_within(start..start + lanes, count * lanes);
+            }
+            count += 1;
+            kept.push(first + row);
+        }
+    }
 }
 
 /// Whether a score is to be kept: a score that is no number is not lost silently, it ends in
