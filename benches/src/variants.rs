@@ -67,6 +67,11 @@ pub const OURS: &[Variant] = &[
         kernel: |options, layer| hybrid(&int16(options), layer),
     },
     Variant {
+        name: "hybrid-f16-cache",
+        tolerance: APPROXIMATE,
+        kernel: |options, layer| hybrid(&with(options, KvStore::F16), layer),
+    },
+    Variant {
         name: "hybrid-8bit",
         tolerance: APPROXIMATE,
         kernel: |options, layer| hybrid(&with(options, KvStore::Int8), layer),

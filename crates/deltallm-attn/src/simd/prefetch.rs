@@ -2,9 +2,9 @@
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86")]
-use std::arch::x86::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+use std::arch::x86_64::{_MM_HINT_T0, _MM_HINT_T1, _mm_prefetch};
 
 /// Numbers in a cache line.
 const LINE: usize = 64 / size_of::<f32>();
@@ -17,6 +17,18 @@ pub(super) fn prefetch(address: *const u8) {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     unsafe {
         _mm_prefetch::<_MM_HINT_T0>(address.cast());
+    }
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
+    let _ = address;
+}
+
+/// The same for the L2 cache.
+#[inline(always)]
+pub(super) fn prefetch_l2(address: *const u8) {
+    // SAFETY: as above.
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    unsafe {
+        _mm_prefetch::<_MM_HINT_T1>(address.cast());
     }
     #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
     let _ = address;

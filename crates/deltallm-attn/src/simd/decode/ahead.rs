@@ -4,6 +4,9 @@ use super::lanes::Lanes;
 
 /// Some adjacent memory to ask for, a little with every step of a loop: a page of the cache begins wherever the allocator put
 /// it, which the hardware's own prefetching learns too late.
+///
+/// A core has room for few lines on their way to its L1 cache and waits when there are more. So little memory goes there, and
+/// much, which would drive out what is being worked on besides, into the L2 cache.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Ahead {
     start: *const u8,
@@ -25,19 +28,20 @@ impl Ahead {
     #[inline(always)]
     pub(super) fn steps(self, steps: usize) -> Steps {
         let lines = self.bytes.div_ceil(LINE);
-        Steps { next: self.start, lines, lines_per_step: lines.div_ceil(steps.max(1)) }
+        let lines_per_step = lines.div_ceil(steps.max(1));
+        Steps { next: self.start, lines, lines_per_step, near: self.bytes <= NEAR }
     }
 
-    /// Asks for the picked rows of `bytes` bytes each.
+    /// Asks for the picked rows of `bytes` bytes each, all at once.
     #[inline(always)]
     pub(super) fn prefetch_rows<S: Lanes>(self, simd: S, picks: &[u8], bytes: usize) {
         for pick in picks {
             let row = self.start.wrapping_add(usize::from(*pick) * bytes);
-            simd.prefetch(row);
+            simd.prefetch_l2(row);
             // A row may begin anywhere in a line: its last byte may need one line more.
             let mut byte = LINE.min(bytes - 1);
             while byte < bytes {
-                simd.prefetch(row.wrapping_add(byte));
+                simd.prefetch_l2(row.wrapping_add(byte));
                 byte = if byte == bytes - 1 { bytes } else { (byte + LINE).min(bytes - 1) };
             }
         }
@@ -49,6 +53,7 @@ pub(super) struct Steps {
     next: *const u8,
     lines: usize,
     lines_per_step: usize,
+    near: bool,
 }
 
 impl Steps {
@@ -57,12 +62,18 @@ impl Steps {
     pub(super) fn prefetch<S: Lanes>(&mut self, simd: S) {
         let lines = self.lines_per_step.min(self.lines);
         for _ in 0..lines {
-            simd.prefetch(self.next);
+            match self.near {
+                true => simd.prefetch(self.next),
+                false => simd.prefetch_l2(self.next),
+            }
             self.next = self.next.wrapping_add(LINE);
         }
         self.lines -= lines;
     }
 }
+
+/// Bytes of a block that may go into the L1 cache.
+const NEAR: usize = 4096;
 
 /// Bytes of a cache line.
 const LINE: usize = 64;

@@ -79,7 +79,8 @@ pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
         for ((masks, row), start) in rows.zip(&mut starts) {
             let bits = masks[first / 64] >> (first % 64) & low_bits(V::LEN);
             let mask = V::Mask::from_bitmask(simd, bits);
-            key = values.load::<S, V>(simd, *start).expand_merge(mask, key);
+            // Not an expansion into the key before, which would have to wait much longer for it.
+            key = mask.select(values.load::<S, V>(simd, *start).expand(mask), key);
             *start += bits.count_ones() as usize;
             key.store_slice(&mut row[first..][..V::LEN]);
         }

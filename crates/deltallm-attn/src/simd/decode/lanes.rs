@@ -121,6 +121,11 @@ pub(super) trait Lanes: Simd {
     fn prefetch(self, address: *const u8) {
         let _ = address;
     }
+
+    /// The same for the L2 cache.
+    fn prefetch_l2(self, address: *const u8) {
+        let _ = address;
+    }
 }
 
 impl Lanes for Fallback {

@@ -196,10 +196,10 @@ impl SimdLevel {
         let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
         let memory = ahead.map_or([Ahead::default(); 2], block_memory);
         let KernelScratch { f32s, halves, bytes, coded, .. } = scratch;
+        let ahead = memory[1];
         if !matches!(block.codes, BlockCodes::Int8 { .. }) {
-            dispatch!(self.level, simd => memory.into_iter().for_each(|ahead| ahead.steps(1).prefetch(simd)));
+            dispatch!(self.level, simd => memory[0].steps(1).prefetch(simd));
         }
-        let ahead = Ahead::default();
         match block.codes {
             BlockCodes::F32 { frame, values } => {
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);

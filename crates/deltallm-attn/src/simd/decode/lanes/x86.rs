@@ -12,7 +12,13 @@ use fearless_simd::{
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
-    super::{super::prefetch::prefetch, expand::expand_in_registers, madd, rows::Int8Rows, vnni},
+    super::{
+        super::prefetch::{prefetch, prefetch_l2},
+        expand::expand_in_registers,
+        madd,
+        rows::Int8Rows,
+        vnni,
+    },
     Lanes, Masked, ToScore,
 };
 use crate::decode::BLOCK;
@@ -109,6 +115,11 @@ impl Lanes for Avx2 {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         prefetch(address);
+    }
+
+    #[inline(always)]
+    fn prefetch_l2(self, address: *const u8) {
+        prefetch_l2(address);
     }
 }
 
@@ -218,5 +229,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn prefetch(self, address: *const u8) {
         prefetch(address);
+    }
+
+    #[inline(always)]
+    fn prefetch_l2(self, address: *const u8) {
+        prefetch_l2(address);
     }
 }
