@@ -3,7 +3,7 @@
 use fearless_simd::prelude::*;
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-use crate::decode::BLOCK;
+pub(super) mod avx512;
 
 /// A block of delta-coded keys: what [`deltallm_core::DeltaMatrix`] stores, by reference.
 #[derive(Debug, Clone, Copy)]
@@ -55,76 +55,18 @@ pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S>>(
     }
 }
 
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-/// The same with the key in registers and one expand instruction per register and token.
-#[inline(always)]
-pub(super) fn expand_in_registers<S: Simd, V: SimdBase<S>>(
-    simd: S,
-    block: Masked<V::Element>,
-    out: &mut [V::Element],
-) {
-    let channels = block.frame.len();
-    let (words, stride) = (channels.div_ceil(64), row_stride(channels));
-    let values = Packed::new(block.values);
-    // Where the values of each token begin that are still to come.
-    let mut starts = [0; BLOCK];
-    let mut start = 0;
-    for (first, masks) in starts.iter_mut().zip(block.masks.chunks_exact(words)) {
-        *first = start;
-        start += masks.iter().map(|mask| mask.count_ones() as usize).sum::<usize>();
-    }
-    for first in (0..stride).step_by(V::LEN) {
-        let mut key = padded::<S, V>(simd, block.frame.get(first..).unwrap_or(&[]));
-        let rows = block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride));
-        for ((masks, row), start) in rows.zip(&mut starts) {
-            let bits = masks[first / 64] >> (first % 64) & low_bits(V::LEN);
-            let mask = V::Mask::from_bitmask(simd, bits);
-            // Not an expansion into the key before, which would have to wait much longer for it.
-            key = mask.select(values.load::<S, V>(simd, *start).expand(mask), key);
-            *start += bits.count_ones() as usize;
-            key.store_slice(&mut row[first..][..V::LEN]);
-        }
-    }
-}
-
 /// A mask of the lowest `count` bits, 1 to 64 of them.
 #[inline(always)]
 fn low_bits(count: usize) -> u64 {
     u64::MAX >> (64 - count)
 }
 
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-/// Packed values that can be loaded a vector at a time to the very end.
-pub(super) struct Packed<'a, T> {
-    values: &'a [T],
-    /// The last values again, and zeros; and which value is the first of them.
-    tail: [T; 128],
-    tail_start: usize,
-}
-
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-impl<'a, T: Copy + Default> Packed<'a, T> {
-    #[inline(always)]
-    pub(super) fn new(values: &'a [T]) -> Self {
-        let (mut tail, tail_start) = ([T::default(); 128], values.len().saturating_sub(64));
-        tail.iter_mut().zip(&values[tail_start..]).for_each(|(tail, value)| *tail = *value);
-        Self { values, tail, tail_start }
-    }
-
-    /// The vector that begins with value `start`.
-    #[inline(always)]
-    pub(super) fn load<S: Simd, V: SimdBase<S, Element = T>>(&self, simd: S, start: usize) -> V {
-        let (from, start) = match start + V::LEN <= self.values.len() {
-            true => (self.values, start),
-            false => (&self.tail[..], start - self.tail_start),
-        };
-        V::from_slice(simd, &from[start..start + V::LEN])
-    }
-}
-
 /// `x`, shorter than a vector or not, and zeros.
 #[inline(always)]
 pub(super) fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
+    if let Some(whole) = x.get(..V::LEN) {
+        return V::from_slice(simd, whole);
+    }
     // Not `from_fn`: 64 elements chosen one by one are code that takes minutes to compile.
     let (mut row, count) = ([V::Element::default(); 64], x.len().min(V::LEN));
     row[..count].copy_from_slice(&x[..count]);

@@ -14,7 +14,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 use super::{
     super::{
         super::prefetch::{prefetch, prefetch_l2},
-        expand::expand_in_registers,
+        expand::avx512::expand,
         madd,
         rows::Int8Rows,
         vnni,
@@ -213,17 +213,17 @@ impl Lanes for Avx512 {
 
     #[inline(always)]
     fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
-        expand_in_registers::<Self, Self::i8s>(self, block, out);
+        expand(self, block, out);
     }
 
     #[inline(always)]
     fn expand_u16(self, block: Masked<u16>, out: &mut [u16]) {
-        expand_in_registers::<Self, Self::u16s>(self, block, out);
+        expand(self, block, out);
     }
 
     #[inline(always)]
     fn expand_f32(self, block: Masked<f32>, out: &mut [f32]) {
-        expand_in_registers::<Self, Self::f32s>(self, block, out);
+        expand(self, block, out);
     }
 
     #[inline(always)]
