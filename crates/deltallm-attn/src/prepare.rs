@@ -13,14 +13,15 @@ use crate::{
 /// A phase's keys and values, ready for many tiles.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
-    pub(crate) form: Form,
+    pub(crate) keys: KeyForm,
+    pub(crate) values: ValueForm,
     /// Codes for the first pass, where values may be skipped.
     pub(crate) filter: Option<KeyCodes>,
 }
 
-/// The form in which keys and values are multiplied.
+/// The form in which keys are multiplied.
 #[derive(Debug, Default)]
-pub(crate) enum Form {
+pub(crate) enum KeyForm {
     /// As they are: rows are read block by block.
     #[default]
     AsHeld,
@@ -32,27 +33,37 @@ pub(crate) enum Form {
     Pairs(PairRows),
 }
 
-/// Keys and values of the tokens from `first` on, `[tokens, head_dim]`.
+/// The form in which values are multiplied.
+#[derive(Debug, Default)]
+pub(crate) enum ValueForm {
+    /// As they are: rows are read block by block.
+    #[default]
+    AsHeld,
+    /// Rows of f32.
+    Rows(DenseRows),
+    /// In 16 bits; phases that share rows share these.
+    Pairs(Arc<Values>),
+}
+
+/// Rows of the tokens from `first` on, `[tokens, head_dim]`.
 #[derive(Debug)]
 pub(crate) struct DenseRows {
     pub(crate) first: usize,
-    pub(crate) keys: Vec<f32>,
-    pub(crate) values: Vec<f32>,
+    pub(crate) rows: Vec<f32>,
 }
 
-/// Keys and values in 16 bits.
+/// Keys of the tokens from `first` on in 16 bits.
 #[derive(Debug)]
 pub(crate) struct PairRows {
     pub(crate) arithmetic: Pairs,
-    /// Of the tokens from `first` on.
-    pub(crate) keys: PairKeys,
     pub(crate) first: usize,
-    pub(crate) values: Arc<Values>,
+    pub(crate) keys: PairKeys,
 }
 
-/// Values of some tokens in 16 bits; phases that share rows share these.
+/// Values of some tokens in 16 bits.
 #[derive(Debug)]
 pub(crate) struct Values {
+    pub(crate) arithmetic: Pairs,
     pub(crate) tokens: Range<usize>,
     pub(crate) pairs: PairValues,
 }
@@ -63,48 +74,58 @@ pub(crate) fn prepare_head(
     phases: &[(&Phase, Range<usize>)],
     scratch: &mut Vec<f32>,
 ) -> Vec<Prepared> {
-    let (head_dim, pairs) = (options.shape.head_dim(), options.simd.pairs(options.precision));
+    let (simd, head_dim) = (options.simd, options.shape.head_dim());
+    let pairs = simd.pairs(options.precision);
     let mut prepared: Vec<Prepared> = Vec::with_capacity(phases.len());
     let mut rows = Vec::new();
     for (phase, tokens) in phases {
         // A cap changes the scores after the product, and so what the product says about them.
-        let filter =
-            options.simd.filter().filter(|_| phase.skip_margin.is_some() && options.softcap.is_none());
-        let tokens = tokens.clone();
+        let skips = phase.skip_margin.is_some() && options.softcap.is_none();
+        let filter = simd.filter().filter(|_| skips);
+        // The scores are there when a key has been tested through its deltas.
+        let sparse = skips
+            && pairs.is_none()
+            && (filter.is_none() || simd.tests_through_deltas())
+            && matches!(phase.keys, Keys::Delta(_));
+        let filter = filter.filter(|_| !sparse);
         if filter.is_some() || pairs.is_some() {
             read_keys(&phase.keys, tokens.clone(), head_dim, &mut rows);
         }
         let filter = filter.and_then(|filter| filter.keys(tokens.clone(), &rows, head_dim));
-        let form = match (pairs, phase.keys) {
-            (Some(pairs), _) => {
+        let first = tokens.start;
+        let keys = match (pairs, phase.keys) {
+            (Some(arithmetic), _) => {
                 let mut keys = PairKeys::default();
-                pairs.push_keys(&rows, head_dim, &mut keys);
-                let of_others =
-                    phases.iter().zip(&prepared).find_map(|((other, _), prepared)| match &prepared.form {
-                        Form::Pairs(PairRows { values, .. })
-                            if std::ptr::addr_eq(other.values, phase.values)
-                                && values.tokens.start <= tokens.start
-                                && tokens.end <= values.tokens.end =>
-                        {
-                            Some(Arc::clone(values))
-                        }
-                        _ => None,
-                    });
-                let values = of_others.unwrap_or_else(|| {
-                    read_rows(phase.values, tokens.clone(), scratch);
-                    Arc::new(Values { tokens: tokens.clone(), pairs: pairs.values(scratch, head_dim) })
-                });
-                Form::Pairs(PairRows { arithmetic: pairs, keys, first: tokens.start, values })
+                arithmetic.push_keys(&rows, head_dim, &mut keys);
+                KeyForm::Pairs(PairRows { arithmetic, first, keys })
             }
-            (None, _) if filter.is_some() => {
-                let mut values = Vec::new();
-                read_rows(phase.values, tokens.clone(), &mut values);
-                Form::Rows(DenseRows { first: tokens.start, keys: std::mem::take(&mut rows), values })
-            }
-            (None, Keys::Rows(_)) => Form::AsHeld,
-            (None, Keys::Delta(matrix)) => Form::Streams(streams(options.simd, matrix, tokens.end)),
+            _ if filter.is_some() => KeyForm::Rows(DenseRows { first, rows: std::mem::take(&mut rows) }),
+            (_, Keys::Rows(_)) => KeyForm::AsHeld,
+            (_, Keys::Delta(matrix)) => KeyForm::Streams(streams(simd, matrix, tokens.end)),
         };
-        prepared.push(Prepared { form, filter });
+        let values = match pairs {
+            Some(arithmetic) => {
+                let of_others = phases.iter().zip(&prepared).find_map(|((other, _), prepared)| {
+                    let ValueForm::Pairs(values) = &prepared.values else { return None };
+                    let same = std::ptr::addr_eq(other.values, phase.values);
+                    let there = values.tokens.start <= tokens.start && tokens.end <= values.tokens.end;
+                    (same && there).then(|| Arc::clone(values))
+                });
+                ValueForm::Pairs(of_others.unwrap_or_else(|| {
+                    read_rows(phase.values, tokens.clone(), scratch);
+                    let pairs = arithmetic.values(scratch, head_dim);
+                    Arc::new(Values { arithmetic, tokens: tokens.clone(), pairs })
+                }))
+            }
+            // Those that are left of several blocks are multiplied together.
+            None if sparse || filter.is_some() => {
+                let mut rows = Vec::new();
+                read_rows(phase.values, tokens.clone(), &mut rows);
+                ValueForm::Rows(DenseRows { first, rows })
+            }
+            None => ValueForm::AsHeld,
+        };
+        prepared.push(Prepared { keys, values, filter });
     }
     prepared
 }

@@ -17,7 +17,7 @@ use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
     aligned::Aligned,
     decode::DecodeRows,
-    prepare::{Form, PairRows, Prepared},
+    prepare::{KeyForm, Prepared, ValueForm},
     simd::{KeyCodes, PairQueries, QueryCodes},
     window::{Part, Split},
 };
@@ -117,13 +117,20 @@ pub(crate) struct TileOutput {
     pub(crate) counts: HeadSparsity,
 }
 
+/// Keys whose values are added together, if there are as many: the sums are read and written once for all of them. With
+/// as many as come of one block more they are still about a block, which is one part of [`TilePart::accumulate`].
+const ENOUGH_VALUES: usize = BLOCK_TOKENS - 24;
+
 /// Working memory that is reused from tile to tile.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     /// Scaled queries, `[head_dim, lanes]`: scores come out in units of ln 2.
     queries: Aligned,
-    /// Scores, then weights, of a block: `[BLOCK_TOKENS, lanes]`.
+    /// Scores, then weights, of keys whose values are still to be added, and room for another block of them:
+    /// `[2 * BLOCK_TOKENS, lanes]`.
     scores: Aligned,
+    /// These keys.
+    waiting: Vec<usize>,
     /// Weighted sum of values so far, `[head_dim, lanes]`.
     sums: Aligned,
     /// Per lane: largest score, sum of weights, rescale factor, skip threshold, score of the key frame.
@@ -178,6 +185,7 @@ pub(crate) fn attend_tile(
         let out = &mut scratch.queries[head * queries..];
         options.simd.transpose(rows, stride, [queries, head_dim], scale, out, lanes);
     }
+    scratch.scores.resize(2 * BLOCK_TOKENS * lanes);
     scratch.sums.reset(head_dim * lanes, 0.0);
     scratch.max.reset(lanes, f32::NEG_INFINITY);
     scratch.total.reset(lanes, 0.0);
@@ -185,7 +193,7 @@ pub(crate) fn attend_tile(
     scratch.frame.reset(lanes, 0.0);
 
     let mut counts = HeadSparsity::default();
-    if let Some(Prepared { form: Form::Pairs(pairs), .. }) = prepared.first() {
+    if let Some(Prepared { keys: KeyForm::Pairs(pairs), .. }) = prepared.first() {
         pairs.arithmetic.set_queries(&scratch.queries, lanes, &mut scratch.pair_queries);
     }
     let as_held = Prepared::default();
@@ -254,6 +262,7 @@ impl TilePart<'_> {
             Some(filter) => self.attend_candidates(filter, &all, scratch, counts),
             None => self.attend_blocks(&all, scratch, counts),
         }
+        self.accumulate(scratch);
     }
 
     /// The keys that every query sees.
@@ -306,10 +315,11 @@ impl TilePart<'_> {
 
     /// Attends the picked keys, which are in ascending order; `whole` if every query sees them.
     fn attend_picks(self, whole: bool, scratch: &mut Scratch, counts: &mut HeadSparsity) {
-        let Self { options, phase, ranges, lanes, .. } = self;
+        let Self { options, phase, prepared, ranges, lanes, .. } = self;
         self.score(whole, scratch);
         if !whole {
-            let Scratch { scores, picks, starts, ends, thresholds, kept, .. } = &mut *scratch;
+            let Scratch { scores, waiting, picks, starts, ends, thresholds, kept, .. } = &mut *scratch;
+            let scores = &mut scores[waiting.len() * lanes..][..picks.len() * lanes];
             let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
             let row = |token: usize| picks.partition_point(|pick| *pick < token) as f32;
             starts.reset(lanes, 0.0);
@@ -322,7 +332,12 @@ impl TilePart<'_> {
             }
         }
         self.count_kept(whole, scratch, counts);
-        self.accumulate(scratch);
+        let Scratch { waiting, picks, kept, .. } = &mut *scratch;
+        waiting.extend(kept.iter().map(|place| picks[*place]));
+        // Rows that are read as they are held lie adjacent only within a block.
+        if matches!(prepared.values, ValueForm::AsHeld) || waiting.len() >= ENOUGH_VALUES {
+            self.accumulate(scratch);
+        }
     }
 
     /// Takes the keys that were kept, `whole` ones seen by every query, out of the count of those that are skipped.
@@ -337,9 +352,9 @@ impl TilePart<'_> {
         }
     }
 
-    /// Scores the picked keys: consecutive ones of a block, or any if they are prepared as rows. Where something may be
-    /// skipped and every query sees the `whole` of them, the scores of those that are above the threshold of any query,
-    /// packed; otherwise all. `kept` says which.
+    /// Scores the picked keys, behind the scores of those that are waiting: consecutive ones of a block, or any if they are
+    /// prepared as rows. Where something may be skipped and every query sees the `whole` of them, the scores of those that
+    /// are above the threshold of any query, packed; otherwise all. `kept` says which.
     fn score(self, whole: bool, scratch: &mut Scratch) {
         let Self { options, phase, prepared, lanes, .. } = self;
         let simd = options.simd;
@@ -347,6 +362,7 @@ impl TilePart<'_> {
             queries,
             pair_queries,
             scores,
+            waiting,
             frame,
             thresholds,
             picks,
@@ -357,24 +373,24 @@ impl TilePart<'_> {
             ..
         } = &mut *scratch;
         let (Some(first), count) = (picks.first().copied(), picks.len()) else { return };
-        scores.resize(count * lanes);
+        let scores = &mut scores[waiting.len() * lanes..][..count * lanes];
         let thresholds: Option<&[f32]> = (phase.skip_margin.is_some() && whole).then_some(thresholds);
         // A cap changes the scores after the product and before the test.
         let fused = thresholds.filter(|_| options.softcap.is_none());
         let mut tested = false;
-        match (&prepared.form, phase.keys) {
-            (Form::Pairs(pairs), _) => {
+        match (&prepared.keys, phase.keys) {
+            (KeyForm::Pairs(pairs), _) => {
                 number_from(pairs.first, picks.iter().copied(), rows);
                 pairs.arithmetic.scores(&pairs.keys, rows, pair_queries, fused, scores, kept);
                 tested = fused.is_some();
             }
-            (Form::Rows(dense), _) => {
+            (KeyForm::Rows(dense), _) => {
                 number_from(dense.first, picks.iter().copied(), rows);
                 match fused {
                     Some(limits) => {
-                        simd.scores_above(&dense.keys, rows, queries, lanes, limits, scores, kept)
+                        simd.scores_above(&dense.rows, rows, queries, lanes, limits, scores, kept)
                     }
-                    None => simd.scores(&dense.keys, rows, queries, lanes, scores),
+                    None => simd.scores(&dense.rows, rows, queries, lanes, scores),
                 }
                 tested = fused.is_some();
             }
@@ -390,7 +406,7 @@ impl TilePart<'_> {
             (form, Keys::Delta(matrix)) => {
                 let block = first / BLOCK_TOKENS;
                 let stream = match form {
-                    Form::Streams(streams) => &streams[block],
+                    KeyForm::Streams(streams) => &streams[block],
                     _ => {
                         simd.stream(matrix, block, stream);
                         stream
@@ -421,38 +437,40 @@ impl TilePart<'_> {
         }
     }
 
-    /// Adds the values of the kept keys, weighted by their scores.
+    /// Adds the values of the keys that are waiting, weighted by their scores.
     fn accumulate(self, scratch: &mut Scratch) {
         let Self { options, phase, prepared, lanes, .. } = self;
         let (simd, head_dim) = (options.simd, options.shape.head_dim());
-        let Scratch { scores, sums, max, total, rescale, picks, kept, rows, value_rows, .. } = scratch;
+        let Scratch { scores, waiting, sums, max, total, rescale, rows, value_rows, .. } = scratch;
         let (paired, weights) = (&mut scratch.pair_values, &mut scratch.pair_weights);
-        let (Some(first), count) = (picks.first().copied(), picks.len()) else { return };
-        if kept.is_empty() {
-            return;
-        }
-        let scores = &mut scores[..kept.len() * lanes];
+        let Some(first) = waiting.first().copied() else { return };
+        let scores = &mut scores[..waiting.len() * lanes];
         if simd.softmax(scores, lanes, max, total, rescale) {
             simd.rescale(sums, rescale);
         }
-        let tokens = kept.iter().map(|place| picks[*place]);
-        match &prepared.form {
-            Form::Pairs(PairRows { arithmetic, values, .. }) => {
-                number_from(values.tokens.start, tokens, rows);
-                arithmetic.pair(&values.pairs, rows, head_dim, paired);
-                arithmetic.weights(scores, lanes, weights);
-                arithmetic.accumulate(&values.pairs, paired, weights, lanes, sums);
-            }
-            Form::Rows(dense) => {
-                number_from(dense.first, tokens, rows);
-                simd.accumulate(&dense.values, rows, scores, lanes, sums);
-            }
-            _ => {
-                number_from(first, tokens, rows);
-                let values = phase.values.read(first..first + count, value_rows);
-                simd.accumulate(values, rows, scores, lanes, sums);
+        // In parts of equal size, each as much as a sum in 16 bits takes.
+        let part = waiting.len().div_ceil(waiting.len().div_ceil(BLOCK_TOKENS));
+        for (tokens, scores) in waiting.chunks(part).zip(scores.chunks(part * lanes)) {
+            match &prepared.values {
+                ValueForm::Pairs(values) => {
+                    number_from(values.tokens.start, tokens.iter().copied(), rows);
+                    values.arithmetic.pair(&values.pairs, rows, head_dim, paired);
+                    values.arithmetic.weights(scores, lanes, weights);
+                    values.arithmetic.accumulate(&values.pairs, paired, weights, lanes, sums);
+                }
+                ValueForm::Rows(dense) => {
+                    number_from(dense.first, tokens.iter().copied(), rows);
+                    simd.accumulate(&dense.rows, rows, scores, lanes, sums);
+                }
+                ValueForm::AsHeld => {
+                    number_from(first, tokens.iter().copied(), rows);
+                    let last = tokens.last().map_or(first, |token| token + 1);
+                    let values = phase.values.read(first..last, value_rows);
+                    simd.accumulate(values, rows, scores, lanes, sums);
+                }
             }
         }
+        waiting.clear();
     }
 }
 

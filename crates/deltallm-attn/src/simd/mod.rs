@@ -132,6 +132,17 @@ impl SimdLevel {
         }
     }
 
+    /// Whether keys are tested by their f32 scores through the deltas, even if there is a first pass: whether the sparse
+    /// product, which needs a load for each FMA, takes less time than that and full scores of what comes through it. On AMD's
+    /// Zen 4, where 512-bit FMAs are done in halves and loads keep up with them, it does (docs/results/attention.md).
+    pub(crate) fn tests_through_deltas(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        // Only AMD has SSE4a.
+        return self.name == "avx512" && is_x86_feature_detected!("sse4a");
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
     /// f32 lanes of a vector.
     pub(crate) fn lanes(self) -> usize {
         dispatch!(self.level, simd => width(simd))
