@@ -29,10 +29,13 @@ mod avx512 {
     const LANES: usize = 16;
 
     /// [`unpack_masks`](deltallm_core::unpack_masks).
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,popcnt")]
     pub(super) fn unpack(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
-        let count: usize = masks.iter().map(|word| word.count_ones() as usize).sum();
-        let mut len = channels.len();
+        let (mut count, mut len) = (0, channels.len());
+        // A loop: the sum of an iterator may not be inlined, and counts without the instruction then.
+        for word in masks {
+            count += word.count_ones() as usize;
+        }
         // The last vector is stored whole.
         channels.resize(len + count + LANES, 0);
         let iota = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);

@@ -24,6 +24,11 @@ impl Ahead {
         Self { start: memory.as_ptr().cast(), bytes: size_of_val(memory) }
     }
 
+    /// This and `more`, which lies behind it.
+    pub(super) fn and<T>(self, more: &[T]) -> Self {
+        Self { bytes: self.bytes + size_of_val(more), ..self }
+    }
+
     /// The same in `steps` parts.
     #[inline(always)]
     pub(super) fn steps(self, steps: usize) -> Steps {

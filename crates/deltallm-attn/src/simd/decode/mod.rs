@@ -232,7 +232,10 @@ impl SimdLevel {
                     && dispatch!(self.level, simd => simd.delta_scores(keys, to, bytes));
                 if !done {
                     let stride = keys.room(bytes);
-                    dispatch!(self.level, simd => simd.expand_i8(keys, bytes));
+                    dispatch!(self.level, simd => {
+                        simd.expand_i8(keys, bytes);
+                        coded.times_steps(queries, channels, steps, factor);
+                    });
                     let rows = Strided { data: &bytes[skip * stride..], stride };
                     self.dots(Dots { rows, count, ahead, queries: &coded.exact, channels, out });
                 }
@@ -241,7 +244,8 @@ impl SimdLevel {
                     let last = usize::from(escape.to).min(skip + count);
                     for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
                         let more = query[usize::from(escape.channel)] * escape.residual;
-                        (first..last).for_each(|token| out[token - skip] += more);
+                        let scores = out.get_mut(first - skip..last.max(first) - skip).unwrap_or_default();
+                        scores.iter_mut().for_each(|score| *score += more);
                     }
                 }
             }
@@ -340,16 +344,16 @@ impl StoredRows<'_> {
     }
 }
 
-/// Where the masks and the values of a block are; its key frame lies before the values.
+/// Where the masks of a block are, and its key frame with the values, which lie behind it.
 fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
-    let values = match block.codes {
-        BlockCodes::F32 { values, .. } => Ahead::of(values),
-        BlockCodes::F16 { values, .. } => Ahead::of(values),
-        BlockCodes::Bf16 { values, .. } => Ahead::of(values),
-        BlockCodes::Int8 { values, .. } => Ahead::of(values),
+    let codes = match block.codes {
+        BlockCodes::F32 { frame, values } => Ahead::of(frame).and(values),
+        BlockCodes::F16 { frame, values } => Ahead::of(frame).and(values),
+        BlockCodes::Bf16 { frame, values } => Ahead::of(frame).and(values),
+        BlockCodes::Int8 { frame, values, .. } => Ahead::of(frame).and(values),
         _ => Ahead::default(),
     };
-    [Ahead::of(block.masks), values]
+    [Ahead::of(block.masks), codes]
 }
 
 #[inline(always)]

@@ -10,6 +10,9 @@ pub(super) const MOST_CHANNELS: usize = 512;
 /// The largest code: its high byte is 127, its low byte 127.
 const LARGEST: f32 = 32639.0;
 
+/// A query next to zero, none of whose numbers is as large, gets codes of zero: its scores are below 1e-30.
+const LEAST: f32 = 1e-33;
+
 /// Channels whose codes stand together: those of a mask word.
 pub(super) const WORD: usize = 64;
 
@@ -57,46 +60,90 @@ fn round(x: f32) -> i16 {
 /// The queries of a group for the keys of one matrix, made when they are first needed.
 #[derive(Debug, Default)]
 pub(crate) struct CodedQueries {
-    /// Bits of the factor that the steps had; `None` before the first block.
-    factor: Option<u32>,
-    /// `[heads, channels]`, times the steps, as f32.
+    /// What they have been made for; `None` before the first block.
+    made: Option<Made>,
+    /// `[heads, channels]`, times the steps, as f32: see [`times_steps`](Self::times_steps).
     pub(super) exact: Vec<f32>,
     /// `[heads, words]`.
     pub(super) codes: Vec<Codes>,
     /// What a code of 1 is worth, `[heads]`; NaN where a query is infinite, which makes NaN of its scores.
     pub(super) scales: Vec<f32>,
+    /// The same with the factor that they were coded with.
+    coded_scales: Vec<f32>,
+}
+
+/// The steps that [`CodedQueries`] are for.
+#[derive(Debug, Clone, Copy)]
+struct Made {
+    /// What the steps were multiplied by when the queries were coded, and what the scales are for now.
+    coded: f32,
+    now: f32,
+    /// The least and the largest factor for which all numbers are normal that are not zero, so that the codes are the same.
+    same: Option<[f32; 2]>,
 }
 
 impl CodedQueries {
     /// Other queries, or other keys.
     pub(super) fn forget(&mut self) {
-        self.factor = None;
+        self.made = None;
     }
 
     /// Whether they have been made for this factor.
     pub(super) fn are_for(&self, factor: f32) -> bool {
-        self.factor == Some(factor.to_bits())
+        self.made.is_some_and(|made| made.now == factor)
     }
 
     /// Makes them for keys that are `code * (steps[channel] * factor)`. Channels without a step have the step 1.
+    ///
+    /// If they have been made for another factor, the codes are what they are, and only the scales change.
     #[inline(always)]
     pub(super) fn prepare(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
-        self.factor = Some(factor.to_bits());
-        self.exact.clear();
-        self.exact.extend_from_slice(queries);
+        if let Some(made) = &mut self.made
+            && let Some([least, most]) = made.same
+            && (least..=most).contains(&factor)
+        {
+            let ratio = factor / made.coded;
+            self.scales.iter_mut().zip(&self.coded_scales).for_each(|(scale, coded)| *scale = coded * ratio);
+            made.now = factor;
+            return;
+        }
+        self.times_steps(queries, channels, steps, factor);
         self.codes.clear();
         self.scales.clear();
+        // Of steps and of queries, but for those that are 0 with any factor; what is next to zero for a query is for a step
+        // the least normal number.
+        let (mut least, mut most) = (f32::MAX, f32::MIN_POSITIVE);
+        for query in self.exact.chunks_exact(channels) {
+            let largest = query.iter().fold(0.0, |most: f32, q| most.max(q.abs()));
+            let inverse = if largest >= LEAST { LARGEST / largest } else { 0.0 };
+            self.codes.extend(query.chunks(WORD).map(|query| Codes::new(query, inverse)));
+            self.scales.push(if largest <= f32::MAX { largest / LARGEST } else { f32::NAN });
+            if largest != 0.0 {
+                (least, most) = (least.min(largest * (f32::MIN_POSITIVE / LEAST)), most.max(largest));
+            }
+        }
+        for step in steps.iter().filter(|step| **step != 0.0).map(|step| step * factor) {
+            (least, most) = (least.min(step), most.max(step));
+        }
+        let normal = least >= f32::MIN_POSITIVE && most <= f32::MAX;
+        // Not to the very ends: these are rounded.
+        let same =
+            normal.then(|| [factor * (2.0 * f32::MIN_POSITIVE / least), factor * (0.5 * f32::MAX / most)]);
+        self.coded_scales.clone_from(&self.scales);
+        self.made = Some(Made { coded: factor, now: factor, same });
+    }
+
+    /// The queries times the steps.
+    #[inline(always)]
+    pub(super) fn times_steps(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+        self.exact.clear();
+        self.exact.extend_from_slice(queries);
         for query in self.exact.chunks_exact_mut(channels) {
             for (q, step) in query.iter_mut().zip(steps) {
                 let step = step * factor;
                 // Any other step has codes of 0 only, and must not make NaN of them.
                 *q = if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { *q * step } else { 0.0 };
             }
-            let largest = query.iter().fold(0.0, |most: f32, q| most.max(q.abs()));
-            // A query next to zero gets codes of zero: its scores are below 1e-30.
-            let inverse = if largest > 1e-33 { LARGEST / largest } else { 0.0 };
-            self.codes.extend(query.chunks(WORD).map(|query| Codes::new(query, inverse)));
-            self.scales.push(if largest <= f32::MAX { largest / LARGEST } else { f32::NAN });
         }
     }
 }
@@ -131,6 +178,17 @@ mod tests {
         coded.prepare(&[2.0; 16], 16, &[0.5; 16], 1.0);
         assert!(coded.are_for(1.0) && !coded.are_for(2.0));
         assert_eq!(coded.exact, [1.0; 16]);
+        let codes = coded.codes[0].whole;
+        coded.prepare(&[2.0; 16], 16, &[0.5; 16], 3.0);
+        assert_eq!((coded.codes[0].whole, coded.scales[0]), (codes, 3.0 / LARGEST));
+        // A channel whose step is of no use with the one factor and with the other is.
+        let steps: Vec<f32> = (0..16).map(|i| if i < 8 { 0.5 } else { 1e-37 }).collect();
+        coded.forget();
+        coded.prepare(&[2.0; 16], 16, &steps, 1e-3);
+        assert_eq!(coded.exact[8..], [0.0; 8]);
+        coded.prepare(&[2.0; 16], 16, &steps, 1e37);
+        assert_eq!(coded.codes[0].whole[0], LARGEST as i16);
+        assert_eq!(coded.exact[8..], [2.0; 8]);
         coded.forget();
         assert!(!coded.are_for(1.0));
         coded.prepare(&[f32::INFINITY; 16], 16, &[0.5; 16], 2.0);
