@@ -22,16 +22,12 @@ pub(super) fn prefetch(address: *const u8) {
     let _ = address;
 }
 
-/// The same for the L2 cache.
+/// The same for the L2 cache, for the levels of x86.
+#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 #[inline(always)]
 pub(super) fn prefetch_l2(address: *const u8) {
     // SAFETY: as above.
-    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-    unsafe {
-        _mm_prefetch::<_MM_HINT_T1>(address.cast());
-    }
-    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64")))]
-    let _ = address;
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(address.cast()) };
 }
 
 /// Asks for the picked rows of `[rows, channels]`.
