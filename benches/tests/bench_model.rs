@@ -50,6 +50,19 @@ fn ours_and_candle_s_model_read_the_same_tokens_and_agree() {
 }
 
 #[test]
+fn hybrid_attention_takes_the_profile_that_is_named() {
+    let short = ["--prompts", "9", "--depths", "9", "--decode-tokens", "1", "--repetitions", "1"];
+    let settings = |profile: &[&str]| {
+        let kernels = ["--model", MODEL, "--kernels", "dense-f16,hybrid-f16"];
+        String::from_utf8(bench_model(&[&kernels[..], &short, profile].concat()).stdout).expect("UTF-8")
+    };
+    assert!(settings(&[]).contains("hybrid: profile fairy-tales"), "the built-in one");
+    assert!(settings(&["--profile", "none"]).contains("hybrid: target 0.45 zeros"));
+    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/assets/profiles/fairy-tales.json");
+    assert!(settings(&["--profile", profile]).contains("fairy-tales.json"));
+}
+
+#[test]
 fn the_first_token_of_a_new_process_is_timed_with_its_memory() {
     for kernel in ["hybrid-f16", "candle"] {
         let args = ["--model", MODEL, "--first-token", "32", "--kernels", kernel, "--threads", "2", "--json"];
@@ -74,6 +87,7 @@ fn bad_arguments_are_one_line() {
         (&["--prompts", "0"], "--prompts"),
         (&["--phases", "training"], "--phases"),
         (&["--model", "no-such.gguf"], "no-such.gguf"),
+        (&["--profile", "no-such.json", "--prompts", "9", "--depths", "9"], "no-such.json"),
         (&["--prompts", "4096", "--depths", "9"], "at most 1024, the model's context, got 4096"),
         (&["--prompts", "9", "--depths", "1000"], "got 1032"),
         (&["--text", text, "--prompts", "1024", "--depths", "9"], "use a longer text"),

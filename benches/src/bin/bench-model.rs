@@ -119,8 +119,9 @@ fn first_token(args: &Args, prompt: usize, start: Instant) -> anyhow::Result<()>
 fn entry<'m>(name: &EngineName, model: Option<&'m LoadedModel>, args: &Args) -> anyhow::Result<Entry<'m>> {
     let (settings, engine): (String, Box<dyn Engine + 'm>) = match (name, model) {
         (EngineName::Ours { kind, store, precision }, Some(model)) => {
-            let kernel =
-                kernel(&model.graph, kind, store, precision).with_context(|| format!("--kernels {name}"))?;
+            let profile = args.profile.as_deref().filter(|_| kind == "hybrid");
+            let kernel = kernel(&model.graph, kind, store, precision, profile)
+                .with_context(|| format!("--kernels {name}"))?;
             (kernel.to_string(), Box::new(Ours::new(&model.graph, kernel)?))
         }
         (EngineName::Ours { .. }, None) => anyhow::bail!("{name}: expected a model, got none"),

@@ -26,6 +26,9 @@ pub struct Args {
         default_value = "dense-f16,hybrid-f16,hybrid-compact"
     )]
     pub kernels: Vec<EngineName>,
+    /// Settings of hybrid attention from a calibration (JSON), or none [default: built-in ones, if there are any for the model]
+    #[arg(long, value_name = "FILE|none")]
+    pub profile: Option<String>,
     /// Tokens of the prompts
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "512,2048", value_parser = clap::value_parser!(u32).range(1..))]
     prompts: Vec<u32>,

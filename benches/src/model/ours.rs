@@ -23,12 +23,20 @@ pub struct Ours<'m> {
     prompt: usize,
 }
 
-/// Attention settings as the example programs resolve them: with the model's built-in profile, where it has one.
+/// Attention settings as the example programs resolve them: with `profile`, or the model's built-in one, where it has one.
 ///
 /// # Errors
-/// For a store or a precision that does not exist, or that the kind of attention does not take.
-pub fn kernel(model: &Model, kind: &str, store: &str, precision: &str) -> anyhow::Result<KernelChoice> {
-    let line = ["kernel", "--kernel", kind, "--kv", store, "--precision", precision];
+/// For a store or a precision that does not exist, or that the kind of attention does not take; for a profile that is not
+/// for this model.
+pub fn kernel(
+    model: &Model,
+    kind: &str,
+    store: &str,
+    precision: &str,
+    profile: Option<&str>,
+) -> anyhow::Result<KernelChoice> {
+    let mut line = vec!["kernel", "--kernel", kind, "--kv", store, "--precision", precision];
+    line.extend(profile.iter().flat_map(|profile| ["--profile", profile]));
     // The parser's message spans lines: the first says what is wrong.
     let line = KernelLine::try_parse_from(line)
         .map_err(|error| anyhow::anyhow!("{}", error.to_string().lines().next().unwrap_or_default()))?;
