@@ -169,7 +169,9 @@ esac
                 assert_eq!(rows[0]["engine"], "llama.cpp, fa 1, f16");
                 assert!((ours / 200.0 / ratio - 1.0).abs() < 1e-9, "the median of its samples: {test}");
             } else {
-                assert!(ratio < 1.0, "a script that does nothing is faster and smaller: {test}");
+                // Of memory the least is that of the Python that starts them all.
+                let least = ratio == 1.0 && test["test"] == "memory";
+                assert!(ratio < 1.0 || least, "a script that does nothing is faster and smaller: {test}");
             }
         }
         let stdout = String::from_utf8_lossy(&output.stdout);
