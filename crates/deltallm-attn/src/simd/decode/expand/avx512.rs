@@ -15,7 +15,8 @@ use crate::decode::BLOCK;
 pub(in super::super) trait Expand: Copy + Default {
     type Vector: SimdBase<Avx512, Element = Self>;
 
-    /// The first of `values`, one to each of the lowest bits of `mask` that is set, and zeros.
+    /// The first of `values`, one to each of the lowest bits of `mask` that is set, and zeros. There is a value for every bit
+    /// of a block: a delta matrix writes them together and cuts them together.
     fn expand(simd: Avx512, mask: u64, values: &[Self]) -> Self::Vector;
 }
 
