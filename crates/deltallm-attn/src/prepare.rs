@@ -2,11 +2,11 @@
 
 use std::{ops::Range, sync::Arc};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix};
 
 use crate::{
     AttentionOptions, SimdLevel,
-    simd::{KeyCodes, PairKeys, PairValues, Pairs},
+    simd::{KeyCodes, KeyStreams, MOST_CHANNELS, PairKeys, PairStreams, PairValues, Pairs},
     tile::{Keys, Phase, Rows},
 };
 
@@ -25,11 +25,13 @@ pub(crate) enum KeyForm {
     /// As they are: rows are read block by block.
     #[default]
     AsHeld,
-    /// The blocks of a delta matrix, unpacked.
-    Streams(Vec<DeltaStream>),
+    /// Differences, of all blocks from the first one on.
+    Streams(KeyStreams<f32>),
+    /// Differences in 16 bits, of all blocks from the first one on.
+    PairStreams(Pairs, PairStreams),
     /// Rows of f32.
     Rows(DenseRows),
-    /// In 16 bits.
+    /// Rows in 16 bits.
     Pairs(PairRows),
 }
 
@@ -82,26 +84,30 @@ pub(crate) fn prepare_head(
         // A cap changes the scores after the product, and so what the product says about them.
         let skips = phase.skip_margin.is_some() && options.softcap.is_none();
         let filter = simd.filter().filter(|_| skips);
-        // The scores are there when a key has been tested through its deltas.
-        let sparse = skips
-            && pairs.is_none()
-            && (filter.is_none() || simd.tests_through_deltas())
-            && matches!(phase.keys, Keys::Delta(_));
+        // Whether keys are scored through their deltas: their scores are there when they have been tested, without a first pass.
+        let sparse = match (phase.keys, pairs) {
+            (Keys::Delta(matrix), _) if matrix.channels() > MOST_CHANNELS => false,
+            (Keys::Delta(matrix), Some(pairs)) => pairs.goes_through_deltas(skips, sent(matrix)),
+            (Keys::Delta(_), None) => !skips || filter.is_none() || simd.tests_through_deltas(),
+            (Keys::Rows(_), _) => false,
+        };
         let filter = filter.filter(|_| !sparse);
+        // Blocks of differences begin with the first key.
+        let first = if sparse { 0 } else { tokens.start };
         if filter.is_some() || pairs.is_some() {
-            read_keys(&phase.keys, tokens.clone(), head_dim, &mut rows);
+            read_keys(&phase.keys, first..tokens.end, head_dim, &mut rows);
         }
         let filter = filter.and_then(|filter| filter.keys(tokens.clone(), &rows, head_dim));
-        let first = tokens.start;
         let keys = match (pairs, phase.keys) {
-            (Some(arithmetic), _) => {
+            (Some(pairs), _) if sparse => KeyForm::PairStreams(pairs, pairs.streams(&rows, head_dim)),
+            (Some(pairs), _) => {
                 let mut keys = PairKeys::default();
-                arithmetic.push_keys(&rows, head_dim, &mut keys);
-                KeyForm::Pairs(PairRows { arithmetic, first, keys })
+                pairs.push_keys(&rows, head_dim, &mut keys);
+                KeyForm::Pairs(PairRows { arithmetic: pairs, first, keys })
             }
             _ if filter.is_some() => KeyForm::Rows(DenseRows { first, rows: std::mem::take(&mut rows) }),
-            (_, Keys::Rows(_)) => KeyForm::AsHeld,
-            (_, Keys::Delta(matrix)) => KeyForm::Streams(streams(simd, matrix, tokens.end)),
+            (None, Keys::Delta(matrix)) if sparse => KeyForm::Streams(streams(simd, matrix, tokens.end)),
+            _ => KeyForm::AsHeld,
         };
         let values = match pairs {
             Some(arithmetic) => {
@@ -118,10 +124,10 @@ pub(crate) fn prepare_head(
                 }))
             }
             // Those that are left of several blocks are multiplied together.
-            None if sparse || filter.is_some() => {
+            None if skips && (sparse || filter.is_some()) => {
                 let mut rows = Vec::new();
                 read_rows(phase.values, tokens.clone(), &mut rows);
-                ValueForm::Rows(DenseRows { first, rows })
+                ValueForm::Rows(DenseRows { first: tokens.start, rows })
             }
             None => ValueForm::AsHeld,
         };
@@ -130,15 +136,19 @@ pub(crate) fn prepare_head(
     prepared
 }
 
+/// The share of entries that were transmitted.
+fn sent(matrix: &DeltaMatrix) -> f64 {
+    matrix.nonzeros() as f64 / (matrix.len() * matrix.channels()).max(1) as f64
+}
+
 /// All blocks up to the token `end`.
-fn streams(simd: SimdLevel, matrix: &DeltaMatrix, end: usize) -> Vec<DeltaStream> {
-    let blocks = 0..end.div_ceil(BLOCK_TOKENS);
-    let unpack = |block| {
-        let mut stream = DeltaStream::default();
-        simd.stream(matrix, block, &mut stream);
-        stream
-    };
-    blocks.map(unpack).collect()
+fn streams(simd: SimdLevel, matrix: &DeltaMatrix, end: usize) -> KeyStreams<f32> {
+    let (mut streams, mut rows) = (KeyStreams::new(matrix.channels()), Vec::new());
+    for block in 0..end.div_ceil(BLOCK_TOKENS) {
+        matrix.reconstruct(block, &mut rows);
+        simd.push_block(&rows, &mut streams);
+    }
+    streams
 }
 
 /// Keys as f32, `[tokens, head_dim]`.

@@ -9,16 +9,14 @@ use std::{
     ops::{Deref, Range},
 };
 
-use deltallm_core::{
-    BLOCK_TOKENS, DeltaMatrix, DeltaStream, ElementType, GroupedKeys, HeadSparsity, PagedRows,
-};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, ElementType, GroupedKeys, HeadSparsity, PagedRows};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
     aligned::Aligned,
     decode::DecodeRows,
     prepare::{KeyForm, Prepared, ValueForm},
-    simd::{KeyCodes, PairQueries, QueryCodes},
+    simd::{DeltaTile, KeyCodes, KeyStream, KeyStreams, MOST_CHANNELS, PairQueries, QueryCodes},
     window::{Part, Split},
 };
 
@@ -133,12 +131,11 @@ pub(crate) struct Scratch {
     waiting: Vec<usize>,
     /// Weighted sum of values so far, `[head_dim, lanes]`.
     sums: Aligned,
-    /// Per lane: largest score, sum of weights, rescale factor, skip threshold, score of the key frame.
+    /// Per lane: largest score, sum of weights, rescale factor, skip threshold.
     max: Aligned,
     total: Aligned,
     rescale: Aligned,
     thresholds: Aligned,
-    frame: Aligned,
     key_rows: Vec<f32>,
     value_rows: Vec<f32>,
     /// Keys that come through the first pass.
@@ -151,11 +148,11 @@ pub(crate) struct Scratch {
     /// Per lane: first row of the block that its query sees, and the row after the last.
     starts: Aligned,
     ends: Aligned,
-    stream: DeltaStream,
     /// For the first pass.
     codes: QueryCodes,
-    /// For products of pairs: the queries, and values and weights of a block.
+    /// For products of pairs: the queries for keys that are rows and for differences of keys, and values and weights of a block.
     pair_queries: PairQueries,
+    delta_tile: DeltaTile,
     pair_values: Vec<u32>,
     pair_weights: Vec<u32>,
 }
@@ -190,11 +187,21 @@ pub(crate) fn attend_tile(
     scratch.max.reset(lanes, f32::NEG_INFINITY);
     scratch.total.reset(lanes, 0.0);
     scratch.rescale.reset(lanes, 1.0);
-    scratch.frame.reset(lanes, 0.0);
 
     let mut counts = HeadSparsity::default();
-    if let Some(Prepared { keys: KeyForm::Pairs(pairs), .. }) = prepared.first() {
-        pairs.arithmetic.set_queries(&scratch.queries, lanes, &mut scratch.pair_queries);
+    let of_rows = prepared.iter().find_map(|prepared| match &prepared.keys {
+        KeyForm::Pairs(pairs) => Some(pairs.arithmetic),
+        _ => None,
+    });
+    let of_deltas = prepared.iter().find_map(|prepared| match &prepared.keys {
+        KeyForm::PairStreams(arithmetic, _) => Some(*arithmetic),
+        _ => None,
+    });
+    if let Some(pairs) = of_rows {
+        pairs.set_queries(&scratch.queries, lanes, &mut scratch.pair_queries);
+    }
+    if let Some(pairs) = of_deltas {
+        pairs.set_tile(&scratch.queries, lanes, &mut scratch.delta_tile);
     }
     let as_held = Prepared::default();
     for (i, phase) in phases.iter().enumerate() {
@@ -357,19 +364,18 @@ impl TilePart<'_> {
     /// are above the threshold of any query, packed; otherwise all. `kept` says which.
     fn score(self, whole: bool, scratch: &mut Scratch) {
         let Self { options, phase, prepared, lanes, .. } = self;
-        let simd = options.simd;
+        let (simd, head_dim) = (options.simd, options.shape.head_dim());
         let Scratch {
             queries,
             pair_queries,
+            delta_tile,
             scores,
             waiting,
-            frame,
             thresholds,
             picks,
             rows,
             kept,
             key_rows,
-            stream,
             ..
         } = &mut *scratch;
         let (Some(first), count) = (picks.first().copied(), picks.len()) else { return };
@@ -378,49 +384,59 @@ impl TilePart<'_> {
         // A cap changes the scores after the product and before the test.
         let fused = thresholds.filter(|_| options.softcap.is_none());
         let mut tested = false;
-        match (&prepared.keys, phase.keys) {
+        let (block, skip) = (first / BLOCK_TOKENS, first % BLOCK_TOKENS);
+        let through_deltas = |keys: KeyStream<f32>, scores: &mut [f32], kept: &mut Vec<usize>| {
+            let done =
+                fused.is_some_and(|limits| simd.delta_survivors(keys, skip, queries, limits, scores, kept));
+            if !done {
+                simd.delta_scores(keys, skip, queries, lanes, scores);
+            }
+            done
+        };
+        // Keys that are rows of f32 are left for later.
+        let keys = match (&prepared.keys, phase.keys) {
             (KeyForm::Pairs(pairs), _) => {
                 number_from(pairs.first, picks.iter().copied(), rows);
                 pairs.arithmetic.scores(&pairs.keys, rows, pair_queries, fused, scores, kept);
                 tested = fused.is_some();
+                None
+            }
+            (KeyForm::PairStreams(arithmetic, keys), _) => {
+                arithmetic.delta_scores(keys, block, skip, delta_tile, fused, scores, kept);
+                tested = fused.is_some();
+                None
+            }
+            (KeyForm::Streams(keys), _) => {
+                tested = through_deltas(keys.block(block), scores, kept);
+                None
             }
             (KeyForm::Rows(dense), _) => {
                 number_from(dense.first, picks.iter().copied(), rows);
-                match fused {
-                    Some(limits) => {
-                        simd.scores_above(&dense.rows, rows, queries, lanes, limits, scores, kept)
-                    }
-                    None => simd.scores(&dense.rows, rows, queries, lanes, scores),
-                }
-                tested = fused.is_some();
+                Some(&dense.rows[..])
             }
-            (_, Keys::Rows(held)) => {
+            (KeyForm::AsHeld, Keys::Rows(held)) => {
                 number_from(first, picks.iter().copied(), rows);
-                let keys = held.read(first..first + count, key_rows);
-                match fused {
-                    Some(limits) => simd.scores_above(keys, rows, queries, lanes, limits, scores, kept),
-                    None => simd.scores(keys, rows, queries, lanes, scores),
-                }
-                tested = fused.is_some();
+                Some(held.read(first..first + count, key_rows))
             }
-            (form, Keys::Delta(matrix)) => {
-                let block = first / BLOCK_TOKENS;
-                let stream = match form {
-                    KeyForm::Streams(streams) => &streams[block],
-                    _ => {
-                        simd.stream(matrix, block, stream);
-                        stream
-                    }
-                };
-                if let Some(limits) = fused
-                    && count == stream.len()
-                {
-                    tested = simd.delta_survivors(stream, queries, lanes, frame, limits, scores, kept);
-                }
-                if !tested {
-                    simd.delta_scores(stream, first % BLOCK_TOKENS, queries, lanes, frame, scores);
+            (KeyForm::AsHeld, Keys::Delta(matrix)) => {
+                matrix.reconstruct(block, key_rows);
+                if head_dim <= MOST_CHANNELS {
+                    let mut streams = KeyStreams::new(head_dim);
+                    simd.push_block(key_rows, &mut streams);
+                    tested = through_deltas(streams.block(0), scores, kept);
+                    None
+                } else {
+                    number_from(first - skip, picks.iter().copied(), rows);
+                    Some(&key_rows[..])
                 }
             }
+        };
+        if let Some(keys) = keys {
+            match fused {
+                Some(limits) => simd.scores_above(keys, rows, queries, lanes, limits, scores, kept),
+                None => simd.scores(keys, rows, queries, lanes, scores),
+            }
+            tested = fused.is_some();
         }
         if tested {
             return;

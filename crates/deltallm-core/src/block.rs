@@ -435,14 +435,7 @@ pub(crate) fn contains(words: &[u64], channel: usize) -> bool {
 
 /// Appends the channels of all set bits, ascending token by token, and where each token ends in them. `masks` has `words` words
 /// for every token.
-///
-/// ```
-/// let (mut channels, mut ends) = (Vec::new(), Vec::new());
-/// deltallm_core::unpack_masks(&[0b101, 0, 0b10], 1, &mut channels, &mut ends);
-/// assert_eq!((channels, ends), (vec![0, 2, 1], vec![2, 2, 3]));
-/// ```
-#[inline]
-pub fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
+pub(crate) fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
     for mask in masks.chunks_exact(words) {
         for (&word, first) in mask.iter().zip((0..).step_by(64)) {
             let mut rest = word;

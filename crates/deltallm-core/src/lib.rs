@@ -51,7 +51,7 @@ mod stream;
 mod target;
 mod threshold;
 
-pub use block::{BlockCodes, DeltaBlock, Escape, unpack_masks};
+pub use block::{BlockCodes, DeltaBlock, Escape};
 pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{AtLimit, Charge, MemoryBudget};
 pub use elements::{ElementType, Elements};

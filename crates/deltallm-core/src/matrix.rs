@@ -2,7 +2,7 @@
 
 use crate::{
     BLOCK_TOKENS, Charge, CoreError, DeltaBlock, DeltaEncoder, ElementType, HeadThresholds,
-    block::{Block, Codes, Escape, unpack_masks},
+    block::{Block, Codes, Escape},
     budget::{reserve_slot, table_capacity},
     encoder::words,
     stream::DeltaStream,
@@ -344,17 +344,7 @@ impl DeltaMatrix {
 
     /// The deltas of block `block` into `stream` (overwritten).
     pub fn stream(&self, block: usize, stream: &mut DeltaStream) {
-        self.stream_with(block, stream, unpack_masks);
-    }
-
-    /// [`stream`](Self::stream), with another function that does what [`unpack_masks`] does.
-    pub fn stream_with(
-        &self,
-        block: usize,
-        stream: &mut DeltaStream,
-        unpack: impl FnOnce(&[u64], usize, &mut Vec<u32>, &mut Vec<u32>),
-    ) {
-        stream.read(self.block(block), self.encoder.base_steps(), self.channels(), unpack);
+        stream.read(self.block(block), self.encoder.base_steps(), self.channels());
     }
 
     /// Block `block` as it is held, or `None` for a block that is not there.

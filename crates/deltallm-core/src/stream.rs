@@ -1,6 +1,9 @@
 //! A block of coded keys unpacked for arithmetic.
 
-use crate::{block::Block, encoder::words};
+use crate::{
+    block::{Block, unpack_masks},
+    encoder::words,
+};
 
 /// One block of a [`DeltaMatrix`](crate::DeltaMatrix) unpacked for arithmetic: `s(m,t) = s(m,t-1) + q_m . delta_t`
 /// (`docs/method.md`, equation 3), started from the key frame.
@@ -73,17 +76,11 @@ impl DeltaStream {
         })
     }
 
-    /// Overwrites the stream by the deltas of a block, whose channels `unpack` lists.
-    pub(crate) fn read(
-        &mut self,
-        block: &Block,
-        base: &[f32],
-        channels: usize,
-        unpack: impl FnOnce(&[u64], usize, &mut Vec<u32>, &mut Vec<u32>),
-    ) {
+    /// Overwrites the stream by the deltas of a block.
+    pub(crate) fn read(&mut self, block: &Block, base: &[f32], channels: usize) {
         self.clear();
         self.frame.extend_from_slice(&block.frame(base, channels));
-        unpack(&block.masks, words(channels), &mut self.channels, &mut self.ends);
+        unpack_masks(&block.masks, words(channels), &mut self.channels, &mut self.ends);
         let values = block.values(base, channels, &self.channels, &self.ends, &mut self.values);
         self.key.extend_from_slice(&self.frame);
         self.deltas.resize(values.len(), 0.0);

@@ -1,22 +1,21 @@
-//! The sparse product: scores of delta-coded keys.
+//! The sparse product: scores of keys of which only the differences are at hand.
 //!
-//! The scores of a tile's queries with the key frame come from a dense product; from there
-//! `s(m,t) = s(m,t-1) + q_m . delta_t` (`docs/method.md`, equation 3). All lanes of the tile need the same few rows of
-//! the transposed queries, so unstructured zeros are skipped without gathering anything, and the running scores stay in
-//! registers over the whole block.
+//! The first key of a block is whole; from there `s(m,t) = s(m,t-1) + q_m . delta_t` (`docs/method.md`, equation 3). All
+//! lanes of the tile need the same few rows of the transposed queries, so unstructured zeros are skipped without gathering
+//! anything, and the running scores stay in registers over the whole block.
 
-use deltallm_core::DeltaStream;
 use fearless_simd::prelude::*;
+
+use super::KeyStream;
 
 /// See [`super::SimdLevel::delta_scores`].
 #[inline(always)]
 pub(super) fn scores<S: Simd>(
     simd: S,
-    stream: &DeltaStream,
+    stream: KeyStream<f32>,
     skip: usize,
     queries: &[f32],
     lanes: usize,
-    frame: &[f32],
     out: &mut [f32],
 ) {
     let mut lane = 0;
@@ -24,37 +23,36 @@ pub(super) fn scores<S: Simd>(
         let operands = Panel { stream, skip, queries, lanes, lane };
         lane += S::f32s::LEN
             * match (lanes - lane) / S::f32s::LEN {
-                _ if const { !super::large_tiles::<S>() } => every_key::<S, 1>(simd, operands, frame, out),
-                1 => every_key::<S, 1>(simd, operands, frame, out),
-                2 | 3 => every_key::<S, 2>(simd, operands, frame, out),
-                4..8 => every_key::<S, 4>(simd, operands, frame, out),
-                _ => every_key::<S, 8>(simd, operands, frame, out),
+                _ if const { !super::large_tiles::<S>() } => every_key::<S, 1>(simd, operands, out),
+                1 => every_key::<S, 1>(simd, operands, out),
+                2 | 3 => every_key::<S, 2>(simd, operands, out),
+                4..8 => every_key::<S, 4>(simd, operands, out),
+                _ => every_key::<S, 8>(simd, operands, out),
             };
     }
 }
 
 /// See [`super::SimdLevel::delta_survivors`].
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
 pub(super) fn survivors<S: Simd>(
     simd: S,
-    stream: &DeltaStream,
+    stream: KeyStream<f32>,
+    skip: usize,
     queries: &[f32],
-    lanes: usize,
-    frame: &[f32],
     thresholds: &[f32],
     out: &mut [f32],
     kept: &mut Vec<usize>,
 ) -> bool {
-    let operands = Panel { stream, skip: 0, queries, lanes, lane: 0 };
+    let lanes = thresholds.len();
+    let operands = Panel { stream, skip, queries, lanes, lane: 0 };
     // 64, 96 and 128 lanes with vectors of 512 and 256 bits, and 64 with 128 bits: what fits in registers.
     match lanes / S::f32s::LEN {
         _ if const { !super::large_tiles::<S>() } => return false,
-        4 => keys_above::<S, 4>(simd, operands, frame, thresholds, out, kept),
-        6 => keys_above::<S, 6>(simd, operands, frame, thresholds, out, kept),
-        8 => keys_above::<S, 8>(simd, operands, frame, thresholds, out, kept),
-        12 => keys_above::<S, 12>(simd, operands, frame, thresholds, out, kept),
-        16 => keys_above::<S, 16>(simd, operands, frame, thresholds, out, kept),
+        4 => keys_above::<S, 4>(simd, operands, thresholds, out, kept),
+        6 => keys_above::<S, 6>(simd, operands, thresholds, out, kept),
+        8 => keys_above::<S, 8>(simd, operands, thresholds, out, kept),
+        12 => keys_above::<S, 12>(simd, operands, thresholds, out, kept),
+        16 => keys_above::<S, 16>(simd, operands, thresholds, out, kept),
         _ => return false,
     }
     true
@@ -63,7 +61,7 @@ pub(super) fn survivors<S: Simd>(
 /// Some vectors of a tile of queries, and the keys they are to meet.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
-    stream: &'a DeltaStream,
+    stream: KeyStream<'a, f32>,
     /// Keys of the block whose scores are not wanted.
     skip: usize,
     /// `[head_dim, lanes]`.
@@ -74,7 +72,7 @@ struct Panel<'a> {
 }
 
 impl Panel<'_> {
-    /// Calls `key` with the running scores of every wanted key, in order; `sums` are those of the key frame.
+    /// Calls `key` with the running scores of every wanted key, in order; `sums` is what they start from.
     #[inline(always)]
     fn run<S: Simd, const N: usize>(
         self,
@@ -84,15 +82,10 @@ impl Panel<'_> {
         mut key: impl FnMut(usize, &[S::f32s; N]),
     ) {
         let width = S::f32s::LEN;
-        let mut start = 0;
-        for (token, &end) in self.stream.ends().iter().enumerate().take(self.skip + rows) {
-            let range = start..end as usize;
-            start = end as usize;
-            for (channel, delta) in
-                self.stream.channels()[range.clone()].iter().zip(&self.stream.deltas()[range])
-            {
+        for (token, (channels, deltas)) in self.stream.keys(self.skip + rows).enumerate() {
+            for (channel, delta) in channels.iter().zip(deltas) {
                 let delta = S::f32s::splat(simd, *delta);
-                let query = &self.queries[*channel as usize * self.lanes + self.lane..][..N * width];
+                let query = &self.queries[usize::from(*channel) * self.lanes + self.lane..][..N * width];
                 for n in 0..N {
                     sums[n] = delta.mul_add(S::f32s::from_slice(simd, &query[n * width..][..width]), sums[n]);
                 }
@@ -104,16 +97,12 @@ impl Panel<'_> {
     }
 }
 
-/// The scores of all keys from `skip` on, for `N` vectors; answers `N`.
+/// The scores of the keys from `skip` on, for `N` vectors; answers `N`.
 #[inline(always)]
-fn every_key<S: Simd, const N: usize>(simd: S, panel: Panel, frame: &[f32], out: &mut [f32]) -> usize {
+fn every_key<S: Simd, const N: usize>(simd: S, panel: Panel, out: &mut [f32]) -> usize {
     let (width, Panel { lanes, lane, .. }) = (S::f32s::LEN, panel);
-    let mut sums = [S::f32s::splat(simd, 0.0); N];
-    for n in 0..N {
-        sums[n] = S::f32s::from_slice(simd, &frame[lane + n * width..][..width]);
-    }
     let rows = out.len() / lanes;
-    panel.run(simd, sums, rows, |row, sums| {
+    panel.run(simd, [S::f32s::splat(simd, 0.0); N], rows, |row, sums| {
         let out = &mut out[row * lanes + lane..][..N * width];
         for n in 0..N {
             sums[n].store_slice(&mut out[n * width..][..width]);
@@ -128,7 +117,6 @@ fn every_key<S: Simd, const N: usize>(simd: S, panel: Panel, frame: &[f32], out:
 fn keys_above<S: Simd, const N: usize>(
     simd: S,
     panel: Panel,
-    frame: &[f32],
     thresholds: &[f32],
     out: &mut [f32],
     kept: &mut Vec<usize>,
@@ -139,9 +127,9 @@ fn keys_above<S: Simd, const N: usize>(
     let (mut sums, mut limits) = ([zero; N], [zero; N]);
     for n in 0..N {
         limits[n] = S::f32s::from_slice(simd, &thresholds[n * width..][..width]);
-        sums[n] = S::f32s::from_slice(simd, &frame[n * width..][..width]) - limits[n];
+        sums[n] = -limits[n];
     }
-    let rows = panel.stream.len();
+    let rows = out.len() / lanes;
     kept.clear();
     kept.resize(rows, 0);
     let mut count = 0;

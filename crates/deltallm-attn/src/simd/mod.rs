@@ -15,12 +15,11 @@ mod matmul;
 mod pairs;
 mod prefetch;
 mod softmax;
+mod stream;
 mod transpose;
-mod unpack;
 
 use std::{fmt, str::FromStr};
 
-use deltallm_core::DeltaStream;
 use fearless_simd::{Level, dispatch, prelude::*};
 
 use crate::{AttentionError, Precision};
@@ -29,7 +28,8 @@ use crate::{AttentionError, Precision};
 pub use exp::exp2;
 pub(crate) use filter::{Filter, KeyCodes, QueryCodes};
 use pairs::PairKind;
-pub(crate) use pairs::{PairKeys, PairQueries, PairValues, Pairs};
+pub(crate) use pairs::{DeltaTile, PairKeys, PairQueries, PairStreams, PairValues, Pairs};
+pub(crate) use stream::{KeyStream, KeyStreams, MOST_CHANNELS};
 
 /// An instruction set that this machine has. A value of this type is the proof of it.
 ///
@@ -178,36 +178,30 @@ impl SimdLevel {
         dispatch!(self.level, simd => matmul::scores_above(simd, keys, picks, queries, lanes, thresholds, out, kept));
     }
 
-    /// The scores of a block of delta-coded keys, from its token `skip` on; `frame` is scratch of `[lanes]`.
+    /// The scores of the keys of a block from the key `skip` on, as many as `out` has room for.
     pub(crate) fn delta_scores(
         self,
-        stream: &DeltaStream,
+        stream: KeyStream<f32>,
         skip: usize,
         queries: &[f32],
         lanes: usize,
-        frame: &mut [f32],
         out: &mut [f32],
     ) {
-        self.scores(stream.frame(), &[0], queries, lanes, frame);
-        dispatch!(self.level, simd => delta::scores(simd, stream, skip, queries, lanes, frame, out));
+        dispatch!(self.level, simd => delta::scores(simd, stream, skip, queries, lanes, out));
     }
 
-    /// The scores of those keys of a whole block that are above the threshold in any lane, packed into the first rows of
-    /// `out` (which has room for all), and the numbers of these keys. False, and nothing done, for a number of lanes
-    /// that has no kernel.
-    #[expect(clippy::too_many_arguments, reason = "the operands of delta_scores, and what is to survive")]
+    /// The scores of those of these keys that are above the threshold in any lane, packed into the first rows of `out`, and
+    /// their numbers, counted from `skip`. False, and nothing done, for a number of lanes that has no kernel.
     pub(crate) fn delta_survivors(
         self,
-        stream: &DeltaStream,
+        stream: KeyStream<f32>,
+        skip: usize,
         queries: &[f32],
-        lanes: usize,
-        frame: &mut [f32],
         thresholds: &[f32],
         out: &mut [f32],
         kept: &mut Vec<usize>,
     ) -> bool {
-        self.scores(stream.frame(), &[0], queries, lanes, frame);
-        dispatch!(self.level, simd => delta::survivors(simd, stream, queries, lanes, frame, thresholds, out, kept))
+        dispatch!(self.level, simd => delta::survivors(simd, stream, skip, queries, thresholds, out, kept))
     }
 
     /// `out[column * out_stride + row] = rows[row * stride + column] * factor` for `count` rows of `columns` columns.

@@ -438,7 +438,7 @@ unsafe fn dot<const BF16: bool, const R: usize, const N: usize>(
 }
 
 #[inline(always)]
-fn as_bf16(bits: __m512i) -> __m512bh {
+pub(super) fn as_bf16(bits: __m512i) -> __m512bh {
     // SAFETY: both are 512 bits without any invalid pattern.
     unsafe { std::mem::transmute(bits) }
 }
@@ -491,7 +491,7 @@ unsafe fn pack_bf16(rows: &[f32], lanes: usize, out: &mut [u32]) {
 /// # Safety
 /// AVX512-BF16.
 #[inline(always)]
-unsafe fn bf16_bits(x: __m512) -> __m512i {
+pub(super) unsafe fn bf16_bits(x: __m512) -> __m512i {
     // SAFETY: as the caller promises; 16 bf16 numbers are 256 bits without any invalid pattern.
     unsafe { _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))) }
 }

@@ -11,7 +11,7 @@
 //!
 //! Arm's bf16 extension has the same for bf16 (`bfdot`), and nothing like it for integers of 16 bits.
 //!
-//! [`avx512`] and [`neon`] have the instructions; the loops here do the same in portable code.
+//! [`avx512`] and [`neon`] have the instructions; the loops here do the same in portable code. [`sparse`] has the sparse product.
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
@@ -21,12 +21,14 @@ mod avx512;
 #[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
 #[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 mod neon;
+mod sparse;
 
 use deltallm_core::BLOCK_TOKENS;
 use fearless_simd::{Level, dispatch, prelude::*};
 use half::bf16;
 
 use super::softmax::above;
+pub(crate) use sparse::{DeltaTile, PairStreams};
 
 /// What the 16 bits mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

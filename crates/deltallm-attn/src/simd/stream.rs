@@ -1,0 +1,234 @@
+//! Keys as the sparse products read them: what changes from one key to the next.
+//!
+//! Of every block of [`BLOCK_TOKENS`] keys the first is whole, so a block can be entered without those before it; of the
+//! others there are the channels in which they differ from the key before, and by how much (`docs/method.md`, equation 3).
+//! What a delta matrix has not transmitted does not differ.
+
+use deltallm_core::BLOCK_TOKENS;
+
+use super::SimdLevel;
+
+/// Channels that a stream can number.
+pub(crate) const MOST_CHANNELS: usize = 256;
+
+/// Many blocks of keys; differences are f32, or 16 bits of something.
+#[derive(Debug)]
+pub(crate) struct KeyStreams<T> {
+    /// All channels are below this.
+    pub(super) head_dim: usize,
+    /// End of each key's differences: `[keys]`.
+    pub(super) ends: Vec<u32>,
+    /// Channels of the differences of all keys, ascending within a key; there may be zeros behind them.
+    pub(super) channels: Vec<u8>,
+    /// The differences.
+    pub(super) deltas: Vec<T>,
+}
+
+/// The keys of one block.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct KeyStream<'a, T> {
+    pub(super) head_dim: usize,
+    /// Where the first key's differences begin.
+    start: usize,
+    ends: &'a [u32],
+    channels: &'a [u8],
+    deltas: &'a [T],
+}
+
+impl<T> KeyStreams<T> {
+    /// No keys yet, of `head_dim` channels, at most [`MOST_CHANNELS`].
+    pub(crate) fn new(head_dim: usize) -> Self {
+        assert!(head_dim <= MOST_CHANNELS, "channels have numbers of one byte");
+        Self { head_dim, ends: Vec::new(), channels: Vec::new(), deltas: Vec::new() }
+    }
+
+    /// One of the blocks.
+    pub(crate) fn block(&self, block: usize) -> KeyStream<'_, T> {
+        let first = block * BLOCK_TOKENS;
+        let ends = &self.ends[first..self.ends.len().min(first + BLOCK_TOKENS)];
+        let start = first.checked_sub(1).map_or(0, |last| self.ends[last] as usize);
+        KeyStream { head_dim: self.head_dim, start, ends, channels: &self.channels, deltas: &self.deltas }
+    }
+}
+
+impl<'a, T> KeyStream<'a, T> {
+    /// Keys of the block.
+    pub(crate) fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    /// The channels and differences of the first `count` keys, one key after the other. There are as many of the ones as of the
+    /// others, and every channel is below `head_dim`.
+    #[inline(always)]
+    pub(super) fn keys(self, count: usize) -> impl Iterator<Item = (&'a [u8], &'a [T])> {
+        let mut start = self.start;
+        self.ends[..count].iter().map(move |&end| {
+            let range = start..end as usize;
+            start = range.end;
+            (&self.channels[range.clone()], &self.deltas[range])
+        })
+    }
+}
+
+impl SimdLevel {
+    /// Appends a block of keys, `[up to BLOCK_TOKENS, head_dim]`. Only the last block may have fewer than it could.
+    pub(crate) fn push_block(self, rows: &[f32], out: &mut KeyStreams<f32>) {
+        #[cfg(target_arch = "x86_64")]
+        if self.level.as_avx512().is_some() {
+            // SAFETY: the level proves that the CPU has the instructions.
+            #[expect(unsafe_code, reason = "a function that needs instructions to be there")]
+            return unsafe { avx512::push_block(rows, out) };
+        }
+        push_block(rows, out, 1, |x, last| x - last);
+    }
+}
+
+/// Appends a block of rows, `difference` being what brings a channel from its last value to the next one. The number of a key's
+/// differences becomes a multiple of `multiple`.
+pub(super) fn push_block<T: Copy + Default + PartialEq>(
+    rows: &[T],
+    out: &mut KeyStreams<T>,
+    multiple: usize,
+    difference: impl Fn(T, T) -> T,
+) {
+    let KeyStreams { head_dim, ends, channels, deltas } = out;
+    let mut before = vec![T::default(); *head_dim];
+    let mut len = deltas.len();
+    for row in rows.chunks_exact(*head_dim) {
+        // Written always and counted only if there is a difference: a branch would be guessed wrongly too often.
+        channels.resize(len + row.len() + 1, 0);
+        deltas.resize(len + row.len() + 1, T::default());
+        for (channel, (x, last)) in (0..).zip(row.iter().zip(&mut before)) {
+            let delta = difference(*x, *last);
+            (channels[len], deltas[len], *last) = (channel, delta, *x);
+            len += usize::from(delta != T::default());
+        }
+        // What stands behind them is a difference of zero.
+        len = len.next_multiple_of(multiple);
+        ends.push(len as u32);
+    }
+    channels.truncate(len);
+    deltas.truncate(len);
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "intrinsics that write memory")]
+mod avx512 {
+    use std::arch::x86_64::*;
+
+    use super::KeyStreams;
+
+    /// Channels of a vector.
+    const LANES: usize = 16;
+
+    /// [`push_block`](super::push_block) of f32.
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
+    pub(super) fn push_block(rows: &[f32], out: &mut KeyStreams<f32>) {
+        let KeyStreams { head_dim, ends, channels, deltas } = out;
+        let mut before = vec![0.0; *head_dim];
+        let iota = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        for row in rows.chunks_exact(*head_dim) {
+            // Vectors are stored whole.
+            let mut len = deltas.len();
+            channels.reserve(row.len() + LANES);
+            deltas.reserve(row.len() + LANES);
+            for first in (0..row.len()).step_by(LANES) {
+                let lanes = _cvtu32_mask16((1_u32 << (row.len() - first).min(LANES)) - 1);
+                // SAFETY: the vectors are read and written as far as the rows go; the lists have room for `LANES` numbers behind
+                // the `len` that came from the channels before `first`.
+                unsafe {
+                    let x = _mm512_maskz_loadu_ps(lanes, row.as_ptr().add(first));
+                    let last = _mm512_maskz_loadu_ps(lanes, before.as_ptr().add(first));
+                    let delta = _mm512_sub_ps(x, last);
+                    let sent = _mm512_cmp_ps_mask(delta, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+                    let numbers = _mm_add_epi8(iota, _mm_set1_epi8(first as i8));
+                    let numbers = _mm_maskz_compress_epi8(sent, numbers);
+                    _mm_storeu_si128(channels.as_mut_ptr().add(len).cast(), numbers);
+                    _mm512_storeu_ps(deltas.as_mut_ptr().add(len), _mm512_maskz_compress_ps(sent, delta));
+                    _mm512_mask_storeu_ps(before.as_mut_ptr().add(first), lanes, x);
+                    len += sent.count_ones() as usize;
+                }
+            }
+            // SAFETY: so many have been written.
+            unsafe {
+                channels.set_len(len);
+                deltas.set_len(len);
+            }
+            ends.push(len as u32);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Keys of which some channels change.
+    fn walk(channels: usize, tokens: usize, share: u32, seed: u32) -> Vec<f32> {
+        let (mut state, mut key, mut rows) = (seed, vec![0.0; channels], Vec::new());
+        for _ in 0..tokens {
+            for x in &mut key {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                if state >> 24 < share {
+                    *x = (state >> 8) as f32 / (1 << 24) as f32 - 0.5;
+                }
+            }
+            rows.extend_from_slice(&key);
+        }
+        rows
+    }
+
+    #[test]
+    #[ignore = "a measurement"]
+    fn rates() {
+        let rows = walk(64, 2048, 96, 1);
+        for _ in 0..5 {
+            for simd in SimdLevel::available() {
+                let start = std::time::Instant::now();
+                for _ in 0..20 {
+                    let mut streams = KeyStreams::new(64);
+                    rows.chunks(64 * BLOCK_TOKENS).for_each(|block| simd.push_block(block, &mut streams));
+                }
+                println!("{simd}: {:.1} ns a token", start.elapsed().as_nanos() as f64 / (20.0 * 2048.0));
+            }
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_has_the_differences_and_nothing_else(
+            channels in 1_usize..=MOST_CHANNELS, tokens in 1_usize..200, share in 0_u32..256, seed: u32,
+        ) {
+            let rows = walk(channels, tokens, share, seed);
+            for simd in SimdLevel::available() {
+                let mut streams = KeyStreams::new(channels);
+                rows.chunks(channels * BLOCK_TOKENS).for_each(|block| simd.push_block(block, &mut streams));
+                for (block, rows) in rows.chunks(channels * BLOCK_TOKENS).enumerate() {
+                    let stream = streams.block(block);
+                    prop_assert_eq!(stream.len(), rows.len() / channels);
+                    let mut key = vec![0.0; channels];
+                    for (row, (of, deltas)) in rows.chunks(channels).zip(stream.keys(stream.len())) {
+                        prop_assert!(of.is_sorted_by(|a, b| a < b) && of.len() == deltas.len());
+                        let mut expected = Vec::new();
+                        for (channel, (x, last)) in (0..).zip(row.iter().zip(&key)) {
+                            if x != last {
+                                expected.push((channel, x - last));
+                            }
+                        }
+                        let got: Vec<(u8, f32)> = of.iter().copied().zip(deltas.iter().copied()).collect();
+                        prop_assert_eq!(got, expected, "{}", simd);
+                        key.copy_from_slice(row);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "one byte")]
+    fn more_channels_than_a_byte_can_number_are_a_mistake() {
+        KeyStreams::<f32>::new(MOST_CHANNELS + 1);
+    }
+}
