@@ -9,7 +9,7 @@ use std::{
     ops::{Deref, Range},
 };
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, ElementType, GroupedKeys, HeadSparsity, PagedRows};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, GroupedKeys, HeadSparsity, PagedRows};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
@@ -220,7 +220,7 @@ pub(crate) fn attend_tile(
     }
     // Inputs are finite, so anything else here is a score that left the range of f32.
     let real = &scratch.max[..queries * group];
-    if ElementType::F32.check(real).and(ElementType::F32.check(&rows)).is_err() {
+    if !options.simd.all_finite(real) || !options.simd.all_finite(&rows) {
         return Err(AttentionError::Overflow);
     }
     Ok(TileOutput { rows, counts })

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use deltallm_core::ElementType;
+use fearless_simd::{Level, dispatch};
 use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
 
 use crate::AttentionError;
@@ -156,16 +157,20 @@ impl<'a> HeadsView<'a> {
         head_dim: usize,
     ) -> Result<(), AttentionError> {
         check_shape(input, &self.layout, tokens, heads, head_dim)?;
-        for token in 0..tokens {
-            for head in 0..heads {
-                let row = self.row(token, head);
-                if ElementType::F32.check(row).is_err() {
-                    let channel = row.iter().position(|x| !x.is_finite()).unwrap_or(0);
-                    return Err(AttentionError::NotFinite { input, token, head, channel, got: row[channel] });
-                }
-            }
-        }
-        Ok(())
+        let bad = dispatch!(Level::new(), _simd => self.first_not_finite());
+        bad.map_or(Ok(()), |[token, head]| {
+            let row = self.row(token, head);
+            let channel = row.iter().position(|x| !x.is_finite()).unwrap_or(0);
+            Err(AttentionError::NotFinite { input, token, head, channel, got: row[channel] })
+        })
+    }
+
+    /// Token and head of the first row with a number that is not finite.
+    #[inline(always)]
+    fn first_not_finite(&self) -> Option<[usize; 2]> {
+        let Layout { tokens, heads, .. } = self.layout;
+        let mut rows = (0..tokens).flat_map(|token| (0..heads).map(move |head| [token, head]));
+        rows.find(|[token, head]| !ElementType::F32.holds(self.row(*token, *head)))
     }
 }
 

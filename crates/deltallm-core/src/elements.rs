@@ -79,16 +79,23 @@ impl ElementType {
     /// # Errors
     /// [`CoreError::NotStorable`] names the first channel that is NaN, infinite or too large.
     pub fn check(self, row: &[f32]) -> Result<(), CoreError> {
-        let limit = self.max_magnitude();
-        // One branch-free pass first, as the answer is nearly always yes. In integers, whose vectors are the same for every
-        // CPU: a magnitude above the limit, and infinities and NaN are, borrows from the sign bit.
-        let borrowed = |all: u32, x: &f32| all | limit.to_bits().wrapping_sub(x.to_bits() & (u32::MAX >> 1));
-        if row.iter().fold(0, borrowed) >> 31 == 0 {
+        if self.holds(row) {
             return Ok(());
         }
+        let limit = self.max_magnitude();
         // NaN compares with nothing, so it counts as too large here.
         let channel = row.iter().position(|x| x.is_nan() || x.abs() > limit).unwrap_or(0);
         Err(CoreError::NotStorable { channel, element: self, limit, got: row[channel] })
+    }
+
+    /// Whether [`check`](Self::check) finds nothing, in one pass without branches, as the answer is nearly always yes. Inlined, so that
+    /// it is compiled for the instructions of its caller.
+    #[inline(always)]
+    pub fn holds(self, row: &[f32]) -> bool {
+        let limit = self.max_magnitude().to_bits();
+        // In integers, whose vectors are the same for every CPU: a magnitude above the limit, and infinities and NaN are, borrows
+        // from the sign bit.
+        row.iter().fold(0, |all, x| all | limit.wrapping_sub(x.to_bits() & (u32::MAX >> 1))) >> 31 == 0
     }
 }
 

@@ -193,7 +193,8 @@ impl DeltaEncoder {
             return Err(CoreError::Channels { expected: self.channels(), got: key.len() });
         }
         // Whatever does not fit a code escapes as f32.
-        self.element().unwrap_or(ElementType::F32).check(key)
+        let element = self.element().unwrap_or(ElementType::F32);
+        if dispatch!(self.level, _simd => element.holds(key)) { Ok(()) } else { element.check(key) }
     }
 
     fn transmit_sent(&mut self, key: &[f32], factor: f32) {

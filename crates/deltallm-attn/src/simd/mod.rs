@@ -20,6 +20,7 @@ mod transpose;
 
 use std::{fmt, str::FromStr};
 
+use deltallm_core::ElementType;
 use fearless_simd::{Level, dispatch, prelude::*};
 
 use crate::{AttentionError, Precision};
@@ -202,6 +203,11 @@ impl SimdLevel {
         kept: &mut Vec<usize>,
     ) -> bool {
         dispatch!(self.level, simd => delta::survivors(simd, stream, skip, queries, thresholds, out, kept))
+    }
+
+    /// Whether none of the numbers is infinite or NaN.
+    pub(crate) fn all_finite(self, numbers: &[f32]) -> bool {
+        dispatch!(self.level, _simd => ElementType::F32.holds(numbers))
     }
 
     /// `out[column * out_stride + row] = rows[row * stride + column] * factor` for `count` rows of `columns` columns.

@@ -1,9 +1,12 @@
 //! Queries into lanes, and results out of them.
 
-use fearless_simd::{f32x4, prelude::*};
+use fearless_simd::{f32x8, prelude::*};
+
+/// Rows and columns of a block that is transposed in registers.
+const BLOCK: usize = 8;
 
 /// `out[column * out_stride + row] = rows[row * stride + column] * factor` for a matrix of `count` rows and `columns`
-/// columns, in blocks of four by four.
+/// columns, in blocks of eight by eight.
 #[inline(always)]
 pub(super) fn transpose<S: Simd>(
     simd: S,
@@ -14,28 +17,43 @@ pub(super) fn transpose<S: Simd>(
     out: &mut [f32],
     out_stride: usize,
 ) {
-    let (whole_rows, whole_columns) = (count / 4 * 4, columns / 4 * 4);
-    for row in (0..whole_rows).step_by(4) {
-        for column in (0..whole_columns).step_by(4) {
-            let source = |r: usize| &rows[(row + r) * stride + column..][..4];
-            let a = f32x4::from_slice(simd, source(0)) * factor;
-            let b = f32x4::from_slice(simd, source(1)) * factor;
-            let c = f32x4::from_slice(simd, source(2)) * factor;
-            let d = f32x4::from_slice(simd, source(3)) * factor;
-            let (ac, bd) = ((a.zip_low(c), a.zip_high(c)), (b.zip_low(d), b.zip_high(d)));
-            ac.0.zip_low(bd.0).store_slice(&mut out[column * out_stride + row..][..4]);
-            ac.0.zip_high(bd.0).store_slice(&mut out[(column + 1) * out_stride + row..][..4]);
-            ac.1.zip_low(bd.1).store_slice(&mut out[(column + 2) * out_stride + row..][..4]);
-            ac.1.zip_high(bd.1).store_slice(&mut out[(column + 3) * out_stride + row..][..4]);
+    let (whole_rows, whole_columns) = (count / BLOCK * BLOCK, columns / BLOCK * BLOCK);
+    for row in (0..whole_rows).step_by(BLOCK) {
+        for column in (0..whole_columns).step_by(BLOCK) {
+            let mut block = [f32x8::splat(simd, 0.0); BLOCK];
+            for (r, vector) in block.iter_mut().enumerate() {
+                let source = &rows[(row + r) * stride + column..][..BLOCK];
+                *vector = f32x8::from_slice(simd, source) * factor;
+            }
+            let block = zip_halves(zip_halves(zip_halves(block)));
+            for (c, vector) in block.iter().enumerate() {
+                vector.store_slice(&mut out[(column + c) * out_stride + row..][..BLOCK]);
+            }
         }
     }
-    // What four by four blocks leave: the last rows whole, and the last columns of the others.
+    // What whole blocks leave: the last rows whole, and the last columns of the others.
     for row in 0..count {
         let first = if row < whole_rows { whole_columns } else { 0 };
         for column in first..columns {
             out[column * out_stride + row] = rows[row * stride + column] * factor;
         }
     }
+}
+
+/// Interleaves every row of the upper half with one of the lower half. Three times, and eight rows are transposed.
+#[inline(always)]
+fn zip_halves<S: Simd>(rows: [f32x8<S>; BLOCK]) -> [f32x8<S>; BLOCK] {
+    let [a, b, c, d, e, f, g, h] = rows;
+    [
+        a.zip_low(e),
+        a.zip_high(e),
+        b.zip_low(f),
+        b.zip_high(f),
+        c.zip_low(g),
+        c.zip_high(g),
+        d.zip_low(h),
+        d.zip_high(h),
+    ]
 }
 
 #[cfg(test)]
