@@ -30,16 +30,22 @@ use crate::{
 #[derive(Debug)]
 pub struct DenseAttention {
     options: AttentionOptions,
-    heads: Vec<DenseHead>,
-    charge: Charge,
+    /// One per kv head, as the values.
+    keys: Vec<HeadCache>,
+    values: Vec<HeadCache>,
     counts: Vec<HeadSparsity>,
 }
 
+/// Keys or values of one kv head, with an account of their own, so that all can be filled side by side.
 #[derive(Debug)]
-struct DenseHead {
-    keys: PagedRows,
-    values: PagedRows,
+struct HeadCache {
+    rows: PagedRows,
+    charge: Charge,
 }
+
+/// With fewer tokens than this, handing them to other threads costs more than storing them.
+#[cfg(feature = "rayon")]
+const LEAST_PARALLEL_TOKENS: usize = 256;
 
 impl DenseAttention {
     /// An empty cache.
@@ -56,55 +62,75 @@ impl DenseAttention {
                 "f32, f16, bf16 or int8 (int4 and compact are for hybrid attention, whose window is exact)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
-        let rows = || PagedRows::new(options.shape.head_dim(), options.store.values(), BLOCK_TOKENS);
-        Ok(Self {
-            heads: (0..kv_heads).map(|_| DenseHead { keys: rows(), values: rows() }).collect(),
+        let cache = |_| HeadCache {
+            rows: PagedRows::new(options.shape.head_dim(), options.store.values(), BLOCK_TOKENS),
             charge: options.budget.charge(),
+        };
+        Ok(Self {
+            keys: (0..kv_heads).map(cache).collect(),
+            values: (0..kv_heads).map(cache).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
             options: options.clone(),
         })
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
-        for (kv_head, head) in self.heads.iter_mut().enumerate() {
-            for token in 0..k.tokens() {
-                head.keys.push(k.row(token, kv_head), &mut self.charge)?;
-                head.values.push(v.row(token, kv_head), &mut self.charge)?;
-            }
+        let push = |view: &HeadsView, (head, HeadCache { rows, charge }): (usize, &mut HeadCache)| {
+            (0..view.tokens()).try_for_each(|token| rows.push(view.row(token, head), charge))
+        };
+        #[cfg(feature = "rayon")]
+        if self.options.parallel && k.tokens() >= LEAST_PARALLEL_TOKENS && rayon::current_num_threads() > 1 {
+            use rayon::prelude::*;
+            let keys = self.keys.par_iter_mut().enumerate().map(|cache| (k, cache));
+            let values = self.values.par_iter_mut().enumerate().map(|cache| (v, cache));
+            return keys.chain(values).with_max_len(1).try_for_each(|(view, cache)| push(view, cache));
         }
-        Ok(())
+        self.keys.iter_mut().enumerate().try_for_each(|cache| push(k, cache))?;
+        self.values.iter_mut().enumerate().try_for_each(|cache| push(v, cache))
+    }
+
+    fn caches(&self) -> impl Iterator<Item = &HeadCache> {
+        self.keys.iter().chain(&self.values)
+    }
+
+    fn caches_mut(&mut self) -> impl Iterator<Item = &mut HeadCache> {
+        self.keys.iter_mut().chain(&mut self.values)
+    }
+
+    /// Bytes charged.
+    fn charged(&self) -> usize {
+        self.caches().map(|cache| cache.charge.bytes()).sum()
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far.
     fn roll_back(&mut self, len: usize) {
-        for rows in self.heads.iter_mut().flat_map(|head| [&mut head.keys, &mut head.values]) {
+        for HeadCache { rows, charge } in self.caches_mut() {
             let len = len.min(rows.len());
             // Cannot fail: `len` does not exceed what is there.
-            let _ = rows.truncate(len, &mut self.charge);
+            let _ = rows.truncate(len, charge);
         }
     }
 
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        let mut rows: Vec<_> =
-            self.heads.iter_mut().flat_map(|head| [&mut head.keys, &mut head.values]).collect();
-        rows.iter().try_for_each(|rows| rows.check_narrow(ElementType::F16))?;
-        rows.iter_mut().try_for_each(|rows| rows.narrow(ElementType::F16, &mut self.charge))?;
+        self.caches().try_for_each(|cache| cache.rows.check_narrow(ElementType::F16))?;
+        self.caches_mut().try_for_each(|HeadCache { rows, charge }| rows.narrow(ElementType::F16, charge))?;
         self.options.store = KvStore::F16;
         Ok(())
     }
 
     /// All heads or none, as above.
     fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
-        // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
-        let mut charge = MemoryBudget::unlimited().charge();
-        let mut convert = |rows: &PagedRows| rows.converted(KvStore::Int8.values(), &mut charge);
-        let mut heads = Vec::with_capacity(self.heads.len());
-        for head in &self.heads {
-            heads.push(DenseHead { keys: convert(&head.keys)?, values: convert(&head.values)? });
+        let mut narrow = Vec::with_capacity(2 * self.keys.len());
+        for cache in self.caches() {
+            // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
+            let mut charge = MemoryBudget::unlimited().charge();
+            narrow.push((cache.rows.converted(KvStore::Int8.values(), &mut charge)?, charge.bytes()));
         }
-        self.heads = heads;
-        self.charge.shrink(self.charge.bytes().saturating_sub(charge.bytes()));
+        for (HeadCache { rows, charge }, (converted, bytes)) in self.caches_mut().zip(narrow) {
+            *rows = converted;
+            charge.shrink(charge.bytes().saturating_sub(bytes));
+        }
         self.options.store = KvStore::Int8;
         Ok(())
     }
@@ -121,7 +147,7 @@ impl AttentionKernel for DenseAttention {
         let cached = self.len();
         let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
-            let phases = |head: usize| exact_phase(&self.heads[head].keys, &self.heads[head].values);
+            let phases = |head: usize| exact_phase(&self.keys[head].rows, &self.values[head].rows);
             attend(&self.options, &q, first, &ALL, &phases, out, &mut self.counts)
         });
         if result.is_err() {
@@ -131,8 +157,7 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn len(&self) -> usize {
-        // Values are pushed last, so the last head's values are the tokens that are complete.
-        self.heads.last().map_or(0, |head| head.values.len())
+        self.values.last().map_or(0, |cache| cache.rows.len())
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
@@ -145,12 +170,12 @@ impl AttentionKernel for DenseAttention {
 
     fn footprint(&self) -> Footprint {
         let mut sum = Footprint::default();
-        for head in &self.heads {
+        for (keys, values) in self.keys.iter().zip(&self.values) {
             sum += Footprint {
-                keys: head.keys.held_bytes(),
-                values: head.values.held_bytes(),
+                keys: keys.rows.held_bytes(),
+                values: values.rows.held_bytes(),
                 window: 0,
-                bookkeeping: head.keys.bookkeeping_bytes() + head.values.bookkeeping_bytes(),
+                bookkeeping: keys.rows.bookkeeping_bytes() + values.rows.bookkeeping_bytes(),
             };
         }
         sum
@@ -161,19 +186,18 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn growth(&self, tokens: usize) -> usize {
-        let rows = self.heads.iter().flat_map(|head| [&head.keys, &head.values]);
-        rows.fold(0, |sum, rows| sum.saturating_add(rows.growth(tokens)))
+        self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens)))
     }
 
     /// [`AtLimit::NarrowStore`] converts f32 to f16, and 16 bits to 8 the next time; there are no thresholds to raise.
     fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
-        let held = self.charge.bytes();
+        let held = self.charged();
         match (at_limit, self.options.store) {
             (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
             (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_int8()?,
             _ => {}
         }
-        Ok(held - self.charge.bytes())
+        Ok(held - self.charged())
     }
 }
 
