@@ -823,6 +823,49 @@ proptest! {
 }
 
 #[test]
+fn channels_that_no_byte_can_number_are_attended_as_rows() {
+    for head_dim in [256, 257, 300] {
+        let shape = AttentionShape::new(2, 1, head_dim).unwrap();
+        let inputs = Inputs::new(shape, 150, 3);
+        for skip_margin in [None, Some(SkipMargin::Fixed(3.0))] {
+            let window = Window::Sliding(9);
+            let method = Method {
+                thresholds: thresholds(shape, 0.4),
+                window: Some(window),
+                sinks: 2,
+                skip_margin,
+                tile: query_tile(shape.group()),
+                ..Method::dense(&shape)
+            };
+            let (expected, _) = inputs.reference(&method);
+            let config = HybridConfig {
+                window,
+                sinks: 2,
+                skip_margin,
+                ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+            };
+            for simd in SimdLevel::available() {
+                for (precision, tolerance) in
+                    [(Precision::F32, 1e-4), (Precision::Int16, 0.02), (Precision::Bf16, 0.2)]
+                {
+                    let options = AttentionOptions { precision, ..options(shape, simd, KvStore::F32) };
+                    // In one call, and in calls of one tile.
+                    for ends in [vec![150], (1..=15).map(|i| i * 10).collect()] {
+                        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+                        let calls = ends.len();
+                        if calls > 1 && skip_margin.is_some() {
+                            continue;
+                        }
+                        let worst = worst(&inputs.run(&mut kernel, &ends), &expected);
+                        assert!(worst <= tolerance, "{simd} {precision:?} {head_dim} in {calls}: {worst:e}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_short_prompt_is_exact_and_what_follows_is_not() {
     let (prompt, tokens) = (100, 130);
     let inputs = Inputs::new(smollm(), tokens, 5);
