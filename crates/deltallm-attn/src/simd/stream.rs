@@ -98,7 +98,7 @@ pub(super) fn push_block<T: Copy + Default + PartialEq>(
         // Written always and counted only if there is a difference: a branch would be guessed wrongly too often.
         channels.resize(len + row.len() + 1, 0);
         deltas.resize(len + row.len() + 1, T::default());
-        for (channel, (x, last)) in (0..).zip(row.iter().zip(&mut before)) {
+        for (channel, (x, last)) in (0..=u8::MAX).zip(row.iter().zip(&mut before)) {
             let delta = difference(*x, *last);
             (channels[len], deltas[len], *last) = (channel, delta, *x);
             len += usize::from(delta != T::default());
@@ -212,7 +212,7 @@ mod tests {
                     for (row, (of, deltas)) in rows.chunks(channels).zip(stream.keys(stream.len())) {
                         prop_assert!(of.is_sorted_by(|a, b| a < b) && of.len() == deltas.len());
                         let mut expected = Vec::new();
-                        for (channel, (x, last)) in (0..).zip(row.iter().zip(&key)) {
+                        for (channel, (x, last)) in (0..=u8::MAX).zip(row.iter().zip(&key)) {
                             if x != last {
                                 expected.push((channel, x - last));
                             }

@@ -222,7 +222,8 @@ fn bf16_differences<S: Simd>(_: S, rows: &[f32], head_dim: usize, out: &mut [u16
 #[inline(always)]
 fn bf16_bits(x: f32) -> u16 {
     let bits = x.to_bits();
-    ((bits + 0x7fff + (bits >> 16 & 1)) >> 16) as u16
+    // Of none it would wrap around; that ends in an error, as all sums of it do.
+    (bits.wrapping_add(0x7fff + (bits >> 16 & 1)) >> 16) as u16
 }
 
 #[cfg(test)]
