@@ -57,11 +57,12 @@ impl Pairs {
     /// Whether scores through the deltas take less time than whole products or, where values may be skipped, than a first pass in 8
     /// bits and whole products of what comes through it; a share `sent` of the entries is transmitted.
     pub(crate) fn goes_through_deltas(self, skips: bool, sent: f64) -> bool {
+        let at_most = |share: f64| !skips || sent <= share;
         match self.dots {
             // For its answers: f32 goes through the first pass at this level.
-            Dots::Portable => true,
+            Dots::Portable => at_most(1.0),
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512 => avx512::pays() && (!skips || sent <= avx512::MOST_SENT),
+            Dots::Avx512 => avx512::pays() && at_most(avx512::MOST_SENT),
             #[cfg(target_arch = "aarch64")]
             Dots::Neon => false,
         }
@@ -165,6 +166,8 @@ impl Pairs {
         let lanes = tile.scales.len();
         let (mut sums, mut float_sums) = (vec![0_i32; lanes], vec![0.0_f32; lanes]);
         let count = out.len() / lanes;
+        debug_assert!(tile.rows.len() == keys.stream.head_dim * lanes);
+        debug_assert!(keys.skip + count <= keys.stream.len());
         for (key, (channels, deltas)) in keys.stream.keys(keys.skip + count).enumerate() {
             for (of, pair) in channels.chunks_exact(2).zip(deltas.chunks_exact(2)) {
                 let row = |channel: u8| &tile.rows[usize::from(channel) * lanes..][..lanes];
