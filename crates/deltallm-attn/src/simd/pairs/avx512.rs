@@ -15,7 +15,9 @@ pub(super) fn detect(kind: PairKind) -> bool {
         PairKind::Int16 => is_x86_feature_detected!("avx512vnni"),
         PairKind::Bf16 => is_x86_feature_detected!("avx512bf16"),
     };
-    dot && is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw")
+    dot && is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512dq")
 }
 
 /// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.

@@ -158,7 +158,8 @@ pub(super) fn scores(
     kept.resize(rows, 0);
     let mut lane = 0;
     while lane < lanes {
-        // SAFETY: the kind was detected; channels are below `head_dim` and the tile has as many rows; `out` has `rows` rows of all
+        // SAFETY: the kind was detected; every key has an even number of channels and as many differences, as `Pairs::streams` makes
+        // them; channels are below `head_dim` and the tile has as many rows; `out` has `rows` rows of all
         // lanes, and scales and limits are there for each of them. `P` chunks begin at `lane`.
         let count = unsafe {
             match (kind, (lanes - lane).div_ceil(CHUNK)) {
@@ -227,7 +228,7 @@ unsafe fn bf16<const P: usize>(
 /// writes which.
 ///
 /// # Safety
-/// The CPU has the kind's instructions; channels of the keys are below the number of rows of the tile; `P` chunks begin at
+/// The CPU has the kind's instructions; keys have an even number of channels, all below the number of rows of the tile; `P` chunks begin at
 /// `lane`, the last of them with 16 lanes or 32; there are scales and limits for all lanes, and rows of all lanes in `out`, and
 /// numbers in `kept`, for `panel.rows` keys.
 #[inline(always)]
