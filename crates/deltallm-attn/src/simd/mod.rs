@@ -138,8 +138,7 @@ impl SimdLevel {
     /// Zen 4, where 512-bit FMAs are done in halves and loads keep up with them, it does (docs/results/attention.md).
     pub(crate) fn tests_through_deltas(self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        // Only AMD has SSE4a.
-        return self.name == "avx512" && is_x86_feature_detected!("sse4a");
+        return self.name == "avx512" && loads_keep_up();
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
@@ -271,6 +270,12 @@ impl SimdLevel {
         kept.clear();
         dispatch!(self.level, simd => softmax::keep_above(simd, scores, thresholds, 0, kept));
     }
+}
+
+/// Whether loads keep up with products, as on CPUs that do 512 bits in halves: AMD's. Only they have SSE4a.
+#[cfg(target_arch = "x86_64")]
+fn loads_keep_up() -> bool {
+    is_x86_feature_detected!("sse4a")
 }
 
 /// Whether a level has registers for large tiles. Not so the scalar one (nor those between it and AVX2, which are not

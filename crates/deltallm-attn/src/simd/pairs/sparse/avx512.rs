@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::{DeltaTile, Keys, PairKind};
-use crate::simd::KeyStreams;
+use crate::simd::{KeyStreams, loads_keep_up};
 
 /// f32 or sums in a vector.
 const WIDTH: usize = 16;
@@ -20,9 +20,9 @@ const LARGEST_LIMIT: f32 = (1 << 30) as f32;
 /// (docs/results/attention.md).
 pub(super) const MOST_SENT: f64 = 0.32;
 
-/// Whether the sparse product pays at all: on AMD's CPUs, where loads keep up with products. Only they have SSE4a.
+/// Whether the sparse product pays at all.
 pub(super) fn pays() -> bool {
-    is_x86_feature_detected!("sse4a") && is_x86_feature_detected!("avx512vbmi2")
+    loads_keep_up() && is_x86_feature_detected!("avx512vbmi2")
 }
 
 /// See [`super::Pairs::push_differences`].
