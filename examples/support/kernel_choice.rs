@@ -14,6 +14,9 @@ use crate::{KernelKind, ModelProfile, Phases, PrefillOnly};
 /// built-in profile.
 const ESCAPES: f64 = 0.004;
 
+/// The share of its transmitted codes that change by more than 4 bits hold, of the same.
+const WIDE: f64 = 0.06;
+
 /// Settings that fit the model: makes its kernels.
 #[derive(Debug, Clone)]
 pub struct KernelChoice {
@@ -165,7 +168,7 @@ impl KernelChoice {
             }
             _ => (0, 0),
         };
-        KeyPlan::Delta { zero_fraction, escapes: ESCAPES, window, sinks }
+        KeyPlan::Delta { zero_fraction, wide: WIDE, escapes: ESCAPES, window, sinks }
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

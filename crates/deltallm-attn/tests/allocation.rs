@@ -125,9 +125,9 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
                         assert_eq!(held - freed, budget.used());
                         narrowed += usize::from(at_limit == AtLimit::NarrowStore && freed > 0);
                         if index > 0 && narrowed == becomes_compact {
-                            // The encoders' working memory, which does not grow with the cache: three rows of steps, one of
-                            // codes and a mask of escapes.
-                            empty += KV_HEADS * (13 * HEAD_DIM + 2 * size_of::<u64>());
+                            // The encoders' working memory, which does not grow with the cache: three rows of steps, three
+                            // of codes and a mask of escapes.
+                            empty += KV_HEADS * (15 * HEAD_DIM + 2 * size_of::<u64>());
                             narrowed = usize::MAX / 2;
                         }
                     }

@@ -248,7 +248,7 @@ fn a_plan_is_the_footprint_token_by_token() {
             ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
         };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
-        let keys = KeyPlan::Delta { zero_fraction: 0.5, escapes: 0.0, window, sinks };
+        let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window, sinks };
         let plan = CachePlan { kv_heads: 2, head_dim: 8, store: KvStore::F32, keys };
         for t in 0..300 {
             // Half of the channels change at every step.

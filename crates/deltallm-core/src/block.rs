@@ -6,7 +6,8 @@ use half::{bf16, f16};
 use crate::{
     BLOCK_TOKENS, CoreError, DeltaEncoder, ElementType, Elements,
     coding::{compress, expand},
-    encoder::{step, words},
+    differences::Differences,
+    encoder::{bits, step, words},
 };
 
 /// A value of an 8-bit [`DeltaBlock`] that its code does not express. For the tokens `from..to` of the block the key is
@@ -35,8 +36,8 @@ pub struct DeltaBlock<'a> {
     pub codes: BlockCodes<'a>,
 }
 
-/// The numbers of a [`DeltaBlock`]: the key frame, `[channels]`, and the *new values* of all transmitted channels, token by
-/// token, channels ascending.
+/// The numbers of a [`DeltaBlock`]: the key frame, `[channels]`, and those of all transmitted channels, token by token, channels
+/// ascending: *new values* in float types, what the code has changed by in 8 bits.
 #[derive(Debug, Clone, Copy)]
 #[non_exhaustive]
 pub enum BlockCodes<'a> {
@@ -64,10 +65,13 @@ pub enum BlockCodes<'a> {
     /// A number is `code * (steps[channel] * factor)`, and escapes on top. A channel whose step is of no use (0, or not a
     /// normal f32 after the product) has codes of 0 only.
     Int8 {
-        /// `[channels]`.
+        /// Codes, `[channels]`.
         frame: &'a [i8],
-        /// Packed.
-        values: &'a [i8],
+        /// What is added to the code of each transmitted channel, packed, two to a byte, the first one in the low half: -8..=7, and
+        /// 0 for the next one of `wide`.
+        differences: &'a [u8],
+        /// Differences that do not fit 4 bits, and those of 0. They are added modulo 256.
+        wide: &'a [i8],
         /// `[channels]`, the same for all blocks.
         steps: &'a [f32],
         /// The factor of this block.
@@ -80,8 +84,6 @@ pub enum BlockCodes<'a> {
 /// Up to [`BLOCK_TOKENS`] coded keys.
 #[derive(Debug)]
 pub(crate) struct Block {
-    /// The reconstruction before the block's first token, `[channels]`, and then the transmitted values of all tokens,
-    /// packed in order.
     pub(crate) codes: Codes,
     /// `[tokens, words]`: the channels each token transmits.
     pub(crate) masks: Vec<u64>,
@@ -92,22 +94,33 @@ pub(crate) struct Block {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Codes {
+    /// The reconstruction before the block's first token, `[channels]`, and then the transmitted values of all tokens,
+    /// packed in order.
     Float(Elements),
-    Int8(Vec<i8>),
+    Int8(Differences),
 }
 
 impl Codes {
-    pub(crate) fn len(&self) -> usize {
-        match self {
-            Self::Float(elements) => elements.len(),
-            Self::Int8(codes) => codes.len(),
+    /// Room for a frame and so many transmitted values. `None` is 8-bit codes.
+    fn with_capacity(element: Option<ElementType>, channels: usize, nonzeros: usize) -> Self {
+        match element {
+            Some(element) => Self::Float(Elements::with_capacity(element, channels + nonzeros)),
+            None => Self::Int8(Differences::with_capacity(channels, nonzeros)),
         }
     }
 
-    fn truncate(&mut self, len: usize) {
+    fn clear(&mut self) {
         match self {
-            Self::Float(elements) => elements.truncate(len),
-            Self::Int8(codes) => codes.truncate(len),
+            Self::Float(elements) => elements.truncate(0),
+            Self::Int8(codes) => codes.clear(),
+        }
+    }
+
+    /// Keeps `nonzeros` transmitted values.
+    fn truncate(&mut self, channels: usize, nonzeros: usize) {
+        match self {
+            Self::Float(elements) => elements.truncate(channels + nonzeros),
+            Self::Int8(codes) => codes.truncate(nonzeros),
         }
     }
 
@@ -115,26 +128,23 @@ impl Codes {
     fn copy_from(&mut self, other: &Self) {
         match (self, other) {
             (Self::Float(elements), Self::Float(other)) => elements.copy_from(other),
-            (Self::Int8(codes), Self::Int8(other)) => {
-                codes.clear();
-                codes.extend_from_slice(other);
-            }
+            (Self::Int8(codes), Self::Int8(other)) => codes.copy_from(other),
             // All blocks of a matrix are of one kind.
             (codes, other) => *codes = other.clone(),
         }
     }
 
-    fn code_bytes(&self) -> usize {
+    fn used_bytes(&self) -> usize {
         match self {
-            Self::Float(elements) => elements.element().bytes(),
-            Self::Int8(_) => 1,
+            Self::Float(elements) => elements.len() * elements.element().bytes(),
+            Self::Int8(codes) => codes.used_bytes(),
         }
     }
 
-    fn capacity(&self) -> usize {
+    fn capacity_bytes(&self) -> usize {
         match self {
-            Self::Float(elements) => elements.capacity(),
-            Self::Int8(codes) => codes.capacity(),
+            Self::Float(elements) => elements.capacity() * elements.element().bytes(),
+            Self::Int8(codes) => codes.capacity_bytes(),
         }
     }
 }
@@ -142,12 +152,8 @@ impl Codes {
 impl Block {
     /// Room for `tokens` keys, whatever they transmit, and for no escape. `None` is 8-bit codes.
     pub(crate) fn with_capacity(element: Option<ElementType>, channels: usize, tokens: usize) -> Self {
-        let codes = channels * (1 + tokens);
         Self {
-            codes: match element {
-                Some(element) => Codes::Float(Elements::with_capacity(element, codes)),
-                None => Codes::Int8(Vec::with_capacity(codes)),
-            },
+            codes: Codes::with_capacity(element, channels, tokens * channels),
             masks: Vec::with_capacity(words(channels) * tokens),
             escapes: Vec::new(),
             factor: 1.0,
@@ -167,7 +173,7 @@ impl Block {
 
     /// Forgets everything but keeps the room.
     pub(crate) fn clear(&mut self) {
-        self.codes.truncate(0);
+        self.codes.clear();
         self.masks.clear();
         self.escapes.clear();
     }
@@ -179,7 +185,7 @@ impl Block {
         encoder.start_block(factor);
         match &mut self.codes {
             Codes::Float(elements) => elements.extend(encoder.reconstruction()),
-            Codes::Int8(codes) => codes.extend_from_slice(encoder.codes()),
+            Codes::Int8(codes) => codes.start(encoder.codes()),
         }
         self.push_escapes(encoder, 0);
     }
@@ -202,9 +208,9 @@ impl Block {
             }
             Codes::Int8(codes) => {
                 let mut packed = [0; 64];
-                for (word, new) in sent.words().iter().zip(encoder.codes().chunks(64)) {
-                    let count = compress_codes(*word, new, &mut packed);
-                    codes.extend_from_slice(&packed[..count]);
+                for (word, differences) in sent.words().iter().zip(encoder.differences().chunks(64)) {
+                    let count = compress_codes(*word, differences, &mut packed);
+                    codes.push(&packed[..count]);
                 }
                 for escape in self.escapes.iter_mut().filter(|escape| escape.to == OPEN_END) {
                     if sent.contains(usize::from(escape.channel)) {
@@ -260,7 +266,7 @@ impl Block {
     pub(crate) fn truncate(&mut self, tokens: usize, channels: usize) {
         self.masks.truncate(tokens * words(channels));
         let nonzeros: usize = self.masks.iter().map(|word| word.count_ones() as usize).sum();
-        self.codes.truncate(channels + nonzeros);
+        self.codes.truncate(channels, nonzeros);
         self.escapes.retain(|escape| usize::from(escape.from) < tokens);
         for escape in &mut self.escapes {
             if usize::from(escape.to) >= tokens {
@@ -295,6 +301,7 @@ impl Block {
                 elements.read(0..channels.min(elements.len()), &mut Vec::new()).to_vec()
             }
             Codes::Int8(codes) => codes
+                .whole
                 .iter()
                 .zip(base)
                 .map(|(code, base)| f32::from(*code) * step(*base, self.factor))
@@ -313,7 +320,31 @@ impl Block {
 
     /// Transmitted values.
     pub(crate) fn nonzeros(&self, channels: usize) -> usize {
-        self.codes.len().saturating_sub(channels)
+        match &self.codes {
+            Codes::Float(elements) => elements.len().saturating_sub(channels),
+            Codes::Int8(codes) => codes.len(),
+        }
+    }
+
+    /// Of these, the 8-bit codes that change by more than 4 bits hold.
+    pub(crate) fn wide(&self, channels: usize) -> usize {
+        match &self.codes {
+            Codes::Float(_) => 0,
+            Codes::Int8(codes) => codes.whole.len().saturating_sub(channels),
+        }
+    }
+
+    /// The 8-bit codes of the last key, `[channels]`; none in a float store.
+    pub(crate) fn last_codes(&self, channels: usize) -> Vec<i8> {
+        let Codes::Int8(codes) = &self.codes else { return Vec::new() };
+        let mut key = codes.whole[..channels].to_vec();
+        let mut differences = codes.iter(channels);
+        for mask in self.masks.chunks_exact(words(channels)) {
+            for (channel, difference) in bits(mask).zip(&mut differences) {
+                key[channel] = key[channel].wrapping_add(difference);
+            }
+        }
+        key
     }
 
     /// The transmitted values of all tokens as f32, in `values`; `of` are their channels and `ends` the end of each token.
@@ -329,12 +360,16 @@ impl Block {
             Codes::Float(elements) => {
                 return elements.read(channels.min(elements.len())..elements.len(), values);
             }
-            Codes::Int8(codes) => codes.get(channels..).unwrap_or_default(),
+            Codes::Int8(codes) => codes,
         };
         values.clear();
         let steps: Vec<f32> = base.iter().map(|base| step(*base, self.factor)).collect();
-        values
-            .extend(codes.iter().zip(of).map(|(code, channel)| f32::from(*code) * steps[*channel as usize]));
+        let mut key = codes.whole.get(..channels).unwrap_or_default().to_vec();
+        values.extend(codes.iter(channels).zip(of).map(|(difference, channel)| {
+            let code = &mut key[*channel as usize];
+            *code = code.wrapping_add(difference);
+            f32::from(*code) * steps[*channel as usize]
+        }));
         for escape in &self.escapes {
             let token = usize::from(escape.from);
             let start = token.checked_sub(1).map_or(0, |before| ends[before] as usize);
@@ -365,32 +400,30 @@ impl Block {
     }
 
     pub(crate) fn view<'a>(&'a self, steps: &'a [f32], channels: usize) -> DeltaBlock<'a> {
-        let at = channels.min(self.codes.len());
         let codes = match &self.codes {
             Codes::Float(Elements::F32(codes)) => {
-                BlockCodes::F32 { frame: &codes[..at], values: &codes[at..] }
+                let (frame, values) = codes.split_at(channels.min(codes.len()));
+                BlockCodes::F32 { frame, values }
             }
             Codes::Float(Elements::F16(codes)) => {
-                BlockCodes::F16 { frame: &codes[..at], values: &codes[at..] }
+                let (frame, values) = codes.split_at(channels.min(codes.len()));
+                BlockCodes::F16 { frame, values }
             }
             Codes::Float(Elements::Bf16(codes)) => {
-                BlockCodes::Bf16 { frame: &codes[..at], values: &codes[at..] }
+                let (frame, values) = codes.split_at(channels.min(codes.len()));
+                BlockCodes::Bf16 { frame, values }
             }
-            Codes::Int8(codes) => BlockCodes::Int8 {
-                frame: &codes[..at],
-                values: &codes[at..],
-                steps,
-                factor: self.factor,
-                escapes: &self.escapes,
-            },
+            Codes::Int8(codes) => {
+                let (frame, wide) = codes.whole.split_at(channels.min(codes.whole.len()));
+                let (differences, factor) = (codes.nibbles(), self.factor);
+                BlockCodes::Int8 { frame, differences, wide, steps, factor, escapes: &self.escapes }
+            }
         };
         DeltaBlock { masks: &self.masks, codes }
     }
 
     pub(crate) fn used_bytes(&self) -> usize {
-        self.codes.len() * self.codes.code_bytes()
-            + size_of_val(&self.masks[..])
-            + size_of_val(&self.escapes[..])
+        self.codes.used_bytes() + size_of_val(&self.masks[..]) + size_of_val(&self.escapes[..])
     }
 
     pub(crate) fn escape_bytes(&self) -> usize {
@@ -398,9 +431,7 @@ impl Block {
     }
 
     pub(crate) fn capacity_bytes(&self) -> usize {
-        self.codes.capacity() * self.codes.code_bytes()
-            + self.masks.capacity() * size_of::<u64>()
-            + self.escape_bytes()
+        self.codes.capacity_bytes() + self.masks.capacity() * size_of::<u64>() + self.escape_bytes()
     }
 }
 

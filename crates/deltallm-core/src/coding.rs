@@ -63,6 +63,25 @@ pub(crate) fn select<S: Simd>(simd: S, words: &[u64], new: &[f32], reference: &m
     }
 }
 
+/// The same for codes.
+#[inline(always)]
+pub(crate) fn select_codes<S: Simd>(simd: S, words: &[u64], new: &[i8], reference: &mut [i8]) {
+    let width = S::i8s::LEN;
+    for ((word, new), reference) in words.iter().zip(new.chunks(64)).zip(reference.chunks_mut(64)) {
+        let whole = new.len() / width * width;
+        for start in (0..whole).step_by(width) {
+            let mask = S::mask8s::from_bitmask(simd, low_bits(word >> start, width));
+            let (new, old) = (&new[start..][..width], &mut reference[start..][..width]);
+            mask.select(S::i8s::from_slice(simd, new), S::i8s::from_slice(simd, old)).store_slice(old);
+        }
+        for i in whole..new.len() {
+            if word >> i & 1 == 1 {
+                reference[i] = new[i];
+            }
+        }
+    }
+}
+
 /// The numbers of up to 64 channels whose bits are set, packed into the front of `packed`, which has room for a vector
 /// more; returns how many.
 #[inline(always)]
@@ -115,10 +134,10 @@ fn load<S: Simd>(simd: S, x: &[f32], start: usize) -> S::f32s {
     S::f32s::from_slice(simd, &x[start..][..S::f32s::LEN])
 }
 
-/// The lowest `count` bits, fewer than 64.
+/// The lowest `count` bits, 1 to 64 of them.
 #[inline(always)]
 fn low_bits(word: u64, count: usize) -> u64 {
-    word & ((1 << count) - 1)
+    word & (u64::MAX >> (64 - count))
 }
 
 /// The nearest codes in -127..=127: `key / step`.

@@ -5,7 +5,7 @@ use fearless_simd::{Level, dispatch, prelude::*};
 use crate::{
     CoreError, ElementType, HeadThresholds,
     block::contains,
-    coding::{from_codes, moved, or_nonzero, select, to_codes},
+    coding::{from_codes, moved, or_nonzero, select, select_codes, to_codes},
     quantise::inverse,
 };
 
@@ -71,6 +71,9 @@ struct Steps {
     /// The latest key, and which channels of it escaped.
     codes: Vec<i8>,
     escaped: ChannelMask,
+    /// The codes that the receiver has, and what those of the latest key differ by from those it had before, modulo 256.
+    held: Vec<i8>,
+    differences: Vec<i8>,
 }
 
 /// What a step is in units of its threshold. Of 1/2, 1 and 2 this keeps most zeros and bytes
@@ -95,6 +98,8 @@ impl Steps {
             inverse: vec![0.0; channels],
             codes: vec![0; channels],
             escaped: ChannelMask::new(channels),
+            held: vec![0; channels],
+            differences: vec![0; channels],
         };
         steps.set_factor(1.0);
         steps
@@ -106,6 +111,15 @@ impl Steps {
         to_codes(key, &self.inverse, &mut self.codes);
         from_codes(&self.codes, &self.steps, stored);
         moved(simd, key, stored, thresholds, factor, &mut self.escaped.words);
+    }
+
+    /// The receiver gets the codes of the channels of `sent`.
+    #[inline(always)]
+    fn send<S: Simd>(&mut self, simd: S, sent: &[u64]) {
+        for ((difference, code), held) in self.differences.iter_mut().zip(&self.codes).zip(&self.held) {
+            *difference = code.wrapping_sub(*held);
+        }
+        select_codes(simd, sent, &self.codes, &mut self.held);
     }
 
     fn set_factor(&mut self, factor: f32) {
@@ -216,6 +230,7 @@ impl DeltaEncoder {
                 steps.codes[channel] = 0;
                 reference[channel] = key[channel];
             }
+            dispatch!(*level, simd => steps.send(simd, &sent.words));
         }
         self.tokens += 1;
         self.nonzeros += self.sent.count();
@@ -284,21 +299,31 @@ impl DeltaEncoder {
             steps.codes[channel] = 0;
             self.stored[channel] = self.reference[channel];
         }
+        steps.held.copy_from_slice(&steps.codes);
         self.reference.copy_from_slice(&self.stored);
     }
 
-    /// Goes on in a block of this step factor.
-    pub(crate) fn resume_block(&mut self, factor: f32) {
+    /// Goes on in a block of this step factor, whose last key has these codes.
+    pub(crate) fn resume_block(&mut self, factor: f32, codes: &[i8]) {
         if let Rounding::Int8(steps) = &mut self.rounding {
             steps.set_factor(factor);
+            steps.held.copy_from_slice(codes);
         }
     }
 
-    /// The codes of the latest key or key frame, of every channel, transmitted or not; none in a float store.
+    /// The codes that the receiver has; none in a float store.
     pub(crate) fn codes(&self) -> &[i8] {
         match &self.rounding {
             Rounding::Float(_) => &[],
-            Rounding::Int8(steps) => &steps.codes,
+            Rounding::Int8(steps) => &steps.held,
+        }
+    }
+
+    /// What the codes of the latest key have changed by, of every channel, transmitted or not; none in a float store.
+    pub(crate) fn differences(&self) -> &[i8] {
+        match &self.rounding {
+            Rounding::Float(_) => &[],
+            Rounding::Int8(steps) => &steps.differences,
         }
     }
 

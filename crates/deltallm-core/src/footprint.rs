@@ -58,7 +58,9 @@ pub enum KeyPlan {
     Delta {
         /// Expected share of delta entries that are zero, in 0..=1.
         zero_fraction: f64,
-        /// Expected values per key that no code holds ([`Escape`](crate::Escape)), in [`KvStore::Compact`].
+        /// Expected share of the transmitted codes that change by more than 4 bits hold, in 0..=1; in [`KvStore::Compact`].
+        wide: f64,
+        /// Expected values per key that no code holds ([`Escape`](crate::Escape)); in [`KvStore::Compact`].
         escapes: f64,
         /// Keys in the exact sliding window.
         window: usize,
@@ -69,7 +71,7 @@ pub enum KeyPlan {
 
 /// Computes the bytes of one layer's cache before it exists.
 ///
-/// Dense plans are exact. Delta plans are as exact as their zero fraction and escapes, for a cache that is filled token by token;
+/// Dense plans are exact. Delta plans are as exact as what they expect of the deltas, for a cache that is filled token by token;
 /// a chunk of `n` tokens holds up to `n` more exact keys while it is being attended to.
 ///
 /// ```
@@ -111,8 +113,8 @@ impl CachePlan {
             };
             let (values, values_table) = rows(self.store.values());
             let (keys, keys_table) = match (self.keys, self.store) {
-                (KeyPlan::Delta { zero_fraction, escapes, .. }, store) if store.is_delta() => {
-                    self.delta_keys(tokens, zero_fraction, escapes)
+                (KeyPlan::Delta { zero_fraction, wide, escapes, .. }, store) if store.is_delta() => {
+                    self.delta_keys(tokens, zero_fraction, wide, escapes)
                 }
                 (KeyPlan::Delta { .. }, KvStore::Int4) => GroupedKeys::planned(self.head_dim, tokens),
                 (_, store) => rows(store.values()),
@@ -133,7 +135,7 @@ impl CachePlan {
     }
 
     /// Delta-coded keys of one head, and the table of blocks.
-    fn delta_keys(&self, tokens: usize, zero_fraction: f64, escapes: f64) -> (usize, usize) {
+    fn delta_keys(&self, tokens: usize, zero_fraction: f64, wide: f64, escapes: f64) -> (usize, usize) {
         // The last block stays open until a key comes that does not fit.
         let sealed = tokens.div_ceil(BLOCK_TOKENS) - 1;
         let per_block = |per_token: f64| (BLOCK_TOKENS as f64 * per_token.max(0.0)).round() as usize;
@@ -146,7 +148,8 @@ impl CachePlan {
             float => (Some(float.exact()), 0, 0),
         };
         let open = DeltaMatrix::open_bytes(self.head_dim, element) + room;
-        let block = DeltaMatrix::block_bytes(self.head_dim, element, nonzeros, escapes);
+        let wide = (nonzeros as f64 * wide.clamp(0.0, 1.0)).round() as usize;
+        let block = DeltaMatrix::block_bytes(self.head_dim, element, nonzeros, wide, escapes);
         (open + sealed * block, table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES)
     }
 
@@ -226,7 +229,7 @@ mod tests {
             // Half of the channels change at every step.
             let key: Vec<f32> = (0..8).map(|j| if j % 2 == 0 { t as f32 + 1.0 } else { 0.0 }).collect();
             matrix.push(&key, &mut charge).unwrap();
-            let keys = KeyPlan::Delta { zero_fraction: 0.5, escapes: 0.0, window: 0, sinks: 0 };
+            let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window: 0, sinks: 0 };
             let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F32, keys }.footprint(t + 1);
             assert_eq!(plan.keys, matrix.key_bytes());
             assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), charge.bytes());

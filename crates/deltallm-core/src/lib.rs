@@ -36,6 +36,7 @@ mod block;
 mod bound;
 mod budget;
 mod coding;
+mod differences;
 mod elements;
 mod encoder;
 mod error;

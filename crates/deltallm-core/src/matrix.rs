@@ -184,7 +184,7 @@ impl DeltaMatrix {
             block.reconstruct(self.encoder.base_steps(), channels, &mut rows);
         }
         if self.open_tokens() > 0 {
-            self.encoder.resume_block(self.open.factor);
+            self.encoder.resume_block(self.open.factor, &self.open.last_codes(channels));
         }
         let nonzeros = self.nonzeros();
         self.encoder.rewind(len, nonzeros, rows.len().checked_sub(channels).map(|last| &rows[last..]));
@@ -300,6 +300,9 @@ impl DeltaMatrix {
         }
         let nonzeros = self.nonzeros();
         self.encoder.raise(factor, nonzeros, encoder.reconstruction());
+        if self.open_tokens() > 0 {
+            self.encoder.resume_block(self.open.factor, &self.open.last_codes(self.channels()));
+        }
         Ok(())
     }
 
@@ -317,12 +320,14 @@ impl DeltaMatrix {
         let sealed = match seals {
             0 => 0,
             _ => {
-                let nonzeros = self.open.nonzeros(channels) + (BLOCK_TOKENS - written) * channels;
+                let more = (BLOCK_TOKENS - written) * channels;
+                let wide = self.open.wide(channels) + more;
                 let escapes = match element {
                     Some(_) => 0,
-                    None => self.open.escapes.len() + (BLOCK_TOKENS - written) * channels,
+                    None => self.open.escapes.len() + more,
                 };
-                let first = Self::block_bytes(channels, element, nonzeros, escapes);
+                let nonzeros = self.open.nonzeros(channels) + more;
+                let first = Self::block_bytes(channels, element, nonzeros, wide, escapes);
                 first.saturating_add((seals - 1).saturating_mul(Self::most_bytes(channels, element)))
             }
         };
@@ -370,25 +375,31 @@ impl DeltaMatrix {
 
     /// Bytes of a block with room for any [`BLOCK_TOKENS`] keys, and for no escape.
     pub(crate) fn open_bytes(channels: usize, element: Option<ElementType>) -> usize {
-        Self::block_bytes(channels, element, BLOCK_TOKENS * channels, 0)
+        let nonzeros = BLOCK_TOKENS * channels;
+        Self::block_bytes(channels, element, nonzeros, nonzeros, 0)
     }
 
     /// Bytes of the largest block there can be.
     fn most_bytes(channels: usize, element: Option<ElementType>) -> usize {
         let escapes = if element.is_some() { 0 } else { (BLOCK_TOKENS + 1) * channels };
-        Self::block_bytes(channels, element, BLOCK_TOKENS * channels, escapes)
+        let nonzeros = BLOCK_TOKENS * channels;
+        Self::block_bytes(channels, element, nonzeros, nonzeros, escapes)
     }
 
-    /// Bytes of a sealed block with `nonzeros` transmitted values, `escapes` of them (or of the key frame) stored beside.
+    /// Bytes of a sealed block with `nonzeros` transmitted values; of 8-bit codes `wide` change by more than 4 bits hold, and
+    /// `escapes` of them (or of the key frame) are stored beside.
     pub(crate) fn block_bytes(
         channels: usize,
         element: Option<ElementType>,
         nonzeros: usize,
+        wide: usize,
         escapes: usize,
     ) -> usize {
-        (channels + nonzeros) * element.map_or(1, ElementType::bytes)
-            + words(channels) * BLOCK_TOKENS * size_of::<u64>()
-            + escapes * size_of::<Escape>()
+        let codes = match element {
+            Some(element) => (channels + nonzeros) * element.bytes(),
+            None => channels + nonzeros.div_ceil(2) + wide,
+        };
+        codes + words(channels) * BLOCK_TOKENS * size_of::<u64>() + escapes * size_of::<Escape>()
     }
 
     /// Bytes of the open block's room for escapes when every block has as many as `escapes`.

@@ -61,16 +61,22 @@ fn decoded(matrix: &DeltaMatrix) -> Vec<f32> {
     let (channels, mut all) = (matrix.channels(), Vec::new());
     for number in 0..matrix.blocks() {
         let block = matrix.coded(number).unwrap();
-        let BlockCodes::Int8 { frame, values, steps, factor, escapes } = block.codes else {
+        let BlockCodes::Int8 { frame, differences, wide, steps, factor, escapes } = block.codes else {
             panic!("8 bits")
         };
         let mut codes = frame.to_vec();
-        let mut values = values.iter();
+        let mut nibbles = differences.iter().flat_map(|byte| [byte & 15, byte >> 4]);
+        let mut wide = wide.iter();
         let words = channels.div_ceil(64);
         for (token, mask) in block.masks.chunks(words).enumerate() {
             for j in 0..channels {
                 if mask[j / 64] >> (j % 64) & 1 == 1 {
-                    codes[j] = *values.next().unwrap();
+                    let difference = match nibbles.next().unwrap() {
+                        0 => *wide.next().unwrap(),
+                        nibble @ 1..8 => nibble as i8,
+                        nibble => nibble as i8 - 16,
+                    };
+                    codes[j] = codes[j].wrapping_add(difference);
                 }
                 let step = steps[j] * factor;
                 let residual: f32 = escapes
@@ -82,7 +88,8 @@ fn decoded(matrix: &DeltaMatrix) -> Vec<f32> {
                 all.push(if codes[j] == 0 { residual } else { f32::from(codes[j]) * step + residual });
             }
         }
-        assert!(values.next().is_none());
+        // At most the other half of the last byte is left.
+        assert!(wide.next().is_none() && nibbles.count() <= 1);
     }
     assert!(matrix.coded(matrix.blocks()).is_none());
     all
@@ -294,23 +301,25 @@ fn keys_that_never_move_cost_their_frames_alone() {
 }
 
 #[test]
-fn a_plan_is_exact_when_zero_fraction_and_escapes_are() {
+fn a_plan_is_exact_when_what_it_expects_of_the_deltas_is() {
     for every in [0, 4, 2] {
         let mut matrix = DeltaMatrix::int8(vec![1.0; 8]).unwrap();
         let mut charge = MemoryBudget::unlimited().charge();
         for t in 0..1000_usize {
-            // Half of the channels change at every step, one of them out of reach at every fourth or second key.
+            // Half of the channels change at every step: two of them by more than 4 bits hold, and one out of reach at every fourth
+            // or second key.
             let far = if every > 0 && t % every == 1 { 1000.0 } else { 0.0 };
             let key: Vec<f32> = (0..8)
                 .map(|j| match j {
-                    0 => 10.0 * (1 + t % 2) as f32 + far,
-                    2 | 4 | 6 => 10.0 * (1 + t % 2) as f32,
+                    0 => 3.0 * (1 + t % 2) as f32 + far,
+                    2 => 3.0 * (1 + t % 2) as f32,
+                    4 | 6 => 10.0 * (1 + t % 2) as f32,
                     _ => 0.0,
                 })
                 .collect();
             matrix.push(&key, &mut charge).unwrap();
             let escapes = if every > 0 { 1.0 / every as f64 } else { 0.0 };
-            let keys = KeyPlan::Delta { zero_fraction: 0.5, escapes, window: 0, sinks: 0 };
+            let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.5, escapes, window: 0, sinks: 0 };
             let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::Compact, keys }.footprint(t + 1);
             // The open block's room for escapes has its size once a block has been full.
             if every == 0 || t >= BLOCK_TOKENS {

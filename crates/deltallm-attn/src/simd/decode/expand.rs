@@ -12,8 +12,37 @@ pub(crate) struct Masked<'a, T> {
     pub(crate) frame: &'a [T],
     /// `[tokens, words]`: which channels each token transmits, 64 to a word.
     pub(crate) masks: &'a [u64],
-    /// The transmitted values of all tokens, packed in order.
+    /// What all tokens transmit, packed in order: new values, or what codes of 8 bits change by.
     pub(crate) values: &'a [T],
+}
+
+/// A number in which keys are delta-coded.
+pub(super) trait Coded: Copy + Default {
+    /// The key after `key`, in one vector: what is transmitted stands in `sent` where `mask` is set.
+    fn next<S: Simd, V: SimdBase<S, Element = Self>>(simd: S, mask: V::Mask, sent: V, key: V) -> V;
+}
+
+/// Codes of 8 bits transmit what they change by.
+impl Coded for i8 {
+    #[inline(always)]
+    fn next<S: Simd, V: SimdBase<S, Element = Self>>(simd: S, mask: V::Mask, sent: V, key: V) -> V {
+        key + mask.select(sent, V::splat(simd, 0))
+    }
+}
+
+/// 16-bit floats, by their bits, transmit themselves.
+impl Coded for u16 {
+    #[inline(always)]
+    fn next<S: Simd, V: SimdBase<S, Element = Self>>(_: S, mask: V::Mask, sent: V, key: V) -> V {
+        mask.select(sent, key)
+    }
+}
+
+impl Coded for f32 {
+    #[inline(always)]
+    fn next<S: Simd, V: SimdBase<S, Element = Self>>(_: S, mask: V::Mask, sent: V, key: V) -> V {
+        mask.select(sent, key)
+    }
 }
 
 /// Elements between two rows of expanded keys: whole mask words.
@@ -22,10 +51,10 @@ pub(super) fn row_stride(channels: usize) -> usize {
 }
 
 /// Writes each token's key to `out`, `[tokens, row_stride(channels)]`, for levels that cannot expand in registers: the
-/// values go to their places one by one, and then a vector at a time takes from the key before what was not transmitted.
+/// values go to their places one by one, and then a vector at a time takes them and the key before.
 /// (Values written into a copy of the key before would be read again before they had left the store buffer.)
 #[inline(always)]
-pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S>>(
+pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S, Element: Coded>>(
     simd: S,
     block: Masked<V::Element>,
     out: &mut [V::Element],
@@ -49,7 +78,7 @@ pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S>>(
         for (masks, row) in block.masks.chunks_exact(words).zip(out.chunks_exact_mut(stride)) {
             let row = &mut row[first..][..V::LEN];
             let mask = V::Mask::from_bitmask(simd, masks[first / 64] >> (first % 64) & low_bits(V::LEN));
-            key = mask.select(V::from_slice(simd, row), key);
+            key = V::Element::next(simd, mask, V::from_slice(simd, row), key);
             key.store_slice(row);
         }
     }

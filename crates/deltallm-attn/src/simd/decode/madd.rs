@@ -205,7 +205,7 @@ kernel!(
     }
 );
 
-/// For every byte of a mask, where its channels find their values: the number of set bits before, or [`KEEP`].
+/// For every byte of a mask, where its channels find their differences: the number of set bits before, or [`KEEP`].
 static PLACES: [u64; 256] = places();
 
 /// Marks a channel that is not transmitted; also when up to 8 is added.
@@ -238,7 +238,7 @@ pub(super) fn expand(simd: Avx2, block: Masked<i8>, out: &mut [i8]) {
         for (i, new) in row.chunks_exact_mut(STEP).enumerate() {
             let at = i * STEP;
             let mask = (masks[at / WORD] >> (at % WORD)) as u16;
-            let values = match block.values.get(start..start + STEP) {
+            let differences = match block.values.get(start..start + STEP) {
                 Some(values) => i8x16::from_slice(simd, values),
                 None => padded(simd, block.values.get(start..).unwrap_or(&[])),
             };
@@ -246,14 +246,14 @@ pub(super) fn expand(simd: Avx2, block: Masked<i8>, out: &mut [i8]) {
                 Some(key) => i8x16::from_slice(simd, &key[at..at + STEP]),
                 None => padded(simd, block.frame.get(at..).unwrap_or(&[])),
             };
-            update(simd, places_of(mask), values, key).store_slice(new);
+            update(simd, places_of(mask), differences, key).store_slice(new);
             start += mask.count_ones() as usize;
         }
         before = Some(row);
     }
 }
 
-/// Where sixteen channels find their values, the first eight in the first number.
+/// Where sixteen channels find their differences, the first eight in the first number.
 #[inline(always)]
 fn places_of(mask: u16) -> [u64; 2] {
     let [low, high] = mask.to_le_bytes();
@@ -262,13 +262,11 @@ fn places_of(mask: u16) -> [u64; 2] {
 }
 
 kernel!(
-    /// `values[places[i]]`, or `key[i]` at places marked [`KEEP`].
+    /// Adds `differences[places[i]]` to the key, and nothing at places marked [`KEEP`].
     #[inline(always)]
-    fn update(avx2: Avx2, places: [u64; 2], values: i8x16<Avx2>, key: i8x16<Avx2>) -> i8x16<Avx2> {
+    fn update(avx2: Avx2, places: [u64; 2], differences: i8x16<Avx2>, key: i8x16<Avx2>) -> i8x16<Avx2> {
         let places = _mm_set_epi64x(places[1] as i64, places[0] as i64);
         // A shuffle looks at the highest bit as well, and makes zeros where it is set.
-        let new = _mm_shuffle_epi8(values.into(), places);
-        let kept = _mm_and_si128(_mm_cmpgt_epi8(_mm_setzero_si128(), places), key.into());
-        _mm_or_si128(new, kept).simd_into(avx2)
+        _mm_add_epi8(_mm_shuffle_epi8(differences.into(), places), key.into()).simd_into(avx2)
     }
 );

@@ -2,10 +2,11 @@
 //!
 //! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
 //! converted. Keys of 8 bits are multiplied as integers; with AVX-512 sixteen of them lie side by side instead. Reading order: [`rows`]
-//! (the stored forms), [`dots`], [`values`], [`passes`] (which heads go together), [`select`] (skip test and softmax), [`expand`] (delta-coded
-//! keys), [`queries`] and [`vnni`] or [`madd`] (8 bits), and [`lanes`], what differs between instruction sets.
+//! (the stored forms), [`dots`], [`values`], [`passes`] (which heads go together), [`select`] (skip test and softmax), [`differences`] and [`expand`]
+//! (delta-coded keys), [`queries`] and [`vnni`] or [`madd`] (8 bits), and [`lanes`], what differs between instruction sets.
 
 mod ahead;
+mod differences;
 mod dots;
 mod expand;
 mod lanes;
@@ -29,6 +30,7 @@ use half::{
 use super::SimdLevel;
 use crate::decode::BLOCK;
 use ahead::Ahead;
+use differences::Differences;
 use dots::Dots;
 use expand::Masked;
 use lanes::{Lanes, ToScore, finite};
@@ -75,6 +77,8 @@ pub(crate) struct KernelScratch {
     f32s: Vec<f32>,
     halves: Vec<u16>,
     bytes: Vec<i8>,
+    /// What the codes of a block's keys change by.
+    differences: Differences,
     /// Scales as f32.
     scales: Vec<f32>,
     /// Queries times the scales of their channels.
@@ -175,6 +179,11 @@ impl SimdLevel {
         }
     }
 
+    /// See [`Differences::unpack`].
+    fn unpack<'a>(self, packed: &[u8], wide: &[i8], differences: &'a mut Differences) -> &'a [i8] {
+        dispatch!(self.level, simd => differences.unpack(simd, packed, wide))
+    }
+
     /// f16 scales as f32.
     fn convert<'a>(self, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
         dispatch!(self.level, simd => convert(simd, stored, scales))
@@ -194,8 +203,8 @@ impl SimdLevel {
         scratch: &mut KernelScratch,
     ) {
         let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
-        let memory = ahead.map_or([Ahead::default(); 2], block_memory);
-        let KernelScratch { f32s, halves, bytes, coded, .. } = scratch;
+        let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
+        let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
         let ahead = memory[1];
         if !matches!(block.codes, BlockCodes::Int8 { .. }) {
             dispatch!(self.level, simd => memory[0].steps(1).prefetch(simd));
@@ -224,7 +233,14 @@ impl SimdLevel {
                 let rows = Strided { data, stride };
                 self.dots(Dots { rows, count, ahead, queries, channels, out });
             }
-            BlockCodes::Int8 { frame, values, steps, factor, escapes } => {
+            BlockCodes::Int8 { frame, differences: packed, wide, steps, factor, escapes } => {
+                dispatch!(self.level, simd => {
+                    if let Some(DeltaBlock { codes: BlockCodes::Int8 { frame, wide, .. }, .. }) = ahead_block {
+                        // A few lines, one allocation.
+                        Ahead::of(frame).and(wide).steps(1).prefetch(simd);
+                    }
+                });
+                let values = self.unpack(packed, wide, differences);
                 let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
                 self.prepare(coded, queries, channels, steps, factor);
                 let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
@@ -344,13 +360,13 @@ impl StoredRows<'_> {
     }
 }
 
-/// Where the masks of a block are, and its key frame with the values, which lie behind it.
+/// Where the masks of a block are, and its key frame with the values, which lie behind it, or its differences.
 fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
     let codes = match block.codes {
         BlockCodes::F32 { frame, values } => Ahead::of(frame).and(values),
         BlockCodes::F16 { frame, values } => Ahead::of(frame).and(values),
         BlockCodes::Bf16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Int8 { frame, values, .. } => Ahead::of(frame).and(values),
+        BlockCodes::Int8 { differences, .. } => Ahead::of(differences),
         _ => Ahead::default(),
     };
     [Ahead::of(block.masks), codes]

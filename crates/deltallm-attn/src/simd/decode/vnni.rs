@@ -13,7 +13,7 @@ use std::arch::x86::*;
 use std::arch::x86_64::*;
 
 use deltallm_core::GROUP;
-use fearless_simd::{Avx512, f32x16, i8x64, kernel, mask8x64, prelude::*, u8x64};
+use fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u8x64};
 use half::f16;
 
 use super::{
@@ -130,10 +130,11 @@ impl<const W: usize> Pass<Avx512> for Deltas<'_, W> {
 /// Delta-coded keys of `W` registers, brought up to date token by token.
 struct Running<'a, const W: usize> {
     masks: &'a [[u64; W]],
-    values: &'a [i8],
-    /// The first value of the sixteen keys that are next, and of those after them.
+    differences: &'a [i8],
+    /// The first difference of the sixteen keys that are next, and of those after them.
     start: usize,
     end: usize,
+    /// The last key, 128 added to every code.
     key: [u8x64<Avx512>; W],
 }
 
@@ -142,12 +143,12 @@ impl<'a, const W: usize> Running<'a, W> {
     fn new(simd: Avx512, block: Masked<'a, i8>) -> Self {
         let mut key = [u8x64::splat(simd, 0); W];
         for (key, frame) in key.iter_mut().zip(block.frame.chunks(WORD)) {
-            *key = padded::<_, i8x64<_>>(simd, frame).bitcast();
+            *key = padded::<_, i8x64<_>>(simd, frame).bitcast::<u8x64<_>>() + OFFSET;
         }
-        Self { masks: block.masks.as_chunks().0, values: block.values, start: 0, end: 0, key }
+        Self { masks: block.masks.as_chunks().0, differences: block.values, start: 0, end: 0, key }
     }
 
-    /// The masks of sixteen keys from token `first` on, all of whose values are there. Past the last token nothing is
+    /// The masks of sixteen keys from token `first` on, all of whose differences are there. Past the last token nothing is
     /// transmitted, and nobody reads the scores.
     #[inline(always)]
     fn next_masks(&mut self, first: usize) -> Option<[[u64; W]; KEYS]> {
@@ -165,7 +166,7 @@ impl<'a, const W: usize> Running<'a, W> {
         for mask in masks.as_flattened() {
             self.end += mask.count_ones() as usize;
         }
-        (self.end <= self.values.len()).then_some(masks)
+        (self.end <= self.differences.len()).then_some(masks)
     }
 
     /// Register `word` of the sixteen keys with these masks, transposed.
@@ -196,18 +197,16 @@ impl<'a, const W: usize> Running<'a, W> {
         transpose_four(simd, [a, b, c, d])
     }
 
-    /// Register `word` of the next key, 128 added to every code; `at` is the first value of the key, and then of the one after it.
+    /// Register `word` of the next key; `at` is the first difference of the key, and then of the one after it.
     #[inline(always)]
     fn key(&mut self, simd: Avx512, masks: &[u64; W], word: usize, at: &mut usize) -> __m512i {
         for (other, mask) in masks.iter().enumerate() {
             if other == word {
-                let new = expand(simd, *mask, self.values, *at);
-                // Not an expansion into the key before, which would have to wait much longer for it.
-                self.key[word] = mask8x64::from_bitmask(simd, *mask).select(new, self.key[word]);
+                self.key[word] += expand(simd, *mask, self.differences, *at);
             }
             *at += mask.count_ones() as usize;
         }
-        (self.key[word] ^ u8x64::splat(simd, OFFSET)).into()
+        self.key[word].into()
     }
 }
 
@@ -359,20 +358,20 @@ fn transpose_four(simd: Avx512, [a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     ]
 }
 
-/// The values from `start` on, one to every bit that is set, and zeros.
+/// The differences from `start` on, one to every bit that is set, and zeros.
 #[inline(always)]
-fn expand(simd: Avx512, mask: u64, values: &[i8], start: usize) -> u8x64<Avx512> {
+fn expand(simd: Avx512, mask: u64, differences: &[i8], start: usize) -> u8x64<Avx512> {
     kernel!(
         #[inline(always)]
-        fn load(avx512: Avx512, mask: u64, values: &[i8], start: usize) -> u8x64<Avx512> {
-            debug_assert!(start + mask.count_ones() as usize <= values.len());
+        fn load(avx512: Avx512, mask: u64, differences: &[i8], start: usize) -> u8x64<Avx512> {
+            debug_assert!(start + mask.count_ones() as usize <= differences.len());
             // SAFETY: the instruction reads as many bytes as the mask has bits, and does not touch what lies after them. Those
-            // are in the slice: `Running::next_masks` has found all values of the sixteen keys to be there.
-            unsafe { _mm512_maskz_expandloadu_epi8(mask, values.as_ptr().wrapping_add(start)) }
+            // are in the slice: `Running::next_masks` has found all of the sixteen keys to be there.
+            unsafe { _mm512_maskz_expandloadu_epi8(mask, differences.as_ptr().wrapping_add(start)) }
                 .simd_into(avx512)
         }
     );
-    load(simd, mask, values, start)
+    load(simd, mask, differences, start)
 }
 
 #[inline(always)]

@@ -8,11 +8,11 @@ use std::arch::x86_64::*;
 
 use fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u16x32};
 
-use super::{Masked, low_bits, padded, row_stride};
+use super::{Coded, Masked, low_bits, padded, row_stride};
 use crate::decode::BLOCK;
 
 /// A number that is expanded by an instruction of its own.
-pub(in super::super) trait Expand: Copy + Default {
+pub(in super::super) trait Expand: Coded {
     type Vector: SimdBase<Avx512, Element = Self>;
 
     /// The first of `values`, one to each of the lowest bits of `mask` that is set, and zeros. There is a value for every bit
@@ -42,7 +42,7 @@ pub(in super::super) fn expand<T: Expand>(simd: Avx512, block: Masked<T>, out: &
             let mask = masks[first / 64] >> (first % 64) & low_bits(lanes);
             let new = T::expand(simd, mask, &block.values[*start..]);
             // Not an expansion into the key before, which would have to wait much longer for it.
-            key = <T::Vector as SimdBase<_>>::Mask::from_bitmask(simd, mask).select(new, key);
+            key = T::next(simd, <T::Vector as SimdBase<_>>::Mask::from_bitmask(simd, mask), new, key);
             *start += mask.count_ones() as usize;
             key.store_slice(&mut row[first..][..lanes]);
         }
