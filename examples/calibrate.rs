@@ -11,8 +11,8 @@ use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, ModelArgs, Progress, Request, main_with,
-    print_json, read_text, sha256_hex, windows, write_whole,
+    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, ModelArgs, Progress, Request,
+    SkipSearch, describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;
 
@@ -49,9 +49,10 @@ struct Args {
     /// Prompts of up to this many tokens are attended exactly [default: for each layer as many as it gains nothing from]
     #[arg(long, value_name = "N")]
     exact_prompt: Option<usize>,
-    /// Whether to look for a margin of value skipping: search or off
-    #[arg(long, value_name = "search|off", default_value = "search", value_parser = parse_skip, action = clap::ArgAction::Set)]
-    skip_margin: bool,
+    /// Margins of value skipping to look for: search for one, layers for one in each layer (more is skipped, and the search takes
+    /// two runs more for every layer), or off
+    #[arg(long, value_name = "search|layers|off", default_value = "search", value_parser = parse_skip)]
+    skip_margin: SkipSearch,
     /// Store to calibrate for: f32, f16, bf16, or int8, int4, compact, which layers that skip little do not take
     #[arg(long, value_name = "STORE", default_value = "f16")]
     kv: KvStore,
@@ -72,11 +73,12 @@ fn parse_nats(text: &str) -> Result<f64, String> {
     nats.ok_or_else(|| "expected a finite number of nats > 0".into())
 }
 
-fn parse_skip(text: &str) -> Result<bool, String> {
+fn parse_skip(text: &str) -> Result<SkipSearch, String> {
     match text {
-        "search" => Ok(true),
-        "off" => Ok(false),
-        _ => Err("expected search or off".into()),
+        "search" => Ok(SkipSearch::One),
+        "layers" => Ok(SkipSearch::Layers),
+        "off" => Ok(SkipSearch::Off),
+        _ => Err("expected search, layers or off".into()),
     }
 }
 
@@ -109,7 +111,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     };
 
     let start = Instant::now();
-    let total = calibration.len() + held_out.len() * (1 + Calibration::runs(&request));
+    let total =
+        calibration.len() + held_out.len() * (1 + Calibration::runs(&request, model.graph.config().layers));
     let (mut progress, mut done) = (Progress::new("calibrating"), 0);
     let mut step = |windows: usize| {
         done += windows;
@@ -137,7 +140,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     };
     let dense_layers = found.profile.layers().iter().filter(|plan| plan.dense).count();
     let stored = found.profile.layers().iter().filter(|plan| plan.store == Some(args.kv)).count();
-    let margin = found.profile.layers().iter().find_map(|plan| plan.skip_margin);
+    let margin = describe_margins(found.profile.layers().iter().filter_map(|plan| plan.skip_margin));
     let profile = found.profile.clone().with_provenance(provenance.clone());
     let mut json = serde_json::to_vec(&profile)?;
     json.push(b'\n');
@@ -166,7 +169,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         args.out.display(),
         args.window,
         args.sinks,
-        margin.map_or("off".into(), |margin| margin.to_string()),
+        margin.as_deref().unwrap_or("off"),
         dense_layers,
         found.profile.layers().len()
     );
@@ -182,7 +185,7 @@ fn run(args: Args) -> anyhow::Result<()> {
     if args.common.json {
         print_json(&Report {
             profile: args.out.display().to_string(),
-            skip_margin: margin.map(|margin| margin.to_string()),
+            skip_margin: margin,
             dense_layers,
             rules: found
                 .rules

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use deltallm::models::Model;
 use deltallm::{HybridConfig, KvStore, SkipMargin, ThresholdPolicy, Window};
-use deltallm_examples::ModelProfile;
+use deltallm_examples::{ModelProfile, describe_margins};
 
 /// What the delta, hybrid and compact variants of one layer do.
 #[derive(Debug, Clone)]
@@ -34,8 +34,9 @@ pub struct SettingsArgs {
     /// First keys, always scored exactly [default: the profile's, or 4]
     #[arg(long, value_name = "N")]
     sinks: Option<usize>,
-    /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C [default: the profile's, or off]
-    #[arg(long, value_name = "T|ln:C|off", value_parser = parse_margin, conflicts_with = "values_skipped")]
+    /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C, at least 3; ln:C:L, at least L
+    /// [default: the profile's, or off]
+    #[arg(long, value_name = "T|ln:C[:L]|off", value_parser = parse_margin, conflicts_with = "values_skipped")]
     skip_margin: Option<Margin>,
 }
 
@@ -131,15 +132,14 @@ impl SettingsArgs {
 fn describe(thresholds: &str, settings: &[LayerSettings]) -> String {
     let Some(first) = settings.first() else { return thresholds.to_owned() };
     let margins = settings.iter().filter_map(|layer| layer.config.skip_margin);
-    let mut margins: Vec<String> = margins.map(|margin| format!(", skip margin {margin}")).collect();
-    margins.sort_unstable();
-    margins.dedup();
+    let margins =
+        describe_margins(margins).map_or(String::new(), |margins| format!(", skip margin {margins}"));
     let dense = settings.iter().filter(|layer| layer.dense).count();
     format!(
         "{thresholds}, window {}, {} sinks{}, {dense} of {} layers dense",
         first.config.window,
         first.config.sinks,
-        margins.concat(),
+        margins,
         settings.len()
     )
 }

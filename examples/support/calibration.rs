@@ -6,11 +6,15 @@ use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensit
 use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{LogitRows, Model};
 use deltallm::{
-    AttentionError, AttentionOptions, AttentionProfile, DenseAttention, KvStore, LayerPlan, ModelFingerprint,
-    SkipMargin, SparsityStats, ThresholdProfile, Window,
+    AttentionError, AttentionOptions, AttentionProfile, DenseAttention, HybridAttention, HybridConfig,
+    KvStore, LayerPlan, ModelFingerprint, SkipMargin, SparsityStats, ThresholdPolicy, ThresholdProfile,
+    Window,
 };
 
-use crate::{HeldOutText, Measured};
+use crate::{
+    HeldOutText, Measured,
+    skip_margins::{PROBES, SkipCost, at_context},
+};
 
 /// How thresholds can follow from the sensitivities; the one that costs least on held-out text is taken.
 pub const RULES: [AllocationRule; 3] = [
@@ -31,6 +35,8 @@ const SKIP_SHARE: f64 = 2.0;
 /// Slacks of the margin `ln(n) - slack` among which one is sought, and the steps of that search.
 const SLACKS: [f32; 2] = [-1.0, 5.0];
 const SLACK_STEPS: usize = 5;
+/// Steps of the search for the rate at which all layers skip, where each has its margin.
+const RATE_STEPS: usize = 6;
 /// A layer that never saves more than this share of the time of attention runs dense.
 const LEAST_GAIN: f64 = 0.1;
 /// Prompts of up to this many tokens are attended exactly where values are not skipped.
@@ -57,10 +63,21 @@ pub struct Request {
     pub window: usize,
     /// First keys, always exact.
     pub sinks: usize,
-    /// Whether to look for a margin of value skipping.
-    pub skip: bool,
+    /// Margins of value skipping to look for.
+    pub skip: SkipSearch,
     /// Prompts of up to this many tokens are to be exact in every layer, rather than for as long as each gains nothing.
     pub exact_prompt: Option<usize>,
+}
+
+/// What margins of value skipping are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SkipSearch {
+    /// None: nothing is skipped.
+    Off,
+    /// One for all layers.
+    One,
+    /// One for each layer, by what skipping costs there: two runs more for every layer.
+    Layers,
 }
 
 /// The sensitivities and rates of all layers on the calibration text.
@@ -125,10 +142,15 @@ impl Measurements {
 }
 
 impl Calibration {
-    /// Runs that [`find`](Self::find) makes at most.
-    pub fn runs(request: &Request) -> usize {
+    /// Runs that [`find`](Self::find) makes at most for a model of so many layers.
+    pub fn runs(request: &Request, layers: usize) -> usize {
         let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { ZERO_FRACTION_STEPS } else { 0 };
-        RULES.len() + search + 2 + if request.skip { SLACK_STEPS } else { 0 }
+        let margins = match request.skip {
+            SkipSearch::Off => 0,
+            SkipSearch::One => SLACK_STEPS,
+            SkipSearch::Layers => PROBES.len() * layers + RATE_STEPS,
+        };
+        RULES.len() + search + 2 + margins
     }
 
     /// Looks for the settings that the request asks for. `step` is told after every run over the held-out text.
@@ -150,29 +172,31 @@ impl Calibration {
         };
         let mut rules = Vec::new();
         for rule in RULES {
-            rules.push((rule, search.measure(&search.profile(rule, first, None)?)?.total));
+            rules.push((rule, search.measure(&search.profile(rule, first)?)?.total));
         }
         let best = rules.iter().min_by(|a, b| a.1.kl.total_cmp(&b.1.kl));
         let (rule, at_first) = *best.ok_or_else(|| anyhow::anyhow!("no allocation rule"))?;
 
         let zero_fraction = match request.goal {
             CalibrationGoal::ZeroFraction(share) => share,
-            CalibrationGoal::Kl(limit) if request.skip => {
+            CalibrationGoal::Kl(limit) if request.skip != SkipSearch::Off => {
                 search.zero_fraction(rule, limit / SKIP_SHARE, at_first.kl)?
             }
             CalibrationGoal::Kl(limit) => search.zero_fraction(rule, limit, at_first.kl)?,
         };
-        let mut profile = search.profile(rule, zero_fraction, None)?;
+        let mut profile = search.profile(rule, zero_fraction)?;
         let mut measured = search.measure(&profile)?;
         let without_skipping = measured.total;
-        if request.skip {
+        if request.skip != SkipSearch::Off {
             let limit = match request.goal {
                 CalibrationGoal::ZeroFraction(_) => without_skipping.kl * SKIP_SHARE,
                 CalibrationGoal::Kl(limit) => limit,
             };
-            if let Some((slack, result)) = search.slack(rule, zero_fraction, limit)? {
-                (profile, measured) = (search.profile(rule, zero_fraction, Some(slack))?, result);
-            }
+            let found = match request.skip {
+                SkipSearch::Layers => search.layer_margins(&profile, limit)?,
+                _ => search.margin(&profile, limit)?,
+            };
+            (profile, measured) = found.unwrap_or((profile, measured));
         }
         let pays: Vec<Option<usize>> =
             measured.layers.iter().map(|stats| pays_from(stats, &profile)).collect();
@@ -238,28 +262,16 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    fn profile(
-        &self,
-        rule: AllocationRule,
-        zero_fraction: f64,
-        slack: Option<f32>,
-    ) -> anyhow::Result<AttentionProfile> {
+    /// Thresholds for all layers, which skip nothing.
+    fn profile(&self, rule: AllocationRule, zero_fraction: f64) -> anyhow::Result<AttentionProfile> {
         let config = self.model.config();
         let shape = [config.layers, config.kv_heads, config.head_dim];
         let thresholds = self.allocation.thresholds(rule, zero_fraction).concat();
         let thresholds = thresholds.into_iter().map(four_digits).collect();
         let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds)?;
-        let plan = LayerPlan {
-            skip_margin: slack.map(|slack| SkipMargin::Length { slack }),
-            ..LayerPlan::default()
-        };
         let window = Window::Sliding(self.request.window);
-        Ok(AttentionProfile::new(
-            Arc::new(thresholds),
-            window,
-            self.request.sinks,
-            vec![plan; config.layers],
-        )?)
+        let plans = vec![LayerPlan::default(); config.layers];
+        Ok(AttentionProfile::new(Arc::new(thresholds), window, self.request.sinks, plans)?)
     }
 
     fn measure(&mut self, profile: &AttentionProfile) -> anyhow::Result<Measured> {
@@ -280,7 +292,7 @@ impl Search<'_> {
         let mut least = f64::INFINITY;
         for _ in 0..ZERO_FRACTION_STEPS {
             let middle = 0.5 * (low + high);
-            let kl = self.measure(&self.profile(rule, middle, None)?)?.total.kl;
+            let kl = self.measure(&self.profile(rule, middle)?)?.total.kl;
             least = least.min(kl);
             if kl <= limit {
                 (low, reached) = (middle, Some(middle));
@@ -296,26 +308,97 @@ impl Search<'_> {
         })
     }
 
-    /// The largest slack whose divergence stays within `limit`, if any does.
-    fn slack(
+    /// The profile with the largest slack whose divergence stays within `limit`, if any does.
+    fn margin(
         &mut self,
-        rule: AllocationRule,
-        zero_fraction: f64,
+        profile: &AttentionProfile,
         limit: f64,
-    ) -> anyhow::Result<Option<(f32, Measured)>> {
-        let [mut low, mut high] = SLACKS;
+    ) -> anyhow::Result<Option<(AttentionProfile, Measured)>> {
+        self.largest(SLACKS.map(f64::from), SLACK_STEPS, limit, &|slack| {
+            let margin = SkipMargin::Length { slack: four_digits(slack as f32), least: SkipMargin::LEAST };
+            with_margins(profile, |_| margin)
+        })
+    }
+
+    /// The profile with a margin for each layer, such that a further share of skipped values would cost the same in all: the
+    /// highest such rate whose divergence stays within `limit`, if any does.
+    fn layer_margins(
+        &mut self,
+        profile: &AttentionProfile,
+        limit: f64,
+    ) -> anyhow::Result<Option<(AttentionProfile, Measured)>> {
+        let costs: Vec<SkipCost> =
+            (0..profile.layers().len()).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
+        let ends =
+            |end: usize| costs.iter().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite());
+        let rates = [ends(0).fold(f64::INFINITY, f64::min), ends(1).fold(f64::NEG_INFINITY, f64::max)];
+        if rates[0] > rates[1] {
+            return Ok(None); // there is nothing to skip in any layer
+        }
+        let context = self.held_out.context();
+        self.largest(rates, RATE_STEPS, limit, &|rate| {
+            with_margins(profile, |layer| match at_context(costs[layer].margin(rate), context) {
+                SkipMargin::Length { slack, least } => {
+                    SkipMargin::Length { slack: four_digits(slack), least: four_digits(least) }
+                }
+                other => other,
+            })
+        })
+    }
+
+    /// What skipping costs in a layer that is exact but for that, while all others are exact.
+    fn skip_cost(&mut self, layer: usize) -> anyhow::Result<SkipCost> {
+        let exact = AttentionOptions { store: self.options.store.exact().into(), ..self.options.clone() };
+        let mut cost = SkipCost { kl: [0.0; 2], skipped: [0.0; 2] };
+        for (probe, nats) in PROBES.into_iter().enumerate() {
+            let config = HybridConfig {
+                window: Window::Sliding(self.request.window),
+                sinks: self.request.sinks,
+                skip_margin: Some(at_context(nats, self.held_out.context())),
+                ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
+            };
+            let measured = self.held_out.measure(self.model, &|other| match other == layer {
+                true => Ok(Box::new(HybridAttention::new(&exact, &config)?)),
+                false => Ok(Box::new(DenseAttention::new(&exact)?)),
+            })?;
+            (self.step)();
+            cost.kl[probe] = measured.total.kl;
+            cost.skipped[probe] = measured.layers[layer].total().values_skipped();
+        }
+        Ok(cost)
+    }
+
+    /// Bisects for the largest of some settings whose divergence stays within `limit`, if any does; `make` makes the profile.
+    fn largest(
+        &mut self,
+        [mut low, mut high]: [f64; 2],
+        steps: usize,
+        limit: f64,
+        make: &dyn Fn(f64) -> Result<AttentionProfile, AttentionError>,
+    ) -> anyhow::Result<Option<(AttentionProfile, Measured)>> {
         let mut best = None;
-        for _ in 0..SLACK_STEPS {
-            let middle = four_digits(0.5 * (low + high));
-            let measured = self.measure(&self.profile(rule, zero_fraction, Some(middle))?)?;
+        for _ in 0..steps {
+            let middle = 0.5 * (low + high);
+            let profile = make(middle)?;
+            let measured = self.measure(&profile)?;
             if measured.total.kl <= limit {
-                (low, best) = (middle, Some((middle, measured)));
+                (low, best) = (middle, Some((profile, measured)));
             } else {
                 high = middle;
             }
         }
         Ok(best)
     }
+}
+
+/// The profile with a margin for every layer.
+fn with_margins(
+    profile: &AttentionProfile,
+    margin: impl Fn(usize) -> SkipMargin,
+) -> Result<AttentionProfile, AttentionError> {
+    let plans = profile.layers().iter().enumerate();
+    let plans = plans.map(|(layer, plan)| LayerPlan { skip_margin: Some(margin(layer)), ..*plan });
+    with_plans(profile, plans.collect())
 }
 
 /// Four significant digits say all that a measured threshold can.

@@ -54,6 +54,11 @@ impl HeldOutText {
         Ok(text)
     }
 
+    /// Tokens of the longest window.
+    pub fn context(&self) -> usize {
+        self.windows.iter().map(|window| window.tokens.len()).max().unwrap_or(0)
+    }
+
     /// Perplexity of dense attention.
     pub fn perplexity(&self) -> f64 {
         self.dense.value()

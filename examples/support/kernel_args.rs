@@ -65,8 +65,9 @@ pub struct KernelArgs {
     /// First keys, always scored exactly [default: 4]
     #[arg(long, value_name = "N")]
     sinks: Option<usize>,
-    /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C [default: the profile's, or off]
-    #[arg(long, value_name = "T|ln:C|off", value_parser = parse_margin)]
+    /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C, at least 3; ln:C:L, at least L
+    /// [default: the profile's, or off]
+    #[arg(long, value_name = "T|ln:C[:L]|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N")]
@@ -109,7 +110,7 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
         _ => text
             .parse()
             .map(|margin| MarginChoice(Some(margin)))
-            .map_err(|_| "expected a number of nats > 0, ln:C for ln(keys) - C, or off".into()),
+            .map_err(|_| "expected a number of nats > 0, ln:C or ln:C:L for ln(keys) - C, or off".into()),
     }
 }
 
@@ -229,7 +230,10 @@ mod tests {
     fn margins_parse() {
         assert_eq!(parse_margin("off"), Ok(MarginChoice(None)));
         assert_eq!(parse_margin("4.5"), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
-        assert_eq!(parse_margin("ln:3"), Ok(MarginChoice(Some(SkipMargin::Length { slack: 3.0 }))));
+        assert_eq!(
+            parse_margin("ln:3"),
+            Ok(MarginChoice(Some(SkipMargin::Length { slack: 3.0, least: SkipMargin::LEAST })))
+        );
         for bad in ["on", "0", "-4", "inf", "nan", "", "ln:"] {
             assert!(parse_margin(bad).is_err(), "{bad}");
         }

@@ -8,7 +8,7 @@ use deltallm::{
 };
 use serde::Serialize;
 
-use crate::{KernelKind, ModelProfile, Phases, PrefillOnly};
+use crate::{KernelKind, ModelProfile, Phases, PrefillOnly, describe_margins};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
@@ -182,12 +182,7 @@ impl KernelChoice {
             _ => {}
         }
         let margins = self.profile.as_ref().map_or(1, |profile| profile.settings.layers().len());
-        let mut margins: Vec<String> = (0..margins)
-            .filter_map(|layer| self.plan(layer).skip_margin)
-            .map(|margin| margin.to_string())
-            .collect();
-        margins.sort_unstable();
-        margins.dedup();
+        let margins = describe_margins((0..margins).filter_map(|layer| self.plan(layer).skip_margin));
         KernelSettings {
             theta: theta.filter(|_| coded),
             target_sparsity: target_sparsity.filter(|_| coded),
@@ -195,12 +190,7 @@ impl KernelChoice {
             profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
             window: hybrid.then(|| self.config.window.to_string()),
             sinks: hybrid.then_some(self.config.sinks),
-            skip_margin: match &margins[..] {
-                [] => None,
-                [margin] => Some(margin.clone()),
-                [first, .., last] => Some(format!("{first}..{last} by layer")),
-            }
-            .filter(|_| hybrid),
+            skip_margin: margins.filter(|_| hybrid),
             phases: coded.then_some(self.phases),
             kv: self.options.store,
             precision: Some(self.options.precision)

@@ -28,10 +28,11 @@ mod prefill_only;
 mod profile;
 mod progress;
 pub mod report;
+mod skip_margins;
 mod tasks;
 mod threads;
 
-pub use calibration::{Calibration, Measurements, RULES, Request};
+pub use calibration::{Calibration, Measurements, RULES, Request, SkipSearch};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
 pub use digest::sha256_hex;
 #[cfg(feature = "candle")]
@@ -54,5 +55,6 @@ pub use perplexity::{Comparison, Perplexity, TokenScore, score_rows, windows};
 pub use prefill_only::PrefillOnly;
 pub use profile::ModelProfile;
 pub use progress::Progress;
+pub use skip_margins::describe_margins;
 pub use tasks::*;
 pub use threads::{restart_with, restart_with_weights};

@@ -65,7 +65,7 @@ fn bad_attention_settings() {
         ("--window", "wide", "block:SCALE"),
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
-        ("--skip-margin", "0", "nats > 0, ln:C for ln(keys) - C, or off"),
+        ("--skip-margin", "0", "nats > 0, ln:C or ln:C:L for ln(keys) - C, or off"),
         ("--kv", "q8", "expected f32, f16, bf16, int8, int4 or compact"),
         ("--kv", "f8", "f32, f16, bf16, int8, int4 or compact"),
         ("--sinks", "18446744073709551615", "at most 1024"),
@@ -230,6 +230,11 @@ fn calibration_makes_a_profile_that_evaluate_takes() {
     let first = std::fs::read(&out).expect("a profile");
     run("calibrate", &[&args[..], &["--sparsity", "0.5", "--threads", "1"]].concat());
     assert!(first == std::fs::read(&out).expect("a profile"), "the same on one thread as on all");
+    let layers = json(&run(
+        "calibrate",
+        &[&args[..], &["--sparsity", "0.5", "--skip-margin", "layers", "--json"]].concat(),
+    ));
+    assert!(layers["held_out"]["values_skipped"].as_f64().is_some_and(|share| share > 0.0), "{layers}");
     let args = [
         "--task",
         "perplexity",

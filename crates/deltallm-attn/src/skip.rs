@@ -13,6 +13,7 @@ use crate::AttentionError;
 /// assert!((margin.nats(1024, 32) - (1024_f32.ln() - 3.0)).abs() < 1e-6);
 /// assert_eq!(margin.nats(1024, 1), margin.nats(1024, 32) + SkipMargin::ALONE);
 /// assert_eq!(margin.nats(2, 32), SkipMargin::LEAST);
+/// assert_eq!("ln:3:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
 /// assert_eq!("4.5".parse::<SkipMargin>()?, SkipMargin::Fixed(4.5));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -31,11 +32,14 @@ pub enum SkipMargin {
     Length {
         /// In nats; about 3.
         slack: f32,
+        /// The smallest margin, [`LEAST`](SkipMargin::LEAST) where nothing else is known: in short contexts skipping gains little
+        /// and costs most.
+        least: f32,
     },
 }
 
 impl SkipMargin {
-    /// The smallest margin of [`Length`](Self::Length): in short contexts skipping gains little and costs most.
+    /// The usual smallest margin of [`Length`](Self::Length).
     pub const LEAST: f32 = 3.0;
 
     /// What [`Length`](Self::Length) adds where one query decides alone. In a tile most values are kept for the sake of some
@@ -46,33 +50,36 @@ impl SkipMargin {
     pub fn nats(self, keys: usize, queries: usize) -> f32 {
         match self {
             Self::Fixed(margin) => margin,
-            Self::Length { slack } => {
+            Self::Length { slack, least } => {
                 let alone = if queries == 1 { Self::ALONE } else { 0.0 };
-                ((keys as f32).ln() - slack).max(Self::LEAST) + alone
+                ((keys as f32).ln() - slack).max(least) + alone
             }
         }
     }
 
     pub(crate) fn check(self) -> Result<(), AttentionError> {
-        let (expected, got, right) = match self {
-            Self::Fixed(margin) => {
-                ("a finite number of nats > 0", margin, margin.is_finite() && margin > 0.0)
+        let positive = |nats: f32| nats.is_finite() && nats > 0.0;
+        let (expected, got) = match self {
+            Self::Fixed(margin) if !positive(margin) => ("a finite number of nats > 0", margin),
+            Self::Length { slack, .. } if !slack.is_finite() => {
+                ("a slack that is a finite number of nats", slack)
             }
-            Self::Length { slack } => ("a slack that is a finite number of nats", slack, slack.is_finite()),
+            Self::Length { least, .. } if !positive(least) => {
+                ("a least margin of finitely many nats > 0", least)
+            }
+            _ => return Ok(()),
         };
-        match right {
-            true => Ok(()),
-            false => Err(AttentionError::Setting { setting: "skip margin", expected, got: f64::from(got) }),
-        }
+        Err(AttentionError::Setting { setting: "skip margin", expected, got: f64::from(got) })
     }
 }
 
-/// `4.5`, or `ln:3` for `ln(n) - 3`.
+/// `4.5`, or `ln:3` for `ln(n) - 3` and `ln:3:2.5` for that and at least 2.5.
 impl fmt::Display for SkipMargin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(margin) => write!(f, "{margin}"),
-            Self::Length { slack } => write!(f, "ln:{slack}"),
+            Self::Length { slack, least } if *least == Self::LEAST => write!(f, "ln:{slack}"),
+            Self::Length { slack, least } => write!(f, "ln:{slack}:{least}"),
         }
     }
 }
@@ -81,12 +88,16 @@ impl FromStr for SkipMargin {
     type Err = AttentionError;
 
     fn from_str(text: &str) -> Result<Self, AttentionError> {
-        let expected = "a number of nats > 0, or ln:SLACK for ln(keys) - SLACK";
-        let margin = match text.strip_prefix("ln:") {
-            Some(slack) => slack.parse().map(|slack| Self::Length { slack }),
-            None => text.parse().map(Self::Fixed),
-        };
-        let margin = margin.ok().filter(|margin| margin.check().is_ok());
+        let expected = "a number of nats > 0, or ln:SLACK or ln:SLACK:LEAST for ln(keys) - SLACK";
+        let number = |text: &str| text.parse().ok();
+        let margin =
+            match text.strip_prefix("ln:").map(|numbers| numbers.split_once(':').unwrap_or((numbers, "3"))) {
+                Some((slack, least)) => {
+                    number(slack).zip(number(least)).map(|(slack, least)| Self::Length { slack, least })
+                }
+                None => number(text).map(Self::Fixed),
+            };
+        let margin = margin.filter(|margin| margin.check().is_ok());
         margin.ok_or_else(|| AttentionError::Name { what: "skip margin", expected, got: text.to_owned() })
     }
 }
@@ -113,10 +124,13 @@ mod tests {
 
     #[test]
     fn margins_read_back_what_they_write() {
-        for text in ["4.5", "ln:2.75", "ln:-1"] {
+        for text in ["4.5", "ln:2.75", "ln:-1", "ln:4:1.5"] {
             assert_eq!(text.parse::<SkipMargin>().unwrap().to_string(), text);
         }
-        for bad in ["", "off", "0", "-4", "inf", "nan", "ln:", "ln:nan", "ln", "4 nats"] {
+        for bad in [
+            "", "off", "0", "-4", "inf", "nan", "ln:", "ln:nan", "ln", "4 nats", "ln:3:", "ln:3:0",
+            "ln:3:2:1",
+        ] {
             let error = bad.parse::<SkipMargin>().unwrap_err().to_string();
             assert!(error.contains("expected a number of nats"), "{error}");
         }

@@ -141,8 +141,7 @@ fn windows() -> impl Strategy<Value = Window> {
 fn margins() -> impl Strategy<Value = SkipMargin> {
     prop_oneof![
         (0.2_f32..4.0).prop_map(SkipMargin::Fixed),
-        // With these the margin is never at its floor, which a shift of the slack would not move.
-        (-5.0_f32..-3.0).prop_map(|slack| SkipMargin::Length { slack }),
+        (-5.0_f32..2.0, 0.5_f32..3.0).prop_map(|(slack, least)| SkipMargin::Length { slack, least }),
     ]
 }
 
@@ -207,7 +206,7 @@ proptest! {
         // A score within rounding of the margin may fall on either side: such inputs prove nothing.
         let near = |by: f32| {
             let moved = match margin {
-                SkipMargin::Length { slack } => SkipMargin::Length { slack: slack - by },
+                SkipMargin::Length { slack, least } => SkipMargin::Length { slack: slack - by, least: least + by },
                 SkipMargin::Fixed(margin) => SkipMargin::Fixed(margin + by),
                 other => panic!("{other}"),
             };
@@ -537,7 +536,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
-        skip_margin: Some(SkipMargin::Length { slack: 1.0 }),
+        skip_margin: Some(SkipMargin::Length { slack: 1.0, least: SkipMargin::LEAST }),
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
     };
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
