@@ -72,7 +72,7 @@ pub struct KernelArgs {
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N")]
     exact_prompt: Option<usize>,
-    /// Store of keys and values: f32, f16, bf16; int8; or with an exact f16 window (hybrid) int4 or compact (8-bit deltas, 4-bit
+    /// Store of keys and values: f32, f16, bf16; int8; or with an exact f16 window (hybrid) int4 or compact (4-bit deltas, 4-bit
     /// values)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
     kv: KvStore,

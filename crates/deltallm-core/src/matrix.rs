@@ -14,7 +14,7 @@ use crate::{
 /// packed. New values rather than differences, so that the reconstruction is exact in any storage type. Each block
 /// starts with a *key frame*, the reconstruction just before its first token, so a block can be read on its own.
 ///
-/// Values are of a float type, or 8-bit codes ([`int8`](Self::int8)).
+/// Values are of a float type, or 8-bit codes ([`int8`](Self::int8)), of which differences are stored: codes add up exactly.
 ///
 /// ```
 /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};

@@ -33,7 +33,7 @@ pub enum KvStore {
     /// Far keys in 4 bits with a scale and a minimum per channel and 32 tokens, far values in 4 bits with a scale per
     /// 32 channels. For hybrid attention only.
     Int4,
-    /// Far keys delta-coded with 8 bits per transmitted channel, far values in 4 bits with a scale per 32 channels. For
+    /// Far keys delta-coded in 8-bit codes, most of whose differences take 4 bits, far values in 4 bits with a scale per 32 channels. For
     /// attention with deltas.
     Compact,
 }
