@@ -315,7 +315,7 @@ impl Search<'_> {
         limit: f64,
     ) -> anyhow::Result<Option<(AttentionProfile, Measured)>> {
         self.largest(SLACKS.map(f64::from), SLACK_STEPS, limit, &|slack| {
-            let margin = SkipMargin::Length { slack: four_digits(slack as f32), least: SkipMargin::LEAST };
+            let margin = SkipMargin::length(four_digits(slack as f32));
             with_margins(profile, |_| margin)
         })
     }
@@ -337,12 +337,7 @@ impl Search<'_> {
         }
         let context = self.held_out.context();
         self.largest(rates, RATE_STEPS, limit, &|rate| {
-            with_margins(profile, |layer| match at_context(costs[layer].margin(rate), context) {
-                SkipMargin::Length { slack, least } => {
-                    SkipMargin::Length { slack: four_digits(slack), least: four_digits(least) }
-                }
-                other => other,
-            })
+            with_margins(profile, |layer| at_context(costs[layer].margin(rate), context))
         })
     }
 
@@ -402,7 +397,7 @@ fn with_margins(
 }
 
 /// Four significant digits say all that a measured threshold can.
-fn four_digits(x: f32) -> f32 {
+pub(crate) fn four_digits(x: f32) -> f32 {
     format!("{x:.3e}").parse().unwrap_or(x)
 }
 

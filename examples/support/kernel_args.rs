@@ -230,10 +230,7 @@ mod tests {
     fn margins_parse() {
         assert_eq!(parse_margin("off"), Ok(MarginChoice(None)));
         assert_eq!(parse_margin("4.5"), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
-        assert_eq!(
-            parse_margin("ln:3"),
-            Ok(MarginChoice(Some(SkipMargin::Length { slack: 3.0, least: SkipMargin::LEAST })))
-        );
+        assert_eq!(parse_margin("ln:3"), Ok(MarginChoice(Some(SkipMargin::length(3.0)))));
         for bad in ["on", "0", "-4", "inf", "nan", "", "ln:"] {
             assert!(parse_margin(bad).is_err(), "{bad}");
         }

@@ -67,7 +67,7 @@ impl Setting {
         let skip_margin = match byte()? {
             0..100 => None,
             margin @ 100..200 => Some(SkipMargin::Fixed(f32::from(margin - 99) / 16.0)),
-            slack => Some(SkipMargin::Length { slack: (f32::from(slack) - 240.0) / 8.0, least: SkipMargin::LEAST }),
+            slack => Some(SkipMargin::length((f32::from(slack) - 240.0) / 8.0)),
         };
         let softcap = match byte()? {
             0..192 => None,
@@ -439,7 +439,9 @@ impl<'a> Run<'a> {
         let method = Method { tile, ..self.method(call.expected) };
         let moved = |by: f32| {
             let skip_margin = method.skip_margin.map(|margin| match margin {
-                SkipMargin::Length { slack, least } => SkipMargin::Length { slack: slack - by, least: least + by },
+                SkipMargin::Length { slack, least } => {
+                    SkipMargin::Length { slack: slack - by, least: least + by }
+                }
                 SkipMargin::Fixed(margin) => SkipMargin::Fixed(margin + by),
                 other => panic!("{other}"),
             });

@@ -295,7 +295,7 @@ mod tests {
     fn profile() -> AttentionProfile {
         let thresholds = (0..8).map(|i| i as f32 / 8.0).collect();
         let thresholds = ThresholdProfile::new(ModelFingerprint(7), [2, 1, 4], thresholds).unwrap();
-        let margin = Some(SkipMargin::Length { slack: 2.5, least: SkipMargin::LEAST });
+        let margin = Some(SkipMargin::length(2.5));
         let layers = vec![
             LayerPlan { dense: true, ..LayerPlan::default() },
             LayerPlan {

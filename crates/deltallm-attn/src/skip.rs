@@ -14,6 +14,7 @@ use crate::AttentionError;
 /// assert_eq!(margin.nats(1024, 1), margin.nats(1024, 32) + SkipMargin::ALONE);
 /// assert_eq!(margin.nats(2, 32), SkipMargin::LEAST);
 /// assert_eq!("ln:3:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
+/// assert_eq!(margin, SkipMargin::length(3.0));
 /// assert_eq!("4.5".parse::<SkipMargin>()?, SkipMargin::Fixed(4.5));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -45,6 +46,11 @@ impl SkipMargin {
     /// What [`Length`](Self::Length) adds where one query decides alone. In a tile most values are kept for the sake of some
     /// other query; without them the same margin would skip far more.
     pub const ALONE: f32 = 2.0;
+
+    /// [`Length`](Self::Length) with the usual smallest margin.
+    pub fn length(slack: f32) -> Self {
+        Self::Length { slack, least: Self::LEAST }
+    }
 
     /// The margin for a query that sees `keys` keys, in a tile of `queries` queries.
     pub fn nats(self, keys: usize, queries: usize) -> f32 {

@@ -536,7 +536,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
-        skip_margin: Some(SkipMargin::Length { slack: 1.0, least: SkipMargin::LEAST }),
+        skip_margin: Some(SkipMargin::length(1.0)),
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
     };
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
