@@ -334,7 +334,7 @@ impl Block {
         }
     }
 
-    /// The 8-bit codes of the last key, `[channels]`; none in a float store.
+    /// The 8-bit codes of the last key of a block that has begun, `[channels]`; none in a float store.
     pub(crate) fn last_codes(&self, channels: usize) -> Vec<i8> {
         let Codes::Int8(codes) = &self.codes else { return Vec::new() };
         let mut key = codes.whole[..channels].to_vec();

@@ -47,32 +47,28 @@ pub(crate) fn or_nonzero(key: &[f32], words: &mut [u64]) {
 /// Takes the new value in the channels of `words`.
 #[inline(always)]
 pub(crate) fn select<S: Simd>(simd: S, words: &[u64], new: &[f32], reference: &mut [f32]) {
-    let width = S::f32s::LEN;
-    for ((word, new), reference) in words.iter().zip(new.chunks(64)).zip(reference.chunks_mut(64)) {
-        let whole = new.len() / width * width;
-        for start in (0..whole).step_by(width) {
-            let mask = S::mask32s::from_bitmask(simd, low_bits(word >> start, width));
-            let old = load(simd, reference, start);
-            mask.select(load(simd, new, start), old).store_slice(&mut reference[start..][..width]);
-        }
-        for i in whole..new.len() {
-            if word >> i & 1 == 1 {
-                reference[i] = new[i];
-            }
-        }
-    }
+    select_lanes::<S, S::f32s>(simd, words, new, reference);
 }
 
 /// The same for codes.
 #[inline(always)]
 pub(crate) fn select_codes<S: Simd>(simd: S, words: &[u64], new: &[i8], reference: &mut [i8]) {
-    let width = S::i8s::LEN;
+    select_lanes::<S, S::i8s>(simd, words, new, reference);
+}
+
+#[inline(always)]
+fn select_lanes<S: Simd, V: SimdBase<S>>(
+    simd: S,
+    words: &[u64],
+    new: &[V::Element],
+    reference: &mut [V::Element],
+) {
     for ((word, new), reference) in words.iter().zip(new.chunks(64)).zip(reference.chunks_mut(64)) {
-        let whole = new.len() / width * width;
-        for start in (0..whole).step_by(width) {
-            let mask = S::mask8s::from_bitmask(simd, low_bits(word >> start, width));
-            let (new, old) = (&new[start..][..width], &mut reference[start..][..width]);
-            mask.select(S::i8s::from_slice(simd, new), S::i8s::from_slice(simd, old)).store_slice(old);
+        let whole = new.len() / V::LEN * V::LEN;
+        for start in (0..whole).step_by(V::LEN) {
+            let mask = V::Mask::from_bitmask(simd, low_bits(word >> start, V::LEN));
+            let (new, old) = (&new[start..][..V::LEN], &mut reference[start..][..V::LEN]);
+            mask.select(V::from_slice(simd, new), V::from_slice(simd, old)).store_slice(old);
         }
         for i in whole..new.len() {
             if word >> i & 1 == 1 {
