@@ -53,7 +53,7 @@ struct Args {
     /// two runs more for every layer), or off
     #[arg(long, value_name = "search|layers|off", default_value = "search", value_parser = parse_skip)]
     skip_margin: SkipSearch,
-    /// Store to calibrate for: f32, f16, bf16, or int8, int4, compact, which layers that skip little do not take
+    /// Store to calibrate for: f32, f16, bf16, or int8, compact, which layers that skip little do not take
     #[arg(long, value_name = "STORE", default_value = "f16")]
     kv: KvStore,
     /// Where the profile goes

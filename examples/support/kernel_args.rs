@@ -72,8 +72,7 @@ pub struct KernelArgs {
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N")]
     exact_prompt: Option<usize>,
-    /// Store of keys and values: f32, f16, bf16; int8; or with an exact f16 window (hybrid) int4 or compact (4-bit deltas, 4-bit
-    /// values)
+    /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
     kv: KvStore,
     /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: bf16 (AVX512-BF16)
@@ -115,7 +114,7 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
 }
 
 fn parse_store(text: &str) -> Result<KvStore, String> {
-    text.parse().map_err(|_| "expected f32, f16, bf16, int8, int4 or compact".into())
+    text.parse().map_err(|_| "expected f32, f16, bf16, int8 or compact".into())
 }
 
 fn parse_precision(text: &str) -> Result<Precision, String> {
@@ -256,5 +255,6 @@ mod tests {
             assert_eq!(parse_store(store.name()), Ok(store));
         }
         assert!(parse_store("q8").is_err());
+        assert_eq!(parse_store("int4"), Err("expected f32, f16, bf16, int8 or compact".to_owned()));
     }
 }

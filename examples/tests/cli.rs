@@ -66,8 +66,9 @@ fn bad_attention_settings() {
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
         ("--skip-margin", "0", "nats > 0, ln:C or ln:C:L for ln(keys) - C, or off"),
-        ("--kv", "q8", "expected f32, f16, bf16, int8, int4 or compact"),
-        ("--kv", "f8", "f32, f16, bf16, int8, int4 or compact"),
+        ("--kv", "q8", "expected f32, f16, bf16, int8 or compact"),
+        ("--kv", "f8", "f32, f16, bf16, int8 or compact"),
+        ("--kv", "int4", "expected f32, f16, bf16, int8 or compact"),
         ("--sinks", "18446744073709551615", "at most 1024"),
         ("--threads", "0", "1..=1024"),
     ] {

@@ -35,7 +35,7 @@ const KERNELS: [&[&str]; 8] = [
     &["--kernel", "delta", "--theta", "0.5"],
     &["--kernel", "hybrid"],
     &["--kernel", "hybrid", "--kv", "compact"],
-    &["--kernel", "hybrid", "--kv", "int4", "--theta", "0.6", "--window", "16"],
+    &["--kernel", "hybrid", "--kv", "int8", "--theta", "0.6", "--window", "16"],
     &["--kernel", "hybrid", "--kv", "f32", "--target-sparsity", "0.5"],
 ];
 

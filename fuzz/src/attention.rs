@@ -302,7 +302,7 @@ impl<'a> Run<'a> {
             self.calls.push(Call { first, end, expected, exact_from, out });
         }
         // What is dropped after the call: whole pages before this.
-        let needed = self.window_start(end).min(self.unfinished(end + 1));
+        let needed = self.window_start(end);
         self.exact_from = self.exact_from.max(needed);
     }
 
@@ -332,11 +332,6 @@ impl<'a> Run<'a> {
             return 0;
         }
         (position + 1).saturating_sub(self.window_keys())
-    }
-
-    /// The first of `tokens` tokens whose group is not whole.
-    fn unfinished(&self, tokens: usize) -> usize {
-        if self.setting.store == KvStore::Int4 { tokens / 32 * 32 } else { tokens }
     }
 
     fn wrong_shape(&mut self) {
@@ -372,8 +367,6 @@ impl<'a> Run<'a> {
         self.expected.whole_until = self.expected.whole_until.min(len);
         self.announced = self.announced.min(len);
         self.exact_from = self.exact_from.min(len);
-        // A group that becomes unfinished again is coded anew, from what is left of it.
-        self.changed |= len > self.unfinished(len) && self.exact_from > self.unfinished(len);
         let (q_row, kv_row) = (self.q_row(), self.kv_row());
         self.q.truncate(len * q_row);
         self.k.truncate(len * kv_row);
@@ -460,7 +453,7 @@ impl<'a> Run<'a> {
     /// The first key that query `m` of a call sees exactly.
     fn exact_start(&self, call: &Call, m: usize) -> usize {
         let Expected { window, prompt_end, whole_until } = call.expected;
-        let start = match window {
+        match window {
             _ if m < whole_until => 0,
             Window::Sliding(keys) => (m + 1).saturating_sub(keys),
             Window::Block { scale } => {
@@ -468,8 +461,7 @@ impl<'a> Run<'a> {
                 if m < prompt_end { m / keys * keys } else { (m + 1).saturating_sub(keys) }
             }
             other => panic!("{other}"),
-        };
-        start.min(self.unfinished(m + 1))
+        }
     }
 
     fn method(&self, expected: Expected) -> Method {

@@ -1,8 +1,8 @@
 //! The cache of one kv head of hybrid attention.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, ElementType, Footprint, GroupedKeys,
-    HeadThresholds, KvStore, PagedRows, RowFormat,
+    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
+    PagedRows, RowFormat,
 };
 
 /// Keys and values of one kv head: all of them coded as the store says, and exact copies of some.
@@ -22,7 +22,6 @@ pub(crate) struct HybridHead {
 pub(crate) enum FarKeys {
     Delta(DeltaMatrix),
     Int8(PagedRows),
-    Int4(GroupedKeys),
 }
 
 /// Exact keys, and their values where the values of the whole history are not exact.
@@ -37,7 +36,6 @@ impl FarKeys {
         let channels = thresholds.start().len();
         Ok(match store {
             KvStore::Int8 => Self::Int8(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS)),
-            KvStore::Int4 => Self::Int4(GroupedKeys::new(channels)),
             KvStore::Compact => Self::Delta(DeltaMatrix::int8(thresholds)?),
             float => Self::Delta(DeltaMatrix::new(thresholds, float.exact())?),
         })
@@ -62,7 +60,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.len(),
             Self::Int8(rows) => rows.len(),
-            Self::Int4(keys) => keys.len(),
         }
     }
 
@@ -70,7 +67,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.push(key, charge),
             Self::Int8(rows) => rows.push(key, charge),
-            Self::Int4(keys) => keys.push(key, charge),
         }
     }
 
@@ -78,7 +74,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.truncate(len, charge),
             Self::Int8(rows) => rows.truncate(len, charge),
-            Self::Int4(keys) => keys.truncate(len, charge),
         }
     }
 
@@ -86,7 +81,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.growth(tokens),
             Self::Int8(rows) => rows.growth(tokens),
-            Self::Int4(keys) => keys.growth(tokens),
         }
     }
 
@@ -95,7 +89,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => (matrix.key_bytes(), matrix.bookkeeping_bytes()),
             Self::Int8(rows) => (rows.held_bytes(), rows.bookkeeping_bytes()),
-            Self::Int4(keys) => (keys.held_bytes(), keys.bookkeeping_bytes()),
         }
     }
 }
@@ -179,13 +172,6 @@ impl HybridHead {
         let rows = self.tail.rows_mut().chain(self.sinks.rows_mut()).chain([&mut self.values]);
         for rows in rows {
             let _ = rows.truncate(len.min(rows.len()), charge);
-        }
-        if let FarKeys::Int4(keys) = &mut self.keys {
-            // A group that has become unfinished again is coded anew from exact keys, as far as they are there.
-            let mut scratch = Vec::new();
-            for token in keys.first_waiting().max(self.tail.keys.first())..keys.len().min(self.tail.len()) {
-                keys.restore(token, self.tail.keys.read(token..token + 1, &mut scratch));
-            }
         }
     }
 

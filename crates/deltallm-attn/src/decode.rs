@@ -10,14 +10,12 @@
 
 use std::{cell::Cell, f32::consts::LOG2_E, ops::Range, thread::LocalKey};
 
-use deltallm_core::{
-    BLOCK_TOKENS, DeltaBlock, GROUP, GroupedKeys, HeadSparsity, KeyGroup, PagedRows, RowsPage,
-};
+use deltallm_core::{BLOCK_TOKENS, DeltaBlock, GROUP, HeadSparsity, PagedRows, RowsPage};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
     simd::decode::{
-        CHANNELS, Int4Keys, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided,
+        CHANNELS, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided,
     },
     tile::{HeadRows, Keys, Phase, Phases, Rows},
     window::{Part, Split},
@@ -62,26 +60,6 @@ impl DecodeRows for PagedRows {
             _ => return None,
         };
         (stride.is_multiple_of(CHANNELS)).then_some((rows, count))
-    }
-}
-
-impl DecodeRows for GroupedKeys {
-    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        let (stride, group) = (self.channels(), tokens.start / GROUP);
-        let (first, last) = (tokens.start % GROUP, tokens.end.min((group + 1) * GROUP) - group * GROUP);
-        let rows = match self.group(group) {
-            // Vectors would straddle a shorter last group of channels.
-            Some(KeyGroup { codes, scales, minima }) if stride.is_multiple_of(GROUP) => {
-                let codes = &codes[first * stride / 2..last * stride / 2];
-                StoredRows::Int4Keys(Int4Keys { codes, scales, minima })
-            }
-            Some(_) => return None,
-            None => {
-                let data = &self.waiting()[first * stride..last * stride];
-                StoredRows::F16(Strided { data, stride })
-            }
-        };
-        (stride.is_multiple_of(CHANNELS)).then_some((rows, last - first))
     }
 }
 

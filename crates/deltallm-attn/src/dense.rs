@@ -52,14 +52,12 @@ impl DenseAttention {
     ///
     /// # Errors
     /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number;
-    /// [`AttentionError::Store`] for [`KvStore::Int4`] and [`KvStore::Compact`]: keys of 4 bits within the window cost too
-    /// much, and without a window there is nothing else.
+    /// [`AttentionError::Store`] for [`KvStore::Compact`]: dense attention has no deltas to keep.
     pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
         options.check()?;
         let kv_heads = options.shape.kv_heads();
         if options.store != options.store.dense() {
-            let expected =
-                "f32, f16, bf16 or int8 (int4 and compact are for hybrid attention, whose window is exact)";
+            let expected = "f32, f16, bf16 or int8 (compact holds deltas: use delta or hybrid attention)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
         let cache = |_| HeadCache {
@@ -236,7 +234,7 @@ pub fn attend_dense(
 }
 
 /// All keys are one part; window and sinks play no role.
-const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0, group: 1 };
+const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0 };
 
 fn exact_phase<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Phases<'a> {
     Phases::One([Phase { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])

@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, Footprint, GROUP, HeadSparsity,
-    KvStore, MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
+    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, Footprint, HeadSparsity, KvStore,
+    MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
 };
 
 use crate::{
@@ -11,7 +11,7 @@ use crate::{
     forward::attend,
     query_tile,
     tile::{Keys, Phase, Phases},
-    window::{Part, Split, WindowState, unfinished},
+    window::{Part, Split, WindowState},
 };
 
 /// The method of [`HybridAttention`].
@@ -100,10 +100,11 @@ impl From<PaperRule> for HybridConfig {
 /// Hybrid attention (`docs/method.md`, equations 1 to 6): exact scores inside a local window and for the first keys,
 /// delta-coded keys for the rest of the history, values untouched but skipped where they cannot matter.
 ///
-/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. The stores
-/// [`KvStore::Int8`] and [`KvStore::Int4`] hold keys in fewer bits without deltas, and do not use the thresholds; they and
-/// [`KvStore::Compact`] hold far values in fewer bits and keep exact copies of values as well. Exact copies that have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just
-/// before that point are scored through their deltas (within the bound) until the window has filled up again.
+/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. The store
+/// [`KvStore::Int8`] holds keys in fewer bits without deltas, and does not use the thresholds; it and
+/// [`KvStore::Compact`] hold far values in fewer bits and keep exact copies of values as well. Exact copies that have left
+/// the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that
+/// point are scored through their deltas (within the bound) until the window has filled up again.
 ///
 /// ```
 /// use deltallm_attn::{
@@ -168,8 +169,7 @@ impl HybridAttention {
         options.check()?;
         let (kv_heads, head_dim, store) = (options.shape.kv_heads(), options.shape.head_dim(), options.store);
         if window.is_none() && !store.is_delta() {
-            let expected =
-                "f32, f16, bf16 or compact (int8 and int4 have no deltas: use dense or hybrid attention)";
+            let expected = "f32, f16, bf16 or compact (int8 has no deltas: use dense or hybrid attention)";
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
@@ -261,11 +261,6 @@ impl HybridAttention {
         self.window.map(|_| self.sinks)
     }
 
-    /// Tokens that are coded together: until all have come they are exact.
-    fn group(&self) -> usize {
-        if self.options.store == KvStore::Int4 { GROUP } else { 1 }
-    }
-
     /// Back to `len` tokens in every head, some of which may not have got so far.
     fn roll_back(&mut self, len: usize) {
         self.accounts().for_each(|(head, charge)| head.roll_back(len, charge));
@@ -274,13 +269,12 @@ impl HybridAttention {
     /// Attends the last tokens of the cache, of which `q` are the queries.
     fn attend(&mut self, q: &HeadsView, first: usize, out: HeadsViewMut) -> Result<(), AttentionError> {
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
-        let split = Split { window: self.state, exact_from, sinks: self.sinks, group: self.group() };
+        let split = Split { window: self.state, exact_from, sinks: self.sinks };
         let phases = |head: usize| {
             let head = &self.heads[head];
             let keys = match &head.keys {
                 FarKeys::Delta(matrix) => Keys::Delta(matrix),
                 FarKeys::Int8(rows) => Keys::Rows(rows),
-                FarKeys::Int4(keys) => Keys::Rows(keys),
             };
             let far = Phase { keys, values: &head.values, part: Part::Far, skip_margin: None };
             if self.window.is_none() {
@@ -352,8 +346,7 @@ impl HybridAttention {
 
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
-        let next = self.len() + 1;
-        let needed = self.state.needed_from(self.len()).min(unfinished(next, self.group()));
+        let needed = self.state.needed_from(self.len());
         self.accounts().for_each(|(head, charge)| head.drop_before(needed, charge));
     }
 }

@@ -9,7 +9,7 @@ use std::{
     ops::{Deref, Range},
 };
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, GroupedKeys, HeadSparsity, PagedRows};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, HeadSparsity, PagedRows};
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
@@ -37,12 +37,6 @@ pub(crate) trait Rows: DecodeRows + Sync {
 }
 
 impl Rows for PagedRows {
-    fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        self.read(tokens, scratch)
-    }
-}
-
-impl Rows for GroupedKeys {
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         self.read(tokens, scratch)
     }

@@ -150,13 +150,6 @@ pub(crate) struct Split {
     /// Exact keys before this one are no longer held (after a cut they do not come back), so they count as far.
     pub(crate) exact_from: usize,
     pub(crate) sinks: usize,
-    /// Keys are coded in groups of this many, and those of a group that is not finished are exact.
-    pub(crate) group: usize,
-}
-
-/// The first of `tokens` tokens that is in an unfinished group of `group`.
-pub(crate) fn unfinished(tokens: usize, group: usize) -> usize {
-    tokens / group * group
 }
 
 /// A share of the keys of a query.
@@ -176,8 +169,7 @@ impl Split {
     /// The keys that the query at `position` takes from `part`. Sinks, window and far make up all.
     pub(crate) fn range(&self, part: Part, position: usize) -> Range<usize> {
         let end = position + 1;
-        let window = self.window.start(position).min(unfinished(end, self.group));
-        let window = window.max(self.exact_from).min(end);
+        let window = self.window.start(position).max(self.exact_from).min(end);
         let sinks = self.sinks.min(window);
         match part {
             Part::All => 0..end,

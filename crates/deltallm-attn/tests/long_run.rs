@@ -133,15 +133,12 @@ fn live(steps: usize, checks: usize) {
         let mut held = 0;
         for number in 0..steps {
             if random.below(8) == 0 || history.len() >= MOST_TOKENS {
-                // Speculative decoding takes back a few tokens; a long cache is dropped. A cut into a group of 32 keys whose
-                // exact copies are gone would leave a trace in 4-bit keys.
+                // Speculative decoding takes back a few tokens; a long cache is dropped.
                 let back = if history.len() >= MOST_TOKENS { history.len() } else { random.below(30) };
                 let len = history.len().saturating_sub(back);
-                if len / 32 * 32 >= held || len == 0 {
-                    kernel.truncate(len).unwrap();
-                    history.truncate(len);
-                    held = held.min(len);
-                }
+                kernel.truncate(len).unwrap();
+                history.truncate(len);
+                held = held.min(len);
             }
             let more = if random.below(20) == 0 { 1 + random.below(70) } else { 1 };
             let first = history.len();

@@ -18,7 +18,7 @@
 //! | `heads` | | query heads, 1 to 4096, a multiple of `kv_heads` | required |
 //! | `kv_heads` | | key-value heads | required |
 //! | `head_dim` | | channels of a head, 1 to 4096 | required |
-//! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"int4"` for hybrid, `"compact"` for delta and hybrid | `"f32"` |
+//! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"compact"` for delta and hybrid | `"f32"` |
 //! | `scale` | | scores are `q . k * scale` | 1/sqrt(`head_dim`) |
 //! | `softcap` | | scores become `softcap * tanh(score / softcap)` | none |
 //! | `precision` | | the numbers that a prompt's products are made of: `"f32"`; `"bf16"` or `"int16"`, which are f32 on CPUs without the instructions | `"f32"` |

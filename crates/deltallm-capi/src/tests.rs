@@ -352,6 +352,10 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "heads": 4"#, "duplicate field `heads`"),
         ("} {", "trailing characters"),
         (r#", "store": "q8""#, "store: unknown variant `q8`"),
+        (
+            r#", "store": "int4""#,
+            "store: unknown variant `int4`, expected one of `f32`, `f16`, `bf16`, `int8`, `compact`",
+        ),
         (r#", "sinks": -1"#, "sinks: invalid value: integer `-1`"),
         (r#", "scale": 0"#, "scale: expected a finite number > 0, got 0"),
         (r#", "scale": 1e300"#, "scale: expected a finite number > 0, got inf"),

@@ -2,9 +2,7 @@
 
 use std::ops::AddAssign;
 
-use crate::{
-    BLOCK_TOKENS, DeltaMatrix, GROUP, GroupedKeys, KvStore, PagedRows, RowFormat, budget::table_capacity,
-};
+use crate::{BLOCK_TOKENS, DeltaMatrix, KvStore, PagedRows, RowFormat, budget::table_capacity};
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
 ///
@@ -116,7 +114,6 @@ impl CachePlan {
                 (KeyPlan::Delta { zero_fraction, wide, escapes, .. }, store) if store.is_delta() => {
                     self.delta_keys(tokens, zero_fraction, wide, escapes)
                 }
-                (KeyPlan::Delta { .. }, KvStore::Int4) => GroupedKeys::planned(self.head_dim, tokens),
                 (_, store) => rows(store.values()),
             };
             head = Footprint { keys, values, window: 0, bookkeeping: keys_table + values_table };
@@ -161,10 +158,7 @@ impl CachePlan {
         let row = self.head_dim * self.store.exact().bytes();
         let copies = if self.store.is_quantised() { 2 } else { 1 };
         let page = Self::WINDOW_PAGE_TOKENS;
-        let mut needed = (tokens + 1).saturating_sub(window).min(tokens);
-        if self.store == KvStore::Int4 {
-            needed = needed.min((tokens + 1) / GROUP * GROUP);
-        }
+        let needed = (tokens + 1).saturating_sub(window).min(tokens);
         let held = tokens.div_ceil(page) - needed / page;
         // Before a page is dropped, the window can touch one more than it fills.
         let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);

@@ -5,7 +5,7 @@
 
 use half::f16;
 
-/// Numbers that share a scale: channels of a row, or tokens of a channel.
+/// Channels of a row that share a scale.
 pub const GROUP: usize = 32;
 
 /// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer (ties to even) in the low bits.
@@ -124,56 +124,6 @@ pub(crate) fn from_int4(codes: &[u8], scales: &[f16], channels: usize, rows: &mu
     }
 }
 
-/// Rounds [`GROUP`] rows, `[tokens, channels]`, to 4 bits with a scale and a minimum per channel. Codes are laid out as in
-/// [`to_int4`]; no number is off by more than half the scale of its channel.
-///
-/// `codes` is `[tokens, nibble_bytes]`, `scales` and `minima` are `[channels]`; every number is one that f16 holds.
-pub(crate) fn to_int4_columns(rows: &[f32], codes: &mut [u8], scales: &mut [f16], minima: &mut [f16]) {
-    let channels = scales.len();
-    let (mut low, mut high) = (rows[..channels].to_vec(), rows[..channels].to_vec());
-    for row in rows.chunks_exact(channels) {
-        for ((low, high), x) in low.iter_mut().zip(&mut high).zip(row) {
-            *low = if *x < *low { *x } else { *low };
-            *high = if *x > *high { *x } else { *high };
-        }
-    }
-    for (((scale, minimum), low), high) in scales.iter_mut().zip(minima).zip(&low).zip(&mut high) {
-        *scale = round_up((*high - low) / 15.0);
-        *minimum = f16::from_f32(*low);
-        // From here on the inverse of the scale.
-        *high = inverse(scale.to_f32());
-    }
-    for (row, codes) in rows.chunks_exact(channels).zip(codes.chunks_exact_mut(nibble_bytes(channels))) {
-        let groups = row.chunks(GROUP).zip(low.chunks(GROUP)).zip(high.chunks(GROUP));
-        for (((row, low), inverse), codes) in groups.zip(codes.chunks_mut(GROUP / 2)) {
-            let (first, second) = row.split_at(codes.len());
-            for (((byte, x), low), inverse) in codes.iter_mut().zip(first).zip(low).zip(inverse) {
-                *byte = nearest((x - low) * inverse);
-            }
-            let (low, inverse) = (&low[codes.len()..], &inverse[codes.len()..]);
-            for (((byte, x), low), inverse) in codes.iter_mut().zip(second).zip(low).zip(inverse) {
-                *byte |= nearest((x - low) * inverse) << 4;
-            }
-        }
-    }
-}
-
-/// Appends rows of 4-bit codes with a scale and a minimum per channel to `rows` as f32.
-pub(crate) fn from_int4_columns(codes: &[u8], scales: &[f16], minima: &[f16], rows: &mut Vec<f32>) {
-    let columns = |x: &[f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
-    let (scales, minima) = (columns(scales), columns(minima));
-    for codes in codes.chunks_exact(nibble_bytes(scales.len())) {
-        let groups = scales.chunks(GROUP).zip(minima.chunks(GROUP));
-        for (codes, (scales, minima)) in codes.chunks(GROUP / 2).zip(groups) {
-            let value = |code: u8, scale: &f32, low: &f32| f32::from(code) * scale + low;
-            let low = codes.iter().zip(scales).zip(minima);
-            rows.extend(low.map(|((byte, scale), low)| value(byte & 15, scale, low)));
-            let high = codes.iter().zip(&scales[codes.len()..]).zip(&minima[codes.len()..]);
-            rows.extend(high.map(|((byte, scale), low)| value(byte >> 4, scale, low)));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,30 +168,6 @@ mod tests {
                 // Only the side opposite to the largest magnitude can be clipped.
                 let clipped = x * scales[j / GROUP].to_f32() > 7.5 * scale * scale;
                 prop_assert!(clipped || (x - y).abs() <= 0.5001 * scale, "{x} {y} {scale}");
-            }
-        }
-
-        #[test]
-        fn columns_are_off_by_half_a_scale_at_most(channels in 1_usize..100, seed: u64, size in prop_oneof![Just(1.0_f32), Just(3e4), Just(1e-6)]) {
-            let mut state = seed | 1;
-            let mut random = move || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-            };
-            let rows: Vec<f32> = (0..GROUP * channels).map(|i| {
-                f16::from_f32(size * (random() + (i % channels) as f32 / 100.0)).to_f32()
-            }).collect();
-            let mut codes = vec![0xff; GROUP * nibble_bytes(channels)];
-            let [mut scales, mut minima] = [vec![f16::ZERO; channels], vec![f16::ZERO; channels]];
-            to_int4_columns(&rows, &mut codes, &mut scales, &mut minima);
-            let mut back = Vec::new();
-            from_int4_columns(&codes, &scales, &minima, &mut back);
-            prop_assert_eq!(back.len(), rows.len());
-            for (i, (x, y)) in rows.iter().zip(&back).enumerate() {
-                let scale = scales[i % channels].to_f32();
-                prop_assert!((x - y).abs() <= 0.501 * scale, "{x} {y} {scale}");
             }
         }
     }

@@ -113,10 +113,7 @@ impl Bytes {
             )))?;
             let entries = [
                 (DENSE, "dense: every key and value in the same type".to_owned()),
-                (
-                    HYBRID,
-                    "hybrid: exact window and sinks; other keys as deltas (int8, int4: rounded)".to_owned(),
-                ),
+                (HYBRID, "hybrid: exact window and sinks; other keys as deltas (int8: rounded)".to_owned()),
             ];
             let top = legend(canvas, 76.0, &entries)? + 16.0;
             let width = f64::from(PICTURE_SIZE[0]);

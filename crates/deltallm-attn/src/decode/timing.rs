@@ -17,7 +17,6 @@ use crate::{AttentionShape, SimdLevel, SkipMargin, Window, window::WindowState};
 /// Keys of one kv head.
 enum Cached {
     Rows(PagedRows),
-    Int4(GroupedKeys),
     Delta(Box<DeltaMatrix>),
 }
 
@@ -32,7 +31,6 @@ struct Store {
 #[derive(Clone, Copy)]
 enum KeyStore {
     Rows(RowFormat),
-    Int4,
     Delta(ElementType),
     Delta8,
 }
@@ -41,7 +39,7 @@ const F32: RowFormat = RowFormat::Float(ElementType::F32);
 const F16: RowFormat = RowFormat::Float(ElementType::F16);
 const BF16: RowFormat = RowFormat::Float(ElementType::Bf16);
 
-const STORES: [Store; 12] = [
+const STORES: [Store; 11] = [
     Store { name: "f32", keys: KeyStore::Rows(F32), values: F32, skip: false },
     Store { name: "f16", keys: KeyStore::Rows(F16), values: F16, skip: false },
     Store { name: "bf16", keys: KeyStore::Rows(BF16), values: BF16, skip: false },
@@ -55,7 +53,6 @@ const STORES: [Store; 12] = [
         values: RowFormat::Int4,
         skip: true,
     },
-    Store { name: "int4, skip", keys: KeyStore::Int4, values: RowFormat::Int4, skip: true },
     Store { name: "delta f16, skip", keys: KeyStore::Delta(ElementType::F16), values: F16, skip: true },
     Store { name: "delta bf16, skip", keys: KeyStore::Delta(ElementType::Bf16), values: BF16, skip: true },
     Store { name: "compact, skip", keys: KeyStore::Delta8, values: RowFormat::Int4, skip: true },
@@ -78,11 +75,6 @@ impl KeyStore {
         let thresholds = vec![0.4; channels];
         let mut matrix = match self {
             Self::Rows(format) => return Cached::Rows(rows(data, channels, format)),
-            Self::Int4 => {
-                let mut keys = GroupedKeys::new(channels);
-                data.chunks(channels).for_each(|row| keys.push(row, &mut charge).unwrap());
-                return Cached::Int4(keys);
-            }
             Self::Delta(element) => DeltaMatrix::new(thresholds, element).unwrap(),
             Self::Delta8 => DeltaMatrix::int8(thresholds).unwrap(),
         };
@@ -95,7 +87,6 @@ impl Cached {
     fn phases<'a>(&'a self, values: &'a PagedRows, skip: bool, margin: f32) -> Phases<'a> {
         let keys = match self {
             Self::Rows(rows) => Keys::Rows(rows),
-            Self::Int4(keys) => Keys::Rows(keys),
             Self::Delta(matrix) => Keys::Delta(matrix),
         };
         let phase = |part| Phase { keys, values, part, skip_margin: None };
@@ -149,8 +140,7 @@ fn nanoseconds_per_token() {
                 continue;
             }
             let options = AttentionOptions { simd, parallel: false, ..AttentionOptions::new(shape).unwrap() };
-            let split =
-                Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4, group: 1 };
+            let split = Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4 };
             let mut times = vec![Vec::new(); stores.len()];
             let mut counts = vec![HeadSparsity::default(); stores.len()];
             let mut out = vec![0.0; shape.heads() * channels];

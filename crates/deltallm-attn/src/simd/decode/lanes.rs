@@ -65,9 +65,9 @@ pub(super) trait Lanes: Simd {
         Self::f32s::from_fn(self, |i| f32::from(x[i]))
     }
 
-    /// The low or the high halves of bytes to f32, unsigned, less `zero`.
-    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> Self::f32s {
-        Self::f32s::from_fn(self, |i| f32::from(if high { x[i] >> 4 } else { x[i] & 15 }) - zero)
+    /// The low or the high halves of bytes to f32, unsigned, less 8.
+    fn nibbles(self, x: &[u8], high: bool) -> Self::f32s {
+        Self::f32s::from_fn(self, |i| f32::from(if high { x[i] >> 4 } else { x[i] & 15 }) - 8.0)
     }
 
     /// The sums over the lanes of four vectors.

@@ -36,8 +36,8 @@ use expand::Masked;
 use lanes::{Lanes, ToScore, finite};
 use passes::in_passes;
 use queries::{CodedQueries, MOST_CHANNELS};
-use rows::{Int4Kernel, Int8Kernel, NibbleRows, lanes};
-pub(crate) use rows::{Int4Keys, Int4Rows, Int8Rows, StoredRows, Strided};
+use rows::{Int4Kernel, Int8Kernel, lanes};
+pub(crate) use rows::{Int4Rows, Int8Rows, StoredRows, Strided};
 pub(crate) use select::{Kept, Softmax};
 use values::Weighted;
 
@@ -81,8 +81,6 @@ pub(crate) struct KernelScratch {
     differences: Differences,
     /// Scales as f32.
     scales: Vec<f32>,
-    /// Queries times the scales of their channels.
-    folded: Vec<f32>,
     coded: CodedQueries,
     keys: Option<[usize; 2]>,
 }
@@ -122,7 +120,7 @@ impl SimdLevel {
         to: &mut Scoring,
         scratch: &mut KernelScratch,
     ) {
-        let KernelScratch { scales, folded, coded, .. } = scratch;
+        let KernelScratch { scales, coded, .. } = scratch;
         let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
         let memory = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
         let ahead = memory[0];
@@ -144,21 +142,6 @@ impl SimdLevel {
             StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
                 let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
                 self.dots(Dots { rows, count, ahead, queries, channels, out });
-            }
-            StoredRows::Int4Keys(Int4Keys { codes, scales: stored, minima }) => {
-                // `q . (minima + code * scales)`: the scales go into the query, the minima are one number a head.
-                grow(folded, queries.len());
-                let scales = self.convert(stored, scales);
-                for (query, folded) in queries.chunks(channels).zip(folded.chunks_mut(channels)) {
-                    folded.iter_mut().zip(query).zip(scales).for_each(|((f, q), scale)| *f = q * scale);
-                }
-                let folded = &folded[..queries.len()];
-                let rows = NibbleRows(codes);
-                self.dots(Dots { rows, count, ahead, queries: folded, channels, out });
-                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
-                    let least: f32 = query.iter().zip(minima).map(|(q, least)| q * finite(*least)).sum();
-                    out[..count].iter_mut().for_each(|score| *score += least);
-                }
             }
         }
     }
@@ -299,8 +282,6 @@ impl SimdLevel {
                 let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
                 weigh(simd, weighted);
             }),
-            // Values are never coded by channel.
-            StoredRows::Int4Keys(_) => {}
         }
     }
 
@@ -324,7 +305,6 @@ impl SimdLevel {
                     Ahead::of(rows.codes).prefetch_rows(simd, picks, channels / 2);
                     Ahead::of(rows.scales).steps(1).prefetch(simd);
                 }
-                StoredRows::Int4Keys(_) => {}
             }
         });
     }
@@ -354,7 +334,6 @@ impl StoredRows<'_> {
             Self::Bf16(rows) => (Ahead::of(rows.data), Ahead::default()),
             Self::Int8(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
             Self::Int4(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
-            Self::Int4Keys(rows) => (Ahead::of(rows.codes), Ahead::default()),
         };
         [rows, scales]
     }

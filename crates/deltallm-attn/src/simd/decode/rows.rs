@@ -19,8 +19,6 @@ pub(crate) enum StoredRows<'a> {
     Int8(Int8Rows<'a>),
     /// 4-bit codes; rows of whole groups only.
     Int4(Int4Rows<'a>),
-    /// Keys of 4-bit codes with scales and minima by channel; whole groups of channels only.
-    Int4Keys(Int4Keys<'a>),
 }
 
 /// Rows of plain numbers that start `stride` elements apart.
@@ -42,14 +40,6 @@ pub(crate) struct Int8Rows<'a> {
 pub(crate) struct Int4Rows<'a> {
     pub(crate) codes: &'a [u8],
     pub(crate) scales: &'a [f16],
-}
-
-/// Keys of one group of tokens, see [`deltallm_core::KeyGroup`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Int4Keys<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) scales: &'a [f16],
-    pub(crate) minima: &'a [f16],
 }
 
 /// Rows that can be read vector by vector.
@@ -172,29 +162,7 @@ impl Row for Int4Kernel<'_> {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
         let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2, 8.0) * self.scales[group]
-    }
-}
-
-/// The codes of [`Int4Keys`] as they are, 0 to 15.
-#[derive(Clone, Copy)]
-pub(super) struct NibbleRows<'a>(pub(super) &'a [u8]);
-
-impl<'a> Rows for NibbleRows<'a> {
-    type Row = Self;
-
-    #[inline(always)]
-    fn row(self, index: usize, channels: usize) -> Self {
-        Self(&self.0[index * channels / 2..][..channels / 2])
-    }
-}
-
-impl Row for NibbleRows<'_> {
-    #[inline(always)]
-    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
-        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
-        let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        simd.nibbles(&self.0[first..][..lanes::<S>()], channel >= GROUP / 2, 0.0)
+        simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2) * self.scales[group]
     }
 }
 

@@ -65,7 +65,7 @@ impl Lanes for Avx2 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> f32x8<Self> {
+    fn nibbles(self, x: &[u8], high: bool) -> f32x8<Self> {
         kernel!(
             #[inline(always)]
             fn convert(avx2: Avx2, x: i64, high: bool) -> f32x8<Avx2> {
@@ -76,7 +76,7 @@ impl Lanes for Avx2 {
         );
         let mut bytes = [0; 8];
         bytes.copy_from_slice(x);
-        convert(self, i64::from_le_bytes(bytes), high) - zero
+        convert(self, i64::from_le_bytes(bytes), high) - 8.0
     }
 
     #[inline(always)]
@@ -162,7 +162,7 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn nibbles(self, x: &[u8], high: bool, zero: f32) -> f32x16<Self> {
+    fn nibbles(self, x: &[u8], high: bool) -> f32x16<Self> {
         kernel!(
             #[inline(always)]
             fn choose(avx512: Avx512, x: u8x16<Avx512>, high: bool, all: __m512) -> f32x16<Avx512> {
@@ -172,7 +172,7 @@ impl Lanes for Avx512 {
                 _mm512_permutexvar_ps(half, all).simd_into(avx512)
             }
         );
-        let all = f32x16::from_fn(self, |i| i as f32 - zero);
+        let all = f32x16::from_fn(self, |i| i as f32 - 8.0);
         choose(self, u8x16::from_slice(self, x), high, all.into())
     }
 
