@@ -124,14 +124,14 @@ fn theta(layer: &Layer, zero_fraction: f64) -> anyhow::Result<f32> {
 /// Share of zero entries of the delta matrices of all kv heads.
 fn zeros(layer: &Layer, theta: f32) -> anyhow::Result<f64> {
     let (kv_heads, d) = (layer.shape.kv_heads(), layer.shape.head_dim());
-    let mut sent = 0;
+    let mut sent: u32 = 0;
     for head in 0..kv_heads {
         let mut encoder = DeltaEncoder::new(vec![theta; d], ElementType::F32)?;
         for key in layer.k.chunks(d).skip(head).step_by(kv_heads) {
-            sent += encoder.encode(key)?.count();
+            sent += encoder.encode(key)?.iter().map(|word| word.count_ones()).sum::<u32>();
         }
     }
-    Ok(1.0 - sent as f64 / layer.k.len().max(1) as f64)
+    Ok(1.0 - f64::from(sent) / layer.k.len().max(1) as f64)
 }
 
 /// The skip margin at which this share of the far values is skipped, in the first kv head.

@@ -193,14 +193,14 @@ impl Block {
     /// Appends the key the encoder has just coded.
     pub(crate) fn push(&mut self, encoder: &DeltaEncoder) {
         let sent = encoder.sent();
-        let token = (self.masks.len() / sent.words().len().max(1)) as u8;
-        self.masks.extend_from_slice(sent.words());
+        let token = (self.masks.len() / sent.len().max(1)) as u8;
+        self.masks.extend_from_slice(sent);
         match &mut self.codes {
             Codes::Float(elements) => {
                 let reference = encoder.reconstruction();
                 // Room for a vector more: compressed vectors are stored whole.
                 let mut packed = [0.0; 64 + 16];
-                for (word, values) in sent.words().iter().zip(reference.chunks(64)) {
+                for (word, values) in sent.iter().zip(reference.chunks(64)) {
                     let count =
                         dispatch!(encoder.level(), simd => compress(simd, *word, values, &mut packed));
                     elements.extend(&packed[..count]);
@@ -208,12 +208,12 @@ impl Block {
             }
             Codes::Int8(codes) => {
                 let mut packed = [0; 64];
-                for (word, differences) in sent.words().iter().zip(encoder.differences().chunks(64)) {
+                for (word, differences) in sent.iter().zip(encoder.differences().chunks(64)) {
                     let count = compress_codes(*word, differences, &mut packed);
                     codes.push(&packed[..count]);
                 }
                 for escape in self.escapes.iter_mut().filter(|escape| escape.to == OPEN_END) {
-                    if sent.contains(usize::from(escape.channel)) {
+                    if contains(sent, usize::from(escape.channel)) {
                         escape.to = token;
                     }
                 }
@@ -347,25 +347,19 @@ impl Block {
         key
     }
 
-    /// The transmitted values of all tokens as f32, in `values`; `of` are their channels and `ends` the end of each token.
-    pub(crate) fn values<'a>(
-        &'a self,
-        base: &[f32],
-        channels: usize,
-        of: &[u32],
-        ends: &[u32],
-        values: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
+    /// The transmitted values of all tokens as f32, in `values`.
+    fn values<'a>(&'a self, base: &[f32], channels: usize, values: &'a mut Vec<f32>) -> &'a [f32] {
         let codes = match &self.codes {
             Codes::Float(elements) => {
                 return elements.read(channels.min(elements.len())..elements.len(), values);
             }
             Codes::Int8(codes) => codes,
         };
+        let (of, ends) = unpack_masks(&self.masks, words(channels));
         values.clear();
         let steps: Vec<f32> = base.iter().map(|base| step(*base, self.factor)).collect();
         let mut key = codes.whole.get(..channels).unwrap_or_default().to_vec();
-        values.extend(codes.iter(channels).zip(of).map(|(difference, channel)| {
+        values.extend(codes.iter(channels).zip(&of).map(|(difference, channel)| {
             let code = &mut key[*channel as usize];
             *code = code.wrapping_add(difference);
             f32::from(*code) * steps[*channel as usize]
@@ -383,16 +377,8 @@ impl Block {
 
     /// The keys, `[tokens, channels]`, into `rows` (overwritten).
     pub(crate) fn reconstruct(&self, base: &[f32], channels: usize, rows: &mut Vec<f32>) {
-        let (mut of, mut ends, mut scratch) = (Vec::new(), Vec::new(), Vec::new());
-        let values = match &self.codes {
-            Codes::Float(elements) => {
-                elements.read(channels.min(elements.len())..elements.len(), &mut scratch)
-            }
-            Codes::Int8(_) => {
-                unpack_masks(&self.masks, words(channels), &mut of, &mut ends);
-                self.values(base, channels, &of, &ends, &mut scratch)
-            }
-        };
+        let mut scratch = Vec::new();
+        let values = self.values(base, channels, &mut scratch);
         let key = self.frame(base, channels);
         rows.clear();
         rows.resize(self.masks.len() / words(channels).max(1) * channels, 0.0);
@@ -460,13 +446,14 @@ fn expand_keys<S: Simd>(simd: S, masks: &[u64], values: &[f32], mut key: Vec<f32
 }
 
 /// Whether the bit of `channel` is set.
-pub(crate) fn contains(words: &[u64], channel: usize) -> bool {
+fn contains(words: &[u64], channel: usize) -> bool {
     words.get(channel / 64).is_some_and(|word| word >> (channel % 64) & 1 == 1)
 }
 
-/// Appends the channels of all set bits, ascending token by token, and where each token ends in them. `masks` has `words` words
+/// The channels of all set bits, ascending token by token, and where each token ends in them. `masks` has `words` words
 /// for every token.
-pub(crate) fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>, ends: &mut Vec<u32>) {
+fn unpack_masks(masks: &[u64], words: usize) -> (Vec<u32>, Vec<u32>) {
+    let (mut channels, mut ends) = (Vec::new(), Vec::new());
     for mask in masks.chunks_exact(words) {
         for (&word, first) in mask.iter().zip((0..).step_by(64)) {
             let mut rest = word;
@@ -477,4 +464,5 @@ pub(crate) fn unpack_masks(masks: &[u64], words: usize, channels: &mut Vec<u32>,
         }
         ends.push(channels.len() as u32);
     }
+    (channels, ends)
 }

@@ -4,7 +4,6 @@ use fearless_simd::{Level, dispatch, prelude::*};
 
 use crate::{
     CoreError, ElementType, HeadThresholds,
-    block::contains,
     coding::{from_codes, moved, or_nonzero, select, select_codes, to_codes},
     quantise::inverse,
 };
@@ -27,7 +26,7 @@ use crate::{
 /// let mut encoder = DeltaEncoder::new(vec![0.25], ElementType::F32)?;
 /// let mut sent = Vec::new();
 /// for key in [1.0, 1.2, 1.3, 1.4] {
-///     sent.push(encoder.encode(&[key])?.count());
+///     sent.push(encoder.encode(&[key])?[0]); // one channel: the lowest bit
 /// }
 /// // 1.2 is within 0.25 of 1.0, the last value sent; 1.3 is not, and 1.4 is within 0.25 of 1.3.
 /// assert_eq!(sent, [1, 0, 1, 0]);
@@ -39,7 +38,8 @@ pub struct DeltaEncoder {
     thresholds: HeadThresholds,
     rounding: Rounding,
     reference: Vec<f32>,
-    sent: ChannelMask,
+    /// The channels the latest key transmitted, one bit each.
+    sent: Vec<u64>,
     /// Keys coded, and the entries transmitted for them.
     tokens: usize,
     nonzeros: usize,
@@ -70,7 +70,7 @@ struct Steps {
     inverse: Vec<f32>,
     /// The latest key, and which channels of it escaped.
     codes: Vec<i8>,
-    escaped: ChannelMask,
+    escaped: Vec<u64>,
     /// The codes that the receiver has, and what those of the latest key differ by from those it had before, modulo 256.
     held: Vec<i8>,
     differences: Vec<i8>,
@@ -97,7 +97,7 @@ impl Steps {
             steps: vec![0.0; channels],
             inverse: vec![0.0; channels],
             codes: vec![0; channels],
-            escaped: ChannelMask::new(channels),
+            escaped: vec![0; words(channels)],
             held: vec![0; channels],
             differences: vec![0; channels],
         };
@@ -110,7 +110,7 @@ impl Steps {
     fn round<S: Simd>(&mut self, simd: S, key: &[f32], thresholds: &[f32], factor: f32, stored: &mut [f32]) {
         to_codes(key, &self.inverse, &mut self.codes);
         from_codes(&self.codes, &self.steps, stored);
-        moved(simd, key, stored, thresholds, factor, &mut self.escaped.words);
+        moved(simd, key, stored, thresholds, factor, &mut self.escaped);
     }
 
     /// The receiver gets the codes of the channels of `sent`.
@@ -146,7 +146,7 @@ impl DeltaEncoder {
             thresholds,
             rounding: Rounding::Float(element),
             reference: vec![0.0; channels],
-            sent: ChannelMask::new(channels),
+            sent: vec![0; words(channels)],
             tokens: 0,
             nonzeros: 0,
             stored: vec![0.0; channels],
@@ -174,15 +174,15 @@ impl DeltaEncoder {
         self.reference.len()
     }
 
-    /// Codes the next key (`[channels]`) and returns the channels that were transmitted; their new values stand in
-    /// [`reconstruction`](Self::reconstruction).
+    /// Codes the next key (`[channels]`) and returns the channels that were transmitted, channel `j` at bit `j % 64` of word
+    /// `j / 64`; their new values stand in [`reconstruction`](Self::reconstruction).
     ///
     /// # Errors
     /// [`CoreError::Channels`] or [`CoreError::NotStorable`]; the state is unchanged then.
-    pub fn encode(&mut self, key: &[f32]) -> Result<&ChannelMask, CoreError> {
+    pub fn encode(&mut self, key: &[f32]) -> Result<&[u64], CoreError> {
         self.check(key)?;
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
-        let (reference, thresholds, sent) = (&self.reference, &self.thresholds.start, &mut self.sent.words);
+        let (reference, thresholds, sent) = (&self.reference, &self.thresholds.start, &mut self.sent);
         dispatch!(self.level, simd => moved(simd, key, reference, thresholds, factor, sent));
         if self.tokens == 0 {
             or_nonzero(key, sent);
@@ -194,7 +194,7 @@ impl DeltaEncoder {
     /// Codes the next key, which has passed [`check`](Self::check), with the channels of `sent` transmitted.
     pub(crate) fn transmit(&mut self, key: &[f32], sent: &[u64]) {
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
-        self.sent.words.copy_from_slice(sent);
+        self.sent.copy_from_slice(sent);
         self.transmit_sent(key, factor);
     }
 
@@ -220,20 +220,20 @@ impl DeltaEncoder {
                 dispatch!(*level, simd => steps.round(simd, key, &thresholds.start, factor, stored))
             }
         }
-        dispatch!(*level, simd => select(simd, &sent.words, stored, reference));
+        dispatch!(*level, simd => select(simd, sent, stored, reference));
         if let Rounding::Int8(steps) = rounding {
             // Wherever the stored value is not within the threshold, a transmitted channel escapes.
-            for (escaped, sent) in steps.escaped.words.iter_mut().zip(&sent.words) {
+            for (escaped, sent) in steps.escaped.iter_mut().zip(&*sent) {
                 *escaped &= sent;
             }
-            for channel in bits(&steps.escaped.words) {
+            for channel in bits(&steps.escaped) {
                 steps.codes[channel] = 0;
                 reference[channel] = key[channel];
             }
-            dispatch!(*level, simd => steps.send(simd, &sent.words));
+            dispatch!(*level, simd => steps.send(simd, sent));
         }
         self.tokens += 1;
-        self.nonzeros += self.sent.count();
+        self.nonzeros += self.sent.iter().map(|word| word.count_ones() as usize).sum::<usize>();
     }
 
     /// What the receiver of the deltas holds for the latest key: `[channels]`, zero before the first key.
@@ -247,7 +247,7 @@ impl DeltaEncoder {
     }
 
     /// The channels the latest key transmitted.
-    pub(crate) fn sent(&self) -> &ChannelMask {
+    pub(crate) fn sent(&self) -> &[u64] {
         &self.sent
     }
 
@@ -295,7 +295,7 @@ impl DeltaEncoder {
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
         let (reference, thresholds, stored) = (&self.reference, &self.thresholds.start, &mut self.stored);
         dispatch!(self.level, simd => steps.round(simd, reference, thresholds, factor, stored));
-        for channel in bits(&steps.escaped.words) {
+        for channel in bits(&steps.escaped) {
             steps.codes[channel] = 0;
             self.stored[channel] = self.reference[channel];
         }
@@ -331,7 +331,7 @@ impl DeltaEncoder {
     pub(crate) fn escaped(&self) -> impl Iterator<Item = usize> {
         let words = match &self.rounding {
             Rounding::Float(_) => &[][..],
-            Rounding::Int8(steps) => steps.escaped.words(),
+            Rounding::Int8(steps) => &steps.escaped,
         };
         bits(words)
     }
@@ -377,38 +377,6 @@ impl DeltaEncoder {
     }
 }
 
-/// A set of channels, one bit each, in words of 64.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct ChannelMask {
-    words: Vec<u64>,
-}
-
-impl ChannelMask {
-    fn new(channels: usize) -> Self {
-        Self { words: vec![0; words(channels)] }
-    }
-
-    /// The bits, channel `j` at bit `j % 64` of word `j / 64`.
-    pub fn words(&self) -> &[u64] {
-        &self.words
-    }
-
-    /// Whether `channel` is in the set.
-    pub(crate) fn contains(&self, channel: usize) -> bool {
-        contains(&self.words, channel)
-    }
-
-    /// Channels in the set.
-    pub fn count(&self) -> usize {
-        self.words.iter().map(|w| w.count_ones() as usize).sum()
-    }
-
-    /// The channels in ascending order.
-    pub fn iter(&self) -> impl Iterator<Item = usize> + '_ {
-        bits(&self.words)
-    }
-}
-
 /// Words of 64 bits that `channels` bits need.
 pub(crate) fn words(channels: usize) -> usize {
     channels.div_ceil(64)
@@ -435,8 +403,7 @@ mod tests {
     #[test]
     fn compares_with_the_last_transmitted_value_and_not_with_the_previous_key() {
         let mut encoder = DeltaEncoder::new(vec![1.0], ElementType::F32).unwrap();
-        let sent: Vec<usize> =
-            [1.0, 1.6, 2.2, 2.8].iter().map(|k| encoder.encode(&[*k]).unwrap().count()).collect();
+        let sent: Vec<u64> = [1.0, 1.6, 2.2, 2.8].iter().map(|k| encoder.encode(&[*k]).unwrap()[0]).collect();
         // Each step is 0.6, but 2.2 is 1.2 away from the 1.0 that was sent.
         assert_eq!(sent, [1, 0, 1, 0]);
         assert_eq!(encoder.reconstruction(), [2.2]);
@@ -446,14 +413,14 @@ mod tests {
     fn a_difference_equal_to_the_threshold_is_not_sent() {
         let mut encoder = DeltaEncoder::new(vec![0.5, 0.5], ElementType::F32).unwrap();
         encoder.encode(&[1.0, 1.0]).unwrap();
-        assert_eq!(encoder.encode(&[1.5, 1.75]).unwrap().iter().collect::<Vec<_>>(), [1]);
+        assert_eq!(encoder.encode(&[1.5, 1.75]).unwrap(), [0b10]);
     }
 
     #[test]
     fn the_first_key_is_sent_whole_whatever_the_threshold() {
         let mut encoder = DeltaEncoder::new(vec![10.0; 70], ElementType::F32).unwrap();
         let key: Vec<f32> = (0..70).map(|j| j as f32 * 0.01 + 0.01).collect();
-        assert_eq!(encoder.encode(&key).unwrap().count(), 70);
+        assert_eq!(encoder.encode(&key).unwrap(), [u64::MAX, (1 << 6) - 1]);
         assert_eq!(encoder.reconstruction(), key);
     }
 

@@ -4,8 +4,7 @@
 //! by more than a threshold since it was last stored. In reading order:
 //!
 //! 1. [`DeltaEncoder`]: the element rule, one key at a time, with the reconstruction and its bound.
-//! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere; [`DeltaStream`] is one
-//!    block unpacked for arithmetic.
+//! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere.
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
 //! 4. [`KvStore`]: how a cache keeps its keys and values; [`PagedRows`] and [`ElementType`]: uncoded rows.
@@ -19,7 +18,7 @@
 //! let mut encoder = DeltaEncoder::new(vec![0.5, 0.5], ElementType::F32)?;
 //! encoder.encode(&[1.0, -1.0])?; // the first key is transmitted whole
 //! let sent = encoder.encode(&[1.4, 0.0])?; // channel 0 moved by 0.4 only
-//! assert_eq!(sent.iter().collect::<Vec<_>>(), [1]);
+//! assert_eq!(sent, [0b10]); // a bit for each channel
 //! assert_eq!(encoder.reconstruction(), [1.0, 0.0]);
 //! # Ok::<(), deltallm_core::CoreError>(())
 //! ```
@@ -47,7 +46,6 @@ mod quantise;
 mod rows;
 mod stats;
 mod store;
-mod stream;
 mod target;
 mod threshold;
 
@@ -55,7 +53,7 @@ pub use block::{BlockCodes, DeltaBlock, Escape};
 pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{AtLimit, Charge, MemoryBudget};
 pub use elements::{ElementType, Elements};
-pub use encoder::{ChannelMask, DeltaEncoder};
+pub use encoder::DeltaEncoder;
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
 pub use matrix::DeltaMatrix;
@@ -64,7 +62,6 @@ pub use quantise::GROUP;
 pub use rows::{PagedRows, RowFormat, RowsPage};
 pub use stats::{HeadSparsity, SparsityStats};
 pub use store::KvStore;
-pub use stream::DeltaStream;
 pub use target::TargetSparsity;
 pub use threshold::{HeadThresholds, ThresholdPolicy};
 

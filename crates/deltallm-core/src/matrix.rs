@@ -5,7 +5,6 @@ use crate::{
     block::{Block, Codes, Escape},
     budget::{reserve_slot, table_capacity},
     encoder::words,
-    stream::DeltaStream,
 };
 
 /// Coded keys of one kv head in blocks of [`BLOCK_TOKENS`] tokens.
@@ -345,11 +344,6 @@ impl DeltaMatrix {
     /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized).
     pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
         self.block(block).reconstruct(self.encoder.base_steps(), self.channels(), rows);
-    }
-
-    /// The deltas of block `block` into `stream` (overwritten).
-    pub fn stream(&self, block: usize, stream: &mut DeltaStream) {
-        stream.read(self.block(block), self.encoder.base_steps(), self.channels());
     }
 
     /// Block `block` as it is held, or `None` for a block that is not there.

@@ -104,7 +104,7 @@ mod tests {
                 let mut encoder = DeltaEncoder::new(head.clone(), ElementType::F32).unwrap();
                 let mut sent = 0;
                 for t in 0..2048 {
-                    sent += encoder.encode(&key(t, 64, size)).unwrap().count();
+                    sent += encoder.encode(&key(t, 64, size)).unwrap()[0].count_ones();
                     // After the jump the controller needs some time again.
                     if (512..700).contains(&(t + 1)) || t >= 850 {
                         let zeros = 1.0 - sent as f32 / ((t + 1) * 64) as f32;

@@ -16,7 +16,7 @@ use crate::{CoreError, ErrorBound, TargetSparsity, ThresholdProfile};
 /// let mut sent = 0;
 /// for t in 0..1000 {
 ///     let key: Vec<f32> = (0..64).map(|j| (0.1 * (t * (j + 1)) as f32).sin()).collect();
-///     sent += encoder.encode(&key)?.count();
+///     sent += encoder.encode(&key)?[0].count_ones();
 /// }
 /// assert!((0.49..0.51).contains(&(sent as f32 / 64_000.0)));
 /// # Ok::<(), deltallm_core::CoreError>(())
