@@ -4,9 +4,10 @@ use fearless_simd::{Level, dispatch, prelude::*};
 use half::{bf16, f16};
 
 use crate::{
-    BLOCK_TOKENS, CoreError, DeltaEncoder, ElementType, Elements,
+    BLOCK_TOKENS, CoreError, DeltaEncoder, ElementType,
     coding::{compress, expand},
     differences::Differences,
+    elements::Elements,
     encoder::{bits, step, words},
 };
 

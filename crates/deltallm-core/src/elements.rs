@@ -128,8 +128,7 @@ impl FromStr for ElementType {
 
 /// A growable buffer of one [`ElementType`], written and read as f32.
 #[derive(Debug, Clone)]
-#[non_exhaustive]
-pub enum Elements {
+pub(crate) enum Elements {
     /// binary32 elements.
     F32(Vec<f32>),
     /// binary16 elements.
@@ -140,7 +139,7 @@ pub enum Elements {
 
 impl Elements {
     /// An empty buffer with room for exactly `capacity` elements.
-    pub fn with_capacity(element: ElementType, capacity: usize) -> Self {
+    pub(crate) fn with_capacity(element: ElementType, capacity: usize) -> Self {
         match element {
             ElementType::F32 => Self::F32(Vec::with_capacity(capacity)),
             ElementType::F16 => Self::F16(Vec::with_capacity(capacity)),
@@ -149,7 +148,7 @@ impl Elements {
     }
 
     /// Elements in the buffer.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),
             Self::F16(v) => v.len(),
@@ -157,13 +156,8 @@ impl Elements {
         }
     }
 
-    /// Whether the buffer holds nothing.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Appends `row`, each element rounded to the buffer's type.
-    pub fn extend(&mut self, row: &[f32]) {
+    pub(crate) fn extend(&mut self, row: &[f32]) {
         match self {
             Self::F32(v) => v.extend_from_slice(row),
             Self::F16(v) => {
@@ -179,17 +173,8 @@ impl Elements {
         }
     }
 
-    /// Appends one element, rounded to the buffer's type.
-    pub fn push(&mut self, x: f32) {
-        match self {
-            Self::F32(v) => v.push(x),
-            Self::F16(v) => v.push(f16::from_f32(x)),
-            Self::Bf16(v) => v.push(bf16::from_f32(x)),
-        }
-    }
-
     /// Drops everything from `len` on; the capacity stays.
-    pub fn truncate(&mut self, len: usize) {
+    pub(crate) fn truncate(&mut self, len: usize) {
         match self {
             Self::F32(v) => v.truncate(len),
             Self::F16(v) => v.truncate(len),
@@ -198,7 +183,7 @@ impl Elements {
     }
 
     /// The type of the elements.
-    pub fn element(&self) -> ElementType {
+    pub(crate) fn element(&self) -> ElementType {
         match self {
             Self::F32(_) => ElementType::F32,
             Self::F16(_) => ElementType::F16,
@@ -207,7 +192,7 @@ impl Elements {
     }
 
     /// Elements there is room for without allocating.
-    pub fn capacity(&self) -> usize {
+    pub(crate) fn capacity(&self) -> usize {
         match self {
             Self::F32(v) => v.capacity(),
             Self::F16(v) => v.capacity(),
@@ -216,21 +201,8 @@ impl Elements {
     }
 
     /// Bytes of all elements there is room for.
-    pub fn capacity_bytes(&self) -> usize {
+    pub(crate) fn capacity_bytes(&self) -> usize {
         self.capacity() * self.element().bytes()
-    }
-
-    /// Converts to a narrower type, keeps room for as many elements, and gives the freed bytes back. A buffer that is
-    /// as narrow already stays as it is. While this runs the buffer exists in both types.
-    ///
-    /// # Errors
-    /// [`CoreError::NotStorable`] with the position of the first element that is too large; nothing changes then.
-    pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
-        if self.narrows_to(element) {
-            element.check(self.read(0..self.len(), &mut Vec::new()))?;
-        }
-        self.convert(element, charge);
-        Ok(())
     }
 
     /// Whether `element` is a narrower type than the buffer's.
@@ -238,7 +210,8 @@ impl Elements {
         element.bytes() < self.element().bytes()
     }
 
-    /// [`narrow`](Self::narrow) for elements that have been checked.
+    /// Converts elements that have been checked to a narrower type, keeps room for as many, and gives the freed bytes back. A
+    /// buffer that is as narrow already stays as it is. While this runs the buffer exists in both types.
     pub(crate) fn convert(&mut self, element: ElementType, charge: &mut Charge) {
         if self.narrows_to(element) {
             let mut narrow = Self::with_capacity(element, self.capacity());
@@ -249,19 +222,13 @@ impl Elements {
     }
 
     /// Replaces the contents by those of `other`, rounded to this buffer's type.
-    pub fn copy_from(&mut self, other: &Self) {
+    pub(crate) fn copy_from(&mut self, other: &Self) {
         self.truncate(0);
         self.extend(other.read(0..other.len(), &mut Vec::new()));
     }
 
-    /// A copy without spare capacity.
-    pub fn to_exact(&self) -> Self {
-        // `Vec::clone` allocates exactly `len` elements.
-        self.clone()
-    }
-
     /// The elements of `range` as f32: borrowed where they already are, else converted into `scratch`.
-    pub fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+    pub(crate) fn read<'a>(&'a self, range: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         match self {
             Self::F32(v) => &v[range],
             Self::F16(v) => {

@@ -52,7 +52,7 @@ mod threshold;
 pub use block::{BlockCodes, DeltaBlock, Escape};
 pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{AtLimit, Charge, MemoryBudget};
-pub use elements::{ElementType, Elements};
+pub use elements::ElementType;
 pub use encoder::DeltaEncoder;
 pub use error::CoreError;
 pub use footprint::{CachePlan, Footprint, KeyPlan};

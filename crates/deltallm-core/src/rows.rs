@@ -6,8 +6,9 @@ use fearless_simd::{Level, dispatch};
 use half::{bf16, f16};
 
 use crate::{
-    Charge, CoreError, ElementType, Elements,
+    Charge, CoreError, ElementType,
     budget::{table_capacity, table_growth},
+    elements::Elements,
     quantise::{from_int4, from_int8, groups, nibble_bytes, to_int4, to_int8},
 };
 
@@ -45,14 +46,6 @@ impl RowFormat {
             Self::Int8 => channels + scales,
             Self::Int4 => nibble_bytes(channels) + scales,
         }
-    }
-
-    /// Checks that every number of a row can be stored. Quantised rows take what f16 takes.
-    ///
-    /// # Errors
-    /// As [`ElementType::check`].
-    pub fn check(self, row: &[f32]) -> Result<(), CoreError> {
-        self.takes().check(row)
     }
 
     /// The type whose numbers fit.
