@@ -37,6 +37,7 @@ const APPROXIMATE: Option<f64> = None;
 /// All of them.
 pub const OURS: &[Variant] = &[
     Variant { name: "dense-f32", tolerance: F32, kernel: |options, _| dense(&options) },
+    #[cfg(target_arch = "aarch64")]
     Variant { name: "dense-bf16", tolerance: BITS16, kernel: |options, _| dense(&bf16(options)) },
     Variant { name: "dense-int16", tolerance: BITS16, kernel: |options, _| dense(&int16(options)) },
     Variant {
@@ -50,12 +51,8 @@ pub const OURS: &[Variant] = &[
         kernel: |options, _| dense(&with(options, KvStore::Int8)),
     },
     Variant { name: "delta-f32", tolerance: APPROXIMATE, kernel: |options, layer| delta(&options, layer) },
-    Variant {
-        name: "delta-bf16",
-        tolerance: APPROXIMATE,
-        kernel: |options, layer| delta(&bf16(options), layer),
-    },
     Variant { name: "hybrid-f32", tolerance: APPROXIMATE, kernel: |options, layer| hybrid(&options, layer) },
+    #[cfg(target_arch = "aarch64")]
     Variant {
         name: "hybrid-bf16",
         tolerance: APPROXIMATE,
@@ -83,7 +80,8 @@ pub const OURS: &[Variant] = &[
     },
 ];
 
-/// Products of bf16 numbers, from a cache of them.
+/// Products of bf16 numbers, from a cache of them: only Arm has instructions for these.
+#[cfg(target_arch = "aarch64")]
 fn bf16(options: AttentionOptions) -> AttentionOptions {
     AttentionOptions { precision: Precision::Bf16, ..with(options, KvStore::Bf16) }
 }

@@ -75,8 +75,8 @@ pub struct KernelArgs {
     /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
     kv: KvStore,
-    /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: bf16 (AVX512-BF16)
-    /// or int16 (AVX512-VNNI)
+    /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: int16 (AVX512-VNNI)
+    /// or bf16 (Arm)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
     /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
@@ -164,10 +164,13 @@ impl KernelArgs {
             precision: self.precision,
             ..AttentionOptions::new(model.attention_shape())?
         };
+        let simd = options.simd;
+        let precisions = [Precision::F32, Precision::Bf16, Precision::Int16];
+        let possible = precisions.into_iter().filter(|precision| simd.multiplies(*precision));
         anyhow::ensure!(
-            options.simd.multiplies(self.precision),
-            "--precision: expected one that {} has instructions for (f32), got {}",
-            options.simd,
+            simd.multiplies(self.precision),
+            "--precision: expected one that {simd} has instructions for ({}), got {}",
+            possible.map(|precision| precision.to_string()).collect::<Vec<_>>().join(", "),
             self.precision
         );
         let choice = KernelChoice::new(

@@ -75,7 +75,6 @@ impl Setting {
         };
         let precision = match byte()? {
             0..192 => Precision::F32,
-            192..224 => Precision::Bf16,
             _ => Precision::Int16,
         };
         let budget = match byte()? {

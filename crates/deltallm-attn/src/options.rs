@@ -23,10 +23,10 @@ pub enum Precision {
     /// binary32.
     #[default]
     F32,
-    /// bfloat16, with AVX512-BF16 or Arm's bf16 extension. Not every CPU that has these instructions is fast at them.
+    /// bfloat16, with Arm's bf16 extension.
     Bf16,
-    /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: twice
-    /// as fast as f32, and more accurate than bf16.
+    /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: up to twice
+    /// as fast as f32.
     Int16,
 }
 

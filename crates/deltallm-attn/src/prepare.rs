@@ -6,7 +6,7 @@ use deltallm_core::{BLOCK_TOKENS, DeltaMatrix};
 
 use crate::{
     AttentionOptions, SimdLevel,
-    simd::{KeyCodes, KeyStreams, MOST_CHANNELS, PairKeys, PairStreams, PairValues, Pairs},
+    simd::{KeyCodes, KeyStreams, MOST_CHANNELS, PairKeys, PairValues, Pairs},
     tile::{Keys, Phase, Rows},
 };
 
@@ -26,9 +26,7 @@ pub(crate) enum KeyForm {
     #[default]
     AsHeld,
     /// Differences, of all blocks from the first one on.
-    Streams(KeyStreams<f32>),
-    /// Differences in 16 bits, of all blocks from the first one on.
-    PairStreams(Pairs, PairStreams),
+    Streams(KeyStreams),
     /// Rows of f32.
     Rows(DenseRows),
     /// Rows in 16 bits.
@@ -81,32 +79,30 @@ pub(crate) fn prepare_head(
     let mut prepared: Vec<Prepared> = Vec::with_capacity(phases.len());
     let mut rows = Vec::new();
     for (phase, tokens) in phases {
+        let first = tokens.start;
         // A cap changes the scores after the product, and so what the product says about them.
         let skips = phase.skip_margin.is_some() && options.softcap.is_none();
         let filter = simd.filter().filter(|_| skips);
         // Whether keys are scored through their deltas: their scores are there when they have been tested, without a first pass.
-        let sparse = match (phase.keys, pairs) {
-            (Keys::Delta(matrix), _) if matrix.channels() > MOST_CHANNELS => false,
-            (Keys::Delta(matrix), Some(pairs)) => pairs.goes_through_deltas(skips, sent(matrix)),
-            (Keys::Delta(_), None) => !skips || filter.is_none() || simd.tests_through_deltas(),
-            (Keys::Rows(_), _) => false,
+        let deltas = match phase.keys {
+            Keys::Delta(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
+                Some(matrix).filter(|_| !skips || filter.is_none() || simd.tests_through_deltas())
+            }
+            _ => None,
         };
-        let filter = filter.filter(|_| !sparse);
-        // Blocks of differences begin with the first key.
-        let first = if sparse { 0 } else { tokens.start };
+        let filter = filter.filter(|_| deltas.is_none());
         if filter.is_some() || pairs.is_some() {
-            read_keys(&phase.keys, first..tokens.end, head_dim, &mut rows);
+            read_keys(&phase.keys, tokens.clone(), head_dim, &mut rows);
         }
         let filter = filter.and_then(|filter| filter.keys(tokens.clone(), &rows, head_dim));
-        let keys = match (pairs, phase.keys) {
-            (Some(pairs), _) if sparse => KeyForm::PairStreams(pairs, pairs.streams(&rows, head_dim)),
+        let keys = match (pairs, deltas) {
             (Some(pairs), _) => {
                 let mut keys = PairKeys::default();
                 pairs.push_keys(&rows, head_dim, &mut keys);
                 KeyForm::Pairs(PairRows { arithmetic: pairs, first, keys })
             }
+            (None, Some(matrix)) => KeyForm::Streams(streams(simd, matrix, tokens.end)),
             _ if filter.is_some() => KeyForm::Rows(DenseRows { first, rows: std::mem::take(&mut rows) }),
-            (None, Keys::Delta(matrix)) if sparse => KeyForm::Streams(streams(simd, matrix, tokens.end)),
             _ => KeyForm::AsHeld,
         };
         let values = match pairs {
@@ -124,10 +120,10 @@ pub(crate) fn prepare_head(
                 }))
             }
             // Those that are left of several blocks are multiplied together.
-            None if skips && (sparse || filter.is_some()) => {
+            None if skips && (deltas.is_some() || filter.is_some()) => {
                 let mut rows = Vec::new();
                 read_rows(phase.values, tokens.clone(), &mut rows);
-                ValueForm::Rows(DenseRows { first: tokens.start, rows })
+                ValueForm::Rows(DenseRows { first, rows })
             }
             None => ValueForm::AsHeld,
         };
@@ -136,13 +132,8 @@ pub(crate) fn prepare_head(
     prepared
 }
 
-/// The share of entries that were transmitted.
-fn sent(matrix: &DeltaMatrix) -> f64 {
-    matrix.nonzeros() as f64 / (matrix.len() * matrix.channels()).max(1) as f64
-}
-
 /// All blocks up to the token `end`.
-fn streams(simd: SimdLevel, matrix: &DeltaMatrix, end: usize) -> KeyStreams<f32> {
+fn streams(simd: SimdLevel, matrix: &DeltaMatrix, end: usize) -> KeyStreams {
     let (mut streams, mut rows) = (KeyStreams::new(matrix.channels()), Vec::new());
     for block in 0..end.div_ceil(BLOCK_TOKENS) {
         matrix.reconstruct(block, &mut rows);

@@ -16,7 +16,7 @@ use crate::{
     aligned::Aligned,
     decode::DecodeRows,
     prepare::{KeyForm, Prepared, ValueForm},
-    simd::{DeltaTile, KeyCodes, KeyStream, KeyStreams, MOST_CHANNELS, PairQueries, QueryCodes},
+    simd::{KeyCodes, KeyStream, KeyStreams, MOST_CHANNELS, PairQueries, QueryCodes},
     window::{Part, Split},
 };
 
@@ -144,9 +144,8 @@ pub(crate) struct Scratch {
     ends: Aligned,
     /// For the first pass.
     codes: QueryCodes,
-    /// For products of pairs: the queries for keys that are rows and for differences of keys, and values and weights of a block.
+    /// For products of pairs: the queries, and values and weights of a block.
     pair_queries: PairQueries,
-    delta_tile: DeltaTile,
     pair_values: Vec<u32>,
     pair_weights: Vec<u32>,
 }
@@ -183,19 +182,12 @@ pub(crate) fn attend_tile(
     scratch.rescale.reset(lanes, 1.0);
 
     let mut counts = HeadSparsity::default();
-    let of_rows = prepared.iter().find_map(|prepared| match &prepared.keys {
+    let pairs = prepared.iter().find_map(|prepared| match &prepared.keys {
         KeyForm::Pairs(pairs) => Some(pairs.arithmetic),
         _ => None,
     });
-    let of_deltas = prepared.iter().find_map(|prepared| match &prepared.keys {
-        KeyForm::PairStreams(arithmetic, _) => Some(*arithmetic),
-        _ => None,
-    });
-    if let Some(pairs) = of_rows {
+    if let Some(pairs) = pairs {
         pairs.set_queries(&scratch.queries, lanes, &mut scratch.pair_queries);
-    }
-    if let Some(pairs) = of_deltas {
-        pairs.set_tile(&scratch.queries, lanes, &mut scratch.delta_tile);
     }
     let as_held = Prepared::default();
     for (i, phase) in phases.iter().enumerate() {
@@ -360,17 +352,7 @@ impl TilePart<'_> {
         let Self { options, phase, prepared, lanes, .. } = self;
         let (simd, head_dim) = (options.simd, options.shape.head_dim());
         let Scratch {
-            queries,
-            pair_queries,
-            delta_tile,
-            scores,
-            waiting,
-            thresholds,
-            picks,
-            rows,
-            kept,
-            key_rows,
-            ..
+            queries, pair_queries, scores, waiting, thresholds, picks, rows, kept, key_rows, ..
         } = &mut *scratch;
         let (Some(first), count) = (picks.first().copied(), picks.len()) else { return };
         let scores = &mut scores[waiting.len() * lanes..][..count * lanes];
@@ -379,7 +361,7 @@ impl TilePart<'_> {
         let fused = thresholds.filter(|_| options.softcap.is_none());
         let mut tested = false;
         let (block, skip) = (first / BLOCK_TOKENS, first % BLOCK_TOKENS);
-        let through_deltas = |keys: KeyStream<f32>, scores: &mut [f32], kept: &mut Vec<usize>| {
+        let through_deltas = |keys: KeyStream, scores: &mut [f32], kept: &mut Vec<usize>| {
             let done =
                 fused.is_some_and(|limits| simd.delta_survivors(keys, skip, queries, limits, scores, kept));
             if !done {
@@ -392,11 +374,6 @@ impl TilePart<'_> {
             (KeyForm::Pairs(pairs), _) => {
                 number_from(pairs.first, picks.iter().copied(), rows);
                 pairs.arithmetic.scores(&pairs.keys, rows, pair_queries, fused, scores, kept);
-                tested = fused.is_some();
-                None
-            }
-            (KeyForm::PairStreams(arithmetic, keys), _) => {
-                arithmetic.delta_scores(keys, block, skip, delta_tile, fused, scores, kept);
                 tested = fused.is_some();
                 None
             }

@@ -822,6 +822,27 @@ proptest! {
 }
 
 #[test]
+fn f32_takes_the_place_of_a_precision_that_a_level_lacks() {
+    let inputs = Inputs::new(smollm(), 150, 4);
+    let config = HybridConfig {
+        window: Window::Sliding(9),
+        skip_margin: Some(SkipMargin::Fixed(3.0)),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    };
+    for simd in SimdLevel::available() {
+        let run = |precision| {
+            let options = AttentionOptions { precision, ..options(smollm(), simd, KvStore::F32) };
+            inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[150])
+        };
+        let f32s = run(Precision::F32);
+        for precision in [Precision::Bf16, Precision::Int16] {
+            assert_eq!(run(precision) == f32s, !simd.multiplies(precision), "{simd} {precision}");
+        }
+        assert!(!cfg!(target_arch = "x86_64") || !simd.multiplies(Precision::Bf16), "{simd}");
+    }
+}
+
+#[test]
 fn channels_that_no_byte_can_number_are_attended_as_rows() {
     for head_dim in [256, 257, 300] {
         let shape = AttentionShape::new(2, 1, head_dim).unwrap();

@@ -21,7 +21,7 @@
 //! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"compact"` for delta and hybrid | `"f32"` |
 //! | `scale` | | scores are `q . k * scale` | 1/sqrt(`head_dim`) |
 //! | `softcap` | | scores become `softcap * tanh(score / softcap)` | none |
-//! | `precision` | | the numbers that a prompt's products are made of: `"f32"`; `"bf16"` or `"int16"`, which are f32 on CPUs without the instructions | `"f32"` |
+//! | `precision` | | the numbers that a prompt's products are made of: `"f32"`; `"int16"` (AVX-512) or `"bf16"` (Arm), which are f32 on CPUs without the instructions | `"f32"` |
 //! | `simd` | | instruction set: `"scalar"`, `"avx2"`, `"avx512"`, `"neon"` | the best of this CPU, or what the environment variable `DELTALLM_SIMD` names |
 //! | `parallel` | | whether to spread work over threads (as many as `RAYON_NUM_THREADS` says); results do not depend on it | `true` |
 //! | `budget_bytes` | | bytes the cache may hold; a call that would take more is refused with status `BUDGET` | no limit |

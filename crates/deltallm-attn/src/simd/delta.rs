@@ -12,7 +12,7 @@ use super::KeyStream;
 #[inline(always)]
 pub(super) fn scores<S: Simd>(
     simd: S,
-    stream: KeyStream<f32>,
+    stream: KeyStream,
     skip: usize,
     queries: &[f32],
     lanes: usize,
@@ -36,7 +36,7 @@ pub(super) fn scores<S: Simd>(
 #[inline(always)]
 pub(super) fn survivors<S: Simd>(
     simd: S,
-    stream: KeyStream<f32>,
+    stream: KeyStream,
     skip: usize,
     queries: &[f32],
     thresholds: &[f32],
@@ -61,7 +61,7 @@ pub(super) fn survivors<S: Simd>(
 /// Some vectors of a tile of queries, and the keys they are to meet.
 #[derive(Clone, Copy)]
 struct Panel<'a> {
-    stream: KeyStream<'a, f32>,
+    stream: KeyStream<'a>,
     /// Keys of the block whose scores are not wanted.
     skip: usize,
     /// `[head_dim, lanes]`.

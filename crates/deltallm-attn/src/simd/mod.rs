@@ -4,7 +4,7 @@
 //! per key and one column per query lane is "lane-contiguous": `[rows, lanes]`. Reading order: [`matmul`] (both
 //! products of attention), [`delta`] (the sparse product), [`softmax`], [`exp`].
 //!
-//! Faster kernels for one instruction set (bf16 or int8 dot products, fused skip tests) belong beside these files, and
+//! Faster kernels for one instruction set (dot products of 16 or 8 bits, fused skip tests) belong beside these files, and
 //! are chosen in the methods of [`SimdLevel`].
 
 pub(crate) mod decode;
@@ -28,8 +28,7 @@ use crate::{AttentionError, Precision};
 #[doc(hidden)]
 pub use exp::exp2;
 pub(crate) use filter::{Filter, KeyCodes, QueryCodes};
-use pairs::PairKind;
-pub(crate) use pairs::{DeltaTile, PairKeys, PairQueries, PairStreams, PairValues, Pairs};
+pub(crate) use pairs::{PairKeys, PairQueries, PairValues, Pairs};
 pub(crate) use stream::{KeyStream, KeyStreams, MOST_CHANNELS};
 
 /// An instruction set that this machine has. A value of this type is the proof of it.
@@ -103,17 +102,12 @@ impl SimdLevel {
     /// The 16-bit products of this precision, if this level has instructions for them (or is there for its answers and
     /// not for its speed).
     pub(crate) fn pairs(self, precision: Precision) -> Option<Pairs> {
-        let kind = match precision {
-            Precision::F32 => return None,
-            Precision::Bf16 => PairKind::Bf16,
-            Precision::Int16 => PairKind::Int16,
-        };
-        match self.name {
-            "scalar" => Some(Pairs::portable(kind, self.level)),
+        match (self.name, precision) {
+            ("scalar", Precision::Int16) => Some(Pairs::portable(self.level)),
             #[cfg(target_arch = "x86_64")]
-            "avx512" => Pairs::avx512(kind, self.level),
+            ("avx512", Precision::Int16) => Pairs::avx512(self.level),
             #[cfg(target_arch = "aarch64")]
-            "neon" => Pairs::neon(kind, self.level),
+            ("neon", Precision::Bf16) => Pairs::neon(self.level),
             _ => None,
         }
     }
@@ -137,8 +131,9 @@ impl SimdLevel {
     /// product, which needs a load for each FMA, takes less time than that and full scores of what comes through it. On AMD's
     /// Zen 4, where 512-bit FMAs are done in halves and loads keep up with them, it does (docs/results/attention.md).
     pub(crate) fn tests_through_deltas(self) -> bool {
+        // Whether loads keep up with products, as on CPUs that do 512 bits in halves: AMD's. Only they have SSE4a.
         #[cfg(target_arch = "x86_64")]
-        return self.name == "avx512" && loads_keep_up();
+        return self.name == "avx512" && is_x86_feature_detected!("sse4a");
         #[cfg(not(target_arch = "x86_64"))]
         false
     }
@@ -181,7 +176,7 @@ impl SimdLevel {
     /// The scores of the keys of a block from the key `skip` on, as many as `out` has room for.
     pub(crate) fn delta_scores(
         self,
-        stream: KeyStream<f32>,
+        stream: KeyStream,
         skip: usize,
         queries: &[f32],
         lanes: usize,
@@ -194,7 +189,7 @@ impl SimdLevel {
     /// their numbers, counted from `skip`. False, and nothing done, for a number of lanes that has no kernel.
     pub(crate) fn delta_survivors(
         self,
-        stream: KeyStream<f32>,
+        stream: KeyStream,
         skip: usize,
         queries: &[f32],
         thresholds: &[f32],
@@ -270,12 +265,6 @@ impl SimdLevel {
         kept.clear();
         dispatch!(self.level, simd => softmax::keep_above(simd, scores, thresholds, 0, kept));
     }
-}
-
-/// Whether loads keep up with products, as on CPUs that do 512 bits in halves: AMD's. Only they have SSE4a.
-#[cfg(target_arch = "x86_64")]
-fn loads_keep_up() -> bool {
-    is_x86_feature_detected!("sse4a")
 }
 
 /// Whether a level has registers for large tiles. Not so the scalar one (nor those between it and AVX2, which are not

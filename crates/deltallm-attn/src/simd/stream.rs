@@ -1,4 +1,4 @@
-//! Keys as the sparse products read them: what changes from one key to the next.
+//! Keys as the sparse product reads them: what changes from one key to the next.
 //!
 //! Of every block of [`BLOCK_TOKENS`] keys the first is whole, so a block can be entered without those before it; of the
 //! others there are the channels in which they differ from the key before, and by how much (`docs/method.md`, equation 3).
@@ -11,31 +11,30 @@ use super::SimdLevel;
 /// Channels that a stream can number.
 pub(crate) const MOST_CHANNELS: usize = 256;
 
-/// Many blocks of keys; differences are f32, or 16 bits of something.
+/// Many blocks of keys.
 #[derive(Debug)]
-pub(crate) struct KeyStreams<T> {
+pub(crate) struct KeyStreams {
     /// All channels are below this.
-    pub(super) head_dim: usize,
+    head_dim: usize,
     /// End of each key's differences: `[keys]`.
-    pub(super) ends: Vec<u32>,
-    /// Channels of the differences of all keys, ascending within a key; there may be zeros behind them.
-    pub(super) channels: Vec<u8>,
+    ends: Vec<u32>,
+    /// Channels of the differences of all keys, ascending within a key.
+    channels: Vec<u8>,
     /// The differences.
-    pub(super) deltas: Vec<T>,
+    deltas: Vec<f32>,
 }
 
 /// The keys of one block.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct KeyStream<'a, T> {
-    pub(super) head_dim: usize,
+pub(crate) struct KeyStream<'a> {
     /// Where the first key's differences begin.
     start: usize,
     ends: &'a [u32],
     channels: &'a [u8],
-    deltas: &'a [T],
+    deltas: &'a [f32],
 }
 
-impl<T> KeyStreams<T> {
+impl KeyStreams {
     /// No keys yet, of `head_dim` channels, at most [`MOST_CHANNELS`].
     pub(crate) fn new(head_dim: usize) -> Self {
         assert!(head_dim <= MOST_CHANNELS, "channels have numbers of one byte");
@@ -43,24 +42,19 @@ impl<T> KeyStreams<T> {
     }
 
     /// One of the blocks.
-    pub(crate) fn block(&self, block: usize) -> KeyStream<'_, T> {
+    pub(crate) fn block(&self, block: usize) -> KeyStream<'_> {
         let first = block * BLOCK_TOKENS;
         let ends = &self.ends[first..self.ends.len().min(first + BLOCK_TOKENS)];
         let start = first.checked_sub(1).map_or(0, |last| self.ends[last] as usize);
-        KeyStream { head_dim: self.head_dim, start, ends, channels: &self.channels, deltas: &self.deltas }
+        KeyStream { start, ends, channels: &self.channels, deltas: &self.deltas }
     }
 }
 
-impl<'a, T> KeyStream<'a, T> {
-    /// Keys of the block.
-    pub(crate) fn len(&self) -> usize {
-        self.ends.len()
-    }
-
+impl<'a> KeyStream<'a> {
     /// The channels and differences of the first `count` keys, one key after the other. There are as many of the ones as of the
     /// others, and every channel is below `head_dim`.
     #[inline(always)]
-    pub(super) fn keys(self, count: usize) -> impl Iterator<Item = (&'a [u8], &'a [T])> {
+    pub(super) fn keys(self, count: usize) -> impl Iterator<Item = (&'a [u8], &'a [f32])> {
         let mut start = self.start;
         self.ends[..count].iter().map(move |&end| {
             let range = start..end as usize;
@@ -72,39 +66,31 @@ impl<'a, T> KeyStream<'a, T> {
 
 impl SimdLevel {
     /// Appends a block of keys, `[up to BLOCK_TOKENS, head_dim]`. Only the last block may have fewer than it could.
-    pub(crate) fn push_block(self, rows: &[f32], out: &mut KeyStreams<f32>) {
+    pub(crate) fn push_block(self, rows: &[f32], out: &mut KeyStreams) {
         #[cfg(target_arch = "x86_64")]
         if self.level.as_avx512().is_some() {
             // SAFETY: the level proves that the CPU has the instructions.
             #[expect(unsafe_code, reason = "a function that needs instructions to be there")]
             return unsafe { avx512::push_block(rows, out) };
         }
-        push_block(rows, out, 1, |x, last| x - last);
+        push_block(rows, out);
     }
 }
 
-/// Appends a block of rows, `difference` being what brings a channel from its last value to the next one. The number of a key's
-/// differences becomes a multiple of `multiple`.
-pub(super) fn push_block<T: Copy + Default + PartialEq>(
-    rows: &[T],
-    out: &mut KeyStreams<T>,
-    multiple: usize,
-    difference: impl Fn(T, T) -> T,
-) {
+/// See [`SimdLevel::push_block`].
+fn push_block(rows: &[f32], out: &mut KeyStreams) {
     let KeyStreams { head_dim, ends, channels, deltas } = out;
-    let mut before = vec![T::default(); *head_dim];
+    let mut before = vec![0.0; *head_dim];
     let mut len = deltas.len();
     for row in rows.chunks_exact(*head_dim) {
         // Written always and counted only if there is a difference: a branch would be guessed wrongly too often.
         channels.resize(len + row.len() + 1, 0);
-        deltas.resize(len + row.len() + 1, T::default());
+        deltas.resize(len + row.len() + 1, 0.0);
         for (channel, (x, last)) in (0..=u8::MAX).zip(row.iter().zip(&mut before)) {
-            let delta = difference(*x, *last);
+            let delta = x - *last;
             (channels[len], deltas[len], *last) = (channel, delta, *x);
-            len += usize::from(delta != T::default());
+            len += usize::from(delta != 0.0);
         }
-        // What stands behind them is a difference of zero.
-        len = len.next_multiple_of(multiple);
         ends.push(len as u32);
     }
     channels.truncate(len);
@@ -121,9 +107,9 @@ mod avx512 {
     /// Channels of a vector.
     const LANES: usize = 16;
 
-    /// [`push_block`](super::push_block) of f32.
+    /// [`push_block`](super::push_block) by compress instructions.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-    pub(super) fn push_block(rows: &[f32], out: &mut KeyStreams<f32>) {
+    pub(super) fn push_block(rows: &[f32], out: &mut KeyStreams) {
         let KeyStreams { head_dim, ends, channels, deltas } = out;
         let mut before = vec![0.0; *head_dim];
         let iota = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
@@ -207,9 +193,9 @@ mod tests {
                 rows.chunks(channels * BLOCK_TOKENS).for_each(|block| simd.push_block(block, &mut streams));
                 for (block, rows) in rows.chunks(channels * BLOCK_TOKENS).enumerate() {
                     let stream = streams.block(block);
-                    prop_assert_eq!(stream.len(), rows.len() / channels);
+                    prop_assert_eq!(stream.ends.len(), rows.len() / channels);
                     let mut key = vec![0.0; channels];
-                    for (row, (of, deltas)) in rows.chunks(channels).zip(stream.keys(stream.len())) {
+                    for (row, (of, deltas)) in rows.chunks(channels).zip(stream.keys(stream.ends.len())) {
                         prop_assert!(of.is_sorted_by(|a, b| a < b) && of.len() == deltas.len());
                         let mut expected = Vec::new();
                         for (channel, (x, last)) in (0..=u8::MAX).zip(row.iter().zip(&key)) {
@@ -229,6 +215,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "one byte")]
     fn more_channels_than_a_byte_can_number_are_a_mistake() {
-        KeyStreams::<f32>::new(MOST_CHANNELS + 1);
+        KeyStreams::new(MOST_CHANNELS + 1);
     }
 }

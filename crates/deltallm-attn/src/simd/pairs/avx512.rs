@@ -1,28 +1,24 @@
-//! The products of pairs with the dot-product instructions of AVX-512.
+//! The products of pairs of integers with the dot-product instruction of AVX512-VNNI, `vpdpwssd`.
 //!
 //! The tiles are those of `matmul`: 24 sums in registers, for 4 rows and all 96 lanes, or 6 rows and 64 lanes.
 
 use std::arch::x86_64::*;
 
-use super::{LARGEST_WEIGHT, Operands, PairKeys, PairKind, PairQueries, keep_above};
+use super::{LARGEST_WEIGHT, Operands, PairKeys, PairQueries, keep_above};
 
 /// f32 or pairs in a vector.
 const WIDTH: usize = 16;
 
-/// Whether the CPU has the instructions for this kind.
-pub(super) fn detect(kind: PairKind) -> bool {
-    let dot = match kind {
-        PairKind::Int16 => is_x86_feature_detected!("avx512vnni"),
-        PairKind::Bf16 => is_x86_feature_detected!("avx512bf16"),
-    };
-    dot && is_x86_feature_detected!("avx512f")
+/// Whether the CPU has what this module needs.
+pub(super) fn detect() -> bool {
+    is_x86_feature_detected!("avx512vnni")
+        && is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
 }
 
 /// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
 pub(super) fn scores(
-    kind: PairKind,
     keys: &PairKeys,
     picks: &[usize],
     queries: &PairQueries,
@@ -35,54 +31,32 @@ pub(super) fn scores(
     let tokens = keys.rows.len() / (2 * depth);
     assert!(lanes.is_multiple_of(WIDTH) && queries.pairs.len() == depth * lanes);
     assert!(picks.iter().all(|pick| *pick < tokens) && out.len() >= picks.len() * lanes);
-    assert!(kind == PairKind::Bf16 || keys.scales.len() == tokens);
+    assert!(keys.scales.len() == tokens);
     assert!(thresholds.is_none_or(|thresholds| thresholds.len() == lanes));
     let operands = Operands { pair_stride: 1, b: &queries.pairs, lanes, depth };
     let scores = Scores { keys, picks, operands, query_scales: &queries.scales, thresholds };
-    // SAFETY: the kind was detected (a `Pairs` with `avx512` is made by `detect` alone). The picks are keys of `depth`
-    // pairs; scales, `b` and `out` have the lengths checked above.
-    unsafe {
-        match kind {
-            PairKind::Int16 => scores_int16(scores, out, kept),
-            PairKind::Bf16 => scores_bf16(scores, out, kept),
-        }
-    }
+    // SAFETY: the CPU has the instructions (`Pairs` is set to them by `detect` alone). The picks are keys of `depth` pairs;
+    // scales, `b` and `out` have the lengths checked above.
+    unsafe { score_tiles(scores, out, kept) }
 }
 
 /// See [`super::Pairs::accumulate`]. Panics for sizes that do not fit.
-pub(super) fn accumulate(
-    kind: PairKind,
-    values: &[u32],
-    scales: &[f32],
-    weights: &[u32],
-    lanes: usize,
-    out: &mut [f32],
-) {
+pub(super) fn accumulate(values: &[u32], scales: &[f32], weights: &[u32], lanes: usize, out: &mut [f32]) {
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
     assert!(lanes.is_multiple_of(WIDTH) && out.len() == head_dim * lanes && weights.len() == depth * lanes);
-    assert!(values.len() == head_dim * depth && (kind == PairKind::Bf16 || scales.len() == head_dim));
+    assert!(values.len() == head_dim * depth && scales.len() == head_dim);
     let operands = Operands { pair_stride: head_dim, b: weights, lanes, depth };
-    // SAFETY: the kind was detected; values, `b` and `out` have the lengths checked above.
-    unsafe {
-        match kind {
-            PairKind::Int16 => accumulate_int16(operands, values, scales, out),
-            PairKind::Bf16 => accumulate_bf16(operands, values, scales, out),
-        }
-    }
+    // SAFETY: as in `scores`; `values` has `depth` pairs for each channel, and each has a scale.
+    unsafe { accumulate_tiles(operands, values, scales, out) }
 }
 
 /// See [`super::Pairs::pack`]. Panics for sizes that do not fit.
-pub(super) fn pack(kind: PairKind, rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
+pub(super) fn pack(rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
     let count = rows.len() / lanes;
     assert!(lanes.is_multiple_of(WIDTH) && rows.len() == count * lanes);
     assert!(factors.len() == lanes && out.len() == count.div_ceil(2) * lanes);
-    // SAFETY: the kind was detected, and the lengths checked above.
-    unsafe {
-        match kind {
-            PairKind::Int16 => pack_int16(rows, lanes, factors, out),
-            PairKind::Bf16 => pack_bf16(rows, lanes, out),
-        }
-    }
+    // SAFETY: as in `scores`: the CPU has the instructions, and the lengths were checked above.
+    unsafe { pack_rows(rows, lanes, factors, out) }
 }
 
 /// The product of keys and queries, and what is wanted of it.
@@ -99,13 +73,13 @@ impl Scores<'_> {
     /// Where the picked keys from `row` on stand.
     ///
     /// # Safety
-    /// There are `R` of them.
+    /// There are `R` picks from `row` on, and every pick is a key of `depth` pairs.
     #[inline(always)]
     unsafe fn rows<const R: usize>(&self, row: usize) -> [*const u32; R] {
         let (keys, depth) = (self.keys.rows.as_ptr().cast::<u32>(), self.operands.depth);
         let mut rows = [keys; R];
         for r in 0..R {
-            // SAFETY: as the caller promises; a pick is a key of `depth` pairs.
+            // SAFETY: `row + r` is the place of a pick, and a pick counts keys of `depth` pairs, so that its first pair is there.
             rows[r] = unsafe { keys.add(self.picks.get_unchecked(row + r) * depth) };
         }
         rows
@@ -115,41 +89,26 @@ impl Scores<'_> {
 /// # Safety
 /// The CPU has the features, and the operands the sizes that [`scores`] checks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn scores_int16(scores: Scores, out: &mut [f32], kept: &mut Vec<usize>) {
-    // SAFETY: as the caller promises.
-    unsafe { score_tiles::<false>(scores, out, kept) }
-}
-
-/// # Safety
-/// As [`scores_int16`].
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn scores_bf16(scores: Scores, out: &mut [f32], kept: &mut Vec<usize>) {
-    // SAFETY: as the caller promises.
-    unsafe { score_tiles::<true>(scores, out, kept) }
-}
-
-/// # Safety
-/// As [`scores_int16`], for the kind.
-#[inline(always)]
-unsafe fn score_tiles<const BF16: bool>(scores: Scores, out: &mut [f32], kept: &mut Vec<usize>) {
-    // SAFETY: as the caller promises.
+unsafe fn score_tiles(scores: Scores, out: &mut [f32], kept: &mut Vec<usize>) {
+    // SAFETY: the features are those of this function, and the sizes are checked. `survivors` gets the number of vectors that all
+    // lanes are, `every_score` no more than are left at `lane`.
     unsafe {
         match (scores.operands.lanes / WIDTH, scores.thresholds) {
-            (6, Some(limits)) => survivors::<BF16, 4, 6>(scores, limits, out, kept),
-            (4, Some(limits)) => survivors::<BF16, 6, 4>(scores, limits, out, kept),
-            (3, Some(limits)) => survivors::<BF16, 8, 3>(scores, limits, out, kept),
-            (2, Some(limits)) => survivors::<BF16, 8, 2>(scores, limits, out, kept),
-            (1, Some(limits)) => survivors::<BF16, 8, 1>(scores, limits, out, kept),
+            (6, Some(limits)) => survivors::<4, 6>(scores, limits, out, kept),
+            (4, Some(limits)) => survivors::<6, 4>(scores, limits, out, kept),
+            (3, Some(limits)) => survivors::<8, 3>(scores, limits, out, kept),
+            (2, Some(limits)) => survivors::<8, 2>(scores, limits, out, kept),
+            (1, Some(limits)) => survivors::<8, 1>(scores, limits, out, kept),
             (_, limits) => {
                 let mut lane = 0;
                 while lane < scores.operands.lanes {
                     lane += WIDTH
                         * match (scores.operands.lanes - lane) / WIDTH {
-                            1 => every_score::<BF16, 8, 1>(scores, lane, out),
-                            2 => every_score::<BF16, 8, 2>(scores, lane, out),
-                            3 => every_score::<BF16, 8, 3>(scores, lane, out),
-                            6 => every_score::<BF16, 4, 6>(scores, lane, out),
-                            _ => every_score::<BF16, 6, 4>(scores, lane, out),
+                            1 => every_score::<8, 1>(scores, lane, out),
+                            2 => every_score::<8, 2>(scores, lane, out),
+                            3 => every_score::<8, 3>(scores, lane, out),
+                            6 => every_score::<4, 6>(scores, lane, out),
+                            _ => every_score::<6, 4>(scores, lane, out),
                         };
                 }
                 kept.extend(0..scores.picks.len());
@@ -164,28 +123,25 @@ unsafe fn score_tiles<const BF16: bool>(scores: Scores, out: &mut [f32], kept: &
 /// All scores of the `N` vectors at `lane`; answers `N`.
 ///
 /// # Safety
-/// As [`scores_int16`], for the kind, and `lane / 16 + N` vectors there are.
+/// As [`score_tiles`], and there are `N` vectors of lanes at `lane`.
 #[inline(always)]
-unsafe fn every_score<const BF16: bool, const R: usize, const N: usize>(
-    scores: Scores,
-    lane: usize,
-    out: &mut [f32],
-) -> usize {
+unsafe fn every_score<const R: usize, const N: usize>(scores: Scores, lane: usize, out: &mut [f32]) -> usize {
     let lanes = scores.operands.lanes;
     let mut row = 0;
     while row < scores.picks.len() {
-        // SAFETY: as the caller promises; fewer than R rows are left only if R is 1.
+        // SAFETY: features and sizes are those of `score_tiles`. `rows` and `dot` get R picks where so many are left, else one, and
+        // the `N` vectors at `lane`, which are there.
         unsafe {
             if row + R <= scores.picks.len() {
-                let sums = dot::<BF16, R, N>(scores.operands, scores.rows(row), lane);
+                let sums = dot::<R, N>(scores.operands, scores.rows(row), lane);
                 for r in 0..R {
-                    let values = score_row::<BF16, N>(&scores, row + r, lane, &sums[r]);
+                    let values = score_row::<N>(&scores, row + r, lane, &sums[r]);
                     store(values, out, (row + r) * lanes + lane);
                 }
                 row += R;
             } else {
-                let [sums] = dot::<BF16, 1, N>(scores.operands, scores.rows(row), lane);
-                store(score_row::<BF16, N>(&scores, row, lane, &sums), out, row * lanes + lane);
+                let [sums] = dot::<1, N>(scores.operands, scores.rows(row), lane);
+                store(score_row::<N>(&scores, row, lane, &sums), out, row * lanes + lane);
                 row += 1;
             }
         }
@@ -196,9 +152,9 @@ unsafe fn every_score<const BF16: bool, const R: usize, const N: usize>(
 /// The scores of the keys that are above a limit in any of the `N` vectors, which are all lanes.
 ///
 /// # Safety
-/// As [`scores_int16`], for the kind, and `N` vectors are all lanes.
+/// As [`score_tiles`], and `N` vectors are all lanes.
 #[inline(always)]
-unsafe fn survivors<const BF16: bool, const R: usize, const N: usize>(
+unsafe fn survivors<const R: usize, const N: usize>(
     scores: Scores,
     limits: &[f32],
     out: &mut [f32],
@@ -207,19 +163,20 @@ unsafe fn survivors<const BF16: bool, const R: usize, const N: usize>(
     kept.resize(scores.picks.len(), 0);
     let (mut count, mut row) = (0, 0);
     while row < scores.picks.len() {
-        // SAFETY: as the caller promises; fewer than R rows are done one by one.
+        // SAFETY: features and sizes are those of `score_tiles`. `rows` and `dot` get R picks where so many are left, else one, and
+        // all lanes, which are `N` vectors.
         unsafe {
             if row + R <= scores.picks.len() {
-                let sums = dot::<BF16, R, N>(scores.operands, scores.rows(row), 0);
+                let sums = dot::<R, N>(scores.operands, scores.rows(row), 0);
                 for r in 0..R {
                     kept[count] = row + r;
-                    count += keep::<BF16, N>(&scores, limits, row + r, &sums[r], out, count);
+                    count += keep::<N>(&scores, limits, row + r, &sums[r], out, count);
                 }
                 row += R;
             } else {
-                let [sums] = dot::<BF16, 1, N>(scores.operands, scores.rows(row), 0);
+                let [sums] = dot::<1, N>(scores.operands, scores.rows(row), 0);
                 kept[count] = row;
-                count += keep::<BF16, N>(&scores, limits, row, &sums, out, count);
+                count += keep::<N>(&scores, limits, row, &sums, out, count);
                 row += 1;
             }
         }
@@ -231,9 +188,9 @@ unsafe fn survivors<const BF16: bool, const R: usize, const N: usize>(
 /// branch would be guessed wrongly too often.
 ///
 /// # Safety
-/// AVX-512F; `row` is a key, and `N` vectors are all lanes.
+/// The CPU has AVX-512F; `row` is the place of a pick, and `N` vectors are all lanes.
 #[inline(always)]
-unsafe fn keep<const BF16: bool, const N: usize>(
+unsafe fn keep<const N: usize>(
     scores: &Scores,
     limits: &[f32],
     row: usize,
@@ -241,9 +198,10 @@ unsafe fn keep<const BF16: bool, const N: usize>(
     out: &mut [f32],
     count: usize,
 ) -> usize {
-    // SAFETY: as the caller promises; there are as many limits as lanes.
+    // SAFETY: all lanes are `N` vectors, and `scores` has checked that there are as many limits; so much for what is read. The CPU
+    // has the features and `row` is the place of a pick, which is what `score_row` and `store` need.
     unsafe {
-        let values = score_row::<BF16, N>(scores, row, 0, sums);
+        let values = score_row::<N>(scores, row, 0, sums);
         let mut above = 0;
         for n in 0..N {
             let limit = _mm512_loadu_ps(limits.as_ptr().add(n * WIDTH));
@@ -257,38 +215,36 @@ unsafe fn keep<const BF16: bool, const N: usize>(
 /// The sums of a key as scores.
 ///
 /// # Safety
-/// AVX-512F; `row` is a key and `lane / 16 + N` vectors there are.
+/// The CPU has AVX-512F; `row` is the place of a pick, and there are `N` vectors of lanes at `lane`.
 #[inline(always)]
-unsafe fn score_row<const BF16: bool, const N: usize>(
+unsafe fn score_row<const N: usize>(
     scores: &Scores,
     row: usize,
     lane: usize,
     sums: &[__m512i; N],
 ) -> [__m512; N] {
-    // SAFETY: as the caller promises.
+    // SAFETY: there is a scale for every lane, `lane + N * 16` are not too many, and one for every key, which is what a pick counts.
     unsafe {
         let mut values = [_mm512_setzero_ps(); N];
         for n in 0..N {
-            values[n] = if BF16 {
-                _mm512_castsi512_ps(sums[n])
-            } else {
-                let queries = _mm512_loadu_ps(scores.query_scales.as_ptr().add(lane + n * WIDTH));
-                let key = scores.keys.scales.get_unchecked(*scores.picks.get_unchecked(row));
-                let scale = _mm512_mul_ps(queries, _mm512_set1_ps(*key));
-                _mm512_mul_ps(_mm512_cvtepi32_ps(sums[n]), scale)
-            };
+            let queries = _mm512_loadu_ps(scores.query_scales.as_ptr().add(lane + n * WIDTH));
+            let key = scores.keys.scales.get_unchecked(*scores.picks.get_unchecked(row));
+            let scale = _mm512_mul_ps(queries, _mm512_set1_ps(*key));
+            values[n] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[n]), scale);
         }
         values
     }
 }
 
+/// Stores `N` vectors from `out[start]` on.
+///
 /// # Safety
-/// AVX-512F.
+/// The CPU has AVX-512F.
 #[inline(always)]
 unsafe fn store<const N: usize>(values: [__m512; N], out: &mut [f32], start: usize) {
     let out = &mut out[start..][..N * WIDTH];
     for n in 0..N {
-        // SAFETY: the slice has N vectors.
+        // SAFETY: the slice has `N` vectors.
         unsafe { _mm512_storeu_ps(out.as_mut_ptr().add(n * WIDTH), values[n]) };
     }
 }
@@ -296,39 +252,18 @@ unsafe fn store<const N: usize>(values: [__m512; N], out: &mut [f32], start: usi
 /// # Safety
 /// The CPU has the features, and the operands the sizes that [`accumulate`] checks.
 #[target_feature(enable = "avx512f,avx512bw,avx512vnni")]
-unsafe fn accumulate_int16(operands: Operands, values: &[u32], scales: &[f32], out: &mut [f32]) {
-    // SAFETY: as the caller promises.
-    unsafe { accumulate_tiles::<false>(operands, values, scales, out) }
-}
-
-/// # Safety
-/// As [`accumulate_int16`].
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn accumulate_bf16(operands: Operands, values: &[u32], scales: &[f32], out: &mut [f32]) {
-    // SAFETY: as the caller promises.
-    unsafe { accumulate_tiles::<true>(operands, values, scales, out) }
-}
-
-/// # Safety
-/// As [`accumulate_int16`], for the kind.
-#[inline(always)]
-unsafe fn accumulate_tiles<const BF16: bool>(
-    operands: Operands,
-    values: &[u32],
-    scales: &[f32],
-    out: &mut [f32],
-) {
+unsafe fn accumulate_tiles(operands: Operands, values: &[u32], scales: &[f32], out: &mut [f32]) {
     let mut lane = 0;
     while lane < operands.lanes {
-        // SAFETY: as the caller promises.
+        // SAFETY: the features are those of this function, and the sizes are checked; no more vectors than are left at `lane`.
         unsafe {
             lane += WIDTH
                 * match (operands.lanes - lane) / WIDTH {
-                    1 => add_panel::<BF16, 8, 1>(operands, values, scales, lane, out),
-                    2 => add_panel::<BF16, 8, 2>(operands, values, scales, lane, out),
-                    3 => add_panel::<BF16, 8, 3>(operands, values, scales, lane, out),
-                    6 => add_panel::<BF16, 4, 6>(operands, values, scales, lane, out),
-                    _ => add_panel::<BF16, 4, 4>(operands, values, scales, lane, out),
+                    1 => add_panel::<8, 1>(operands, values, scales, lane, out),
+                    2 => add_panel::<8, 2>(operands, values, scales, lane, out),
+                    3 => add_panel::<8, 3>(operands, values, scales, lane, out),
+                    6 => add_panel::<4, 6>(operands, values, scales, lane, out),
+                    _ => add_panel::<4, 4>(operands, values, scales, lane, out),
                 };
         }
     }
@@ -337,9 +272,9 @@ unsafe fn accumulate_tiles<const BF16: bool>(
 /// Adds the product to all channels of the `N` vectors at `lane`; answers `N`.
 ///
 /// # Safety
-/// As [`accumulate_int16`], for the kind, and `lane / 16 + N` vectors there are.
+/// As [`accumulate_tiles`], and there are `N` vectors of lanes at `lane`.
 #[inline(always)]
-unsafe fn add_panel<const BF16: bool, const R: usize, const N: usize>(
+unsafe fn add_panel<const R: usize, const N: usize>(
     operands: Operands,
     values: &[u32],
     scales: &[f32],
@@ -349,21 +284,22 @@ unsafe fn add_panel<const BF16: bool, const R: usize, const N: usize>(
     let (lanes, rows) = (operands.lanes, out.len() / operands.lanes);
     let mut row = 0;
     while row < rows {
-        // SAFETY: as the caller promises; fewer than R rows are done one by one.
+        // SAFETY: features and sizes are those of `accumulate_tiles`. `row` and the R - 1 after it, where so many are left, are
+        // channels: each has a scale, and `depth` pairs, `pair_stride` apart, of which the first row of `values` has the first.
         unsafe {
             if row + R <= rows {
                 let mut channels = [values.as_ptr(); R];
                 for r in 0..R {
                     channels[r] = values.as_ptr().add(row + r);
                 }
-                let sums = dot::<BF16, R, N>(operands, channels, lane);
+                let sums = dot::<R, N>(operands, channels, lane);
                 for r in 0..R {
-                    add::<BF16, N>(scales, row + r, &sums[r], &mut out[(row + r) * lanes + lane..]);
+                    add::<N>(scales, row + r, &sums[r], &mut out[(row + r) * lanes + lane..]);
                 }
                 row += R;
             } else {
-                let [sums] = dot::<BF16, 1, N>(operands, [values.as_ptr().add(row)], lane);
-                add::<BF16, N>(scales, row, &sums, &mut out[row * lanes + lane..]);
+                let [sums] = dot::<1, N>(operands, [values.as_ptr().add(row)], lane);
+                add::<N>(scales, row, &sums, &mut out[row * lanes + lane..]);
                 row += 1;
             }
         }
@@ -374,44 +310,35 @@ unsafe fn add_panel<const BF16: bool, const R: usize, const N: usize>(
 /// Adds the sums of a channel to the first `N` vectors of `out`.
 ///
 /// # Safety
-/// AVX-512F; `channel` has a scale, if the sums are integers.
+/// The CPU has AVX-512F; `channel` has a scale.
 #[inline(always)]
-unsafe fn add<const BF16: bool, const N: usize>(
-    scales: &[f32],
-    channel: usize,
-    sums: &[__m512i; N],
-    out: &mut [f32],
-) {
+unsafe fn add<const N: usize>(scales: &[f32], channel: usize, sums: &[__m512i; N], out: &mut [f32]) {
     let out = &mut out[..N * WIDTH];
     for n in 0..N {
-        // SAFETY: as the caller promises; the slice has N vectors.
+        // SAFETY: the slice has `N` vectors, and the scale is there.
         unsafe {
             let out = out.as_mut_ptr().add(n * WIDTH);
             let old = _mm512_loadu_ps(out);
-            let new = if BF16 {
-                _mm512_add_ps(old, _mm512_castsi512_ps(sums[n]))
-            } else {
-                let scale = _mm512_set1_ps(*scales.get_unchecked(channel) / LARGEST_WEIGHT);
-                _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[n]), scale, old)
-            };
-            _mm512_storeu_ps(out, new);
+            let scale = _mm512_set1_ps(*scales.get_unchecked(channel) / LARGEST_WEIGHT);
+            _mm512_storeu_ps(out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums[n]), scale, old));
         }
     }
 }
 
 /// `R` rows by `N` vectors of sums, kept in registers: every loop over them has a constant count, or they would be kept
-/// in memory. Integers or, for bf16, the bits of f32.
+/// in memory.
 ///
 /// # Safety
-/// The CPU has the kind's instructions; the rows of `a` have `depth` pairs, `pair_stride` apart, and `b` has vectors
+/// The CPU has the instructions; the rows of `a` have `depth` pairs, `pair_stride` apart, and `b` has vectors
 /// `lane / 16..lane / 16 + N`.
 #[inline(always)]
-unsafe fn dot<const BF16: bool, const R: usize, const N: usize>(
+unsafe fn dot<const R: usize, const N: usize>(
     Operands { pair_stride, b, lanes, depth }: Operands,
     mut a: [*const u32; R],
     lane: usize,
 ) -> [[__m512i; N]; R] {
-    // SAFETY: as the caller promises. Pairs of 16-bit numbers may be read at any even address.
+    // SAFETY: every row is read at its `depth` pairs and `b` at `depth` rows of `N` vectors at `lane`, and these are there. Pointers
+    // that have gone past them are not read. Pairs of 16-bit numbers may stand at any even address.
     unsafe {
         let mut sums = [[_mm512_setzero_si512(); N]; R];
         let mut b = b.as_ptr().add(lane);
@@ -424,13 +351,7 @@ unsafe fn dot<const BF16: bool, const R: usize, const N: usize>(
                 let pair = _mm512_set1_epi32(a[r].read_unaligned() as i32);
                 a[r] = a[r].wrapping_add(pair_stride);
                 for n in 0..N {
-                    sums[r][n] = if BF16 {
-                        let sum = _mm512_castsi512_ps(sums[r][n]);
-                        let product = _mm512_dpbf16_ps(sum, as_bf16(pair), as_bf16(columns[n]));
-                        _mm512_castps_si512(product)
-                    } else {
-                        _mm512_dpwssd_epi32(sums[r][n], pair, columns[n])
-                    };
+                    sums[r][n] = _mm512_dpwssd_epi32(sums[r][n], pair, columns[n]);
                 }
             }
             b = b.wrapping_add(lanes);
@@ -439,16 +360,10 @@ unsafe fn dot<const BF16: bool, const R: usize, const N: usize>(
     }
 }
 
-#[inline(always)]
-pub(super) fn as_bf16(bits: __m512i) -> __m512bh {
-    // SAFETY: both are 512 bits without any invalid pattern.
-    unsafe { std::mem::transmute(bits) }
-}
-
 /// # Safety
 /// The CPU has the features, and the operands the sizes that [`pack`] checks.
 #[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn pack_int16(rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
+unsafe fn pack_rows(rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
     for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
         for lane in (0..lanes).step_by(WIDTH) {
             // SAFETY: `lane + 16 <= lanes`, and the second row is read only where there is one.
@@ -466,34 +381,4 @@ unsafe fn pack_int16(rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32
             }
         }
     }
-}
-
-/// # Safety
-/// As [`pack_int16`], with AVX512-BF16.
-#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn pack_bf16(rows: &[f32], lanes: usize, out: &mut [u32]) {
-    for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
-        for lane in (0..lanes).step_by(WIDTH) {
-            // SAFETY: as in `pack_int16`.
-            unsafe {
-                let first = bf16_bits(_mm512_loadu_ps(pair.as_ptr().add(lane)));
-                let mut second = _mm512_setzero_si512();
-                if pair.len() > lanes {
-                    let row = _mm512_loadu_ps(pair.as_ptr().add(lanes + lane));
-                    second = _mm512_slli_epi32(bf16_bits(row), 16);
-                }
-                _mm512_storeu_si512(out.as_mut_ptr().add(lane).cast(), _mm512_or_si512(first, second));
-            }
-        }
-    }
-}
-
-/// The bits of 16 numbers rounded to bf16.
-///
-/// # Safety
-/// AVX512-BF16.
-#[inline(always)]
-pub(super) unsafe fn bf16_bits(x: __m512) -> __m512i {
-    // SAFETY: as the caller promises; 16 bf16 numbers are 256 bits without any invalid pattern.
-    unsafe { _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x))) }
 }

@@ -1,17 +1,15 @@
 //! The two products of attention on pairs of 16-bit numbers.
 //!
-//! The dot-product instructions of AVX-512 multiply two 16-bit numbers with two others in every 32-bit lane and add both
-//! products to the lane's sum: `vpdpwssd` (AVX512-VNNI) for integers, `vdpbf16ps` (AVX512-BF16) for bf16. That is up to
-//! twice the multiplications of an f32 FMA. The operands are therefore stored in pairs, a `u32` for two neighbours along
-//! the summed axis: channels for the scores, keys for the values.
+//! An instruction that multiplies two 16-bit numbers with two others in every 32-bit lane, and adds both products to the lane's
+//! sum, does up to twice the multiplications of an f32 FMA. The operands are therefore stored in pairs, a `u32` for two
+//! neighbours along the summed axis: channels for the scores, keys for the values.
 //!
-//! Integers come with scales: one per key, one per query, and one per channel of the values. They are as large as
-//! they can be without a sum of products ever leaving 32 bits ([`largest_code`]): 12 bits and a sign, or more, for a
-//! head_dim of up to 128, where bf16 has 8 bits.
+//! On x86 the numbers are integers (`vpdpwssd` of AVX512-VNNI), with scales: one per key, one per query, and one per channel of
+//! the values. They are as large as they can be without a sum of products ever leaving 32 bits ([`largest_code`]): 12 bits
+//! and a sign, or more, for a head_dim of up to 128. Arm has no such instruction for integers of 16 bits, but one for bf16
+//! (`bfdot`), which has 8 bits and needs no scales.
 //!
-//! Arm's bf16 extension has the same for bf16 (`bfdot`), and nothing like it for integers of 16 bits.
-//!
-//! [`avx512`] and [`neon`] have the instructions; the loops here do the same in portable code. [`sparse`] has the sparse product.
+//! [`avx512`] and [`neon`] have the instructions; the loops here do the products of integers in portable code.
 
 #[cfg(target_arch = "x86_64")]
 #[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
@@ -21,23 +19,11 @@ mod avx512;
 #[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
 #[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 mod neon;
-mod sparse;
 
 use deltallm_core::BLOCK_TOKENS;
 use fearless_simd::{Level, dispatch, prelude::*};
-use half::bf16;
 
 use super::softmax::above;
-pub(crate) use sparse::{DeltaTile, PairStreams};
-
-/// What the 16 bits mean.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum PairKind {
-    /// Integer codes with a scale.
-    Int16,
-    /// bfloat16.
-    Bf16,
-}
 
 /// Codes of the weights, which are at most 1.
 const LARGEST_WEIGHT: f32 = 8191.0;
@@ -46,10 +32,9 @@ const LARGEST_WEIGHT: f32 = 8191.0;
 const LARGEST_VALUE: f32 = 4095.0;
 const _: () = assert!(BLOCK_TOKENS as f64 * LARGEST_WEIGHT as f64 * (LARGEST_VALUE as f64) < 2147483648.0);
 
-/// Products of one kind at one level.
+/// Products of pairs at one level.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pairs {
-    kind: PairKind,
     dots: Dots,
     /// For conversions.
     level: Level,
@@ -58,12 +43,12 @@ pub(crate) struct Pairs {
 /// What multiplies.
 #[derive(Debug, Clone, Copy)]
 enum Dots {
-    /// Portable loops.
+    /// Integers, in portable loops.
     Portable,
-    /// The instructions of [`avx512`] for the kind: only where they were detected.
+    /// Integers, with the instructions of [`avx512`]: only where they were detected.
     #[cfg(target_arch = "x86_64")]
     Avx512,
-    /// Those of [`neon`], for bf16: only where they were detected.
+    /// bf16, with those of [`neon`]: only where they were detected.
     #[cfg(target_arch = "aarch64")]
     Neon,
 }
@@ -89,7 +74,7 @@ pub(crate) struct PairKeys {
 }
 
 /// Values of one kv head in 16 bits.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct PairValues {
     /// Codes, or bits of bf16: `[tokens, head_dim]`.
     rows: Vec<u16>,
@@ -102,7 +87,7 @@ pub(crate) struct PairValues {
 pub(crate) struct PairQueries {
     /// `[head_dim / 2, lanes]`.
     pairs: Vec<u32>,
-    /// One per lane.
+    /// What to multiply the codes of a lane by, one for each lane. Not read for bf16.
     scales: Vec<f32>,
 }
 
@@ -139,21 +124,20 @@ fn code_of(x: f32) -> u16 {
 
 impl Pairs {
     /// Portable loops.
-    pub(super) fn portable(kind: PairKind, level: Level) -> Self {
-        Self { kind, dots: Dots::Portable, level }
+    pub(super) fn portable(level: Level) -> Self {
+        Self { dots: Dots::Portable, level }
     }
 
-    /// The instructions for this kind, if the CPU has them.
+    /// The instructions for integers, if the CPU has them.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn avx512(kind: PairKind, level: Level) -> Option<Self> {
-        avx512::detect(kind).then_some(Self { kind, dots: Dots::Avx512, level })
+    pub(super) fn avx512(level: Level) -> Option<Self> {
+        avx512::detect().then_some(Self { dots: Dots::Avx512, level })
     }
 
-    /// The instructions for this kind, if the CPU has them.
+    /// The instructions for bf16, if the CPU has them.
     #[cfg(target_arch = "aarch64")]
-    pub(super) fn neon(kind: PairKind, level: Level) -> Option<Self> {
-        let found = kind == PairKind::Bf16 && neon::detect();
-        found.then_some(Self { kind, dots: Dots::Neon, level })
+    pub(super) fn neon(level: Level) -> Option<Self> {
+        neon::detect().then_some(Self { dots: Dots::Neon, level })
     }
 
     /// 16-bit numbers of a key of `head_dim` channels.
@@ -163,55 +147,20 @@ impl Pairs {
 
     /// Appends keys, `[tokens, head_dim]`.
     pub(crate) fn push_keys(self, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
-        dispatch!(self.level, simd => self.code_keys(simd, keys, head_dim, out));
-    }
-
-    #[inline(always)]
-    fn code_keys<S: Simd>(self, _: S, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
-        let (largest, len) = (largest_code(head_dim), Self::key_len(head_dim));
-        let start = out.rows.len();
-        out.rows.resize(start + keys.len() / head_dim * len, 0);
-        for (row, key) in out.rows[start..].chunks_exact_mut(len).zip(keys.chunks_exact(head_dim)) {
-            match self.kind {
-                PairKind::Int16 => {
-                    let scale = scale_of(magnitude(key), largest);
-                    let factor = 1.0 / scale;
-                    row.iter_mut().zip(key).for_each(|(code, x)| *code = code_of(x * factor));
-                    out.scales.push(scale);
-                }
-                PairKind::Bf16 => {
-                    row.iter_mut().zip(key).for_each(|(bits, x)| *bits = bf16::from_f32(*x).to_bits())
-                }
-            }
+        #[cfg(target_arch = "aarch64")]
+        if matches!(self.dots, Dots::Neon) {
+            return neon::push_keys(keys, head_dim, out);
         }
+        dispatch!(self.level, simd => push_codes(simd, keys, head_dim, out));
     }
 
     /// Values, `[tokens, head_dim]`.
     pub(crate) fn values(self, values: &[f32], head_dim: usize) -> PairValues {
-        let mut out = PairValues::default();
-        dispatch!(self.level, simd => self.code_values(simd, values, head_dim, &mut out));
-        out
-    }
-
-    #[inline(always)]
-    fn code_values<S: Simd>(self, simd: S, values: &[f32], head_dim: usize, out: &mut PairValues) {
-        out.rows.resize(values.len(), 0);
-        if self.kind == PairKind::Bf16 {
-            return out
-                .rows
-                .iter_mut()
-                .zip(values)
-                .for_each(|(bits, x)| *bits = bf16::from_f32(*x).to_bits());
+        #[cfg(target_arch = "aarch64")]
+        if matches!(self.dots, Dots::Neon) {
+            return neon::values(values);
         }
-        out.scales.resize(head_dim, 0.0);
-        magnitudes(simd, values, &mut out.scales);
-        out.scales.iter_mut().for_each(|most| *most = scale_of(*most, LARGEST_VALUE));
-        let factors: Vec<f32> = out.scales.iter().map(|scale| 1.0 / scale).collect();
-        for (codes, row) in out.rows.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim)) {
-            for ((code, x), factor) in codes.iter_mut().zip(row).zip(&factors) {
-                *code = code_of(x * factor);
-            }
-        }
+        dispatch!(self.level, simd => code_values(simd, values, head_dim))
     }
 
     /// Takes a tile of queries, `[head_dim, lanes]`.
@@ -219,36 +168,38 @@ impl Pairs {
         let PairQueries { pairs, scales } = out;
         scales.clear();
         scales.resize(lanes, 0.0);
-        if self.kind == PairKind::Int16 {
-            dispatch!(self.level, simd => magnitudes(simd, queries, scales));
-            let largest = largest_code(queries.len() / lanes);
-            scales.iter_mut().for_each(|most| *most = scale_of(*most, largest));
+        #[cfg(target_arch = "aarch64")]
+        if matches!(self.dots, Dots::Neon) {
+            return neon::pack(queries, lanes, pairs);
         }
+        dispatch!(self.level, simd => magnitudes(simd, queries, scales));
+        let largest = largest_code(queries.len() / lanes);
+        scales.iter_mut().for_each(|most| *most = scale_of(*most, largest));
         let factors: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
         self.pack(queries, lanes, &factors, pairs);
     }
 
     /// Pairs of keys of a block of weights in 0..=1: from `[keys, lanes]` to `[keys / 2, lanes]`.
     pub(crate) fn weights(self, weights: &[f32], lanes: usize, out: &mut Vec<u32>) {
+        #[cfg(target_arch = "aarch64")]
+        if matches!(self.dots, Dots::Neon) {
+            return neon::pack(weights, lanes, out);
+        }
         self.pack(weights, lanes, &vec![LARGEST_WEIGHT; lanes], out);
     }
 
-    /// Pairs of rows: `[rows, lanes]`, each lane times its factor if these are integers, to `[rows / 2, lanes]`.
+    /// Pairs of codes: from rows `[rows, lanes]`, each lane times its factor, to `[rows / 2, lanes]`.
     fn pack(self, rows: &[f32], lanes: usize, factors: &[f32], out: &mut Vec<u32>) {
         out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
         #[cfg(target_arch = "x86_64")]
-        if matches!(self.dots, Dots::Avx512) && lanes.is_multiple_of(16) {
-            return avx512::pack(self.kind, rows, lanes, factors, out);
+        if matches!(self.dots, Dots::Avx512) {
+            return avx512::pack(rows, lanes, factors, out);
         }
         for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
             let (first, second) = pair.split_at(lanes);
             for (lane, (out, factor)) in out.iter_mut().zip(factors).enumerate() {
-                let number = |x: f32| match self.kind {
-                    PairKind::Int16 => code_of(x * factor),
-                    PairKind::Bf16 => bf16::from_f32(x).to_bits(),
-                };
-                let second = second.get(lane).map_or(0, |x| number(*x));
-                *out = u32::from(number(first[lane])) | u32::from(second) << 16;
+                let second = second.get(lane).map_or(0, |x| code_of(x * factor));
+                *out = u32::from(code_of(first[lane] * factor)) | u32::from(second) << 16;
             }
         }
     }
@@ -268,14 +219,10 @@ impl Pairs {
         kept.clear();
         match self.dots {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512 if lanes.is_multiple_of(16) => {
-                return avx512::scores(self.kind, keys, picks, queries, thresholds, out, kept);
-            }
+            Dots::Avx512 => return avx512::scores(keys, picks, queries, thresholds, out, kept),
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon if lanes.is_multiple_of(4) => {
-                return neon::scores(keys, picks, queries, thresholds, out, kept);
-            }
-            _ => {}
+            Dots::Neon => return neon::scores(keys, picks, queries, thresholds, out, kept),
+            Dots::Portable => {}
         }
         let len = queries.pairs.len() / lanes * 2;
         for (place, pick) in picks.iter().enumerate() {
@@ -283,13 +230,8 @@ impl Pairs {
             let row = &mut out[kept.len() * lanes..][..lanes];
             for (lane, score) in row.iter_mut().enumerate() {
                 let column = key.chunks_exact(2).zip(queries.pairs.iter().skip(lane).step_by(lanes));
-                *score = match self.kind {
-                    PairKind::Int16 => {
-                        let sum = column.fold(0, |sum, (k, q)| dot_int16(sum, [k[0], k[1]], *q));
-                        sum as f32 * (keys.scales[*pick] * queries.scales[lane])
-                    }
-                    PairKind::Bf16 => column.fold(0.0, |sum, (k, q)| dot_bf16(sum, [k[0], k[1]], *q)),
-                };
+                let sum = column.fold(0, |sum, (k, q)| add_products(sum, [k[0], k[1]], *q));
+                *score = sum as f32 * (keys.scales[*pick] * queries.scales[lane]);
             }
             if thresholds.is_none_or(|limits| row.iter().zip(limits).any(|(x, limit)| above(*x, *limit))) {
                 kept.push(place);
@@ -316,25 +258,18 @@ impl Pairs {
         let (head_dim, scales) = (out.len() / lanes, &values.scales[..]);
         match self.dots {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512 if lanes.is_multiple_of(16) => {
-                return avx512::accumulate(self.kind, paired, scales, weights, lanes, out);
-            }
+            Dots::Avx512 => return avx512::accumulate(paired, scales, weights, lanes, out),
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon if lanes.is_multiple_of(4) => return neon::accumulate(paired, weights, lanes, out),
-            _ => {}
+            Dots::Neon => return neon::accumulate(paired, weights, lanes, out),
+            Dots::Portable => {}
         }
         for (channel, out) in out.chunks_exact_mut(lanes).enumerate() {
             for (lane, out) in out.iter_mut().enumerate() {
                 let values = paired.iter().skip(channel).step_by(head_dim);
                 let column = values.zip(weights.iter().skip(lane).step_by(lanes));
                 let halves = |pair: u32| [pair as u16, (pair >> 16) as u16];
-                *out += match self.kind {
-                    PairKind::Int16 => {
-                        let sum = column.fold(0, |sum, (v, w)| dot_int16(sum, halves(*v), *w));
-                        sum as f32 * (scales[channel] / LARGEST_WEIGHT)
-                    }
-                    PairKind::Bf16 => column.fold(0.0, |sum, (v, w)| dot_bf16(sum, halves(*v), *w)),
-                };
+                let sum = column.fold(0, |sum, (v, w)| add_products(sum, halves(*v), *w));
+                *out += sum as f32 * (scales[channel] / LARGEST_WEIGHT);
             }
         }
     }
@@ -351,6 +286,36 @@ fn keep_above(limits: &[f32], out: &mut [f32], kept: &mut Vec<usize>) {
         }
         keep
     });
+}
+
+/// See [`Pairs::push_keys`]: codes, and a scale for each key.
+#[inline(always)]
+fn push_codes<S: Simd>(_: S, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
+    let (largest, len) = (largest_code(head_dim), Pairs::key_len(head_dim));
+    let start = out.rows.len();
+    out.rows.resize(start + keys.len() / head_dim * len, 0);
+    for (row, key) in out.rows[start..].chunks_exact_mut(len).zip(keys.chunks_exact(head_dim)) {
+        let scale = scale_of(magnitude(key), largest);
+        let factor = 1.0 / scale;
+        row.iter_mut().zip(key).for_each(|(code, x)| *code = code_of(x * factor));
+        out.scales.push(scale);
+    }
+}
+
+/// See [`Pairs::values`]: codes, and a scale for each channel.
+#[inline(always)]
+fn code_values<S: Simd>(simd: S, values: &[f32], head_dim: usize) -> PairValues {
+    let mut scales = vec![0.0; head_dim];
+    magnitudes(simd, values, &mut scales);
+    scales.iter_mut().for_each(|most| *most = scale_of(*most, LARGEST_VALUE));
+    let factors: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
+    let mut rows = vec![0; values.len()];
+    for (codes, row) in rows.chunks_exact_mut(head_dim).zip(values.chunks_exact(head_dim)) {
+        for ((code, x), factor) in codes.iter_mut().zip(row).zip(&factors) {
+            *code = code_of(x * factor);
+        }
+    }
+    PairValues { rows, scales }
 }
 
 /// See [`Pairs::pair`].
@@ -388,16 +353,9 @@ fn magnitudes<S: Simd>(_: S, rows: &[f32], most: &mut [f32]) {
 }
 
 /// `sum + a0 b0 + a1 b1`: one lane of `vpdpwssd`. The codes are such that it cannot overflow.
-fn dot_int16(sum: i32, [a0, a1]: [u16; 2], b: u32) -> i32 {
+fn add_products(sum: i32, [a0, a1]: [u16; 2], b: u32) -> i32 {
     let product = |a: u16, b: u16| i32::from(a as i16) * i32::from(b as i16);
     sum + product(a0, b as u16) + product(a1, (b >> 16) as u16)
-}
-
-/// `sum + a1 b1 + a0 b0`: one lane of `vdpbf16ps`, up to the rounding in between.
-fn dot_bf16(sum: f32, [a0, a1]: [u16; 2], b: u32) -> f32 {
-    let number = |bits: u16| bf16::from_bits(bits).to_f32();
-    let sum = number(a1).mul_add(number((b >> 16) as u16), sum);
-    number(a0).mul_add(number(b as u16), sum)
 }
 
 #[cfg(test)]
@@ -475,13 +433,8 @@ mod tests {
                         );
                     }
                     if precision == Precision::Int16 {
-                        let portable = product(
-                            Pairs::portable(PairKind::Int16, Level::fallback()),
-                            head_dim,
-                            lanes,
-                            tokens,
-                            None,
-                        );
+                        let portable =
+                            product(Pairs::portable(Level::fallback()), head_dim, lanes, tokens, None);
                         assert_eq!((got.scores, got.kept), (portable.scores, portable.kept), "{simd}");
                     }
                 }
@@ -529,7 +482,7 @@ mod tests {
     fn zeros_denormals_and_huge_numbers_have_scales() {
         for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
             let mut keys = PairKeys::default();
-            let pairs = Pairs::portable(PairKind::Int16, Level::fallback());
+            let pairs = Pairs::portable(Level::fallback());
             pairs.push_keys(&[x, -x], 2, &mut keys);
             let values = pairs.values(&[x, -x], 2);
             for (rows, scales) in [(keys.rows, keys.scales), (values.rows, values.scales)] {

@@ -2,7 +2,9 @@
 
 use std::arch::{aarch64::*, asm, is_aarch64_feature_detected};
 
-use super::{Operands, PairKeys, PairQueries, keep_above};
+use half::bf16;
+
+use super::{Operands, PairKeys, PairQueries, PairValues, Pairs, keep_above};
 
 /// Lanes of a vector.
 const WIDTH: usize = 4;
@@ -12,7 +14,39 @@ pub(super) fn detect() -> bool {
     is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("bf16")
 }
 
-/// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
+/// See [`Pairs::push_keys`].
+pub(super) fn push_keys(keys: &[f32], head_dim: usize, out: &mut PairKeys) {
+    let len = Pairs::key_len(head_dim);
+    let start = out.rows.len();
+    out.rows.resize(start + keys.len() / head_dim * len, 0);
+    for (row, key) in out.rows[start..].chunks_exact_mut(len).zip(keys.chunks_exact(head_dim)) {
+        row.iter_mut().zip(key).for_each(|(bits, x)| *bits = bits_of(*x));
+    }
+}
+
+/// See [`Pairs::values`].
+pub(super) fn values(values: &[f32]) -> PairValues {
+    PairValues { rows: values.iter().map(|x| bits_of(*x)).collect(), scales: Vec::new() }
+}
+
+/// Pairs of rows: from `[rows, lanes]` to `[rows / 2, lanes]`.
+pub(super) fn pack(rows: &[f32], lanes: usize, out: &mut Vec<u32>) {
+    out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
+    for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
+        let (first, second) = pair.split_at(lanes);
+        for (lane, out) in out.iter_mut().enumerate() {
+            let second = second.get(lane).map_or(0, |x| bits_of(*x));
+            *out = u32::from(bits_of(first[lane])) | u32::from(second) << 16;
+        }
+    }
+}
+
+/// The bits of `x` rounded to bf16.
+fn bits_of(x: f32) -> u16 {
+    bf16::from_f32(x).to_bits()
+}
+
+/// See [`Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
 pub(super) fn scores(
     keys: &PairKeys,
     picks: &[usize],
@@ -39,7 +73,7 @@ pub(super) fn scores(
     }
 }
 
-/// See [`super::Pairs::accumulate`]. Panics for sizes that do not fit.
+/// See [`Pairs::accumulate`]. Panics for sizes that do not fit.
 pub(super) fn accumulate(values: &[u32], weights: &[u32], lanes: usize, out: &mut [f32]) {
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
     assert!(lanes.is_multiple_of(WIDTH) && out.len() == head_dim * lanes && weights.len() == depth * lanes);
@@ -60,7 +94,7 @@ unsafe fn product<const ADD: bool>(operands: Operands, rows: &[*const u32], out:
     let lanes = operands.lanes;
     let mut lane = 0;
     while lane < lanes {
-        // SAFETY: as the caller promises; as many vectors are left.
+        // SAFETY: the features are those of this function, rows and `b` are as it needs them; no more vectors than are left at `lane`.
         lane += WIDTH
             * unsafe {
                 match (lanes - lane) / WIDTH {
@@ -76,7 +110,7 @@ unsafe fn product<const ADD: bool>(operands: Operands, rows: &[*const u32], out:
 /// All rows of the `N` vectors at `lane`, four at a time; answers `N`.
 ///
 /// # Safety
-/// As [`product`], and `lane / 4 + N` vectors there are.
+/// As [`product`], and there are `N` vectors of lanes at `lane`.
 #[inline(always)]
 unsafe fn panel<const ADD: bool, const N: usize>(
     operands: Operands,
@@ -86,7 +120,7 @@ unsafe fn panel<const ADD: bool, const N: usize>(
 ) -> usize {
     let (fours, rest) = rows.as_chunks::<4>();
     let mut out = out.chunks_exact_mut(operands.lanes).map(|row| &mut row[lane..][..N * WIDTH]);
-    // SAFETY: as the caller promises.
+    // SAFETY: the rows, `b` and the features are those of `product`; `out` is cut into slices of `N` vectors.
     unsafe {
         for four in fours {
             for sums in dot::<4, N>(operands, *four, lane) {
@@ -108,7 +142,7 @@ unsafe fn panel<const ADD: bool, const N: usize>(
 #[inline(always)]
 unsafe fn store<const ADD: bool, const N: usize>(sums: &[float32x4_t; N], out: &mut [f32]) {
     for n in 0..N {
-        // SAFETY: as the caller promises.
+        // SAFETY: `out` has `N` vectors.
         unsafe {
             let out = out.as_mut_ptr().add(n * WIDTH);
             let sum = if ADD { vaddq_f32(vld1q_f32(out), sums[n]) } else { sums[n] };
@@ -127,7 +161,8 @@ unsafe fn dot<const R: usize, const N: usize>(
     mut a: [*const u32; R],
     lane: usize,
 ) -> [[float32x4_t; N]; R] {
-    // SAFETY: as the caller promises. Pairs of 16-bit numbers may be read at any even address.
+    // SAFETY: every row is read at its `depth` pairs and `b` at `depth` rows of `N` vectors at `lane`, and these are there. Pointers
+    // that have gone past them are not read. Pairs of 16-bit numbers may stand at any even address. The CPU has `bfdot`.
     unsafe {
         let mut sums = [[vdupq_n_f32(0.0); N]; R];
         let mut b = b.as_ptr().add(lane);
@@ -155,7 +190,7 @@ unsafe fn dot<const R: usize, const N: usize>(
 /// The CPU has the bf16 extension.
 #[inline(always)]
 unsafe fn bfdot(mut sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
-    // SAFETY: the CPU has the instruction, as the caller promises; it reads and writes these registers alone.
+    // SAFETY: the CPU has the instruction, which reads and writes these registers alone.
     unsafe {
         asm!(
             "bfdot {sums:v}.4s, {a:v}.8h, {b:v}.8h",
