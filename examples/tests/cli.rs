@@ -76,6 +76,19 @@ fn bad_attention_settings() {
     }
 }
 
+/// Products of bf16 are for Arm; elsewhere they are refused, with what there is instead.
+#[test]
+fn precisions_that_are_not_multiplied() {
+    assert_refused("generate", &["--precision", "int8"], &["--precision", "expected f32, bf16 or int16"]);
+    if cfg!(target_arch = "x86_64") {
+        assert_refused(
+            "generate",
+            &["--precision", "bf16"],
+            &["--precision", "instructions for (f32", "got bf16"],
+        );
+    }
+}
+
 #[test]
 fn bad_sampling_settings() {
     assert_refused("generate", &["--temperature=-1"], &["temperature", "at least 0", "-1"]);
