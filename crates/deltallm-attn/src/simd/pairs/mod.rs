@@ -24,10 +24,11 @@ mod neon;
 mod sparse;
 
 use deltallm_core::BLOCK_TOKENS;
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 use half::bf16;
 
 use super::softmax::above;
+use crate::Precision;
 pub(crate) use sparse::{DeltaTile, PairStreams};
 
 /// What the 16 bits mean.
@@ -46,13 +47,13 @@ const LARGEST_WEIGHT: f32 = 8191.0;
 const LARGEST_VALUE: f32 = 4095.0;
 const _: () = assert!(BLOCK_TOKENS as f64 * LARGEST_WEIGHT as f64 * (LARGEST_VALUE as f64) < 2147483648.0);
 
-/// Products of one kind at one level.
+/// Products of one kind with one instruction set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pairs {
     kind: PairKind,
     dots: Dots,
     /// For conversions.
-    level: Level,
+    isa: Isa,
 }
 
 /// What multiplies.
@@ -138,22 +139,23 @@ fn code_of(x: f32) -> u16 {
 }
 
 impl Pairs {
-    /// Portable loops.
-    pub(super) fn portable(kind: PairKind, level: Level) -> Self {
-        Self { kind, dots: Dots::Portable, level }
-    }
-
-    /// The instructions for this kind, if the CPU has them.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn avx512(kind: PairKind, level: Level) -> Option<Self> {
-        avx512::detect(kind).then_some(Self { kind, dots: Dots::Avx512, level })
-    }
-
-    /// The instructions for this kind, if the CPU has them.
-    #[cfg(target_arch = "aarch64")]
-    pub(super) fn neon(kind: PairKind, level: Level) -> Option<Self> {
-        let found = kind == PairKind::Bf16 && neon::detect();
-        found.then_some(Self { kind, dots: Dots::Neon, level })
+    /// The 16-bit products of this precision, if the instruction set and the CPU have instructions for them (or are there for
+    /// their answers and not for their speed).
+    pub(crate) fn of(isa: Isa, precision: Precision) -> Option<Self> {
+        let kind = match precision {
+            Precision::F32 => return None,
+            Precision::Bf16 => PairKind::Bf16,
+            Precision::Int16 => PairKind::Int16,
+        };
+        let dots = match isa {
+            Isa::Scalar(_) => Dots::Portable,
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(_) if avx512::detect(kind) => Dots::Avx512,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon(_) if kind == PairKind::Bf16 && neon::detect() => Dots::Neon,
+            _ => return None,
+        };
+        Some(Self { kind, dots, isa })
     }
 
     /// 16-bit numbers of a key of `head_dim` channels.
@@ -163,7 +165,7 @@ impl Pairs {
 
     /// Appends keys, `[tokens, head_dim]`.
     pub(crate) fn push_keys(self, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
-        dispatch!(self.level, simd => self.code_keys(simd, keys, head_dim, out));
+        dispatch!(self.isa, simd => self.code_keys(simd, keys, head_dim, out));
     }
 
     #[inline(always)]
@@ -189,7 +191,7 @@ impl Pairs {
     /// Values, `[tokens, head_dim]`.
     pub(crate) fn values(self, values: &[f32], head_dim: usize) -> PairValues {
         let mut out = PairValues::default();
-        dispatch!(self.level, simd => self.code_values(simd, values, head_dim, &mut out));
+        dispatch!(self.isa, simd => self.code_values(simd, values, head_dim, &mut out));
         out
     }
 
@@ -220,7 +222,7 @@ impl Pairs {
         scales.clear();
         scales.resize(lanes, 0.0);
         if self.kind == PairKind::Int16 {
-            dispatch!(self.level, simd => magnitudes(simd, queries, scales));
+            dispatch!(self.isa, simd => magnitudes(simd, queries, scales));
             let largest = largest_code(queries.len() / lanes);
             scales.iter_mut().for_each(|most| *most = scale_of(*most, largest));
         }
@@ -300,7 +302,7 @@ impl Pairs {
     /// Pairs of the values `picks`: from `[tokens, head_dim]` to `[picks / 2, head_dim]`.
     pub(crate) fn pair(self, values: &PairValues, picks: &[usize], head_dim: usize, out: &mut Vec<u32>) {
         out.resize(picks.len().div_ceil(2) * head_dim, 0);
-        dispatch!(self.level, simd => interleave(simd, &values.rows, picks, head_dim, out));
+        dispatch!(self.isa, simd => interleave(simd, &values.rows, picks, head_dim, out));
     }
 
     /// `out[channel][lane] += sum over the pairs of keys of values * weights`; `paired` are some of `values` as
@@ -403,10 +405,7 @@ fn dot_bf16(sum: f32, [a0, a1]: [u16; 2], b: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        Precision,
-        simd::{SimdLevel, tests::numbers},
-    };
+    use crate::{Precision, simd::tests::numbers};
 
     struct Product {
         scores: Vec<f32>,
@@ -439,8 +438,8 @@ mod tests {
     #[test]
     fn every_size_agrees_with_f64_and_integers_to_the_bit() {
         for precision in [Precision::Int16, Precision::Bf16] {
-            for simd in SimdLevel::available() {
-                let Some(pairs) = simd.pairs(precision) else { continue };
+            for simd in Isa::available() {
+                let Some(pairs) = Pairs::of(simd, precision) else { continue };
                 for (head_dim, lanes, tokens) in [
                     (1, 16, 1),
                     (5, 32, 3),
@@ -476,7 +475,7 @@ mod tests {
                     }
                     if precision == Precision::Int16 {
                         let portable = product(
-                            Pairs::portable(PairKind::Int16, Level::fallback()),
+                            Pairs::of(Isa::available()[0], Precision::Int16).unwrap(),
                             head_dim,
                             lanes,
                             tokens,
@@ -492,7 +491,7 @@ mod tests {
     #[test]
     fn survivors_are_the_rows_above_the_limit() {
         for precision in [Precision::Int16, Precision::Bf16] {
-            for pairs in SimdLevel::available().into_iter().filter_map(|simd| simd.pairs(precision)) {
+            for pairs in Isa::available().into_iter().filter_map(|simd| Pairs::of(simd, precision)) {
                 for (head_dim, lanes, tokens) in
                     [(64, 96, 64), (64, 64, 61), (32, 16, 9), (16, 48, 10), (8, 32, 64)]
                 {
@@ -513,7 +512,7 @@ mod tests {
         for head_dim in [1, 2, 63, 64, 80, 96, 128, 256, 1000] {
             let most = f64::from(largest_code(head_dim));
             assert!(most * most * head_dim as f64 <= f64::from(i32::MAX));
-            for pairs in SimdLevel::available().into_iter().filter_map(|simd| simd.pairs(Precision::Int16)) {
+            for pairs in Isa::available().into_iter().filter_map(|simd| Pairs::of(simd, Precision::Int16)) {
                 let (mut keys, mut queries) = (PairKeys::default(), PairQueries::default());
                 pairs.push_keys(&vec![-3.0; head_dim], head_dim, &mut keys);
                 pairs.set_queries(&vec![2.0; head_dim * 16], 16, &mut queries);
@@ -529,7 +528,7 @@ mod tests {
     fn zeros_denormals_and_huge_numbers_have_scales() {
         for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
             let mut keys = PairKeys::default();
-            let pairs = Pairs::portable(PairKind::Int16, Level::fallback());
+            let pairs = Pairs::of(Isa::available()[0], Precision::Int16).unwrap();
             pairs.push_keys(&[x, -x], 2, &mut keys);
             let values = pairs.values(&[x, -x], 2);
             for (rows, scales) in [(keys.rows, keys.scales), (values.rows, values.scales)] {

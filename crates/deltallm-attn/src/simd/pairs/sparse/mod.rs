@@ -12,7 +12,7 @@
 mod avx512;
 
 use deltallm_core::BLOCK_TOKENS;
-use fearless_simd::{dispatch, prelude::*};
+use deltallm_simd::{dispatch, fearless_simd::prelude::*};
 use half::bf16;
 
 use super::{
@@ -78,11 +78,11 @@ impl Pairs {
             let scale = match self.kind {
                 PairKind::Int16 => {
                     let scale = scale_of(magnitude(block), largest(head_dim));
-                    dispatch!(self.level, simd => code_differences(simd, block, head_dim, 1.0 / scale, &mut deltas));
+                    dispatch!(self.isa, simd => code_differences(simd, block, head_dim, 1.0 / scale, &mut deltas));
                     scale
                 }
                 PairKind::Bf16 => {
-                    dispatch!(self.level, simd => bf16_differences(simd, block, head_dim, &mut deltas));
+                    dispatch!(self.isa, simd => bf16_differences(simd, block, head_dim, &mut deltas));
                     1.0
                 }
             };
@@ -108,7 +108,7 @@ impl Pairs {
         match self.kind {
             PairKind::Int16 => {
                 scales.resize(lanes, 0.0);
-                dispatch!(self.level, simd => magnitudes(simd, queries, scales));
+                dispatch!(self.isa, simd => magnitudes(simd, queries, scales));
                 let largest = largest(queries.len() / lanes);
                 scales.iter_mut().for_each(|most| *most = scale_of(*most, largest));
             }
@@ -231,13 +231,10 @@ fn bf16_bits(x: f32) -> u16 {
 
 #[cfg(test)]
 mod tests {
-    use fearless_simd::Level;
+    use deltallm_simd::Isa;
 
     use super::*;
-    use crate::{
-        Precision,
-        simd::{SimdLevel, tests::numbers},
-    };
+    use crate::{Precision, simd::tests::numbers};
 
     /// Keys of which some channels change from one to the next.
     fn keys(count: usize, head_dim: usize, share: f32) -> Vec<f32> {
@@ -252,7 +249,7 @@ mod tests {
 
     fn all_pairs() -> impl Iterator<Item = (Precision, Pairs)> {
         let pairs = |precision| {
-            let levels = SimdLevel::available().into_iter().filter_map(move |simd| simd.pairs(precision));
+            let levels = Isa::available().into_iter().filter_map(move |simd| Pairs::of(simd, precision));
             levels.map(move |pairs| (precision, pairs))
         };
         [Precision::Int16, Precision::Bf16].into_iter().flat_map(pairs)
@@ -315,7 +312,7 @@ mod tests {
                         }
                     }
                     if precision == Precision::Int16 {
-                        let portable = Pairs::portable(PairKind::Int16, Level::fallback());
+                        let portable = Pairs::of(Isa::available()[0], Precision::Int16).unwrap();
                         assert_eq!((got, which), scores(portable, &k, &q, lanes, skip, None), "{pairs:?}");
                     }
                 }
