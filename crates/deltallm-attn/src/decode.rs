@@ -4,18 +4,22 @@
 //! and the heads of a group share every row of the cache. The keys of a kv head are taken in blocks of [`BLOCK`]:
 //! scores, the skip test, softmax, and the values of the keys that are left.
 //!
-//! Long caches are cut into chunks of [`CHUNK`] keys that know nothing of each other and are merged in order, whoever
+//! Long caches are cut into chunks of [`DECODE_CHUNK`] keys that know nothing of each other and are merged in order, whoever
 //! worked them off: the result does not depend on the number of threads. Value skipping needs the best exact score
 //! first, so there are two rounds: the phases before the first one that skips, then the rest.
 
 use std::{cell::Cell, f32::consts::LOG2_E, ops::Range, thread::LocalKey};
 
 use deltallm_core::{BLOCK_TOKENS, DeltaBlock, GROUP, HeadSparsity, PagedRows, RowsPage};
+use deltallm_simd::tuning::DECODE_CHUNK;
+#[cfg(feature = "rayon")]
+use deltallm_simd::tuning::LEAST_DECODED_KEYS;
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::decode::{
-        CHANNELS, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided,
+    simd::{
+        self,
+        decode::{CHANNELS, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided},
     },
     tile::{HeadRows, Keys, Phase, Phases, Rows},
     window::{Part, Split},
@@ -23,14 +27,6 @@ use crate::{
 
 /// Keys that are scored before their values are looked at.
 pub(crate) const BLOCK: usize = BLOCK_TOKENS;
-
-/// Keys that one thread attends at a stretch; their positions start at multiples of this. Cutting costs next to nothing:
-/// merging two chunks is as much work as two values.
-const CHUNK: usize = 1024;
-
-#[cfg(feature = "rayon")]
-/// Keys, summed over kv heads, below which waking other threads costs more than they bring.
-const ENOUGH_FOR_THREADS: usize = 4096;
 
 /// Rows of one kv head in the form they are stored in.
 pub(crate) trait DecodeRows {
@@ -254,11 +250,11 @@ fn refill<T: Clone>(memory: &mut Vec<T>, len: usize, value: T) {
     memory.resize(len, value);
 }
 
-/// Cuts a range of keys at the multiples of [`CHUNK`].
+/// Cuts a range of keys at the multiples of [`DECODE_CHUNK`].
 fn cut(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let chunks = tokens.start / CHUNK..tokens.end.div_ceil(CHUNK);
+    let chunks = tokens.start / DECODE_CHUNK..tokens.end.div_ceil(DECODE_CHUNK);
     chunks
-        .map(move |chunk| tokens.start.max(chunk * CHUNK)..tokens.end.min((chunk + 1) * CHUNK))
+        .map(move |chunk| tokens.start.max(chunk * DECODE_CHUNK)..tokens.end.min((chunk + 1) * DECODE_CHUNK))
         .filter(|tokens| !tokens.is_empty())
 }
 
@@ -270,7 +266,7 @@ impl Token<'_, '_> {
         #[cfg(feature = "rayon")]
         if self.options.parallel
             && chunks.len() > 1
-            && chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() >= ENOUGH_FOR_THREADS
+            && chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() >= LEAST_DECODED_KEYS
             && rayon::current_num_threads() > 1
         {
             use rayon::prelude::*;
@@ -289,7 +285,7 @@ impl Token<'_, '_> {
 
     /// Attends one chunk. Returns the number of (query, key) pairs whose value was skipped.
     fn attend(&self, chunk: &Chunk, merged: &[f32], partial: &mut [f32], scratch: &mut Scratch) -> u64 {
-        let (simd, shape, channels) = (self.options.simd, self.options.shape, self.channels);
+        let (isa, shape, channels) = (self.options.isa, self.options.shape, self.channels);
         let group = shape.group();
         let phase = &(self.phases)(chunk.kv_head)[chunk.phase];
         let size = partial.len();
@@ -326,13 +322,13 @@ impl Token<'_, '_> {
             let all = low_bits(tokens.len());
             let Scratch { scores, weights, kept, .. } = scratch;
             let mut state = Softmax { max: partial.max, total: partial.total, sums: partial.sums };
-            simd.decode_select(scores, all, limits, weights, &mut state, kept);
+            simd::decode::select(isa, scores, all, limits, weights, &mut state, kept);
             skipped += ((tokens.len() - kept.numbers().len()) * group) as u64;
             if kept.bits == 0 {
                 continue;
             }
             if let (Some(_), Some(rows)) = (limits, values) {
-                simd.decode_prefetch(rows, kept.numbers(), channels);
+                simd::decode::prefetch(rows, kept.numbers(), channels);
             }
             waiting = Some((tokens, values));
         }
@@ -354,25 +350,25 @@ impl Token<'_, '_> {
         coded: &mut Option<DeltaBlock<'a>>,
         scratch: &mut Scratch,
     ) {
-        let (simd, channels) = (self.options.simd, self.channels);
+        let (isa, channels) = (self.options.isa, self.channels);
         let Scratch { scores, kernels, converted, .. } = scratch;
         let mut scoring = Scoring { queries, channels, scores };
         match phase.keys {
             Keys::Rows(keys) => {
                 for_runs(keys, tokens, next, channels, converted, |rows, ahead, count, at| {
-                    simd.decode_scores(rows, ahead, count, at, &mut scoring, kernels);
+                    simd::decode::scores(isa, rows, ahead, count, at, &mut scoring, kernels);
                 });
             }
             Keys::Delta(matrix) => {
                 let (block, skip) = (tokens.start / BLOCK, tokens.start % BLOCK);
                 let ahead = matrix.coded(block + 1);
                 if let Some(coded) = std::mem::replace(coded, ahead).or_else(|| matrix.coded(block)) {
-                    simd.decode_delta_scores(coded, ahead, skip, tokens.len(), &mut scoring, kernels);
+                    simd::decode::delta_scores(isa, coded, ahead, skip, tokens.len(), &mut scoring, kernels);
                 }
             }
         }
         if let Some(cap) = self.options.softcap {
-            simd.softcap(scores, cap);
+            simd::softmax::softcap(isa, scores, cap);
         }
     }
 
@@ -387,17 +383,26 @@ impl Token<'_, '_> {
         sums: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let (simd, channels) = (self.options.simd, self.channels);
+        let (isa, channels) = (self.options.isa, self.channels);
         let Scratch { weights, kept, kernels, converted, .. } = scratch;
         if let Some(rows) = rows {
-            return simd.decode_values(rows, ahead, kept.numbers(), weights, sums, channels, kernels);
+            return simd::decode::add_values(
+                isa,
+                rows,
+                ahead,
+                kept.numbers(),
+                weights,
+                sums,
+                channels,
+                kernels,
+            );
         }
         let mut done = 0;
         for_runs(phase.values, &tokens, 0, channels, converted, |rows, ahead, count, at| {
             let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
             let picks = &mut kept.numbers_mut()[done..done + here];
             picks.iter_mut().for_each(|pick| *pick -= at as u8);
-            simd.decode_values(rows, ahead, picks, &weights[done..], sums, channels, kernels);
+            simd::decode::add_values(isa, rows, ahead, picks, &weights[done..], sums, channels, kernels);
             done += here;
         });
     }

@@ -11,7 +11,7 @@ use crate::{
 /// ```
 /// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, ThresholdPolicy};
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
 /// let attention = DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.5), 0)?;
 /// assert!(attention.is_empty());
 /// # Ok::<(), deltallm_attn::AttentionError>(())

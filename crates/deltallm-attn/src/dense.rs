@@ -18,7 +18,7 @@ use crate::{
 /// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionShape, DenseAttention};
 /// use ndarray::Array3;
 ///
-/// let mut attention = DenseAttention::new(&AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?)?;
+/// let mut attention = DenseAttention::new(&AttentionOptions::new(AttentionShape::new(4, 2, 8)?))?;
 /// let (q, k) = (Array3::ones((5, 4, 8)), Array3::ones((5, 2, 8)));
 /// let v = Array3::from_elem((5, 2, 8), 3.0);
 /// let mut out = Array3::zeros((5, 4, 8));
@@ -42,10 +42,6 @@ struct HeadCache {
     rows: PagedRows,
     charge: Charge,
 }
-
-/// With fewer tokens than this, handing them to other threads costs more than storing them.
-#[cfg(feature = "rayon")]
-const LEAST_PARALLEL_TOKENS: usize = 256;
 
 impl DenseAttention {
     /// An empty cache.
@@ -77,7 +73,10 @@ impl DenseAttention {
             (0..view.tokens()).try_for_each(|token| rows.push(view.row(token, head), charge))
         };
         #[cfg(feature = "rayon")]
-        if self.options.parallel && k.tokens() >= LEAST_PARALLEL_TOKENS && rayon::current_num_threads() > 1 {
+        if self.options.parallel
+            && k.tokens() >= deltallm_simd::tuning::LEAST_STORED_TOKENS
+            && rayon::current_num_threads() > 1
+        {
             use rayon::prelude::*;
             let keys = self.keys.par_iter_mut().enumerate().map(|cache| (k, cache));
             let values = self.values.par_iter_mut().enumerate().map(|cache| (v, cache));
@@ -210,7 +209,7 @@ impl AttentionKernel for DenseAttention {
 /// ```
 /// use deltallm_attn::{AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, attend_dense};
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
 /// let (cache, q) = (vec![0.5; 100 * 2 * 8], vec![0.1; 4 * 8]); // 100 cached tokens, the last of them asks
 /// let mut out = vec![0.0; 4 * 8];
 /// let cached = HeadsView::new(&cache, [100, 2, 8])?;

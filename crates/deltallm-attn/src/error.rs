@@ -103,14 +103,6 @@ pub enum AttentionError {
         /// The bound of this query.
         got: f32,
     },
-    /// A SIMD level that does not exist, or that this CPU does not have.
-    #[error("unknown or unsupported SIMD level {got:?}: expected one of {expected} on this machine")]
-    SimdLevel {
-        /// The levels this machine has.
-        expected: String,
-        /// The level that was asked for.
-        got: String,
-    },
     /// Coding, storing or charging failed.
     #[error(transparent)]
     Core(#[from] CoreError),

@@ -112,7 +112,7 @@ impl From<PaperRule> for HybridConfig {
 /// };
 /// use ndarray::Array3;
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
 /// let mut attention = HybridAttention::new(&options, &HybridConfig::new(ThresholdPolicy::Uniform(0.5)))?;
 /// let (q, k) = (Array3::ones((100, 4, 8)), Array3::ones((100, 2, 8)));
 /// let v = Array3::from_elem((100, 2, 8), 3.0);
@@ -143,10 +143,6 @@ pub struct HybridAttention {
     /// How often the thresholds have been raised.
     raises: u32,
 }
-
-/// With fewer tokens than this, handing them to other threads costs more than coding them.
-#[cfg(feature = "rayon")]
-const LEAST_PARALLEL_TOKENS: usize = 64;
 
 impl HybridAttention {
     /// An empty cache.
@@ -237,7 +233,10 @@ impl HybridAttention {
                 .try_for_each(|token| head.push(k.row(token, kv_head), v.row(token, kv_head), exact, charge))
         };
         #[cfg(feature = "rayon")]
-        if self.options.parallel && k.tokens() >= LEAST_PARALLEL_TOKENS && rayon::current_num_threads() > 1 {
+        if self.options.parallel
+            && k.tokens() >= deltallm_simd::tuning::LEAST_CODED_TOKENS
+            && rayon::current_num_threads() > 1
+        {
             use rayon::prelude::*;
             let heads = self.heads.par_iter_mut().zip(&mut self.charges).enumerate();
             return heads.try_for_each(|(kv_head, head)| push(kv_head, head));

@@ -45,6 +45,7 @@ mod window;
 
 pub use delta::DeltaAttention;
 pub use deltallm_core::{AtLimit, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy};
+pub use deltallm_simd::{Isa, IsaError};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::AttentionError;
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
@@ -52,9 +53,6 @@ pub use kernel::AttentionKernel;
 pub use options::{AttentionOptions, Precision};
 pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
 pub use shape::AttentionShape;
-pub use simd::SimdLevel;
-#[doc(hidden)]
-pub use simd::exp2;
 pub use skip::SkipMargin;
 pub use tile::query_tile;
 pub use view::{HeadsView, HeadsViewMut};

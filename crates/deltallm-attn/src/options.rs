@@ -4,18 +4,18 @@ use std::{fmt, str::FromStr};
 
 use deltallm_core::{KvStore, MemoryBudget};
 
-use crate::{AttentionError, AttentionShape, SimdLevel};
+use crate::{AttentionError, AttentionShape, Isa, simd::Pairs};
 
 /// The numbers that a prompt's products are made of; sums are 32 bits wide always.
 ///
-/// 16 bits are used where the level has dot-product instructions for them ([`SimdLevel::multiplies`]), and where several tiles of queries share the
-/// cost of converting keys and values; everything else, decoding included, is f32.
+/// 16 bits are used where the instruction set has dot products for them ([`is_multiplied_by`](Self::is_multiplied_by)), and where
+/// several tiles of queries share the cost of converting keys and values; everything else, decoding included, is f32.
 ///
 /// ```
-/// use deltallm_attn::{Precision, SimdLevel};
+/// use deltallm_attn::{Isa, Precision};
 ///
 /// assert_eq!("int16".parse::<Precision>()?, Precision::Int16);
-/// assert!(SimdLevel::best().multiplies(Precision::F32)); // the others only where the CPU has them
+/// assert!(Precision::F32.is_multiplied_by(Isa::best())); // the others only where the CPU has instructions
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,6 +28,13 @@ pub enum Precision {
     /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: up to twice
     /// as fast as f32.
     Int16,
+}
+
+impl Precision {
+    /// Whether this instruction set multiplies numbers of this precision; otherwise f32 takes their place.
+    pub fn is_multiplied_by(self, isa: Isa) -> bool {
+        self == Self::F32 || Pairs::of(isa, self).is_some()
+    }
 }
 
 impl fmt::Display for Precision {
@@ -59,7 +66,7 @@ impl FromStr for Precision {
 /// use deltallm_attn::{AttentionOptions, AttentionShape, KvStore};
 ///
 /// let shape = AttentionShape::new(9, 3, 64)?;
-/// let options = AttentionOptions { store: KvStore::F16, ..AttentionOptions::new(shape)? };
+/// let options = AttentionOptions { store: KvStore::F16, ..AttentionOptions::new(shape) };
 /// assert_eq!(options.scale, 0.125);
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -76,7 +83,7 @@ pub struct AttentionOptions {
     /// The account that the cache's memory is charged to. Clones share it.
     pub budget: MemoryBudget,
     /// Instruction set.
-    pub simd: SimdLevel,
+    pub isa: Isa,
     /// Arithmetic of prompts.
     pub precision: Precision,
     /// Whether to spread work over the current rayon pool. Needs the feature `rayon`; results do not depend on it.
@@ -84,22 +91,35 @@ pub struct AttentionOptions {
 }
 
 impl AttentionOptions {
-    /// The usual settings: scale 1/sqrt(head_dim), f32 cache, no limit on memory, the best SIMD level (or the one
-    /// `DELTALLM_SIMD` names), parallel where the feature `rayon` is on.
+    /// The usual settings: scale 1/sqrt(head_dim), f32 cache, no limit on memory, the best instruction set of this machine,
+    /// parallel where the feature `rayon` is on.
     ///
-    /// # Errors
-    /// [`AttentionError::SimdLevel`] when `DELTALLM_SIMD` names a level this machine does not have.
-    pub fn new(shape: AttentionShape) -> Result<Self, AttentionError> {
-        Ok(Self {
+    /// The environment is not read. A program that lets `DELTALLM_SIMD` choose sets [`isa`](Self::isa) to [`Isa::from_env`].
+    ///
+    /// ```
+    /// use deltallm_attn::{AttentionOptions, AttentionShape, Isa};
+    ///
+    /// let shape = AttentionShape::new(9, 3, 64)?;
+    /// let options = AttentionOptions { isa: Isa::from_env()?, ..AttentionOptions::new(shape) };
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn new(shape: AttentionShape) -> Self {
+        Self {
             shape,
             scale: 1.0 / (shape.head_dim() as f32).sqrt(),
             softcap: None,
             store: KvStore::F32,
             budget: MemoryBudget::unlimited(),
-            simd: SimdLevel::from_env()?,
+            isa: Isa::best(),
             precision: Precision::F32,
             parallel: cfg!(feature = "rayon"),
-        })
+        }
+    }
+
+    /// The usual settings with the instruction set that `DELTALLM_SIMD` names.
+    #[cfg(test)]
+    pub(crate) fn of_tests(shape: AttentionShape) -> Self {
+        Self { isa: Isa::from_env().expect("the variable names an instruction set"), ..Self::new(shape) }
     }
 
     pub(crate) fn check(&self) -> Result<(), AttentionError> {

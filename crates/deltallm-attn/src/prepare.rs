@@ -3,10 +3,11 @@
 use std::{ops::Range, sync::Arc};
 
 use deltallm_core::{BLOCK_TOKENS, DeltaMatrix};
+use deltallm_simd::Isa;
 
 use crate::{
-    AttentionOptions, SimdLevel,
-    simd::{KeyCodes, KeyStreams, MOST_CHANNELS, PairKeys, PairValues, Pairs},
+    AttentionOptions,
+    simd::{Filter, KeyCodes, KeyStreams, MOST_CHANNELS, PairKeys, PairValues, Pairs},
     tile::{Keys, Phase, Rows},
 };
 
@@ -74,19 +75,23 @@ pub(crate) fn prepare_head(
     phases: &[(&Phase, Range<usize>)],
     scratch: &mut Vec<f32>,
 ) -> Vec<Prepared> {
-    let (simd, head_dim) = (options.simd, options.shape.head_dim());
-    let pairs = simd.pairs(options.precision);
+    let (isa, head_dim) = (options.isa, options.shape.head_dim());
+    let pairs = Pairs::of(isa, options.precision);
     let mut prepared: Vec<Prepared> = Vec::with_capacity(phases.len());
     let mut rows = Vec::new();
     for (phase, tokens) in phases {
         let first = tokens.start;
         // A cap changes the scores after the product, and so what the product says about them.
         let skips = phase.skip_margin.is_some() && options.softcap.is_none();
-        let filter = simd.filter().filter(|_| skips);
+        let filter = Filter::of(isa).filter(|_| skips);
         // Whether keys are scored through their deltas: their scores are there when they have been tested, without a first pass.
+        // Not where there is a first pass: the choice changes the last bits of scores, so it is the same for all CPUs of an
+        // instruction set, and no matter of timing. On a Xeon with AVX-512 a key costs about 50 cycles in the first pass and 125 to
+        // 190 through its deltas. On Zen 4 the deltas are faster: prompts of 1024 to 4096 tokens in f32 took 1.31 to 2.00 times
+        // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/attention.md).
         let deltas = match phase.keys {
             Keys::Delta(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
-                Some(matrix).filter(|_| !skips || filter.is_none() || simd.tests_through_deltas())
+                Some(matrix).filter(|_| !skips || filter.is_none())
             }
             _ => None,
         };
@@ -101,7 +106,7 @@ pub(crate) fn prepare_head(
                 pairs.push_keys(&rows, head_dim, &mut keys);
                 KeyForm::Pairs(PairRows { arithmetic: pairs, first, keys })
             }
-            (None, Some(matrix)) => KeyForm::Streams(streams(simd, matrix, tokens.end)),
+            (None, Some(matrix)) => KeyForm::Streams(streams(isa, matrix, tokens.end)),
             _ if filter.is_some() => KeyForm::Rows(DenseRows { first, rows: std::mem::take(&mut rows) }),
             _ => KeyForm::AsHeld,
         };
@@ -133,11 +138,11 @@ pub(crate) fn prepare_head(
 }
 
 /// All blocks up to the token `end`.
-fn streams(simd: SimdLevel, matrix: &DeltaMatrix, end: usize) -> KeyStreams {
+fn streams(isa: Isa, matrix: &DeltaMatrix, end: usize) -> KeyStreams {
     let (mut streams, mut rows) = (KeyStreams::new(matrix.channels()), Vec::new());
     for block in 0..end.div_ceil(BLOCK_TOKENS) {
         matrix.reconstruct(block, &mut rows);
-        simd.push_block(&rows, &mut streams);
+        streams.push_block(isa, &rows);
     }
     streams
 }

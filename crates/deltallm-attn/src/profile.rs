@@ -25,7 +25,7 @@ use crate::{
 /// let profile = AttentionProfile::new(Arc::new(thresholds), Window::Sliding(64), 4, layers)?;
 /// profile.check(ModelFingerprint(1), [2, 2, 8])?;
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
 /// let kernels: Vec<_> = (0..2).map(|layer| profile.kernel(&options, layer)).collect::<Result<_, _>>()?;
 /// assert!(kernels.iter().all(|kernel| kernel.is_empty()));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn every_layer_gets_its_own_kernel() {
-        let options = AttentionOptions::new(AttentionShape::new(2, 1, 4).unwrap()).unwrap();
+        let options = AttentionOptions::of_tests(AttentionShape::new(2, 1, 4).unwrap());
         let (q, k) = (ndarray::Array3::ones((20, 2, 4)), ndarray::Array3::ones((20, 1, 4)));
         let mut out = ndarray::Array3::zeros((20, 2, 4));
         let stats: Vec<_> = (0..2)
@@ -326,13 +326,13 @@ mod tests {
             profile().kernel(&options, 2),
             Err(AttentionError::Core(CoreError::ProfileShape { what: "layers", expected: 3, got: 2 }))
         ));
-        let other = AttentionOptions::new(AttentionShape::new(2, 1, 8).unwrap()).unwrap();
+        let other = AttentionOptions::of_tests(AttentionShape::new(2, 1, 8).unwrap());
         assert!(profile().kernel(&other, 1).is_err());
     }
 
     #[test]
     fn a_dense_layer_of_a_compact_cache_has_8_bits() {
-        let options = AttentionOptions::new(AttentionShape::new(2, 1, 4).unwrap()).unwrap();
+        let options = AttentionOptions::of_tests(AttentionShape::new(2, 1, 4).unwrap());
         let options = AttentionOptions { store: KvStore::Compact, ..options };
         let int8 = AttentionOptions { store: KvStore::Int8, ..options.clone() };
         let dense = profile().kernel(&options, 0).unwrap();

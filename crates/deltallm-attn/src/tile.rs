@@ -10,13 +10,17 @@ use std::{
 };
 
 use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, HeadSparsity, PagedRows};
+use deltallm_simd::tuning::ENOUGH_VALUES;
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, SkipMargin,
     aligned::Aligned,
     decode::DecodeRows,
     prepare::{KeyForm, Prepared, ValueForm},
-    simd::{KeyCodes, KeyStream, KeyStreams, MOST_CHANNELS, PairQueries, QueryCodes},
+    simd::{
+        self, Filter, KeyCodes, KeyStream, KeyStreams, MOST_CHANNELS, PairQueries, QueryCodes, delta, matmul,
+        softmax, transpose::transpose,
+    },
     window::{Part, Split},
 };
 
@@ -109,9 +113,8 @@ pub(crate) struct TileOutput {
     pub(crate) counts: HeadSparsity,
 }
 
-/// Keys whose values are added together, if there are as many: the sums are read and written once for all of them. With
-/// as many as come of one block more they are still about a block, which is one part of [`TilePart::accumulate`].
-const ENOUGH_VALUES: usize = BLOCK_TOKENS - 24;
+// So many and what comes of one block more are still about a block, which is one part of `TilePart::accumulate`.
+const _: () = assert!(ENOUGH_VALUES < BLOCK_TOKENS);
 
 /// Working memory that is reused from tile to tile.
 #[derive(Debug, Default)]
@@ -165,7 +168,7 @@ pub(crate) fn attend_tile(
 ) -> Result<TileOutput, AttentionError> {
     let (group, head_dim) = (options.shape.group(), options.shape.head_dim());
     let queries = tile.positions.len();
-    let lanes = (queries * group).next_multiple_of(options.simd.lanes());
+    let lanes = (queries * group).next_multiple_of(simd::lanes(options.isa));
 
     // The cap is a function of nats; its result changes the unit.
     let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
@@ -173,7 +176,7 @@ pub(crate) fn attend_tile(
     for head in 0..group {
         let (rows, stride) = q.rows_from(tile.positions.start - first, tile.kv_head * group + head);
         let out = &mut scratch.queries[head * queries..];
-        options.simd.transpose(rows, stride, [queries, head_dim], scale, out, lanes);
+        transpose(options.isa, rows, stride, [queries, head_dim], scale, out, lanes);
     }
     scratch.scores.resize(2 * BLOCK_TOKENS * lanes);
     scratch.sums.reset(head_dim * lanes, 0.0);
@@ -198,15 +201,15 @@ pub(crate) fn attend_tile(
     }
 
     scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
-    options.simd.rescale(&mut scratch.sums, &scratch.rescale);
+    softmax::rescale(options.isa, &mut scratch.sums, &scratch.rescale);
     let mut rows = vec![0.0; queries * group * head_dim];
     for head in 0..group {
         let (sums, out) = (&scratch.sums[head * queries..], &mut rows[head * head_dim..]);
-        options.simd.transpose(sums, lanes, [head_dim, queries], 1.0, out, group * head_dim);
+        transpose(options.isa, sums, lanes, [head_dim, queries], 1.0, out, group * head_dim);
     }
     // Inputs are finite, so anything else here is a score that left the range of f32.
     let real = &scratch.max[..queries * group];
-    if !options.simd.all_finite(real) || !options.simd.all_finite(&rows) {
+    if !simd::all_finite(options.isa, real) || !simd::all_finite(options.isa, &rows) {
         return Err(AttentionError::Overflow);
     }
     Ok(TileOutput { rows, counts })
@@ -272,7 +275,7 @@ impl TilePart<'_> {
         scratch: &mut Scratch,
         counts: &mut HeadSparsity,
     ) {
-        let Some(filter) = self.options.simd.filter() else { return };
+        let Some(filter) = Filter::of(self.options.isa) else { return };
         let Scratch { queries, codes, thresholds, candidates, .. } = &mut *scratch;
         filter.set_queries(keys, queries, self.lanes, codes);
         candidates.clear();
@@ -319,9 +322,9 @@ impl TilePart<'_> {
             ends.reset(lanes, 0.0);
             starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
             ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
-            options.simd.mask(scores, starts, ends);
+            softmax::mask(options.isa, scores, starts, ends);
             if phase.skip_margin.is_some() {
-                options.simd.keep_above(scores, thresholds, kept);
+                softmax::keep_above(options.isa, scores, thresholds, kept);
             }
         }
         self.count_kept(whole, scratch, counts);
@@ -350,7 +353,7 @@ impl TilePart<'_> {
     /// are above the threshold of any query, packed; otherwise all. `kept` says which.
     fn score(self, whole: bool, scratch: &mut Scratch) {
         let Self { options, phase, prepared, lanes, .. } = self;
-        let (simd, head_dim) = (options.simd, options.shape.head_dim());
+        let (isa, head_dim) = (options.isa, options.shape.head_dim());
         let Scratch {
             queries, pair_queries, scores, waiting, thresholds, picks, rows, kept, key_rows, ..
         } = &mut *scratch;
@@ -363,9 +366,9 @@ impl TilePart<'_> {
         let (block, skip) = (first / BLOCK_TOKENS, first % BLOCK_TOKENS);
         let through_deltas = |keys: KeyStream, scores: &mut [f32], kept: &mut Vec<usize>| {
             let done =
-                fused.is_some_and(|limits| simd.delta_survivors(keys, skip, queries, limits, scores, kept));
+                fused.is_some_and(|limits| delta::survivors(isa, keys, skip, queries, limits, scores, kept));
             if !done {
-                simd.delta_scores(keys, skip, queries, lanes, scores);
+                delta::scores(isa, keys, skip, queries, lanes, scores);
             }
             done
         };
@@ -393,7 +396,7 @@ impl TilePart<'_> {
                 matrix.reconstruct(block, key_rows);
                 if head_dim <= MOST_CHANNELS {
                     let mut streams = KeyStreams::new(head_dim);
-                    simd.push_block(key_rows, &mut streams);
+                    streams.push_block(isa, key_rows);
                     tested = through_deltas(streams.block(0), scores, kept);
                     None
                 } else {
@@ -404,8 +407,8 @@ impl TilePart<'_> {
         };
         if let Some(keys) = keys {
             match fused {
-                Some(limits) => simd.scores_above(keys, rows, queries, lanes, limits, scores, kept),
-                None => simd.scores(keys, rows, queries, lanes, scores),
+                Some(limits) => matmul::scores_above(isa, keys, rows, queries, lanes, limits, scores, kept),
+                None => matmul::scores(isa, keys, rows, queries, lanes, scores),
             }
             tested = fused.is_some();
         }
@@ -413,10 +416,10 @@ impl TilePart<'_> {
             return;
         }
         if let Some(cap) = options.softcap {
-            simd.softcap(scores, cap);
+            softmax::softcap(isa, scores, cap);
         }
         match thresholds {
-            Some(limits) => simd.keep_above(scores, limits, kept),
+            Some(limits) => softmax::keep_above(isa, scores, limits, kept),
             None => {
                 kept.clear();
                 kept.extend(0..count);
@@ -427,13 +430,13 @@ impl TilePart<'_> {
     /// Adds the values of the keys that are waiting, weighted by their scores.
     fn accumulate(self, scratch: &mut Scratch) {
         let Self { options, phase, prepared, lanes, .. } = self;
-        let (simd, head_dim) = (options.simd, options.shape.head_dim());
+        let (isa, head_dim) = (options.isa, options.shape.head_dim());
         let Scratch { scores, waiting, sums, max, total, rescale, rows, value_rows, .. } = scratch;
         let (paired, weights) = (&mut scratch.pair_values, &mut scratch.pair_weights);
         let Some(first) = waiting.first().copied() else { return };
         let scores = &mut scores[..waiting.len() * lanes];
-        if simd.softmax(scores, lanes, max, total, rescale) {
-            simd.rescale(sums, rescale);
+        if softmax::update(isa, scores, lanes, max, total, rescale) {
+            softmax::rescale(isa, sums, rescale);
         }
         // In parts of equal size, each as much as a sum in 16 bits takes.
         let part = waiting.len().div_ceil(waiting.len().div_ceil(BLOCK_TOKENS));
@@ -447,13 +450,13 @@ impl TilePart<'_> {
                 }
                 ValueForm::Rows(dense) => {
                     number_from(dense.first, tokens.iter().copied(), rows);
-                    simd.accumulate(&dense.rows, rows, scores, lanes, sums);
+                    matmul::accumulate(isa, &dense.rows, rows, scores, lanes, sums);
                 }
                 ValueForm::AsHeld => {
                     number_from(first, tokens.iter().copied(), rows);
                     let last = tokens.last().map_or(first, |token| token + 1);
                     let values = phase.values.read(first..last, value_rows);
-                    simd.accumulate(values, rows, scores, lanes, sums);
+                    matmul::accumulate(isa, values, rows, scores, lanes, sums);
                 }
             }
         }

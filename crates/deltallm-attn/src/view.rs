@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use deltallm_core::ElementType;
-use fearless_simd::{Level, dispatch};
+use deltallm_simd::{Isa, dispatch};
 use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
 
 use crate::AttentionError;
@@ -157,7 +157,7 @@ impl<'a> HeadsView<'a> {
         head_dim: usize,
     ) -> Result<(), AttentionError> {
         check_shape(input, &self.layout, tokens, heads, head_dim)?;
-        let bad = dispatch!(Level::new(), _simd => self.first_not_finite());
+        let bad = dispatch!(Isa::best(), _simd => self.first_not_finite());
         bad.map_or(Ok(()), |[token, head]| {
             let row = self.row(token, head);
             let channel = row.iter().position(|x| !x.is_finite()).unwrap_or(0);

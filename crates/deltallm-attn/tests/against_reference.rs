@@ -1,11 +1,11 @@
-//! Every kernel at every SIMD level against the f64 reference.
+//! Every kernel with every instruction set against the f64 reference.
 //!
 //! Tolerance: outputs are weighted means of values of magnitude about 1, so errors are absolute. Single-precision sums
 //! of up to a few hundred terms stay within 2e-5.
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, Precision, SimdLevel, SkipMargin,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin,
     ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
     reference::{Method, attention},
 };
@@ -14,9 +14,9 @@ use proptest::prelude::*;
 
 const TOLERANCE: f64 = 2e-5;
 
-/// The level of tests that do not go through all of them: the best, or the one that `DELTALLM_SIMD` names.
-fn level() -> SimdLevel {
-    SimdLevel::from_env().unwrap()
+/// The instruction set of tests that do not go through all of them: the best, or the one that `DELTALLM_SIMD` names.
+fn isa() -> Isa {
+    Isa::from_env().unwrap()
 }
 
 /// Inputs of one layer: q is `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`.
@@ -95,8 +95,8 @@ impl Inputs {
     }
 }
 
-fn options(shape: AttentionShape, simd: SimdLevel, store: KvStore) -> AttentionOptions {
-    AttentionOptions { simd, store, ..AttentionOptions::new(shape).unwrap() }
+fn options(shape: AttentionShape, isa: Isa, store: KvStore) -> AttentionOptions {
+    AttentionOptions { isa, store, ..AttentionOptions::new(shape) }
 }
 
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
@@ -154,10 +154,10 @@ proptest! {
         let softcap = capped.then_some(3.0_f32);
         let method = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
-        for simd in SimdLevel::available() {
-            let options = AttentionOptions { softcap, ..options(shape, simd, store) };
+        for isa in Isa::available() {
+            let options = AttentionOptions { softcap, ..options(shape, isa, store) };
             let out = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
-            assert_close(&out, &expected, simd.name());
+            assert_close(&out, &expected, isa.name());
         }
     }
 
@@ -166,10 +166,10 @@ proptest! {
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method { thresholds: thresholds(shape, theta), store, ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
-        for simd in SimdLevel::available() {
+        for isa in Isa::available() {
             let mut kernel =
-                DeltaAttention::new(&options(shape, simd, store), ThresholdPolicy::Uniform(theta), 0).unwrap();
-            assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
+                DeltaAttention::new(&options(shape, isa, store), ThresholdPolicy::Uniform(theta), 0).unwrap();
+            assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, isa.name());
         }
     }
 
@@ -185,9 +185,9 @@ proptest! {
         };
         let (expected, _) = inputs.reference(&method);
         let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-        for simd in SimdLevel::available() {
-            let mut kernel = HybridAttention::new(&options(shape, simd, store), &config).unwrap();
-            assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, simd.name());
+        for isa in Isa::available() {
+            let mut kernel = HybridAttention::new(&options(shape, isa, store), &config).unwrap();
+            assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, isa.name());
         }
     }
 
@@ -219,9 +219,9 @@ proptest! {
             ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
         };
         let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
-        for simd in SimdLevel::available() {
-            let mut kernel = HybridAttention::new(&options(shape, simd, KvStore::F32), &config).unwrap();
-            assert_close(&inputs.run(&mut kernel, &ends), &expected, simd.name());
+        for isa in Isa::available() {
+            let mut kernel = HybridAttention::new(&options(shape, isa, KvStore::F32), &config).unwrap();
+            assert_close(&inputs.run(&mut kernel, &ends), &expected, isa.name());
             prop_assert_eq!(kernel.stats().total().skipped_values, skipped);
         }
     }
@@ -231,7 +231,7 @@ proptest! {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, level(), store);
+        let options = options(shape, isa(), store);
         let config = HybridConfig { window, sinks: 3, ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         kernel.begin_prompt(tokens);
@@ -249,7 +249,7 @@ proptest! {
     fn the_stateless_calls_equal_the_kernels(shape in shapes(), cached in 1_usize..200, new in 1_usize..40, seed: u64) {
         let tokens = cached + new;
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, level(), KvStore::F32);
+        let options = options(shape, isa(), KvStore::F32);
         let config = HybridConfig { skip_margin: None, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
         let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
         let mut out = vec![0.0; new * inputs.q_row()];
@@ -275,7 +275,7 @@ fn theta_zero_equals_dense() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 1);
         for store in [KvStore::F32, KvStore::F16, KvStore::Bf16] {
-            let options = options(smollm(), level(), store);
+            let options = options(smollm(), isa(), store);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
@@ -296,7 +296,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 2);
         for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
-            let options = options(smollm(), level(), KvStore::F16);
+            let options = options(smollm(), isa(), KvStore::F16);
             let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
             let config =
                 HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(9.0)) };
@@ -311,7 +311,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
 fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
-    let options = options(smollm(), level(), KvStore::F32);
+    let options = options(smollm(), isa(), KvStore::F32);
     let config =
         HybridConfig { window: Window::Sliding(20), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
@@ -345,7 +345,7 @@ fn every_store_is_the_reference_around_every_edge() {
                     };
                     let config =
                         HybridConfig { window, sinks: 2, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
-                    let mut kernel = HybridAttention::new(&options(shape, level(), store), &config).unwrap();
+                    let mut kernel = HybridAttention::new(&options(shape, isa(), store), &config).unwrap();
                     let got = inputs.run(&mut kernel, &[tokens]);
                     let what = format!("{store}, {head_dim} channels, {tokens} tokens, {window}");
                     assert_close(&got, &inputs.reference(&method).0, &what);
@@ -362,7 +362,7 @@ fn token_by_token_equals_prefill_in_every_store() {
     let steps: Vec<usize> = (1..=tokens).collect();
     for store in KvStore::ALL {
         for window in [1, 20, 64] {
-            let options = options(smollm(), level(), store);
+            let options = options(smollm(), isa(), store);
             let config = HybridConfig {
                 window: Window::Sliding(window),
                 ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
@@ -380,7 +380,7 @@ fn token_by_token_equals_prefill_in_every_store() {
 fn a_store_that_a_kernel_has_no_use_for_is_refused() {
     let policy = ThresholdPolicy::Uniform(0.4);
     for store in KvStore::ALL {
-        let options = options(smollm(), level(), store);
+        let options = options(smollm(), isa(), store);
         let dense = DenseAttention::new(&options).map(drop);
         let delta = DeltaAttention::new(&options, policy.clone(), 0).map(drop);
         assert!(HybridAttention::new(&options, &HybridConfig::new(policy.clone())).is_ok());
@@ -406,7 +406,7 @@ fn after_the_prompt_a_block_window_slides() {
         ..Method::dense(&smollm())
     };
     let config = HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-    let options = options(smollm(), level(), KvStore::F32);
+    let options = options(smollm(), isa(), KvStore::F32);
     let mut kernel = HybridAttention::new(&options, &config).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
     assert_close(&inputs.run(&mut kernel, &ends), &inputs.reference(&method).0, "prompt, then decode");
@@ -421,7 +421,7 @@ fn results_do_not_depend_on_the_number_of_threads() {
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
     let run = |parallel| {
-        let options = AttentionOptions { parallel, ..options(smollm(), level(), KvStore::F32) };
+        let options = AttentionOptions { parallel, ..options(smollm(), isa(), KvStore::F32) };
         let mut dense = DenseAttention::new(&options).unwrap();
         let mut hybrid = HybridAttention::new(&options, &config).unwrap();
         let ends = [200, 201, 202, tokens];
@@ -446,8 +446,8 @@ fn a_cut_within_the_window_leaves_no_trace() {
 fn cut_within_the_window(store: KvStore) {
     let inputs = Inputs::new(smollm(), 220, 6);
     let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
-    let dense_options = options(smollm(), level(), dense_store);
-    let options = options(smollm(), level(), store);
+    let dense_options = options(smollm(), isa(), dense_store);
+    let options = options(smollm(), isa(), store);
     let config =
         HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
@@ -482,7 +482,7 @@ fn strides_do_not_matter() {
     use ndarray::{Array3, s};
     let (tokens, shape) = (20, smollm());
     let inputs = Inputs::new(shape, tokens, 7);
-    let options = options(shape, level(), KvStore::F32);
+    let options = options(shape, isa(), KvStore::F32);
     let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
     let array = |data: &[f32], heads| Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
     let (q, k, v) = (array(&inputs.q, 9), array(&inputs.k, 3), array(&inputs.v, 3));
@@ -532,7 +532,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     k[(tokens - 1) * 4..].fill(2.5);
     let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
     let inputs = Inputs { shape, tokens, q, k, v };
-    let options = options(shape, level(), KvStore::F32);
+    let options = options(shape, isa(), KvStore::F32);
     let config = HybridConfig {
         window: Window::Sliding(1),
         sinks: 0,
@@ -559,15 +559,15 @@ fn equal_scores_and_denormals_are_ordinary() {
             k: vec![x; tokens * 8],
             v: vec![1.5; tokens * 8],
         };
-        for simd in SimdLevel::available() {
-            let options = options(shape, simd, KvStore::F32);
+        for isa in Isa::available() {
+            let options = options(shape, isa, KvStore::F32);
             let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
             for kernel in [
                 &mut DenseAttention::new(&options).unwrap() as &mut dyn AttentionKernel,
                 &mut HybridAttention::new(&options, &config).unwrap(),
             ] {
                 for y in inputs.run(kernel, &[tokens]) {
-                    assert!((y - 1.5).abs() < 1e-5, "{simd} {x}: {y}");
+                    assert!((y - 1.5).abs() < 1e-5, "{isa} {x}: {y}");
                 }
             }
         }
@@ -580,7 +580,7 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
     let mut kernel =
-        HybridAttention::new(&options(shape, level(), KvStore::F32), &HybridConfig::new(policy)).unwrap();
+        HybridAttention::new(&options(shape, isa(), KvStore::F32), &HybridConfig::new(policy)).unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
@@ -596,7 +596,7 @@ fn scores_beyond_their_bound_are_refused_and_others_are_not() {
     for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
         let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
         let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
-        let options = options(shape, level(), KvStore::F32);
+        let options = options(shape, isa(), KvStore::F32);
         let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
         let mut kernel = HybridAttention::new(&options, &config).unwrap();
         let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();
@@ -642,13 +642,13 @@ proptest! {
         let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
         let expected = inputs.reference(&hybrid).0;
         let expected_dense = DENSE.contains(&store).then(|| inputs.reference(&dense).0);
-        for simd in SimdLevel::available() {
-            let options = AttentionOptions { softcap, ..options(shape, simd, store) };
+        for isa in Isa::available() {
+            let options = AttentionOptions { softcap, ..options(shape, isa, store) };
             let mut kernel = HybridAttention::new(&options, &config).unwrap();
-            assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("{simd}, {store}"));
+            assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("{isa}, {store}"));
             if let Some(expected) = &expected_dense {
                 let mut kernel = DenseAttention::new(&options).unwrap();
-                assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("dense, {simd}, {store}"));
+                assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("dense, {isa}, {store}"));
             }
         }
     }
@@ -662,8 +662,8 @@ fn decoding_equals_prefill_around_the_edges_of_chunks() {
     for tokens in [1023, 1024, 1025, 1088, 2049] {
         let inputs = Inputs::new(shape, tokens, 13);
         for store in KvStore::ALL {
-            for simd in SimdLevel::available() {
-                let options = options(shape, simd, store);
+            for isa in Isa::available() {
+                let options = options(shape, isa, store);
                 let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
                 let mut kernel = HybridAttention::new(&options, &config).unwrap();
                 let expected = inputs.run(&mut kernel, &[tokens]);
@@ -672,7 +672,7 @@ fn decoding_equals_prefill_around_the_edges_of_chunks() {
                     let config = HybridConfig { skip_margin, ..config.clone() };
                     let mut kernel = HybridAttention::new(&options, &config).unwrap();
                     let got = decoded(&inputs, &mut kernel);
-                    let what = format!("{store}, {simd}, {tokens} tokens, margin {skip_margin:?}");
+                    let what = format!("{store}, {isa}, {tokens} tokens, margin {skip_margin:?}");
                     same(&got, &expected[expected.len() - inputs.q_row()..], &what);
                     assert_eq!(kernel.stats().total().skipped_values, 0);
                 }
@@ -682,7 +682,7 @@ fn decoding_equals_prefill_around_the_edges_of_chunks() {
 }
 
 #[test]
-fn every_group_and_head_is_decoded_at_every_level() {
+fn every_group_and_head_is_decoded_at_every_isa() {
     for group in 1..=9 {
         for head_dim in [64, 80, 96, 128, 192, 7] {
             let shape = AttentionShape::new(group, 1, head_dim).unwrap();
@@ -701,9 +701,9 @@ fn every_group_and_head_is_decoded_at_every_level() {
                     sinks: 3,
                     ..HybridConfig::new(ThresholdPolicy::Uniform(0.3))
                 };
-                for simd in SimdLevel::available() {
-                    let mut kernel = HybridAttention::new(&options(shape, simd, store), &config).unwrap();
-                    let what = format!("{store}, {simd}, {group} heads of {head_dim}");
+                for isa in Isa::available() {
+                    let mut kernel = HybridAttention::new(&options(shape, isa, store), &config).unwrap();
+                    let what = format!("{store}, {isa}, {group} heads of {head_dim}");
                     let got = decoded(&inputs, &mut kernel);
                     assert_close(&got, &expected[expected.len() - inputs.q_row()..], &what);
                 }
@@ -722,7 +722,7 @@ fn decoding_a_long_cache_does_not_depend_on_the_number_of_threads() {
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
     for store in KvStore::ALL {
-        let options = |parallel| AttentionOptions { parallel, ..options(shape, level(), store) };
+        let options = |parallel| AttentionOptions { parallel, ..options(shape, isa(), store) };
         let hybrid = |parallel| HybridAttention::new(&options(parallel), &config).unwrap();
         equal_on_any_number_of_threads(&inputs, &mut hybrid(false), &mut hybrid(true));
         if DENSE.contains(&store) {
@@ -753,15 +753,15 @@ fn a_token_whose_scores_leave_f32_is_refused_and_others_are_not() {
         let mut inputs = Inputs::new(shape, 80, 16);
         inputs.q.iter_mut().for_each(|q| *q *= size);
         inputs.k.iter_mut().for_each(|k| *k *= size);
-        for simd in SimdLevel::available() {
+        for isa in Isa::available() {
             for store in [KvStore::F32, KvStore::Bf16, KvStore::Compact] {
                 let policy = ThresholdPolicy::Uniform(0.3 * size);
                 // The exact window of the compact store is f16.
                 let mut kernel = match store {
                     KvStore::Compact => {
-                        DeltaAttention::new(&options(shape, simd, store), policy, 0).map(|k| Box::new(k) as _)
+                        DeltaAttention::new(&options(shape, isa, store), policy, 0).map(|k| Box::new(k) as _)
                     }
-                    _ => DenseAttention::new(&options(shape, simd, store)).map(|k| Box::new(k) as _),
+                    _ => DenseAttention::new(&options(shape, isa, store)).map(|k| Box::new(k) as _),
                 }
                 .unwrap();
                 let kernel: &mut Box<dyn AttentionKernel> = &mut kernel;
@@ -772,9 +772,9 @@ fn a_token_whose_scores_leave_f32_is_refused_and_others_are_not() {
                         (inputs.kv(&inputs.k, token..token + 1), inputs.kv(&inputs.v, token..token + 1));
                     match kernel.forward_heads(inputs.q(token..token + 1), k, v, view) {
                         Ok(()) => {
-                            assert!(fits && out.iter().all(|x| x.abs() <= 1.2), "{simd}, {store}, {size}")
+                            assert!(fits && out.iter().all(|x| x.abs() <= 1.2), "{isa}, {store}, {size}")
                         }
-                        Err(AttentionError::Overflow) => assert!(!fits, "{simd}, {store}, {size}"),
+                        Err(AttentionError::Overflow) => assert!(!fits, "{isa}, {store}, {size}"),
                         Err(other) => panic!("{other}"),
                     }
                 }
@@ -805,16 +805,16 @@ proptest! {
             ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
         };
         let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
-        for simd in SimdLevel::available() {
+        for isa in Isa::available() {
             // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
             let slack = if margin.is_some() { 0.1 } else { 0.0 };
             for (precision, tolerance) in [(Precision::Int16, 4e-3 + slack), (Precision::Bf16, 6e-2 + slack)] {
-                let options = AttentionOptions { softcap, precision, ..options(shape, simd, KvStore::F32) };
+                let options = AttentionOptions { softcap, precision, ..options(shape, isa, KvStore::F32) };
                 let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
                 let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
                 for (got, expected) in [dense, hybrid].iter().zip(&expected) {
                     let worst = worst(got, expected);
-                    prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", simd, precision, worst);
+                    prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", isa, precision, worst);
                 }
             }
         }
@@ -829,16 +829,16 @@ fn f32_takes_the_place_of_a_precision_that_a_level_lacks() {
         skip_margin: Some(SkipMargin::Fixed(3.0)),
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
-    for simd in SimdLevel::available() {
+    for simd in Isa::available() {
         let run = |precision| {
             let options = AttentionOptions { precision, ..options(smollm(), simd, KvStore::F32) };
             inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[150])
         };
         let f32s = run(Precision::F32);
         for precision in [Precision::Bf16, Precision::Int16] {
-            assert_eq!(run(precision) == f32s, !simd.multiplies(precision), "{simd} {precision}");
+            assert_eq!(run(precision) == f32s, !precision.is_multiplied_by(simd), "{simd} {precision}");
         }
-        assert!(!cfg!(target_arch = "x86_64") || !simd.multiplies(Precision::Bf16), "{simd}");
+        assert!(!cfg!(target_arch = "x86_64") || !Precision::Bf16.is_multiplied_by(simd), "{simd}");
     }
 }
 
@@ -864,11 +864,11 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
                 skip_margin,
                 ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
             };
-            for simd in SimdLevel::available() {
+            for isa in Isa::available() {
                 for (precision, tolerance) in
                     [(Precision::F32, 1e-4), (Precision::Int16, 0.02), (Precision::Bf16, 0.2)]
                 {
-                    let options = AttentionOptions { precision, ..options(shape, simd, KvStore::F32) };
+                    let options = AttentionOptions { precision, ..options(shape, isa, KvStore::F32) };
                     // In one call, and in calls of one tile.
                     for ends in [vec![150], (1..=15).map(|i| i * 10).collect()] {
                         let mut kernel = HybridAttention::new(&options, &config).unwrap();
@@ -877,7 +877,7 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
                             continue;
                         }
                         let worst = worst(&inputs.run(&mut kernel, &ends), &expected);
-                        assert!(worst <= tolerance, "{simd} {precision:?} {head_dim} in {calls}: {worst:e}");
+                        assert!(worst <= tolerance, "{isa} {precision:?} {head_dim} in {calls}: {worst:e}");
                     }
                 }
             }
@@ -898,7 +898,7 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
         ..Method::dense(&smollm())
     };
     let (expected, _) = inputs.reference(&method);
-    let options = options(smollm(), level(), KvStore::F32);
+    let options = options(smollm(), isa(), KvStore::F32);
     let config = HybridConfig {
         window,
         sinks: 2,

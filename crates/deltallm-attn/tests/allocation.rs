@@ -5,7 +5,7 @@
 
 use deltallm_attn::{
     AtLimit, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, HeadsView,
-    HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, ThresholdPolicy,
+    HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, ThresholdPolicy,
 };
 
 #[global_allocator]
@@ -100,8 +100,9 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
         let options = AttentionOptions {
             store,
             budget: budget.clone(),
+            isa: Isa::from_env().unwrap(),
             parallel: false,
-            ..AttentionOptions::new(shape).unwrap()
+            ..AttentionOptions::new(shape)
         };
         for (index, mut kernel) in kernels(&options).into_iter().enumerate() {
             let mut empty = allocated();
@@ -150,7 +151,12 @@ fn steps_of_decoding_allocate_nothing_but_their_cache() {
     let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
     let (mut quiet, mut steps) = (0, 0);
     for (again, store) in twice_every_store() {
-        let options = AttentionOptions { store, parallel: false, ..AttentionOptions::new(shape).unwrap() };
+        let options = AttentionOptions {
+            store,
+            isa: Isa::from_env().unwrap(),
+            parallel: false,
+            ..AttentionOptions::new(shape)
+        };
         for (index, mut kernel) in kernels(&options).into_iter().enumerate() {
             append(&mut *kernel, 200, HEAD_DIM, [&queries, &keys], &mut out);
             while kernel.len() < MOST_TOKENS {

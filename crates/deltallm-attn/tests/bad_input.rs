@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HybridAttention, HybridConfig, KvStore, MemoryBudget, Precision, SimdLevel, SkipMargin,
+    HeadsView, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, Precision, SkipMargin,
     ThresholdPolicy, Window, attend_dense,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
@@ -12,7 +12,8 @@ const SHAPE: [usize; 3] = [4, 2, 8];
 
 fn options() -> AttentionOptions {
     let [heads, kv_heads, head_dim] = SHAPE;
-    AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim).unwrap()).unwrap()
+    let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
+    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
 }
 
 fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
@@ -125,10 +126,10 @@ fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
         skip_margin: Some(SkipMargin::Fixed(4.0)),
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
     };
-    for simd in SimdLevel::available() {
+    for isa in Isa::available() {
         // Sums of integers stay finite here.
         for precision in [Precision::F32, Precision::Bf16] {
-            let options = AttentionOptions { simd, precision, ..options() };
+            let options = AttentionOptions { isa, precision, ..options() };
             // The key is beyond all bounds for queries that see it from afar, and nothing to those that have it in the window.
             let q = Array3::from_shape_fn((300, 4, 8), |(t, ..)| if t < 64 { 0.0 } else { 1e9 });
             let mut k = Array3::from_elem((300, 2, 8), 1e-9);
@@ -139,7 +140,7 @@ fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
             let mut kernel = HybridAttention::new(&options, &config).unwrap();
             let (v, mut out) = (Array3::ones((300, 2, 8)), Array3::zeros((300, 4, 8)));
             let result = kernel.forward(q.view(), k.view(), v.view(), out.view_mut());
-            assert_eq!(result, Err(AttentionError::Overflow), "{simd} {precision}");
+            assert_eq!(result, Err(AttentionError::Overflow), "{isa} {precision}");
             k.slice_mut(s![40, 1, ..]).fill(1e-9);
             kernel.forward(q.view(), k.view(), v.view(), out.view_mut()).unwrap();
         }
@@ -148,21 +149,21 @@ fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
 
 #[test]
 fn scores_beyond_f32_are_an_error_at_every_level() {
-    for simd in SimdLevel::available() {
-        for mut kernel in kernels(&AttentionOptions { simd, ..options() }) {
+    for isa in Isa::available() {
+        for mut kernel in kernels(&AttentionOptions { isa, ..options() }) {
             forward(&mut *kernel, (3, 4, 8), (3, 2, 8), (3, 2, 8), (3, 4, 8)).unwrap();
             let (q, k) = (Array3::from_elem((2, 4, 8), 1e30), Array3::from_elem((2, 2, 8), 1e30));
             let error = kernel
                 .forward(q.view(), k.view(), k.view(), Array3::zeros((2, 4, 8)).view_mut())
                 .unwrap_err();
-            assert_eq!(error, AttentionError::Overflow, "{simd}");
+            assert_eq!(error, AttentionError::Overflow, "{isa}");
             // Sums of +inf and -inf: NaN scores.
             let q = Array3::from_elem((2, 4, 8), 1e30);
             let k = Array3::from_shape_fn((2, 2, 8), |(_, _, j)| if j % 2 == 0 { 1e30 } else { -1e30 });
             let error = kernel
                 .forward(q.view(), k.view(), k.view(), Array3::zeros((2, 4, 8)).view_mut())
                 .unwrap_err();
-            assert_eq!(error, AttentionError::Overflow, "{simd}");
+            assert_eq!(error, AttentionError::Overflow, "{isa}");
             assert_eq!(kernel.len(), 3);
         }
     }

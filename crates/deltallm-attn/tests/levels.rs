@@ -1,16 +1,19 @@
 //! The instruction set of a process.
 
-use deltallm_attn::{AttentionError, AttentionOptions, AttentionShape, SimdLevel};
+use deltallm_attn::{AttentionOptions, AttentionShape, Isa};
 
 /// Run with each value of `DELTALLM_SIMD` by `.ci/levels`, which reads what it prints.
 #[test]
-fn the_level_that_the_environment_names_is_the_default() {
-    let levels: Vec<_> = SimdLevel::available().into_iter().map(SimdLevel::name).collect();
-    println!("levels of this machine: {}", levels.join(" "));
-    let options = AttentionOptions::new(AttentionShape::new(2, 1, 8).unwrap());
+fn the_instruction_set_that_the_environment_names_is_taken_where_it_is_asked_for() {
+    let available = Isa::available();
+    let names: Vec<_> = available.iter().map(|isa| isa.name()).collect();
+    println!("levels of this machine: {}", names.join(" "));
+    let asked = Isa::from_env();
     match std::env::var("DELTALLM_SIMD") {
-        Err(_) => assert_eq!(Some(&options.unwrap().simd.name()), levels.last()),
-        Ok(name) if levels.contains(&name.as_str()) => assert_eq!(options.unwrap().simd.name(), name),
-        Ok(_) => assert!(matches!(options, Err(AttentionError::SimdLevel { .. }))),
+        Err(_) => assert_eq!(asked.as_ref().ok(), available.last()),
+        Ok(name) if names.contains(&name.as_str()) => assert_eq!(asked.unwrap().name(), name),
+        Ok(name) => assert!(asked.unwrap_err().to_string().contains(&name)),
     }
+    let shape = AttentionShape::new(2, 1, 8).unwrap();
+    assert_eq!(AttentionOptions::new(shape).isa, Isa::best(), "constructors do not read the environment");
 }

@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, KvStore, ThresholdPolicy, Window,
+    HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy, Window,
 };
 use deltallm_core::TargetSparsity;
 
@@ -82,7 +82,12 @@ fn kernels() -> Vec<(String, MakeKernel)> {
     let [heads, kv_heads, head_dim] = SHAPE;
     let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
     for store in KvStore::ALL {
-        let options = AttentionOptions { store, parallel: false, ..AttentionOptions::new(shape).unwrap() };
+        let options = AttentionOptions {
+            store,
+            isa: Isa::from_env().unwrap(),
+            parallel: false,
+            ..AttentionOptions::new(shape)
+        };
         let target = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.6));
         for policy in [ThresholdPolicy::Uniform(0.3), target] {
             let config =

@@ -4,8 +4,8 @@ use std::ops::Range;
 
 use deltallm_attn::{
     AtLimit, AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention,
-    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget, ThresholdPolicy,
-    Window,
+    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, MemoryBudget,
+    ThresholdPolicy, Window,
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, DeltaMatrix, ElementType, KvStore, PagedRows, RowFormat};
@@ -83,7 +83,7 @@ fn worst(got: &[f32], expected: &[f64]) -> f64 {
 }
 
 fn options(shape: AttentionShape) -> AttentionOptions {
-    AttentionOptions::new(shape).unwrap()
+    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
 }
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {

@@ -1,6 +1,6 @@
 //! One block of coded keys.
 
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 use half::{bf16, f16};
 
 use crate::{
@@ -202,8 +202,7 @@ impl Block {
                 // Room for a vector more: compressed vectors are stored whole.
                 let mut packed = [0.0; 64 + 16];
                 for (word, values) in sent.iter().zip(reference.chunks(64)) {
-                    let count =
-                        dispatch!(encoder.level(), simd => compress(simd, *word, values, &mut packed));
+                    let count = dispatch!(encoder.isa(), simd => compress(simd, *word, values, &mut packed));
                     elements.extend(&packed[..count]);
                 }
             }
@@ -383,7 +382,7 @@ impl Block {
         let key = self.frame(base, channels);
         rows.clear();
         rows.resize(self.masks.len() / words(channels).max(1) * channels, 0.0);
-        dispatch!(Level::new(), simd => expand_keys(simd, &self.masks, values, key, rows));
+        dispatch!(Isa::best(), simd => expand_keys(simd, &self.masks, values, key, rows));
     }
 
     pub(crate) fn view<'a>(&'a self, steps: &'a [f32], channels: usize) -> DeltaBlock<'a> {

@@ -3,7 +3,7 @@
 //! Sets of channels are bits, channel `j` at bit `j % 64` of word `j / 64`. The results are the same at every
 //! instruction set: nothing is added up, and products are rounded before they are compared.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::fearless_simd::prelude::*;
 
 use crate::quantise::nearest;
 

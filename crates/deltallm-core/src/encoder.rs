@@ -1,6 +1,6 @@
 //! The element rule of delta coding, one key at a time.
 
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use crate::{
     CoreError, ElementType, HeadThresholds,
@@ -45,7 +45,7 @@ pub struct DeltaEncoder {
     nonzeros: usize,
     /// Working memory: the key as it would be stored.
     stored: Vec<f32>,
-    level: Level,
+    isa: Isa,
 }
 
 /// How transmitted values are rounded.
@@ -150,7 +150,7 @@ impl DeltaEncoder {
             tokens: 0,
             nonzeros: 0,
             stored: vec![0.0; channels],
-            level: Level::new(),
+            isa: Isa::best(),
         })
     }
 
@@ -183,7 +183,7 @@ impl DeltaEncoder {
         self.check(key)?;
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
         let (reference, thresholds, sent) = (&self.reference, &self.thresholds.start, &mut self.sent);
-        dispatch!(self.level, simd => moved(simd, key, reference, thresholds, factor, sent));
+        dispatch!(self.isa, simd => moved(simd, key, reference, thresholds, factor, sent));
         if self.tokens == 0 {
             or_nonzero(key, sent);
         }
@@ -208,19 +208,19 @@ impl DeltaEncoder {
         }
         // Whatever does not fit a code escapes as f32.
         let element = self.element().unwrap_or(ElementType::F32);
-        if dispatch!(self.level, _simd => element.holds(key)) { Ok(()) } else { element.check(key) }
+        if dispatch!(self.isa, _simd => element.holds(key)) { Ok(()) } else { element.check(key) }
     }
 
     fn transmit_sent(&mut self, key: &[f32], factor: f32) {
-        let Self { thresholds, rounding, reference, sent, stored, level, .. } = self;
+        let Self { thresholds, rounding, reference, sent, stored, isa, .. } = self;
         match rounding {
             Rounding::Float(ElementType::F32) => stored.copy_from_slice(key),
             Rounding::Float(element) => element.round_row(key, stored),
             Rounding::Int8(steps) => {
-                dispatch!(*level, simd => steps.round(simd, key, &thresholds.start, factor, stored))
+                dispatch!(*isa, simd => steps.round(simd, key, &thresholds.start, factor, stored))
             }
         }
-        dispatch!(*level, simd => select(simd, sent, stored, reference));
+        dispatch!(*isa, simd => select(simd, sent, stored, reference));
         if let Rounding::Int8(steps) = rounding {
             // Wherever the stored value is not within the threshold, a transmitted channel escapes.
             for (escaped, sent) in steps.escaped.iter_mut().zip(&*sent) {
@@ -230,7 +230,7 @@ impl DeltaEncoder {
                 steps.codes[channel] = 0;
                 reference[channel] = key[channel];
             }
-            dispatch!(*level, simd => steps.send(simd, sent));
+            dispatch!(*isa, simd => steps.send(simd, sent));
         }
         self.tokens += 1;
         self.nonzeros += self.sent.iter().map(|word| word.count_ones() as usize).sum::<usize>();
@@ -242,8 +242,8 @@ impl DeltaEncoder {
     }
 
     /// The instruction set of the inner loops.
-    pub(crate) fn level(&self) -> Level {
-        self.level
+    pub(crate) fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// The channels the latest key transmitted.
@@ -294,7 +294,7 @@ impl DeltaEncoder {
         steps.set_factor(factor);
         let factor = self.thresholds.factor(self.tokens, self.nonzeros);
         let (reference, thresholds, stored) = (&self.reference, &self.thresholds.start, &mut self.stored);
-        dispatch!(self.level, simd => steps.round(simd, reference, thresholds, factor, stored));
+        dispatch!(self.isa, simd => steps.round(simd, reference, thresholds, factor, stored));
         for channel in bits(&steps.escaped) {
             steps.codes[channel] = 0;
             self.stored[channel] = self.reference[channel];

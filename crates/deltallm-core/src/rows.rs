@@ -2,7 +2,7 @@
 
 use std::{collections::VecDeque, ops::Range};
 
-use fearless_simd::{Level, dispatch};
+use deltallm_simd::{Isa, dispatch};
 use half::{bf16, f16};
 
 use crate::{
@@ -105,7 +105,7 @@ impl Page {
         }
     }
 
-    fn push(&mut self, row: &[f32], level: Level) {
+    fn push(&mut self, row: &[f32], isa: Isa) {
         let groups = groups(row.len());
         match self {
             Self::Float(elements) => elements.extend(row),
@@ -114,14 +114,14 @@ impl Page {
                 codes.resize(code + row.len(), 0);
                 scales.resize(scale + groups, f16::ZERO);
                 let (codes, scales) = (&mut codes[code..], &mut scales[scale..]);
-                dispatch!(level, _simd => to_int8(row, codes, scales));
+                dispatch!(isa, _simd => to_int8(row, codes, scales));
             }
             Self::Int4 { codes, scales } => {
                 let (code, scale) = (codes.len(), scales.len());
                 codes.resize(code + nibble_bytes(row.len()), 0);
                 scales.resize(scale + groups, f16::ZERO);
                 let (codes, scales) = (&mut codes[code..], &mut scales[scale..]);
-                dispatch!(level, _simd => to_int4(row, codes, scales));
+                dispatch!(isa, _simd => to_int4(row, codes, scales));
             }
         }
     }
@@ -218,7 +218,7 @@ pub struct PagedRows {
     first: usize,
     len: usize,
     /// The instruction set of the conversions.
-    level: Level,
+    isa: Isa,
 }
 
 impl PagedRows {
@@ -232,7 +232,7 @@ impl PagedRows {
             first_page: 0,
             first: 0,
             len: 0,
-            level: Level::new(),
+            isa: Isa::best(),
         }
     }
 
@@ -292,14 +292,14 @@ impl PagedRows {
             return Err(CoreError::Channels { expected: self.channels, got: row.len() });
         }
         let element = self.format.takes();
-        if !dispatch!(self.level, _simd => element.holds(row)) {
+        if !dispatch!(self.isa, _simd => element.holds(row)) {
             element.check(row)?;
         }
         let page = self.len / self.page_tokens - self.first_page;
         if page == self.pages.len() {
             self.add_page(charge)?;
         }
-        self.pages[page].push(row, self.level);
+        self.pages[page].push(row, self.isa);
         self.len += 1;
         Ok(())
     }
@@ -314,7 +314,7 @@ impl PagedRows {
         let lost = self.len % self.page_tokens;
         if lost > 0 {
             let zeros = vec![0.0; self.channels];
-            (0..lost).for_each(|_| page.push(&zeros, self.level));
+            (0..lost).for_each(|_| page.push(&zeros, self.isa));
         }
         self.pages.push_back(page);
         Ok(())

@@ -18,7 +18,7 @@ const QUERY_ROWS: usize = 128;
 /// use ndarray::Array2;
 ///
 /// // 2 query heads of 4 channels, a residual stream of 16; window 8, 2 sinks, every query.
-/// let options = AttentionOptions::new(AttentionShape::new(2, 1, 4)?)?;
+/// let options = AttentionOptions::new(AttentionShape::new(2, 1, 4)?);
 /// Sensitivity::new(&options, [8, 2], Array2::<f32>::eye(16).slice(ndarray::s![.., ..8]), 1)?;
 /// assert!(Sensitivity::new(&options, [8, 2], Array2::eye(16).view(), 1).is_err());
 /// # Ok::<(), deltallm_attn::AttentionError>(())
@@ -288,7 +288,7 @@ mod tests {
         let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
         let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), &mut next);
         let (wo, residual) = (rows(20, 32), rows(n, 20));
-        let options = AttentionOptions::new(shape).unwrap();
+        let options = AttentionOptions::of_tests(shape);
         for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
             let mut sensitivity = Sensitivity::new(&options, exact, wo.view(), stride).unwrap();
             sensitivity.add(q.view(), k.view(), v.view(), residual.view()).unwrap();
@@ -305,7 +305,7 @@ mod tests {
     #[test]
     fn a_text_without_far_keys_says_nothing() {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
-        let options = AttentionOptions::new(shape).unwrap();
+        let options = AttentionOptions::of_tests(shape);
         let wo = Array2::ones((3, 8));
         let mut sensitivity = Sensitivity::new(&options, [64, 4], wo.view(), 1).unwrap();
         let x = Array3::ones((20, 2, 4));
@@ -318,7 +318,7 @@ mod tests {
     #[test]
     fn other_shapes_are_refused_and_add_nothing() {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
-        let options = AttentionOptions::new(shape).unwrap();
+        let options = AttentionOptions::of_tests(shape);
         let wrong = Sensitivity::new(&options, [2, 0], Array2::ones((3, 7)).view(), 1).unwrap_err();
         assert!(matches!(wrong, AttentionError::Shape { dimension: "columns", expected: 8, got: 7, .. }));
 

@@ -12,7 +12,7 @@ use std::time::Instant;
 use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget, RowFormat};
 
 use super::*;
-use crate::{AttentionShape, SimdLevel, SkipMargin, Window, window::WindowState};
+use crate::{AttentionShape, Isa, SkipMargin, Window, window::WindowState};
 
 /// Keys of one kv head.
 enum Cached {
@@ -135,11 +135,11 @@ fn nanoseconds_per_token() {
             })
             .collect();
         let level = std::env::var("LEVEL").ok();
-        for simd in SimdLevel::available().into_iter().skip(1) {
-            if level.as_deref().is_some_and(|level| level != simd.name()) {
+        for isa in Isa::available().into_iter().skip(1) {
+            if level.as_deref().is_some_and(|level| level != isa.name()) {
                 continue;
             }
-            let options = AttentionOptions { simd, parallel: false, ..AttentionOptions::new(shape).unwrap() };
+            let options = AttentionOptions { isa, parallel: false, ..AttentionOptions::new(shape) };
             let split = Split { window: WindowState::new(Window::Sliding(64), 0), exact_from: 0, sinks: 4 };
             let mut times = vec![Vec::new(); stores.len()];
             let mut counts = vec![HeadSparsity::default(); stores.len()];
@@ -165,7 +165,7 @@ fn nanoseconds_per_token() {
             for (i, store) in stores.iter().enumerate() {
                 println!(
                     "{tokens:6} {:8} {:20} {:6.1} ns (best {:5.1}) {:5.2}x  {:.2} skipped",
-                    simd.name(),
+                    isa.name(),
                     store.name,
                     median(i),
                     times[i][0],

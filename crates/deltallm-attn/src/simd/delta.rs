@@ -4,13 +4,38 @@
 //! lanes of the tile need the same few rows of the transposed queries, so unstructured zeros are skipped without gathering
 //! anything, and the running scores stay in registers over the whole block.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::KeyStream;
 
-/// See [`super::SimdLevel::delta_scores`].
+/// The scores of the keys of a block from the key `skip` on, as many as `out` has room for.
+pub(crate) fn scores(
+    isa: Isa,
+    stream: KeyStream,
+    skip: usize,
+    queries: &[f32],
+    lanes: usize,
+    out: &mut [f32],
+) {
+    dispatch!(isa, simd => every_score(simd, stream, skip, queries, lanes, out));
+}
+
+/// The scores of those of these keys that are above the threshold in any lane, packed into the first rows of `out`, and
+/// their numbers, counted from `skip`. False, and nothing done, for a number of lanes that has no kernel.
+pub(crate) fn survivors(
+    isa: Isa,
+    stream: KeyStream,
+    skip: usize,
+    queries: &[f32],
+    thresholds: &[f32],
+    out: &mut [f32],
+    kept: &mut Vec<usize>,
+) -> bool {
+    dispatch!(isa, simd => tested_scores(simd, stream, skip, queries, thresholds, out, kept))
+}
+
 #[inline(always)]
-pub(super) fn scores<S: Simd>(
+fn every_score<S: Simd>(
     simd: S,
     stream: KeyStream,
     skip: usize,
@@ -32,9 +57,8 @@ pub(super) fn scores<S: Simd>(
     }
 }
 
-/// See [`super::SimdLevel::delta_survivors`].
 #[inline(always)]
-pub(super) fn survivors<S: Simd>(
+fn tested_scores<S: Simd>(
     simd: S,
     stream: KeyStream,
     skip: usize,

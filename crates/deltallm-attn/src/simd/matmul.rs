@@ -4,13 +4,56 @@
 //! `b` is loaded, and a tile of `R` rows by `N` vectors of `c` stays in registers over the whole sum. For scores a row
 //! is a key and `k` runs over its channels; for values a row is a channel and `k` runs over the keys.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, prefetch::prefetch_rows, tuning::TESTED_KEYS};
 
-use super::{prefetch::prefetch_rows, softmax::keep_above};
+use super::softmax::append_above;
 
-/// See [`super::SimdLevel::scores`].
+/// `out[i][lane] = keys[picks[i]] . queries[..][lane]`: exact scores of some keys.
+///
+/// `keys` is `[keys, head_dim]`, `queries` `[head_dim, lanes]`, `out` `[picks, lanes]`.
+pub(crate) fn scores(
+    isa: Isa,
+    keys: &[f32],
+    picks: &[usize],
+    queries: &[f32],
+    lanes: usize,
+    out: &mut [f32],
+) {
+    dispatch!(isa, simd => every_score(simd, keys, picks, queries, lanes, out));
+}
+
+/// The same, for the keys that are above the threshold (`[lanes]`) of any lane: `kept` says which of the picks they are, and
+/// `out` begins with their scores.
+#[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
+pub(crate) fn scores_above(
+    isa: Isa,
+    keys: &[f32],
+    picks: &[usize],
+    queries: &[f32],
+    lanes: usize,
+    thresholds: &[f32],
+    out: &mut [f32],
+    kept: &mut Vec<usize>,
+) {
+    dispatch!(isa, simd => tested_scores(simd, keys, picks, queries, lanes, thresholds, out, kept));
+}
+
+/// `out[channel][lane] += sum over i of values[picks[i]][channel] * weights[i][lane]`.
+///
+/// `values` is `[keys, head_dim]`, `weights` `[picks, lanes]`, `out` `[head_dim, lanes]`.
+pub(crate) fn accumulate(
+    isa: Isa,
+    values: &[f32],
+    picks: &[usize],
+    weights: &[f32],
+    lanes: usize,
+    out: &mut [f32],
+) {
+    dispatch!(isa, simd => add_values(simd, values, picks, weights, lanes, out));
+}
+
 #[inline(always)]
-pub(super) fn scores<S: Simd>(
+fn every_score<S: Simd>(
     simd: S,
     keys: &[f32],
     picks: &[usize],
@@ -23,14 +66,9 @@ pub(super) fn scores<S: Simd>(
     product::<S, false>(simd, picks.len(), head_dim, keys, queries, lanes, out);
 }
 
-/// Keys whose scores are computed before they are tested: few enough that their scores are still in the L1 cache then, and
-/// a multiple of the rows of every tile below.
-const TESTED_KEYS: usize = 24;
-
-/// See [`super::SimdLevel::scores_above`].
 #[inline(always)]
 #[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
-pub(super) fn scores_above<S: Simd>(
+fn tested_scores<S: Simd>(
     simd: S,
     keys: &[f32],
     picks: &[usize],
@@ -43,14 +81,13 @@ pub(super) fn scores_above<S: Simd>(
     kept.clear();
     for (part, picks) in picks.chunks(TESTED_KEYS).enumerate() {
         let out = &mut out[kept.len() * lanes..][..picks.len() * lanes];
-        scores(simd, keys, picks, queries, lanes, out);
-        keep_above(simd, out, thresholds, part * TESTED_KEYS, kept);
+        every_score(simd, keys, picks, queries, lanes, out);
+        append_above(simd, out, thresholds, part * TESTED_KEYS, kept);
     }
 }
 
-/// See [`super::SimdLevel::accumulate`].
 #[inline(always)]
-pub(super) fn accumulate<S: Simd>(
+fn add_values<S: Simd>(
     simd: S,
     values: &[f32],
     picks: &[usize],

@@ -1,8 +1,6 @@
 //! The online softmax over tiles of scores, lane by lane.
 
-use fearless_simd::prelude::*;
-
-use super::exp::exp2;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
 /// Turns a block of scores `[rows, lanes]`, in units of ln 2, into weights `2^(score - max)`, where `max` is each lane's largest score so
 /// far, and keeps the books of the online softmax (Milakov and Gimelshein, arXiv 1805.02867): `max` and `sum` are
@@ -10,8 +8,40 @@ use super::exp::exp2;
 /// lane's factor differs from one.
 ///
 /// Scores of -inf are masked: their weight is zero. A lane that has seen nothing else keeps `max = -inf, sum = 0`.
+pub(crate) fn update(
+    isa: Isa,
+    scores: &mut [f32],
+    lanes: usize,
+    max: &mut [f32],
+    sum: &mut [f32],
+    rescale: &mut [f32],
+) -> bool {
+    dispatch!(isa, simd => weights(simd, scores, lanes, max, sum, rescale))
+}
+
+/// `rows[..][lane] *= factors[lane]`.
+pub(crate) fn rescale(isa: Isa, rows: &mut [f32], factors: &[f32]) {
+    dispatch!(isa, simd => times(simd, rows, factors));
+}
+
+/// `score = cap * tanh(score / cap)`, from nats to units of ln 2.
+pub(crate) fn softcap(isa: Isa, scores: &mut [f32], cap: f32) {
+    dispatch!(isa, simd => capped(simd, scores, cap));
+}
+
+/// Sets the scores to -inf of the rows outside of `starts[lane]..ends[lane]`.
+pub(crate) fn mask(isa: Isa, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
+    dispatch!(isa, simd => masked(simd, scores, starts, ends));
+}
+
+/// Moves the rows of scores that are above the threshold (`[lanes]`) of any lane to the front; `kept` becomes their numbers.
+pub(crate) fn keep_above(isa: Isa, scores: &mut [f32], thresholds: &[f32], kept: &mut Vec<usize>) {
+    kept.clear();
+    dispatch!(isa, simd => append_above(simd, scores, thresholds, 0, kept));
+}
+
 #[inline(always)]
-pub(super) fn update<S: Simd>(
+fn weights<S: Simd>(
     simd: S,
     scores: &mut [f32],
     lanes: usize,
@@ -46,9 +76,8 @@ pub(super) fn update<S: Simd>(
     changed
 }
 
-/// See [`super::SimdLevel::rescale`].
 #[inline(always)]
-pub(super) fn rescale<S: Simd>(simd: S, rows: &mut [f32], factors: &[f32]) {
+fn times<S: Simd>(simd: S, rows: &mut [f32], factors: &[f32]) {
     let width = S::f32s::LEN;
     for row in rows.chunks_exact_mut(factors.len()) {
         for (x, factor) in row.chunks_exact_mut(width).zip(factors.chunks_exact(width)) {
@@ -57,9 +86,8 @@ pub(super) fn rescale<S: Simd>(simd: S, rows: &mut [f32], factors: &[f32]) {
     }
 }
 
-/// See [`super::SimdLevel::softcap`].
 #[inline(always)]
-pub(super) fn softcap<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
+fn capped<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
     use std::f32::consts::LOG2_E;
 
     for x in scores.chunks_exact_mut(S::f32s::LEN) {
@@ -72,18 +100,17 @@ pub(super) fn softcap<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
     }
 }
 
-/// See [`super::SimdLevel::mask`].
 #[inline(always)]
-pub(super) fn mask<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
+fn masked<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
     let width = S::f32s::LEN;
-    let masked = S::f32s::splat(simd, f32::NEG_INFINITY);
+    let hidden = S::f32s::splat(simd, f32::NEG_INFINITY);
     for (row, scores) in scores.chunks_exact_mut(starts.len()).enumerate() {
         let row = S::f32s::splat(simd, row as f32);
         let bounds = starts.chunks_exact(width).zip(ends.chunks_exact(width));
         for (x, (start, end)) in scores.chunks_exact_mut(width).zip(bounds) {
             let seen =
                 row.simd_ge(S::f32s::from_slice(simd, start)) & row.simd_lt(S::f32s::from_slice(simd, end));
-            seen.select(S::f32s::from_slice(simd, x), masked).store_slice(x);
+            seen.select(S::f32s::from_slice(simd, x), hidden).store_slice(x);
         }
     }
 }
@@ -91,7 +118,7 @@ pub(super) fn mask<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &
 /// Moves the rows of scores that are above the threshold in any lane to the front, and appends their numbers to `kept`,
 /// counted from `first`.
 #[inline(always)]
-pub(super) fn keep_above<S: Simd>(
+pub(super) fn append_above<S: Simd>(
     simd: S,
     scores: &mut [f32],
     thresholds: &[f32],

@@ -5,8 +5,7 @@
 //! What a delta matrix has not transmitted does not differ.
 
 use deltallm_core::BLOCK_TOKENS;
-
-use super::SimdLevel;
+use deltallm_simd::Isa;
 
 /// Channels that a stream can number.
 pub(crate) const MOST_CHANNELS: usize = 256;
@@ -64,20 +63,18 @@ impl<'a> KeyStream<'a> {
     }
 }
 
-impl SimdLevel {
+impl KeyStreams {
     /// Appends a block of keys, `[up to BLOCK_TOKENS, head_dim]`. Only the last block may have fewer than it could.
-    pub(crate) fn push_block(self, rows: &[f32], out: &mut KeyStreams) {
-        #[cfg(target_arch = "x86_64")]
-        if self.level.as_avx512().is_some() {
-            // SAFETY: the level proves that the CPU has the instructions.
-            #[expect(unsafe_code, reason = "a function that needs instructions to be there")]
-            return unsafe { avx512::push_block(rows, out) };
+    pub(crate) fn push_block(&mut self, isa: Isa, rows: &[f32]) {
+        match isa {
+            #[cfg(target_arch = "x86_64")]
+            Isa::Avx512(avx512) => avx512::push_block(avx512, rows, self),
+            _ => push_block(rows, self),
         }
-        push_block(rows, out);
     }
 }
 
-/// See [`SimdLevel::push_block`].
+/// See [`KeyStreams::push_block`].
 fn push_block(rows: &[f32], out: &mut KeyStreams) {
     let KeyStreams { head_dim, ends, channels, deltas } = out;
     let mut before = vec![0.0; *head_dim];
@@ -102,47 +99,50 @@ fn push_block(rows: &[f32], out: &mut KeyStreams) {
 mod avx512 {
     use std::arch::x86_64::*;
 
+    use deltallm_simd::fearless_simd::kernel;
+
     use super::KeyStreams;
 
     /// Channels of a vector.
     const LANES: usize = 16;
 
-    /// [`push_block`](super::push_block) by compress instructions.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vbmi2,popcnt")]
-    pub(super) fn push_block(rows: &[f32], out: &mut KeyStreams) {
-        let KeyStreams { head_dim, ends, channels, deltas } = out;
-        let mut before = vec![0.0; *head_dim];
-        let iota = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-        for row in rows.chunks_exact(*head_dim) {
-            // Vectors are stored whole.
-            let mut len = deltas.len();
-            channels.reserve(row.len() + LANES);
-            deltas.reserve(row.len() + LANES);
-            for first in (0..row.len()).step_by(LANES) {
-                let lanes = _cvtu32_mask16((1_u32 << (row.len() - first).min(LANES)) - 1);
-                // SAFETY: the vectors are read and written as far as the rows go; the lists have room for `LANES` numbers behind
-                // the `len` that came from the channels before `first`.
-                unsafe {
-                    let x = _mm512_maskz_loadu_ps(lanes, row.as_ptr().add(first));
-                    let last = _mm512_maskz_loadu_ps(lanes, before.as_ptr().add(first));
-                    let delta = _mm512_sub_ps(x, last);
-                    let sent = _mm512_cmp_ps_mask(delta, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-                    let numbers = _mm_add_epi8(iota, _mm_set1_epi8(first as i8));
-                    let numbers = _mm_maskz_compress_epi8(sent, numbers);
-                    _mm_storeu_si128(channels.as_mut_ptr().add(len).cast(), numbers);
-                    _mm512_storeu_ps(deltas.as_mut_ptr().add(len), _mm512_maskz_compress_ps(sent, delta));
-                    _mm512_mask_storeu_ps(before.as_mut_ptr().add(first), lanes, x);
-                    len += sent.count_ones() as usize;
+    kernel!(
+        /// [`push_block`](super::push_block) of f32.
+        pub(super) fn push_block(avx512: Avx512, rows: &[f32], out: &mut KeyStreams) {
+            let KeyStreams { head_dim, ends, channels, deltas } = out;
+            let mut before = vec![0.0; *head_dim];
+            let iota = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+            for row in rows.chunks_exact(*head_dim) {
+                // Vectors are stored whole.
+                let mut len = deltas.len();
+                channels.reserve(row.len() + LANES);
+                deltas.reserve(row.len() + LANES);
+                for first in (0..row.len()).step_by(LANES) {
+                    let lanes = _cvtu32_mask16((1_u32 << (row.len() - first).min(LANES)) - 1);
+                    // SAFETY: the vectors are read and written as far as the rows go; the lists have room for `LANES` numbers behind
+                    // the `len` that came from the channels before `first`.
+                    unsafe {
+                        let x = _mm512_maskz_loadu_ps(lanes, row.as_ptr().add(first));
+                        let last = _mm512_maskz_loadu_ps(lanes, before.as_ptr().add(first));
+                        let delta = _mm512_sub_ps(x, last);
+                        let sent = _mm512_cmp_ps_mask(delta, _mm512_setzero_ps(), _CMP_NEQ_UQ);
+                        let numbers = _mm_add_epi8(iota, _mm_set1_epi8(first as i8));
+                        let numbers = _mm_maskz_compress_epi8(sent, numbers);
+                        _mm_storeu_si128(channels.as_mut_ptr().add(len).cast(), numbers);
+                        _mm512_storeu_ps(deltas.as_mut_ptr().add(len), _mm512_maskz_compress_ps(sent, delta));
+                        _mm512_mask_storeu_ps(before.as_mut_ptr().add(first), lanes, x);
+                        len += sent.count_ones() as usize;
+                    }
                 }
+                // SAFETY: so many have been written.
+                unsafe {
+                    channels.set_len(len);
+                    deltas.set_len(len);
+                }
+                ends.push(len as u32);
             }
-            // SAFETY: so many have been written.
-            unsafe {
-                channels.set_len(len);
-                deltas.set_len(len);
-            }
-            ends.push(len as u32);
         }
-    }
+    );
 }
 
 #[cfg(test)]
@@ -171,26 +171,26 @@ mod tests {
     fn rates() {
         let rows = walk(64, 2048, 96, 1);
         for _ in 0..5 {
-            for simd in SimdLevel::available() {
+            for isa in Isa::available() {
                 let start = std::time::Instant::now();
                 for _ in 0..20 {
                     let mut streams = KeyStreams::new(64);
-                    rows.chunks(64 * BLOCK_TOKENS).for_each(|block| simd.push_block(block, &mut streams));
+                    rows.chunks(64 * BLOCK_TOKENS).for_each(|block| streams.push_block(isa, block));
                 }
-                println!("{simd}: {:.1} ns a token", start.elapsed().as_nanos() as f64 / (20.0 * 2048.0));
+                println!("{isa}: {:.1} ns a token", start.elapsed().as_nanos() as f64 / (20.0 * 2048.0));
             }
         }
     }
 
     proptest! {
         #[test]
-        fn every_level_has_the_differences_and_nothing_else(
+        fn every_instruction_set_has_the_differences_and_nothing_else(
             channels in 1_usize..=MOST_CHANNELS, tokens in 1_usize..200, share in 0_u32..256, seed: u32,
         ) {
             let rows = walk(channels, tokens, share, seed);
-            for simd in SimdLevel::available() {
+            for isa in Isa::available() {
                 let mut streams = KeyStreams::new(channels);
-                rows.chunks(channels * BLOCK_TOKENS).for_each(|block| simd.push_block(block, &mut streams));
+                rows.chunks(channels * BLOCK_TOKENS).for_each(|block| streams.push_block(isa, block));
                 for (block, rows) in rows.chunks(channels * BLOCK_TOKENS).enumerate() {
                     let stream = streams.block(block);
                     prop_assert_eq!(stream.ends.len(), rows.len() / channels);
@@ -204,7 +204,7 @@ mod tests {
                             }
                         }
                         let got: Vec<(u8, f32)> = of.iter().copied().zip(deltas.iter().copied()).collect();
-                        prop_assert_eq!(got, expected, "{}", simd);
+                        prop_assert_eq!(got, expected, "{}", isa);
                         key.copy_from_slice(row);
                     }
                 }

@@ -1,14 +1,30 @@
 //! Queries into lanes, and results out of them.
 
-use fearless_simd::{f32x8, prelude::*};
+use deltallm_simd::{
+    Isa, dispatch,
+    fearless_simd::{f32x8, prelude::*},
+};
 
 /// Rows and columns of a block that is transposed in registers.
 const BLOCK: usize = 8;
 
 /// `out[column * out_stride + row] = rows[row * stride + column] * factor` for a matrix of `count` rows and `columns`
-/// columns, in blocks of eight by eight.
+/// columns.
+pub(crate) fn transpose(
+    isa: Isa,
+    rows: &[f32],
+    stride: usize,
+    [count, columns]: [usize; 2],
+    factor: f32,
+    out: &mut [f32],
+    out_stride: usize,
+) {
+    dispatch!(isa, simd => in_blocks(simd, rows, stride, [count, columns], factor, out, out_stride));
+}
+
+/// In blocks of eight by eight.
 #[inline(always)]
-pub(super) fn transpose<S: Simd>(
+fn in_blocks<S: Simd>(
     simd: S,
     rows: &[f32],
     stride: usize,
@@ -58,20 +74,20 @@ fn zip_halves<S: Simd>(rows: [f32x8<S>; BLOCK]) -> [f32x8<S>; BLOCK] {
 
 #[cfg(test)]
 mod tests {
-    use crate::simd::SimdLevel;
+    use super::*;
 
     #[test]
-    fn every_size_is_transposed_at_every_level() {
-        for simd in SimdLevel::available() {
+    fn every_size_is_transposed_by_every_instruction_set() {
+        for isa in Isa::available() {
             for (count, columns) in [(1, 1), (3, 5), (4, 4), (4, 9), (11, 64), (32, 80), (33, 3)] {
                 let (stride, out_stride) = (columns + 2, count + 3);
                 let rows: Vec<f32> = (0..count * stride).map(|x| x as f32).collect();
                 let mut out = vec![-1.0; columns * out_stride];
-                simd.transpose(&rows, stride, [count, columns], 2.0, &mut out, out_stride);
+                transpose(isa, &rows, stride, [count, columns], 2.0, &mut out, out_stride);
                 for (i, x) in out.iter().enumerate() {
                     let (column, row) = (i / out_stride, i % out_stride);
                     let expected = if row < count { 2.0 * (row * stride + column) as f32 } else { -1.0 };
-                    assert_eq!(*x, expected, "{simd}: {count} x {columns}, [{column}][{row}]");
+                    assert_eq!(*x, expected, "{isa}: {count} x {columns}, [{column}][{row}]");
                 }
             }
         }

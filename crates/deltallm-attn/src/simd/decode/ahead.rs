@@ -1,6 +1,9 @@
 //! Memory that will be needed soon.
 
-use super::lanes::Lanes;
+use deltallm_simd::{
+    prefetch::{LINE, prefetch, prefetch_l2},
+    tuning::NEAR_BYTES,
+};
 
 /// Some adjacent memory to ask for, a little with every step of a loop: a page of the cache begins wherever the allocator put
 /// it, which the hardware's own prefetching learns too late.
@@ -34,19 +37,19 @@ impl Ahead {
     pub(super) fn steps(self, steps: usize) -> Steps {
         let lines = self.bytes.div_ceil(LINE);
         let lines_per_step = lines.div_ceil(steps.max(1));
-        Steps { next: self.start, lines, lines_per_step, near: self.bytes <= NEAR }
+        Steps { next: self.start, lines, lines_per_step, near: self.bytes <= NEAR_BYTES }
     }
 
     /// Asks for the picked rows of `bytes` bytes each, all at once.
     #[inline(always)]
-    pub(super) fn prefetch_rows<S: Lanes>(self, simd: S, picks: &[u8], bytes: usize) {
+    pub(super) fn prefetch_rows(self, picks: &[u8], bytes: usize) {
         for pick in picks {
             let row = self.start.wrapping_add(usize::from(*pick) * bytes);
-            simd.prefetch_l2(row);
+            prefetch_l2(row);
             // A row may begin anywhere in a line: its last byte may need one line more.
             let mut byte = LINE.min(bytes - 1);
             while byte < bytes {
-                simd.prefetch_l2(row.wrapping_add(byte));
+                prefetch_l2(row.wrapping_add(byte));
                 byte = if byte == bytes - 1 { bytes } else { (byte + LINE).min(bytes - 1) };
             }
         }
@@ -64,21 +67,15 @@ pub(super) struct Steps {
 impl Steps {
     /// Asks for the next part.
     #[inline(always)]
-    pub(super) fn prefetch<S: Lanes>(&mut self, simd: S) {
+    pub(super) fn prefetch(&mut self) {
         let lines = self.lines_per_step.min(self.lines);
         for _ in 0..lines {
             match self.near {
-                true => simd.prefetch(self.next),
-                false => simd.prefetch_l2(self.next),
+                true => prefetch(self.next),
+                false => prefetch_l2(self.next),
             }
             self.next = self.next.wrapping_add(LINE);
         }
         self.lines -= lines;
     }
 }
-
-/// Bytes of a block that may go into the L1 cache.
-const NEAR: usize = 4096;
-
-/// Bytes of a cache line.
-const LINE: usize = 64;

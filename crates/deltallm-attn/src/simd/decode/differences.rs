@@ -1,6 +1,6 @@
 //! Differences of 8-bit codes: from half a byte, as they are stored, to a byte, as they are added.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{expand::padded, grow};
 
@@ -14,8 +14,13 @@ pub(super) struct Differences {
 
 impl Differences {
     /// Reads those of [`deltallm_core::BlockCodes::Int8`]: 0 in `packed` stands for the next one of `wide`.
+    pub(super) fn unpack(&mut self, isa: Isa, packed: &[u8], wide: &[i8]) -> &[i8] {
+        dispatch!(isa, simd => self.unpack_vectors(simd, packed, wide));
+        &self.bytes
+    }
+
     #[inline(always)]
-    pub(super) fn unpack<S: Simd>(&mut self, simd: S, packed: &[u8], wide: &[i8]) -> &[i8] {
+    fn unpack_vectors<S: Simd>(&mut self, simd: S, packed: &[u8], wide: &[i8]) {
         let lanes = S::u8s::LEN;
         self.wide.clear();
         self.wide.extend_from_slice(wide);
@@ -35,21 +40,19 @@ impl Differences {
                 done = wide.len().min(done + is_wide.to_bitmask().count_ones() as usize);
             }
         }
-        &self.bytes
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SimdLevel;
 
     #[test]
-    fn every_difference_comes_back_at_every_level_and_length() {
+    fn every_difference_comes_back_for_every_instruction_set_and_length() {
         // Wide ones more often than in keys.
         let all: Vec<i8> =
             (0..400_i32).map(|i| if i % 3 == 0 { (i * 37) as i8 } else { (i * 5 % 17 - 8) as i8 }).collect();
-        for level in SimdLevel::available() {
+        for isa in Isa::available() {
             let mut differences = Differences::default();
             for count in (0..all.len()).rev().step_by(3).chain([1, 0]) {
                 let all = &all[..count];
@@ -57,8 +60,8 @@ mod tests {
                 let packed: Vec<u8> =
                     all.chunks(2).map(|pair| nibble(pair.first()) | nibble(pair.get(1)) << 4).collect();
                 let wide: Vec<i8> = all.iter().copied().filter(|x| !(-7..8).contains(x) || *x == 0).collect();
-                let unpacked = level.unpack(&packed, &wide, &mut differences);
-                assert_eq!(unpacked[..count], *all, "{level}: {count} differences");
+                let unpacked = differences.unpack(isa, &packed, &wide);
+                assert_eq!(unpacked[..count], *all, "{isa}: {count} differences");
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Scores of rows of keys: the dot products of each with the queries of a group.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::fearless_simd::prelude::*;
 
 use super::{
     ahead::Ahead,
@@ -37,7 +37,7 @@ impl<S: Lanes, R: Rows> Pass<S> for Dots<'_, R> {
         let mut ahead = std::mem::take(&mut self.ahead).steps(count.div_ceil(4));
         for first in (0..count).step_by(4) {
             let here = (count - first).min(4);
-            ahead.prefetch(simd);
+            ahead.prefetch();
             // The last rows stand in for those that would follow them.
             let rows = self.rows;
             let at = |i: usize| rows.row(first + i.min(here - 1), channels);

@@ -1,6 +1,6 @@
 //! From masks and packed new values to rows of keys.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::fearless_simd::prelude::*;
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 pub(super) mod avx512;

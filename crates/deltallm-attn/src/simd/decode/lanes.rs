@@ -1,12 +1,14 @@
-//! The few vector operations that decoding needs and `fearless_simd` has no name for, per level.
+//! The few vector operations that decoding needs and `fearless_simd` has no name for, by instruction set.
 
 #[cfg(target_arch = "aarch64")]
 mod aarch64;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod x86;
 
-use fearless_simd::{Fallback, prelude::*};
-use half::{bf16, f16};
+use deltallm_simd::{
+    convert::Convert,
+    fearless_simd::{Fallback, prelude::*},
+};
 
 use super::{
     ahead::Ahead,
@@ -15,15 +17,6 @@ use super::{
     rows::Int8Rows,
 };
 use crate::decode::BLOCK;
-
-/// A finite f16 as f32; `f16::to_f32` asks for the CPU's features every time.
-#[inline(always)]
-pub(super) fn finite(x: f16) -> f32 {
-    // Exponent and fraction in their places; the product puts the bias of the exponent right, also for denormals.
-    let bits = u32::from(x.to_bits());
-    let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-    f32::from_bits(magnitude.to_bits() | (bits & 0x8000) << 16)
-}
 
 /// Where the scores of keys of 8 bits go, and what they are for.
 #[cfg_attr(
@@ -42,28 +35,13 @@ pub(super) struct ToScore<'a> {
     pub(super) out: &'a mut [f32],
 }
 
-/// Conversions, sums and expansions; every slice of numbers to convert is one vector of f32 long.
-pub(super) trait Lanes: Simd {
+/// Sums and expansions; every slice of numbers to convert is one vector of f32 long.
+pub(super) trait Lanes: Convert {
     /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
     const HEADS: usize;
 
     /// Registers of vectors.
     const REGISTERS: usize;
-
-    /// binary16 to f32.
-    fn f16s(self, x: &[f16]) -> Self::f32s {
-        Self::f32s::from_fn(self, |i| finite(x[i]))
-    }
-
-    /// bfloat16 to f32.
-    fn bf16s(self, x: &[bf16]) -> Self::f32s {
-        Self::f32s::from_fn(self, |i| f32::from_bits(u32::from(x[i].to_bits()) << 16))
-    }
-
-    /// Signed bytes to f32.
-    fn i8s(self, x: &[i8]) -> Self::f32s {
-        Self::f32s::from_fn(self, |i| f32::from(x[i]))
-    }
 
     /// The low or the high halves of bytes to f32, unsigned, less 8.
     fn nibbles(self, x: &[u8], high: bool) -> Self::f32s {
@@ -115,16 +93,6 @@ pub(super) trait Lanes: Simd {
             *number = rest.trailing_zeros() as u8;
             rest &= rest.wrapping_sub(1);
         }
-    }
-
-    /// Asks for the cache line at an address.
-    fn prefetch(self, address: *const u8) {
-        let _ = address;
-    }
-
-    /// The same for the L2 cache.
-    fn prefetch_l2(self, address: *const u8) {
-        let _ = address;
     }
 }
 

@@ -7,15 +7,17 @@ use std::arch::x86::*;
 use std::arch::x86_64::*;
 
 use deltallm_core::GROUP;
-use fearless_simd::{Avx2, f32x4, f32x8, i8x16, i16x16, i32x8, kernel, prelude::*};
-
+use deltallm_simd::{
+    convert::finite_f16_to_f32,
+    fearless_simd::{Avx2, f32x4, f32x8, i8x16, i16x16, i32x8, kernel, prelude::*},
+};
 use half::f16;
 
 use super::{
     ahead::Ahead,
     dots::store,
     expand::{Masked, padded, row_stride},
-    lanes::{Lanes, ToScore, finite},
+    lanes::{Lanes, ToScore},
     passes::{Pass, in_passes},
     queries::{Codes, WORD},
     rows::Int8Rows,
@@ -33,7 +35,7 @@ pub(super) fn delta_scores(simd: Avx2, block: Masked<i8>, to: ToScore, keys: &mu
     let (rows, count) = (&keys[to.skip * stride..], block.tokens() - to.skip);
     // Somewhere in the loop over the rows is early enough.
     let [masks, ahead] = to.ahead;
-    masks.steps(1).prefetch(simd);
+    masks.steps(1).prefetch();
     in_passes(
         simd,
         to.queries.scales.len(),
@@ -85,7 +87,7 @@ impl Pass<Avx2> for Products<'_> {
         let mut ahead = ahead.steps(count.div_ceil(4));
         for first in (0..count).step_by(4) {
             let here = (count - first).min(4);
-            ahead.prefetch(simd);
+            ahead.prefetch();
             // The last rows stand in for those that would follow them.
             let numbers = [0, 1, 2, 3].map(
                 #[inline(always)]
@@ -149,7 +151,7 @@ fn scaled<const G: usize>(
             let row = &rows[i][at..at + GROUP];
             let low = widen(simd, i8x16::from_slice(simd, &row[..STEP]));
             let high = widen(simd, i8x16::from_slice(simd, &row[STEP..]));
-            let scale = finite(scales[i][at / GROUP]);
+            let scale = finite_f16_to_f32(scales[i][at / GROUP]);
             for (sums, query) in sums.iter_mut().zip(queries) {
                 let sum = add_products(simd, zero(simd), low, codes(simd, query, at));
                 let sum = add_products(simd, sum, high, codes(simd, query, at + STEP));

@@ -21,52 +21,24 @@ mod values;
 mod vnni;
 
 use deltallm_core::{BlockCodes, DeltaBlock};
-use fearless_simd::{Fallback, Level, prelude::*};
+use deltallm_simd::{Isa, convert::finite_f16_to_f32, dispatch, fearless_simd::prelude::*};
 use half::{
     bf16, f16,
     slice::{HalfBitsSliceExt, HalfFloatSliceExt},
 };
 
-use super::SimdLevel;
 use crate::decode::BLOCK;
 use ahead::Ahead;
 use differences::Differences;
 use dots::Dots;
 use expand::Masked;
-use lanes::{Lanes, ToScore, finite};
+use lanes::{Lanes, ToScore};
 use passes::in_passes;
 use queries::{CodedQueries, MOST_CHANNELS};
 use rows::{Int4Kernel, Int8Kernel, lanes};
 pub(crate) use rows::{Int4Rows, Int8Rows, StoredRows, Strided};
-pub(crate) use select::{Kept, Softmax};
+pub(crate) use select::{Kept, Softmax, select};
 use values::Weighted;
-
-/// Runs an expression with the token of a level, inside a function compiled for it.
-macro_rules! dispatch {
-    ($level:expr, $simd:ident => $op:expr) => {
-        match $level {
-            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            Level::Avx512($simd) => $simd.vectorize(
-                #[inline(always)]
-                || $op,
-            ),
-            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            Level::Avx2($simd) => $simd.vectorize(
-                #[inline(always)]
-                || $op,
-            ),
-            #[cfg(target_arch = "aarch64")]
-            Level::Neon($simd) => $simd.vectorize(
-                #[inline(always)]
-                || $op,
-            ),
-            _ => {
-                let $simd = Fallback::new();
-                $op
-            }
-        }
-    };
-}
 
 /// Channels are padded to a multiple of this, the longest vector of any level.
 pub(crate) const CHANNELS: usize = 16;
@@ -109,217 +81,192 @@ pub(crate) struct Scoring<'a> {
     pub(crate) scores: &'a mut [f32],
 }
 
-impl SimdLevel {
-    /// Scores of `count` rows, the first of which is the block's key `at`. The memory of the rows `ahead` is asked for.
-    pub(crate) fn decode_scores(
-        self,
-        rows: StoredRows,
-        ahead: Option<StoredRows>,
-        count: usize,
-        at: usize,
-        to: &mut Scoring,
-        scratch: &mut KernelScratch,
-    ) {
-        let KernelScratch { scales, coded, .. } = scratch;
-        let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
-        let memory = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
-        let ahead = memory[0];
-        match rows {
-            StoredRows::F32(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
-            StoredRows::F16(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
-            StoredRows::Bf16(rows) => self.dots(Dots { rows, count, ahead, queries, channels, out }),
-            StoredRows::Int8(rows) => {
-                if channels <= MOST_CHANNELS {
-                    self.prepare(coded, queries, channels, &[], 1.0);
-                    let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
-                    if dispatch!(self.level, simd => simd.int8_scores(rows, count, to)) {
-                        return;
-                    }
-                }
-                let rows = Int8Kernel { codes: rows.codes, scales: self.convert(rows.scales, scales) };
-                self.dots(Dots { rows, count, ahead, queries, channels, out });
-            }
-            StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
-                let rows = Int4Kernel { codes, scales: self.convert(stored, scales) };
-                self.dots(Dots { rows, count, ahead, queries, channels, out });
-            }
-        }
-    }
-
-    /// A function of its own for every form of rows: one for all of them takes minutes to compile.
-    fn dots<R: rows::Rows>(self, mut dots: Dots<R>) {
-        let heads = dots.queries.len() / dots.channels;
-        dispatch!(self.level, simd => in_passes(simd, heads, &mut dots));
-    }
-
-    /// See [`CodedQueries::prepare`].
-    fn prepare(self, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
-        if !coded.are_for(factor) {
-            dispatch!(self.level, simd => {
-                let _ = simd;
-                coded.prepare(queries, channels, steps, factor);
-            });
-        }
-    }
-
-    /// See [`Differences::unpack`].
-    fn unpack<'a>(self, packed: &[u8], wide: &[i8], differences: &'a mut Differences) -> &'a [i8] {
-        dispatch!(self.level, simd => differences.unpack(simd, packed, wide))
-    }
-
-    /// f16 scales as f32.
-    fn convert<'a>(self, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
-        dispatch!(self.level, simd => convert(simd, stored, scales))
-    }
-
-    /// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
-    ///
-    /// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
-    /// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
-    pub(crate) fn decode_delta_scores(
-        self,
-        block: DeltaBlock,
-        ahead: Option<DeltaBlock>,
-        skip: usize,
-        count: usize,
-        to: &mut Scoring,
-        scratch: &mut KernelScratch,
-    ) {
-        let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
-        let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
-        let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
-        let ahead = memory[1];
-        if !matches!(block.codes, BlockCodes::Int8 { .. }) {
-            dispatch!(self.level, simd => memory[0].steps(1).prefetch(simd));
-        }
-        match block.codes {
-            BlockCodes::F32 { frame, values } => {
-                let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
-                let stride = keys.room(f32s);
-                dispatch!(self.level, simd => simd.expand_f32(keys, f32s));
-                let rows = Strided { data: &f32s[skip * stride..], stride };
-                self.dots(Dots { rows, count, ahead, queries, channels, out });
-            }
-            BlockCodes::F16 { frame, values } => {
-                let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
-                let stride = keys.room(halves);
-                dispatch!(self.level, simd => simd.expand_u16(keys, halves));
-                let data: &[f16] = halves[skip * stride..].reinterpret_cast();
-                let rows = Strided { data, stride };
-                self.dots(Dots { rows, count, ahead, queries, channels, out });
-            }
-            BlockCodes::Bf16 { frame, values } => {
-                let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
-                let stride = keys.room(halves);
-                dispatch!(self.level, simd => simd.expand_u16(keys, halves));
-                let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
-                let rows = Strided { data, stride };
-                self.dots(Dots { rows, count, ahead, queries, channels, out });
-            }
-            BlockCodes::Int8 { frame, differences: packed, wide, steps, factor, escapes } => {
-                dispatch!(self.level, simd => {
-                    if let Some(DeltaBlock { codes: BlockCodes::Int8 { frame, wide, .. }, .. }) = ahead_block {
-                        // A few lines, one allocation.
-                        Ahead::of(frame).and(wide).steps(1).prefetch(simd);
-                    }
-                });
-                let values = self.unpack(packed, wide, differences);
-                let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
-                self.prepare(coded, queries, channels, steps, factor);
-                let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
-                let done = channels <= MOST_CHANNELS
-                    && dispatch!(self.level, simd => simd.delta_scores(keys, to, bytes));
-                if !done {
-                    let stride = keys.room(bytes);
-                    dispatch!(self.level, simd => {
-                        simd.expand_i8(keys, bytes);
-                        coded.times_steps(queries, channels, steps, factor);
-                    });
-                    let rows = Strided { data: &bytes[skip * stride..], stride };
-                    self.dots(Dots { rows, count, ahead, queries: &coded.exact, channels, out });
-                }
-                for escape in escapes {
-                    let first = usize::from(escape.from).max(skip);
-                    let last = usize::from(escape.to).min(skip + count);
-                    for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
-                        let more = query[usize::from(escape.channel)] * escape.residual;
-                        let scores = out.get_mut(first - skip..last.max(first) - skip).unwrap_or_default();
-                        scores.iter_mut().for_each(|score| *score += more);
-                    }
+/// Scores of `count` rows, the first of which is the block's key `at`. The memory of the rows `ahead` is asked for.
+pub(crate) fn scores(
+    isa: Isa,
+    rows: StoredRows,
+    ahead: Option<StoredRows>,
+    count: usize,
+    at: usize,
+    to: &mut Scoring,
+    scratch: &mut KernelScratch,
+) {
+    let KernelScratch { scales, coded, .. } = scratch;
+    let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
+    let memory = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
+    let ahead = memory[0];
+    match rows {
+        StoredRows::F32(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::F16(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::Bf16(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::Int8(rows) => {
+            if channels <= MOST_CHANNELS {
+                prepare(isa, coded, queries, channels, &[], 1.0);
+                let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
+                if dispatch!(isa, simd => simd.int8_scores(rows, count, to)) {
+                    return;
                 }
             }
-            // Not reached: there are no other codes.
-            _ => {}
+            let rows = Int8Kernel { codes: rows.codes, scales: to_f32(isa, rows.scales, scales) };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
+            let rows = Int4Kernel { codes, scales: to_f32(isa, stored, scales) };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
     }
+}
 
-    /// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK]`, `sums`
-    /// `[group, channels]`. The memory of the rows `ahead` is asked for.
-    #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-    pub(crate) fn decode_values(
-        self,
-        rows: StoredRows,
-        ahead: Option<StoredRows>,
-        picks: &[u8],
-        weights: &[f32],
-        sums: &mut [f32],
-        channels: usize,
-        scratch: &mut KernelScratch,
-    ) {
-        let scales = &mut scratch.scales;
-        let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
-        match rows {
-            StoredRows::F32(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
-            StoredRows::F16(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
-            StoredRows::Bf16(rows) => self.weigh(Weighted { rows, picks, ahead, weights, sums, channels }),
-            StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(self.level, simd => {
-                let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
-                let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
-                weigh(simd, weighted);
-            }),
-            StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(self.level, simd => {
-                let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
-                let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
-                weigh(simd, weighted);
-            }),
-        }
-    }
+/// A function of its own for every form of rows: one for all of them takes minutes to compile.
+fn score_rows<R: rows::Rows>(isa: Isa, mut dots: Dots<R>) {
+    let heads = dots.queries.len() / dots.channels;
+    dispatch!(isa, simd => in_passes(simd, heads, &mut dots));
+}
 
-    /// A function of its own for every form of rows, like [`dots`](Self::dots).
-    fn weigh<R: rows::Rows>(self, weighted: Weighted<R>) {
-        dispatch!(self.level, simd => weigh(simd, weighted));
-    }
-
-    /// Asks for the memory of the picked rows.
-    pub(crate) fn decode_prefetch(self, rows: StoredRows, picks: &[u8], channels: usize) {
-        dispatch!(self.level, simd => {
-            match rows {
-                StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(simd, picks, rows.stride * 4),
-                StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(simd, picks, rows.stride * 2),
-                StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(simd, picks, rows.stride * 2),
-                StoredRows::Int8(rows) => {
-                    Ahead::of(rows.codes).prefetch_rows(simd, picks, channels);
-                    Ahead::of(rows.scales).steps(1).prefetch(simd);
-                }
-                StoredRows::Int4(rows) => {
-                    Ahead::of(rows.codes).prefetch_rows(simd, picks, channels / 2);
-                    Ahead::of(rows.scales).steps(1).prefetch(simd);
-                }
-            }
+/// See [`CodedQueries::prepare`].
+fn prepare(isa: Isa, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+    if !coded.are_for(factor) {
+        dispatch!(isa, simd => {
+            coded.prepare(queries, channels, steps, factor);
         });
     }
+}
 
-    /// See [`select::select`].
-    pub(crate) fn decode_select(
-        self,
-        scores: &[f32],
-        candidates: u64,
-        thresholds: Option<&[f32]>,
-        weights: &mut [f32],
-        state: &mut Softmax,
-        kept: &mut Kept,
-    ) {
-        dispatch!(self.level, simd => select::select(simd, scores, candidates, thresholds, weights, state, kept));
+/// f16 scales as f32.
+fn to_f32<'a>(isa: Isa, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+    dispatch!(isa, simd => convert(simd, stored, scales))
+}
+
+/// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
+///
+/// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
+/// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
+pub(crate) fn delta_scores(
+    isa: Isa,
+    block: DeltaBlock,
+    ahead: Option<DeltaBlock>,
+    skip: usize,
+    count: usize,
+    to: &mut Scoring,
+    scratch: &mut KernelScratch,
+) {
+    let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
+    let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
+    let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
+    let ahead = memory[1];
+    if !matches!(block.codes, BlockCodes::Int8 { .. }) {
+        memory[0].steps(1).prefetch();
+    }
+    match block.codes {
+        BlockCodes::F32 { frame, values } => {
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+            let stride = keys.room(f32s);
+            dispatch!(isa, simd => simd.expand_f32(keys, f32s));
+            let rows = Strided { data: &f32s[skip * stride..], stride };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        BlockCodes::F16 { frame, values } => {
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+            let stride = keys.room(halves);
+            dispatch!(isa, simd => simd.expand_u16(keys, halves));
+            let data: &[f16] = halves[skip * stride..].reinterpret_cast();
+            let rows = Strided { data, stride };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        BlockCodes::Bf16 { frame, values } => {
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+            let stride = keys.room(halves);
+            dispatch!(isa, simd => simd.expand_u16(keys, halves));
+            let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
+            let rows = Strided { data, stride };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        BlockCodes::Int8 { frame, differences: packed, wide, steps, factor, escapes } => {
+            if let Some(DeltaBlock { codes: BlockCodes::Int8 { frame, wide, .. }, .. }) = ahead_block {
+                // A few lines, one allocation.
+                Ahead::of(frame).and(wide).steps(1).prefetch();
+            }
+            let values = differences.unpack(isa, packed, wide);
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+            prepare(isa, coded, queries, channels, steps, factor);
+            let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
+            let done =
+                channels <= MOST_CHANNELS && dispatch!(isa, simd => simd.delta_scores(keys, to, bytes));
+            if !done {
+                let stride = keys.room(bytes);
+                dispatch!(isa, simd => {
+                    simd.expand_i8(keys, bytes);
+                    coded.times_steps(queries, channels, steps, factor);
+                });
+                let rows = Strided { data: &bytes[skip * stride..], stride };
+                score_rows(isa, Dots { rows, count, ahead, queries: &coded.exact, channels, out });
+            }
+            for escape in escapes {
+                let first = usize::from(escape.from).max(skip);
+                let last = usize::from(escape.to).min(skip + count);
+                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
+                    let more = query[usize::from(escape.channel)] * escape.residual;
+                    let scores = out.get_mut(first - skip..last.max(first) - skip).unwrap_or_default();
+                    scores.iter_mut().for_each(|score| *score += more);
+                }
+            }
+        }
+        // Not reached: there are no other codes.
+        _ => {}
+    }
+}
+
+/// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK]`, `sums`
+/// `[group, channels]`. The memory of the rows `ahead` is asked for.
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
+pub(crate) fn add_values(
+    isa: Isa,
+    rows: StoredRows,
+    ahead: Option<StoredRows>,
+    picks: &[u8],
+    weights: &[f32],
+    sums: &mut [f32],
+    channels: usize,
+    scratch: &mut KernelScratch,
+) {
+    let scales = &mut scratch.scales;
+    let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
+    match rows {
+        StoredRows::F32(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::F16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::Bf16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(isa, simd => {
+            let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
+            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+            weigh(simd, weighted);
+        }),
+        StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(isa, simd => {
+            let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
+            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+            weigh(simd, weighted);
+        }),
+    }
+}
+
+/// A function of its own for every form of rows, like [`score_rows`].
+fn add_rows<R: rows::Rows>(isa: Isa, weighted: Weighted<R>) {
+    dispatch!(isa, simd => weigh(simd, weighted));
+}
+
+/// Asks for the memory of the picked rows.
+pub(crate) fn prefetch(rows: StoredRows, picks: &[u8], channels: usize) {
+    match rows {
+        StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 4),
+        StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
+        StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
+        StoredRows::Int8(rows) => {
+            Ahead::of(rows.codes).prefetch_rows(picks, channels);
+            Ahead::of(rows.scales).steps(1).prefetch();
+        }
+        StoredRows::Int4(rows) => {
+            Ahead::of(rows.codes).prefetch_rows(picks, channels / 2);
+            Ahead::of(rows.scales).steps(1).prefetch();
+        }
     }
 }
 
@@ -365,7 +312,7 @@ fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &
         simd.f16s(x).store_slice(out);
     }
     for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {
-        *out = finite(*x);
+        *out = finite_f16_to_f32(*x);
     }
     &scales[..stored.len()]
 }

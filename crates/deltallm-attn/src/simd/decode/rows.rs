@@ -1,7 +1,7 @@
 //! The forms in which rows of keys and values are stored, and how a vector of f32 is made of each.
 
 use deltallm_core::GROUP;
-use fearless_simd::prelude::*;
+use deltallm_simd::fearless_simd::prelude::*;
 use half::{bf16, f16};
 
 use super::lanes::Lanes;

@@ -1,9 +1,9 @@
 //! From the scores of a block to weights: which values count, and a step of the online softmax. Keys along the lanes.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
 use super::{lanes::Lanes, rows::lanes};
-use crate::{decode::BLOCK, simd::exp::exp2};
+use crate::decode::BLOCK;
 
 /// The keys of a block whose values count.
 #[derive(Debug)]
@@ -43,8 +43,20 @@ pub(crate) struct Softmax<'a> {
 /// Moves the scores of the keys that count to the front of `weights` (both are `[heads, BLOCK]`), makes weights of them, and
 /// brings `state` up to date. Bit `i` of `candidates`, of which there is one, is key `i`; with `thresholds` a value counts if its score
 /// is above that of any head.
+pub(crate) fn select(
+    isa: Isa,
+    scores: &[f32],
+    candidates: u64,
+    thresholds: Option<&[f32]>,
+    weights: &mut [f32],
+    state: &mut Softmax,
+    kept: &mut Kept,
+) {
+    dispatch!(isa, simd => select_block(simd, scores, candidates, thresholds, weights, state, kept));
+}
+
 #[inline(always)]
-pub(super) fn select<S: Lanes>(
+fn select_block<S: Lanes>(
     simd: S,
     scores: &[f32],
     candidates: u64,
@@ -143,46 +155,40 @@ fn raise<S: Lanes>(simd: S, best: f32, max: &mut f32, total: &mut f32, sums: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SimdLevel;
 
     /// Scores of two heads, the keys kept of `tokens`, and the state after that.
-    fn selected(
-        level: SimdLevel,
-        scores: &[f32],
-        tokens: u64,
-        thresholds: Option<&[f32]>,
-    ) -> (Kept, Vec<f32>) {
+    fn selected(isa: Isa, scores: &[f32], tokens: u64, thresholds: Option<&[f32]>) -> (Kept, Vec<f32>) {
         let (mut weights, mut kept) = (vec![0.0; 2 * BLOCK], Kept::default());
         let (mut max, mut total, mut sums) = ([0.0; 2], [0.0; 2], [0.0; 32]);
         let mut state = Softmax { max: &mut max, total: &mut total, sums: &mut sums };
-        level.decode_select(scores, tokens, thresholds, &mut weights, &mut state, &mut kept);
+        select(isa, scores, tokens, thresholds, &mut weights, &mut state, &mut kept);
         (kept, total.to_vec())
     }
 
     #[test]
     fn a_key_is_kept_if_any_head_has_it_above_its_threshold_or_not_a_number() {
-        for level in SimdLevel::available() {
+        for isa in Isa::available() {
             let mut scores = [-9.0; 2 * BLOCK];
             for (head, key, score) in [(0, 3, -1.0), (1, 17, -2.0), (0, 40, f32::NAN), (1, 63, 0.0)] {
                 scores[head * BLOCK + key] = score;
             }
-            let (kept, total) = selected(level, &scores, u64::MAX, Some(&[-5.0, -5.0]));
-            assert_eq!(kept.numbers(), [3, 17, 40, 63], "{level}");
-            assert!(total[0].is_nan() && !total[1].is_nan(), "{level}: {total:?}");
+            let (kept, total) = selected(isa, &scores, u64::MAX, Some(&[-5.0, -5.0]));
+            assert_eq!(kept.numbers(), [3, 17, 40, 63], "{isa}");
+            assert!(total[0].is_nan() && !total[1].is_nan(), "{isa}: {total:?}");
             // Beyond the last token there is nothing, whatever stands there.
-            let (kept, _) = selected(level, &scores, (1 << 17) - 1, Some(&[-5.0, -5.0]));
-            assert_eq!((kept.numbers(), kept.bits), (&[3][..], 1 << 3), "{level}");
-            assert!(selected(level, &scores, 7, Some(&[-5.0, -5.0])).0.numbers().is_empty(), "{level}");
+            let (kept, _) = selected(isa, &scores, (1 << 17) - 1, Some(&[-5.0, -5.0]));
+            assert_eq!((kept.numbers(), kept.bits), (&[3][..], 1 << 3), "{isa}");
+            assert!(selected(isa, &scores, 7, Some(&[-5.0, -5.0])).0.numbers().is_empty(), "{isa}");
         }
     }
 
     #[test]
     fn weights_of_any_number_of_keys_add_up() {
-        for level in SimdLevel::available() {
+        for isa in Isa::available() {
             for count in 1..=BLOCK {
-                let (kept, total) = selected(level, &[-1.0; 2 * BLOCK], u64::MAX >> (BLOCK - count), None);
+                let (kept, total) = selected(isa, &[-1.0; 2 * BLOCK], u64::MAX >> (BLOCK - count), None);
                 assert_eq!(kept.numbers().len(), count);
-                assert!((total[0] - 0.5 * count as f32).abs() < 1e-4, "{level}: {count} keys, {total:?}");
+                assert!((total[0] - 0.5 * count as f32).abs() < 1e-4, "{isa}: {count} keys, {total:?}");
             }
         }
     }

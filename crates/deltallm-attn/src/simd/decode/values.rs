@@ -1,6 +1,6 @@
 //! The weighted sum of rows of values.
 
-use fearless_simd::prelude::*;
+use deltallm_simd::fearless_simd::prelude::*;
 
 use super::{
     ahead::Ahead,
@@ -65,7 +65,7 @@ impl<R: Rows> Weighted<'_, R> {
         let mut ahead = std::mem::take(&mut self.ahead).steps(picks.len());
         for (i, pick) in picks.iter().enumerate() {
             let row = rows.row(usize::from(*pick), channels);
-            ahead.prefetch(simd);
+            ahead.prefetch();
             let mut weight = [S::f32s::splat(simd, 0.0); G];
             for (weight, row) in weight.iter_mut().zip(rows_of_weights) {
                 *weight = S::f32s::splat(simd, row[i]);

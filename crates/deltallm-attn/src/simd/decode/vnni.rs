@@ -13,13 +13,16 @@ use std::arch::x86::*;
 use std::arch::x86_64::*;
 
 use deltallm_core::GROUP;
-use fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u8x64};
+use deltallm_simd::{
+    convert::Convert,
+    fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u8x64},
+};
 use half::f16;
 
 use super::{
     ahead::Steps,
     expand::{Masked, padded},
-    lanes::{Lanes, ToScore},
+    lanes::ToScore,
     passes::{Pass, in_passes},
     queries::{Codes, WORD},
     rows::Int8Rows,
@@ -107,7 +110,7 @@ impl<const W: usize> Pass<Avx512> for Deltas<'_, W> {
         let tokens = keys.masks.len();
         let mut ahead = self.to.ahead(tokens);
         for first in (0..tokens).step_by(KEYS) {
-            ahead.iter_mut().for_each(|ahead| ahead.prefetch(simd));
+            ahead.iter_mut().for_each(|ahead| ahead.prefetch());
             let Some(masks) = keys.next_masks(first) else { return };
             let mut sums = [[zero(simd); 2]; G];
             for word in 0..W {
@@ -223,7 +226,7 @@ impl<const W: usize> Pass<Avx512> for Plain<'_, W> {
         let Some((codes, scales)) = self.to.queries::<W, G>(head) else { return };
         let mut ahead = self.to.ahead(self.count);
         for first in (0..self.count).step_by(KEYS) {
-            ahead.iter_mut().for_each(|ahead| ahead.prefetch(simd));
+            ahead.iter_mut().for_each(|ahead| ahead.prefetch());
             let row_scales = self.scales(simd, first);
             let mut last_rows = [0; 2 * WORD * KEYS];
             let held = &self.rows.codes[first * W * WORD..];

@@ -13,53 +13,21 @@
 //! and by the inequality of Cauchy and Schwarz the last two terms are at most `|e| |code| + |q step| |r / step|`. The norms
 //! of the queries are taken per query, those of the keys as the largest of a block.
 
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "intrinsics that read memory; every block says why it is sound")]
-#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
-mod x86;
-
 #[cfg(target_arch = "aarch64")]
-#[expect(unsafe_code, reason = "intrinsics that read memory, and assembly; every block says why it is sound")]
-#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
 mod aarch64;
+#[cfg(target_arch = "x86_64")]
+mod x86;
 
 use std::ops::Range;
 
 use deltallm_core::BLOCK_TOKENS;
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{Isa, dispatch, dot::ByteKernel, fearless_simd::prelude::*, math::ROUND};
 
-/// The instructions that multiply.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Dots {
-    /// Portable loops: there for their answers and not for their speed.
-    Portable,
-    /// AVX512-VNNI; only [`Filter::avx512`] makes it.
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    /// AVX-VNNI; only [`Filter::avx2`] makes it.
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    /// The dot products of Arm; only [`Filter::neon`] makes it.
-    #[cfg(target_arch = "aarch64")]
-    Neon,
-}
-
-impl Dots {
-    /// What is added to the codes of keys: the instructions of x86 take one of their factors without a sign.
-    fn shift(self) -> f32 {
-        match self {
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => 0.0,
-            _ => 128.0,
-        }
-    }
-}
-
-/// A first pass at one level.
+/// A first pass with one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct Filter {
-    dots: Dots,
-    level: Level,
+    isa: Isa,
+    dots: ByteKernel,
 }
 
 /// Keys of one kv head as 8-bit codes.
@@ -67,7 +35,7 @@ pub(crate) struct Filter {
 pub(crate) struct KeyCodes {
     /// The tokens that are here.
     tokens: Range<usize>,
-    /// `[tokens, quads]`: four channels a number, each code with [`Dots::shift`] added.
+    /// `[tokens, quads]`: four channels a number, each code with [`Filter::shift`] added.
     quads: Vec<u32>,
     /// `[head_dim]`.
     centers: Vec<f32>,
@@ -96,54 +64,51 @@ pub(crate) struct QueryCodes {
     /// Norms of `q step` and of what its codes leave over.
     norms: Vec<f32>,
     rests: Vec<f32>,
-    /// The sum of the codes times minus [`Dots::shift`]: takes back what was added to the keys'.
+    /// The sum of the codes times minus [`Filter::shift`]: takes back what was added to the keys'.
     offsets: Vec<i32>,
     /// What the sums of a block start from: they end below zero for keys that cannot be above the threshold.
     starts: Vec<i32>,
 }
 
-/// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 /// Beyond the largest sum of products by far, and far from the end of 32 bits.
 const FAR: f32 = 268_435_456.0;
 
 impl Filter {
-    /// Portable loops.
-    pub(super) fn portable(level: Level) -> Self {
-        Self { dots: Dots::Portable, level }
+    /// The first pass over keys whose values may be skipped, if the CPU has the dot products of bytes that make it worth while (or
+    /// the instruction set is there for its answers).
+    pub(crate) fn of(isa: Isa) -> Option<Self> {
+        let dots = ByteKernel::of(isa);
+        let worth_while = match dots {
+            #[cfg(target_arch = "x86_64")]
+            ByteKernel::Avx512(_) | ByteKernel::AvxVnni(_) => true,
+            #[cfg(target_arch = "aarch64")]
+            ByteKernel::DotProd(_) => true,
+            _ => matches!(isa, Isa::Scalar(_)),
+        };
+        worth_while.then_some(Self { isa, dots })
     }
 
-    /// 512-bit instructions, if the CPU has them.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn avx512(level: Level) -> Option<Self> {
-        x86::detect_avx512().then_some(Self { dots: Dots::Avx512, level })
-    }
-
-    /// 256-bit instructions, if the CPU has them.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn avx2(level: Level) -> Option<Self> {
-        x86::detect_avx2().then_some(Self { dots: Dots::Avx2, level })
-    }
-
-    /// 128-bit instructions, if the CPU has them.
-    #[cfg(target_arch = "aarch64")]
-    pub(super) fn neon(level: Level) -> Option<Self> {
-        aarch64::detect().then_some(Self { dots: Dots::Neon, level })
+    /// What is added to the codes of keys: the instructions of x86 take one of their factors without a sign.
+    fn shift(self) -> f32 {
+        match self.dots {
+            #[cfg(target_arch = "aarch64")]
+            ByteKernel::DotProd(_) => 0.0,
+            _ => 128.0,
+        }
     }
 
     /// Codes of the keys `[tokens, head_dim]`; `None` where a channel's range is beyond f32, or too many are to be added up
     /// in 32 bits.
     pub(crate) fn keys(self, tokens: Range<usize>, keys: &[f32], head_dim: usize) -> Option<KeyCodes> {
         let mut out = KeyCodes { tokens, ..KeyCodes::default() };
-        dispatch!(self.level, simd => out.fill(simd, keys, head_dim, self.dots.shift()));
+        dispatch!(self.isa, simd => out.fill(simd, keys, head_dim, self.shift()));
         let finite = out.centers.iter().chain(&out.steps).all(|x| x.is_finite());
         (finite && head_dim <= 4096).then_some(out)
     }
 
     /// Codes of a tile of queries, `[head_dim, lanes]`.
     pub(crate) fn set_queries(self, keys: &KeyCodes, queries: &[f32], lanes: usize, out: &mut QueryCodes) {
-        dispatch!(self.level, simd => out.fill(simd, keys, queries, lanes, self.dots.shift()));
+        dispatch!(self.isa, simd => out.fill(simd, keys, queries, lanes, self.shift()));
     }
 
     /// Appends to `picks` those of `tokens` whose score could be above the threshold in any lane, in order.
@@ -162,17 +127,17 @@ impl Filter {
             let block = start / BLOCK_TOKENS;
             let end = range.end.min((block + 1) * BLOCK_TOKENS);
             let norms = keys.norms[block];
-            dispatch!(self.level, simd => queries.set_starts(simd, norms, thresholds));
+            dispatch!(self.isa, simd => queries.set_starts(simd, norms, thresholds));
             let rows = &keys.quads[start * depth..end * depth];
             let operands = Operands::new(rows, depth, &queries.quads, &queries.starts);
             let mut bits = match self.dots {
-                Dots::Portable => portable(operands),
                 #[cfg(target_arch = "x86_64")]
-                Dots::Avx512 => x86::candidates_avx512(operands),
+                ByteKernel::Avx512(avx512) => x86::candidates_avx512(avx512, operands),
                 #[cfg(target_arch = "x86_64")]
-                Dots::Avx2 => x86::candidates_avx2(operands),
+                ByteKernel::AvxVnni(avx_vnni) => x86::candidates_avx2(avx_vnni, operands),
                 #[cfg(target_arch = "aarch64")]
-                Dots::Neon => aarch64::candidates(operands),
+                ByteKernel::DotProd(dot_prod) => aarch64::candidates(dot_prod, operands),
+                _ => portable(operands),
             };
             while bits != 0 {
                 picks.push(keys.tokens.start + start + bits.trailing_zeros() as usize);

@@ -1,8 +1,8 @@
 use super::*;
-use crate::simd::{SimdLevel, tests::numbers};
+use crate::simd::{lanes, tests::numbers};
 
-fn filters() -> Vec<(SimdLevel, Filter)> {
-    SimdLevel::available().into_iter().filter_map(|simd| simd.filter().map(|filter| (simd, filter))).collect()
+fn filters() -> Vec<(Isa, Filter)> {
+    Isa::available().into_iter().filter_map(|isa| Filter::of(isa).map(|filter| (isa, filter))).collect()
 }
 
 /// Keys whose channels have centers and ranges of their own, as real ones do.
@@ -35,8 +35,8 @@ fn picks(
 
 #[test]
 fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
-    for (simd, filter) in filters() {
-        for (head_dim, lanes, tokens) in [
+    for (isa, filter) in filters() {
+        for (head_dim, width, tokens) in [
             (64, 48_usize, 200),
             (64, 64, 64),
             (64, 96, 130),
@@ -52,9 +52,10 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
             (64, 8, 30),
             (9, 4, 64),
         ] {
-            if !lanes.is_multiple_of(simd.lanes()) {
+            if !width.is_multiple_of(lanes(isa)) {
                 continue;
             }
+            let lanes = width;
             for size in [1.0, 1e-20, 1e15] {
                 let (keys, queries) = (keys(tokens, head_dim, size), numbers(head_dim * lanes, 3));
                 let scores = scores(&keys, &queries, head_dim, lanes);
@@ -75,10 +76,10 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
                     row.iter().zip(&thresholds).any(|(x, limit)| *x > f64::from(*limit))
                 };
                 let wanted: Vec<usize> = range.clone().filter(above).collect();
-                let what = format!("{simd} {head_dim} {lanes} {tokens} {size}: {got:?}, {wanted:?}");
+                let what = format!("{isa} {head_dim} {lanes} {tokens} {size}: {got:?}, {wanted:?}");
                 assert!(wanted.iter().all(|token| got.contains(token)), "{what}");
                 assert!(got.len() <= wanted.len() + range.len() / 3 + 2, "{what}");
-                let portable = Filter { dots: Dots::Portable, ..filter };
+                let portable = Filter { dots: ByteKernel::Scalar, ..filter };
                 let codes = portable.keys(first..first + tokens, &keys, head_dim).unwrap();
                 assert_eq!(got, picks(portable, &codes, range, &queries, &thresholds), "{what}");
             }
@@ -88,37 +89,33 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
 
 #[test]
 fn thresholds_beyond_all_scores_let_nothing_pass_and_those_that_are_no_numbers_everything() {
-    for (simd, filter) in filters() {
+    for (isa, filter) in filters() {
         let (keys, queries) = (keys(70, 16, 1.0), numbers(16 * 16, 3));
         let codes = filter.keys(0..70, &keys, 16).unwrap();
         for (threshold, passed) in [(1e30, 0), (f32::NAN, 70), (f32::NEG_INFINITY, 70), (-1e30, 70)] {
             let got = picks(filter, &codes, 0..70, &queries, &[threshold; 16]);
-            assert_eq!(got.len(), passed, "{simd} {threshold}");
+            assert_eq!(got.len(), passed, "{isa} {threshold}");
         }
     }
 }
 
 #[test]
 fn queries_that_leave_the_range_of_f32_let_everything_pass() {
-    for (simd, filter) in filters() {
+    for (isa, filter) in filters() {
         let keys = keys(70, 16, 1e30);
         let queries: Vec<f32> = numbers(16 * 16, 3).iter().map(|x| x * 1e30).collect();
         let codes = filter.keys(0..70, &keys, 16).unwrap();
-        assert_eq!(picks(filter, &codes, 0..70, &queries, &[1.0; 16]).len(), 70, "{simd}");
+        assert_eq!(picks(filter, &codes, 0..70, &queries, &[1.0; 16]).len(), 70, "{isa}");
     }
 }
 
 #[test]
 fn equal_keys_zeros_and_denormals_have_codes_and_infinite_ranges_none() {
-    for (simd, filter) in filters() {
+    for (isa, filter) in filters() {
         for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
             let codes = filter.keys(0..3, &[x; 3 * 8], 8).unwrap();
             let queries = vec![0.5; 8 * 16];
-            assert_eq!(
-                picks(filter, &codes, 0..3, &queries, &[3.9 * x - 1e-30; 16]),
-                [0, 1, 2],
-                "{simd} {x}"
-            );
+            assert_eq!(picks(filter, &codes, 0..3, &queries, &[3.9 * x - 1e-30; 16]), [0, 1, 2], "{isa} {x}");
         }
         assert!(filter.keys(0..2, &[f32::MAX, 0.0, f32::MIN, 0.0], 2).is_none());
     }

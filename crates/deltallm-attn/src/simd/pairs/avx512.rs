@@ -4,21 +4,16 @@
 
 use std::arch::x86_64::*;
 
+use deltallm_simd::fearless_simd::Avx512;
+
 use super::{LARGEST_WEIGHT, Operands, PairKeys, PairQueries, keep_above};
 
 /// f32 or pairs in a vector.
 const WIDTH: usize = 16;
 
-/// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
-    is_x86_feature_detected!("avx512vnni")
-        && is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq")
-}
-
 /// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
 pub(super) fn scores(
+    _: Avx512,
     keys: &PairKeys,
     picks: &[usize],
     queries: &PairQueries,
@@ -35,13 +30,20 @@ pub(super) fn scores(
     assert!(thresholds.is_none_or(|thresholds| thresholds.len() == lanes));
     let operands = Operands { pair_stride: 1, b: &queries.pairs, lanes, depth };
     let scores = Scores { keys, picks, operands, query_scales: &queries.scales, thresholds };
-    // SAFETY: the CPU has the instructions (`Pairs` is set to them by `detect` alone). The picks are keys of `depth` pairs;
+    // SAFETY: the CPU has the instructions (the token is the proof). The picks are keys of `depth` pairs;
     // scales, `b` and `out` have the lengths checked above.
     unsafe { score_tiles(scores, out, kept) }
 }
 
 /// See [`super::Pairs::accumulate`]. Panics for sizes that do not fit.
-pub(super) fn accumulate(values: &[u32], scales: &[f32], weights: &[u32], lanes: usize, out: &mut [f32]) {
+pub(super) fn accumulate(
+    _: Avx512,
+    values: &[u32],
+    scales: &[f32],
+    weights: &[u32],
+    lanes: usize,
+    out: &mut [f32],
+) {
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
     assert!(lanes.is_multiple_of(WIDTH) && out.len() == head_dim * lanes && weights.len() == depth * lanes);
     assert!(values.len() == head_dim * depth && scales.len() == head_dim);
@@ -51,7 +53,7 @@ pub(super) fn accumulate(values: &[u32], scales: &[f32], weights: &[u32], lanes:
 }
 
 /// See [`super::Pairs::pack`]. Panics for sizes that do not fit.
-pub(super) fn pack(rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
+pub(super) fn pack(_: Avx512, rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
     let count = rows.len() / lanes;
     assert!(lanes.is_multiple_of(WIDTH) && rows.len() == count * lanes);
     assert!(factors.len() == lanes && out.len() == count.div_ceil(2) * lanes);

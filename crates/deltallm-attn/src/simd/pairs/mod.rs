@@ -21,9 +21,12 @@ mod avx512;
 mod neon;
 
 use deltallm_core::BLOCK_TOKENS;
-use fearless_simd::{Level, dispatch, prelude::*};
+#[cfg(target_arch = "x86_64")]
+use deltallm_simd::fearless_simd::Avx512;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::softmax::above;
+use crate::Precision;
 
 /// Codes of the weights, which are at most 1.
 const LARGEST_WEIGHT: f32 = 8191.0;
@@ -32,12 +35,12 @@ const LARGEST_WEIGHT: f32 = 8191.0;
 const LARGEST_VALUE: f32 = 4095.0;
 const _: () = assert!(BLOCK_TOKENS as f64 * LARGEST_WEIGHT as f64 * (LARGEST_VALUE as f64) < 2147483648.0);
 
-/// Products of pairs at one level.
+/// Products of one kind with one instruction set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pairs {
     dots: Dots,
     /// For conversions.
-    level: Level,
+    isa: Isa,
 }
 
 /// What multiplies.
@@ -45,9 +48,9 @@ pub(crate) struct Pairs {
 enum Dots {
     /// Integers, in portable loops.
     Portable,
-    /// Integers, with the instructions of [`avx512`]: only where they were detected.
+    /// Integers, with the instructions of [`avx512`].
     #[cfg(target_arch = "x86_64")]
-    Avx512,
+    Avx512(Avx512),
     /// bf16, with those of [`neon`]: only where they were detected.
     #[cfg(target_arch = "aarch64")]
     Neon,
@@ -123,21 +126,18 @@ fn code_of(x: f32) -> u16 {
 }
 
 impl Pairs {
-    /// Portable loops.
-    pub(super) fn portable(level: Level) -> Self {
-        Self { dots: Dots::Portable, level }
-    }
-
-    /// The instructions for integers, if the CPU has them.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) fn avx512(level: Level) -> Option<Self> {
-        avx512::detect().then_some(Self { dots: Dots::Avx512, level })
-    }
-
-    /// The instructions for bf16, if the CPU has them.
-    #[cfg(target_arch = "aarch64")]
-    pub(super) fn neon(level: Level) -> Option<Self> {
-        neon::detect().then_some(Self { dots: Dots::Neon, level })
+    /// The 16-bit products of this precision, if the instruction set and the CPU have instructions for them (or are there for
+    /// their answers and not for their speed).
+    pub(crate) fn of(isa: Isa, precision: Precision) -> Option<Self> {
+        let dots = match (isa, precision) {
+            (Isa::Scalar(_), Precision::Int16) => Dots::Portable,
+            #[cfg(target_arch = "x86_64")]
+            (Isa::Avx512(avx512), Precision::Int16) => Dots::Avx512(avx512),
+            #[cfg(target_arch = "aarch64")]
+            (Isa::Neon(_), Precision::Bf16) if neon::detect() => Dots::Neon,
+            _ => return None,
+        };
+        Some(Self { dots, isa })
     }
 
     /// 16-bit numbers of a key of `head_dim` channels.
@@ -151,7 +151,7 @@ impl Pairs {
         if matches!(self.dots, Dots::Neon) {
             return neon::push_keys(keys, head_dim, out);
         }
-        dispatch!(self.level, simd => push_codes(simd, keys, head_dim, out));
+        dispatch!(self.isa, simd => push_codes(simd, keys, head_dim, out));
     }
 
     /// Values, `[tokens, head_dim]`.
@@ -160,7 +160,7 @@ impl Pairs {
         if matches!(self.dots, Dots::Neon) {
             return neon::values(values);
         }
-        dispatch!(self.level, simd => code_values(simd, values, head_dim))
+        dispatch!(self.isa, simd => code_values(simd, values, head_dim))
     }
 
     /// Takes a tile of queries, `[head_dim, lanes]`.
@@ -172,7 +172,7 @@ impl Pairs {
         if matches!(self.dots, Dots::Neon) {
             return neon::pack(queries, lanes, pairs);
         }
-        dispatch!(self.level, simd => magnitudes(simd, queries, scales));
+        dispatch!(self.isa, simd => magnitudes(simd, queries, scales));
         let largest = largest_code(queries.len() / lanes);
         scales.iter_mut().for_each(|most| *most = scale_of(*most, largest));
         let factors: Vec<f32> = scales.iter().map(|scale| 1.0 / scale).collect();
@@ -192,8 +192,8 @@ impl Pairs {
     fn pack(self, rows: &[f32], lanes: usize, factors: &[f32], out: &mut Vec<u32>) {
         out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
         #[cfg(target_arch = "x86_64")]
-        if matches!(self.dots, Dots::Avx512) {
-            return avx512::pack(rows, lanes, factors, out);
+        if let Dots::Avx512(token) = self.dots {
+            return avx512::pack(token, rows, lanes, factors, out);
         }
         for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
             let (first, second) = pair.split_at(lanes);
@@ -219,7 +219,7 @@ impl Pairs {
         kept.clear();
         match self.dots {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512 => return avx512::scores(keys, picks, queries, thresholds, out, kept),
+            Dots::Avx512(token) => return avx512::scores(token, keys, picks, queries, thresholds, out, kept),
             #[cfg(target_arch = "aarch64")]
             Dots::Neon => return neon::scores(keys, picks, queries, thresholds, out, kept),
             Dots::Portable => {}
@@ -242,7 +242,7 @@ impl Pairs {
     /// Pairs of the values `picks`: from `[tokens, head_dim]` to `[picks / 2, head_dim]`.
     pub(crate) fn pair(self, values: &PairValues, picks: &[usize], head_dim: usize, out: &mut Vec<u32>) {
         out.resize(picks.len().div_ceil(2) * head_dim, 0);
-        dispatch!(self.level, simd => interleave(simd, &values.rows, picks, head_dim, out));
+        dispatch!(self.isa, simd => interleave(simd, &values.rows, picks, head_dim, out));
     }
 
     /// `out[channel][lane] += sum over the pairs of keys of values * weights`; `paired` are some of `values` as
@@ -258,7 +258,7 @@ impl Pairs {
         let (head_dim, scales) = (out.len() / lanes, &values.scales[..]);
         match self.dots {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512 => return avx512::accumulate(paired, scales, weights, lanes, out),
+            Dots::Avx512(token) => return avx512::accumulate(token, paired, scales, weights, lanes, out),
             #[cfg(target_arch = "aarch64")]
             Dots::Neon => return neon::accumulate(paired, weights, lanes, out),
             Dots::Portable => {}
@@ -361,10 +361,7 @@ fn add_products(sum: i32, [a0, a1]: [u16; 2], b: u32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{
-        Precision,
-        simd::{SimdLevel, tests::numbers},
-    };
+    use crate::{Precision, simd::tests::numbers};
 
     struct Product {
         scores: Vec<f32>,
@@ -397,8 +394,8 @@ mod tests {
     #[test]
     fn every_size_agrees_with_f64_and_integers_to_the_bit() {
         for precision in [Precision::Int16, Precision::Bf16] {
-            for simd in SimdLevel::available() {
-                let Some(pairs) = simd.pairs(precision) else { continue };
+            for simd in Isa::available() {
+                let Some(pairs) = Pairs::of(simd, precision) else { continue };
                 for (head_dim, lanes, tokens) in [
                     (1, 16, 1),
                     (5, 32, 3),
@@ -433,8 +430,13 @@ mod tests {
                         );
                     }
                     if precision == Precision::Int16 {
-                        let portable =
-                            product(Pairs::portable(Level::fallback()), head_dim, lanes, tokens, None);
+                        let portable = product(
+                            Pairs::of(Isa::available()[0], Precision::Int16).unwrap(),
+                            head_dim,
+                            lanes,
+                            tokens,
+                            None,
+                        );
                         assert_eq!((got.scores, got.kept), (portable.scores, portable.kept), "{simd}");
                     }
                 }
@@ -445,7 +447,7 @@ mod tests {
     #[test]
     fn survivors_are_the_rows_above_the_limit() {
         for precision in [Precision::Int16, Precision::Bf16] {
-            for pairs in SimdLevel::available().into_iter().filter_map(|simd| simd.pairs(precision)) {
+            for pairs in Isa::available().into_iter().filter_map(|simd| Pairs::of(simd, precision)) {
                 for (head_dim, lanes, tokens) in
                     [(64, 96, 64), (64, 64, 61), (32, 16, 9), (16, 48, 10), (8, 32, 64)]
                 {
@@ -466,7 +468,7 @@ mod tests {
         for head_dim in [1, 2, 63, 64, 80, 96, 128, 256, 1000] {
             let most = f64::from(largest_code(head_dim));
             assert!(most * most * head_dim as f64 <= f64::from(i32::MAX));
-            for pairs in SimdLevel::available().into_iter().filter_map(|simd| simd.pairs(Precision::Int16)) {
+            for pairs in Isa::available().into_iter().filter_map(|simd| Pairs::of(simd, Precision::Int16)) {
                 let (mut keys, mut queries) = (PairKeys::default(), PairQueries::default());
                 pairs.push_keys(&vec![-3.0; head_dim], head_dim, &mut keys);
                 pairs.set_queries(&vec![2.0; head_dim * 16], 16, &mut queries);
@@ -482,7 +484,7 @@ mod tests {
     fn zeros_denormals_and_huge_numbers_have_scales() {
         for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
             let mut keys = PairKeys::default();
-            let pairs = Pairs::portable(Level::fallback());
+            let pairs = Pairs::of(Isa::available()[0], Precision::Int16).unwrap();
             pairs.push_keys(&[x, -x], 2, &mut keys);
             let values = pairs.values(&[x, -x], 2);
             for (rows, scales) in [(keys.rows, keys.scales), (values.rows, values.scales)] {

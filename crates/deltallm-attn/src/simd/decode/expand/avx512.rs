@@ -6,7 +6,7 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u16x32};
+use deltallm_simd::fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u16x32};
 
 use super::{Coded, Masked, low_bits, padded, row_stride};
 use crate::decode::BLOCK;

@@ -1,6 +1,6 @@
 //! NEON.
 
-use fearless_simd::Neon;
+use deltallm_simd::fearless_simd::Neon;
 
 use super::Lanes;
 

@@ -5,20 +5,12 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use fearless_simd::{
-    Avx2, Avx512, f32x4, f32x8, f32x16, i8x16, kernel, mask8x64, prelude::*, u8x16, u8x64, u16x8, u16x16,
+use deltallm_simd::fearless_simd::{
+    Avx2, Avx512, f32x4, f32x8, f32x16, kernel, mask8x64, prelude::*, u8x16, u8x64,
 };
 
-use half::{bf16, f16, slice::HalfFloatSliceExt};
-
 use super::{
-    super::{
-        super::prefetch::{prefetch, prefetch_l2},
-        expand::avx512::expand,
-        madd,
-        rows::Int8Rows,
-        vnni,
-    },
+    super::{expand::avx512::expand, madd, rows::Int8Rows, vnni},
     Lanes, Masked, ToScore,
 };
 use crate::decode::BLOCK;
@@ -27,42 +19,6 @@ use crate::decode::BLOCK;
 impl Lanes for Avx2 {
     const HEADS: usize = 3;
     const REGISTERS: usize = 16;
-
-    #[inline(always)]
-    fn f16s(self, x: &[f16]) -> f32x8<Self> {
-        kernel!(
-            #[inline(always)]
-            fn convert(avx2: Avx2, x: u16x8<Avx2>) -> f32x8<Avx2> {
-                _mm256_cvtph_ps(x.into()).simd_into(avx2)
-            }
-        );
-        convert(self, u16x8::from_slice(self, x.reinterpret_cast()))
-    }
-
-    #[inline(always)]
-    fn bf16s(self, x: &[bf16]) -> f32x8<Self> {
-        kernel!(
-            #[inline(always)]
-            fn convert(avx2: Avx2, x: u16x8<Avx2>) -> f32x8<Avx2> {
-                let wide = _mm256_cvtepu16_epi32(x.into());
-                _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide)).simd_into(avx2)
-            }
-        );
-        convert(self, u16x8::from_slice(self, x.reinterpret_cast()))
-    }
-
-    #[inline(always)]
-    fn i8s(self, x: &[i8]) -> f32x8<Self> {
-        kernel!(
-            #[inline(always)]
-            fn convert(avx2: Avx2, x: i64) -> f32x8<Avx2> {
-                _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_set1_epi64x(x))).simd_into(avx2)
-            }
-        );
-        let mut bytes = [0; 8];
-        bytes.iter_mut().zip(x).for_each(|(byte, x)| *byte = *x as u8);
-        convert(self, i64::from_le_bytes(bytes))
-    }
 
     #[inline(always)]
     fn nibbles(self, x: &[u8], high: bool) -> f32x8<Self> {
@@ -111,55 +67,11 @@ impl Lanes for Avx2 {
     fn expand_i8(self, block: Masked<i8>, out: &mut [i8]) {
         madd::expand(self, block, out);
     }
-
-    #[inline(always)]
-    fn prefetch(self, address: *const u8) {
-        prefetch(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(self, address: *const u8) {
-        prefetch_l2(address);
-    }
 }
 
 impl Lanes for Avx512 {
     const HEADS: usize = 4;
     const REGISTERS: usize = 32;
-
-    #[inline(always)]
-    fn f16s(self, x: &[f16]) -> f32x16<Self> {
-        kernel!(
-            #[inline(always)]
-            fn convert(avx512: Avx512, x: u16x16<Avx512>) -> f32x16<Avx512> {
-                _mm512_cvtph_ps(x.into()).simd_into(avx512)
-            }
-        );
-        convert(self, u16x16::from_slice(self, x.reinterpret_cast()))
-    }
-
-    #[inline(always)]
-    fn bf16s(self, x: &[bf16]) -> f32x16<Self> {
-        kernel!(
-            #[inline(always)]
-            fn convert(avx512: Avx512, x: u16x16<Avx512>) -> f32x16<Avx512> {
-                let wide = _mm512_cvtepu16_epi32(x.into());
-                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide)).simd_into(avx512)
-            }
-        );
-        convert(self, u16x16::from_slice(self, x.reinterpret_cast()))
-    }
-
-    #[inline(always)]
-    fn i8s(self, x: &[i8]) -> f32x16<Self> {
-        kernel!(
-            #[inline(always)]
-            fn convert(avx512: Avx512, x: i8x16<Avx512>) -> f32x16<Avx512> {
-                _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(x.into())).simd_into(avx512)
-            }
-        );
-        convert(self, i8x16::from_slice(self, x))
-    }
 
     #[inline(always)]
     fn nibbles(self, x: &[u8], high: bool) -> f32x16<Self> {
@@ -224,15 +136,5 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn expand_f32(self, block: Masked<f32>, out: &mut [f32]) {
         expand(self, block, out);
-    }
-
-    #[inline(always)]
-    fn prefetch(self, address: *const u8) {
-        prefetch(address);
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(self, address: *const u8) {
-        prefetch_l2(address);
     }
 }

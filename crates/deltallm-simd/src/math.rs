@@ -1,4 +1,4 @@
-//! Powers of two on vectors.
+//! Functions of vectors.
 
 use fearless_simd::prelude::*;
 
@@ -8,11 +8,10 @@ use fearless_simd::prelude::*;
 /// `x = n + f`, `|f| <= 1/2`, is exact. `2^f` is the minimax polynomial of degree 5 for the relative error on that
 /// interval (Remez' algorithm), and `2^n` goes into the exponent's bits.
 #[inline(always)]
-#[doc(hidden)]
 pub fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     let constant = |value: f32| S::f32s::splat(simd, value);
     // Adding 1.5 * 2^23 rounds to an integer, which then stands in the low bits.
-    let magic = constant(12_582_912.0);
+    let magic = constant(ROUND);
     let shifted = x + magic;
     let f = x - (shifted - magic);
     let mut p = constant(1.327_647_2e-3);
@@ -24,12 +23,13 @@ pub fn exp2<S: Simd>(simd: S, x: S::f32s) -> S::f32s {
     x.simd_lt(-126.0).select(constant(0.0), p * power.bitcast::<S::f32s>())
 }
 
+/// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer, half to even, in the low bits.
+pub const ROUND: f32 = 12_582_912.0;
+
 #[cfg(test)]
 mod tests {
-    use fearless_simd::dispatch;
-
     use super::*;
-    use crate::simd::SimdLevel;
+    use crate::{Isa, dispatch};
 
     #[inline(always)]
     fn one<S: Simd>(simd: S, x: f32) -> f32 {
@@ -37,19 +37,19 @@ mod tests {
     }
 
     #[test]
-    fn agrees_with_f64_at_every_level() {
-        for level in SimdLevel::available() {
+    fn agrees_with_f64_for_every_instruction_set() {
+        for isa in Isa::available() {
             let mut x = -125.99_f32;
             while x <= 127.0 {
-                let got = f64::from(dispatch!(level.level, simd => one(simd, x)));
+                let got = f64::from(dispatch!(isa, simd => one(simd, x)));
                 let expected = f64::from(x).exp2();
-                assert!((got / expected - 1.0).abs() < 3e-7, "{level}: 2^{x} = {got}, expected {expected}");
+                assert!((got / expected - 1.0).abs() < 3e-7, "{isa}: 2^{x} = {got}, expected {expected}");
                 x += 0.003_7;
             }
             for (x, expected) in [(f32::NEG_INFINITY, 0.0), (-1e30, 0.0), (-126.5, 0.0)] {
-                assert_eq!(dispatch!(level.level, simd => one(simd, x)), expected, "{level}: 2^{x}");
+                assert_eq!(dispatch!(isa, simd => one(simd, x)), expected, "{isa}: 2^{x}");
             }
-            assert!(dispatch!(level.level, simd => one(simd, f32::NAN)).is_nan(), "{level}");
+            assert!(dispatch!(isa, simd => one(simd, f32::NAN)).is_nan(), "{isa}");
         }
     }
 }

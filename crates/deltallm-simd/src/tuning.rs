@@ -1,0 +1,67 @@
+//! Constants that were fitted by measuring, each with the machine and the day. Whoever measures again on another machine changes
+//! them here.
+//!
+//! *Xeon* is an Intel Xeon with AVX-512 and AMX (Sapphire Rapids; L1 48 KiB, L2 2 MiB), *EPYC* an AMD EPYC of the Zen 4 generation
+//! (L1 32 KiB, L2 1 MiB), both virtual machines with two cores. What the measurements were is in `docs/results`.
+//!
+//! Most constants change the time and nothing else. Those that change the order of sums, and with it the last bits of results, say
+//! so: they are the same on every machine, for the same inputs must give the same bits.
+
+// Attention: prompts.
+
+/// Keys whose scores are computed before they are tested: few enough that their scores are still in the L1 cache then, and a multiple
+/// of the rows of every tile of the product. EPYC, 23 November 2026.
+pub const TESTED_KEYS: usize = 24;
+
+/// Keys whose values are added together, if there are as many: the sums are read and written once for all of them. With as many as
+/// come of one block of 64 more they are still about a block. Changes the order of sums. EPYC, 23 November 2026.
+pub const ENOUGH_VALUES: usize = 40;
+
+/// With fewer tokens than this, handing them to other threads costs more than coding them. Xeon, 22 November 2026.
+pub const LEAST_CODED_TOKENS: usize = 64;
+
+/// With fewer tokens than this, handing them to other threads costs more than storing them uncoded. EPYC, 23 November 2026.
+pub const LEAST_STORED_TOKENS: usize = 256;
+
+// Attention: single tokens.
+
+/// Keys that one thread attends at a stretch; their positions start at multiples of this. Cutting costs next to nothing: merging two
+/// chunks is as much work as two values. Changes the order of sums. Xeon, 22 November 2026.
+pub const DECODE_CHUNK: usize = 1024;
+
+/// Keys, summed over kv heads, below which waking other threads costs more than they bring. Xeon, 22 November 2026.
+pub const LEAST_DECODED_KEYS: usize = 4096;
+
+/// Bytes of a block that may be asked for into the L1 cache; more goes into the L2 cache. EPYC, 23 November 2026.
+pub const NEAR_BYTES: usize = 4096;
+
+// Linear layers.
+
+/// Multiplications of a thread's share that are worth its hand-over. Xeon, 23 November 2026.
+pub const LEAST_WORK: usize = 1 << 17;
+
+/// Numbers that are worth sharing among threads in an operation that reads and writes each once. Xeon, 23 November 2026.
+pub const LEAST_NUMBERS: usize = 1 << 16;
+
+/// Numbers of a thread's share in the gate of a feed-forward layer. Xeon, 23 November 2026.
+pub const GATE_PART: usize = 1 << 14;
+
+/// Tokens of a call whose products are so short that threads should wait for the next one awake. EPYC, 23 November 2026.
+pub const AWAKE_TOKENS: usize = 16;
+
+/// Tokens that go through a quantised feed-forward layer together: `gate` and `up` of so many stay in the L2 cache. Xeon, 23 November
+/// 2026.
+pub const MLP_TOKENS: usize = 128;
+
+/// Tokens whose sums of a panel of quantised weights stay in the L1 cache beside the codes of a block. Xeon, 23 November 2026.
+pub const QUANTISED_BATCH: usize = 64;
+
+/// Tokens that are worth unpacking ternary weights for. Xeon, 23 November 2026.
+pub const LEAST_UNPACKED_TOKENS: usize = 4;
+
+/// Up to so many tokens rows of 16-bit floats are converted for every few tokens anew; beyond, once, and multiplied as f32. Changes the
+/// order of sums. Xeon, 23 November 2026.
+pub const HALF_TOKENS: usize = 32;
+
+/// Rows of 16-bit floats of a task: with up to [`HALF_TOKENS`] tokens, and with more. Xeon, 23 November 2026.
+pub const HALF_ROWS: [usize; 2] = [64, 256];
