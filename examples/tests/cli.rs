@@ -144,6 +144,25 @@ fn narrowing_goes_on_where_the_error_stops() {
     assert!(report["kv_bytes"].as_u64().is_some_and(|bytes| bytes <= DENSE_F32_PAGE as u64), "{report}");
 }
 
+/// A kernel inside another one has to be asked for room, and to make some, like any other: with `--phases prefill` the
+/// kernel of every layer is made of two.
+#[test]
+fn a_wrapped_kernel_narrows_at_the_limit_too() {
+    let budget = format!("{}B", 5 * DENSE_F32_PAGE / 2);
+    for phases in ["both", "prefill"] {
+        let tokens = |at_limit: &str| {
+            let args = ["--kv", "f32", "--theta", "0.6", "--kv-budget", &budget, "--at-limit", at_limit];
+            let more = ["--phases", phases, "--temperature", "0", "--max-tokens", "300", "--json"];
+            let output = run("generate", &[&args[..], &more].concat());
+            let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+            let report: Value = serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
+            report["generated_tokens"].as_u64().expect("a number")
+        };
+        let (stopped, narrowed) = (tokens("error"), tokens("narrow"));
+        assert!(stopped < 300 && narrowed > stopped + 64, "{phases}: {stopped} tokens, then {narrowed}");
+    }
+}
+
 #[test]
 fn chat_without_a_template() {
     assert_refused("generate", &["--chat"], &["chat template", "leave --chat out"]);
