@@ -139,8 +139,6 @@ pub struct HybridAttention {
     state: WindowState,
     /// Where an announced prompt ends.
     prompt_end: usize,
-    /// How often the thresholds have been raised.
-    raises: u32,
 }
 
 /// With fewer tokens than this, handing them to other threads costs more than coding them.
@@ -191,17 +189,9 @@ impl HybridAttention {
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
-            raises: 0,
             options: options.clone(),
         })
     }
-
-    /// What [`AtLimit::RaiseThresholds`] multiplies the thresholds by, each time. More than 2, or the keys that are
-    /// coded already would not shrink ([`DeltaMatrix::coarsen`]).
-    pub const RAISE: f32 = 2.5;
-
-    /// How often thresholds are raised at most, to about six times what they were: hardly anything is transmitted then.
-    pub const MOST_RAISES: u32 = 2;
 
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
@@ -426,21 +416,17 @@ impl AttentionKernel for HybridAttention {
         SparsityStats::new(heads.collect())
     }
 
-    fn growth(&self, tokens: usize) -> usize {
+    fn growth(&self, tokens: usize) -> Option<usize> {
         let exact = self.exact();
-        self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact)))
+        Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact))))
     }
 
-    /// [`AtLimit::NarrowStore`] converts everything from f32 to f16, and the next time from 16 bits to
-    /// [`KvStore::Compact`]. [`AtLimit::RaiseThresholds`] multiplies the thresholds by
-    /// [`RAISE`](Self::RAISE) and codes the keys again; the exact window and the sinks stay exact. It helps at most
-    /// [`MOST_RAISES`](Self::MOST_RAISES) times. Neither is undone by [`truncate`](AttentionKernel::truncate).
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+    /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.charged();
-        match (at_limit, self.options.store) {
-            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
-            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_compact()?,
-            (AtLimit::RaiseThresholds, _) => self.raise_thresholds()?,
+        match self.options.store {
+            KvStore::F32 => self.narrow_to_f16()?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to_compact()?,
             _ => {}
         }
         Ok(held - self.charged())

@@ -587,6 +587,16 @@ impl AttentionKernel for Broken {
 
     fn footprint(&self) -> Footprint {
         Footprint::default()
+
+    fn begin_prompt(&mut self, _: usize) {}
+
+    fn growth(&self, _: usize) -> Option<usize> {
+        Some(0)
+    }
+
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        Result::Ok(0)
+    }
     }
 
     fn stats(&self) -> SparsityStats {

@@ -134,12 +134,4 @@ impl HeadThresholds {
         let gain = Self::GAIN.start + (Self::GAIN.end - Self::GAIN.start) * grown;
         (gain * missing).clamp(-Self::RANGE, Self::RANGE).exp() as f32
     }
-
-    /// Raises the thresholds by `factor` when the `tokens` keys so far have been coded again with `saved` entries less.
-    /// The target rises by those entries, or else they would be spent again.
-    pub(crate) fn raise(&mut self, factor: f32, tokens: usize, saved: usize) {
-        self.start.iter_mut().for_each(|theta| *theta *= factor);
-        let more = saved as f64 / (tokens.max(1) * self.start.len()) as f64;
-        self.target = self.target.map(|target| (f64::from(target) + more).min(1.0) as f32);
-    }
 }
