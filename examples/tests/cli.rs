@@ -226,11 +226,9 @@ fn policies_reach_the_kernels_and_are_reported() {
         (&"block:0.05".into(), &0.into(), &1.0.into())
     );
     assert_eq!(settings(&["--target-sparsity", "0.5"])["target_sparsity"], 0.5);
-    assert_eq!(settings(&["--error-bound", "2"])["error_bound"], 2.0);
     for bad in [
         &["--target-sparsity", "1.5"][..],
-        &["--error-bound", "0"],
-        &["--error-bound", "1", "--theta", "1"],
+        &["--target-sparsity", "0.5", "--theta", "1"],
         &["--paper", "--target-sparsity", "0.5"],
         &["--skip-margin", "ln:"],
     ] {

@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, Footprint, GROUP, HeadSparsity,
-    KvStore, MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
+    Charge, CoreError, ElementType, Footprint, GROUP, HeadSparsity, KvStore, MemoryBudget, PagedRows,
+    SparsityStats, TargetSparsity, ThresholdPolicy,
 };
 
 use crate::{
@@ -130,8 +130,6 @@ pub struct HybridAttention {
     exact_prompt: usize,
     sinks: usize,
     skip_margin: Option<SkipMargin>,
-    /// What every score must keep to, where that is the policy.
-    error_bound: Option<f32>,
     heads: Vec<HybridHead>,
     /// What each of the heads is charged, so that they can be filled side by side.
     charges: Vec<Charge>,
@@ -180,10 +178,6 @@ impl HybridAttention {
             exact_prompt: config.exact_prompt,
             sinks: if window.is_some() { config.sinks } else { 0 },
             skip_margin: config.skip_margin,
-            error_bound: match &config.thresholds {
-                ThresholdPolicy::ErrorBound(bound) => Some(bound.epsilon()),
-                _ => None,
-            },
             heads,
             charges: (0..kv_heads).map(|_| options.budget.charge()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
@@ -196,28 +190,6 @@ impl HybridAttention {
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
         query_tile(self.options.shape.group())
-    }
-
-    /// Checks that the bound of every query's scores (`docs/method.md`, equation 3) is what the policy promises.
-    fn check_bound(&self, q: &HeadsView) -> Result<(), AttentionError> {
-        let Some(epsilon) = self.error_bound else { return Ok(()) };
-        // Keys that are coded whole keep to no threshold.
-        let thresholds: Option<Vec<Vec<f32>>> =
-            self.heads.iter().map(|head| head.keys.deltas().map(DeltaMatrix::thresholds)).collect();
-        let Some(thresholds) = thresholds else { return Ok(()) };
-        for token in 0..q.tokens() {
-            for head in 0..self.options.shape.heads() {
-                let thresholds = &thresholds[head / self.options.shape.group()];
-                let error = |(q, theta): (&f32, &f32)| q.abs() * theta;
-                let sum: f32 = q.row(token, head).iter().zip(thresholds).map(error).sum();
-                let got = sum * self.options.scale;
-                // A little more is the rounding of this very sum.
-                if got > epsilon * 1.0001 {
-                    return Err(AttentionError::ScoreBound { token, head, epsilon, got });
-                }
-            }
-        }
-        Ok(())
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
@@ -328,18 +300,6 @@ impl HybridAttention {
         Ok(())
     }
 
-    /// Raises the thresholds, if there are blocks that could shrink (the one being written keeps its room) and no bound on
-    /// the scores forbids it.
-    fn raise_thresholds(&mut self) -> Result<(), CoreError> {
-        if self.error_bound.is_none() && self.raises < Self::MOST_RAISES && self.len() > BLOCK_TOKENS {
-            self.raises += 1;
-            for (head, charge) in self.accounts() {
-                head.keys.deltas_mut().map_or(Ok(()), |matrix| matrix.coarsen(Self::RAISE, charge))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
         let next = self.len() + 1;
@@ -364,7 +324,6 @@ impl AttentionKernel for HybridAttention {
     ) -> Result<(), AttentionError> {
         let cached = self.len();
         let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
-        self.check_bound(&q)?;
         let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
             Ok(()) => {
@@ -450,7 +409,6 @@ pub fn attend_hybrid(
 ) -> Result<SparsityStats, AttentionError> {
     let mut attention = HybridAttention::new(options, config)?;
     let first = options.shape.check_call(&q, &k, &v, &out)?;
-    attention.check_bound(&q)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
     attention.append(&k, &v)?;
