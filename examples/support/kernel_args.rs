@@ -3,10 +3,9 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context;
 use deltallm::models::Model;
 use deltallm::{
-    AttentionOptions, ErrorBound, HybridConfig, KvStore, PaperRule, Precision, SkipMargin, TargetSparsity,
+    AttentionOptions, HybridConfig, KvStore, PaperRule, Precision, SkipMargin, TargetSparsity,
     ThresholdPolicy, Window,
 };
 use serde::Serialize;
@@ -47,17 +46,14 @@ pub struct KernelArgs {
     #[arg(long, value_name = "FILE|none")]
     profile: Option<PathBuf>,
     /// One threshold for all key channels
-    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
+    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity"])]
     theta: Option<f32>,
     /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.45
     /// where there is no profile]
-    #[arg(long, value_name = "S", value_parser = parse_share, conflicts_with = "error_bound")]
+    #[arg(long, value_name = "S", value_parser = parse_share)]
     target_sparsity: Option<f32>,
-    /// Thresholds that keep every score within this many nats, for any text
-    #[arg(long, value_name = "NATS", value_parser = parse_nats, conflicts_with = "profile")]
-    error_bound: Option<f32>,
     /// The paper's rule: --theta 0.6 --window block:0.05 --sinks 0 --skip-margin off, each of which can be changed
-    #[arg(long, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
+    #[arg(long, conflicts_with_all = ["profile", "target_sparsity"])]
     paper: bool,
     /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt [default: 64]
     #[arg(long, value_name = "N|block:SCALE")]
@@ -96,11 +92,6 @@ fn parse_theta(text: &str) -> Result<f32, String> {
 fn parse_share(text: &str) -> Result<f32, String> {
     let share = text.parse().ok().filter(|share: &f32| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "expected a number in 0..=1".into())
-}
-
-fn parse_nats(text: &str) -> Result<f32, String> {
-    let nats = text.parse().ok().filter(|nats: &f32| nats.is_finite() && *nats > 0.0);
-    nats.ok_or_else(|| "expected a finite number > 0".into())
 }
 
 fn parse_margin(text: &str) -> Result<MarginChoice, String> {
@@ -154,7 +145,7 @@ impl KernelArgs {
             (window, sinks) = (profile.settings.window(), profile.settings.sinks());
         }
         let config = HybridConfig {
-            thresholds: self.thresholds(model, profile.as_ref(), base.thresholds)?,
+            thresholds: self.thresholds(profile.as_ref(), base.thresholds),
             window: self.window.unwrap_or(window),
             sinks: self.sinks.unwrap_or(sinks),
             ..base
@@ -192,35 +183,24 @@ impl KernelArgs {
         match &self.profile {
             Some(path) if path.as_os_str() == "none" => Ok(None),
             Some(path) => ModelProfile::read(path, model).map(Some),
-            None if self.theta.or(self.error_bound).or(self.target_sparsity).is_some() || self.paper => {
-                Ok(None)
-            }
+            None if self.theta.or(self.target_sparsity).is_some() || self.paper => Ok(None),
             None => Ok(ModelProfile::built_in(model)),
         }
     }
 
-    fn thresholds(
-        &self,
-        model: &Model,
-        profile: Option<&ModelProfile>,
-        default: ThresholdPolicy,
-    ) -> anyhow::Result<ThresholdPolicy> {
+    fn thresholds(&self, profile: Option<&ModelProfile>, default: ThresholdPolicy) -> ThresholdPolicy {
         if let Some(zero_fraction) = self.target_sparsity {
             let target = TargetSparsity::new(zero_fraction);
-            return Ok(ThresholdPolicy::TargetSparsity(match profile {
+            return ThresholdPolicy::TargetSparsity(match profile {
                 Some(profile) => target.from_profile(Arc::clone(profile.settings.thresholds())),
                 None => target,
-            }));
+            });
         }
-        if let Some(epsilon) = self.error_bound {
-            let limits = model.query_limits().context("--error-bound")?;
-            return Ok(ThresholdPolicy::ErrorBound(ErrorBound::new(epsilon, limits)?));
-        }
-        Ok(match (self.theta, profile) {
+        match (self.theta, profile) {
             (Some(theta), _) => ThresholdPolicy::Uniform(theta),
             (None, Some(profile)) => ThresholdPolicy::Profile(Arc::clone(profile.settings.thresholds())),
             (None, None) => default,
-        })
+        }
     }
 }
 
@@ -239,17 +219,13 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_shares_and_bounds_parse() {
+    fn thresholds_and_shares_parse() {
         assert_eq!(parse_theta("0"), Ok(0.0));
         assert_eq!(parse_share("1"), Ok(1.0));
-        assert_eq!(parse_nats("0.5"), Ok(0.5));
         for bad in ["-0.1", "inf", "nan", "x"] {
-            assert!(
-                parse_theta(bad).is_err() && parse_share(bad).is_err() && parse_nats(bad).is_err(),
-                "{bad}"
-            );
+            assert!(parse_theta(bad).is_err() && parse_share(bad).is_err(), "{bad}");
         }
-        assert!(parse_share("1.1").is_err() && parse_nats("0").is_err());
+        assert!(parse_share("1.1").is_err());
     }
 
     #[test]

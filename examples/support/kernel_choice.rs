@@ -174,11 +174,10 @@ impl KernelChoice {
     /// The settings for a report; those that the kernel does not use are absent.
     pub fn settings(&self) -> KernelSettings {
         let (coded, hybrid) = (self.kind != KernelKind::Dense, self.kind == KernelKind::Hybrid);
-        let (mut theta, mut target_sparsity, mut error_bound) = (None, None, None);
+        let (mut theta, mut target_sparsity) = (None, None);
         match &self.config.thresholds {
             ThresholdPolicy::Uniform(x) => theta = Some(*x),
             ThresholdPolicy::TargetSparsity(target) => target_sparsity = Some(target.zero_fraction()),
-            ThresholdPolicy::ErrorBound(bound) => error_bound = Some(bound.epsilon()),
             _ => {}
         }
         let margins = self.profile.as_ref().map_or(1, |profile| profile.settings.layers().len());
@@ -186,7 +185,6 @@ impl KernelChoice {
         KernelSettings {
             theta: theta.filter(|_| coded),
             target_sparsity: target_sparsity.filter(|_| coded),
-            error_bound: error_bound.filter(|_| coded),
             profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
             window: hybrid.then(|| self.config.window.to_string()),
             sinks: hybrid.then_some(self.config.sinks),
@@ -218,7 +216,6 @@ impl fmt::Display for KernelChoice {
         let parts = [
             settings.theta.map(|theta| format!("theta {theta}, ")),
             settings.target_sparsity.map(|share| format!("target {share} zeros, ")),
-            settings.error_bound.map(|nats| format!("scores within {nats} nats, ")),
             settings.profile.map(|profile| format!("profile {profile}, ")),
             settings.window.map(|window| format!("window {window}, ")),
             settings.sinks.map(|sinks| format!("{sinks} sinks, ")),
@@ -241,8 +238,6 @@ pub struct KernelSettings {
     pub theta: Option<f32>,
     /// Zero fraction that the thresholds are led to.
     pub target_sparsity: Option<f32>,
-    /// Nats that every score keeps to.
-    pub error_bound: Option<f32>,
     /// File of calibrated settings, or the name of a built-in one.
     pub profile: Option<String>,
     /// As on the command line.

@@ -5,7 +5,7 @@
 
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
-    AtLimit, AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
     HybridAttention, HybridConfig, KvStore, MemoryBudget, Precision, SimdLevel, SkipMargin, ThresholdPolicy,
     Window, query_tile,
     reference::{Method, attention},
@@ -49,7 +49,7 @@ enum Step {
     WrongShape,
     Truncate(usize),
     BeginPrompt(usize),
-    Relieve(AtLimit),
+    Narrow,
 }
 
 impl Setting {
@@ -128,7 +128,7 @@ impl Step {
             11 => Self::WrongShape,
             12..14 => Self::Truncate(size),
             14 => Self::BeginPrompt(size),
-            _ => Self::Relieve(if size % 2 == 0 { AtLimit::NarrowStore } else { AtLimit::RaiseThresholds }),
+            _ => Self::Narrow,
         })
     }
 }
@@ -234,7 +234,7 @@ impl<'a> Run<'a> {
                 self.announced = self.tokens() + tokens;
                 self.kernels.iter_mut().for_each(|kernel| kernel.begin_prompt(tokens));
             }
-            Step::Relieve(at_limit) => self.relieve(at_limit),
+            Step::Narrow => self.narrow(),
         }
         for (kernel, budget) in self.kernels.iter().zip(&self.budgets) {
             assert_eq!(kernel.len(), self.tokens(), "tokens after {step:?}");
@@ -259,7 +259,7 @@ impl<'a> Run<'a> {
         let mut answers = Vec::new();
         for (kernel, budget) in self.kernels.iter_mut().zip(&self.budgets) {
             let mut out = vec![f32::NAN; q.len()];
-            let (used, growth) = (budget.used(), kernel.growth(tokens));
+            let (used, growth) = (budget.used(), kernel.growth(tokens).expect("a kernel that knows"));
             let result = kernel.forward_heads(
                 HeadsView::new(q, of_queries).expect("as long as its shape"),
                 HeadsView::new(k, of_keys).expect("as long as its shape"),
@@ -372,11 +372,11 @@ impl<'a> Run<'a> {
         self.v.truncate(len * kv_row);
     }
 
-    fn relieve(&mut self, at_limit: AtLimit) {
+    fn narrow(&mut self) {
         self.settle();
         for (kernel, budget) in self.kernels.iter_mut().zip(&self.budgets) {
             let before = budget.used();
-            match kernel.relieve(at_limit) {
+            match kernel.narrow() {
                 Ok(freed) => {
                     assert_eq!(before - freed, budget.used());
                     self.changed = true;

@@ -49,13 +49,6 @@ impl FarKeys {
         }
     }
 
-    pub(crate) fn deltas_mut(&mut self) -> Option<&mut DeltaMatrix> {
-        match self {
-            Self::Delta(matrix) => Some(matrix),
-            _ => None,
-        }
-    }
-
     fn len(&self) -> usize {
         match self {
             Self::Delta(matrix) => matrix.len(),

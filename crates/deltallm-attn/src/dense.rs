@@ -1,8 +1,8 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget,
-    PagedRows, SparsityStats,
+    BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, PagedRows,
+    SparsityStats,
 };
 
 use crate::{
@@ -153,6 +153,9 @@ impl AttentionKernel for DenseAttention {
         result
     }
 
+    /// Every query sees all keys before it, whatever belongs to one prompt.
+    fn begin_prompt(&mut self, _: usize) {}
+
     fn len(&self) -> usize {
         self.values.last().map_or(0, |cache| cache.rows.len())
     }
@@ -182,16 +185,16 @@ impl AttentionKernel for DenseAttention {
         SparsityStats::new(self.counts.clone())
     }
 
-    fn growth(&self, tokens: usize) -> usize {
-        self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens)))
+    fn growth(&self, tokens: usize) -> Option<usize> {
+        Some(self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens))))
     }
 
-    /// [`AtLimit::NarrowStore`] converts f32 to f16, and 16 bits to 8 the next time; there are no thresholds to raise.
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+    /// From f32 to f16, and the next time from 16 bits to 8.
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.charged();
-        match (at_limit, self.options.store) {
-            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
-            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_int8()?,
+        match self.options.store {
+            KvStore::F32 => self.narrow_to_f16()?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to_int8()?,
             _ => {}
         }
         Ok(held - self.charged())

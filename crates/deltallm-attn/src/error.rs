@@ -88,21 +88,6 @@ pub enum AttentionError {
         /// The text that came.
         got: String,
     },
-    /// A query is larger than the limits that its score error bound rests on.
-    #[error(
-        "q: expected scores within {epsilon} nats, got a bound of {got} at token {token}, head {head}: \
-         the query limits are too small"
-    )]
-    ScoreBound {
-        /// Token within this call.
-        token: usize,
-        /// Query head.
-        head: usize,
-        /// The bound that was asked for.
-        epsilon: f32,
-        /// The bound of this query.
-        got: f32,
-    },
     /// Coding, storing or charging failed.
     #[error(transparent)]
     Core(#[from] CoreError),

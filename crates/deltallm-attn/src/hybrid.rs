@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, Footprint, HeadSparsity, KvStore,
-    MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
+    Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, PagedRows, SparsityStats,
+    TargetSparsity, ThresholdPolicy,
 };
 
 use crate::{
@@ -131,8 +131,6 @@ pub struct HybridAttention {
     exact_prompt: usize,
     sinks: usize,
     skip_margin: Option<SkipMargin>,
-    /// What every score must keep to, where that is the policy.
-    error_bound: Option<f32>,
     heads: Vec<HybridHead>,
     /// What each of the heads is charged, so that they can be filled side by side.
     charges: Vec<Charge>,
@@ -140,8 +138,6 @@ pub struct HybridAttention {
     state: WindowState,
     /// Where an announced prompt ends.
     prompt_end: usize,
-    /// How often the thresholds have been raised.
-    raises: u32,
 }
 
 impl HybridAttention {
@@ -178,52 +174,18 @@ impl HybridAttention {
             exact_prompt: config.exact_prompt,
             sinks: if window.is_some() { config.sinks } else { 0 },
             skip_margin: config.skip_margin,
-            error_bound: match &config.thresholds {
-                ThresholdPolicy::ErrorBound(bound) => Some(bound.epsilon()),
-                _ => None,
-            },
             heads,
             charges: (0..kv_heads).map(|_| options.budget.charge()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
-            raises: 0,
             options: options.clone(),
         })
     }
 
-    /// What [`AtLimit::RaiseThresholds`] multiplies the thresholds by, each time. More than 2, or the keys that are
-    /// coded already would not shrink ([`DeltaMatrix::coarsen`]).
-    pub const RAISE: f32 = 2.5;
-
-    /// How often thresholds are raised at most, to about six times what they were: hardly anything is transmitted then.
-    pub const MOST_RAISES: u32 = 2;
-
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
         query_tile(self.options.shape.group())
-    }
-
-    /// Checks that the bound of every query's scores (`docs/method.md`, equation 3) is what the policy promises.
-    fn check_bound(&self, q: &HeadsView) -> Result<(), AttentionError> {
-        let Some(epsilon) = self.error_bound else { return Ok(()) };
-        // Keys that are coded whole keep to no threshold.
-        let thresholds: Option<Vec<Vec<f32>>> =
-            self.heads.iter().map(|head| head.keys.deltas().map(DeltaMatrix::thresholds)).collect();
-        let Some(thresholds) = thresholds else { return Ok(()) };
-        for token in 0..q.tokens() {
-            for head in 0..self.options.shape.heads() {
-                let thresholds = &thresholds[head / self.options.shape.group()];
-                let error = |(q, theta): (&f32, &f32)| q.abs() * theta;
-                let sum: f32 = q.row(token, head).iter().zip(thresholds).map(error).sum();
-                let got = sum * self.options.scale;
-                // A little more is the rounding of this very sum.
-                if got > epsilon * 1.0001 {
-                    return Err(AttentionError::ScoreBound { token, head, epsilon, got });
-                }
-            }
-        }
-        Ok(())
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
@@ -331,18 +293,6 @@ impl HybridAttention {
         Ok(())
     }
 
-    /// Raises the thresholds, if there are blocks that could shrink (the one being written keeps its room) and no bound on
-    /// the scores forbids it.
-    fn raise_thresholds(&mut self) -> Result<(), CoreError> {
-        if self.error_bound.is_none() && self.raises < Self::MOST_RAISES && self.len() > BLOCK_TOKENS {
-            self.raises += 1;
-            for (head, charge) in self.accounts() {
-                head.keys.deltas_mut().map_or(Ok(()), |matrix| matrix.coarsen(Self::RAISE, charge))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
         let needed = self.state.needed_from(self.len());
@@ -366,7 +316,6 @@ impl AttentionKernel for HybridAttention {
     ) -> Result<(), AttentionError> {
         let cached = self.len();
         let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
-        self.check_bound(&q)?;
         let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
             Ok(()) => {
@@ -418,21 +367,17 @@ impl AttentionKernel for HybridAttention {
         SparsityStats::new(heads.collect())
     }
 
-    fn growth(&self, tokens: usize) -> usize {
+    fn growth(&self, tokens: usize) -> Option<usize> {
         let exact = self.exact();
-        self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact)))
+        Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact))))
     }
 
-    /// [`AtLimit::NarrowStore`] converts everything from f32 to f16, and the next time from 16 bits to
-    /// [`KvStore::Compact`]. [`AtLimit::RaiseThresholds`] multiplies the thresholds by
-    /// [`RAISE`](Self::RAISE) and codes the keys again; the exact window and the sinks stay exact. It helps at most
-    /// [`MOST_RAISES`](Self::MOST_RAISES) times. Neither is undone by [`truncate`](AttentionKernel::truncate).
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+    /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.charged();
-        match (at_limit, self.options.store) {
-            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
-            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_compact()?,
-            (AtLimit::RaiseThresholds, _) => self.raise_thresholds()?,
+        match self.options.store {
+            KvStore::F32 => self.narrow_to_f16()?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to_compact()?,
             _ => {}
         }
         Ok(held - self.charged())
@@ -456,7 +401,6 @@ pub fn attend_hybrid(
 ) -> Result<SparsityStats, AttentionError> {
     let mut attention = HybridAttention::new(options, config)?;
     let first = options.shape.check_call(&q, &k, &v, &out)?;
-    attention.check_bound(&q)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
     attention.append(&k, &v)?;

@@ -49,7 +49,7 @@ pub use deltallm_simd::{Isa, IsaError};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::AttentionError;
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
-pub use kernel::AttentionKernel;
+pub use kernel::{AttentionKernel, KernelWrapper};
 pub use options::{AttentionOptions, Precision};
 pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
 pub use shape::AttentionShape;

@@ -9,7 +9,7 @@ use deltallm_attn::{
     ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
     reference::{Method, attention},
 };
-use deltallm_core::{ErrorBound, QueryLimits, TargetSparsity};
+use deltallm_core::TargetSparsity;
 use proptest::prelude::*;
 
 const TOLERANCE: f64 = 2e-5;
@@ -584,35 +584,6 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
-}
-
-#[test]
-fn scores_beyond_their_bound_are_refused_and_others_are_not() {
-    let shape = AttentionShape::new(2, 1, 4).unwrap();
-    let inputs = Inputs::new(shape, 50, 5);
-    // The limits of these queries, and half of them.
-    let scale = 0.5;
-    let largest = inputs.q.iter().fold(0.0_f32, |max, q| max.max(q.abs())) * scale;
-    for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
-        let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
-        let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
-        let options = options(shape, isa(), KvStore::F32);
-        let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
-        let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();
-        let mut out = vec![0.0; inputs.q.len()];
-        let result = kernel.forward_heads(
-            HeadsView::new(&inputs.q, [50, 2, 4]).unwrap(),
-            view(&inputs.k),
-            view(&inputs.v),
-            HeadsViewMut::new(&mut out, [50, 2, 4]).unwrap(),
-        );
-        match result {
-            Ok(()) => assert!(fits && kernel.len() == 50),
-            Err(AttentionError::ScoreBound { epsilon: 0.3, .. }) => assert!(!fits && kernel.is_empty()),
-            Err(other) => panic!("{other}"),
-        }
-    }
 }
 
 /// The last token alone, after all others in one call: decoding.

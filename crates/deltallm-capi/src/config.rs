@@ -6,7 +6,7 @@ use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
     DenseAttention, HybridAttention, HybridConfig, KvStore, MemoryBudget, ThresholdPolicy,
 };
-use deltallm_core::{CoreError, ErrorBound, ModelFingerprint, QueryLimits, TargetSparsity, ThresholdProfile};
+use deltallm_core::{CoreError, ModelFingerprint, TargetSparsity, ThresholdProfile};
 use serde::Deserialize;
 
 /// Heads of a layer at most, and channels of a head: far more than any model has, and little enough that the tables a
@@ -78,7 +78,6 @@ enum Thresholds {
     Theta(f32),
     TargetSparsity(f32),
     Channels(Vec<f32>),
-    ErrorBound { nats: f32, query_limits: Vec<f32> },
 }
 
 /// A setting with a form of its own, such as `64` or `"block:0.05"`.
@@ -188,10 +187,6 @@ impl KernelConfig {
                 // The fingerprint is not looked at: these thresholds come from the caller and not from a file.
                 let profile = ThresholdProfile::new(ModelFingerprint(0), one_layer, thetas.clone())?;
                 ThresholdPolicy::Profile(Arc::new(profile))
-            }
-            Thresholds::ErrorBound { nats, query_limits } => {
-                let limits = QueryLimits::new(one_layer, query_limits.clone())?;
-                ThresholdPolicy::ErrorBound(ErrorBound::new(*nats, limits)?)
             }
         })
     }

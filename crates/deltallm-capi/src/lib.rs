@@ -38,7 +38,6 @@
 //! | `{"theta": 0.6}` | one for all key channels |
 //! | `{"target_sparsity": 0.45}` | rise and fall until that share of the deltas is zero |
 //! | `{"channels": [...]}` | `kv_heads * head_dim` of them, head after head |
-//! | `{"error_bound": {"nats": 100, "query_limits": [...]}}` | such that every score is within that many nats as long as no `scale * q` exceeds its limit in magnitude: `kv_heads * head_dim` limits, each for all query heads that share a kv head |
 //!
 //! Fields for other kernels are read and not used, so the same text with another `kernel` makes the exact counterpart.
 //!

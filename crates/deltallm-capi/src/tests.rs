@@ -371,11 +371,7 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "thresholds": {"target_sparsity": 2}"#, "zero fraction: expected a number in 0..=1, got 2"),
         (r#", "thresholds": {"channels": [1, 2]}"#, "expected thresholds = 16, got 2"),
         (r#", "thresholds": {"channels": [1, "2"]}"#, "thresholds.channels[1]: invalid type: string \"2\""),
-        (r#", "thresholds": {"error_bound": {"nats": 1}}"#, "missing field `query_limits`"),
-        (
-            r#", "thresholds": {"error_bound": {"nats": 1, "query_limits": [1]}}"#,
-            "expected query limits = 16, got 1",
-        ),
+        (r#", "thresholds": {"error_bound": {"nats": 1}}"#, "thresholds: unknown variant `error_bound`"),
         (r#", "profile": {"version": 2}"#, "profile: missing field `model`"),
     ] {
         let (status, error) = hybrid(more).err().unwrap_or_else(|| panic!("{more} has been taken"));
@@ -415,7 +411,6 @@ fn every_setting_is_taken() {
         r#", "window": "block:0.1", "skip_margin": "ln:2.5", "thresholds": {"theta": 0.1}"#,
         r#", "window": null, "skip_margin": null, "thresholds": {"target_sparsity": 0.6}, "layer": 7"#,
         &format!(r#", "thresholds": {{"channels": {sixteen}}}"#),
-        &format!(r#", "thresholds": {{"error_bound": {{"nats": 100, "query_limits": {sixteen}}}}}"#),
     ] {
         for kernel in ["dense", "delta", "hybrid"] {
             let more = if kernel == "dense" { more.replace("compact", "int8") } else { more.to_owned() };
@@ -595,6 +590,16 @@ impl AttentionKernel for Broken {
 
     fn stats(&self) -> SparsityStats {
         SparsityStats::default()
+    }
+
+    fn begin_prompt(&mut self, _: usize) {}
+
+    fn growth(&self, _: usize) -> Option<usize> {
+        Some(0)
+    }
+
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        Result::Ok(0)
     }
 }
 

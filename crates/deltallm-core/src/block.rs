@@ -4,7 +4,7 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 use half::{bf16, f16};
 
 use crate::{
-    BLOCK_TOKENS, CoreError, DeltaEncoder, ElementType,
+    BLOCK_TOKENS, DeltaEncoder, ElementType,
     coding::{compress, expand},
     differences::Differences,
     elements::Elements,
@@ -236,32 +236,6 @@ impl Block {
         self.escapes.extend(escapes);
     }
 
-    /// Codes the keys of another block again, from their reconstruction, into this one's room. Returns whether that is no
-    /// larger; otherwise the encoder goes on from the other block's last key.
-    ///
-    /// A key that is what the key before was is never transmitted again, so the new masks are subsets of the old ones,
-    /// except where a key frame of 8-bit codes is rounded anew.
-    pub(crate) fn recode(
-        &mut self,
-        other: &Self,
-        encoder: &mut DeltaEncoder,
-        rows: &mut Vec<f32>,
-    ) -> Result<bool, CoreError> {
-        let channels = encoder.channels();
-        other.reconstruct(encoder.base_steps(), channels, rows);
-        self.start(encoder, other.factor);
-        for key in rows.chunks_exact(channels) {
-            // Cannot fail: the store has held these numbers before.
-            encoder.encode(key)?;
-            self.push(encoder);
-        }
-        let fits = self.used_bytes() <= other.used_bytes() && self.escapes.len() <= other.escapes.capacity();
-        if !fits {
-            encoder.set_reference(&rows[rows.len().saturating_sub(channels)..]);
-        }
-        Ok(fits)
-    }
-
     /// Keeps the first `tokens` tokens.
     pub(crate) fn truncate(&mut self, tokens: usize, channels: usize) {
         self.masks.truncate(tokens * words(channels));
@@ -273,16 +247,6 @@ impl Block {
                 escape.to = OPEN_END;
             }
         }
-    }
-
-    /// Becomes a copy of `other`, within the room it has.
-    pub(crate) fn copy_from(&mut self, other: &Self) {
-        self.codes.copy_from(&other.codes);
-        self.masks.clear();
-        self.masks.extend_from_slice(&other.masks);
-        self.escapes.clear();
-        self.escapes.extend_from_slice(&other.escapes);
-        self.factor = other.factor;
     }
 
     /// Becomes what `other` is, within the room it has; for escapes it takes over the room of `other`.

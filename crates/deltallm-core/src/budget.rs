@@ -127,7 +127,6 @@ impl Drop for Charge {
 
 /// What a cache does when its [`MemoryBudget`] does not cover the next token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub enum AtLimit {
     /// Nothing: [`CoreError::BudgetExhausted`].
     #[default]
@@ -135,9 +134,6 @@ pub enum AtLimit {
     /// Goes one store narrower, each time: from f32 to f16; then to 8 bits in dense attention, and to the compact store
     /// where there are deltas. Keys and values are off by their rounding from then on.
     NarrowStore,
-    /// Codes the far history again with higher thresholds, and goes on with those. Each time less is left to gain, and
-    /// the bound on the keys grows.
-    RaiseThresholds,
 }
 
 /// Makes room for one more element in a table, charging what the table grows by.

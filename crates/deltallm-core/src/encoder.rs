@@ -61,8 +61,6 @@ enum Rounding {
 struct Steps {
     /// Steps when the factor is 1, `[channels]`.
     base: Vec<f32>,
-    /// What the thresholds have been raised by since then.
-    raised: f32,
     /// Factor of the block being written.
     factor: f32,
     /// `[channels]`, for that factor.
@@ -92,7 +90,6 @@ impl Steps {
         let channels = thresholds.start.len();
         let mut steps = Self {
             base: thresholds.start.iter().map(|theta| step(*theta, STEP)).collect(),
-            raised: 1.0,
             factor: 1.0,
             steps: vec![0.0; channels],
             inverse: vec![0.0; channels],
@@ -282,7 +279,7 @@ impl DeltaEncoder {
     pub(crate) fn block_factor(&self) -> f32 {
         match &self.rounding {
             Rounding::Float(_) => 1.0,
-            Rounding::Int8(steps) => self.thresholds.factor(self.tokens, self.nonzeros) * steps.raised,
+            Rounding::Int8(_) => self.thresholds.factor(self.tokens, self.nonzeros),
         }
     }
 
@@ -350,25 +347,8 @@ impl DeltaEncoder {
     }
 }
 
-/// Relief at the memory limit.
+/// A narrower store.
 impl DeltaEncoder {
-    /// A fresh encoder with fixed thresholds of `factor` times those of the moment, for the same store.
-    pub(crate) fn scaled(&self, factor: f32) -> Result<Self, CoreError> {
-        let thresholds: Vec<f32> = self.thresholds().iter().map(|theta| factor * theta).collect();
-        let encoder = Self::new(thresholds, ElementType::F32)?;
-        Ok(Self { rounding: self.rounding.clone(), ..encoder })
-    }
-
-    /// Goes on with thresholds `factor` times as high, after the keys so far have been coded again as `nonzeros` entries
-    /// that add up to `reconstruction`.
-    pub(crate) fn raise(&mut self, factor: f32, nonzeros: usize, reconstruction: &[f32]) {
-        self.thresholds.raise(factor, self.tokens, self.nonzeros.saturating_sub(nonzeros));
-        if let Rounding::Int8(steps) = &mut self.rounding {
-            steps.raised *= factor;
-        }
-        self.rewind(self.tokens, nonzeros, Some(reconstruction));
-    }
-
     /// Goes on in a store of another float type, which holds the reference rounded.
     pub(crate) fn set_element(&mut self, element: ElementType) {
         self.rounding = Rounding::Float(element);

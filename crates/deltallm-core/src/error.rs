@@ -42,20 +42,6 @@ pub enum CoreError {
         /// The target that was passed.
         got: f32,
     },
-    /// A score error bound, or a limit of a query, that is not a positive number.
-    #[error("{what}: expected a finite number > 0, got {got}")]
-    ScoreBound {
-        /// Which number.
-        what: &'static str,
-        /// The number that was passed.
-        got: f32,
-    },
-    /// Thresholds can be raised and not lowered: what was not transmitted is gone.
-    #[error("factor for thresholds: expected a finite number >= 1, got {got}")]
-    Factor {
-        /// The offending factor.
-        got: f32,
-    },
     /// A threshold profile has been made for other dimensions.
     #[error("threshold profile: expected {what} = {expected}, got {got}")]
     ProfileShape {

@@ -6,7 +6,7 @@
 //! 1. [`DeltaEncoder`]: the element rule, one key at a time, with the reconstruction and its bound.
 //! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere.
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
-//!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
+//!    ([`ThresholdProfile`]), or those that meet a zero fraction ([`TargetSparsity`]).
 //! 4. [`KvStore`]: how a cache keeps its keys and values; [`PagedRows`] and [`ElementType`]: uncoded rows.
 //! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while running, and
 //!    what is done when they run out.
@@ -32,7 +32,6 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod block;
-mod bound;
 mod budget;
 mod coding;
 mod differences;
@@ -50,7 +49,6 @@ mod target;
 mod threshold;
 
 pub use block::{BlockCodes, DeltaBlock, Escape};
-pub use bound::{ErrorBound, QueryLimits};
 pub use budget::{AtLimit, Charge, MemoryBudget};
 pub use elements::ElementType;
 pub use encoder::DeltaEncoder;

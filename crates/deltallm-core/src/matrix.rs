@@ -250,61 +250,6 @@ impl DeltaMatrix {
         Ok(copy)
     }
 
-    /// Raises the thresholds to `factor` times what they are, for the keys that come and for those that are coded
-    /// already, and gives the freed bytes back.
-    ///
-    /// The coded keys are coded again from their reconstruction, with thresholds of `factor - 1` times the old ones.
-    /// The two errors add up to `factor` times the old threshold, the bound of the keys that come (`docs/method.md`,
-    /// equation 8). A channel can only be transmitted where it was before, so no block grows; one of 8-bit codes, whose
-    /// key frame is rounded anew, might, and stays as it is then. One block at a time is held twice.
-    ///
-    /// Values transmitted one after the other differ by more than the old threshold, so a factor of 2 or less leaves
-    /// the coded keys as they are (but for the rounding of 16-bit types) and only changes what comes.
-    ///
-    /// ```
-    /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
-    ///
-    /// let mut charge = MemoryBudget::unlimited().charge();
-    /// let mut keys = DeltaMatrix::new(vec![1.0], ElementType::F32)?;
-    /// for key in [0.5, 2.0, 2.5, 5.0] {
-    ///     keys.push(&[key], &mut charge)?;
-    /// }
-    /// assert_eq!(keys.nonzeros(), 3); // 2.5 is seen as 2.0
-    /// keys.coarsen(3.0, &mut charge)?;
-    /// let mut rows = Vec::new();
-    /// keys.reconstruct(0, &mut rows);
-    /// assert_eq!(rows, [0.5, 0.5, 0.5, 5.0]); // nothing is off by more than 3
-    /// # Ok::<(), deltallm_core::CoreError>(())
-    /// ```
-    ///
-    /// # Errors
-    /// [`CoreError::Factor`] for a factor below 1, NaN or infinite, [`CoreError::Threshold`] for a threshold that would
-    /// become infinite; nothing changes then.
-    pub fn coarsen(&mut self, factor: f32, charge: &mut Charge) -> Result<(), CoreError> {
-        if !(factor.is_finite() && factor >= 1.0) {
-            return Err(CoreError::Factor { got: factor });
-        }
-        self.encoder.scaled(factor)?; // refused before anything changes
-        let mut encoder = self.encoder.scaled(factor - 1.0)?;
-        let mut recoded = Block::with_capacity(self.encoder.element(), self.channels(), BLOCK_TOKENS);
-        let mut rows = Vec::new();
-        for block in &mut self.sealed {
-            if recoded.recode(block, &mut encoder, &mut rows)? {
-                charge.shrink(block.used_bytes() - recoded.used_bytes());
-                *block = recoded.to_exact();
-            }
-        }
-        if self.open_tokens() > 0 && recoded.recode(&self.open, &mut encoder, &mut rows)? {
-            self.open.copy_from(&recoded);
-        }
-        let nonzeros = self.nonzeros();
-        self.encoder.raise(factor, nonzeros, encoder.reconstruction());
-        if self.open_tokens() > 0 {
-            self.encoder.resume_block(self.open.factor, &self.open.last_codes(self.channels()));
-        }
-        Ok(())
-    }
-
     /// Bytes that appending `tokens` keys would charge at most; for one key exactly.
     pub fn growth(&self, tokens: usize) -> usize {
         let (channels, element, written) = (self.channels(), self.encoder.element(), self.open_tokens());

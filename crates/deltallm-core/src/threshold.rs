@@ -2,7 +2,7 @@
 
 use std::{ops::Range, sync::Arc};
 
-use crate::{CoreError, ErrorBound, TargetSparsity, ThresholdProfile};
+use crate::{CoreError, TargetSparsity, ThresholdProfile};
 
 /// Where the thresholds of the delta encoders come from.
 ///
@@ -30,8 +30,6 @@ pub enum ThresholdPolicy {
     Profile(Arc<ThresholdProfile>),
     /// Thresholds that rise and fall until the wanted share of entries is zero.
     TargetSparsity(TargetSparsity),
-    /// Thresholds that keep every score within a bound.
-    ErrorBound(ErrorBound),
 }
 
 impl ThresholdPolicy {
@@ -39,7 +37,7 @@ impl ThresholdPolicy {
     ///
     /// # Errors
     /// [`CoreError::Threshold`] for a value that is negative or not finite, [`CoreError::ProfileShape`] when a profile
-    /// has other dimensions or too few layers, and what [`TargetSparsity`] and [`ErrorBound`] refuse.
+    /// has other dimensions or too few layers, and what [`TargetSparsity`] refuses.
     pub fn for_layer(
         &self,
         layer: usize,
@@ -55,7 +53,6 @@ impl ThresholdPolicy {
             }
             Self::Profile(profile) => profile.layer(layer, kv_heads, head_dim).map(fixed),
             Self::TargetSparsity(target) => target.for_layer(layer, kv_heads, head_dim),
-            Self::ErrorBound(bound) => bound.for_layer(layer, kv_heads, head_dim),
         }
     }
 }
@@ -133,13 +130,5 @@ impl HeadThresholds {
         let grown = (tokens as f64 / Self::GAIN_TOKENS).min(1.0);
         let gain = Self::GAIN.start + (Self::GAIN.end - Self::GAIN.start) * grown;
         (gain * missing).clamp(-Self::RANGE, Self::RANGE).exp() as f32
-    }
-
-    /// Raises the thresholds by `factor` when the `tokens` keys so far have been coded again with `saved` entries less.
-    /// The target rises by those entries, or else they would be spent again.
-    pub(crate) fn raise(&mut self, factor: f32, tokens: usize, saved: usize) {
-        self.start.iter_mut().for_each(|theta| *theta *= factor);
-        let more = saved as f64 / (tokens.max(1) * self.start.len()) as f64;
-        self.target = self.target.map(|target| (f64::from(target) + more).min(1.0) as f32);
     }
 }

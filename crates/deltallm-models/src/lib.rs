@@ -47,7 +47,7 @@ pub use quantised::{QuantisedError, QuantisedLinear};
 #[cfg(feature = "safetensors")]
 pub use safetensors::SafetensorsModel;
 pub use sampling::{Sampler, SamplerConfig, SamplingError};
-pub use session::{Relief, Session};
+pub use session::{Narrowed, Session};
 pub use ternary::{TernaryError, TernaryLinear};
 pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
 pub use weights::{LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId};

@@ -4,7 +4,6 @@ use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
-use deltallm_core::{CoreError, QueryLimits};
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
 
@@ -105,43 +104,6 @@ impl Model {
     /// The model's weights.
     pub fn weights(&self) -> &ModelWeights {
         &self.weights
-    }
-
-    /// The largest `|scale q[j]|` that any text can lead to, from the weights alone: the norm before the projection leaves a
-    /// vector of length at most `sqrt(hidden_size)`, and RoPE turns a pair of channels without making it longer. Before a
-    /// ternary projection that vector is rounded, each channel by at most half a step, which is 1/254 of the largest.
-    ///
-    /// # Errors
-    /// [`deltallm_core::CoreError`] for weights that are not finite.
-    pub fn query_limits(&self) -> Result<QueryLimits, CoreError> {
-        let (config, half) = (&self.config, self.config.head_dim / 2);
-        let scale = 1.0 / (config.head_dim as f32).sqrt();
-        let group = config.heads / config.kv_heads;
-        let mut limits = Vec::new();
-        let longest = (config.hidden_size as f32).sqrt();
-        for layer in &self.weights.layers {
-            let (weight, bias) = (&layer.query.weight, layer.query.bias.as_ref());
-            let norm = &layer.attention_norm;
-            // No input of the projection is larger: all of the vector's length in one channel.
-            let largest = norm.iter().fold(0.0_f32, |most, x| most.max(x.abs())) * longest;
-            let row = |index: usize| {
-                let weights = weight.row(index) * norm;
-                let exact = weights.dot(&weights).sqrt() * longest;
-                exact
-                    + weight.rounding(index) * largest.max(1e-5)
-                    + bias.map_or(0.0, |bias| bias[index].abs())
-            };
-            let channel = |head: usize, j: usize| {
-                let pair = |head: usize| {
-                    row(head * config.head_dim + j % half)
-                        .hypot(row(head * config.head_dim + j % half + half))
-                };
-                (head * group..(head + 1) * group).map(pair).fold(0.0, f32::max) * scale
-            };
-            let places = (0..config.kv_heads).flat_map(|head| (0..config.head_dim).map(move |j| (head, j)));
-            limits.extend(places.map(|(head, j)| channel(head, j)));
-        }
-        QueryLimits::new([config.layers, config.kv_heads, config.head_dim], limits)
     }
 
     /// Head counts of every layer, for making attention kernels.

@@ -65,12 +65,12 @@ pub use deltallm_models as models;
 
 pub use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, LayerPlan, PaperRule, Precision,
-    SimdLevel, SkipMargin, Window, attend_dense, attend_hybrid,
+    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KernelWrapper, LayerPlan,
+    PaperRule, Precision, SimdLevel, SkipMargin, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    AtLimit, CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, KvStore, MemoryBudget,
-    ModelFingerprint, QueryLimits, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
+    AtLimit, CachePlan, CoreError, ElementType, Footprint, KeyPlan, KvStore, MemoryBudget, ModelFingerprint,
+    SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 
 /// The code in the README and in the guide for engines, compiled and run as tests.

@@ -125,7 +125,6 @@ impl Subject<'_> {
         parts.extend(settings.profile.map(|_| "calibrated profile".to_owned()));
         parts.extend(settings.theta.map(|theta| format!("θ = {theta}")));
         parts.extend(settings.target_sparsity.map(|share| format!("target {share} zeros")));
-        parts.extend(settings.error_bound.map(|nats| format!("scores within {nats} nats")));
         parts.extend(settings.window.map(|window| format!("window {window}")));
         parts.extend(settings.sinks.map(|sinks| format!("{sinks} sinks")));
         parts.extend(settings.skip_margin.map(|margin| format!("skip {margin}")));
