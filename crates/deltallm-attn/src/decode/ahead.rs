@@ -1,9 +1,12 @@
 //! Memory that will be needed soon.
 
+use deltallm_core::{BlockCodes, DeltaBlock};
 use deltallm_simd::{
     prefetch::{LINE, prefetch, prefetch_l2},
     tuning::NEAR_BYTES,
 };
+
+use crate::stored::StoredRows;
 
 /// Some adjacent memory to ask for, a little with every step of a loop: a page of the cache begins wherever the allocator put
 /// it, which the hardware's own prefetching learns too late.
@@ -11,7 +14,7 @@ use deltallm_simd::{
 /// A core has room for few lines on their way to its L1 cache and waits when there are more. So little memory goes there, and
 /// much, which would drive out what is being worked on besides, into the L2 cache.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ahead {
+pub(crate) struct Ahead {
     start: *const u8,
     bytes: usize,
 }
@@ -23,18 +26,18 @@ impl Default for Ahead {
 }
 
 impl Ahead {
-    pub(super) fn of<T>(memory: &[T]) -> Self {
+    pub(crate) fn of<T>(memory: &[T]) -> Self {
         Self { start: memory.as_ptr().cast(), bytes: size_of_val(memory) }
     }
 
     /// This and `more`, which lies behind it.
-    pub(super) fn and<T>(self, more: &[T]) -> Self {
+    pub(crate) fn and<T>(self, more: &[T]) -> Self {
         Self { bytes: self.bytes + size_of_val(more), ..self }
     }
 
     /// The same in `steps` parts.
     #[inline(always)]
-    pub(super) fn steps(self, steps: usize) -> Steps {
+    pub(crate) fn steps(self, steps: usize) -> Steps {
         let lines = self.bytes.div_ceil(LINE);
         let lines_per_step = lines.div_ceil(steps.max(1));
         Steps { next: self.start, lines, lines_per_step, near: self.bytes <= NEAR_BYTES }
@@ -42,7 +45,7 @@ impl Ahead {
 
     /// Asks for the picked rows of `bytes` bytes each, all at once.
     #[inline(always)]
-    pub(super) fn prefetch_rows(self, picks: &[u8], bytes: usize) {
+    pub(crate) fn prefetch_rows(self, picks: &[u8], bytes: usize) {
         for pick in picks {
             let row = self.start.wrapping_add(usize::from(*pick) * bytes);
             prefetch_l2(row);
@@ -57,7 +60,7 @@ impl Ahead {
 }
 
 /// What is left to ask for.
-pub(super) struct Steps {
+pub(crate) struct Steps {
     next: *const u8,
     lines: usize,
     lines_per_step: usize,
@@ -67,7 +70,7 @@ pub(super) struct Steps {
 impl Steps {
     /// Asks for the next part.
     #[inline(always)]
-    pub(super) fn prefetch(&mut self) {
+    pub(crate) fn prefetch(&mut self) {
         let lines = self.lines_per_step.min(self.lines);
         for _ in 0..lines {
             match self.near {
@@ -78,4 +81,47 @@ impl Steps {
         }
         self.lines -= lines;
     }
+}
+
+/// Asks for the memory of the picked rows.
+pub(crate) fn prefetch_values(rows: StoredRows, picks: &[u8], channels: usize) {
+    match rows {
+        StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 4),
+        StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
+        StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
+        StoredRows::Int8(rows) => {
+            Ahead::of(rows.codes).prefetch_rows(picks, channels);
+            Ahead::of(rows.scales).steps(1).prefetch();
+        }
+        StoredRows::Int4(rows) => {
+            Ahead::of(rows.codes).prefetch_rows(picks, channels / 2);
+            Ahead::of(rows.scales).steps(1).prefetch();
+        }
+    }
+}
+
+/// Where some rows are, and their scales.
+pub(crate) fn rows_memory(rows: StoredRows, channels: usize) -> [Ahead; 2] {
+    let (rows, scales) = match rows {
+        // Somebody else's cache, with other heads between the rows.
+        StoredRows::F32(rows) if rows.stride != channels => (Ahead::default(), Ahead::default()),
+        StoredRows::F32(rows) => (Ahead::of(rows.data), Ahead::default()),
+        StoredRows::F16(rows) => (Ahead::of(rows.data), Ahead::default()),
+        StoredRows::Bf16(rows) => (Ahead::of(rows.data), Ahead::default()),
+        StoredRows::Int8(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
+        StoredRows::Int4(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
+    };
+    [rows, scales]
+}
+
+/// Where the masks of a block are, and its key frame with the values, which lie behind it, or its differences.
+pub(crate) fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
+    let codes = match block.codes {
+        BlockCodes::F32 { frame, values } => Ahead::of(frame).and(values),
+        BlockCodes::F16 { frame, values } => Ahead::of(frame).and(values),
+        BlockCodes::Bf16 { frame, values } => Ahead::of(frame).and(values),
+        BlockCodes::Int8 { differences, .. } => Ahead::of(differences),
+        _ => Ahead::default(),
+    };
+    [Ahead::of(block.masks), codes]
 }

@@ -2,11 +2,11 @@
 
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
-use super::{expand::padded, grow};
+use super::expand::{grow, padded};
 
 /// The differences of a block, one to a byte; what lies behind them is of no account.
 #[derive(Debug, Default)]
-pub(super) struct Differences {
+pub(crate) struct Differences {
     bytes: Vec<i8>,
     /// Those that did not fit half a byte, and a vector of zeros.
     wide: Vec<i8>,
@@ -14,7 +14,7 @@ pub(super) struct Differences {
 
 impl Differences {
     /// Reads those of [`deltallm_core::BlockCodes::Int8`]: 0 in `packed` stands for the next one of `wide`.
-    pub(super) fn unpack(&mut self, isa: Isa, packed: &[u8], wide: &[i8]) -> &[i8] {
+    pub(crate) fn unpack(&mut self, isa: Isa, packed: &[u8], wide: &[i8]) -> &[i8] {
         dispatch!(isa, simd => self.unpack_vectors(simd, packed, wide));
         &self.bytes
     }

@@ -1,27 +1,27 @@
 //! Scores of rows of keys: the dot products of each with the queries of a group.
 
+use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::fearless_simd::prelude::*;
 
 use super::{
     ahead::Ahead,
-    lanes::Lanes,
+    lanes::{Lanes, lanes},
     passes::Pass,
-    rows::{Row, Rows, lanes},
+    rows::{Row, Rows},
 };
-use crate::decode::BLOCK;
 
-/// `out[head * BLOCK + row] = queries[head] . rows[row]` for `count` rows.
-pub(super) struct Dots<'a, R> {
-    pub(super) rows: R,
-    pub(super) count: usize,
+/// `out[head * BLOCK_TOKENS + row] = queries[head] . rows[row]` for `count` rows.
+pub(crate) struct Dots<'a, R> {
+    pub(crate) rows: R,
+    pub(crate) count: usize,
     /// Memory to ask for meanwhile.
-    pub(super) ahead: Ahead,
+    pub(crate) ahead: Ahead,
     /// `[heads, channels]`.
-    pub(super) queries: &'a [f32],
+    pub(crate) queries: &'a [f32],
     /// A multiple of the vector length.
-    pub(super) channels: usize,
-    /// `[heads, BLOCK]`, or from the block's key on that the first row is.
-    pub(super) out: &'a mut [f32],
+    pub(crate) channels: usize,
+    /// `[heads, BLOCK_TOKENS]`, or from the block's key on that the first row is.
+    pub(crate) out: &'a mut [f32],
 }
 
 impl<S: Lanes, R: Rows> Pass<S> for Dots<'_, R> {
@@ -55,7 +55,8 @@ impl<S: Lanes, R: Rows> Pass<S> for Dots<'_, R> {
                     }
                 }
             }
-            for (sums, out) in sums.into_iter().zip(self.out[head * BLOCK..].chunks_mut(BLOCK)) {
+            for (sums, out) in sums.into_iter().zip(self.out[head * BLOCK_TOKENS..].chunks_mut(BLOCK_TOKENS))
+            {
                 store(&mut out[first..], simd.sums(sums), here);
             }
         }
@@ -64,7 +65,7 @@ impl<S: Lanes, R: Rows> Pass<S> for Dots<'_, R> {
 
 /// Stores the first `here` of four scores.
 #[inline(always)]
-pub(super) fn store(out: &mut [f32], scores: [f32; 4], here: usize) {
+pub(crate) fn store(out: &mut [f32], scores: [f32; 4], here: usize) {
     match out.first_chunk_mut() {
         Some(out) if here == 4 => *out = scores,
         // A copy of a length that is not known would be a call.

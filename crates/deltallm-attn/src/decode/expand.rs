@@ -1,9 +1,7 @@
 //! From masks and packed new values to rows of keys.
 
 use deltallm_simd::fearless_simd::prelude::*;
-
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-pub(super) mod avx512;
+use half::slice::HalfFloatSliceExt;
 
 /// A block of delta-coded keys: what [`deltallm_core::DeltaMatrix`] stores, by reference.
 #[derive(Debug, Clone, Copy)]
@@ -16,8 +14,49 @@ pub(crate) struct Masked<'a, T> {
     pub(crate) values: &'a [T],
 }
 
+impl<T> Masked<'_, T> {
+    /// Tokens of the block.
+    pub(crate) fn tokens(&self) -> usize {
+        self.masks.len() / self.frame.len().div_ceil(64)
+    }
+
+    /// The first `tokens` tokens of the block.
+    pub(crate) fn first(self, tokens: usize) -> Self {
+        let words = self.frame.len().div_ceil(64);
+        Self { masks: &self.masks[..tokens * words], ..self }
+    }
+
+    /// Makes room for the keys and returns the elements from one to the next: whole mask words, which also covers the
+    /// padding of the channels.
+    pub(crate) fn room<U: Copy + Default>(&self, keys: &mut Vec<U>) -> usize {
+        let stride = row_stride(self.frame.len());
+        grow(keys, self.tokens() * stride);
+        stride
+    }
+}
+
+impl<'a, T> Masked<'a, T>
+where
+    [T]: HalfFloatSliceExt,
+{
+    pub(crate) fn bits(self) -> Masked<'a, u16> {
+        Masked {
+            frame: self.frame.reinterpret_cast(),
+            masks: self.masks,
+            values: self.values.reinterpret_cast(),
+        }
+    }
+}
+
+/// Makes room for at least `len` numbers.
+pub(crate) fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
+    if scratch.len() < len {
+        scratch.resize(len, T::default());
+    }
+}
+
 /// A number in which keys are delta-coded.
-pub(super) trait Coded: Copy + Default {
+pub(crate) trait Coded: Copy + Default {
     /// The key after `key`, in one vector: what is transmitted stands in `sent` where `mask` is set.
     fn next<S: Simd, V: SimdBase<S, Element = Self>>(simd: S, mask: V::Mask, sent: V, key: V) -> V;
 }
@@ -46,7 +85,7 @@ impl Coded for f32 {
 }
 
 /// Elements between two rows of expanded keys: whole mask words.
-pub(super) fn row_stride(channels: usize) -> usize {
+pub(crate) fn row_stride(channels: usize) -> usize {
     channels.next_multiple_of(64)
 }
 
@@ -54,7 +93,7 @@ pub(super) fn row_stride(channels: usize) -> usize {
 /// values go to their places one by one, and then a vector at a time takes them and the key before.
 /// (Values written into a copy of the key before would be read again before they had left the store buffer.)
 #[inline(always)]
-pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S, Element: Coded>>(
+pub(crate) fn expand_by_bits<S: Simd, V: SimdBase<S, Element: Coded>>(
     simd: S,
     block: Masked<V::Element>,
     out: &mut [V::Element],
@@ -86,13 +125,13 @@ pub(super) fn expand_by_bits<S: Simd, V: SimdBase<S, Element: Coded>>(
 
 /// A mask of the lowest `count` bits, 1 to 64 of them.
 #[inline(always)]
-fn low_bits(count: usize) -> u64 {
+pub(crate) fn low_bits(count: usize) -> u64 {
     u64::MAX >> (64 - count)
 }
 
 /// `x`, shorter than a vector or not, and zeros.
 #[inline(always)]
-pub(super) fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
+pub(crate) fn padded<S: Simd, V: SimdBase<S>>(simd: S, x: &[V::Element]) -> V {
     if let Some(whole) = x.get(..V::LEN) {
         return V::from_slice(simd, whole);
     }

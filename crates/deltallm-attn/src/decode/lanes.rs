@@ -1,10 +1,6 @@
 //! The few vector operations that decoding needs and `fearless_simd` has no name for, by instruction set.
 
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-mod x86;
-
+use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::{
     convert::Convert,
     fearless_simd::{Fallback, prelude::*},
@@ -14,29 +10,28 @@ use super::{
     ahead::Ahead,
     expand::{Masked, expand_by_bits},
     queries::CodedQueries,
-    rows::Int8Rows,
 };
-use crate::decode::BLOCK;
+use crate::stored::Int8Rows;
 
 /// Where the scores of keys of 8 bits go, and what they are for.
 #[cfg_attr(
     not(any(target_arch = "x86", target_arch = "x86_64")),
     expect(dead_code, reason = "read where there are integer products")
 )]
-pub(super) struct ToScore<'a> {
-    pub(super) queries: &'a CodedQueries,
+pub(crate) struct ToScore<'a> {
+    pub(crate) queries: &'a CodedQueries,
     /// Padded channels.
-    pub(super) channels: usize,
+    pub(crate) channels: usize,
     /// Keys of the block that are left out.
-    pub(super) skip: usize,
+    pub(crate) skip: usize,
     /// Memory to ask for meanwhile.
-    pub(super) ahead: [Ahead; 2],
-    /// `[heads, BLOCK]`, or from the block's key on that the first one is.
-    pub(super) out: &'a mut [f32],
+    pub(crate) ahead: [Ahead; 2],
+    /// `[heads, BLOCK_TOKENS]`, or from the block's key on that the first one is.
+    pub(crate) out: &'a mut [f32],
 }
 
 /// Sums and expansions; every slice of numbers to convert is one vector of f32 long.
-pub(super) trait Lanes: Convert {
+pub(crate) trait Lanes: Convert {
     /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
     const HEADS: usize;
 
@@ -87,7 +82,7 @@ pub(super) trait Lanes: Convert {
 
     /// The numbers of the bits that are set, ascending.
     #[inline(always)]
-    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK]) {
+    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK_TOKENS]) {
         let mut rest = bits;
         for number in numbers.iter_mut().take(bits.count_ones() as usize) {
             *number = rest.trailing_zeros() as u8;
@@ -99,4 +94,10 @@ pub(super) trait Lanes: Convert {
 impl Lanes for Fallback {
     const HEADS: usize = 2;
     const REGISTERS: usize = 16;
+}
+
+/// f32 lanes of a vector.
+#[inline(always)]
+pub(crate) const fn lanes<S: Lanes>() -> usize {
+    S::f32s::LEN
 }

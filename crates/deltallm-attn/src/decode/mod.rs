@@ -1,77 +1,56 @@
 //! Attention of one token: what generation spends its time on.
 //!
 //! A tile of queries makes vectors of queries; here there is one query per head, so the vectors run along the channels,
-//! and the heads of a group share every row of the cache. The keys of a kv head are taken in blocks of [`BLOCK`]:
+//! and the heads of a group share every row of the cache. The keys of a kv head are taken in blocks of [`BLOCK_TOKENS`]:
 //! scores, the skip test, softmax, and the values of the keys that are left.
 //!
 //! Long caches are cut into chunks of [`DECODE_CHUNK`] keys that know nothing of each other and are merged in order, whoever
 //! worked them off: the result does not depend on the number of threads. Value skipping needs the best exact score
-//! first, so there are two rounds: the phases before the first one that skips, then the rest.
+//! first, so there are two rounds: the segments before the first one that skips, then the rest.
+//!
+//! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and converted. In
+//! reading order: here, the call; [`scores`] ([`rows`] and [`dots`]; [`expand`] and [`differences`] of delta-coded keys; [`queries`] for
+//! integer products of keys in 8 bits), [`select`] (skip test and softmax), [`values`], [`passes`] (which heads go together),
+//! [`ahead`] (memory that is asked for), [`lanes`] (what differs between instruction sets), `arch` (kernels of single ones).
+
+mod ahead;
+mod arch;
+mod differences;
+mod dots;
+mod expand;
+mod lanes;
+mod passes;
+mod queries;
+mod rows;
+mod scores;
+mod scratch;
+mod select;
+mod values;
 
 use std::{cell::Cell, f32::consts::LOG2_E, ops::Range, thread::LocalKey};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaBlock, GROUP, HeadSparsity, PagedRows, RowsPage};
+use deltallm_core::{BLOCK_TOKENS, DeltaBlock, HeadSparsity};
 use deltallm_simd::tuning::DECODE_CHUNK;
 #[cfg(feature = "rayon")]
 use deltallm_simd::tuning::LEAST_DECODED_KEYS;
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    simd::{
-        self,
-        decode::{CHANNELS, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided},
-    },
-    tile::{HeadRows, Keys, Phase, Phases, Rows},
+    segment::{Keys, Rows, Segment, Segments},
+    softcap::softcap,
+    stored::{CHANNELS, StoredRows, Strided},
     window::{Part, Split},
 };
+use ahead::prefetch_values;
+use scores::Scoring;
+use scratch::KernelScratch;
+use select::{Kept, Softmax, select};
 
-/// Keys that are scored before their values are looked at.
-pub(crate) const BLOCK: usize = BLOCK_TOKENS;
-
-/// Rows of one kv head in the form they are stored in.
-pub(crate) trait DecodeRows {
-    /// The first of `tokens`, as many as lie adjacent, and how many these are. `None` where there is no kernel for the
-    /// form.
-    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)>;
-}
-
-impl DecodeRows for PagedRows {
-    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        let stride = self.channels();
-        let first = tokens.start % self.page_tokens();
-        let count = tokens.len().min(self.page_tokens() - first);
-        let of = |width: usize| first * width..(first + count) * width;
-        let groups = stride.div_ceil(GROUP);
-        let rows = match self.page(tokens.start / self.page_tokens())? {
-            RowsPage::F32(page) => StoredRows::F32(Strided { data: &page[of(stride)], stride }),
-            RowsPage::F16(page) => StoredRows::F16(Strided { data: &page[of(stride)], stride }),
-            RowsPage::Bf16(page) => StoredRows::Bf16(Strided { data: &page[of(stride)], stride }),
-            RowsPage::Int8 { codes, scales } => {
-                StoredRows::Int8(Int8Rows { codes: &codes[of(stride)], scales: &scales[of(groups)] })
-            }
-            // Vectors would straddle a shorter last group.
-            RowsPage::Int4 { codes, scales } if stride.is_multiple_of(GROUP) => {
-                StoredRows::Int4(Int4Rows { codes: &codes[of(stride / 2)], scales: &scales[of(groups)] })
-            }
-            _ => return None,
-        };
-        (stride.is_multiple_of(CHANNELS)).then_some((rows, count))
-    }
-}
-
-impl DecodeRows for HeadRows<'_> {
-    fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        let (data, stride) = self.view.rows_from(tokens.start, self.head);
-        let rows = StoredRows::F32(Strided { data, stride });
-        self.view.head_dim().is_multiple_of(CHANNELS).then_some((rows, tokens.len()))
-    }
-}
-
-/// A stretch of keys of one phase of one kv head.
+/// A stretch of keys of one segment of one kv head.
 #[derive(Debug)]
 struct Chunk {
     kv_head: usize,
-    phase: usize,
+    segment: usize,
     tokens: Range<usize>,
 }
 
@@ -106,7 +85,7 @@ struct Memory {
     queries: Vec<f32>,
     /// Per kv head.
     counts: Vec<HeadSparsity>,
-    /// The chunks of the phases before the first one that skips, and of the rest.
+    /// The chunks of the segments before the first one that skips, and of the rest.
     rounds: [Vec<Chunk>; 2],
     /// A [`Partial`] for each kv head.
     merged: Vec<f32>,
@@ -120,7 +99,7 @@ struct Memory {
 struct Scratch {
     /// `[group]`: scores above these make a value count.
     thresholds: Vec<f32>,
-    /// `[group, BLOCK]`.
+    /// `[group, BLOCK_TOKENS]`.
     scores: Vec<f32>,
     /// The same: of the block before, whose values are still to be added.
     weights: Vec<f32>,
@@ -154,22 +133,22 @@ struct Token<'a, 'p> {
     /// Scaled queries, `[heads, channels]`.
     queries: &'a [f32],
     /// Of each kv head.
-    phases: &'a (dyn Fn(usize) -> Phases<'p> + Sync),
+    segments: &'a (dyn Fn(usize) -> Segments<'p> + Sync),
 }
 
-/// Attends the single token of `q`, which stands at `position`, to the keys of all phases, in order. If all goes well, the
+/// Attends the single token of `q`, which stands at `position`, to the keys of all segments, in order. If all goes well, the
 /// pairs of each kv head are added to `counts`.
-pub(crate) fn attend_token<'a>(
+pub(crate) fn attend<'a>(
     options: &AttentionOptions,
     q: &HeadsView,
     position: usize,
     split: &Split,
-    phases: &(dyn Fn(usize) -> Phases<'a> + Sync),
+    segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
     out: HeadsViewMut,
     counts: &mut [HeadSparsity],
 ) -> Result<(), AttentionError> {
     with_kept(&MEMORY, |memory| {
-        attend_in(memory, options, q, position, split, phases, out)?;
+        attend_in(memory, options, q, position, split, segments, out)?;
         counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| sum.add(more));
         Ok(())
     })
@@ -182,7 +161,7 @@ fn attend_in<'a>(
     q: &HeadsView,
     position: usize,
     split: &Split,
-    phases: &(dyn Fn(usize) -> Phases<'a> + Sync),
+    segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
     mut out: HeadsViewMut,
 ) -> Result<(), AttentionError> {
     let Memory { queries, counts, rounds, merged, partials, skipped } = memory;
@@ -195,20 +174,20 @@ fn attend_in<'a>(
     for (head, query) in queries.chunks_exact_mut(channels).enumerate() {
         query.iter_mut().zip(q.row(0, head)).for_each(|(x, q)| *x = q * scale);
     }
-    let token = Token { options, position, channels, queries, phases };
+    let token = Token { options, position, channels, queries, segments };
 
     refill(counts, shape.kv_heads(), HeadSparsity::default());
     rounds.iter_mut().for_each(Vec::clear);
     for (kv_head, counts) in counts.iter_mut().enumerate() {
         let mut round = 0;
-        for (number, phase) in phases(kv_head).iter().enumerate() {
-            let tokens = split.range(phase.part, position);
+        for (number, segment) in segments(kv_head).iter().enumerate() {
+            let tokens = split.range(segment.part, position);
             counts.pairs += (tokens.len() * group) as u64;
-            if phase.part != Part::Far {
+            if segment.part != Part::Far {
                 counts.exact_pairs += (tokens.len() * group) as u64;
             }
-            round |= usize::from(phase.skip_margin.is_some());
-            rounds[round].extend(cut(tokens).map(|tokens| Chunk { kv_head, phase: number, tokens }));
+            round |= usize::from(segment.skip_margin.is_some());
+            rounds[round].extend(cut(tokens).map(|tokens| Chunk { kv_head, segment: number, tokens }));
         }
     }
 
@@ -287,53 +266,54 @@ impl Token<'_, '_> {
     fn attend(&self, chunk: &Chunk, merged: &[f32], partial: &mut [f32], scratch: &mut Scratch) -> u64 {
         let (isa, shape, channels) = (self.options.isa, self.options.shape, self.channels);
         let group = shape.group();
-        let phase = &(self.phases)(chunk.kv_head)[chunk.phase];
+        let segment = &(self.segments)(chunk.kv_head)[chunk.segment];
         let size = partial.len();
         let exact_max = &merged[chunk.kv_head * size..][..group];
         let mut partial = Partial::new(partial, group);
         partial.clear();
         let mut thresholds = std::mem::take(&mut scratch.thresholds);
         thresholds.clear();
-        if let Some(margin) = phase.skip_margin {
+        if let Some(margin) = segment.skip_margin {
             partial.max.copy_from_slice(exact_max);
             let margin = margin.nats(self.position + 1, 1) * LOG2_E;
             thresholds.extend(exact_max.iter().map(|max| max - margin));
         }
-        let limits = phase.skip_margin.map(|_| &*thresholds);
-        scratch.kernels.begin([chunk.kv_head, chunk.phase]);
+        let limits = segment.skip_margin.map(|_| &*thresholds);
+        scratch.kernels.begin([chunk.kv_head, chunk.segment]);
         let queries = &self.queries[chunk.kv_head * group * channels..][..group * channels];
-        scratch.scores.resize(group * BLOCK, 0.0);
-        scratch.weights.resize(group * BLOCK, 0.0);
+        scratch.scores.resize(group * BLOCK_TOKENS, 0.0);
+        scratch.weights.resize(group * BLOCK_TOKENS, 0.0);
         let (mut skipped, mut waiting, mut coded) = (0, None, None);
 
-        for block in chunk.tokens.start / BLOCK..chunk.tokens.end.div_ceil(BLOCK) {
-            let tokens = chunk.tokens.start.max(block * BLOCK)..chunk.tokens.end.min((block + 1) * BLOCK);
+        for block in chunk.tokens.start / BLOCK_TOKENS..chunk.tokens.end.div_ceil(BLOCK_TOKENS) {
+            let tokens = chunk.tokens.start.max(block * BLOCK_TOKENS)
+                ..chunk.tokens.end.min((block + 1) * BLOCK_TOKENS);
             // The keys that follow, in the next block of the chunk.
-            let next = chunk.tokens.end.min((block + 2) * BLOCK);
-            self.score(phase, queries, &tokens, next, &mut coded, scratch);
-            let values = phase.values.stored(tokens.clone()).filter(|(_, count)| *count == tokens.len());
+            let next = chunk.tokens.end.min((block + 2) * BLOCK_TOKENS);
+            self.score(segment, queries, &tokens, next, &mut coded, scratch);
+            let values = segment.values.stored(tokens.clone()).filter(|(_, count)| *count == tokens.len());
             let values = values.map(|(rows, _)| rows);
             // The values of the block before: their memory has been asked for, and has had time to come. Where all are needed
             // those of this block are next.
             let ahead = if limits.is_none() { values } else { None };
             if let Some((before, rows)) = waiting.take() {
-                self.add_values(phase, before, rows, ahead, partial.sums, scratch);
+                self.add_values(segment, before, rows, ahead, partial.sums, scratch);
             }
             let all = low_bits(tokens.len());
             let Scratch { scores, weights, kept, .. } = scratch;
             let mut state = Softmax { max: partial.max, total: partial.total, sums: partial.sums };
-            simd::decode::select(isa, scores, all, limits, weights, &mut state, kept);
+            select(isa, scores, all, limits, weights, &mut state, kept);
             skipped += ((tokens.len() - kept.numbers().len()) * group) as u64;
             if kept.bits == 0 {
                 continue;
             }
             if let (Some(_), Some(rows)) = (limits, values) {
-                simd::decode::prefetch(rows, kept.numbers(), channels);
+                prefetch_values(rows, kept.numbers(), channels);
             }
             waiting = Some((tokens, values));
         }
         if let Some((tokens, rows)) = waiting {
-            self.add_values(phase, tokens, rows, None, partial.sums, scratch);
+            self.add_values(segment, tokens, rows, None, partial.sums, scratch);
         }
         scratch.thresholds = thresholds;
         skipped
@@ -343,7 +323,7 @@ impl Token<'_, '_> {
     /// one after it.
     fn score<'a>(
         &self,
-        phase: &Phase<'a>,
+        segment: &Segment<'a>,
         queries: &[f32],
         tokens: &Range<usize>,
         next: usize,
@@ -353,22 +333,22 @@ impl Token<'_, '_> {
         let (isa, channels) = (self.options.isa, self.channels);
         let Scratch { scores, kernels, converted, .. } = scratch;
         let mut scoring = Scoring { queries, channels, scores };
-        match phase.keys {
+        match segment.keys {
             Keys::Rows(keys) => {
                 for_runs(keys, tokens, next, channels, converted, |rows, ahead, count, at| {
-                    simd::decode::scores(isa, rows, ahead, count, at, &mut scoring, kernels);
+                    scores::scores(isa, rows, ahead, count, at, &mut scoring, kernels);
                 });
             }
-            Keys::Delta(matrix) => {
-                let (block, skip) = (tokens.start / BLOCK, tokens.start % BLOCK);
+            Keys::Deltas(matrix) => {
+                let (block, skip) = (tokens.start / BLOCK_TOKENS, tokens.start % BLOCK_TOKENS);
                 let ahead = matrix.coded(block + 1);
                 if let Some(coded) = std::mem::replace(coded, ahead).or_else(|| matrix.coded(block)) {
-                    simd::decode::delta_scores(isa, coded, ahead, skip, tokens.len(), &mut scoring, kernels);
+                    scores::delta_scores(isa, coded, ahead, skip, tokens.len(), &mut scoring, kernels);
                 }
             }
         }
         if let Some(cap) = self.options.softcap {
-            simd::softmax::softcap(isa, scores, cap);
+            softcap(isa, scores, cap);
         }
     }
 
@@ -376,7 +356,7 @@ impl Token<'_, '_> {
     /// lie adjacent; `ahead` are the values of the next keys.
     fn add_values(
         &self,
-        phase: &Phase,
+        segment: &Segment,
         tokens: Range<usize>,
         rows: Option<StoredRows>,
         ahead: Option<StoredRows>,
@@ -386,23 +366,14 @@ impl Token<'_, '_> {
         let (isa, channels) = (self.options.isa, self.channels);
         let Scratch { weights, kept, kernels, converted, .. } = scratch;
         if let Some(rows) = rows {
-            return simd::decode::add_values(
-                isa,
-                rows,
-                ahead,
-                kept.numbers(),
-                weights,
-                sums,
-                channels,
-                kernels,
-            );
+            return values::add_values(isa, rows, ahead, kept.numbers(), weights, sums, channels, kernels);
         }
         let mut done = 0;
-        for_runs(phase.values, &tokens, 0, channels, converted, |rows, ahead, count, at| {
+        for_runs(segment.values, &tokens, 0, channels, converted, |rows, ahead, count, at| {
             let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
             let picks = &mut kept.numbers_mut()[done..done + here];
             picks.iter_mut().for_each(|pick| *pick -= at as u8);
-            simd::decode::add_values(isa, rows, ahead, picks, &weights[done..], sums, channels, kernels);
+            values::add_values(isa, rows, ahead, picks, &weights[done..], sums, channels, kernels);
             done += here;
         });
     }
@@ -478,6 +449,3 @@ impl<'a> Partial<'a> {
         }
     }
 }
-
-#[cfg(test)]
-mod timing;

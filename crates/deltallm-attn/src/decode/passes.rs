@@ -3,14 +3,14 @@
 use super::lanes::Lanes;
 
 /// Work that several heads share, because they read the same rows.
-pub(super) trait Pass<S: Lanes> {
+pub(crate) trait Pass<S: Lanes> {
     /// Does it for the heads `head..head + G`.
     fn pass<const G: usize>(&mut self, simd: S, head: usize);
 }
 
 /// Does the work of all heads, in passes as even as possible: 5 heads are better 3 + 2 than 4 + 1.
 #[inline(always)]
-pub(super) fn in_passes<S: Lanes>(simd: S, heads: usize, work: &mut impl Pass<S>) {
+pub(crate) fn in_passes<S: Lanes>(simd: S, heads: usize, work: &mut impl Pass<S>) {
     let mut head = 0;
     while head < heads {
         let passes = (heads - head).div_ceil(S::HEADS);

@@ -5,7 +5,7 @@
 //! exact: a product is below 2^22, so [`MOST_CHANNELS`] of them stay below 2^31.
 
 /// Channels up to which the sums of products fit in 32 bits.
-pub(super) const MOST_CHANNELS: usize = 512;
+pub(crate) const MOST_CHANNELS: usize = 512;
 
 /// The largest code: its high byte is 127, its low byte 127.
 const LARGEST: f32 = 32639.0;
@@ -14,21 +14,21 @@ const LARGEST: f32 = 32639.0;
 const LEAST: f32 = 1e-33;
 
 /// Channels whose codes stand together: those of a mask word.
-pub(super) const WORD: usize = 64;
+pub(crate) const WORD: usize = 64;
 
 /// The codes of [`WORD`] channels.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Codes {
-    pub(super) whole: [i16; WORD],
+pub(crate) struct Codes {
+    pub(crate) whole: [i16; WORD],
     /// The same as `256 * high + low`, both signed bytes, four channels to a number.
-    pub(super) high: [i32; WORD / 4],
-    pub(super) low: [i32; WORD / 4],
+    pub(crate) high: [i32; WORD / 4],
+    pub(crate) low: [i32; WORD / 4],
     /// Sums of the codes of each half.
-    pub(super) sums: [i32; 2],
+    pub(crate) sums: [i32; 2],
 }
 
 impl Codes {
-    pub(super) const ZERO: Self =
+    pub(crate) const ZERO: Self =
         Self { whole: [0; WORD], high: [0; WORD / 4], low: [0; WORD / 4], sums: [0; 2] };
 
     #[inline(always)]
@@ -63,11 +63,11 @@ pub(crate) struct CodedQueries {
     /// What they have been made for; `None` before the first block.
     made: Option<Made>,
     /// `[heads, channels]`, times the steps, as f32: see [`times_steps`](Self::times_steps).
-    pub(super) exact: Vec<f32>,
+    pub(crate) exact: Vec<f32>,
     /// `[heads, words]`.
-    pub(super) codes: Vec<Codes>,
+    pub(crate) codes: Vec<Codes>,
     /// What a code of 1 is worth, `[heads]`; NaN where a query is infinite, which makes NaN of its scores.
-    pub(super) scales: Vec<f32>,
+    pub(crate) scales: Vec<f32>,
     /// The same with the factor that they were coded with.
     coded_scales: Vec<f32>,
 }
@@ -84,12 +84,12 @@ struct Made {
 
 impl CodedQueries {
     /// Other queries, or other keys.
-    pub(super) fn forget(&mut self) {
+    pub(crate) fn forget(&mut self) {
         self.made = None;
     }
 
     /// Whether they have been made for this factor.
-    pub(super) fn are_for(&self, factor: f32) -> bool {
+    pub(crate) fn are_for(&self, factor: f32) -> bool {
         self.made.is_some_and(|made| made.now == factor)
     }
 
@@ -97,7 +97,7 @@ impl CodedQueries {
     ///
     /// If they have been made for another factor, the codes are what they are, and only the scales change.
     #[inline(always)]
-    pub(super) fn prepare(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+    pub(crate) fn prepare(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
         if let Some(made) = &mut self.made
             && let Some([least, most]) = made.same
             && (least..=most).contains(&factor)
@@ -135,7 +135,7 @@ impl CodedQueries {
 
     /// The queries times the steps.
     #[inline(always)]
-    pub(super) fn times_steps(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+    pub(crate) fn times_steps(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
         self.exact.clear();
         self.exact.extend_from_slice(queries);
         for query in self.exact.chunks_exact_mut(channels) {

@@ -1,49 +1,17 @@
-//! The forms in which rows of keys and values are stored, and how a vector of f32 is made of each.
+//! How a vector of f32 is made of each form in which rows are stored.
 
 use deltallm_core::GROUP;
-use deltallm_simd::fearless_simd::prelude::*;
+use deltallm_simd::{convert::finite_f16_to_f32, fearless_simd::prelude::*};
 use half::{bf16, f16};
 
-use super::lanes::Lanes;
-
-/// Adjacent rows of one kv head, `[rows, head_dim]`, as they are stored.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum StoredRows<'a> {
-    /// binary32.
-    F32(Strided<'a, f32>),
-    /// binary16.
-    F16(Strided<'a, f16>),
-    /// bfloat16.
-    Bf16(Strided<'a, bf16>),
-    /// 8-bit codes.
-    Int8(Int8Rows<'a>),
-    /// 4-bit codes; rows of whole groups only.
-    Int4(Int4Rows<'a>),
-}
-
-/// Rows of plain numbers that start `stride` elements apart.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Strided<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) stride: usize,
-}
-
-/// Rows of 8-bit codes, see [`deltallm_core::RowsPage::Int8`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Int8Rows<'a> {
-    pub(crate) codes: &'a [i8],
-    pub(crate) scales: &'a [f16],
-}
-
-/// Rows of 4-bit codes, see [`deltallm_core::RowsPage::Int4`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Int4Rows<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) scales: &'a [f16],
-}
+use super::{
+    expand::grow,
+    lanes::{Lanes, lanes},
+};
+use crate::stored::Strided;
 
 /// Rows that can be read vector by vector.
-pub(super) trait Rows: Copy {
+pub(crate) trait Rows: Copy {
     /// Registers that its conversions occupy all the time, with constants.
     const HELD: usize = 0;
 
@@ -55,7 +23,7 @@ pub(super) trait Rows: Copy {
 }
 
 /// A row in its stored form.
-pub(super) trait Row: Copy {
+pub(crate) trait Row: Copy {
     /// The channels `vector * LEN .. (vector + 1) * LEN`.
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
 }
@@ -77,7 +45,7 @@ impl<T: Number> Row for &[T] {
 }
 
 /// A plain number type.
-pub(super) trait Number: Copy + Default {
+pub(crate) trait Number: Copy + Default {
     /// One vector of them as f32.
     fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s;
 }
@@ -112,9 +80,9 @@ impl Number for bf16 {
 
 /// [`Int8Rows`] with their scales as f32.
 #[derive(Clone, Copy)]
-pub(super) struct Int8Kernel<'a> {
-    pub(super) codes: &'a [i8],
-    pub(super) scales: &'a [f32],
+pub(crate) struct Int8Kernel<'a> {
+    pub(crate) codes: &'a [i8],
+    pub(crate) scales: &'a [f32],
 }
 
 impl<'a> Rows for Int8Kernel<'a> {
@@ -138,9 +106,9 @@ impl Row for Int8Kernel<'_> {
 
 /// [`Int4Rows`] with their scales as f32.
 #[derive(Clone, Copy)]
-pub(super) struct Int4Kernel<'a> {
-    pub(super) codes: &'a [u8],
-    pub(super) scales: &'a [f32],
+pub(crate) struct Int4Kernel<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [f32],
 }
 
 impl<'a> Rows for Int4Kernel<'a> {
@@ -166,8 +134,16 @@ impl Row for Int4Kernel<'_> {
     }
 }
 
-/// f32 lanes of a vector.
+/// Scales as f32.
 #[inline(always)]
-pub(super) const fn lanes<S: Lanes>() -> usize {
-    S::f32s::LEN
+pub(crate) fn scales_to_f32<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+    grow(scales, stored.len());
+    let whole = stored.len() / lanes::<S>() * lanes::<S>();
+    for (x, out) in stored.chunks_exact(lanes::<S>()).zip(scales.chunks_exact_mut(lanes::<S>())) {
+        simd.f16s(x).store_slice(out);
+    }
+    for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {
+        *out = finite_f16_to_f32(*x);
+    }
+    &scales[..stored.len()]
 }

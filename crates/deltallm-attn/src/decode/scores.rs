@@ -1,77 +1,22 @@
-//! The micro-kernels of decoding: one query per head against the cache of one kv head.
-//!
-//! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and
-//! converted. Keys of 8 bits are multiplied as integers; with AVX-512 sixteen of them lie side by side instead. Reading order: [`rows`]
-//! (the stored forms), [`dots`], [`values`], [`passes`] (which heads go together), [`select`] (skip test and softmax), [`differences`] and [`expand`]
-//! (delta-coded keys), [`queries`] and [`vnni`] or [`madd`] (8 bits), and [`lanes`], what differs between instruction sets.
+//! Scores of a block of keys, in whatever form it is stored.
 
-mod ahead;
-mod differences;
-mod dots;
-mod expand;
-mod lanes;
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-mod madd;
-mod passes;
-mod queries;
-mod rows;
-mod select;
-mod values;
-#[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-mod vnni;
+use deltallm_core::{BLOCK_TOKENS, BlockCodes, DeltaBlock};
+use deltallm_simd::{Isa, dispatch};
+use half::{bf16, f16, slice::HalfBitsSliceExt};
 
-use deltallm_core::{BlockCodes, DeltaBlock};
-use deltallm_simd::{Isa, convert::finite_f16_to_f32, dispatch, fearless_simd::prelude::*};
-use half::{
-    bf16, f16,
-    slice::{HalfBitsSliceExt, HalfFloatSliceExt},
+use super::{
+    ahead::{Ahead, block_memory, rows_memory},
+    dots::Dots,
+    expand::Masked,
+    lanes::{Lanes, ToScore},
+    passes::in_passes,
+    queries::{CodedQueries, MOST_CHANNELS},
+    rows::{Int4Kernel, Int8Kernel, Rows, scales_to_f32},
+    scratch::KernelScratch,
 };
+use crate::stored::{Int4Rows, StoredRows, Strided};
 
-use crate::decode::BLOCK;
-use ahead::Ahead;
-use differences::Differences;
-use dots::Dots;
-use expand::Masked;
-use lanes::{Lanes, ToScore};
-use passes::in_passes;
-use queries::{CodedQueries, MOST_CHANNELS};
-use rows::{Int4Kernel, Int8Kernel, lanes};
-pub(crate) use rows::{Int4Rows, Int8Rows, StoredRows, Strided};
-pub(crate) use select::{Kept, Softmax, select};
-use values::Weighted;
-
-/// Channels are padded to a multiple of this, the longest vector of any level.
-pub(crate) const CHANNELS: usize = 16;
-
-/// Room for the keys of a delta-coded block, and for what is derived from a store's scales.
-#[derive(Debug, Default)]
-pub(crate) struct KernelScratch {
-    f32s: Vec<f32>,
-    halves: Vec<u16>,
-    bytes: Vec<i8>,
-    /// What the codes of a block's keys change by.
-    differences: Differences,
-    /// Scales as f32.
-    scales: Vec<f32>,
-    coded: CodedQueries,
-    keys: Option<[usize; 2]>,
-}
-
-impl KernelScratch {
-    /// What is derived from queries and keys is derived again if `keys` (kv head and phase) are others than before.
-    pub(crate) fn begin(&mut self, keys: [usize; 2]) {
-        if self.keys.replace(keys) != Some(keys) {
-            self.coded.forget();
-        }
-    }
-
-    /// Other queries follow, whatever their kv head and phase.
-    pub(crate) fn forget(&mut self) {
-        self.keys = None;
-    }
-}
-
-/// The scores of one block of keys, `[group, BLOCK]`, and the queries they are for.
+/// The scores of one block of keys, `[group, BLOCK_TOKENS]`, and the queries they are for.
 pub(crate) struct Scoring<'a> {
     /// Scaled queries of the group, `[group, channels]`, padded with zeros to a multiple of [`CHANNELS`].
     pub(crate) queries: &'a [f32],
@@ -93,7 +38,7 @@ pub(crate) fn scores(
 ) {
     let KernelScratch { scales, coded, .. } = scratch;
     let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
-    let memory = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
+    let memory = ahead.map_or([Ahead::default(); 2], |rows| rows_memory(rows, channels));
     let ahead = memory[0];
     match rows {
         StoredRows::F32(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
@@ -118,7 +63,7 @@ pub(crate) fn scores(
 }
 
 /// A function of its own for every form of rows: one for all of them takes minutes to compile.
-fn score_rows<R: rows::Rows>(isa: Isa, mut dots: Dots<R>) {
+fn score_rows<R: Rows>(isa: Isa, mut dots: Dots<R>) {
     let heads = dots.queries.len() / dots.channels;
     dispatch!(isa, simd => in_passes(simd, heads, &mut dots));
 }
@@ -134,7 +79,7 @@ fn prepare(isa: Isa, coded: &mut CodedQueries, queries: &[f32], channels: usize,
 
 /// f16 scales as f32.
 fn to_f32<'a>(isa: Isa, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
-    dispatch!(isa, simd => convert(simd, stored, scales))
+    dispatch!(isa, simd => scales_to_f32(simd, stored, scales))
 }
 
 /// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
@@ -204,7 +149,7 @@ pub(crate) fn delta_scores(
             for escape in escapes {
                 let first = usize::from(escape.from).max(skip);
                 let last = usize::from(escape.to).min(skip + count);
-                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK)) {
+                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK_TOKENS)) {
                     let more = query[usize::from(escape.channel)] * escape.residual;
                     let scores = out.get_mut(first - skip..last.max(first) - skip).unwrap_or_default();
                     scores.iter_mut().for_each(|score| *score += more);
@@ -213,146 +158,5 @@ pub(crate) fn delta_scores(
         }
         // Not reached: there are no other codes.
         _ => {}
-    }
-}
-
-/// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK]`, `sums`
-/// `[group, channels]`. The memory of the rows `ahead` is asked for.
-#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
-pub(crate) fn add_values(
-    isa: Isa,
-    rows: StoredRows,
-    ahead: Option<StoredRows>,
-    picks: &[u8],
-    weights: &[f32],
-    sums: &mut [f32],
-    channels: usize,
-    scratch: &mut KernelScratch,
-) {
-    let scales = &mut scratch.scales;
-    let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
-    match rows {
-        StoredRows::F32(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
-        StoredRows::F16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
-        StoredRows::Bf16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
-        StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(isa, simd => {
-            let rows = Int8Kernel { codes, scales: convert(simd, stored, scales) };
-            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
-            weigh(simd, weighted);
-        }),
-        StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(isa, simd => {
-            let rows = Int4Kernel { codes, scales: convert(simd, stored, scales) };
-            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
-            weigh(simd, weighted);
-        }),
-    }
-}
-
-/// A function of its own for every form of rows, like [`score_rows`].
-fn add_rows<R: rows::Rows>(isa: Isa, weighted: Weighted<R>) {
-    dispatch!(isa, simd => weigh(simd, weighted));
-}
-
-/// Asks for the memory of the picked rows.
-pub(crate) fn prefetch(rows: StoredRows, picks: &[u8], channels: usize) {
-    match rows {
-        StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 4),
-        StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
-        StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
-        StoredRows::Int8(rows) => {
-            Ahead::of(rows.codes).prefetch_rows(picks, channels);
-            Ahead::of(rows.scales).steps(1).prefetch();
-        }
-        StoredRows::Int4(rows) => {
-            Ahead::of(rows.codes).prefetch_rows(picks, channels / 2);
-            Ahead::of(rows.scales).steps(1).prefetch();
-        }
-    }
-}
-
-impl StoredRows<'_> {
-    /// Where the rows are, and their scales.
-    fn memory(self, channels: usize) -> [Ahead; 2] {
-        let (rows, scales) = match self {
-            // Somebody else's cache, with other heads between the rows.
-            Self::F32(rows) if rows.stride != channels => (Ahead::default(), Ahead::default()),
-            Self::F32(rows) => (Ahead::of(rows.data), Ahead::default()),
-            Self::F16(rows) => (Ahead::of(rows.data), Ahead::default()),
-            Self::Bf16(rows) => (Ahead::of(rows.data), Ahead::default()),
-            Self::Int8(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
-            Self::Int4(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
-        };
-        [rows, scales]
-    }
-}
-
-/// Where the masks of a block are, and its key frame with the values, which lie behind it, or its differences.
-fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
-    let codes = match block.codes {
-        BlockCodes::F32 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::F16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Bf16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Int8 { differences, .. } => Ahead::of(differences),
-        _ => Ahead::default(),
-    };
-    [Ahead::of(block.masks), codes]
-}
-
-#[inline(always)]
-fn weigh<S: Lanes, R: rows::Rows>(simd: S, mut weighted: Weighted<R>) {
-    in_passes(simd, weighted.sums.len() / weighted.channels, &mut weighted);
-}
-
-/// Scales as f32.
-#[inline(always)]
-fn convert<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
-    grow(scales, stored.len());
-    let whole = stored.len() / lanes::<S>() * lanes::<S>();
-    for (x, out) in stored.chunks_exact(lanes::<S>()).zip(scales.chunks_exact_mut(lanes::<S>())) {
-        simd.f16s(x).store_slice(out);
-    }
-    for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {
-        *out = finite_f16_to_f32(*x);
-    }
-    &scales[..stored.len()]
-}
-
-impl<T> Masked<'_, T> {
-    /// Tokens of the block.
-    fn tokens(&self) -> usize {
-        self.masks.len() / self.frame.len().div_ceil(64)
-    }
-
-    /// The first `tokens` tokens of the block.
-    fn first(self, tokens: usize) -> Self {
-        let words = self.frame.len().div_ceil(64);
-        Self { masks: &self.masks[..tokens * words], ..self }
-    }
-
-    /// Makes room for the keys and returns the elements from one to the next: whole mask words, which also covers the
-    /// padding of the channels.
-    fn room<U: Copy + Default>(&self, keys: &mut Vec<U>) -> usize {
-        let stride = expand::row_stride(self.frame.len());
-        grow(keys, self.tokens() * stride);
-        stride
-    }
-}
-
-impl<'a, T> Masked<'a, T>
-where
-    [T]: HalfFloatSliceExt,
-{
-    fn bits(self) -> Masked<'a, u16> {
-        Masked {
-            frame: self.frame.reinterpret_cast(),
-            masks: self.masks,
-            values: self.values.reinterpret_cast(),
-        }
-    }
-}
-
-fn grow<T: Copy + Default>(scratch: &mut Vec<T>, len: usize) {
-    if scratch.len() < len {
-        scratch.resize(len, T::default());
     }
 }

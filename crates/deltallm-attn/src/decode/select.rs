@@ -1,9 +1,9 @@
 //! From the scores of a block to weights: which values count, and a step of the online softmax. Keys along the lanes.
 
+use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
-use super::{lanes::Lanes, rows::lanes};
-use crate::decode::BLOCK;
+use super::lanes::{Lanes, lanes};
 
 /// The keys of a block whose values count.
 #[derive(Debug)]
@@ -11,13 +11,13 @@ pub(crate) struct Kept {
     /// Bit `i` is the block's key `i`.
     pub(crate) bits: u64,
     /// The same as numbers, ascending; the first `count` of them.
-    numbers: [u8; BLOCK],
+    numbers: [u8; BLOCK_TOKENS],
     count: usize,
 }
 
 impl Default for Kept {
     fn default() -> Self {
-        Self { bits: 0, numbers: [0; BLOCK], count: 0 }
+        Self { bits: 0, numbers: [0; BLOCK_TOKENS], count: 0 }
     }
 }
 
@@ -40,7 +40,7 @@ pub(crate) struct Softmax<'a> {
     pub(crate) sums: &'a mut [f32],
 }
 
-/// Moves the scores of the keys that count to the front of `weights` (both are `[heads, BLOCK]`), makes weights of them, and
+/// Moves the scores of the keys that count to the front of `weights` (both are `[heads, BLOCK_TOKENS]`), makes weights of them, and
 /// brings `state` up to date. Bit `i` of `candidates`, of which there is one, is key `i`; with `thresholds` a value counts if its score
 /// is above that of any head.
 pub(crate) fn select(
@@ -72,11 +72,12 @@ fn select_block<S: Lanes>(
         simd.numbers(bits, &mut kept.numbers);
         let channels = state.sums.len() / state.max.len();
         // First all, then all: what has just been stored in pieces cannot be loaded as a whole at once.
-        for (scores, weights) in scores.chunks_exact(BLOCK).zip(weights.chunks_exact_mut(BLOCK)) {
+        for (scores, weights) in scores.chunks_exact(BLOCK_TOKENS).zip(weights.chunks_exact_mut(BLOCK_TOKENS))
+        {
             pack(simd, scores, bits, weights);
         }
         let heads = state.max.iter_mut().zip(&mut *state.total).zip(state.sums.chunks_exact_mut(channels));
-        for (weights, ((max, total), sums)) in weights.chunks_exact_mut(BLOCK).zip(heads) {
+        for (weights, ((max, total), sums)) in weights.chunks_exact_mut(BLOCK_TOKENS).zip(heads) {
             update(simd, &mut weights[..count.next_multiple_of(lanes::<S>())], max, total, sums);
         }
     }
@@ -86,9 +87,9 @@ fn select_block<S: Lanes>(
 #[inline(always)]
 fn above_any<S: Lanes>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
     let mut bits = 0;
-    for first in (0..BLOCK).step_by(lanes::<S>()) {
+    for first in (0..BLOCK_TOKENS).step_by(lanes::<S>()) {
         let mut below = <S::f32s as SimdBase<S>>::Mask::splat(simd, true);
-        for (scores, threshold) in scores.chunks_exact(BLOCK).zip(thresholds) {
+        for (scores, threshold) in scores.chunks_exact(BLOCK_TOKENS).zip(thresholds) {
             below &= S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
         }
         bits |= (!below.to_bitmask() & (u64::MAX >> (64 - lanes::<S>()))) << first;
@@ -158,7 +159,7 @@ mod tests {
 
     /// Scores of two heads, the keys kept of `tokens`, and the state after that.
     fn selected(isa: Isa, scores: &[f32], tokens: u64, thresholds: Option<&[f32]>) -> (Kept, Vec<f32>) {
-        let (mut weights, mut kept) = (vec![0.0; 2 * BLOCK], Kept::default());
+        let (mut weights, mut kept) = (vec![0.0; 2 * BLOCK_TOKENS], Kept::default());
         let (mut max, mut total, mut sums) = ([0.0; 2], [0.0; 2], [0.0; 32]);
         let mut state = Softmax { max: &mut max, total: &mut total, sums: &mut sums };
         select(isa, scores, tokens, thresholds, &mut weights, &mut state, &mut kept);
@@ -168,9 +169,9 @@ mod tests {
     #[test]
     fn a_key_is_kept_if_any_head_has_it_above_its_threshold_or_not_a_number() {
         for isa in Isa::available() {
-            let mut scores = [-9.0; 2 * BLOCK];
+            let mut scores = [-9.0; 2 * BLOCK_TOKENS];
             for (head, key, score) in [(0, 3, -1.0), (1, 17, -2.0), (0, 40, f32::NAN), (1, 63, 0.0)] {
-                scores[head * BLOCK + key] = score;
+                scores[head * BLOCK_TOKENS + key] = score;
             }
             let (kept, total) = selected(isa, &scores, u64::MAX, Some(&[-5.0, -5.0]));
             assert_eq!(kept.numbers(), [3, 17, 40, 63], "{isa}");
@@ -185,8 +186,9 @@ mod tests {
     #[test]
     fn weights_of_any_number_of_keys_add_up() {
         for isa in Isa::available() {
-            for count in 1..=BLOCK {
-                let (kept, total) = selected(isa, &[-1.0; 2 * BLOCK], u64::MAX >> (BLOCK - count), None);
+            for count in 1..=BLOCK_TOKENS {
+                let (kept, total) =
+                    selected(isa, &[-1.0; 2 * BLOCK_TOKENS], u64::MAX >> (BLOCK_TOKENS - count), None);
                 assert_eq!(kept.numbers().len(), count);
                 assert!((total[0] - 0.5 * count as f32).abs() < 1e-4, "{isa}: {count} keys, {total:?}");
             }

@@ -1,27 +1,71 @@
 //! The weighted sum of rows of values.
 
-use deltallm_simd::fearless_simd::prelude::*;
+use deltallm_core::BLOCK_TOKENS;
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
-    ahead::Ahead,
-    lanes::Lanes,
-    passes::Pass,
-    rows::{Row, Rows, lanes},
+    ahead::{Ahead, rows_memory},
+    lanes::{Lanes, lanes},
+    passes::{Pass, in_passes},
+    rows::{Int4Kernel, Int8Kernel, Row, Rows, scales_to_f32},
+    scratch::KernelScratch,
 };
-use crate::decode::BLOCK;
+use crate::stored::{Int4Rows, Int8Rows, StoredRows};
 
-/// `sums[head] += sum over i of weights[head * BLOCK + i] * rows[picks[i]]`.
-pub(super) struct Weighted<'a, R> {
-    pub(super) rows: R,
-    pub(super) picks: &'a [u8],
+/// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK_TOKENS]`, `sums`
+/// `[group, channels]`. The memory of the rows `ahead` is asked for.
+#[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
+pub(crate) fn add_values(
+    isa: Isa,
+    rows: StoredRows,
+    ahead: Option<StoredRows>,
+    picks: &[u8],
+    weights: &[f32],
+    sums: &mut [f32],
+    channels: usize,
+    scratch: &mut KernelScratch,
+) {
+    let scales = &mut scratch.scales;
+    let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows_memory(rows, channels));
+    match rows {
+        StoredRows::F32(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::F16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::Bf16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(isa, simd => {
+            let rows = Int8Kernel { codes, scales: scales_to_f32(simd, stored, scales) };
+            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+            weigh(simd, weighted);
+        }),
+        StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(isa, simd => {
+            let rows = Int4Kernel { codes, scales: scales_to_f32(simd, stored, scales) };
+            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+            weigh(simd, weighted);
+        }),
+    }
+}
+
+/// A function of its own for every form of rows, or one for all of them would take minutes to compile.
+fn add_rows<R: Rows>(isa: Isa, weighted: Weighted<R>) {
+    dispatch!(isa, simd => weigh(simd, weighted));
+}
+
+#[inline(always)]
+fn weigh<S: Lanes, R: Rows>(simd: S, mut weighted: Weighted<R>) {
+    in_passes(simd, weighted.sums.len() / weighted.channels, &mut weighted);
+}
+
+/// `sums[head] += sum over i of weights[head * BLOCK_TOKENS + i] * rows[picks[i]]`.
+pub(crate) struct Weighted<'a, R> {
+    pub(crate) rows: R,
+    pub(crate) picks: &'a [u8],
     /// Memory to ask for meanwhile.
-    pub(super) ahead: Ahead,
-    /// `[heads, BLOCK]`, or from the weight of the first pick on.
-    pub(super) weights: &'a [f32],
+    pub(crate) ahead: Ahead,
+    /// `[heads, BLOCK_TOKENS]`, or from the weight of the first pick on.
+    pub(crate) weights: &'a [f32],
     /// `[heads, channels]`.
-    pub(super) sums: &'a mut [f32],
+    pub(crate) sums: &'a mut [f32],
     /// A multiple of the vector length.
-    pub(super) channels: usize,
+    pub(crate) channels: usize,
 }
 
 impl<S: Lanes, R: Rows> Pass<S> for Weighted<'_, R> {
@@ -56,7 +100,7 @@ impl<R: Rows> Weighted<'_, R> {
         let mut kept = [[S::f32s::splat(simd, 0.0); N]; G];
         let mut rows_of_weights = [&[][..]; G];
         for (i, (kept, row)) in kept.iter_mut().zip(&mut rows_of_weights).enumerate() {
-            *row = &self.weights[(head + i) * BLOCK..][..picks.len()];
+            *row = &self.weights[(head + i) * BLOCK_TOKENS..][..picks.len()];
             let sums = &self.sums[(head + i) * channels + first * lanes::<S>()..][..N * lanes::<S>()];
             for (kept, sums) in kept.iter_mut().zip(sums.chunks_exact(lanes::<S>())) {
                 *kept = S::f32s::from_slice(simd, sums);

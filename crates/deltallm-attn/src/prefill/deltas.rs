@@ -4,25 +4,110 @@
 //! lanes of the tile need the same few rows of the transposed queries, so unstructured zeros are skipped without gathering
 //! anything, and the running scores stay in registers over the whole block.
 
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix};
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
-use super::KeyStream;
+use super::{
+    keys::{KeyScratch, TileKeys, TileQueries, number_from},
+    lanes::large_tiles,
+    rows::score_rows,
+    softmax::keep_above,
+    stream::{KeyStream, KeyStreams, MOST_CHANNELS},
+};
+
+/// The delta-coded keys of a cache, whose differences are written out block by block.
+pub(crate) struct HeldDeltas<'a>(pub(crate) &'a DeltaMatrix);
+
+/// The differences of all blocks up to the token `end`.
+pub(crate) fn streams(isa: Isa, matrix: &DeltaMatrix, end: usize) -> KeyStreams {
+    let (mut streams, mut rows) = (KeyStreams::new(matrix.channels()), Vec::new());
+    for block in 0..end.div_ceil(BLOCK_TOKENS) {
+        matrix.reconstruct(block, &mut rows);
+        streams.push_block(isa, &rows);
+    }
+    streams
+}
+
+impl TileKeys for KeyStreams {
+    fn needs_pairs(&self) -> bool {
+        false
+    }
+
+    fn score(
+        &self,
+        tokens: &[usize],
+        queries: &TileQueries,
+        limits: Option<&[f32]>,
+        out: &mut [f32],
+        kept: &mut Vec<usize>,
+        _: &mut KeyScratch,
+    ) {
+        let Some(first) = tokens.first() else { return };
+        let block = self.block(first / BLOCK_TOKENS);
+        score_stream(block, first % BLOCK_TOKENS, queries, limits, out, kept);
+    }
+}
+
+impl TileKeys for HeldDeltas<'_> {
+    fn needs_pairs(&self) -> bool {
+        false
+    }
+
+    fn score(
+        &self,
+        tokens: &[usize],
+        queries: &TileQueries,
+        limits: Option<&[f32]>,
+        out: &mut [f32],
+        kept: &mut Vec<usize>,
+        scratch: &mut KeyScratch,
+    ) {
+        let Some(first) = tokens.first() else { return };
+        let (block, skip) = (first / BLOCK_TOKENS, first % BLOCK_TOKENS);
+        self.0.reconstruct(block, &mut scratch.rows);
+        if self.0.channels() > MOST_CHANNELS {
+            number_from(first - skip, tokens, &mut scratch.numbers);
+            return score_rows(&scratch.rows, &scratch.numbers, queries, limits, out, kept);
+        }
+        let mut streams = KeyStreams::new(self.0.channels());
+        streams.push_block(queries.isa, &scratch.rows);
+        score_stream(streams.block(0), skip, queries, limits, out, kept);
+    }
+}
+
+/// Scores of the keys of a block from the key `skip` on; with `limits` of those that are above any.
+fn score_stream(
+    keys: KeyStream,
+    skip: usize,
+    queries: &TileQueries,
+    limits: Option<&[f32]>,
+    out: &mut [f32],
+    kept: &mut Vec<usize>,
+) {
+    let TileQueries { isa, lanes, rows, .. } = queries;
+    match limits {
+        None => {
+            scores(*isa, keys, skip, rows, *lanes, out);
+            kept.clear();
+            kept.extend(0..out.len() / lanes);
+        }
+        Some(limits) => {
+            if !survivors(*isa, keys, skip, rows, limits, out, kept) {
+                scores(*isa, keys, skip, rows, *lanes, out);
+                keep_above(*isa, out, limits, kept);
+            }
+        }
+    }
+}
 
 /// The scores of the keys of a block from the key `skip` on, as many as `out` has room for.
-pub(crate) fn scores(
-    isa: Isa,
-    stream: KeyStream,
-    skip: usize,
-    queries: &[f32],
-    lanes: usize,
-    out: &mut [f32],
-) {
+fn scores(isa: Isa, stream: KeyStream, skip: usize, queries: &[f32], lanes: usize, out: &mut [f32]) {
     dispatch!(isa, simd => every_score(simd, stream, skip, queries, lanes, out));
 }
 
 /// The scores of those of these keys that are above the threshold in any lane, packed into the first rows of `out`, and
 /// their numbers, counted from `skip`. False, and nothing done, for a number of lanes that has no kernel.
-pub(crate) fn survivors(
+fn survivors(
     isa: Isa,
     stream: KeyStream,
     skip: usize,
@@ -48,7 +133,7 @@ fn every_score<S: Simd>(
         let operands = Panel { stream, skip, queries, lanes, lane };
         lane += S::f32s::LEN
             * match (lanes - lane) / S::f32s::LEN {
-                _ if const { !super::large_tiles::<S>() } => every_key::<S, 1>(simd, operands, out),
+                _ if const { !large_tiles::<S>() } => every_key::<S, 1>(simd, operands, out),
                 1 => every_key::<S, 1>(simd, operands, out),
                 2 | 3 => every_key::<S, 2>(simd, operands, out),
                 4..8 => every_key::<S, 4>(simd, operands, out),
@@ -71,7 +156,7 @@ fn tested_scores<S: Simd>(
     let operands = Panel { stream, skip, queries, lanes, lane: 0 };
     // 64, 96 and 128 lanes with vectors of 512 and 256 bits, and 64 with 128 bits: what fits in registers.
     match lanes / S::f32s::LEN {
-        _ if const { !super::large_tiles::<S>() } => return false,
+        _ if const { !large_tiles::<S>() } => return false,
         4 => keys_above::<S, 4>(simd, operands, thresholds, out, kept),
         6 => keys_above::<S, 6>(simd, operands, thresholds, out, kept),
         8 => keys_above::<S, 8>(simd, operands, thresholds, out, kept),

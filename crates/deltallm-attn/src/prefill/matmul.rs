@@ -6,7 +6,7 @@
 
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, prefetch::prefetch_rows, tuning::TESTED_KEYS};
 
-use super::softmax::append_above;
+use super::{lanes::large_tiles, softmax::append_above};
 
 /// `out[i][lane] = keys[picks[i]] . queries[..][lane]`: exact scores of some keys.
 ///
@@ -183,7 +183,7 @@ fn product<S: Simd, const ADD: bool>(
         let vectors = (lanes - lane) / S::f32s::LEN;
         lane += S::f32s::LEN
             * match vectors {
-                _ if const { !super::large_tiles::<S>() } => {
+                _ if const { !large_tiles::<S>() } => {
                     panel::<S, 4, 1, ADD>(simd, rows, depth, a, b, lanes, lane, c)
                 }
                 1 => panel::<S, 8, 1, ADD>(simd, rows, depth, a, b, lanes, lane, c),
@@ -265,6 +265,41 @@ fn tile<S: Simd, const R: usize, const N: usize, const ADD: bool>(
             let c = &mut c[n * width..][..width];
             let sum = if ADD { sums[r][n] + S::f32s::from_slice(simd, c) } else { sums[r][n] };
             sum.store_slice(c);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltallm_testing::numbers;
+
+    use super::*;
+
+    #[test]
+    fn tested_scores_are_the_scores_that_pass() {
+        let (head_dim, lanes) = (20, 96);
+        let (keys, queries) = (numbers(64 * head_dim, 1), numbers(head_dim * lanes, 2));
+        for isa in Isa::available() {
+            for count in [0, 1, 3, 23, 24, 25, 48, 61] {
+                let picks: Vec<usize> = (0..count).map(|i| i + i / 30).collect();
+                let mut all = vec![0.0; count * lanes];
+                scores(isa, &keys, &picks, &queries, lanes, &mut all);
+                // None passes, some do, all do.
+                for limit in [1e30, 4.0, -1e30] {
+                    let thresholds = vec![limit; lanes];
+                    let (mut some, mut kept) = (vec![0.0; count * lanes], Vec::new());
+                    scores_above(isa, &keys, &picks, &queries, lanes, &thresholds, &mut some, &mut kept);
+                    let pass = |row: &usize| all[row * lanes..][..lanes].iter().any(|score| *score > limit);
+                    let expected: Vec<usize> = (0..count).filter(pass).collect();
+                    assert_eq!(kept, expected, "{isa}, {count} keys, {limit}");
+                    for (i, row) in kept.iter().enumerate() {
+                        let (got, expected) = (&some[i * lanes..][..lanes], &all[row * lanes..][..lanes]);
+                        assert_eq!(got, expected, "{isa}, {count} keys");
+                    }
+                    assert!(count < 61 || limit != 4.0 || (1..count).contains(&kept.len()), "{}", kept.len());
+                    assert!(limit == 4.0 || kept.len() == if limit > 0.0 { 0 } else { count });
+                }
+            }
         }
     }
 }

@@ -1,4 +1,30 @@
-//! One call of a kernel: checks, tiles, threads, and the way back into the caller's memory.
+//! Prompts: many queries at a time, in tiles. In reading order:
+//!
+//! - here: a call's tiles, shared among threads;
+//! - [`prepare`]: keys and values in the form in which tiles read them, once for all tiles;
+//! - [`tile`]: one tile from its queries to its outputs;
+//! - [`keys`], [`values`]: what a tile needs of them, a trait each; [`rows`] (f32), [`deltas`], [`pairs`] (16 bits): the forms
+//!   there are, each with its arithmetic;
+//! - [`first_pass`]: in 8 bits, which keys can matter at all;
+//! - [`matmul`], [`softmax`], [`transpose`], [`stream`]: micro-kernels, written once over `fearless_simd`'s vectors. A matrix with a row
+//!   for each channel or key and a column for each query lane is *lane-contiguous*, `[rows, lanes]`. Functions take the `Isa` first;
+//! - `arch`: faster kernels of single instruction sets.
+
+mod aligned;
+mod arch;
+mod deltas;
+mod first_pass;
+mod keys;
+mod lanes;
+mod matmul;
+mod pairs;
+mod prepare;
+mod rows;
+mod softmax;
+mod stream;
+mod tile;
+mod transpose;
+mod values;
 
 use std::ops::Range;
 
@@ -6,38 +32,36 @@ use deltallm_core::HeadSparsity;
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    decode::attend_token,
-    prepare::{Prepared, prepare_head},
-    query_tile,
-    tile::{Phase, Phases, Scratch, Tile, attend_tile, union},
+    segment::{Segment, Segments},
     window::Split,
 };
 
-/// Attends `q`, whose first token stands at position `first`, and writes `out`. `phases` knows the phases of each
+use prepare::{Prepared, prepare_head};
+pub use tile::query_tile;
+use tile::{Scratch, Tile, attend_tile, union};
+
+/// Attends `q`, whose first token stands at position `first`, and writes `out`. `segments` knows the segments of each
 /// kv head. If all goes well, the pairs of each kv head are added to `counts`.
 pub(crate) fn attend<'a>(
     options: &AttentionOptions,
     q: &HeadsView,
     first: usize,
     split: &Split,
-    phases: &(dyn Fn(usize) -> Phases<'a> + Sync),
+    segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
     mut out: HeadsViewMut,
     counts: &mut [HeadSparsity],
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
-    if q.tokens() == 1 {
-        return attend_token(options, q, first, split, phases, out, counts);
-    }
-    let phases: Vec<Phases> = (0..shape.kv_heads()).map(phases).collect();
+    let segments: Vec<Segments> = (0..shape.kv_heads()).map(segments).collect();
     let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
-    // Preparing a block costs about as much as a tile spends on it: do it once if several tiles follow.
+    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow.
     let prepared = match q.tokens() > query_tile(shape.group()) {
-        true => prepare(options, first..first + q.tokens(), split, &phases)?,
-        false => Vec::new(),
+        true => prepare(options, first..first + q.tokens(), split, &segments)?,
+        false => segments.iter().map(|segments| segments.iter().map(Prepared::as_held).collect()).collect(),
     };
     let work = |scratch: &mut Scratch, tile: &Tile| {
-        let prepared = prepared.get(tile.kv_head).map_or(&[][..], |phases| phases);
-        attend_tile(options, q, first, tile, split, &phases[tile.kv_head], prepared, scratch)
+        let kv_head = tile.kv_head;
+        attend_tile(options, q, first, tile, split, &segments[kv_head], &prepared[kv_head], scratch)
     };
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     for_each(options.parallel, &tiles, work, |tile, output| {
@@ -52,21 +76,21 @@ pub(crate) fn attend<'a>(
     Ok(())
 }
 
-/// Every phase of every kv head, prepared for the queries at `positions`.
-fn prepare(
+/// Every segment of every kv head, prepared for the queries at `positions`.
+fn prepare<'a>(
     options: &AttentionOptions,
     positions: Range<usize>,
     split: &Split,
-    phases: &[Phases],
-) -> Result<Vec<Vec<Prepared>>, AttentionError> {
-    let mut prepared = Vec::with_capacity(phases.len());
-    let work = |scratch: &mut Vec<f32>, phases: &Phases| {
+    segments: &[Segments<'a>],
+) -> Result<Vec<Vec<Prepared<'a>>>, AttentionError> {
+    let mut prepared = Vec::with_capacity(segments.len());
+    let work = |scratch: &mut Vec<f32>, segments: &Segments<'a>| {
         let tokens =
-            |phase: &Phase| union(positions.clone().map(|position| split.range(phase.part, position)));
-        let phases: Vec<_> = phases.iter().map(|phase| (phase, tokens(phase))).collect();
-        Ok(prepare_head(options, &phases, scratch))
+            |segment: &Segment| union(positions.clone().map(|position| split.range(segment.part, position)));
+        let segments: Vec<_> = segments.iter().map(|segment| (segment, tokens(segment))).collect();
+        Ok(prepare_head(options, &segments, scratch))
     };
-    for_each(options.parallel, phases, work, |_, head| prepared.push(head))?;
+    for_each(options.parallel, segments, work, |_, head| prepared.push(head))?;
     Ok(prepared)
 }
 

@@ -24,11 +24,6 @@ pub(crate) fn rescale(isa: Isa, rows: &mut [f32], factors: &[f32]) {
     dispatch!(isa, simd => times(simd, rows, factors));
 }
 
-/// `score = cap * tanh(score / cap)`, from nats to units of ln 2.
-pub(crate) fn softcap(isa: Isa, scores: &mut [f32], cap: f32) {
-    dispatch!(isa, simd => capped(simd, scores, cap));
-}
-
 /// Sets the scores to -inf of the rows outside of `starts[lane]..ends[lane]`.
 pub(crate) fn mask(isa: Isa, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
     dispatch!(isa, simd => masked(simd, scores, starts, ends));
@@ -87,20 +82,6 @@ fn times<S: Simd>(simd: S, rows: &mut [f32], factors: &[f32]) {
 }
 
 #[inline(always)]
-fn capped<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
-    use std::f32::consts::LOG2_E;
-
-    for x in scores.chunks_exact_mut(S::f32s::LEN) {
-        // tanh(y) = 1 - 2 / (e^2y + 1); beyond 20 it is 1 in f32, and e^40 is still far from overflow.
-        let y = S::f32s::from_slice(simd, x) * (1.0 / cap);
-        let y = y.simd_gt(20.0).select(S::f32s::splat(simd, 20.0), y);
-        let tanh =
-            S::f32s::splat(simd, 1.0) - S::f32s::splat(simd, 2.0) / (exp2(simd, y * (2.0 * LOG2_E)) + 1.0);
-        (tanh * (cap * LOG2_E)).store_slice(x);
-    }
-}
-
-#[inline(always)]
 fn masked<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
     let width = S::f32s::LEN;
     let hidden = S::f32s::splat(simd, f32::NEG_INFINITY);
@@ -118,7 +99,7 @@ fn masked<S: Simd>(simd: S, scores: &mut [f32], starts: &[f32], ends: &[f32]) {
 /// Moves the rows of scores that are above the threshold in any lane to the front, and appends their numbers to `kept`,
 /// counted from `first`.
 #[inline(always)]
-pub(super) fn append_above<S: Simd>(
+pub(crate) fn append_above<S: Simd>(
     simd: S,
     scores: &mut [f32],
     thresholds: &[f32],
@@ -147,6 +128,6 @@ pub(super) fn append_above<S: Simd>(
 /// [`Overflow`](crate::AttentionError::Overflow).
 #[inline(always)]
 #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the answer for NaN is the point")]
-pub(super) fn above(score: f32, threshold: f32) -> bool {
+pub(crate) fn above(score: f32, threshold: f32) -> bool {
     !(score <= threshold)
 }

@@ -7,6 +7,9 @@
 use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::Isa;
 
+#[cfg(target_arch = "x86_64")]
+use super::arch::stream_avx512;
+
 /// Channels that a stream can number.
 pub(crate) const MOST_CHANNELS: usize = 256;
 
@@ -53,7 +56,7 @@ impl<'a> KeyStream<'a> {
     /// The channels and differences of the first `count` keys, one key after the other. There are as many of the ones as of the
     /// others, and every channel is below `head_dim`.
     #[inline(always)]
-    pub(super) fn keys(self, count: usize) -> impl Iterator<Item = (&'a [u8], &'a [f32])> {
+    pub(crate) fn keys(self, count: usize) -> impl Iterator<Item = (&'a [u8], &'a [f32])> {
         let mut start = self.start;
         self.ends[..count].iter().map(move |&end| {
             let range = start..end as usize;
@@ -68,7 +71,10 @@ impl KeyStreams {
     pub(crate) fn push_block(&mut self, isa: Isa, rows: &[f32]) {
         match isa {
             #[cfg(target_arch = "x86_64")]
-            Isa::Avx512(avx512) => avx512::push_block(avx512, rows, self),
+            Isa::Avx512(avx512) => {
+                let Self { head_dim, ends, channels, deltas } = self;
+                stream_avx512::push_block(avx512, rows, *head_dim, ends, channels, deltas);
+            }
             _ => push_block(rows, self),
         }
     }
@@ -94,57 +100,6 @@ fn push_block(rows: &[f32], out: &mut KeyStreams) {
     deltas.truncate(len);
 }
 
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "intrinsics that write memory")]
-mod avx512 {
-    use std::arch::x86_64::*;
-
-    use deltallm_simd::fearless_simd::kernel;
-
-    use super::KeyStreams;
-
-    /// Channels of a vector.
-    const LANES: usize = 16;
-
-    kernel!(
-        /// [`push_block`](super::push_block) of f32.
-        pub(super) fn push_block(avx512: Avx512, rows: &[f32], out: &mut KeyStreams) {
-            let KeyStreams { head_dim, ends, channels, deltas } = out;
-            let mut before = vec![0.0; *head_dim];
-            let iota = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-            for row in rows.chunks_exact(*head_dim) {
-                // Vectors are stored whole.
-                let mut len = deltas.len();
-                channels.reserve(row.len() + LANES);
-                deltas.reserve(row.len() + LANES);
-                for first in (0..row.len()).step_by(LANES) {
-                    let lanes = _cvtu32_mask16((1_u32 << (row.len() - first).min(LANES)) - 1);
-                    // SAFETY: the vectors are read and written as far as the rows go; the lists have room for `LANES` numbers behind
-                    // the `len` that came from the channels before `first`.
-                    unsafe {
-                        let x = _mm512_maskz_loadu_ps(lanes, row.as_ptr().add(first));
-                        let last = _mm512_maskz_loadu_ps(lanes, before.as_ptr().add(first));
-                        let delta = _mm512_sub_ps(x, last);
-                        let sent = _mm512_cmp_ps_mask(delta, _mm512_setzero_ps(), _CMP_NEQ_UQ);
-                        let numbers = _mm_add_epi8(iota, _mm_set1_epi8(first as i8));
-                        let numbers = _mm_maskz_compress_epi8(sent, numbers);
-                        _mm_storeu_si128(channels.as_mut_ptr().add(len).cast(), numbers);
-                        _mm512_storeu_ps(deltas.as_mut_ptr().add(len), _mm512_maskz_compress_ps(sent, delta));
-                        _mm512_mask_storeu_ps(before.as_mut_ptr().add(first), lanes, x);
-                        len += sent.count_ones() as usize;
-                    }
-                }
-                // SAFETY: so many have been written.
-                unsafe {
-                    channels.set_len(len);
-                    deltas.set_len(len);
-                }
-                ends.push(len as u32);
-            }
-        }
-    );
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -164,22 +119,6 @@ mod tests {
             rows.extend_from_slice(&key);
         }
         rows
-    }
-
-    #[test]
-    #[ignore = "a measurement"]
-    fn rates() {
-        let rows = walk(64, 2048, 96, 1);
-        for _ in 0..5 {
-            for isa in Isa::available() {
-                let start = std::time::Instant::now();
-                for _ in 0..20 {
-                    let mut streams = KeyStreams::new(64);
-                    rows.chunks(64 * BLOCK_TOKENS).for_each(|block| streams.push_block(isa, block));
-                }
-                println!("{isa}: {:.1} ns a token", start.elapsed().as_nanos() as f64 / (20.0 * 2048.0));
-            }
-        }
     }
 
     proptest! {

@@ -2,7 +2,7 @@
 
 use deltallm_simd::fearless_simd::Neon;
 
-use super::Lanes;
+use crate::decode::lanes::Lanes;
 
 impl Lanes for Neon {
     const HEADS: usize = 4;

@@ -6,13 +6,13 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u16x32};
 
-use super::{Coded, Masked, low_bits, padded, row_stride};
-use crate::decode::BLOCK;
+use crate::decode::expand::{Coded, Masked, low_bits, padded, row_stride};
 
 /// A number that is expanded by an instruction of its own.
-pub(in super::super) trait Expand: Coded {
+pub(crate) trait Expand: Coded {
     type Vector: SimdBase<Avx512, Element = Self>;
 
     /// The first of `values`, one to each of the lowest bits of `mask` that is set, and zeros. There is a value for every bit
@@ -22,11 +22,11 @@ pub(in super::super) trait Expand: Coded {
 
 /// Writes each token's key to `out`, `[tokens, row_stride(channels)]`.
 #[inline(always)]
-pub(in super::super) fn expand<T: Expand>(simd: Avx512, block: Masked<T>, out: &mut [T]) {
+pub(crate) fn expand<T: Expand>(simd: Avx512, block: Masked<T>, out: &mut [T]) {
     let lanes = T::Vector::LEN;
     let (words, stride) = (block.frame.len().div_ceil(64), row_stride(block.frame.len()));
     // Where the values of each token begin that are still to come.
-    let mut starts = [0; BLOCK];
+    let mut starts = [0; BLOCK_TOKENS];
     let mut start = 0;
     for (first, masks) in starts.iter_mut().zip(block.masks.chunks_exact(words)) {
         *first = start;

@@ -1,35 +1,36 @@
 //! Scores of keys in 8 bits with AVX2: channels along the lanes, sixteen of them at a time widened to 16 bits and multiplied with the
-//! codes of the queries ([`super::queries`]). Delta-coded keys are written out before, a shuffle for every sixteen channels.
+//! codes of the queries ([`queries`](crate::decode::queries)). Delta-coded keys are written out before, a shuffle for every sixteen channels.
 
 #[cfg(target_arch = "x86")]
 use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::GROUP;
+use deltallm_core::{BLOCK_TOKENS, GROUP};
 use deltallm_simd::{
     convert::finite_f16_to_f32,
     fearless_simd::{Avx2, f32x4, f32x8, i8x16, i16x16, i32x8, kernel, prelude::*},
 };
 use half::f16;
 
-use super::{
-    ahead::Ahead,
-    dots::store,
-    expand::{Masked, padded, row_stride},
-    lanes::{Lanes, ToScore},
-    passes::{Pass, in_passes},
-    queries::{Codes, WORD},
-    rows::Int8Rows,
+use crate::{
+    decode::{
+        ahead::Ahead,
+        dots::store,
+        expand::{Masked, padded, row_stride},
+        lanes::{Lanes, ToScore},
+        passes::{Pass, in_passes},
+        queries::{Codes, WORD},
+    },
+    stored::Int8Rows,
 };
-use crate::decode::BLOCK;
 
 /// Codes that are multiplied at a time.
 const STEP: usize = 16;
 
 /// Scores of the keys of a delta-coded block; `keys` is room for them.
 #[inline(always)]
-pub(super) fn delta_scores(simd: Avx2, block: Masked<i8>, to: ToScore, keys: &mut Vec<i8>) {
+pub(crate) fn delta_scores(simd: Avx2, block: Masked<i8>, to: ToScore, keys: &mut Vec<i8>) {
     let stride = block.room(keys);
     simd.expand_i8(block, keys);
     let (rows, count) = (&keys[to.skip * stride..], block.tokens() - to.skip);
@@ -51,7 +52,7 @@ pub(super) fn delta_scores(simd: Avx2, block: Masked<i8>, to: ToScore, keys: &mu
 
 /// Scores of `count` rows. False, and nothing done, for rows of unequal groups.
 #[inline(always)]
-pub(super) fn row_scores(simd: Avx2, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+pub(crate) fn row_scores(simd: Avx2, rows: Int8Rows, count: usize, to: ToScore) -> bool {
     let stride = to.channels;
     let whole = stride.is_multiple_of(GROUP);
     if whole {
@@ -109,7 +110,7 @@ impl Pass<Avx2> for Products<'_> {
                 }
             };
             for ((sums, scale), out) in
-                sums.into_iter().zip(scales).zip(self.to.out[head * BLOCK..].chunks_mut(BLOCK))
+                sums.into_iter().zip(scales).zip(self.to.out[head * BLOCK_TOKENS..].chunks_mut(BLOCK_TOKENS))
             {
                 let scores = f32x4::simd_from(simd, sums) * scale;
                 store(&mut out[first..], scores.into(), here);
@@ -232,7 +233,7 @@ const fn places() -> [u64; 256] {
 
 /// Writes each token's key to `out`, as [`expand_by_bits`](super::expand::expand_by_bits).
 #[inline(always)]
-pub(super) fn expand(simd: Avx2, block: Masked<i8>, out: &mut [i8]) {
+pub(crate) fn expand(simd: Avx2, block: Masked<i8>, out: &mut [i8]) {
     let stride = row_stride(block.frame.len());
     let words = stride / WORD;
     let (mut start, mut before): (usize, Option<&[i8]>) = (0, None);

@@ -4,7 +4,7 @@
 //! them are transposed, four channels at a time, so that one dot instruction adds four channels of a query to the scores of sixteen keys:
 //! no sums over the lanes, and the scores come out as the skip test wants them. That instruction multiplies unsigned by
 //! signed bytes, so keys are stored with 128 added, which the start of the sums takes back, and queries come in two digits
-//! ([`super::queries`]).
+//! ([`queries`](crate::decode::queries)).
 #![allow(unsafe_code)]
 
 #[cfg(target_arch = "x86")]
@@ -12,22 +12,23 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::GROUP;
+use deltallm_core::{BLOCK_TOKENS, GROUP};
 use deltallm_simd::{
     convert::Convert,
     fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u8x64},
 };
 use half::f16;
 
-use super::{
-    ahead::Steps,
-    expand::{Masked, padded},
-    lanes::ToScore,
-    passes::{Pass, in_passes},
-    queries::{Codes, WORD},
-    rows::Int8Rows,
+use crate::{
+    decode::{
+        ahead::Steps,
+        expand::{Masked, padded},
+        lanes::ToScore,
+        passes::{Pass, in_passes},
+        queries::{Codes, WORD},
+    },
+    stored::Int8Rows,
 };
-use crate::decode::BLOCK;
 
 /// Keys that are scored at a time: the lanes of a register.
 const KEYS: usize = 16;
@@ -37,7 +38,7 @@ const OFFSET: u8 = 128;
 
 /// Scores of the keys of a delta-coded block. False, and nothing done, for a width that has no kernel.
 #[inline(always)]
-pub(super) fn delta_scores(simd: Avx512, block: Masked<i8>, to: ToScore) -> bool {
+pub(crate) fn delta_scores(simd: Avx512, block: Masked<i8>, to: ToScore) -> bool {
     match block.frame.len().div_ceil(WORD) {
         1 => in_passes(simd, to.queries.scales.len(), &mut Deltas::<1> { block, to }),
         2 => in_passes(simd, to.queries.scales.len(), &mut Deltas::<2> { block, to }),
@@ -49,7 +50,7 @@ pub(super) fn delta_scores(simd: Avx512, block: Masked<i8>, to: ToScore) -> bool
 
 /// Scores of `count` rows. False, and nothing done, for a width that has no kernel.
 #[inline(always)]
-pub(super) fn row_scores(simd: Avx512, rows: Int8Rows, count: usize, to: ToScore) -> bool {
+pub(crate) fn row_scores(simd: Avx512, rows: Int8Rows, count: usize, to: ToScore) -> bool {
     const TWO: usize = 2 * WORD;
     match to.channels {
         WORD => in_passes(simd, to.queries.scales.len(), &mut Plain::<1> { rows, count, to }),
@@ -80,7 +81,7 @@ impl<'a> ToScore<'a> {
     /// Stores the scores of the keys from `first` on.
     #[inline(always)]
     fn store(&mut self, head: usize, first: usize, scores: f32x16<Avx512>) {
-        let out = &mut self.out[head * BLOCK..];
+        let out = &mut self.out[head * BLOCK_TOKENS..];
         match first.checked_sub(self.skip) {
             Some(at) if at + KEYS <= out.len() => scores.store_slice(&mut out[at..at + KEYS]),
             _ => {

@@ -5,15 +5,19 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::fearless_simd::{
     Avx2, Avx512, f32x4, f32x8, f32x16, kernel, mask8x64, prelude::*, u8x16, u8x64,
 };
 
-use super::{
-    super::{expand::avx512::expand, madd, rows::Int8Rows, vnni},
-    Lanes, Masked, ToScore,
+use super::{expand_avx512::expand, madd, vnni};
+use crate::{
+    decode::{
+        expand::Masked,
+        lanes::{Lanes, ToScore},
+    },
+    stored::Int8Rows,
 };
-use crate::decode::BLOCK;
 
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
 impl Lanes for Avx2 {
@@ -118,7 +122,7 @@ impl Lanes for Avx512 {
     }
 
     #[inline(always)]
-    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK]) {
+    fn numbers(self, bits: u64, numbers: &mut [u8; BLOCK_TOKENS]) {
         let all = u8x64::from_fn(self, |i| i as u8);
         all.compress(mask8x64::from_bitmask(self, bits)).store_slice(numbers);
     }

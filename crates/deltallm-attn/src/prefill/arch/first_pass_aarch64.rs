@@ -5,10 +5,10 @@ use deltallm_simd::{
     features::DotProd,
 };
 
-use super::Operands;
+use crate::prefill::first_pass::operands::Operands;
 
 /// Bit `i`: the sum of key `i` ends at zero or above in some lane.
-pub(super) fn candidates(dot_prod: DotProd, operands: Operands) -> u64 {
+pub(crate) fn candidates(dot_prod: DotProd, operands: Operands) -> u64 {
     assert!(operands.starts.len().is_multiple_of(WIDTH));
     dot_prod.vectorize(
         #[inline(always)]

@@ -6,10 +6,10 @@ use deltallm_simd::{
     features::AvxVnni,
 };
 
-use super::Operands;
+use crate::prefill::first_pass::operands::Operands;
 
 /// Bit `i`: the sum of key `i` ends at zero or above in some lane.
-pub(super) fn candidates_avx512(avx512: Avx512, operands: Operands) -> u64 {
+pub(crate) fn candidates_avx512(avx512: Avx512, operands: Operands) -> u64 {
     assert!(operands.starts.len().is_multiple_of(16));
     avx512.vectorize(
         #[inline(always)]
@@ -18,7 +18,7 @@ pub(super) fn candidates_avx512(avx512: Avx512, operands: Operands) -> u64 {
 }
 
 /// The same with 256-bit vectors.
-pub(super) fn candidates_avx2(avx_vnni: AvxVnni, operands: Operands) -> u64 {
+pub(crate) fn candidates_avx2(avx_vnni: AvxVnni, operands: Operands) -> u64 {
     assert!(operands.starts.len().is_multiple_of(8));
     avx_vnni.vectorize(
         #[inline(always)]

@@ -6,13 +6,13 @@ use std::arch::x86_64::*;
 
 use deltallm_simd::fearless_simd::Avx512;
 
-use super::{LARGEST_WEIGHT, Operands, PairKeys, PairQueries, keep_above};
+use crate::prefill::pairs::operands::{LARGEST_WEIGHT, Operands, PairKeys, PairQueries, keep_above};
 
 /// f32 or pairs in a vector.
 const WIDTH: usize = 16;
 
-/// See [`super::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
-pub(super) fn scores(
+/// See [`crate::prefill::pairs::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
+pub(crate) fn scores(
     _: Avx512,
     keys: &PairKeys,
     picks: &[usize],
@@ -35,8 +35,8 @@ pub(super) fn scores(
     unsafe { score_tiles(scores, out, kept) }
 }
 
-/// See [`super::Pairs::accumulate`]. Panics for sizes that do not fit.
-pub(super) fn accumulate(
+/// See [`crate::prefill::pairs::Pairs::accumulate`]. Panics for sizes that do not fit.
+pub(crate) fn accumulate(
     _: Avx512,
     values: &[u32],
     scales: &[f32],
@@ -52,8 +52,8 @@ pub(super) fn accumulate(
     unsafe { accumulate_tiles(operands, values, scales, out) }
 }
 
-/// See [`super::Pairs::pack`]. Panics for sizes that do not fit.
-pub(super) fn pack(_: Avx512, rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
+/// See [`crate::prefill::pairs::Pairs::pack`]. Panics for sizes that do not fit.
+pub(crate) fn pack(_: Avx512, rows: &[f32], lanes: usize, factors: &[f32], out: &mut [u32]) {
     let count = rows.len() / lanes;
     assert!(lanes.is_multiple_of(WIDTH) && rows.len() == count * lanes);
     assert!(factors.len() == lanes && out.len() == count.div_ceil(2) * lanes);

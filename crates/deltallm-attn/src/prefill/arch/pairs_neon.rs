@@ -4,19 +4,19 @@ use std::arch::{aarch64::*, asm, is_aarch64_feature_detected};
 
 use half::bf16;
 
-use super::{Operands, PairKeys, PairQueries, PairValues, Pairs, keep_above};
+use crate::prefill::pairs::operands::{Operands, PairKeys, PairQueries, PairValues, keep_above, key_len};
 
 /// Lanes of a vector.
 const WIDTH: usize = 4;
 
 /// Whether the CPU has what this module needs.
-pub(super) fn detect() -> bool {
+pub(crate) fn detect() -> bool {
     is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("bf16")
 }
 
-/// See [`Pairs::push_keys`].
-pub(super) fn push_keys(keys: &[f32], head_dim: usize, out: &mut PairKeys) {
-    let len = Pairs::key_len(head_dim);
+/// See [`crate::prefill::pairs::Pairs::push_keys`].
+pub(crate) fn push_keys(keys: &[f32], head_dim: usize, out: &mut PairKeys) {
+    let len = key_len(head_dim);
     let start = out.rows.len();
     out.rows.resize(start + keys.len() / head_dim * len, 0);
     for (row, key) in out.rows[start..].chunks_exact_mut(len).zip(keys.chunks_exact(head_dim)) {
@@ -24,13 +24,13 @@ pub(super) fn push_keys(keys: &[f32], head_dim: usize, out: &mut PairKeys) {
     }
 }
 
-/// See [`Pairs::values`].
-pub(super) fn values(values: &[f32]) -> PairValues {
+/// See [`crate::prefill::pairs::Pairs::values`].
+pub(crate) fn values(values: &[f32]) -> PairValues {
     PairValues { rows: values.iter().map(|x| bits_of(*x)).collect(), scales: Vec::new() }
 }
 
 /// Pairs of rows: from `[rows, lanes]` to `[rows / 2, lanes]`.
-pub(super) fn pack(rows: &[f32], lanes: usize, out: &mut Vec<u32>) {
+pub(crate) fn pack(rows: &[f32], lanes: usize, out: &mut Vec<u32>) {
     out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
     for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
         let (first, second) = pair.split_at(lanes);
@@ -46,8 +46,8 @@ fn bits_of(x: f32) -> u16 {
     bf16::from_f32(x).to_bits()
 }
 
-/// See [`Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
-pub(super) fn scores(
+/// See [`crate::prefill::pairs::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
+pub(crate) fn scores(
     keys: &PairKeys,
     picks: &[usize],
     queries: &PairQueries,
@@ -73,8 +73,8 @@ pub(super) fn scores(
     }
 }
 
-/// See [`Pairs::accumulate`]. Panics for sizes that do not fit.
-pub(super) fn accumulate(values: &[u32], weights: &[u32], lanes: usize, out: &mut [f32]) {
+/// See [`crate::prefill::pairs::Pairs::accumulate`]. Panics for sizes that do not fit.
+pub(crate) fn accumulate(values: &[u32], weights: &[u32], lanes: usize, out: &mut [f32]) {
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
     assert!(lanes.is_multiple_of(WIDTH) && out.len() == head_dim * lanes && weights.len() == depth * lanes);
     assert!(values.len() == head_dim * depth);

@@ -13,19 +13,22 @@
 //! and by the inequality of Cauchy and Schwarz the last two terms are at most `|e| |code| + |q step| |r / step|`. The norms
 //! of the queries are taken per query, those of the keys as the largest of a block.
 
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
-#[cfg(target_arch = "x86_64")]
-mod x86;
+pub(crate) mod operands;
 
 use std::ops::Range;
 
 use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::{Isa, dispatch, dot::ByteKernel, fearless_simd::prelude::*, math::ROUND};
 
+#[cfg(target_arch = "aarch64")]
+use super::arch::first_pass_aarch64 as aarch64;
+#[cfg(target_arch = "x86_64")]
+use super::arch::first_pass_x86 as x86;
+use operands::Operands;
+
 /// A first pass with one instruction set.
 #[derive(Clone, Copy)]
-pub(crate) struct Filter {
+pub(crate) struct FirstPass {
     isa: Isa,
     dots: ByteKernel,
 }
@@ -35,7 +38,7 @@ pub(crate) struct Filter {
 pub(crate) struct KeyCodes {
     /// The tokens that are here.
     tokens: Range<usize>,
-    /// `[tokens, quads]`: four channels a number, each code with [`Filter::shift`] added.
+    /// `[tokens, quads]`: four channels a number, each code with [`FirstPass::shift`] added.
     quads: Vec<u32>,
     /// `[head_dim]`.
     centers: Vec<f32>,
@@ -64,7 +67,7 @@ pub(crate) struct QueryCodes {
     /// Norms of `q step` and of what its codes leave over.
     norms: Vec<f32>,
     rests: Vec<f32>,
-    /// The sum of the codes times minus [`Filter::shift`]: takes back what was added to the keys'.
+    /// The sum of the codes times minus [`FirstPass::shift`]: takes back what was added to the keys'.
     offsets: Vec<i32>,
     /// What the sums of a block start from: they end below zero for keys that cannot be above the threshold.
     starts: Vec<i32>,
@@ -73,7 +76,7 @@ pub(crate) struct QueryCodes {
 /// Beyond the largest sum of products by far, and far from the end of 32 bits.
 const FAR: f32 = 268_435_456.0;
 
-impl Filter {
+impl FirstPass {
     /// The first pass over keys whose values may be skipped, if the CPU has the dot products of bytes that make it worth while (or
     /// the instruction set is there for its answers).
     pub(crate) fn of(isa: Isa) -> Option<Self> {
@@ -145,29 +148,6 @@ impl Filter {
             }
             start = end;
         }
-    }
-}
-
-/// What the instructions multiply: keys `[rows, depth]`, queries `[depth, lanes]`, starts `[lanes]`.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    keys: &'a [u32],
-    depth: usize,
-    queries: &'a [u32],
-    starts: &'a [i32],
-}
-
-impl<'a> Operands<'a> {
-    /// Panics for sizes that do not fit: the kernels rely on them.
-    fn new(keys: &'a [u32], depth: usize, queries: &'a [u32], starts: &'a [i32]) -> Self {
-        assert!(queries.len() == depth * starts.len());
-        assert!(depth > 0 && keys.len().is_multiple_of(depth) && keys.len() / depth <= 64);
-        Self { keys, depth, queries, starts }
-    }
-
-    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    fn rows(&self) -> usize {
-        self.keys.len() / self.depth
     }
 }
 

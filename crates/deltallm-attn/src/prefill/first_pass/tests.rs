@@ -1,8 +1,9 @@
 use super::*;
-use crate::simd::{lanes, tests::numbers};
+use crate::prefill::lanes::lanes;
+use deltallm_testing::numbers;
 
-fn filters() -> Vec<(Isa, Filter)> {
-    Isa::available().into_iter().filter_map(|isa| Filter::of(isa).map(|filter| (isa, filter))).collect()
+fn filters() -> Vec<(Isa, FirstPass)> {
+    Isa::available().into_iter().filter_map(|isa| FirstPass::of(isa).map(|filter| (isa, filter))).collect()
 }
 
 /// Keys whose channels have centers and ranges of their own, as real ones do.
@@ -21,7 +22,7 @@ fn scores(keys: &[f32], queries: &[f32], head_dim: usize, lanes: usize) -> Vec<f
 }
 
 fn picks(
-    filter: Filter,
+    filter: FirstPass,
     keys: &KeyCodes,
     tokens: Range<usize>,
     queries: &[f32],
@@ -79,7 +80,7 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
                 let what = format!("{isa} {head_dim} {lanes} {tokens} {size}: {got:?}, {wanted:?}");
                 assert!(wanted.iter().all(|token| got.contains(token)), "{what}");
                 assert!(got.len() <= wanted.len() + range.len() / 3 + 2, "{what}");
-                let portable = Filter { dots: ByteKernel::Scalar, ..filter };
+                let portable = FirstPass { dots: ByteKernel::Scalar, ..filter };
                 let codes = portable.keys(first..first + tokens, &keys, head_dim).unwrap();
                 assert_eq!(got, picks(portable, &codes, range, &queries, &thresholds), "{what}");
             }

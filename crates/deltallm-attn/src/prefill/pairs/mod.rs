@@ -11,25 +11,21 @@
 //!
 //! [`avx512`] and [`neon`] have the instructions; the loops here do the products of integers in portable code.
 
-#[cfg(target_arch = "x86_64")]
-#[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
-#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
-mod avx512;
-#[cfg(target_arch = "aarch64")]
-#[expect(unsafe_code, reason = "intrinsics that read and write memory; every block says why it is sound")]
-#[expect(clippy::needless_range_loop, reason = "loops of constant count over arrays of registers")]
-mod neon;
+pub(crate) mod operands;
+pub(crate) mod tile;
 
 use deltallm_core::BLOCK_TOKENS;
 #[cfg(target_arch = "x86_64")]
 use deltallm_simd::fearless_simd::Avx512;
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
+#[cfg(target_arch = "x86_64")]
+use super::arch::pairs_avx512 as avx512;
+#[cfg(target_arch = "aarch64")]
+use super::arch::pairs_neon as neon;
 use super::softmax::above;
 use crate::Precision;
-
-/// Codes of the weights, which are at most 1.
-const LARGEST_WEIGHT: f32 = 8191.0;
+pub(crate) use operands::{LARGEST_WEIGHT, PairKeys, PairQueries, PairValues, key_len};
 
 /// Codes of the values: a sum over a block stays below 2^31.
 const LARGEST_VALUE: f32 = 4095.0;
@@ -54,44 +50,6 @@ enum Dots {
     /// bf16, with those of [`neon`]: only where they were detected.
     #[cfg(target_arch = "aarch64")]
     Neon,
-}
-
-/// What a product `c = a b` is made of besides the rows of `a`, which is broadcast pair by pair; `b` is read in vectors.
-#[derive(Clone, Copy)]
-struct Operands<'a> {
-    /// From one pair of a row of `a` to the next.
-    pair_stride: usize,
-    /// `[depth, lanes]`.
-    b: &'a [u32],
-    lanes: usize,
-    depth: usize,
-}
-
-/// Keys of one kv head in 16 bits.
-#[derive(Debug, Default)]
-pub(crate) struct PairKeys {
-    /// Codes, or bits of bf16: `[tokens, head_dim]`, padded to whole pairs.
-    rows: Vec<u16>,
-    /// What to multiply the codes of a token by. Empty for bf16.
-    scales: Vec<f32>,
-}
-
-/// Values of one kv head in 16 bits.
-#[derive(Debug)]
-pub(crate) struct PairValues {
-    /// Codes, or bits of bf16: `[tokens, head_dim]`.
-    rows: Vec<u16>,
-    /// What to multiply the codes of a channel by. Empty for bf16.
-    scales: Vec<f32>,
-}
-
-/// A tile of queries in pairs of channels.
-#[derive(Debug, Default)]
-pub(crate) struct PairQueries {
-    /// `[head_dim / 2, lanes]`.
-    pairs: Vec<u32>,
-    /// What to multiply the codes of a lane by, one for each lane. Not read for bf16.
-    scales: Vec<f32>,
 }
 
 /// The largest integer of which `terms` squares add up to less than 2^31.
@@ -125,6 +83,13 @@ fn code_of(x: f32) -> u16 {
     (x + 12_582_912.0).to_bits() as u16
 }
 
+impl Precision {
+    /// Whether this instruction set multiplies numbers of this precision; otherwise f32 takes their place.
+    pub fn is_multiplied_by(self, isa: Isa) -> bool {
+        self == Self::F32 || Pairs::of(isa, self).is_some()
+    }
+}
+
 impl Pairs {
     /// The 16-bit products of this precision, if the instruction set and the CPU have instructions for them (or are there for
     /// their answers and not for their speed).
@@ -138,11 +103,6 @@ impl Pairs {
             _ => return None,
         };
         Some(Self { dots, isa })
-    }
-
-    /// 16-bit numbers of a key of `head_dim` channels.
-    pub(crate) fn key_len(head_dim: usize) -> usize {
-        head_dim.next_multiple_of(2)
     }
 
     /// Appends keys, `[tokens, head_dim]`.
@@ -275,23 +235,10 @@ impl Pairs {
     }
 }
 
-/// Moves the rows of scores that are above a limit to the front.
-fn keep_above(limits: &[f32], out: &mut [f32], kept: &mut Vec<usize>) {
-    let (lanes, mut count) = (limits.len(), 0);
-    kept.retain(|&row| {
-        let keep = out[row * lanes..][..lanes].iter().zip(limits).any(|(x, limit)| above(*x, *limit));
-        if keep {
-            out.copy_within(row * lanes..(row + 1) * lanes, count * lanes);
-            count += 1;
-        }
-        keep
-    });
-}
-
 /// See [`Pairs::push_keys`]: codes, and a scale for each key.
 #[inline(always)]
 fn push_codes<S: Simd>(_: S, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
-    let (largest, len) = (largest_code(head_dim), Pairs::key_len(head_dim));
+    let (largest, len) = (largest_code(head_dim), key_len(head_dim));
     let start = out.rows.len();
     out.rows.resize(start + keys.len() / head_dim * len, 0);
     for (row, key) in out.rows[start..].chunks_exact_mut(len).zip(keys.chunks_exact(head_dim)) {
@@ -361,7 +308,7 @@ fn add_products(sum: i32, [a0, a1]: [u16; 2], b: u32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{Precision, simd::tests::numbers};
+    use deltallm_testing::numbers;
 
     struct Product {
         scores: Vec<f32>,
