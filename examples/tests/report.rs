@@ -129,7 +129,7 @@ fn the_pictures_are_there_and_their_numbers_agree() {
         assert!((least..1.1 * least).contains(&bytes(store)), "{store}");
     }
     assert!((4..8).all(|store| bytes(store) > 0.5 * bytes(store - 4)));
-    assert_eq!(list(&json, "/bytes/stores").len(), 10);
+    assert_eq!(list(&json, "/bytes/stores").len(), 9);
 
     // Time: a quarter of the context to twice the context.
     let lengths = list(&json, "/time/lengths");
