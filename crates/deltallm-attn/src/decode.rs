@@ -495,6 +495,3 @@ impl<'a> Partial<'a> {
         }
     }
 }
-
-#[cfg(test)]
-mod timing;

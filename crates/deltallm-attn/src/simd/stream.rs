@@ -180,22 +180,6 @@ mod tests {
         rows
     }
 
-    #[test]
-    #[ignore = "a measurement"]
-    fn rates() {
-        let rows = walk(64, 2048, 96, 1);
-        for _ in 0..5 {
-            for simd in SimdLevel::available() {
-                let start = std::time::Instant::now();
-                for _ in 0..20 {
-                    let mut streams = KeyStreams::new(64);
-                    rows.chunks(64 * BLOCK_TOKENS).for_each(|block| simd.push_block(block, &mut streams));
-                }
-                println!("{simd}: {:.1} ns a token", start.elapsed().as_nanos() as f64 / (20.0 * 2048.0));
-            }
-        }
-    }
-
     proptest! {
         #[test]
         fn every_level_has_the_differences_and_nothing_else(
