@@ -7,12 +7,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, ModelArgs, Progress, Request,
-    SkipSearch, describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
+    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
+    describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;
 
@@ -94,7 +93,9 @@ fn run(args: Args) -> anyhow::Result<()> {
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
     let model = args.model.open()?;
-    let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
+    let exact = (args.window as usize).saturating_add(args.sinks as usize);
+    let (tokens, context) =
+        (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
     let options =
         AttentionOptions { store: args.kv, ..AttentionOptions::new(model.graph.attention_shape())? };
@@ -134,7 +135,6 @@ fn run(args: Args) -> anyhow::Result<()> {
         tokens: calibration.len() * context,
         context,
         goal: request.goal,
-        rule: found.rule,
         zero_fraction: found.zero_fraction,
         held_out: found.held_out.total,
     };
@@ -158,9 +158,6 @@ fn run(args: Args) -> anyhow::Result<()> {
             "warning      perplexity {:.0} on this text: the model does not know its like; calibrate on text that it reads",
             dense.perplexity()
         );
-    }
-    for (rule, cost) in &found.rules {
-        describe(&format!("{}{}", name(*rule), if *rule == found.rule { " *" } else { "" }), cost);
     }
     describe("thresholds", &found.without_skipping);
     describe("the profile", &found.held_out.total);
@@ -187,11 +184,6 @@ fn run(args: Args) -> anyhow::Result<()> {
             profile: args.out.display().to_string(),
             skip_margin: margin,
             dense_layers,
-            rules: found
-                .rules
-                .iter()
-                .map(|(rule, cost)| Rule { rule: name(*rule), held_out: *cost })
-                .collect(),
             without_skipping: found.without_skipping,
             provenance,
             seconds,
@@ -209,17 +201,6 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
         out.display()
     );
     Ok(())
-}
-
-fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
-    let most = model.graph.config().context_length;
-    let context = args.context.unwrap_or(most.min(1024));
-    let least = (args.window as usize).saturating_add(args.sinks as usize).saturating_add(2);
-    anyhow::ensure!(
-        (least..=most).contains(&context),
-        "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
-    );
-    Ok(context)
 }
 
 /// The windows to calibrate on and those to hold out.
@@ -245,17 +226,9 @@ fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Ve
     Ok([calibration.to_vec(), held_out.to_vec()])
 }
 
-fn name(rule: AllocationRule) -> String {
-    match rule {
-        AllocationRule::Mass { power } => format!("mass^-{:.3}", power / 2.0),
-        AllocationRule::Output { power } => format!("output^-{:.3}", power / 2.0),
-        other => format!("{other:?}"),
-    }
-}
-
 fn describe(what: &str, cost: &HeldOut) {
     eprintln!(
-        "{what:<14} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
+        "{what:<12} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
         cost.zero_fraction,
         cost.values_skipped,
         100.0 * cost.perplexity_change,
@@ -270,15 +243,8 @@ struct Report {
     profile: String,
     skip_margin: Option<String>,
     dense_layers: usize,
-    rules: Vec<Rule>,
     without_skipping: HeldOut,
     #[serde(flatten)]
     provenance: Provenance,
     seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Rule {
-    rule: String,
-    held_out: HeldOut,
 }

@@ -243,7 +243,10 @@ fn scores(method: &Method, m: usize, q: &[f32], stored: &Stored) -> Vec<f64> {
 /// Equation 4: whether query `m` sees key `t` exactly.
 fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.window else { return method.thresholds.is_none() };
-    method.thresholds.is_none() || t < method.sinks || m < method.whole_until || in_window(method, window, m, t)
+    method.thresholds.is_none()
+        || t < method.sinks
+        || m < method.whole_until
+        || in_window(method, window, m, t)
 }
 
 /// Whether key `t <= m` is in the window of query `m`.

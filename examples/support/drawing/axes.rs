@@ -2,9 +2,7 @@
 
 use plotters::style::RGBColor;
 
-use super::canvas::{
-    Align, Canvas, Dash, LINE, MARGIN, PICTURE_SIZE, Place, SeriesStyle, TEXT, palette, text_width,
-};
+use super::canvas::{Align, Canvas, Dash, LINE, MARGIN, Place, SeriesStyle, TEXT, palette, text_width};
 
 /// Share of a logarithmic axis that is set apart for zero.
 const ZERO_SHARE: f64 = 0.12;
@@ -14,7 +12,7 @@ const LINE_WIDTH: f64 = 4.0;
 
 /// One axis: what it shows, and where a value stands on it.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Axis {
+pub(crate) struct Axis {
     title: String,
     scale: Scale,
     low: f64,
@@ -35,7 +33,7 @@ enum Scale {
 
 impl Axis {
     /// A linear axis on which all values find room.
-    pub(super) fn linear(title: &str, values: impl IntoIterator<Item = f64>) -> Self {
+    pub(crate) fn linear(title: &str, values: impl IntoIterator<Item = f64>) -> Self {
         let (mut low, mut high) = range(values);
         let margin = 0.06 * if high > low { high - low } else { high.abs().max(1.0) };
         (low, high) = (low - margin, high + margin);
@@ -47,7 +45,7 @@ impl Axis {
     }
 
     /// A linear axis from `low` to `high` exactly, which may run backwards.
-    pub(super) fn fixed(title: &str, low: f64, high: f64, step: f64) -> Self {
+    pub(crate) fn fixed(title: &str, low: f64, high: f64, step: f64) -> Self {
         let ticks = 0..=((high - low).abs() / step).floor() as i64;
         let ticks = ticks.map(|i| low.min(high) + i as f64 * step);
         let ticks = ticks.map(|tick| (tick, format!("{tick:.*}", digits(step)))).collect();
@@ -55,7 +53,7 @@ impl Axis {
     }
 
     /// A logarithmic axis; values that are zero, but for rounding, get a place of their own below all others.
-    pub(super) fn log(title: &str, values: impl IntoIterator<Item = f64>) -> Self {
+    pub(crate) fn log(title: &str, values: impl IntoIterator<Item = f64>) -> Self {
         let values: Vec<f64> = values.into_iter().collect();
         let zero = values.iter().any(|value| *value < NOTHING);
         let (low, high) = range(values.into_iter().filter(|value| *value >= NOTHING));
@@ -82,12 +80,12 @@ impl Axis {
     }
 
     /// The same axis with ticks at these places only.
-    pub(super) fn with_ticks(self, ticks: impl IntoIterator<Item = f64>) -> Self {
+    pub(crate) fn with_ticks(self, ticks: impl IntoIterator<Item = f64>) -> Self {
         Self { ticks: ticks.into_iter().map(|tick| (tick, decimal(tick))).collect(), ..self }
     }
 
     /// Two upright axes with the same room for labels, so that panels below each other begin at the same place.
-    pub(super) fn aligned(axes: [Self; 2]) -> anyhow::Result<[Self; 2]> {
+    pub(crate) fn aligned(axes: [Self; 2]) -> anyhow::Result<[Self; 2]> {
         let [a, b] = &axes;
         let room = a.label_width()?.max(b.label_width()?);
         Ok(axes.map(|axis| Self { room, ..axis }))
@@ -127,7 +125,7 @@ fn range(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
 }
 
 /// The next larger of 1, 2 and 5 times a power of ten.
-pub(super) fn step(at_least: f64) -> f64 {
+pub(crate) fn step(at_least: f64) -> f64 {
     let power = 10_f64.powf(at_least.log10().floor());
     let factor = [1.0, 2.0, 5.0].into_iter().find(|factor| factor * power >= at_least * 0.999);
     factor.unwrap_or(10.0) * power
@@ -157,7 +155,7 @@ fn scientific(x: f64) -> String {
 }
 
 /// A diagram: two axes and what is between them.
-pub(super) struct Panel<'c, 'b> {
+pub(crate) struct Panel<'c, 'b> {
     canvas: &'c Canvas<'b>,
     /// Upper left and lower right corner of what is between the axes.
     inner: [Place; 2],
@@ -167,7 +165,7 @@ pub(super) struct Panel<'c, 'b> {
 
 impl<'c, 'b> Panel<'c, 'b> {
     /// Draws the axes with their ticks and titles into the rectangle with these corners.
-    pub(super) fn new(
+    pub(crate) fn new(
         canvas: &'c Canvas<'b>,
         [(left, top), (right, bottom)]: [Place; 2],
         x: Axis,
@@ -201,24 +199,24 @@ impl<'c, 'b> Panel<'c, 'b> {
     }
 
     /// Where a point is in the picture.
-    pub(super) fn at(&self, x: f64, y: f64) -> Place {
+    pub(crate) fn at(&self, x: f64, y: f64) -> Place {
         let [(x0, y0), (x1, y1)] = self.inner;
         (x0 + self.x.share(x) * (x1 - x0), y1 - self.y.share(y) * (y1 - y0))
     }
 
     /// Upper left and lower right corner of what is between the axes.
-    pub(super) fn inner(&self) -> [Place; 2] {
+    pub(crate) fn inner(&self) -> [Place; 2] {
         self.inner
     }
 
     /// The lines of the axes, for drawing them over what has covered them.
-    pub(super) fn frame(&self) -> anyhow::Result<()> {
+    pub(crate) fn frame(&self) -> anyhow::Result<()> {
         let [(x0, y0), (x1, y1)] = self.inner;
         self.canvas.line(&[(x0, y0), (x0, y1), (x1, y1)], palette::BLACK, 2.5, Dash::Solid)
     }
 
     /// Points `[x, y]`, joined by a line if the style has one.
-    pub(super) fn series(&self, points: &[[f64; 2]], style: SeriesStyle) -> anyhow::Result<()> {
+    pub(crate) fn series(&self, points: &[[f64; 2]], style: SeriesStyle) -> anyhow::Result<()> {
         let places: Vec<Place> = points.iter().map(|[x, y]| self.at(*x, *y)).collect();
         if let Some(dash) = style.dash {
             self.canvas.line(&places, style.colour, LINE_WIDTH, dash)?;
@@ -227,7 +225,7 @@ impl<'c, 'b> Panel<'c, 'b> {
     }
 
     /// A bar from `low` to `high` at `x`.
-    pub(super) fn error_bar(&self, x: f64, [low, high]: [f64; 2], colour: RGBColor) -> anyhow::Result<()> {
+    pub(crate) fn error_bar(&self, x: f64, [low, high]: [f64; 2], colour: RGBColor) -> anyhow::Result<()> {
         let ((x, low), (_, high)) = (self.at(x, low), self.at(x, high));
         let line = |from, to| self.canvas.line(&[from, to], colour, 2.5, Dash::Solid);
         line((x, low), (x, high))?;
@@ -236,7 +234,7 @@ impl<'c, 'b> Panel<'c, 'b> {
     }
 
     /// A line across the panel at `y`.
-    pub(super) fn level(&self, y: f64) -> anyhow::Result<()> {
+    pub(crate) fn level(&self, y: f64) -> anyhow::Result<()> {
         let [(x0, _), (x1, _)] = self.inner;
         let (_, y) = self.at(self.x.low, y);
         self.canvas.line(&[(x0, y), (x1, y)], palette::BLACK, 2.0, Dash::Solid)
@@ -244,8 +242,17 @@ impl<'c, 'b> Panel<'c, 'b> {
 }
 
 /// Series and their names from `top` on, line after line where they do not fit into one; returns where they end.
-pub(super) fn legend(canvas: &Canvas, top: f64, entries: &[(SeriesStyle, String)]) -> anyhow::Result<f64> {
-    let (left, right) = (MARGIN, f64::from(PICTURE_SIZE[0]) - 10.0);
+pub(crate) fn legend(canvas: &Canvas, top: f64, entries: &[(SeriesStyle, String)]) -> anyhow::Result<f64> {
+    legend_between(canvas, [MARGIN, canvas.size()[0] - 10.0], top, entries)
+}
+
+/// The same in a part of the width.
+pub(crate) fn legend_between(
+    canvas: &Canvas,
+    [left, right]: [f64; 2],
+    top: f64,
+    entries: &[(SeriesStyle, String)],
+) -> anyhow::Result<f64> {
     let (mut x, mut y) = (left, top + LINE / 2.0);
     for (style, name) in entries {
         let sample = if style.dash.is_some() { 70.0 } else { 36.0 };
