@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{files::fixture, models::argmax};
+use common::{
+    files::fixture,
+    models::{argmax, load_model, options_for},
+};
 use deltallm_attn::{
     AtLimit, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
     HybridConfig, KvStore, MemoryBudget, ThresholdPolicy, Window,
@@ -14,15 +17,11 @@ const PROMPT: [u32; 5] = [3, 14, 15, 9, 26];
 
 fn model() -> Model {
     let file = ModelFile::open(fixture("llama").join("gqa3-d64-llama3")).unwrap();
-    Model::load(&file, &mut |_, _| {}).unwrap()
+    load_model(file).unwrap()
 }
 
 fn session<'m>(model: &'m Model, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
-    let options = AttentionOptions {
-        store,
-        budget: budget.clone(),
-        ..AttentionOptions::new(model.attention_shape()).unwrap()
-    };
+    let options = AttentionOptions { store, budget: budget.clone(), ..options_for(model) };
     let policy = ThresholdPolicy::Uniform(0.1);
     Session::new(model, |layer| {
         Ok(match kind {

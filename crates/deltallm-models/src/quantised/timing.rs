@@ -5,10 +5,11 @@
 use std::hint::black_box;
 use std::time::Instant;
 
+use deltallm_simd::dot::ByteKernel;
 use ndarray::Array2;
 
 use super::QuantisedLinear;
-use crate::kernels::{ByteKernel, matmul_transposed};
+use crate::kernels::matmul_transposed;
 use crate::quant::{TensorType, dequantize};
 
 const ROUNDS: usize = 15;
