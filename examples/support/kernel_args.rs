@@ -163,12 +163,13 @@ impl KernelArgs {
         let options = AttentionOptions {
             store: self.kv,
             precision: self.precision,
-            ..AttentionOptions::new(model.attention_shape())?
+            isa: model.isa(),
+            ..AttentionOptions::new(model.attention_shape())
         };
         anyhow::ensure!(
-            options.simd.multiplies(self.precision),
+            self.precision.is_multiplied_by(options.isa),
             "--precision: expected one that {} has instructions for (f32), got {}",
-            options.simd,
+            options.isa,
             self.precision
         );
         let choice = KernelChoice::new(

@@ -87,15 +87,20 @@ impl AttentionKernel for PrefillOnly {
 mod tests {
     use super::*;
     use deltallm::{
-        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KvStore, ThresholdPolicy, Window,
+        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
+        Window,
     };
     use ndarray::{Array3, s};
 
     const TOKENS: usize = 24;
 
     fn options() -> AttentionOptions {
-        let options = AttentionOptions::new(AttentionShape::new(4, 2, 8).unwrap()).unwrap();
-        AttentionOptions { store: KvStore::F32, ..options }
+        let shape = AttentionShape::new(4, 2, 8).unwrap();
+        AttentionOptions {
+            isa: Isa::from_env().unwrap(),
+            store: KvStore::F32,
+            ..AttentionOptions::new(shape)
+        }
     }
 
     fn hybrid() -> HybridAttention {

@@ -4,11 +4,11 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use deltallm::SimdLevel;
-use deltallm::models::{ByteKernel, Matrix, TernaryError, TernaryLinear};
+use deltallm::Isa;
+use deltallm::models::{ByteKernel, HalfLinear, Matrix, TernaryError, TernaryLinear};
 use deltallm_benches::{machine, timing::Summary, timing::rotated};
 use deltallm_examples::{main_with, print_json};
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{dispatch, fearless_simd::prelude::*};
 use half::bf16;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -86,7 +86,7 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let (threads, level) = (usize::from(args.threads), SimdLevel::from_env()?);
+    let (threads, level) = (usize::from(args.threads), Isa::from_env()?);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let (cpu, date) = (machine::cpu(), machine::date());
     println!("{cpu}; {date}; level {level}, {threads} threads");
@@ -102,7 +102,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         let rounds = usize::from(args.repetitions);
         let tokens = args.tokens as usize;
         let results = [
-            one_token(&ternary, &kernels, args.megabytes as usize * 1_000_000, rounds),
+            one_token(level, &ternary, &kernels, args.megabytes as usize * 1_000_000, rounds),
             many_tokens(&ternary, &kernels, tokens, rounds),
         ];
         for row in results.into_iter().flatten() {
@@ -133,13 +133,20 @@ fn activations(tokens: usize, columns: usize) -> Array2<f32> {
     Array2::from_shape_fn((tokens, columns), |(token, column)| ((token * 31 + column * 7) as f32).sin())
 }
 
-fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, rounds: usize) -> Vec<Row> {
+fn one_token(
+    isa: Isa,
+    ternary: &TernaryLinear,
+    kernels: &[ByteKernel],
+    bytes: usize,
+    rounds: usize,
+) -> Vec<Row> {
     let (rows, columns) = (ternary.rows(), ternary.columns());
     let x = activations(1, columns);
     let copies = bytes.div_ceil(ternary.bytes());
     let halves =
         Array2::from_shape_fn((rows, columns), |(row, column)| bf16::from_f32(weight(row, column).into()));
-    let halves = vec![Matrix::Bf16(halves); bytes.div_ceil(rows * columns * 2)];
+    let halves =
+        vec![Matrix::Bf16(HalfLinear::new(halves).with_isa(isa)); bytes.div_ceil(rows * columns * 2)];
     let plain = vec![1_u32; bytes / 4];
     let mut subjects = vec![
         Subject {
@@ -219,10 +226,9 @@ fn measure(subjects: &[Subject], rounds: usize) -> Vec<Summary> {
 
 /// Reads memory with all threads.
 fn read(memory: &[u32]) {
-    let level = Level::new();
     let share = memory.len().div_ceil(rayon::current_num_threads());
     memory.par_chunks(share).for_each(|memory| {
-        black_box(dispatch!(level, simd => sum(simd, memory)));
+        black_box(dispatch!(Isa::best(), simd => sum(simd, memory)));
     });
 }
 
