@@ -97,8 +97,11 @@ fn run(args: Args) -> anyhow::Result<()> {
     let (tokens, context) =
         (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
-    let options =
-        AttentionOptions { store: args.kv, ..AttentionOptions::new(model.graph.attention_shape())? };
+    let options = AttentionOptions {
+        store: args.kv,
+        isa: model.graph.isa(),
+        ..AttentionOptions::new(model.graph.attention_shape())
+    };
     let exact = AttentionOptions { store: args.kv.exact().into(), ..options.clone() };
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use deltallm::Isa;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
 use serde::Serialize;
 
@@ -92,7 +93,7 @@ impl LoadedModel {
             (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
             (None, path) => ModelFile::open(path.unwrap_or(Path::new(""))).map_err(with_advice)?,
         };
-        let file = file.with_linear_form(form);
+        let file = file.with_linear_form(form).with_isa(Isa::from_env()?);
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
         let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;

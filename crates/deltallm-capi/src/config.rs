@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HybridAttention, HybridConfig, KvStore, MemoryBudget, ThresholdPolicy,
+    DenseAttention, HybridAttention, HybridConfig, Isa, IsaError, KvStore, MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::{CoreError, ModelFingerprint, TargetSparsity, ThresholdProfile};
 use serde::Deserialize;
@@ -30,6 +30,10 @@ pub(crate) enum ConfigError {
     NoLayer,
     #[error("layer: expected less than {layers}, the layers of the profile, got {got}")]
     Layer { layers: usize, got: usize },
+    #[error("simd: {0}")]
+    Simd(IsaError),
+    #[error(transparent)]
+    Environment(IsaError),
     #[error(transparent)]
     Attention(#[from] AttentionError),
 }
@@ -132,17 +136,24 @@ impl KernelConfig {
     }
 
     fn options(&self) -> Result<AttentionOptions, ConfigError> {
-        let usual = AttentionOptions::new(self.shape()?)?;
+        let usual = AttentionOptions::new(self.shape()?);
         Ok(AttentionOptions {
             scale: self.scale.unwrap_or(usual.scale),
             softcap: self.softcap,
             store: self.store,
             budget: self.budget_bytes.map_or(usual.budget, MemoryBudget::new),
-            simd: self.simd.as_ref().map_or(Ok(usual.simd), |name| name.parse())?,
+            isa: self.isa()?,
             precision: self.precision.as_ref().map_or(Ok(usual.precision), |name| name.parse())?,
             parallel: self.parallel.unwrap_or(usual.parallel),
             ..usual
         })
+    }
+
+    fn isa(&self) -> Result<Isa, ConfigError> {
+        match &self.simd {
+            Some(name) => name.parse().map_err(ConfigError::Simd),
+            None => Isa::from_env().map_err(ConfigError::Environment),
+        }
     }
 
     /// The settings of delta and hybrid attention; of a profile only the thresholds, because the rest is its layer's.

@@ -8,7 +8,7 @@ use std::{
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView,
-    HeadsViewMut,
+    HeadsViewMut, Isa,
 };
 use deltallm_core::{Footprint, SparsityStats};
 
@@ -118,7 +118,8 @@ fn assert_error(status: DeltallmStatus, expected: DeltallmStatus, message: &str)
 
 #[test]
 fn the_answers_are_those_of_the_kernel_inside() {
-    let options = AttentionOptions::new(AttentionShape::new(4, 2, 8).unwrap()).unwrap();
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    let options = AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) };
     let mut expected_kernel = DenseAttention::new(&options).unwrap();
     let kernel = dense();
     for (first, count) in [(0, 70), (70, 1), (71, 3)] {
@@ -364,7 +365,7 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "window": []"#, "window: expected a number or a text"),
         (r#", "skip_margin": "off""#, "skip margin: expected a number of nats > 0"),
         (r#", "precision": "f64""#, "precision: expected f32, bf16 or int16, got \"f64\""),
-        (r#", "simd": "mmx""#, "unknown or unsupported SIMD level \"mmx\": expected one of scalar"),
+        (r#", "simd": "mmx""#, "simd: expected an instruction set that this machine has, one of scalar"),
         (r#", "budget_bytes": 1.5"#, "budget_bytes: invalid type: floating point `1.5`"),
         (r#", "thresholds": {"beta": 1}"#, "thresholds: unknown variant `beta`, expected one of `theta`"),
         (r#", "thresholds": {"theta": -1}"#, "threshold 0: expected a finite number >= 0, got -1"),

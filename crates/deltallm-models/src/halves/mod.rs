@@ -1,73 +1,94 @@
-//! Products with matrices of 16-bit floats, which are converted on the way: for embeddings and heads, the largest tables of
-//! small models.
+//! Linear layers of 16-bit floats, which are converted on the way: for embeddings and heads, the largest tables of small models.
 
-mod lanes;
 mod rows;
 
+use deltallm_simd::{
+    Isa,
+    convert::{Convert, f16_to_f32},
+    tuning::{HALF_ROWS, HALF_TOKENS},
+    weight_order::WeightOrder,
+};
 use half::{bf16, f16};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::{matmul::matmul_transposed_here, simd_level};
-use lanes::Lanes;
-use rows::Instructions;
-
-/// Rows of a task, and of one with more than [`FEW`] tokens.
-const ROWS: [usize; 2] = [64, 256];
-
-/// Up to so many tokens the rows are converted for every [`TOKENS`] tokens anew; beyond, once, and multiplied as `f32`.
-const FEW: usize = 32;
+use crate::inputs::Inputs;
+use crate::kernels::matmul_transposed_here;
 
 /// Tokens that share a conversion.
 const TOKENS: usize = 4;
+
+/// A linear map of 16-bit floats, [`half::f16`] or [`half::bf16`], with products and sums in `f32`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct HalfLinear<T> {
+    weights: Array2<T>,
+    isa: Isa,
+}
+
+impl<T> HalfLinear<T> {
+    /// These weights, `[out, in]`, multiplied with the best instruction set of this machine.
+    pub fn new(weights: Array2<T>) -> Self {
+        Self { weights, isa: Isa::best() }
+    }
+
+    /// The same weights, multiplied with another instruction set. Results differ by rounding.
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
+    }
+
+    /// `[out, in]`.
+    pub fn weights(&self) -> &Array2<T> {
+        &self.weights
+    }
+
+    /// The instruction set that multiplies.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+}
+
+/// `x` `[tokens, in]` times the weights, into `y`, `[tokens, out]`. Runs on the current rayon pool; the number of its threads does not
+/// change the result.
+pub(crate) fn apply_half<T: Half>(layer: &HalfLinear<T>, inputs: &Inputs<'_>, y: ArrayViewMut2<f32>) {
+    multiply(layer.isa, inputs.rounded.order, &inputs.x, &layer.weights.view(), y);
+}
 
 /// A 16-bit float.
 pub(crate) trait Half: Copy + Send + Sync {
     /// The same number.
     fn widen(self) -> f32;
 
-    /// The numbers from `at` on.
-    ///
-    /// # Safety
-    /// There are `V::LEN`, and the CPU has the instructions of `V`.
-    #[allow(unsafe_code, reason = "a declaration")]
-    unsafe fn load<V: Lanes>(at: *const Self) -> V;
+    /// The same numbers, as many as a vector has.
+    fn vector<S: Convert>(simd: S, x: &[Self]) -> S::f32s;
 }
 
-#[allow(unsafe_code, reason = "vectors are read from memory")]
 impl Half for bf16 {
+    #[inline(always)]
     fn widen(self) -> f32 {
         self.to_f32()
     }
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(at: *const Self) -> V {
-        // SAFETY: as the caller promises.
-        unsafe { V::load_bf16(at) }
+    fn vector<S: Convert>(simd: S, x: &[Self]) -> S::f32s {
+        simd.bf16s(x)
     }
 }
 
-#[allow(unsafe_code, reason = "vectors are read from memory")]
 impl Half for f16 {
+    #[inline(always)]
     fn widen(self) -> f32 {
-        self.to_f32()
+        f16_to_f32(self)
     }
 
     #[inline(always)]
-    unsafe fn load<V: Lanes>(at: *const Self) -> V {
-        // SAFETY: as the caller promises.
-        unsafe { V::load_f16(at) }
+    fn vector<S: Convert>(simd: S, x: &[Self]) -> S::f32s {
+        simd.f16s(x)
     }
-}
-
-/// `y = x w^T`: `x` is `[tokens, in]`, `w` `[out, in]`, `y` `[tokens, out]`, with sums in `f32`. Runs on the current rayon
-/// pool; the number of its threads does not change the result.
-pub(crate) fn matmul_half<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>, y: ArrayViewMut2<f32>) {
-    multiply(Instructions::of(simd_level()), x, w, y);
 }
 
 fn multiply<T: Half>(
-    instructions: Instructions,
+    isa: Isa,
+    order: WeightOrder,
     x: &ArrayView2<f32>,
     w: &ArrayView2<T>,
     mut y: ArrayViewMut2<f32>,
@@ -76,13 +97,13 @@ fn multiply<T: Half>(
     assert_eq!(columns, w.ncols(), "columns of x and w");
     assert_eq!(y.dim(), (tokens, w.nrows()), "shape of y");
     let (x, w) = (x.as_standard_layout(), w.as_standard_layout());
-    let rows = ROWS[usize::from(tokens > FEW)];
+    let rows = HALF_ROWS[usize::from(tokens > HALF_TOKENS)];
     let (Some(w), true) = (w.as_slice(), columns > 0) else { return y.fill(0.0) };
     let task = |wide: &mut Vec<f32>, (index, mut y): (usize, ArrayViewMut2<f32>)| {
         let w = &w[index * rows * columns..][..y.ncols() * columns];
-        if tokens > FEW {
+        if tokens > HALF_TOKENS {
             wide.resize(w.len(), 0.0);
-            instructions.widen(w, wide);
+            rows::widen(isa, w, wide);
             let Ok(wide) = ArrayView2::from_shape((y.ncols(), columns), wide) else {
                 unreachable!("as many numbers as rows times columns")
             };
@@ -92,7 +113,7 @@ fn multiply<T: Half>(
             for (x, mut y) in x.axis_chunks_iter(Axis(0), TOKENS).zip(blocks) {
                 let Some(x) = x.to_slice() else { unreachable!("rows of an array in standard layout") };
                 for (w, mut y) in w.chunks_exact(columns).zip(y.axis_iter_mut(Axis(1))) {
-                    let sums = instructions.products(x, w);
+                    let sums = rows::products(isa, order, x, w);
                     y.iter_mut().zip(sums).for_each(|(y, sum)| *y = sum);
                 }
             }
@@ -112,8 +133,6 @@ mod tests {
     use ndarray::{Array2, s};
     use proptest::prelude::*;
 
-    use deltallm_attn::SimdLevel;
-
     use super::*;
 
     /// Numbers of both signs and many magnitudes, subnormal ones among them, that look random.
@@ -125,26 +144,16 @@ mod tests {
         })
     }
 
-    fn instructions() -> Vec<Instructions> {
-        SimdLevel::available().into_iter().map(Instructions::of).collect()
-    }
-
     /// Compares the products with sums in f64; what they may differ by grows with the magnitudes of the summands.
     fn check<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Result<(), TestCaseError> {
-        for instructions in instructions() {
+        for isa in Isa::available() {
             let mut y = Array2::from_elem((x.nrows(), w.nrows()), f32::NAN);
-            multiply(instructions, x, w, y.view_mut());
+            multiply(isa, WeightOrder::default(), x, w, y.view_mut());
             for (x, y) in x.outer_iter().zip(y.outer_iter()) {
                 for (w, y) in w.outer_iter().zip(y) {
                     let products = x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(w.widen()));
                     let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
-                    prop_assert!(
-                        (sum - f64::from(*y)).abs() <= 2e-6 * size,
-                        "{:?}: {} {}",
-                        instructions,
-                        sum,
-                        y
-                    );
+                    prop_assert!((sum - f64::from(*y)).abs() <= 2e-6 * size, "{}: {} {}", isa, sum, y);
                 }
             }
         }
@@ -155,9 +164,9 @@ mod tests {
     fn every_number_of_16_bits_is_widened_exactly() {
         fn check<T: Half>(from_bits: impl Fn(u16) -> T) {
             let numbers: Vec<_> = (0..=u16::MAX).map(from_bits).collect();
-            for instructions in instructions() {
+            for isa in Isa::available() {
                 let mut wide = vec![1.0; numbers.len()];
-                instructions.widen(&numbers, &mut wide);
+                rows::widen(isa, &numbers, &mut wide);
                 for (number, wide) in numbers.iter().zip(wide) {
                     let expected = number.widen();
                     assert!(wide.to_bits() == expected.to_bits() || wide.is_nan() && expected.is_nan());
