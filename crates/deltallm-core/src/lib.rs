@@ -31,20 +31,28 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[path = "delta/steps.rs"]
 mod block;
 mod budget;
+#[path = "delta/loops.rs"]
 mod coding;
+#[path = "delta/differences.rs"]
 mod differences;
+#[path = "buffer.rs"]
 mod elements;
+#[path = "delta/encoder.rs"]
 mod encoder;
 mod error;
 mod footprint;
+#[path = "delta/matrix.rs"]
 mod matrix;
+#[path = "threshold/profile.rs"]
 mod profile;
 mod quantise;
 mod rows;
 mod stats;
 mod store;
+#[path = "threshold/target.rs"]
 mod target;
 mod threshold;
 
