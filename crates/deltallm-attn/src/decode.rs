@@ -10,7 +10,10 @@
 
 use std::{cell::Cell, f32::consts::LOG2_E, ops::Range, thread::LocalKey};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaBlock, GROUP, HeadSparsity, PagedRows, RowsPage};
+use deltallm_core::{
+    BLOCK_TOKENS, HeadSparsity,
+    internal::{DeltaBlock, FloatRows, GROUP, PagedRows, RowFormat, StoredRows},
+};
 use deltallm_simd::tuning::DECODE_CHUNK;
 #[cfg(feature = "rayon")]
 use deltallm_simd::tuning::LEAST_DECODED_KEYS;
@@ -19,7 +22,7 @@ use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
     simd::{
         self,
-        decode::{CHANNELS, Int4Rows, Int8Rows, Kept, KernelScratch, Scoring, Softmax, StoredRows, Strided},
+        decode::{CHANNELS, Kept, KernelScratch, Scoring, Softmax},
     },
     tile::{HeadRows, Keys, Phase, Phases, Rows},
     window::{Part, Split},
@@ -37,32 +40,17 @@ pub(crate) trait DecodeRows {
 
 impl DecodeRows for PagedRows {
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        let stride = self.channels();
-        let first = tokens.start % self.page_tokens();
-        let count = tokens.len().min(self.page_tokens() - first);
-        let of = |width: usize| first * width..(first + count) * width;
-        let groups = stride.div_ceil(GROUP);
-        let rows = match self.page(tokens.start / self.page_tokens())? {
-            RowsPage::F32(page) => StoredRows::F32(Strided { data: &page[of(stride)], stride }),
-            RowsPage::F16(page) => StoredRows::F16(Strided { data: &page[of(stride)], stride }),
-            RowsPage::Bf16(page) => StoredRows::Bf16(Strided { data: &page[of(stride)], stride }),
-            RowsPage::Int8 { codes, scales } => {
-                StoredRows::Int8(Int8Rows { codes: &codes[of(stride)], scales: &scales[of(groups)] })
-            }
-            // Vectors would straddle a shorter last group.
-            RowsPage::Int4 { codes, scales } if stride.is_multiple_of(GROUP) => {
-                StoredRows::Int4(Int4Rows { codes: &codes[of(stride / 2)], scales: &scales[of(groups)] })
-            }
-            _ => return None,
-        };
-        (stride.is_multiple_of(CHANNELS)).then_some((rows, count))
+        let channels = self.channels();
+        // Vectors would straddle a shorter last group.
+        let least = if self.format() == RowFormat::Int4 { GROUP } else { CHANNELS };
+        if channels.is_multiple_of(least) { self.stored(tokens) } else { None }
     }
 }
 
 impl DecodeRows for HeadRows<'_> {
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
         let (data, stride) = self.view.rows_from(tokens.start, self.head);
-        let rows = StoredRows::F32(Strided { data, stride });
+        let rows = StoredRows::F32(FloatRows { data, stride });
         self.view.head_dim().is_multiple_of(CHANNELS).then_some((rows, tokens.len()))
     }
 }
@@ -170,7 +158,7 @@ pub(crate) fn attend_token<'a>(
 ) -> Result<(), AttentionError> {
     with_kept(&MEMORY, |memory| {
         attend_in(memory, options, q, position, split, phases, out)?;
-        counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| sum.add(more));
+        counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| *sum += *more);
         Ok(())
     })
 }
@@ -436,7 +424,7 @@ fn for_runs(
         for (row, padded) in numbers.chunks_exact(head_dim).zip(scratch.padded.chunks_exact_mut(channels)) {
             padded[..head_dim].copy_from_slice(row);
         }
-        let padded = Strided { data: &scratch.padded[..], stride: channels };
+        let padded = FloatRows { data: &scratch.padded[..], stride: channels };
         work(StoredRows::F32(padded), None, rest.len(), next - tokens.start);
         next = rest.end;
     }

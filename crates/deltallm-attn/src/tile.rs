@@ -9,7 +9,7 @@ use std::{
     ops::{Deref, Range},
 };
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, HeadSparsity, PagedRows};
+use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, HeadSparsity, internal::PagedRows};
 use deltallm_simd::tuning::ENOUGH_VALUES;
 
 use crate::{

@@ -1,6 +1,6 @@
 //! What can go wrong when keys are coded or memory is charged.
 
-use crate::ModelFingerprint;
+use crate::{element::ElementType, fingerprint::ModelFingerprint};
 
 /// Errors of this crate. Every variant says what was expected and what came.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -22,7 +22,7 @@ pub enum CoreError {
         /// Where in the row.
         channel: usize,
         /// The element type of the store.
-        element: crate::ElementType,
+        element: ElementType,
         /// Largest magnitude the element type holds.
         limit: f32,
         /// The offending number.

@@ -9,7 +9,7 @@
 
 use std::time::Instant;
 
-use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget, RowFormat};
+use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
 
 use super::*;
 use crate::{AttentionShape, Isa, SkipMargin, Window, window::WindowState};
@@ -63,7 +63,7 @@ fn setting(name: &str, default: f32) -> f32 {
 }
 
 fn rows(data: &[f32], channels: usize, format: RowFormat) -> PagedRows {
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut charge = MemoryBudget::unlimited().reservation();
     let mut rows = PagedRows::new(channels, format, BLOCK);
     data.chunks(channels).for_each(|row| rows.push(row, &mut charge).unwrap());
     rows
@@ -71,12 +71,12 @@ fn rows(data: &[f32], channels: usize, format: RowFormat) -> PagedRows {
 
 impl KeyStore {
     fn fill(self, data: &[f32], channels: usize) -> Cached {
-        let mut charge = MemoryBudget::unlimited().charge();
+        let mut charge = MemoryBudget::unlimited().reservation();
         let thresholds = vec![0.4; channels];
         let mut matrix = match self {
             Self::Rows(format) => return Cached::Rows(rows(data, channels, format)),
             Self::Delta(element) => DeltaMatrix::new(thresholds, element).unwrap(),
-            Self::Delta8 => DeltaMatrix::int8(thresholds).unwrap(),
+            Self::Delta8 => DeltaMatrix::in_steps(thresholds).unwrap(),
         };
         data.chunks(channels).for_each(|row| matrix.push(row, &mut charge).unwrap());
         Cached::Delta(Box::new(matrix))
@@ -156,7 +156,7 @@ fn nanoseconds_per_token() {
                     attend_token(&options, &q, tokens - 1, &split, &phases, out, &mut of_heads).unwrap();
                     times[i].push(start.elapsed().as_secs_f64() * 1e9 / (tokens * heads) as f64);
                     counts[i] = HeadSparsity::default();
-                    of_heads.iter().for_each(|head| counts[i].add(head));
+                    of_heads.iter().for_each(|head| counts[i] += *head);
                 }
             }
             times.iter_mut().for_each(|times| times.sort_by(f64::total_cmp));

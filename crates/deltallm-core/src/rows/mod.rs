@@ -1,190 +1,29 @@
 //! Rows of keys or values, in pages.
 
+mod float;
+mod forms;
+mod int4;
+mod int8;
+
 use std::{collections::VecDeque, ops::Range};
 
-use deltallm_simd::{Isa, dispatch};
-use half::{bf16, f16};
+use deltallm_simd::Isa;
 
 use crate::{
-    Charge, CoreError, ElementType,
-    budget::{table_capacity, table_growth},
-    elements::Elements,
-    quantise::{from_int4, from_int8, groups, nibble_bytes, to_int4, to_int8},
+    budget::{Reservation, StoreBytes, table_capacity},
+    check::check_row,
+    element::ElementType,
+    error::CoreError,
 };
 
-/// How the numbers of a row are held.
-///
-/// ```
-/// use deltallm_core::{ElementType, RowFormat};
-///
-/// assert_eq!(RowFormat::from(ElementType::F16).row_bytes(64), 128);
-/// assert_eq!(RowFormat::Int8.row_bytes(64), 64 + 2 * 2); // two groups, each with its scale
-/// assert_eq!(RowFormat::Int4.row_bytes(64), 32 + 2 * 2);
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum RowFormat {
-    /// One after the other in a float type.
-    Float(ElementType),
-    /// 8-bit codes with an f16 scale per [`GROUP`](crate::GROUP) channels.
-    Int8,
-    /// 4-bit codes with an f16 scale per [`GROUP`](crate::GROUP) channels.
-    Int4,
-}
-
-impl From<ElementType> for RowFormat {
-    fn from(element: ElementType) -> Self {
-        Self::Float(element)
-    }
-}
-
-impl RowFormat {
-    /// Bytes of a row of `channels` numbers.
-    pub fn row_bytes(self, channels: usize) -> usize {
-        let scales = groups(channels) * size_of::<f16>();
-        match self {
-            Self::Float(element) => channels * element.bytes(),
-            Self::Int8 => channels + scales,
-            Self::Int4 => nibble_bytes(channels) + scales,
-        }
-    }
-
-    /// The type whose numbers fit.
-    fn takes(self) -> ElementType {
-        match self {
-            Self::Float(element) => element,
-            Self::Int8 | Self::Int4 => ElementType::F16,
-        }
-    }
-}
-
-/// The numbers of a page, as they are held: row after row.
-#[derive(Debug, Clone, Copy)]
-#[non_exhaustive]
-pub enum RowsPage<'a> {
-    /// `[tokens, channels]`.
-    F32(&'a [f32]),
-    /// `[tokens, channels]`.
-    F16(&'a [f16]),
-    /// `[tokens, channels]`.
-    Bf16(&'a [bf16]),
-    /// A number is `code * scale`, with the scale of its group of [`GROUP`](crate::GROUP) channels.
-    Int8 {
-        /// `[tokens, channels]`.
-        codes: &'a [i8],
-        /// `[tokens, groups]`.
-        scales: &'a [f16],
-    },
-    /// A number is `(code - 8) * scale`, with the scale of its group of [`GROUP`](crate::GROUP) channels; scales may be
-    /// negative. Byte `b` of a whole group holds channel `b` in its low half and channel `16 + b` in its high half; in a
-    /// shorter last group of `g` channels it is channel `ceil(g / 2) + b` that stands in the high half.
-    Int4 {
-        /// `[tokens, bytes]`: half the channels, each group rounded up.
-        codes: &'a [u8],
-        /// `[tokens, groups]`.
-        scales: &'a [f16],
-    },
-}
-
-/// A page with room for its tokens.
-#[derive(Debug)]
-enum Page {
-    Float(Elements),
-    Int8 { codes: Vec<i8>, scales: Vec<f16> },
-    Int4 { codes: Vec<u8>, scales: Vec<f16> },
-}
-
-impl Page {
-    fn with_capacity(format: RowFormat, tokens: usize, channels: usize) -> Self {
-        let scales = Vec::with_capacity(tokens * groups(channels));
-        match format {
-            RowFormat::Float(element) => Self::Float(Elements::with_capacity(element, tokens * channels)),
-            RowFormat::Int8 => Self::Int8 { codes: Vec::with_capacity(tokens * channels), scales },
-            RowFormat::Int4 => {
-                Self::Int4 { codes: Vec::with_capacity(tokens * nibble_bytes(channels)), scales }
-            }
-        }
-    }
-
-    fn push(&mut self, row: &[f32], isa: Isa) {
-        let groups = groups(row.len());
-        match self {
-            Self::Float(elements) => elements.extend(row),
-            Self::Int8 { codes, scales } => {
-                let (code, scale) = (codes.len(), scales.len());
-                codes.resize(code + row.len(), 0);
-                scales.resize(scale + groups, f16::ZERO);
-                let (codes, scales) = (&mut codes[code..], &mut scales[scale..]);
-                dispatch!(isa, _simd => to_int8(row, codes, scales));
-            }
-            Self::Int4 { codes, scales } => {
-                let (code, scale) = (codes.len(), scales.len());
-                codes.resize(code + nibble_bytes(row.len()), 0);
-                scales.resize(scale + groups, f16::ZERO);
-                let (codes, scales) = (&mut codes[code..], &mut scales[scale..]);
-                dispatch!(isa, _simd => to_int4(row, codes, scales));
-            }
-        }
-    }
-
-    fn truncate(&mut self, tokens: usize, channels: usize) {
-        match self {
-            Self::Float(elements) => elements.truncate(tokens * channels),
-            Self::Int8 { codes, scales } => {
-                codes.truncate(tokens * channels);
-                scales.truncate(tokens * groups(channels));
-            }
-            Self::Int4 { codes, scales } => {
-                codes.truncate(tokens * nibble_bytes(channels));
-                scales.truncate(tokens * groups(channels));
-            }
-        }
-    }
-
-    /// Appends rows to `rows`.
-    fn gather(&self, tokens: Range<usize>, channels: usize, rows: &mut Vec<f32>) {
-        let of = |width: usize| tokens.start * width..tokens.end * width;
-        match self {
-            Self::Float(elements) => {
-                rows.extend_from_slice(elements.read(of(channels), &mut Vec::new()));
-            }
-            Self::Int8 { codes, scales } => {
-                from_int8(&codes[of(channels)], &scales[of(groups(channels))], channels, rows);
-            }
-            Self::Int4 { codes, scales } => {
-                from_int4(&codes[of(nibble_bytes(channels))], &scales[of(groups(channels))], channels, rows);
-            }
-        }
-    }
-
-    fn read<'a>(&'a self, tokens: Range<usize>, channels: usize, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        match self {
-            Self::Float(elements) => elements.read(tokens.start * channels..tokens.end * channels, scratch),
-            _ => {
-                scratch.clear();
-                self.gather(tokens, channels, scratch);
-                scratch
-            }
-        }
-    }
-
-    fn view(&self) -> RowsPage<'_> {
-        match self {
-            Self::Float(Elements::F32(rows)) => RowsPage::F32(rows),
-            Self::Float(Elements::F16(rows)) => RowsPage::F16(rows),
-            Self::Float(Elements::Bf16(rows)) => RowsPage::Bf16(rows),
-            Self::Int8 { codes, scales } => RowsPage::Int8 { codes, scales },
-            Self::Int4 { codes, scales } => RowsPage::Int4 { codes, scales },
-        }
-    }
-
-    /// The elements, if they are of a type that is wider than `element`.
-    fn wider_than(&self, element: ElementType) -> Option<&Elements> {
-        match self {
-            Self::Float(elements) if elements.narrows_to(element) => Some(elements),
-            _ => None,
-        }
-    }
-}
+pub use crate::quantise::GROUP;
+use forms::Page;
+pub use {
+    float::FloatRows,
+    forms::{RowFormat, StoredRows},
+    int4::Int4Rows,
+    int8::Int8Rows,
+};
 
 /// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
 ///
@@ -192,14 +31,15 @@ impl Page {
 /// of a hybrid cache is such a tail. Pages never move, so the bytes held are exactly what is charged.
 ///
 /// ```
-/// use deltallm_core::{MemoryBudget, PagedRows, RowFormat};
+/// use deltallm_core::MemoryBudget;
+/// use deltallm_core::internal::{PagedRows, RowFormat};
 ///
-/// let mut charge = MemoryBudget::unlimited().charge();
+/// let mut reservation = MemoryBudget::unlimited().reservation();
 /// let mut rows = PagedRows::new(2, RowFormat::Int8, 64);
 /// for t in 0..10 {
-///     rows.push(&[t as f32, -1.0], &mut charge)?;
+///     rows.push(&[t as f32, -1.0], &mut reservation)?;
 /// }
-/// rows.truncate(5, &mut charge)?;
+/// rows.truncate(5, &mut reservation)?;
 /// let mut scratch = Vec::new();
 /// let last = rows.read(4..5, &mut scratch);
 /// assert!((last[0] - 4.0).abs() < 0.02); // half a step of 4 / 127
@@ -208,9 +48,7 @@ impl Page {
 /// ```
 #[derive(Debug)]
 pub struct PagedRows {
-    channels: usize,
-    format: RowFormat,
-    page_tokens: usize,
+    layout: Layout,
     pages: VecDeque<Page>,
     /// Number of the first page in `pages`, counted from token 0.
     first_page: usize,
@@ -221,13 +59,27 @@ pub struct PagedRows {
     isa: Isa,
 }
 
+/// What the pages of a store have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) channels: usize,
+    pub(crate) format: RowFormat,
+    pub(crate) page_tokens: usize,
+}
+
+impl Layout {
+    /// Bytes of so many pages, in a table with so many slots.
+    pub(crate) fn bytes(&self, pages: usize, slots: usize) -> StoreBytes {
+        let page = self.page_tokens * self.format.row_bytes(self.channels);
+        StoreBytes { data: pages.saturating_mul(page), table: slots.saturating_mul(size_of::<Page>()) }
+    }
+}
+
 impl PagedRows {
     /// An empty store of rows of `channels` numbers, in pages of `page_tokens` (at least 1) tokens.
     pub fn new(channels: usize, format: impl Into<RowFormat>, page_tokens: usize) -> Self {
         Self {
-            channels,
-            format: format.into(),
-            page_tokens: page_tokens.max(1),
+            layout: Layout { channels, format: format.into(), page_tokens: page_tokens.max(1) },
             pages: VecDeque::new(),
             first_page: 0,
             first: 0,
@@ -244,7 +96,7 @@ impl PagedRows {
         page_tokens: usize,
     ) -> Self {
         let rows = Self::new(channels, format, page_tokens);
-        Self { first_page: first / rows.page_tokens, first, len: first, ..rows }
+        Self { first_page: first / rows.layout.page_tokens, first, len: first, ..rows }
     }
 
     /// Tokens appended so far, those dropped from the front included.
@@ -259,23 +111,26 @@ impl PagedRows {
 
     /// Numbers in a row.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.layout.channels
     }
 
     /// How the numbers are held.
     pub fn format(&self) -> RowFormat {
-        self.format
+        self.layout.format
     }
 
     /// Tokens in a page.
     pub fn page_tokens(&self) -> usize {
-        self.page_tokens
+        self.layout.page_tokens
     }
 
-    /// Page `page` as it is held, counted from token 0: its first row is that of token `page * page_tokens`. `None` for a
-    /// page that is not held. Rows before [`first`](Self::first) in it mean nothing.
-    pub fn page(&self, page: usize) -> Option<RowsPage<'_>> {
-        self.pages.get(page.checked_sub(self.first_page)?).map(Page::view)
+    /// The first of `tokens` as they are held, as many as stand in one page, and how many these are. `None` if their page is not
+    /// held. Rows before [`first`](Self::first) in it mean nothing.
+    pub fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let page = self.pages.get((tokens.start / self.layout.page_tokens).checked_sub(self.first_page)?)?;
+        let first = tokens.start % self.layout.page_tokens;
+        let count = tokens.len().min(self.layout.page_tokens - first);
+        Some((page.view(first..first + count, self.layout.channels), count))
     }
 
     /// The first token whose row is held (the length if none is).
@@ -287,33 +142,37 @@ impl PagedRows {
     ///
     /// # Errors
     /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; nothing changes then.
-    pub fn push(&mut self, row: &[f32], charge: &mut Charge) -> Result<(), CoreError> {
-        if row.len() != self.channels {
-            return Err(CoreError::Channels { expected: self.channels, got: row.len() });
-        }
-        let element = self.format.takes();
-        if !dispatch!(self.isa, _simd => element.holds(row)) {
-            element.check(row)?;
-        }
-        let page = self.len / self.page_tokens - self.first_page;
+    pub fn push(&mut self, row: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        check_row(row, self.layout.channels, self.layout.format.takes(), self.isa)?;
+        self.push_checked(row, reservation)
+    }
+
+    /// The same with a row that is known to have the right length and to fit the format ([`RowFormat::takes`]).
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; nothing changes then.
+    pub fn push_checked(&mut self, row: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        debug_assert!(row.len() == self.layout.channels && self.layout.format.takes().holds(row));
+        let page = self.len / self.layout.page_tokens - self.first_page;
         if page == self.pages.len() {
-            self.add_page(charge)?;
+            self.add_page(reservation)?;
         }
         self.pages[page].push(row, self.isa);
         self.len += 1;
         Ok(())
     }
 
-    fn add_page(&mut self, charge: &mut Charge) -> Result<(), CoreError> {
-        let slots =
-            if self.pages.len() < self.pages.capacity() { 0 } else { table_growth(self.pages.capacity()) };
-        charge.grow(slots * Self::SLOT_BYTES + self.page_bytes())?;
-        self.pages.reserve_exact(slots);
-        let mut page = Page::with_capacity(self.format, self.page_tokens, self.channels);
+    fn add_page(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
+        let slots = table_capacity(self.pages.capacity(), self.pages.len() + 1);
+        let bytes = self.layout.bytes(self.pages.len() + 1, slots).beyond(self.bytes());
+        reservation.grow(bytes)?;
+        self.pages.reserve_exact(slots - self.pages.len());
+        let Layout { channels, format, page_tokens } = self.layout;
+        let mut page = format.page(page_tokens, channels);
         // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
-        let lost = self.len % self.page_tokens;
+        let lost = self.len % page_tokens;
         if lost > 0 {
-            let zeros = vec![0.0; self.channels];
+            let zeros = vec![0.0; channels];
             (0..lost).for_each(|_| page.push(&zeros, self.isa));
         }
         self.pages.push_back(page);
@@ -324,37 +183,40 @@ impl PagedRows {
     ///
     /// # Errors
     /// [`CoreError::TruncateBeyondEnd`].
-    pub fn truncate(&mut self, len: usize, charge: &mut Charge) -> Result<(), CoreError> {
+    pub fn truncate(&mut self, len: usize, reservation: &mut Reservation) -> Result<(), CoreError> {
         if len > self.len {
             return Err(CoreError::TruncateBeyondEnd { len: self.len, got: len });
         }
         self.len = len;
         self.first = self.first.min(len);
         // After an earlier cut into pages dropped from the front, the page that `len` stands in may not be held.
-        let pages = len.div_ceil(self.page_tokens).saturating_sub(self.first_page).min(self.pages.len());
-        charge.shrink((self.pages.len() - pages) * self.page_bytes());
+        let pages =
+            len.div_ceil(self.layout.page_tokens).saturating_sub(self.first_page).min(self.pages.len());
+        let held = self.bytes();
         self.pages.truncate(pages);
+        reservation.shrink(held.beyond(self.bytes()));
         if pages == 0 {
-            self.first_page = len / self.page_tokens;
+            self.first_page = len / self.layout.page_tokens;
         } else if let Some(page) = self.pages.back_mut() {
-            page.truncate(len - (self.first_page + pages - 1) * self.page_tokens, self.channels);
+            page.truncate(
+                len - (self.first_page + pages - 1) * self.layout.page_tokens,
+                self.layout.channels,
+            );
         }
         Ok(())
     }
 
     /// Drops the pages that hold nothing but tokens before `first`, and a table that has become far too large.
-    pub fn drop_before(&mut self, first: usize, charge: &mut Charge) {
-        let end = first.min(self.len);
-        while (self.first_page + 1) * self.page_tokens <= end && self.pages.pop_front().is_some() {
+    pub fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
+        let (held, end) = (self.bytes(), first.min(self.len));
+        while (self.first_page + 1) * self.layout.page_tokens <= end && self.pages.pop_front().is_some() {
             self.first_page += 1;
-            self.first = self.first.max(self.first_page * self.page_tokens);
-            charge.shrink(self.page_bytes());
+            self.first = self.first.max(self.first_page * self.layout.page_tokens);
         }
-        let slots = self.pages.capacity();
-        if slots > table_capacity(0, 4 * self.pages.len().max(2)) {
+        if self.pages.capacity() > table_capacity(0, 4 * self.pages.len().max(2)) {
             self.pages.shrink_to(table_capacity(0, 2 * self.pages.len()));
-            charge.shrink((slots - self.pages.capacity()) * Self::SLOT_BYTES);
         }
+        reservation.shrink(held.beyond(self.bytes()));
     }
 
     /// Checks that every number held can be stored in `element`, should that be narrower than the store's type.
@@ -362,12 +224,7 @@ impl PagedRows {
     /// # Errors
     /// [`CoreError::NotStorable`] names the first channel that is too large.
     pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
-        let mut scratch = Vec::new();
-        for page in self.pages.iter().filter_map(|page| page.wider_than(element)) {
-            let mut rows = page.read(0..page.len(), &mut scratch).chunks_exact(self.channels.max(1));
-            rows.try_for_each(|row| element.check(row))?;
-        }
-        Ok(())
+        self.pages.iter().try_for_each(|page| page.check_narrow(element, self.layout.channels))
     }
 
     /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
@@ -375,15 +232,11 @@ impl PagedRows {
     ///
     /// # Errors
     /// As [`check_narrow`](Self::check_narrow); nothing changes then.
-    pub fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
+    pub fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) -> Result<(), CoreError> {
         self.check_narrow(element)?;
-        if matches!(self.format, RowFormat::Float(wide) if element.bytes() < wide.bytes()) {
-            self.format = element.into();
-            for page in &mut self.pages {
-                if let Page::Float(elements) = page {
-                    elements.convert(element, charge);
-                }
-            }
+        if matches!(self.layout.format, RowFormat::Float(wide) if element.bytes() < wide.bytes()) {
+            self.layout.format = element.into();
+            self.pages.iter_mut().for_each(|page| page.narrow(element, reservation));
         }
         Ok(())
     }
@@ -392,42 +245,45 @@ impl PagedRows {
     ///
     /// # Errors
     /// [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`].
-    pub fn converted(&self, format: impl Into<RowFormat>, charge: &mut Charge) -> Result<Self, CoreError> {
-        let mut copy = Self::starting_at(self.first, self.channels, format, self.page_tokens);
+    pub fn converted(
+        &self,
+        format: impl Into<RowFormat>,
+        reservation: &mut Reservation,
+    ) -> Result<Self, CoreError> {
+        let mut copy = Self::starting_at(self.first, self.layout.channels, format, self.layout.page_tokens);
         let mut scratch = Vec::new();
         for token in self.first..self.len {
-            copy.push(self.read(token..token + 1, &mut scratch), charge)?;
+            copy.push(self.read(token..token + 1, &mut scratch), reservation)?;
         }
         Ok(copy)
     }
 
-    /// Bytes that appending `tokens` rows would charge.
+    /// Bytes that appending `tokens` rows would reservation.
     pub fn growth(&self, tokens: usize) -> usize {
         if tokens == 0 {
             return 0;
         }
-        let end = self.len.saturating_add(tokens).div_ceil(self.page_tokens) - self.first_page;
-        let (pages, slots) = (end.max(self.pages.len()), self.pages.capacity());
-        let new_slots = table_capacity(slots, pages) - slots;
-        (pages - self.pages.len())
-            .saturating_mul(self.page_bytes())
-            .saturating_add(new_slots.saturating_mul(Self::SLOT_BYTES))
+        let end = self.len.saturating_add(tokens).div_ceil(self.layout.page_tokens) - self.first_page;
+        let pages = end.max(self.pages.len());
+        self.layout.bytes(pages, table_capacity(self.pages.capacity(), pages)).beyond(self.bytes())
     }
 
     /// The rows of `tokens` as f32, `[tokens, channels]`: borrowed where they already are, else gathered into
     /// `scratch`. All of them must be held.
     pub fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        let at = |token: usize| (token / self.page_tokens - self.first_page, token % self.page_tokens);
+        let at = |token: usize| {
+            (token / self.layout.page_tokens - self.first_page, token % self.layout.page_tokens)
+        };
         let (page, row) = at(tokens.start);
-        if row + tokens.len() <= self.page_tokens {
-            return self.pages[page].read(row..row + tokens.len(), self.channels, scratch);
+        if row + tokens.len() <= self.layout.page_tokens {
+            return self.pages[page].read(row..row + tokens.len(), self.layout.channels, scratch);
         }
         scratch.clear();
         let mut token = tokens.start;
         while token < tokens.end {
             let (page, row) = at(token);
-            let rows = (self.page_tokens - row).min(tokens.end - token);
-            self.pages[page].gather(row..row + rows, self.channels, scratch);
+            let rows = (self.layout.page_tokens - row).min(tokens.end - token);
+            self.pages[page].gather(row..row + rows, self.layout.channels, scratch);
             token += rows;
         }
         scratch
@@ -435,26 +291,23 @@ impl PagedRows {
 
     /// Bytes of all pages held.
     pub fn held_bytes(&self) -> usize {
-        self.pages.len() * self.page_bytes()
+        self.bytes().data
     }
 
     /// Bytes of the table of pages.
     pub fn bookkeeping_bytes(&self) -> usize {
-        self.pages.capacity() * Self::SLOT_BYTES
+        self.bytes().table
     }
 
-    /// Bytes of a slot in the table of pages.
-    pub(crate) const SLOT_BYTES: usize = size_of::<Page>();
-
-    fn page_bytes(&self) -> usize {
-        self.page_tokens * self.format.row_bytes(self.channels)
+    fn bytes(&self) -> StoreBytes {
+        self.layout.bytes(self.pages.len(), self.pages.capacity())
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::MemoryBudget;
+    use crate::budget::MemoryBudget;
 
     #[test]
     fn quantised_rows_read_back_within_a_scale_wherever_they_are_cut() {
@@ -463,44 +316,46 @@ mod tests {
         };
         for (format, bound) in [(RowFormat::Int8, 5.0 / 254.0), (RowFormat::Int4, 5.0 / 8.0)] {
             let budget = MemoryBudget::unlimited();
-            let (mut rows, mut charge) = (PagedRows::new(37, format, 4), budget.charge());
-            (0..30).for_each(|t| rows.push(&row(t), &mut charge).unwrap());
+            let (mut rows, mut reservation) = (PagedRows::new(37, format, 4), budget.reservation());
+            (0..30).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
             let all = rows.read(0..30, &mut Vec::new()).to_vec();
             for (x, y) in all.iter().zip((0..30).flat_map(row)) {
                 assert!((x - y).abs() <= 1.01 * bound, "{format:?}: {x} {y}");
             }
             assert_eq!(rows.read(6..8, &mut Vec::new()), &all[6 * 37..8 * 37]);
-            let copy = rows.converted(ElementType::F32, &mut charge).unwrap();
+            let copy = rows.converted(ElementType::F32, &mut reservation).unwrap();
             assert_eq!(copy.read(0..30, &mut Vec::new()), all);
             drop(copy);
-            rows.drop_before(9, &mut charge);
-            rows.truncate(14, &mut charge).unwrap();
-            (14..20).for_each(|t| rows.push(&row(t), &mut charge).unwrap());
+            rows.drop_before(9, &mut reservation);
+            rows.truncate(14, &mut reservation).unwrap();
+            (14..20).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
             assert_eq!(rows.read(8..20, &mut Vec::new()), &all[8 * 37..20 * 37]);
-            let copy = rows.converted(ElementType::F16, &mut charge).unwrap();
+            let copy = rows.converted(ElementType::F16, &mut reservation).unwrap();
             assert_eq!((copy.first(), copy.len()), (8, 20));
         }
     }
 
     #[test]
     fn pages_show_their_codes() {
-        let (mut rows, mut charge) =
-            (PagedRows::new(64, RowFormat::Int4, 4), MemoryBudget::unlimited().charge());
-        (0..6).for_each(|t| rows.push(&[t as f32; 64], &mut charge).unwrap());
-        let Some(RowsPage::Int4 { codes, scales }) = rows.page(1) else { panic!("the second page") };
+        let (mut rows, mut reservation) =
+            (PagedRows::new(64, RowFormat::Int4, 4), MemoryBudget::unlimited().reservation());
+        (0..6).for_each(|t| rows.push(&[t as f32; 64], &mut reservation).unwrap());
+        let Some((StoredRows::Int4(Int4Rows { codes, scales }), 2)) = rows.stored(4..6) else {
+            panic!("the second page")
+        };
         assert_eq!((codes.len(), scales.len()), (2 * 32, 2 * 2));
         // The largest magnitude has the code 0: -8 times a negative scale.
         assert!(codes.iter().all(|byte| *byte == 0));
         assert_eq!(scales[2].to_f32(), -5.0 / 8.0);
-        assert!(rows.page(2).is_none());
+        assert!(rows.stored(8..9).is_none());
     }
 
-    fn filled(tokens: usize, budget: &MemoryBudget) -> (PagedRows, Charge) {
-        let (mut rows, mut charge) = (PagedRows::new(2, ElementType::F32, 4), budget.charge());
+    fn filled(tokens: usize, budget: &MemoryBudget) -> (PagedRows, Reservation) {
+        let (mut rows, mut reservation) = (PagedRows::new(2, ElementType::F32, 4), budget.reservation());
         for t in 0..tokens {
-            rows.push(&[t as f32, -(t as f32)], &mut charge).unwrap();
+            rows.push(&[t as f32, -(t as f32)], &mut reservation).unwrap();
         }
-        (rows, charge)
+        (rows, reservation)
     }
 
     fn first_column(rows: &PagedRows, tokens: Range<usize>) -> Vec<f32> {
@@ -509,7 +364,7 @@ mod tests {
 
     #[test]
     fn reads_across_pages() {
-        let (rows, _charge) = filled(11, &MemoryBudget::unlimited());
+        let (rows, _reservation) = filled(11, &MemoryBudget::unlimited());
         assert_eq!(first_column(&rows, 2..10), [2., 3., 4., 5., 6., 7., 8., 9.]);
         assert_eq!(first_column(&rows, 4..8), [4., 5., 6., 7.]);
     }
@@ -519,18 +374,18 @@ mod tests {
         let budget = MemoryBudget::unlimited();
         for dropped in 0..12 {
             for len in 0..=11 {
-                let (mut rows, mut charge) = filled(11, &budget);
-                rows.drop_before(dropped, &mut charge);
-                rows.truncate(len, &mut charge).unwrap();
+                let (mut rows, mut reservation) = filled(11, &budget);
+                rows.drop_before(dropped, &mut reservation);
+                rows.truncate(len, &mut reservation).unwrap();
                 let held = rows.first();
                 assert!(held <= len && held >= (dropped / 4 * 4).min(len), "{dropped} {len} {held}");
                 for t in len..20 {
-                    rows.push(&[t as f32, 0.0], &mut charge).unwrap();
+                    rows.push(&[t as f32, 0.0], &mut reservation).unwrap();
                 }
                 let expected: Vec<f32> = (held..20).map(|t| t as f32).collect();
                 assert_eq!(first_column(&rows, held..20), expected);
-                assert_eq!(charge.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
-                drop(charge);
+                assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
+                drop(reservation);
                 assert_eq!(budget.used(), 0);
             }
         }
@@ -540,15 +395,15 @@ mod tests {
     fn cuts_into_dropped_pages_can_follow_each_other() {
         for cuts in [[10, 6, 6], [6, 6, 5], [5, 4, 0], [3, 3, 3]] {
             let budget = MemoryBudget::unlimited();
-            let (mut rows, mut charge) = filled(11, &budget);
-            rows.drop_before(11, &mut charge);
+            let (mut rows, mut reservation) = filled(11, &budget);
+            rows.drop_before(11, &mut reservation);
             for cut in cuts {
-                rows.truncate(cut, &mut charge).unwrap();
-                assert_eq!(charge.bytes(), rows.held_bytes() + rows.bookkeeping_bytes(), "{cuts:?}");
+                rows.truncate(cut, &mut reservation).unwrap();
+                assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes(), "{cuts:?}");
             }
             let [.., len] = cuts;
             for t in len..20 {
-                rows.push(&[t as f32, 0.0], &mut charge).unwrap();
+                rows.push(&[t as f32, 0.0], &mut reservation).unwrap();
             }
             let expected: Vec<f32> = (len..20).map(|t| t as f32).collect();
             assert_eq!(first_column(&rows, len..20), expected, "{cuts:?}");
@@ -557,10 +412,10 @@ mod tests {
 
     #[test]
     fn a_page_beyond_the_budget_is_refused_and_nothing_is_lost() {
-        let (rows, charge) = filled(4, &MemoryBudget::unlimited());
-        let budget = MemoryBudget::new(charge.bytes());
-        let (mut rows2, mut charge2) = filled(4, &budget);
-        assert!(matches!(rows2.push(&[0.0; 2], &mut charge2), Err(CoreError::BudgetExhausted { .. })));
+        let (rows, reservation) = filled(4, &MemoryBudget::unlimited());
+        let budget = MemoryBudget::new(reservation.bytes());
+        let (mut rows2, mut reservation2) = filled(4, &budget);
+        assert!(matches!(rows2.push(&[0.0; 2], &mut reservation2), Err(CoreError::BudgetExhausted { .. })));
         assert_eq!(first_column(&rows2, 0..4), first_column(&rows, 0..4));
         assert_eq!(rows2.len(), 4);
     }

@@ -5,6 +5,7 @@ mod aarch64;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod x86;
 
+use deltallm_core::internal::Int8Rows;
 use deltallm_simd::{
     convert::Convert,
     fearless_simd::{Fallback, prelude::*},
@@ -14,7 +15,6 @@ use super::{
     ahead::Ahead,
     expand::{Masked, expand_by_bits},
     queries::CodedQueries,
-    rows::Int8Rows,
 };
 use crate::decode::BLOCK;
 

@@ -6,7 +6,7 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::GROUP;
+use deltallm_core::internal::{GROUP, Int8Rows};
 use deltallm_simd::{
     convert::finite_f16_to_f32,
     fearless_simd::{Avx2, f32x4, f32x8, i8x16, i16x16, i32x8, kernel, prelude::*},
@@ -20,7 +20,6 @@ use super::{
     lanes::{Lanes, ToScore},
     passes::{Pass, in_passes},
     queries::{Codes, WORD},
-    rows::Int8Rows,
 };
 use crate::decode::BLOCK;
 

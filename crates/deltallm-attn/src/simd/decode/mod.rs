@@ -20,7 +20,9 @@ mod values;
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
 mod vnni;
 
-use deltallm_core::{BlockCodes, DeltaBlock};
+use deltallm_core::internal::{
+    DeltaBlock, DeltaCodes, FloatCodes, FloatRows, Int4Rows, Int8Rows, StepCodes, StoredRows,
+};
 use deltallm_simd::{Isa, convert::finite_f16_to_f32, dispatch, fearless_simd::prelude::*};
 use half::{
     bf16, f16,
@@ -36,7 +38,6 @@ use lanes::{Lanes, ToScore};
 use passes::in_passes;
 use queries::{CodedQueries, MOST_CHANNELS};
 use rows::{Int4Kernel, Int8Kernel, lanes};
-pub(crate) use rows::{Int4Rows, Int8Rows, StoredRows, Strided};
 pub(crate) use select::{Kept, Softmax, select};
 use values::Weighted;
 
@@ -93,7 +94,7 @@ pub(crate) fn scores(
 ) {
     let KernelScratch { scales, coded, .. } = scratch;
     let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
-    let memory = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
+    let memory = ahead.map_or([Ahead::default(); 2], |rows| memory(rows, channels));
     let ahead = memory[0];
     match rows {
         StoredRows::F32(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
@@ -154,35 +155,37 @@ pub(crate) fn delta_scores(
     let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
     let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
     let ahead = memory[1];
-    if !matches!(block.codes, BlockCodes::Int8 { .. }) {
+    if !matches!(block.codes, DeltaCodes::Steps(_)) {
         memory[0].steps(1).prefetch();
     }
     match block.codes {
-        BlockCodes::F32 { frame, values } => {
+        DeltaCodes::F32(FloatCodes { frame, values }) => {
             let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
             let stride = keys.room(f32s);
             dispatch!(isa, simd => simd.expand_f32(keys, f32s));
-            let rows = Strided { data: &f32s[skip * stride..], stride };
+            let rows = FloatRows { data: &f32s[skip * stride..], stride };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
-        BlockCodes::F16 { frame, values } => {
+        DeltaCodes::F16(FloatCodes { frame, values }) => {
             let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
             let stride = keys.room(halves);
             dispatch!(isa, simd => simd.expand_u16(keys, halves));
             let data: &[f16] = halves[skip * stride..].reinterpret_cast();
-            let rows = Strided { data, stride };
+            let rows = FloatRows { data, stride };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
-        BlockCodes::Bf16 { frame, values } => {
+        DeltaCodes::Bf16(FloatCodes { frame, values }) => {
             let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
             let stride = keys.room(halves);
             dispatch!(isa, simd => simd.expand_u16(keys, halves));
             let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
-            let rows = Strided { data, stride };
+            let rows = FloatRows { data, stride };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
-        BlockCodes::Int8 { frame, differences: packed, wide, steps, factor, escapes } => {
-            if let Some(DeltaBlock { codes: BlockCodes::Int8 { frame, wide, .. }, .. }) = ahead_block {
+        DeltaCodes::Steps(StepCodes { frame, differences: packed, wide, steps, factor, escapes }) => {
+            if let Some(DeltaBlock { codes: DeltaCodes::Steps(StepCodes { frame, wide, .. }), .. }) =
+                ahead_block
+            {
                 // A few lines, one allocation.
                 Ahead::of(frame).and(wide).steps(1).prefetch();
             }
@@ -198,7 +201,7 @@ pub(crate) fn delta_scores(
                     simd.expand_i8(keys, bytes);
                     coded.times_steps(queries, channels, steps, factor);
                 });
-                let rows = Strided { data: &bytes[skip * stride..], stride };
+                let rows = FloatRows { data: &bytes[skip * stride..], stride };
                 score_rows(isa, Dots { rows, count, ahead, queries: &coded.exact, channels, out });
             }
             for escape in escapes {
@@ -211,8 +214,6 @@ pub(crate) fn delta_scores(
                 }
             }
         }
-        // Not reached: there are no other codes.
-        _ => {}
     }
 }
 
@@ -230,7 +231,7 @@ pub(crate) fn add_values(
     scratch: &mut KernelScratch,
 ) {
     let scales = &mut scratch.scales;
-    let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows.memory(channels));
+    let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| memory(rows, channels));
     match rows {
         StoredRows::F32(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
         StoredRows::F16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
@@ -270,30 +271,27 @@ pub(crate) fn prefetch(rows: StoredRows, picks: &[u8], channels: usize) {
     }
 }
 
-impl StoredRows<'_> {
-    /// Where the rows are, and their scales.
-    fn memory(self, channels: usize) -> [Ahead; 2] {
-        let (rows, scales) = match self {
-            // Somebody else's cache, with other heads between the rows.
-            Self::F32(rows) if rows.stride != channels => (Ahead::default(), Ahead::default()),
-            Self::F32(rows) => (Ahead::of(rows.data), Ahead::default()),
-            Self::F16(rows) => (Ahead::of(rows.data), Ahead::default()),
-            Self::Bf16(rows) => (Ahead::of(rows.data), Ahead::default()),
-            Self::Int8(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
-            Self::Int4(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
-        };
-        [rows, scales]
-    }
+/// Where the rows are, and their scales.
+fn memory(rows: StoredRows, channels: usize) -> [Ahead; 2] {
+    let (rows, scales) = match rows {
+        // Somebody else's cache, with other heads between the rows.
+        StoredRows::F32(rows) if rows.stride != channels => (Ahead::default(), Ahead::default()),
+        StoredRows::F32(rows) => (Ahead::of(rows.data), Ahead::default()),
+        StoredRows::F16(rows) => (Ahead::of(rows.data), Ahead::default()),
+        StoredRows::Bf16(rows) => (Ahead::of(rows.data), Ahead::default()),
+        StoredRows::Int8(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
+        StoredRows::Int4(rows) => (Ahead::of(rows.codes), Ahead::of(rows.scales)),
+    };
+    [rows, scales]
 }
 
 /// Where the masks of a block are, and its key frame with the values, which lie behind it, or its differences.
 fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
     let codes = match block.codes {
-        BlockCodes::F32 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::F16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Bf16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Int8 { differences, .. } => Ahead::of(differences),
-        _ => Ahead::default(),
+        DeltaCodes::F32(FloatCodes { frame, values }) => Ahead::of(frame).and(values),
+        DeltaCodes::F16(FloatCodes { frame, values }) => Ahead::of(frame).and(values),
+        DeltaCodes::Bf16(FloatCodes { frame, values }) => Ahead::of(frame).and(values),
+        DeltaCodes::Steps(StepCodes { differences, .. }) => Ahead::of(differences),
     };
     [Ahead::of(block.masks), codes]
 }

@@ -1,46 +1,10 @@
-//! The forms in which rows of keys and values are stored, and how a vector of f32 is made of each.
+//! How a vector of f32 is made of each form in which rows of keys and values are stored.
 
-use deltallm_core::GROUP;
+use deltallm_core::internal::{FloatRows, GROUP};
 use deltallm_simd::fearless_simd::prelude::*;
 use half::{bf16, f16};
 
 use super::lanes::Lanes;
-
-/// Adjacent rows of one kv head, `[rows, head_dim]`, as they are stored.
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum StoredRows<'a> {
-    /// binary32.
-    F32(Strided<'a, f32>),
-    /// binary16.
-    F16(Strided<'a, f16>),
-    /// bfloat16.
-    Bf16(Strided<'a, bf16>),
-    /// 8-bit codes.
-    Int8(Int8Rows<'a>),
-    /// 4-bit codes; rows of whole groups only.
-    Int4(Int4Rows<'a>),
-}
-
-/// Rows of plain numbers that start `stride` elements apart.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Strided<'a, T> {
-    pub(crate) data: &'a [T],
-    pub(crate) stride: usize,
-}
-
-/// Rows of 8-bit codes, see [`deltallm_core::RowsPage::Int8`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Int8Rows<'a> {
-    pub(crate) codes: &'a [i8],
-    pub(crate) scales: &'a [f16],
-}
-
-/// Rows of 4-bit codes, see [`deltallm_core::RowsPage::Int4`].
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Int4Rows<'a> {
-    pub(crate) codes: &'a [u8],
-    pub(crate) scales: &'a [f16],
-}
 
 /// Rows that can be read vector by vector.
 pub(super) trait Rows: Copy {
@@ -60,7 +24,7 @@ pub(super) trait Row: Copy {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
 }
 
-impl<'a, T: Number> Rows for Strided<'a, T> {
+impl<'a, T: Number> Rows for FloatRows<'a, T> {
     type Row = &'a [T];
 
     #[inline(always)]
@@ -110,7 +74,7 @@ impl Number for bf16 {
     }
 }
 
-/// [`Int8Rows`] with their scales as f32.
+/// [`Int8Rows`](deltallm_core::internal::Int8Rows) with their scales as f32.
 #[derive(Clone, Copy)]
 pub(super) struct Int8Kernel<'a> {
     pub(super) codes: &'a [i8],
@@ -136,7 +100,7 @@ impl Row for Int8Kernel<'_> {
     }
 }
 
-/// [`Int4Rows`] with their scales as f32.
+/// [`Int4Rows`](deltallm_core::internal::Int4Rows) with their scales as f32.
 #[derive(Clone, Copy)]
 pub(super) struct Int4Kernel<'a> {
     pub(super) codes: &'a [u8],

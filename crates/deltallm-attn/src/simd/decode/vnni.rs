@@ -12,7 +12,7 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::GROUP;
+use deltallm_core::internal::{GROUP, Int8Rows};
 use deltallm_simd::{
     convert::Convert,
     fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u8x64},
@@ -25,7 +25,6 @@ use super::{
     lanes::ToScore,
     passes::{Pass, in_passes},
     queries::{Codes, WORD},
-    rows::Int8Rows,
 };
 use crate::decode::BLOCK;
 

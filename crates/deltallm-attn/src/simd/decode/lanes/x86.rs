@@ -5,12 +5,13 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
+use deltallm_core::internal::Int8Rows;
 use deltallm_simd::fearless_simd::{
     Avx2, Avx512, f32x4, f32x8, f32x16, kernel, mask8x64, prelude::*, u8x16, u8x64,
 };
 
 use super::{
-    super::{expand::avx512::expand, madd, rows::Int8Rows, vnni},
+    super::{expand::avx512::expand, madd, vnni},
     Lanes, Masked, ToScore,
 };
 use crate::decode::BLOCK;
