@@ -97,7 +97,7 @@ fn coding(criterion: &mut Criterion) {
         });
     });
     let matrix = || {
-        let mut charge = MemoryBudget::unlimited().charge();
+        let mut charge = MemoryBudget::unlimited().reservation();
         let mut matrix = DeltaMatrix::new(thresholds(), ElementType::F32).unwrap();
         keys.chunks(64).for_each(|key| matrix.push(key, &mut charge).unwrap());
         matrix

@@ -127,7 +127,7 @@ fn forward(
 
 fn sum(places: impl Iterator<Item = Counts>, windows: usize) -> Counts {
     places.fold(Counts::default(), |mut sum, counts| {
-        sum.sparsity.add(&counts.sparsity);
+        sum.sparsity += counts.sparsity;
         sum.bytes_per_token += counts.bytes_per_token / windows as f64;
         sum
     })

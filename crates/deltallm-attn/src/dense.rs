@@ -1,8 +1,9 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, PagedRows,
+    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation,
     SparsityStats,
+    internal::{PagedRows, RowFormat},
 };
 
 use crate::{
@@ -40,7 +41,7 @@ pub struct DenseAttention {
 #[derive(Debug)]
 struct HeadCache {
     rows: PagedRows,
-    charge: Charge,
+    charge: Reservation,
 }
 
 impl DenseAttention {
@@ -57,8 +58,8 @@ impl DenseAttention {
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
         let cache = |_| HeadCache {
-            rows: PagedRows::new(options.shape.head_dim(), options.store.values(), BLOCK_TOKENS),
-            charge: options.budget.charge(),
+            rows: PagedRows::new(options.shape.head_dim(), RowFormat::of(options.store), BLOCK_TOKENS),
+            charge: options.budget.reservation(),
         };
         Ok(Self {
             keys: (0..kv_heads).map(cache).collect(),
@@ -70,7 +71,7 @@ impl DenseAttention {
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
         let push = |view: &HeadsView, (head, HeadCache { rows, charge }): (usize, &mut HeadCache)| {
-            (0..view.tokens()).try_for_each(|token| rows.push(view.row(token, head), charge))
+            (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, head), charge))
         };
         #[cfg(feature = "rayon")]
         if self.options.parallel
@@ -121,8 +122,8 @@ impl DenseAttention {
         let mut narrow = Vec::with_capacity(2 * self.keys.len());
         for cache in self.caches() {
             // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
-            let mut charge = MemoryBudget::unlimited().charge();
-            narrow.push((cache.rows.converted(KvStore::Int8.values(), &mut charge)?, charge.bytes()));
+            let mut charge = MemoryBudget::unlimited().reservation();
+            narrow.push((cache.rows.converted(RowFormat::Int8, &mut charge)?, charge.bytes()));
         }
         for (HeadCache { rows, charge }, (converted, bytes)) in self.caches_mut().zip(narrow) {
             *rows = converted;
@@ -142,7 +143,8 @@ impl AttentionKernel for DenseAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         let cached = self.len();
-        let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
+        let fits = RowFormat::of(self.options.store).takes();
+        let first = cached + self.options.shape.check_call_for([fits; 2], &q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
             let segments = |head: usize| exact_segment(&self.keys[head].rows, &self.values[head].rows);
             attend(&self.options, &q, first, &ALL, &segments, out, &mut self.counts)

@@ -1,8 +1,8 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, PagedRows, SparsityStats,
-    TargetSparsity, ThresholdPolicy,
+    CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation, SparsityStats,
+    TargetSparsity, ThresholdPolicy, internal::PagedRows,
 };
 
 use crate::{
@@ -133,7 +133,7 @@ pub struct HybridAttention {
     skip_margin: Option<SkipMargin>,
     heads: Vec<HybridHead>,
     /// What each of the heads is charged, so that they can be filled side by side.
-    charges: Vec<Charge>,
+    charges: Vec<Reservation>,
     counts: Vec<HeadSparsity>,
     state: WindowState,
     /// Where an announced prompt ends.
@@ -175,7 +175,7 @@ impl HybridAttention {
             sinks: if window.is_some() { config.sinks } else { 0 },
             skip_margin: config.skip_margin,
             heads,
-            charges: (0..kv_heads).map(|_| options.budget.charge()).collect(),
+            charges: (0..kv_heads).map(|_| options.budget.reservation()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
@@ -188,9 +188,21 @@ impl HybridAttention {
         query_tile(self.options.shape.group())
     }
 
+    /// Checks a call's arguments, once for all stores; returns how many of its keys come before the first query's.
+    fn check_call(
+        &self,
+        q: &HeadsView,
+        k: &HeadsView,
+        v: &HeadsView,
+        out: &HeadsViewMut,
+    ) -> Result<usize, AttentionError> {
+        let fits = self.heads.first().map_or_else(Default::default, |head| head.takes(self.exact()));
+        self.options.shape.check_call_for(fits, q, k, v, out)
+    }
+
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
         let exact = self.exact();
-        let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Charge)| {
+        let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Reservation)| {
             (0..k.tokens())
                 .try_for_each(|token| head.push(k.row(token, kv_head), v.row(token, kv_head), exact, charge))
         };
@@ -208,13 +220,13 @@ impl HybridAttention {
     }
 
     /// Every head with its account.
-    fn accounts(&mut self) -> impl Iterator<Item = (&mut HybridHead, &mut Charge)> {
+    fn accounts(&mut self) -> impl Iterator<Item = (&mut HybridHead, &mut Reservation)> {
         self.heads.iter_mut().zip(&mut self.charges)
     }
 
     /// Bytes charged.
     fn charged(&self) -> usize {
-        self.charges.iter().map(Charge::bytes).sum()
+        self.charges.iter().map(Reservation::bytes).sum()
     }
 
     /// Whether the latest tokens are kept exactly, and then how many of the first.
@@ -278,7 +290,7 @@ impl HybridAttention {
         let mut heads = Vec::with_capacity(self.heads.len());
         let mut narrow = Vec::with_capacity(self.heads.len());
         for head in &self.heads {
-            let mut charge = MemoryBudget::unlimited().charge();
+            let mut charge = MemoryBudget::unlimited().reservation();
             heads.extend(head.to_compact(&mut charge)?);
             narrow.push(charge.bytes());
         }
@@ -315,7 +327,7 @@ impl AttentionKernel for HybridAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         let cached = self.len();
-        let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
+        let first = cached + self.check_call(&q, &k, &v, &out)?;
         let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
             Ok(()) => {
@@ -400,7 +412,7 @@ pub fn attend_hybrid(
     out: HeadsViewMut,
 ) -> Result<SparsityStats, AttentionError> {
     let mut attention = HybridAttention::new(options, config)?;
-    let first = options.shape.check_call(&q, &k, &v, &out)?;
+    let first = attention.check_call(&q, &k, &v, &out)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
     attention.append(&k, &v)?;

@@ -40,7 +40,6 @@ mod segment;
 mod shape;
 mod skip;
 mod softcap;
-mod stored;
 mod view;
 mod window;
 

@@ -2,9 +2,15 @@
 
 use std::ops::{Deref, Range};
 
-use deltallm_core::{DeltaMatrix, PagedRows};
+use deltallm_core::{
+    DeltaMatrix,
+    internal::{FloatRows, GROUP, PagedRows, RowFormat, StoredRows},
+};
 
-use crate::{HeadsView, SkipMargin, stored::StoredRows, window::Part};
+use crate::{HeadsView, SkipMargin, window::Part};
+
+/// Channels are padded to a multiple of this in decoding: the longest vector of any instruction set.
+pub(crate) const CHANNELS: usize = 16;
 
 /// Rows of one kv head, addressed by token.
 pub(crate) trait Rows: Sync {
@@ -22,7 +28,10 @@ impl Rows for PagedRows {
     }
 
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        StoredRows::of_page(self, tokens)
+        let channels = self.channels();
+        // Vectors would straddle a shorter last group.
+        let least = if self.format() == RowFormat::Int4 { GROUP } else { CHANNELS };
+        if channels.is_multiple_of(least) { self.stored(tokens) } else { None }
     }
 }
 
@@ -41,7 +50,8 @@ impl Rows for HeadRows<'_> {
 
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
         let (data, stride) = self.view.rows_from(tokens.start, self.head);
-        StoredRows::of_f32s(data, stride, self.view.head_dim()).map(|rows| (rows, tokens.len()))
+        let rows = StoredRows::F32(FloatRows { data, stride });
+        self.view.head_dim().is_multiple_of(CHANNELS).then_some((rows, tokens.len()))
     }
 }
 

@@ -8,7 +8,10 @@ use deltallm_attn::{
     ThresholdPolicy, Window,
     reference::{Method, attention},
 };
-use deltallm_core::{CoreError, DeltaMatrix, ElementType, KvStore, PagedRows, RowFormat};
+use deltallm_core::{
+    CoreError, DeltaMatrix, ElementType, KvStore,
+    internal::{PagedRows, RowFormat},
+};
 use proptest::prelude::*;
 
 /// Inputs of one layer, `[tokens, heads, head_dim]` and `[tokens, kv_heads, head_dim]`.
@@ -108,7 +111,7 @@ fn assert_delta_attends_the_keys_it_holds(
     let freed: Vec<usize> = (0..times).map(|_| kernel.narrow().unwrap()).collect();
     let got = inputs.run(&mut kernel, before + after).unwrap();
 
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut charge = MemoryBudget::unlimited().reservation();
     let (mut k, mut v) = (inputs.k.clone(), inputs.v.clone());
     for head in 0..shape.kv_heads() {
         let mut matrix = DeltaMatrix::new(vec![theta; d], ElementType::F32).unwrap();
@@ -125,7 +128,7 @@ fn assert_delta_attends_the_keys_it_holds(
                         }
                         // Where everything escapes nothing would be gained, and nothing is done.
                         KvStore::F16 if *freed > 0 => {
-                            matrix = matrix.to_int8(&mut charge).unwrap();
+                            matrix = matrix.to_steps(&mut charge).unwrap();
                             values = values.converted(RowFormat::Int4, &mut charge).unwrap();
                             store = KvStore::Compact;
                         }

@@ -1,17 +1,17 @@
 //! What can go wrong when keys are coded or memory is charged.
 
-use crate::ModelFingerprint;
+use crate::{element::ElementType, fingerprint::ModelFingerprint};
 
 /// Errors of this crate. Every variant says what was expected and what came.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CoreError {
-    /// A key or value does not have one number per channel.
+    /// A key or value does not have one number per channel, or thresholds are given for none or for more than can be coded.
     #[error("expected {expected} channels, got {got}")]
     Channels {
-        /// Channels of the encoder or store.
+        /// Channels of the encoder or store; the least or the most there can be.
         expected: usize,
-        /// Length of the slice that was passed.
+        /// Length of what was passed.
         got: usize,
     },
     /// A number cannot be stored: NaN, infinite, or beyond the largest value of the element type.
@@ -22,7 +22,7 @@ pub enum CoreError {
         /// Where in the row.
         channel: usize,
         /// The element type of the store.
-        element: crate::ElementType,
+        element: ElementType,
         /// Largest magnitude the element type holds.
         limit: f32,
         /// The offending number.

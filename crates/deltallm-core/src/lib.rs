@@ -7,10 +7,12 @@
 //! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere.
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), or those that meet a zero fraction ([`TargetSparsity`]).
-//! 4. [`KvStore`]: how a cache keeps its keys and values; [`PagedRows`] and [`ElementType`]: uncoded rows.
-//! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while running, and
-//!    what is done when they run out.
+//! 4. [`KvStore`]: how a cache keeps its keys and values; [`ElementType`]: the float types.
+//! 5. [`MemoryBudget`], [`Reservation`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while
+//!    running, and what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
+//!
+//! Rows that are not coded, and what kernels read of coded ones, are for `deltallm-attn` alone and not part of this interface.
 //!
 //! ```
 //! use deltallm_core::{DeltaEncoder, ElementType};
@@ -31,37 +33,37 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod block;
 mod budget;
-mod coding;
-mod differences;
-mod elements;
-mod encoder;
+mod buffer;
+mod check;
+mod delta;
+mod element;
 mod error;
+mod fingerprint;
 mod footprint;
-mod matrix;
-mod profile;
+mod mask;
 mod quantise;
 mod rows;
 mod stats;
 mod store;
-mod target;
 mod threshold;
 
-pub use block::{BlockCodes, DeltaBlock, Escape};
-pub use budget::{AtLimit, Charge, MemoryBudget};
-pub use elements::ElementType;
-pub use encoder::DeltaEncoder;
+pub use budget::{AtLimit, MemoryBudget, Reservation};
+pub use delta::{DeltaEncoder, DeltaMatrix};
+pub use element::ElementType;
 pub use error::CoreError;
+pub use fingerprint::ModelFingerprint;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
-pub use matrix::DeltaMatrix;
-pub use profile::{ModelFingerprint, ThresholdProfile};
-pub use quantise::GROUP;
-pub use rows::{PagedRows, RowFormat, RowsPage};
 pub use stats::{HeadSparsity, SparsityStats};
-pub use store::KvStore;
-pub use target::TargetSparsity;
-pub use threshold::{HeadThresholds, ThresholdPolicy};
+pub use store::{BLOCK_TOKENS, KvStore};
+pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdProfile};
 
-/// Tokens in one block of the cache: a page of rows, and the distance between two key frames of a delta matrix.
-pub const BLOCK_TOKENS: usize = 64;
+/// For `deltallm-attn`, no promises: the forms in which keys and values are held, which its kernels read. They change with
+/// any release.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes},
+        rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
+    };
+}

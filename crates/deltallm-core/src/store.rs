@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{CoreError, ElementType, RowFormat};
+use crate::{element::ElementType, error::CoreError};
+
+/// Tokens in one block of the cache: a page of rows, and the distance between two key frames of a delta matrix.
+pub const BLOCK_TOKENS: usize = 64;
 
 /// The store of a layer's keys and values.
 ///
@@ -45,15 +48,6 @@ impl KvStore {
             Self::F32 => ElementType::F32,
             Self::Bf16 => ElementType::Bf16,
             _ => ElementType::F16,
-        }
-    }
-
-    /// How far values are held.
-    pub fn values(self) -> RowFormat {
-        match self {
-            Self::Int8 => RowFormat::Int8,
-            Self::Compact => RowFormat::Int4,
-            float => RowFormat::Float(float.exact()),
         }
     }
 

@@ -1,6 +1,9 @@
 //! Properties of the delta encoder and matrix against the definition in f64.
 
-use deltallm_core::{BLOCK_TOKENS, BlockCodes, DeltaMatrix, ElementType, MemoryBudget};
+use deltallm_core::{
+    BLOCK_TOKENS, DeltaMatrix, ElementType, MemoryBudget,
+    internal::{DeltaCodes, FloatCodes},
+};
 use half::{bf16, f16};
 use proptest::prelude::*;
 
@@ -23,9 +26,9 @@ fn keys(channels: usize, tokens: usize, seed: u64) -> Vec<Vec<f32>> {
 }
 
 fn coded(keys: &[Vec<f32>], theta: f32, element: ElementType) -> DeltaMatrix {
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut reservation = MemoryBudget::unlimited().reservation();
     let mut matrix = DeltaMatrix::new(vec![theta; keys[0].len()], element).unwrap();
-    keys.iter().for_each(|key| matrix.push(key, &mut charge).unwrap());
+    keys.iter().for_each(|key| matrix.push(key, &mut reservation).unwrap());
     matrix
 }
 
@@ -46,9 +49,9 @@ fn decoded(matrix: &DeltaMatrix) -> (Vec<f32>, usize) {
         let wide = |row: &[f16]| row.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
         let wide_bf16 = |row: &[bf16]| row.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
         let (mut key, values) = match block.codes {
-            BlockCodes::F32 { frame, values } => (frame.to_vec(), values.to_vec()),
-            BlockCodes::F16 { frame, values } => (wide(frame), wide(values)),
-            BlockCodes::Bf16 { frame, values } => (wide_bf16(frame), wide_bf16(values)),
+            DeltaCodes::F32(FloatCodes { frame, values }) => (frame.to_vec(), values.to_vec()),
+            DeltaCodes::F16(FloatCodes { frame, values }) => (wide(frame), wide(values)),
+            DeltaCodes::Bf16(FloatCodes { frame, values }) => (wide_bf16(frame), wide_bf16(values)),
             other => panic!("{other:?}"),
         };
         nonzeros += values.len();
@@ -126,15 +129,15 @@ proptest! {
         cuts in prop::collection::vec((0_usize..300, 0_usize..200), 1..6), seed: u64, element in element()
     ) {
         let budget = MemoryBudget::unlimited();
-        let mut charge = budget.charge();
+        let mut reservation = budget.reservation();
         let mut matrix = DeltaMatrix::new(vec![0.7; 5], element).unwrap();
         let mut history: Vec<Vec<f32>> = Vec::new();
         for (round, (len, more)) in cuts.into_iter().enumerate() {
             let len = len.min(history.len());
-            matrix.truncate(len, &mut charge).unwrap();
+            matrix.truncate(len, &mut reservation).unwrap();
             history.truncate(len);
             for key in keys(5, more + 1, seed.wrapping_add(round as u64)) {
-                matrix.push(&key, &mut charge).unwrap();
+                matrix.push(&key, &mut reservation).unwrap();
                 history.push(key);
             }
             let fresh = coded(&history, 0.7, element);
@@ -148,33 +151,33 @@ proptest! {
 #[test]
 fn every_cut_around_block_edges_equals_a_fresh_start() {
     let keys = keys(3, 3 * BLOCK_TOKENS + 1, 5);
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut reservation = MemoryBudget::unlimited().reservation();
     for len in 0..keys.len() {
         let mut matrix = coded(&keys, 0.7, ElementType::F32);
-        matrix.truncate(len, &mut charge).unwrap();
+        matrix.truncate(len, &mut reservation).unwrap();
         assert_eq!(matrix.len(), len);
-        keys[len..].iter().for_each(|key| matrix.push(key, &mut charge).unwrap());
+        keys[len..].iter().for_each(|key| matrix.push(key, &mut reservation).unwrap());
         assert_eq!(
             reconstruction(&matrix),
             reconstruction(&coded(&keys, 0.7, ElementType::F32)),
             "cut at {len}"
         );
     }
-    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1, &mut charge).is_err());
+    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1, &mut reservation).is_err());
 }
 
 #[test]
 fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     let keys = keys(8, 1000, 3);
     let budget = MemoryBudget::new(20_000);
-    let mut charge = budget.charge();
+    let mut reservation = budget.reservation();
     let mut matrix = DeltaMatrix::new(vec![0.3; 8], ElementType::F32).unwrap();
-    let stored = keys.iter().take_while(|key| matrix.push(key, &mut charge).is_ok()).count();
+    let stored = keys.iter().take_while(|key| matrix.push(key, &mut reservation).is_ok()).count();
     assert!(stored > BLOCK_TOKENS && stored < keys.len(), "{stored}");
     assert_eq!(matrix.len(), stored);
     assert_eq!(reconstruction(&matrix), reconstruction(&coded(&keys[..stored], 0.3, ElementType::F32)));
     assert!(budget.used() <= 20_000);
-    assert!(matrix.push(&keys[stored], &mut charge).is_err(), "still refused");
-    matrix.truncate(10, &mut charge).unwrap();
-    matrix.push(&keys[10], &mut charge).unwrap();
+    assert!(matrix.push(&keys[stored], &mut reservation).is_err(), "still refused");
+    matrix.truncate(10, &mut reservation).unwrap();
+    matrix.push(&keys[10], &mut reservation).unwrap();
 }

@@ -103,7 +103,7 @@ fn a_refused_token_costs_nothing_not_even_exact_keys() {
         let mut limited = session(&model, kind, store, &budget);
         limited.limit_memory(budget.clone(), AtLimit::NarrowStore);
         continue_to(&mut limited, &budget, 64);
-        let mut other = budget.charge();
+        let mut other = budget.reservation();
         other.grow(budget.available()).unwrap();
         let footprint = limited.footprint();
         for _ in 0..3 {

@@ -1,12 +1,10 @@
 //! Memory that will be needed soon.
 
-use deltallm_core::{BlockCodes, DeltaBlock};
+use deltallm_core::internal::{DeltaBlock, DeltaCodes, FloatCodes, StepCodes, StoredRows};
 use deltallm_simd::{
     prefetch::{LINE, prefetch, prefetch_l2},
     tuning::NEAR_BYTES,
 };
-
-use crate::stored::StoredRows;
 
 /// Some adjacent memory to ask for, a little with every step of a loop: a page of the cache begins wherever the allocator put
 /// it, which the hardware's own prefetching learns too late.
@@ -117,11 +115,10 @@ pub(crate) fn rows_memory(rows: StoredRows, channels: usize) -> [Ahead; 2] {
 /// Where the masks of a block are, and its key frame with the values, which lie behind it, or its differences.
 pub(crate) fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
     let codes = match block.codes {
-        BlockCodes::F32 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::F16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Bf16 { frame, values } => Ahead::of(frame).and(values),
-        BlockCodes::Int8 { differences, .. } => Ahead::of(differences),
-        _ => Ahead::default(),
+        DeltaCodes::F32(FloatCodes { frame, values }) => Ahead::of(frame).and(values),
+        DeltaCodes::F16(FloatCodes { frame, values }) => Ahead::of(frame).and(values),
+        DeltaCodes::Bf16(FloatCodes { frame, values }) => Ahead::of(frame).and(values),
+        DeltaCodes::Steps(StepCodes { differences, .. }) => Ahead::of(differences),
     };
     [Ahead::of(block.masks), codes]
 }

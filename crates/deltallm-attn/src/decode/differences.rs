@@ -13,7 +13,7 @@ pub(crate) struct Differences {
 }
 
 impl Differences {
-    /// Reads those of [`deltallm_core::BlockCodes::Int8`]: 0 in `packed` stands for the next one of `wide`.
+    /// Reads those of [`StepCodes`](deltallm_core::internal::StepCodes): 0 in `packed` stands for the next one of `wide`.
     pub(crate) fn unpack(&mut self, isa: Isa, packed: &[u8], wide: &[i8]) -> &[i8] {
         dispatch!(isa, simd => self.unpack_vectors(simd, packed, wide));
         &self.bytes

@@ -1,6 +1,6 @@
 //! The few vector operations that decoding needs and `fearless_simd` has no name for, by instruction set.
 
-use deltallm_core::BLOCK_TOKENS;
+use deltallm_core::{BLOCK_TOKENS, internal::Int8Rows};
 use deltallm_simd::{
     convert::Convert,
     fearless_simd::{Fallback, prelude::*},
@@ -11,7 +11,6 @@ use super::{
     expand::{Masked, expand_by_bits},
     queries::CodedQueries,
 };
-use crate::stored::Int8Rows;
 
 /// Where the scores of keys of 8 bits go, and what they are for.
 #[cfg_attr(

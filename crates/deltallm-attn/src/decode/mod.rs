@@ -29,16 +29,18 @@ mod values;
 
 use std::{cell::Cell, f32::consts::LOG2_E, ops::Range, thread::LocalKey};
 
-use deltallm_core::{BLOCK_TOKENS, DeltaBlock, HeadSparsity};
+use deltallm_core::{
+    BLOCK_TOKENS, HeadSparsity,
+    internal::{DeltaBlock, FloatRows, StoredRows},
+};
 use deltallm_simd::tuning::DECODE_CHUNK;
 #[cfg(feature = "rayon")]
 use deltallm_simd::tuning::LEAST_DECODED_KEYS;
 
 use crate::{
     AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
-    segment::{Keys, Rows, Segment, Segments},
+    segment::{CHANNELS, Keys, Rows, Segment, Segments},
     softcap::softcap,
-    stored::{CHANNELS, StoredRows, Strided},
     window::{Part, Split},
 };
 use ahead::prefetch_values;
@@ -149,7 +151,7 @@ pub(crate) fn attend<'a>(
 ) -> Result<(), AttentionError> {
     with_kept(&MEMORY, |memory| {
         attend_in(memory, options, q, position, split, segments, out)?;
-        counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| sum.add(more));
+        counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| *sum += *more);
         Ok(())
     })
 }
@@ -407,7 +409,7 @@ fn for_runs(
         for (row, padded) in numbers.chunks_exact(head_dim).zip(scratch.padded.chunks_exact_mut(channels)) {
             padded[..head_dim].copy_from_slice(row);
         }
-        let padded = Strided { data: &scratch.padded[..], stride: channels };
+        let padded = FloatRows { data: &scratch.padded[..], stride: channels };
         work(StoredRows::F32(padded), None, rest.len(), next - tokens.start);
         next = rest.end;
     }

@@ -1,6 +1,6 @@
 //! How a vector of f32 is made of each form in which rows are stored.
 
-use deltallm_core::GROUP;
+use deltallm_core::internal::{FloatRows, GROUP};
 use deltallm_simd::{convert::finite_f16_to_f32, fearless_simd::prelude::*};
 use half::{bf16, f16};
 
@@ -8,7 +8,6 @@ use super::{
     expand::grow,
     lanes::{Lanes, lanes},
 };
-use crate::stored::Strided;
 
 /// Rows that can be read vector by vector.
 pub(crate) trait Rows: Copy {
@@ -28,7 +27,7 @@ pub(crate) trait Row: Copy {
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
 }
 
-impl<'a, T: Number> Rows for Strided<'a, T> {
+impl<'a, T: Number> Rows for FloatRows<'a, T> {
     type Row = &'a [T];
 
     #[inline(always)]
@@ -78,7 +77,7 @@ impl Number for bf16 {
     }
 }
 
-/// [`Int8Rows`] with their scales as f32.
+/// [`Int8Rows`](deltallm_core::internal::Int8Rows) with their scales as f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Int8Kernel<'a> {
     pub(crate) codes: &'a [i8],
@@ -104,7 +103,7 @@ impl Row for Int8Kernel<'_> {
     }
 }
 
-/// [`Int4Rows`] with their scales as f32.
+/// [`Int4Rows`](deltallm_core::internal::Int4Rows) with their scales as f32.
 #[derive(Clone, Copy)]
 pub(crate) struct Int4Kernel<'a> {
     pub(crate) codes: &'a [u8],

@@ -1,6 +1,9 @@
 //! Scores of a block of keys, in whatever form it is stored.
 
-use deltallm_core::{BLOCK_TOKENS, BlockCodes, DeltaBlock};
+use deltallm_core::{
+    BLOCK_TOKENS,
+    internal::{DeltaBlock, DeltaCodes, FloatCodes, FloatRows, Int4Rows, StepCodes, StoredRows},
+};
 use deltallm_simd::{Isa, dispatch};
 use half::{bf16, f16, slice::HalfBitsSliceExt};
 
@@ -14,7 +17,6 @@ use super::{
     rows::{Int4Kernel, Int8Kernel, Rows, scales_to_f32},
     scratch::KernelScratch,
 };
-use crate::stored::{Int4Rows, StoredRows, Strided};
 
 /// The scores of one block of keys, `[group, BLOCK_TOKENS]`, and the queries they are for.
 pub(crate) struct Scoring<'a> {
@@ -99,35 +101,37 @@ pub(crate) fn delta_scores(
     let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
     let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
     let ahead = memory[1];
-    if !matches!(block.codes, BlockCodes::Int8 { .. }) {
+    if !matches!(block.codes, DeltaCodes::Steps(_)) {
         memory[0].steps(1).prefetch();
     }
     match block.codes {
-        BlockCodes::F32 { frame, values } => {
+        DeltaCodes::F32(FloatCodes { frame, values }) => {
             let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
             let stride = keys.room(f32s);
             dispatch!(isa, simd => simd.expand_f32(keys, f32s));
-            let rows = Strided { data: &f32s[skip * stride..], stride };
+            let rows = FloatRows { data: &f32s[skip * stride..], stride };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
-        BlockCodes::F16 { frame, values } => {
+        DeltaCodes::F16(FloatCodes { frame, values }) => {
             let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
             let stride = keys.room(halves);
             dispatch!(isa, simd => simd.expand_u16(keys, halves));
             let data: &[f16] = halves[skip * stride..].reinterpret_cast();
-            let rows = Strided { data, stride };
+            let rows = FloatRows { data, stride };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
-        BlockCodes::Bf16 { frame, values } => {
+        DeltaCodes::Bf16(FloatCodes { frame, values }) => {
             let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
             let stride = keys.room(halves);
             dispatch!(isa, simd => simd.expand_u16(keys, halves));
             let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
-            let rows = Strided { data, stride };
+            let rows = FloatRows { data, stride };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
-        BlockCodes::Int8 { frame, differences: packed, wide, steps, factor, escapes } => {
-            if let Some(DeltaBlock { codes: BlockCodes::Int8 { frame, wide, .. }, .. }) = ahead_block {
+        DeltaCodes::Steps(StepCodes { frame, differences: packed, wide, steps, factor, escapes }) => {
+            if let Some(DeltaBlock { codes: DeltaCodes::Steps(StepCodes { frame, wide, .. }), .. }) =
+                ahead_block
+            {
                 // A few lines, one allocation.
                 Ahead::of(frame).and(wide).steps(1).prefetch();
             }
@@ -143,7 +147,7 @@ pub(crate) fn delta_scores(
                     simd.expand_i8(keys, bytes);
                     coded.times_steps(queries, channels, steps, factor);
                 });
-                let rows = Strided { data: &bytes[skip * stride..], stride };
+                let rows = FloatRows { data: &bytes[skip * stride..], stride };
                 score_rows(isa, Dots { rows, count, ahead, queries: &coded.exact, channels, out });
             }
             for escape in escapes {
@@ -156,7 +160,5 @@ pub(crate) fn delta_scores(
                 }
             }
         }
-        // Not reached: there are no other codes.
-        _ => {}
     }
 }

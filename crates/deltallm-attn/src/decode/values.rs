@@ -1,6 +1,9 @@
 //! The weighted sum of rows of values.
 
-use deltallm_core::BLOCK_TOKENS;
+use deltallm_core::{
+    BLOCK_TOKENS,
+    internal::{Int4Rows, Int8Rows, StoredRows},
+};
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
@@ -10,7 +13,6 @@ use super::{
     rows::{Int4Kernel, Int8Kernel, Row, Rows, scales_to_f32},
     scratch::KernelScratch,
 };
-use crate::stored::{Int4Rows, Int8Rows, StoredRows};
 
 /// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK_TOKENS]`, `sums`
 /// `[group, channels]`. The memory of the rows `ahead` is asked for.

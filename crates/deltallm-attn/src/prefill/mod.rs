@@ -65,14 +65,14 @@ pub(crate) fn attend<'a>(
     };
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     for_each(options.parallel, &tiles, work, |tile, output| {
-        counted[tile.kv_head].add(&output.counts);
+        counted[tile.kv_head] += output.counts;
         let rows = output.rows.chunks_exact(shape.head_dim());
         let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
         for ((position, head), row) in places.zip(rows) {
             out.row_mut(position - first, tile.kv_head * shape.group() + head).copy_from_slice(row);
         }
     })?;
-    counts.iter_mut().zip(&counted).for_each(|(sum, more)| sum.add(more));
+    counts.iter_mut().zip(&counted).for_each(|(sum, more)| *sum += *more);
     Ok(())
 }
 

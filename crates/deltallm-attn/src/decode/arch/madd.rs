@@ -6,23 +6,23 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::{BLOCK_TOKENS, GROUP};
+use deltallm_core::{
+    BLOCK_TOKENS,
+    internal::{GROUP, Int8Rows},
+};
 use deltallm_simd::{
     convert::finite_f16_to_f32,
     fearless_simd::{Avx2, f32x4, f32x8, i8x16, i16x16, i32x8, kernel, prelude::*},
 };
 use half::f16;
 
-use crate::{
-    decode::{
-        ahead::Ahead,
-        dots::store,
-        expand::{Masked, padded, row_stride},
-        lanes::{Lanes, ToScore},
-        passes::{Pass, in_passes},
-        queries::{Codes, WORD},
-    },
-    stored::Int8Rows,
+use crate::decode::{
+    ahead::Ahead,
+    dots::store,
+    expand::{Masked, padded, row_stride},
+    lanes::{Lanes, ToScore},
+    passes::{Pass, in_passes},
+    queries::{Codes, WORD},
 };
 
 /// Codes that are multiplied at a time.

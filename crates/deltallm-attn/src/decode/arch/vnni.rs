@@ -12,22 +12,22 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::{BLOCK_TOKENS, GROUP};
+use deltallm_core::{
+    BLOCK_TOKENS,
+    internal::{GROUP, Int8Rows},
+};
 use deltallm_simd::{
     convert::Convert,
     fearless_simd::{Avx512, f32x16, i8x64, kernel, prelude::*, u8x64},
 };
 use half::f16;
 
-use crate::{
-    decode::{
-        ahead::Steps,
-        expand::{Masked, padded},
-        lanes::ToScore,
-        passes::{Pass, in_passes},
-        queries::{Codes, WORD},
-    },
-    stored::Int8Rows,
+use crate::decode::{
+    ahead::Steps,
+    expand::{Masked, padded},
+    lanes::ToScore,
+    passes::{Pass, in_passes},
+    queries::{Codes, WORD},
 };
 
 /// Keys that are scored at a time: the lanes of a register.

@@ -5,18 +5,15 @@ use std::arch::x86::*;
 #[cfg(target_arch = "x86_64")]
 use std::arch::x86_64::*;
 
-use deltallm_core::BLOCK_TOKENS;
+use deltallm_core::{BLOCK_TOKENS, internal::Int8Rows};
 use deltallm_simd::fearless_simd::{
     Avx2, Avx512, f32x4, f32x8, f32x16, kernel, mask8x64, prelude::*, u8x16, u8x64,
 };
 
 use super::{expand_avx512::expand, madd, vnni};
-use crate::{
-    decode::{
-        expand::Masked,
-        lanes::{Lanes, ToScore},
-    },
-    stored::Int8Rows,
+use crate::decode::{
+    expand::Masked,
+    lanes::{Lanes, ToScore},
 };
 
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.

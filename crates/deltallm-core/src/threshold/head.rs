@@ -1,61 +1,8 @@
-//! Which threshold each layer, kv head and channel gets.
+//! The thresholds of one kv head.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
-use crate::{CoreError, TargetSparsity, ThresholdProfile};
-
-/// Where the thresholds of the delta encoders come from.
-///
-/// ```
-/// use deltallm_core::{DeltaEncoder, ElementType, TargetSparsity, ThresholdPolicy};
-///
-/// // Half of the entries are to be zero, whatever the keys are like.
-/// let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.5));
-/// let [head] = &policy.for_layer(0, 1, 64)?[..] else { panic!("one kv head") };
-/// let mut encoder = DeltaEncoder::new(head.clone(), ElementType::F32)?;
-/// let mut sent = 0;
-/// for t in 0..1000 {
-///     let key: Vec<f32> = (0..64).map(|j| (0.1 * (t * (j + 1)) as f32).sin()).collect();
-///     sent += encoder.encode(&key)?[0].count_ones();
-/// }
-/// assert!((0.49..0.51).contains(&(sent as f32 / 64_000.0)));
-/// # Ok::<(), deltallm_core::CoreError>(())
-/// ```
-#[derive(Debug, Clone, PartialEq)]
-#[non_exhaustive]
-pub enum ThresholdPolicy {
-    /// One value for everything, in the units of the keys: the paper's rule.
-    Uniform(f32),
-    /// One value per layer, kv head and channel, from a calibration.
-    Profile(Arc<ThresholdProfile>),
-    /// Thresholds that rise and fall until the wanted share of entries is zero.
-    TargetSparsity(TargetSparsity),
-}
-
-impl ThresholdPolicy {
-    /// Thresholds of one layer, one per kv head.
-    ///
-    /// # Errors
-    /// [`CoreError::Threshold`] for a value that is negative or not finite, [`CoreError::ProfileShape`] when a profile
-    /// has other dimensions or too few layers, and what [`TargetSparsity`] refuses.
-    pub fn for_layer(
-        &self,
-        layer: usize,
-        kv_heads: usize,
-        head_dim: usize,
-    ) -> Result<Vec<HeadThresholds>, CoreError> {
-        let fixed = |heads: &[f32]| heads.chunks_exact(head_dim).map(|head| head.to_vec().into()).collect();
-        match self {
-            Self::Uniform(theta) => {
-                let head = HeadThresholds::from(vec![*theta; head_dim]);
-                head.check()?;
-                Ok(vec![head; kv_heads])
-            }
-            Self::Profile(profile) => profile.layer(layer, kv_heads, head_dim).map(fixed),
-            Self::TargetSparsity(target) => target.for_layer(layer, kv_heads, head_dim),
-        }
-    }
-}
+use crate::{check::check_thresholds, error::CoreError};
 
 /// Thresholds of one kv head: fixed, or led to a target.
 ///
@@ -70,7 +17,7 @@ impl ThresholdPolicy {
 #[derive(Debug, Clone, PartialEq)]
 pub struct HeadThresholds {
     /// `[channels]`, in the units of the keys: where a target starts from.
-    pub(crate) start: Vec<f32>,
+    start: Vec<f32>,
     target: Option<f32>,
 }
 
@@ -110,9 +57,7 @@ impl HeadThresholds {
         if self.start.is_empty() {
             return Err(CoreError::Channels { expected: 1, got: 0 });
         }
-        if let Some(index) = self.start.iter().position(|t| !(t.is_finite() && *t >= 0.0)) {
-            return Err(CoreError::Threshold { index, got: self.start[index] });
-        }
+        check_thresholds(&self.start)?;
         match self.target {
             Some(got) if !(0.0..=1.0).contains(&got) => Err(CoreError::ZeroFraction { got }),
             _ => Ok(()),

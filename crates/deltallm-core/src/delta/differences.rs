@@ -5,9 +5,9 @@
 /// A step is a threshold, and a channel is sent when it has moved by little more than one: nearly all differences fit
 /// 4 bits (`docs/results/stores.md`). Differences of 8 bits wrap around, so any code can follow any other.
 #[derive(Debug, Clone)]
-pub(crate) struct Differences {
+pub(super) struct Differences {
     /// The frame, `[channels]`, and behind it the differences that take 8 bits.
-    pub(crate) whole: Vec<i8>,
+    pub(super) whole: Vec<i8>,
     /// All differences, two to a byte, the first one in the low half: -8..=7, and 0 for the next one of 8 bits.
     nibbles: Vec<u8>,
     /// How many there are.
@@ -16,7 +16,7 @@ pub(crate) struct Differences {
 
 impl Differences {
     /// Room for a frame and so many differences, whatever their size.
-    pub(crate) fn with_capacity(frame: usize, differences: usize) -> Self {
+    pub(super) fn with_capacity(frame: usize, differences: usize) -> Self {
         Self {
             whole: Vec::with_capacity(frame + differences),
             nibbles: Vec::with_capacity(differences.div_ceil(2)),
@@ -25,18 +25,18 @@ impl Differences {
     }
 
     /// Forgets everything and begins with a key frame.
-    pub(crate) fn start(&mut self, frame: &[i8]) {
+    pub(super) fn start(&mut self, frame: &[i8]) {
         self.clear();
         self.whole.extend_from_slice(frame);
     }
 
-    pub(crate) fn clear(&mut self) {
+    pub(super) fn clear(&mut self) {
         self.whole.clear();
         self.nibbles.clear();
         self.len = 0;
     }
 
-    pub(crate) fn push(&mut self, differences: &[i8]) {
+    pub(super) fn push(&mut self, differences: &[i8]) {
         for difference in differences {
             let fits = (-8..8).contains(difference) && *difference != 0;
             let nibble = if fits { *difference as u8 & 15 } else { 0 };
@@ -52,17 +52,17 @@ impl Differences {
     }
 
     /// Differences.
-    pub(crate) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// The differences as they are held.
-    pub(crate) fn nibbles(&self) -> &[u8] {
+    pub(super) fn nibbles(&self) -> &[u8] {
         &self.nibbles
     }
 
     /// All differences of a block whose frame has `channels` codes.
-    pub(crate) fn iter(&self, channels: usize) -> impl Iterator<Item = i8> + '_ {
+    pub(super) fn iter(&self, channels: usize) -> impl Iterator<Item = i8> + '_ {
         let mut whole = self.whole.iter().skip(channels);
         let nibbles = self.nibbles.iter().flat_map(|pair| [pair << 4, *pair]).take(self.len);
         nibbles.map(move |nibble| match nibble as i8 >> 4 {
@@ -72,7 +72,7 @@ impl Differences {
     }
 
     /// Keeps the first `len` differences.
-    pub(crate) fn truncate(&mut self, len: usize) {
+    pub(super) fn truncate(&mut self, len: usize) {
         let nibble = |at: usize| self.nibbles[at / 2] >> (4 * (at % 2)) & 15;
         let gone = (len..self.len).filter(|at| nibble(*at) == 0).count();
         self.whole.truncate(self.whole.len() - gone);
@@ -86,17 +86,19 @@ impl Differences {
     }
 
     /// Becomes a copy of `other`, within the room it has.
-    pub(crate) fn copy_from(&mut self, other: &Self) {
+    pub(super) fn copy_from(&mut self, other: &Self) {
         self.start(&other.whole);
         self.nibbles.extend_from_slice(&other.nibbles);
         self.len = other.len;
     }
 
-    pub(crate) fn used_bytes(&self) -> usize {
-        self.whole.len() + self.nibbles.len()
+    /// Whether there is room for anything.
+    pub(super) fn has_room(&self) -> bool {
+        self.whole.capacity() > 0
     }
 
-    pub(crate) fn capacity_bytes(&self) -> usize {
+    /// Bytes of all there is room for.
+    pub(super) fn room_bytes(&self) -> usize {
         self.whole.capacity() + self.nibbles.capacity()
     }
 }
@@ -120,7 +122,7 @@ mod tests {
             fresh.push(&all[..len]);
             assert_eq!((&cut.whole, &cut.nibbles, cut.len), (&fresh.whole, &fresh.nibbles, fresh.len));
             assert_eq!(cut.iter(3).collect::<Vec<_>>(), all[..len]);
-            assert_eq!(fresh.capacity_bytes(), whole.capacity_bytes(), "within the room");
+            assert_eq!(fresh.room_bytes(), whole.room_bytes(), "within the room");
         }
     }
 
@@ -128,8 +130,8 @@ mod tests {
     fn small_differences_take_half_a_byte() {
         let mut differences = Differences::with_capacity(0, 100);
         differences.push(&[-8, -1, 1, 7, 2]);
-        assert_eq!(differences.used_bytes(), 3);
+        assert_eq!((differences.whole.len(), differences.nibbles.len()), (0, 3));
         differences.push(&[8]);
-        assert_eq!(differences.used_bytes(), 4);
+        assert_eq!((differences.whole.len(), differences.nibbles.len()), (1, 3));
     }
 }

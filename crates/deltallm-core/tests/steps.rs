@@ -1,8 +1,9 @@
-//! The 8-bit delta matrix: the threshold is the bound whatever comes, cuts leave no trace, and every byte is accounted for.
+//! The delta matrix in steps: the threshold is the bound whatever comes, cuts leave no trace, and every byte is accounted for.
 
 use deltallm_core::{
-    BLOCK_TOKENS, BlockCodes, CachePlan, Charge, CoreError, DeltaMatrix, ElementType, HeadThresholds,
-    KeyPlan, KvStore, MemoryBudget,
+    BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, HeadThresholds, KeyPlan, KvStore,
+    MemoryBudget, Reservation,
+    internal::{DeltaBlock, DeltaCodes, StepCodes},
 };
 use proptest::prelude::*;
 
@@ -33,13 +34,13 @@ fn thresholds(channels: usize, theta: f32, target: bool) -> HeadThresholds {
     }
 }
 
-fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>], charge: &mut Charge) {
-    keys.iter().for_each(|key| matrix.push(key, charge).unwrap());
+fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>], reservation: &mut Reservation) {
+    keys.iter().for_each(|key| matrix.push(key, reservation).unwrap());
 }
 
 fn coded(keys: &[Vec<f32>], thresholds: &HeadThresholds) -> DeltaMatrix {
-    let mut matrix = DeltaMatrix::int8(thresholds.clone()).unwrap();
-    push(&mut matrix, keys, &mut MemoryBudget::unlimited().charge());
+    let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
+    push(&mut matrix, keys, &mut MemoryBudget::unlimited().reservation());
     matrix
 }
 
@@ -52,18 +53,26 @@ fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
     all
 }
 
+fn in_steps<'a>(block: &DeltaBlock<'a>) -> StepCodes<'a> {
+    let DeltaCodes::Steps(codes) = block.codes else { panic!("codes in steps") };
+    codes
+}
+
+/// Values that are stored beside their codes.
+fn escapes(matrix: &DeltaMatrix) -> usize {
+    (0..matrix.blocks()).map(|block| in_steps(&matrix.coded(block).unwrap()).escapes.len()).sum()
+}
+
 fn bytes(matrix: &DeltaMatrix) -> usize {
     matrix.key_bytes() + matrix.bookkeeping_bytes()
 }
 
-/// What a reader of the codes alone makes of a matrix: plain loops over [`BlockCodes::Int8`].
+/// What a reader of the codes alone makes of a matrix: plain loops over [`StepCodes`].
 fn decoded(matrix: &DeltaMatrix) -> Vec<f32> {
     let (channels, mut all) = (matrix.channels(), Vec::new());
     for number in 0..matrix.blocks() {
         let block = matrix.coded(number).unwrap();
-        let BlockCodes::Int8 { frame, differences, wide, steps, factor, escapes } = block.codes else {
-            panic!("8 bits")
-        };
+        let StepCodes { frame, differences, wide, steps, factor, escapes } = in_steps(&block);
         let mut codes = frame.to_vec();
         let mut nibbles = differences.iter().flat_map(|byte| [byte & 15, byte >> 4]);
         let mut wide = wide.iter();
@@ -124,12 +133,12 @@ proptest! {
     #[test]
     fn the_bound_of_the_moment_holds_while_thresholds_change(tokens in 1_usize..400, seed: u64, theta in 0.01_f32..1.0) {
         let keys = keys(7, tokens, seed, 1.0);
-        let mut charge = MemoryBudget::unlimited().charge();
-        let mut matrix = DeltaMatrix::int8(thresholds(7, theta, true)).unwrap();
+        let mut reservation = MemoryBudget::unlimited().reservation();
+        let mut matrix = DeltaMatrix::in_steps(thresholds(7, theta, true)).unwrap();
         let mut bounds = Vec::new();
         for key in &keys {
             bounds.extend(matrix.thresholds());
-            matrix.push(key, &mut charge).unwrap();
+            matrix.push(key, &mut reservation).unwrap();
         }
         for ((k, khat), theta) in keys.concat().iter().zip(reconstruction(&matrix)).zip(&bounds) {
             prop_assert!((k - khat).abs() <= *theta, "{k} {khat} {theta}");
@@ -151,24 +160,24 @@ proptest! {
         cuts in prop::collection::vec((0_usize..300, 0_usize..200), 1..6), seed: u64, target: bool,
     ) {
         let budget = MemoryBudget::unlimited();
-        let mut charge = budget.charge();
+        let mut reservation = budget.reservation();
         let thresholds = thresholds(5, 0.3, target);
-        let mut matrix = DeltaMatrix::int8(thresholds.clone()).unwrap();
+        let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
         let mut history: Vec<Vec<f32>> = Vec::new();
         for (round, (len, more)) in cuts.into_iter().enumerate() {
             let len = len.min(history.len());
-            matrix.truncate(len, &mut charge).unwrap();
+            matrix.truncate(len, &mut reservation).unwrap();
             prop_assert_eq!(bytes(&matrix), budget.used());
             history.truncate(len);
             for key in keys(5, more + 1, seed.wrapping_add(round as u64), 1.0) {
                 let (held, growth) = (budget.used(), matrix.growth(1));
-                matrix.push(&key, &mut charge).unwrap();
+                matrix.push(&key, &mut reservation).unwrap();
                 prop_assert_eq!(budget.used() - held, growth);
                 history.push(key);
             }
             let fresh = coded(&history, &thresholds);
             prop_assert_eq!(reconstruction(&matrix), reconstruction(&fresh));
-            prop_assert_eq!((matrix.nonzeros(), matrix.escapes()), (fresh.nonzeros(), fresh.escapes()));
+            prop_assert_eq!((matrix.nonzeros(), escapes(&matrix)), (fresh.nonzeros(), escapes(&fresh)));
             prop_assert_eq!(decoded(&matrix), reconstruction(&matrix));
             prop_assert_eq!(bytes(&matrix), budget.used());
         }
@@ -177,12 +186,12 @@ proptest! {
     #[test]
     fn growth_of_several_keys_is_an_upper_bound(tokens in 0_usize..200, more in 1_usize..200, seed: u64, theta in 0.0_f32..1.0) {
         let keys = keys(5, tokens + more, seed, 1.0);
-        let mut charge = MemoryBudget::unlimited().charge();
-        let mut matrix = DeltaMatrix::int8(vec![theta; 5]).unwrap();
-        push(&mut matrix, &keys[..tokens], &mut charge);
-        let (held, growth) = (charge.bytes(), matrix.growth(more));
-        push(&mut matrix, &keys[tokens..], &mut charge);
-        prop_assert!(charge.bytes() - held <= growth, "{} > {growth}", charge.bytes() - held);
+        let mut reservation = MemoryBudget::unlimited().reservation();
+        let mut matrix = DeltaMatrix::in_steps(vec![theta; 5]).unwrap();
+        push(&mut matrix, &keys[..tokens], &mut reservation);
+        let (held, growth) = (reservation.bytes(), matrix.growth(more));
+        push(&mut matrix, &keys[tokens..], &mut reservation);
+        prop_assert!(reservation.bytes() - held <= growth, "{} > {growth}", reservation.bytes() - held);
     }
 
     #[test]
@@ -191,15 +200,15 @@ proptest! {
     ) {
         let keys = keys(9, before + after, seed, 1.0);
         let (budget, thresholds) = (MemoryBudget::unlimited(), thresholds(9, theta, target));
-        let mut charge = budget.charge();
+        let mut reservation = budget.reservation();
         let mut wide = DeltaMatrix::new(thresholds, ElementType::F32).unwrap();
         let mut bounds = Vec::new();
         for key in &keys[..before] {
             bounds.extend(wide.thresholds());
-            wide.push(key, &mut charge).unwrap();
+            wide.push(key, &mut reservation).unwrap();
         }
-        let mut narrow_charge = budget.charge();
-        let mut matrix = wide.to_int8(&mut narrow_charge).unwrap();
+        let mut narrow_reservation = budget.reservation();
+        let mut matrix = wide.to_steps(&mut narrow_reservation).unwrap();
         prop_assert_eq!((matrix.len(), matrix.nonzeros()), (wide.len(), wide.nonzeros()));
         prop_assert_eq!(matrix.thresholds(), wide.thresholds());
         for (wide, narrow) in bounds.chunks(9).zip(reconstruction(&wide).chunks(9)).zip(reconstruction(&matrix).chunks(9)) {
@@ -207,10 +216,10 @@ proptest! {
                 prop_assert!(target || (narrow - wide).abs() <= 1.001 * theta, "{narrow} {wide} {theta}");
             }
         }
-        drop((wide, charge));
+        drop((wide, reservation));
         for key in &keys[before..] {
             bounds.extend(matrix.thresholds());
-            matrix.push(key, &mut narrow_charge).unwrap();
+            matrix.push(key, &mut narrow_reservation).unwrap();
         }
         let khat = reconstruction(&matrix);
         for ((k, khat), theta) in keys.concat().iter().zip(&khat).zip(&bounds).skip(9 * before) {
@@ -228,11 +237,11 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
         let thresholds = thresholds(3, 0.4, target);
         let whole = reconstruction(&coded(&keys, &thresholds));
         for len in 0..keys.len() {
-            let mut charge = MemoryBudget::unlimited().charge();
-            let mut matrix = DeltaMatrix::int8(thresholds.clone()).unwrap();
-            push(&mut matrix, &keys, &mut charge);
-            matrix.truncate(len, &mut charge).unwrap();
-            push(&mut matrix, &keys[len..], &mut charge);
+            let mut reservation = MemoryBudget::unlimited().reservation();
+            let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
+            push(&mut matrix, &keys, &mut reservation);
+            matrix.truncate(len, &mut reservation).unwrap();
+            push(&mut matrix, &keys[len..], &mut reservation);
             assert_eq!(reconstruction(&matrix), whole, "cut at {len}");
         }
     }
@@ -240,16 +249,16 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
 
 #[test]
 fn keys_that_never_move_cost_their_frames_alone() {
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut reservation = MemoryBudget::unlimited().reservation();
     // Too far out for a code in the second channel: one escape in every block, from the frame on.
-    let mut matrix = DeltaMatrix::int8(vec![0.5, 0.01]).unwrap();
-    (0..256).for_each(|_| matrix.push(&[3.25, 7.0], &mut charge).unwrap());
-    assert_eq!((matrix.nonzeros(), matrix.escapes()), (2, 4));
+    let mut matrix = DeltaMatrix::in_steps(vec![0.5, 0.01]).unwrap();
+    (0..256).for_each(|_| matrix.push(&[3.25, 7.0], &mut reservation).unwrap());
+    assert_eq!((matrix.nonzeros(), escapes(&matrix)), (2, 4));
     for row in reconstruction(&matrix).chunks(2) {
         assert!((row[0] - 3.25).abs() <= 0.25 && row[1] == 7.0, "{row:?}");
     }
     let block = matrix.coded(2).unwrap();
-    let BlockCodes::Int8 { frame, escapes, .. } = block.codes else { panic!("8 bits") };
+    let StepCodes { frame, escapes, .. } = in_steps(&block);
     assert_eq!(frame[1], 0);
     assert_eq!((escapes[0].channel, escapes[0].from, escapes[0].to, escapes[0].residual), (1, 0, 64, 7.0));
 }
@@ -257,8 +266,8 @@ fn keys_that_never_move_cost_their_frames_alone() {
 #[test]
 fn a_plan_is_exact_when_what_it_expects_of_the_deltas_is() {
     for every in [0, 4, 2] {
-        let mut matrix = DeltaMatrix::int8(vec![1.0; 8]).unwrap();
-        let mut charge = MemoryBudget::unlimited().charge();
+        let mut matrix = DeltaMatrix::in_steps(vec![1.0; 8]).unwrap();
+        let mut reservation = MemoryBudget::unlimited().reservation();
         for t in 0..1000_usize {
             // Half of the channels change at every step: two of them by more than 4 bits hold, and one out of reach at every fourth
             // or second key.
@@ -271,7 +280,7 @@ fn a_plan_is_exact_when_what_it_expects_of_the_deltas_is() {
                     _ => 0.0,
                 })
                 .collect();
-            matrix.push(&key, &mut charge).unwrap();
+            matrix.push(&key, &mut reservation).unwrap();
             let escapes = if every > 0 { 1.0 / every as f64 } else { 0.0 };
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.5, escapes, window: 0, sinks: 0 };
             let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::Compact, keys }.footprint(t + 1);
@@ -288,35 +297,35 @@ fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     let keys = keys(8, 2000, 3, 1.0);
     for limit in (3000..9000).step_by(97) {
         let budget = MemoryBudget::new(limit);
-        let mut charge = budget.charge();
-        let mut matrix = DeltaMatrix::int8(vec![0.05; 8]).unwrap();
-        let stored = keys.iter().take_while(|key| matrix.push(key, &mut charge).is_ok()).count();
+        let mut reservation = budget.reservation();
+        let mut matrix = DeltaMatrix::in_steps(vec![0.05; 8]).unwrap();
+        let stored = keys.iter().take_while(|key| matrix.push(key, &mut reservation).is_ok()).count();
         assert!(stored < keys.len() && matrix.len() == stored);
         let expected = coded(&keys[..stored], &vec![0.05; 8].into());
         assert_eq!(reconstruction(&matrix), reconstruction(&expected));
         assert_eq!(bytes(&matrix), budget.used());
-        assert!(matrix.push(&keys[stored], &mut charge).is_err(), "still refused");
-        matrix.truncate(stored / 2, &mut charge).unwrap();
-        matrix.push(&keys[stored / 2], &mut charge).unwrap();
+        assert!(matrix.push(&keys[stored], &mut reservation).is_err(), "still refused");
+        matrix.truncate(stored / 2, &mut reservation).unwrap();
+        matrix.push(&keys[stored / 2], &mut reservation).unwrap();
     }
 }
 
 #[test]
 fn bad_keys_and_too_many_channels_are_refused() {
-    let mut charge = MemoryBudget::unlimited().charge();
-    let mut matrix = DeltaMatrix::int8(vec![0.5; 2]).unwrap();
+    let mut reservation = MemoryBudget::unlimited().reservation();
+    let mut matrix = DeltaMatrix::in_steps(vec![0.5; 2]).unwrap();
     for t in 0..64 {
-        matrix.push(&[1.0, t as f32], &mut charge).unwrap();
+        matrix.push(&[1.0, t as f32], &mut reservation).unwrap();
     }
     let before = reconstruction(&matrix);
     for bad in [f32::NAN, f32::INFINITY] {
         assert!(matches!(
-            matrix.push(&[1.0, bad], &mut charge),
+            matrix.push(&[1.0, bad], &mut reservation),
             Err(CoreError::NotStorable { channel: 1, .. })
         ));
     }
-    assert!(matrix.push(&[1.0], &mut charge).is_err());
+    assert!(matrix.push(&[1.0], &mut reservation).is_err());
     assert_eq!(reconstruction(&matrix), before);
-    let error = DeltaMatrix::int8(vec![0.5; 65537]).unwrap_err();
+    let error = DeltaMatrix::in_steps(vec![0.5; 65537]).unwrap_err();
     assert_eq!(error, CoreError::Channels { expected: 65536, got: 65537 });
 }

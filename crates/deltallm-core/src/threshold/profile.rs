@@ -1,8 +1,6 @@
-//! Calibrated thresholds, and the model they belong to.
+//! Calibrated thresholds.
 
-use std::{fmt, str::FromStr};
-
-use crate::CoreError;
+use crate::{check::check_thresholds, error::CoreError, fingerprint::ModelFingerprint};
 
 /// Calibrated thresholds, `[layers, kv_heads, head_dim]`, tied to the model they were made for.
 ///
@@ -44,9 +42,7 @@ impl ThresholdProfile {
         if thresholds.len() != expected {
             return shape("thresholds", expected, thresholds.len());
         }
-        if let Some(index) = thresholds.iter().position(|t| !(t.is_finite() && *t >= 0.0)) {
-            return Err(CoreError::Threshold { index, got: thresholds[index] });
-        }
+        check_thresholds(&thresholds)?;
         Ok(Self { model, layers, kv_heads, head_dim, thresholds })
     }
 
@@ -101,52 +97,6 @@ impl ThresholdProfile {
             }
         }
         Ok(())
-    }
-}
-
-/// Names a model by its configuration; written as 16 hexadecimal digits.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[cfg_attr(
-    feature = "serde",
-    derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
-)]
-pub struct ModelFingerprint(pub u64);
-
-impl fmt::Display for ModelFingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
-    }
-}
-
-impl FromStr for ModelFingerprint {
-    type Err = CoreError;
-
-    fn from_str(text: &str) -> Result<Self, CoreError> {
-        let digits = text.len() == 16 && text.bytes().all(|b| b.is_ascii_hexdigit());
-        u64::from_str_radix(text, 16).ok().filter(|_| digits).map(Self).ok_or_else(|| {
-            CoreError::UnknownName {
-                what: "model fingerprint",
-                expected: "16 hexadecimal digits",
-                got: text.to_owned(),
-            }
-        })
-    }
-}
-
-#[cfg(feature = "serde")]
-impl TryFrom<String> for ModelFingerprint {
-    type Error = CoreError;
-
-    fn try_from(text: String) -> Result<Self, CoreError> {
-        text.parse()
-    }
-}
-
-#[cfg(feature = "serde")]
-impl From<ModelFingerprint> for String {
-    fn from(model: ModelFingerprint) -> Self {
-        model.to_string()
     }
 }
 

@@ -5,11 +5,11 @@
 
 use deltallm_simd::fearless_simd::prelude::*;
 
-use crate::quantise::nearest;
+use crate::{mask::words, quantise::nearest};
 
 /// The channels that have moved by more than `factor` times their threshold (`docs/method.md`, equation 1).
 #[inline(always)]
-pub(crate) fn moved<S: Simd>(
+pub(super) fn moved<S: Simd>(
     simd: S,
     key: &[f32],
     reference: &[f32],
@@ -36,7 +36,7 @@ pub(crate) fn moved<S: Simd>(
 }
 
 /// Adds the channels that are not zero.
-pub(crate) fn or_nonzero(key: &[f32], words: &mut [u64]) {
+pub(super) fn or_nonzero(key: &[f32], words: &mut [u64]) {
     for (word, key) in words.iter_mut().zip(key.chunks(64)) {
         for (i, k) in key.iter().enumerate() {
             *word |= u64::from(*k != 0.0) << i;
@@ -46,13 +46,13 @@ pub(crate) fn or_nonzero(key: &[f32], words: &mut [u64]) {
 
 /// Takes the new value in the channels of `words`.
 #[inline(always)]
-pub(crate) fn select<S: Simd>(simd: S, words: &[u64], new: &[f32], reference: &mut [f32]) {
+pub(super) fn select<S: Simd>(simd: S, words: &[u64], new: &[f32], reference: &mut [f32]) {
     select_lanes::<S, S::f32s>(simd, words, new, reference);
 }
 
 /// The same for codes.
 #[inline(always)]
-pub(crate) fn select_codes<S: Simd>(simd: S, words: &[u64], new: &[i8], reference: &mut [i8]) {
+pub(super) fn select_codes<S: Simd>(simd: S, words: &[u64], new: &[i8], reference: &mut [i8]) {
     select_lanes::<S, S::i8s>(simd, words, new, reference);
 }
 
@@ -81,7 +81,7 @@ fn select_lanes<S: Simd, V: SimdBase<S>>(
 /// The numbers of up to 64 channels whose bits are set, packed into the front of `packed`, which has room for a vector
 /// more; returns how many.
 #[inline(always)]
-pub(crate) fn compress<S: Simd>(simd: S, word: u64, values: &[f32], packed: &mut [f32]) -> usize {
+pub(super) fn compress<S: Simd>(simd: S, word: u64, values: &[f32], packed: &mut [f32]) -> usize {
     let width = S::f32s::LEN;
     let (mut count, whole) = (0, values.len() / width * width);
     for start in (0..whole).step_by(width) {
@@ -99,7 +99,7 @@ pub(crate) fn compress<S: Simd>(simd: S, word: u64, values: &[f32], packed: &mut
 
 /// Takes the next of `values` in each of up to 64 channels whose bit is set; returns how many.
 #[inline(always)]
-pub(crate) fn expand<S: Simd>(simd: S, word: u64, values: &[f32], row: &mut [f32]) -> usize {
+pub(super) fn expand<S: Simd>(simd: S, word: u64, values: &[f32], row: &mut [f32]) -> usize {
     let width = S::f32s::LEN;
     let (mut count, whole) = (0, row.len() / width * width);
     for start in (0..whole).step_by(width) {
@@ -138,7 +138,7 @@ fn low_bits(word: u64, count: usize) -> u64 {
 
 /// The nearest codes in -127..=127: `key / step`.
 #[inline(always)]
-pub(crate) fn to_codes(key: &[f32], inverse_steps: &[f32], codes: &mut [i8]) {
+pub(super) fn to_codes(key: &[f32], inverse_steps: &[f32], codes: &mut [i8]) {
     for ((code, k), inverse) in codes.iter_mut().zip(key).zip(inverse_steps) {
         let x = k * inverse;
         let x = if x < 127.0 { x } else { 127.0 };
@@ -149,8 +149,38 @@ pub(crate) fn to_codes(key: &[f32], inverse_steps: &[f32], codes: &mut [i8]) {
 
 /// `code * step`.
 #[inline(always)]
-pub(crate) fn from_codes(codes: &[i8], steps: &[f32], values: &mut [f32]) {
+pub(super) fn from_codes(codes: &[i8], steps: &[f32], values: &mut [f32]) {
     for ((value, code), step) in values.iter_mut().zip(codes).zip(steps) {
         *value = f32::from(*code) * step;
+    }
+}
+
+/// The codes of up to 64 channels whose bits are set, packed into the front of `packed`; returns how many.
+#[inline]
+pub(super) fn compress_codes(word: u64, codes: &[i8], packed: &mut [i8; 64]) -> usize {
+    let mut count = 0;
+    // Written always and counted if wanted: a branch would be guessed wrongly too often.
+    for (i, code) in codes.iter().enumerate() {
+        packed[count & 63] = *code;
+        count += (word >> i & 1) as usize;
+    }
+    count
+}
+
+/// Keys from the frame `key` and the transmitted values.
+#[inline(always)]
+pub(super) fn expand_keys<S: Simd>(
+    simd: S,
+    masks: &[u64],
+    values: &[f32],
+    mut key: Vec<f32>,
+    rows: &mut [f32],
+) {
+    let (channels, mut start) = (key.len(), 0);
+    for (mask, row) in masks.chunks_exact(words(channels)).zip(rows.chunks_exact_mut(channels)) {
+        for (word, part) in mask.iter().zip(key.chunks_mut(64)) {
+            start += expand(simd, *word, &values[start..], part);
+        }
+        row.copy_from_slice(&key);
     }
 }
