@@ -7,7 +7,6 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
@@ -134,7 +133,6 @@ fn run(args: Args) -> anyhow::Result<()> {
         tokens: calibration.len() * context,
         context,
         goal: request.goal,
-        rule: found.rule,
         zero_fraction: found.zero_fraction,
         held_out: found.held_out.total,
     };
@@ -158,9 +156,6 @@ fn run(args: Args) -> anyhow::Result<()> {
             "warning      perplexity {:.0} on this text: the model does not know its like; calibrate on text that it reads",
             dense.perplexity()
         );
-    }
-    for (rule, cost) in &found.rules {
-        describe(&format!("{}{}", name(*rule), if *rule == found.rule { " *" } else { "" }), cost);
     }
     describe("thresholds", &found.without_skipping);
     describe("the profile", &found.held_out.total);
@@ -187,11 +182,6 @@ fn run(args: Args) -> anyhow::Result<()> {
             profile: args.out.display().to_string(),
             skip_margin: margin,
             dense_layers,
-            rules: found
-                .rules
-                .iter()
-                .map(|(rule, cost)| Rule { rule: name(*rule), held_out: *cost })
-                .collect(),
             without_skipping: found.without_skipping,
             provenance,
             seconds,
@@ -245,17 +235,9 @@ fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Ve
     Ok([calibration.to_vec(), held_out.to_vec()])
 }
 
-fn name(rule: AllocationRule) -> String {
-    match rule {
-        AllocationRule::Mass { power } => format!("mass^-{:.3}", power / 2.0),
-        AllocationRule::Output { power } => format!("output^-{:.3}", power / 2.0),
-        other => format!("{other:?}"),
-    }
-}
-
 fn describe(what: &str, cost: &HeldOut) {
     eprintln!(
-        "{what:<14} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
+        "{what:<12} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
         cost.zero_fraction,
         cost.values_skipped,
         100.0 * cost.perplexity_change,
@@ -270,15 +252,8 @@ struct Report {
     profile: String,
     skip_margin: Option<String>,
     dense_layers: usize,
-    rules: Vec<Rule>,
     without_skipping: HeldOut,
     #[serde(flatten)]
     provenance: Provenance,
     seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Rule {
-    rule: String,
-    held_out: HeldOut,
 }

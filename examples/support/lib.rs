@@ -32,7 +32,7 @@ mod skip_margins;
 mod tasks;
 mod threads;
 
-pub use calibration::{Calibration, Measurements, RULES, Request, SkipSearch};
+pub use calibration::{Calibration, Measurements, Request, SkipSearch};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
 pub use digest::sha256_hex;
 #[cfg(feature = "candle")]

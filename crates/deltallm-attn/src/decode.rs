@@ -478,6 +478,3 @@ impl<'a> Partial<'a> {
         }
     }
 }
-
-#[cfg(test)]
-mod timing;

@@ -6,7 +6,7 @@ use deltallm_core::{CoreError, KvStore, ModelFingerprint, ThresholdPolicy, Thres
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    SkipMargin, Window, calibration::AllocationRule,
+    SkipMargin, Window,
 };
 
 /// The attention settings of all layers of one model, as `calibrate` writes them.
@@ -82,8 +82,6 @@ pub struct Provenance {
     pub context: usize,
     /// What was asked for.
     pub goal: CalibrationGoal,
-    /// How the thresholds follow from the sensitivities.
-    pub rule: AllocationRule,
     /// Zero fraction on the calibration text.
     pub zero_fraction: f64,
     /// Accuracy on text that was not used for the calibration.
@@ -221,17 +219,20 @@ mod stored {
     use std::sync::Arc;
 
     use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
+    use serde::{Deserialize, Deserializer, de::Error};
 
     use super::{AttentionProfile, LayerPlan, Provenance};
     use crate::{AttentionError, Window};
 
     /// Version of the JSON form that is written, and the only one that is read.
-    const VERSION: usize = 2;
+    const VERSION: u32 = 3;
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(super) struct StoredProfile {
-        version: usize,
+        // First in the file, so that a profile of another version is refused for that and not for its fields.
+        #[serde(deserialize_with = "version")]
+        version: u32,
         model: ModelFingerprint,
         kv_heads: usize,
         head_dim: usize,
@@ -249,19 +250,25 @@ mod stored {
         thresholds: Vec<f32>,
     }
 
+    fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        match u32::deserialize(deserializer)? {
+            VERSION => Ok(VERSION),
+            got => Err(D::Error::custom(format!(
+                "expected a profile of version {VERSION}, got version {got}: make a new one with `calibrate`"
+            ))),
+        }
+    }
+
     impl TryFrom<StoredProfile> for AttentionProfile {
         type Error = AttentionError;
 
         fn try_from(stored: StoredProfile) -> Result<Self, AttentionError> {
-            let StoredProfile { version, model, kv_heads, head_dim, window, sinks, provenance, layers } =
+            let StoredProfile { version: _, model, kv_heads, head_dim, window, sinks, provenance, layers } =
                 stored;
-            let shape = |what, expected, got| Err(CoreError::ProfileShape { what, expected, got }.into());
-            if version != VERSION {
-                return shape("version", VERSION, version);
-            }
-            let size = kv_heads.saturating_mul(head_dim);
-            if let Some(layer) = layers.iter().find(|layer| layer.thresholds.len() != size) {
-                return shape("thresholds of a layer", size, layer.thresholds.len());
+            let expected = kv_heads.saturating_mul(head_dim);
+            if let Some(layer) = layers.iter().find(|layer| layer.thresholds.len() != expected) {
+                let (what, got) = ("thresholds of a layer", layer.thresholds.len());
+                return Err(CoreError::ProfileShape { what, expected, got }.into());
             }
             let plans = layers.iter().map(|layer| layer.plan).collect();
             let dimensions = [layers.len(), kv_heads, head_dim];
@@ -355,7 +362,7 @@ mod tests {
         let json = serde_json::to_string(&profile()).unwrap();
         assert_eq!(serde_json::from_str::<AttentionProfile>(&json).unwrap(), profile());
         for (from, to, complaint) in [
-            ("\"version\":2", "\"version\":1", "version = 2, got 1"),
+            ("\"version\":3", "\"version\":2", "version 3, got version 2: make a new one with `calibrate`"),
             ("\"head_dim\":4", "\"head_dim\":3", "thresholds of a layer = 3, got 4"),
             ("0.875", "-0.875", "finite number >= 0, got -0.875"),
             ("0.875", "1e999", "number out of range"),

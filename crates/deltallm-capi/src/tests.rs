@@ -372,7 +372,7 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "thresholds": {"channels": [1, 2]}"#, "expected thresholds = 16, got 2"),
         (r#", "thresholds": {"channels": [1, "2"]}"#, "thresholds.channels[1]: invalid type: string \"2\""),
         (r#", "thresholds": {"error_bound": {"nats": 1}}"#, "thresholds: unknown variant `error_bound`"),
-        (r#", "profile": {"version": 2}"#, "profile: missing field `model`"),
+        (r#", "profile": {"version": 3}"#, "profile: missing field `model`"),
     ] {
         let (status, error) = hybrid(more).err().unwrap_or_else(|| panic!("{more} has been taken"));
         assert_eq!(status, Config);
@@ -430,7 +430,7 @@ fn a_profile_brings_the_settings_of_its_layers() {
         )
     };
     let profile = format!(
-        r#", "profile": {{"version": 2, "model": "0000000000000007", "kv_heads": 2, "head_dim": 8, "window": "16",
+        r#", "profile": {{"version": 3, "model": "0000000000000007", "kv_heads": 2, "head_dim": 8, "window": "16",
         "sinks": 2, "provenance": null, "layers": [{}, {}]}}"#,
         layer(true),
         layer(false)

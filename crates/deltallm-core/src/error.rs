@@ -45,9 +45,9 @@ pub enum CoreError {
     /// A threshold profile has been made for other dimensions.
     #[error("threshold profile: expected {what} = {expected}, got {got}")]
     ProfileShape {
-        /// Which dimension: `layers`, `kv_heads`, `head_dim`, `thresholds` or `version`.
+        /// Which dimension: `layers`, `kv_heads`, `head_dim` or `thresholds`.
         what: &'static str,
-        /// The value the model (or the format) calls for.
+        /// The value the model calls for.
         expected: usize,
         /// The value in the profile.
         got: usize,

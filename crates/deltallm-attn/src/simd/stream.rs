@@ -166,22 +166,6 @@ mod tests {
         rows
     }
 
-    #[test]
-    #[ignore = "a measurement"]
-    fn rates() {
-        let rows = walk(64, 2048, 96, 1);
-        for _ in 0..5 {
-            for isa in Isa::available() {
-                let start = std::time::Instant::now();
-                for _ in 0..20 {
-                    let mut streams = KeyStreams::new(64);
-                    rows.chunks(64 * BLOCK_TOKENS).for_each(|block| streams.push_block(isa, block));
-                }
-                println!("{isa}: {:.1} ns a token", start.elapsed().as_nanos() as f64 / (20.0 * 2048.0));
-            }
-        }
-    }
-
     proptest! {
         #[test]
         fn every_instruction_set_has_the_differences_and_nothing_else(

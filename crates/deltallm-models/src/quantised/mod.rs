@@ -10,8 +10,6 @@ mod scalar;
 mod simd;
 #[cfg(test)]
 mod tests;
-#[cfg(test)]
-mod timing;
 
 use deltallm_attn::SimdLevel;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};

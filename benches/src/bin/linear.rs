@@ -1,11 +1,12 @@
-//! Times the products of ternary weights against those of 16- and 32-bit floats, interleaved in one process.
+//! Times the products of packed weights against those of 16- and 32-bit floats, interleaved in one process.
 
 use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
 use deltallm::SimdLevel;
-use deltallm::models::{ByteKernel, Matrix, TernaryError, TernaryLinear};
+use deltallm::models::quant::TensorType;
+use deltallm::models::{ByteKernel, Matrix, QuantisedLinear, TernaryError, TernaryLinear};
 use deltallm_benches::{machine, timing::Summary, timing::rotated};
 use deltallm_examples::{main_with, print_json};
 use fearless_simd::{Level, dispatch, prelude::*};
@@ -15,17 +16,22 @@ use rayon::prelude::*;
 use serde::Serialize;
 
 /// The layers of BitNet b1.58 2B4T that most weights are in: `[out, in]`.
-const SHAPES: [[usize; 2]; 2] = [[6912, 2560], [2560, 6912]];
+const TERNARY_SHAPES: [[usize; 2]; 2] = [[6912, 2560], [2560, 6912]];
+/// Those of SmolLM2-135M.
+const QUANTISED_SHAPES: [[usize; 2]; 2] = [[1536, 576], [576, 1536]];
 
-/// Products of ternary matrices with one token, from beyond the caches, and with many.
+/// Products of packed matrices with one token, from beyond the caches, and with many.
 ///
 /// One token: every matrix is there so often that nothing of it is in a cache when its turn comes again; `read` is a
 /// plain loop over as much memory. The ratio is the time of bf16 over that of the variant. Many tokens: the ratio is the
 /// time of f32 (the crate gemm, at the best level it finds) over that of the variant. All kernels of this machine take part;
 /// bf16 is at the level that DELTALLM_SIMD names.
 #[derive(Debug, clap::Parser)]
-#[command(name = "ternary", version)]
+#[command(name = "linear", version)]
 struct Args {
+    /// Weights: ternary, in BitNet's shapes, and types of GGUF, in those of SmolLM2-135M
+    #[arg(long, value_name = "NAME,...", value_delimiter = ',', default_value = "ternary", value_parser = parse_weights)]
+    weights: Vec<Weights>,
     /// Rounds that count; their median is the result
     #[arg(long, value_name = "R", default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..))]
     repetitions: u16,
@@ -43,6 +49,21 @@ struct Args {
     json: bool,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Weights {
+    Ternary,
+    Quantised(TensorType),
+}
+
+fn parse_weights(name: &str) -> Result<Weights, String> {
+    let mut packed = TensorType::ALL.into_iter().filter(|ty| QuantisedLinear::supports(*ty));
+    match packed.find(|ty| ty.to_string() == name) {
+        Some(ty) => Ok(Weights::Quantised(ty)),
+        None if name == "ternary" => Ok(Weights::Ternary),
+        None => Err("expected ternary, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K or Q6_K".into()),
+    }
+}
+
 #[derive(Debug, Serialize)]
 struct Report {
     cpu: String,
@@ -54,6 +75,7 @@ struct Report {
 
 #[derive(Debug, Serialize)]
 struct Row {
+    weights: String,
     /// Output channels.
     rows: usize,
     /// Input channels.
@@ -91,21 +113,20 @@ fn run(args: Args) -> anyhow::Result<()> {
     let (cpu, date) = (machine::cpu(), machine::date());
     println!("{cpu}; {date}; level {level}, {threads} threads");
     println!(
-        "{:>12} {:>6}  {:<12} {:>9} {:>7} {:>7} {:>7} {:>9}",
-        "shape", "tokens", "variant", "ms", "ratio", "GB/s", "share", "G/s"
+        "{:<8} {:>12} {:>6}  {:<12} {:>9} {:>7} {:>7} {:>7} {:>9}",
+        "weights", "shape", "tokens", "variant", "ms", "ratio", "GB/s", "share", "G/s"
     );
     let kernels: Vec<_> =
         ByteKernel::available().into_iter().filter(|kernel| kernel.name() != "scalar").collect();
     let mut report = Report { cpu, date, level: level.to_string(), threads, rows: Vec::new() };
-    for [rows, columns] in SHAPES {
-        let ternary = ternary(rows, columns)?;
-        let rounds = usize::from(args.repetitions);
-        let tokens = args.tokens as usize;
-        let results = [
-            one_token(&ternary, &kernels, args.megabytes as usize * 1_000_000, rounds),
-            many_tokens(&ternary, &kernels, tokens, rounds),
-        ];
-        for row in results.into_iter().flatten() {
+    let (rounds, tokens) = (usize::from(args.repetitions), args.tokens as usize);
+    let mut matrices = Vec::new();
+    for weights in args.weights {
+        weights.matrices(&mut matrices)?;
+    }
+    for (name, matrix) in matrices {
+        let one = one_token(&name, &matrix, &kernels, args.megabytes as usize * 1_000_000, rounds);
+        for row in one.into_iter().chain(many_tokens(&name, &matrix, &kernels, tokens, rounds)) {
             print(&row);
             report.rows.push(row);
         }
@@ -116,12 +137,53 @@ fn run(args: Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A matrix that looks random.
-fn ternary(rows: usize, columns: usize) -> Result<TernaryLinear, TernaryError> {
-    TernaryLinear::from_rows(rows, columns, 0.5, |row, out| {
-        out.iter_mut().enumerate().for_each(|(column, out)| *out = weight(row, column));
+impl Weights {
+    /// Appends a matrix of every shape that has whole blocks.
+    fn matrices(self, out: &mut Vec<(String, Matrix)>) -> anyhow::Result<()> {
+        let ty = match self {
+            Self::Quantised(ty) => ty,
+            Self::Ternary => {
+                for [rows, columns] in TERNARY_SHAPES {
+                    out.push(("ternary".into(), ternary(rows, columns)?));
+                }
+                return Ok(());
+            }
+        };
+        for [rows, columns] in QUANTISED_SHAPES {
+            if columns % ty.block_elements() == 0 {
+                // Scales and minima that are small, whatever the type: 0x1c1c as a 16-bit float.
+                let bytes = vec![0x1c; columns / ty.block_elements() * ty.block_bytes()];
+                let weight = QuantisedLinear::from_rows(ty, rows, columns, |_| &bytes)?;
+                out.push((ty.to_string(), Matrix::Quantised(weight)));
+            }
+        }
         Ok(())
-    })
+    }
+}
+
+/// A matrix that looks random.
+fn ternary(rows: usize, columns: usize) -> anyhow::Result<Matrix> {
+    let weight = TernaryLinear::from_rows(rows, columns, 0.5, |row, out| {
+        out.iter_mut().enumerate().for_each(|(column, out)| *out = weight(row, column));
+        Ok::<_, TernaryError>(())
+    })?;
+    Ok(Matrix::Ternary(weight))
+}
+
+/// A copy that multiplies with these instructions.
+fn with_kernel(matrix: &Matrix, kernel: ByteKernel) -> Matrix {
+    match matrix {
+        Matrix::Ternary(weight) => Matrix::Ternary(weight.clone().with_kernel(kernel)),
+        Matrix::Quantised(weight) => Matrix::Quantised(weight.clone().with_kernel(kernel)),
+        other => other.clone(),
+    }
+}
+
+/// The weights as numbers.
+fn unpacked(matrix: &Matrix) -> Array2<f32> {
+    let mut weights = Array2::zeros(matrix.dim());
+    weights.outer_iter_mut().enumerate().for_each(|(row, mut out)| out.assign(&matrix.row(row)));
+    weights
 }
 
 fn weight(row: usize, column: usize) -> i8 {
@@ -133,13 +195,12 @@ fn activations(tokens: usize, columns: usize) -> Array2<f32> {
     Array2::from_shape_fn((tokens, columns), |(token, column)| ((token * 31 + column * 7) as f32).sin())
 }
 
-fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, rounds: usize) -> Vec<Row> {
-    let (rows, columns) = (ternary.rows(), ternary.columns());
+fn one_token(name: &str, matrix: &Matrix, kernels: &[ByteKernel], bytes: usize, rounds: usize) -> Vec<Row> {
+    let (rows, columns) = matrix.dim();
     let x = activations(1, columns);
-    let copies = bytes.div_ceil(ternary.bytes());
-    let halves =
-        Array2::from_shape_fn((rows, columns), |(row, column)| bf16::from_f32(weight(row, column).into()));
-    let halves = vec![Matrix::Bf16(halves); bytes.div_ceil(rows * columns * 2)];
+    let copies = bytes.div_ceil(matrix.bytes());
+    let halves = Matrix::Bf16(unpacked(matrix).mapv(bf16::from_f32));
+    let halves = vec![halves; bytes.div_ceil(rows * columns * 2)];
     let plain = vec![1_u32; bytes / 4];
     let mut subjects = vec![
         Subject {
@@ -151,8 +212,8 @@ fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, roun
         Subject { name: "read".into(), products: 1, bytes: plain.len() * 4, run: Box::new(|| read(&plain)) },
     ];
     for kernel in kernels {
-        let copies: Vec<_> = (0..copies).map(|_| ternary.clone().with_kernel(*kernel)).collect();
-        let (products, bytes, x) = (copies.len(), copies.len() * ternary.bytes(), x.view());
+        let copies: Vec<_> = (0..copies).map(|_| with_kernel(matrix, *kernel)).collect();
+        let (products, bytes, x) = (copies.len(), copies.len() * matrix.bytes(), x.view());
         let run = move || copies.iter().for_each(|copy| drop(black_box(copy.apply(&x))));
         subjects.push(Subject { name: kernel.to_string(), products, bytes, run: Box::new(run) });
     }
@@ -160,6 +221,7 @@ fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, roun
     let bandwidth = |i: usize| subjects[i].bytes as f64 / times[i].median;
     let product = |i: usize| times[i].median / subjects[i].products as f64;
     let row = |i: usize| Row {
+        weights: name.to_owned(),
         rows,
         columns,
         tokens: 1,
@@ -174,20 +236,26 @@ fn one_token(ternary: &TernaryLinear, kernels: &[ByteKernel], bytes: usize, roun
     (0..subjects.len()).map(row).filter(|row| row.variant != "read").collect()
 }
 
-fn many_tokens(ternary: &TernaryLinear, kernels: &[ByteKernel], tokens: usize, rounds: usize) -> Vec<Row> {
-    let (rows, columns) = (ternary.rows(), ternary.columns());
+fn many_tokens(
+    name: &str,
+    matrix: &Matrix,
+    kernels: &[ByteKernel],
+    tokens: usize,
+    rounds: usize,
+) -> Vec<Row> {
+    let (rows, columns) = matrix.dim();
     let x = activations(tokens, columns);
-    let wide =
-        Matrix::F32(Array2::from_shape_fn((rows, columns), |(row, column)| weight(row, column).into()));
+    let wide = Matrix::F32(unpacked(matrix));
     let run = Box::new(|| drop(black_box(wide.apply(&x.view()))));
     let mut subjects = vec![Subject { name: "f32".into(), products: 1, bytes: 0, run }];
     for kernel in kernels {
-        let (ternary, x) = (ternary.clone().with_kernel(*kernel), x.view());
-        let run = Box::new(move || drop(black_box(ternary.apply(&x))));
+        let (matrix, x) = (with_kernel(matrix, *kernel), x.view());
+        let run = Box::new(move || drop(black_box(matrix.apply(&x))));
         subjects.push(Subject { name: kernel.to_string(), products: 1, bytes: 0, run });
     }
     let times = measure(&subjects, rounds);
     let rows_of = subjects.iter().zip(&times).map(|(subject, time)| Row {
+        weights: name.to_owned(),
         rows,
         columns,
         tokens,
@@ -241,7 +309,8 @@ fn sum<S: Simd>(simd: S, memory: &[u32]) -> u32 {
 fn print(row: &Row) {
     let number = |number: Option<f64>| number.map_or("-".into(), |number| format!("{number:.2}"));
     println!(
-        "{:>12} {:>6}  {:<12} {:>9.3} {:>7.2} {:>7} {:>7} {:>9.1}",
+        "{:<8} {:>12} {:>6}  {:<12} {:>9.3} {:>7.2} {:>7} {:>7} {:>9.1}",
+        row.weights,
         format!("{}x{}", row.rows, row.columns),
         row.tokens,
         row.variant,
