@@ -3,6 +3,7 @@
 //! - [`AttentionKernel`]: the interface a model calls, one object per layer.
 //! - [`DenseAttention`]: exact; [`DeltaAttention`]: delta-coded keys; [`HybridAttention`]: exact window and sinks,
 //!   delta-coded history, value skipping.
+//! - [`KernelSpec`]: settings of all layers of a model, from JSON or a command line, and the kernels made from them.
 //! - [`attend_dense`], [`attend_hybrid`]: the same for engines that keep their own cache.
 //! - [`mod@reference`]: the method in plain f64 loops, with the equations of `docs/method.md`. Start there.
 //!
@@ -18,7 +19,7 @@
 //! | feature | by default | what |
 //! |---|---|---|
 //! | `rayon` | off | tiles and kv heads are shared among the threads of the current rayon pool where [`AttentionOptions::parallel`] says so; any number of threads gives the same bits |
-//! | `serde` | off | the JSON form of [`AttentionProfile`] and its parts, and `deltallm-core`'s `serde` |
+//! | `serde` | off | the JSON form of [`KernelSpec`], [`AttentionProfile`] and their parts, and `deltallm-core`'s `serde` |
 #![deny(unsafe_code)] // allowed in single modules of `simd` only
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -31,6 +32,8 @@ mod dense;
 mod error;
 mod forward;
 mod hybrid;
+#[cfg(feature = "serde")]
+mod json;
 mod kernel;
 mod options;
 mod prepare;
@@ -39,6 +42,7 @@ pub mod reference;
 mod shape;
 mod simd;
 mod skip;
+mod spec;
 mod tile;
 mod view;
 mod window;
@@ -47,13 +51,14 @@ pub use delta::DeltaAttention;
 pub use deltallm_core::{AtLimit, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use deltallm_simd::{Isa, IsaError};
 pub use dense::{DenseAttention, attend_dense};
-pub use error::AttentionError;
+pub use error::{AttentionError, SpecError};
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::{AttentionKernel, KernelWrapper};
 pub use options::{AttentionOptions, Precision};
-pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
+pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, Provenance};
 pub use shape::AttentionShape;
 pub use skip::SkipMargin;
+pub use spec::{KernelContext, KernelKind, KernelSpec, LayerSpec, SpecOverrides};
 pub use tile::query_tile;
 pub use view::{HeadsView, HeadsViewMut};
 pub use window::Window;

@@ -19,6 +19,7 @@ use crate::{AttentionError, AttentionShape, Isa, simd::Pairs};
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Precision {
     /// binary32.
     #[default]
@@ -31,6 +32,9 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// Every precision, in the order of the documentation.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int16];
+
     /// Whether this instruction set multiplies numbers of this precision; otherwise f32 takes their place.
     pub fn is_multiplied_by(self, isa: Isa) -> bool {
         self == Self::F32 || Pairs::of(isa, self).is_some()
@@ -51,11 +55,8 @@ impl FromStr for Precision {
     type Err = AttentionError;
 
     fn from_str(name: &str) -> Result<Self, AttentionError> {
-        let all = [Self::F32, Self::Bf16, Self::Int16];
-        all.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| AttentionError::Name {
-            what: "precision",
-            expected: "f32, bf16 or int16",
-            got: name.to_owned(),
+        Self::ALL.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| {
+            AttentionError::Name { what: "precision", expected: "f32, bf16 or int16", got: name.to_owned() }
         })
     }
 }

@@ -27,7 +27,7 @@
 //!
 //! | feature | by default | what |
 //! |---|---|---|
-//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdProfile`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
+//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdPolicy`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -40,6 +40,8 @@ mod encoder;
 mod error;
 mod footprint;
 mod matrix;
+#[cfg(feature = "serde")]
+mod policy_json;
 mod profile;
 mod quantise;
 mod rows;
