@@ -10,8 +10,8 @@ use clap::Parser;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
 use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, ModelArgs, Progress, Request,
-    SkipSearch, describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
+    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
+    describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;
 
@@ -93,10 +93,15 @@ fn run(args: Args) -> anyhow::Result<()> {
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
     let model = args.model.open()?;
-    let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
+    let exact = (args.window as usize).saturating_add(args.sinks as usize);
+    let (tokens, context) =
+        (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
-    let options =
-        AttentionOptions { store: args.kv, ..AttentionOptions::new(model.graph.attention_shape())? };
+    let options = AttentionOptions {
+        store: args.kv,
+        isa: model.graph.isa(),
+        ..AttentionOptions::new(model.graph.attention_shape())
+    };
     let exact = AttentionOptions { store: args.kv.exact().into(), ..options.clone() };
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {
@@ -199,17 +204,6 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
         out.display()
     );
     Ok(())
-}
-
-fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
-    let most = model.graph.config().context_length;
-    let context = args.context.unwrap_or(most.min(1024));
-    let least = (args.window as usize).saturating_add(args.sinks as usize).saturating_add(2);
-    anyhow::ensure!(
-        (least..=most).contains(&context),
-        "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
-    );
-    Ok(context)
 }
 
 /// The windows to calibrate on and those to hold out.

@@ -74,7 +74,8 @@ impl AttentionKernel for Streaming {
 
 fn main() -> anyhow::Result<()> {
     let model = LoadedModel::open(None)?;
-    let options = AttentionOptions::new(model.graph.attention_shape())?;
+    let shape = model.graph.attention_shape();
+    let options = AttentionOptions { isa: model.graph.isa(), ..AttentionOptions::new(shape) };
     let new = || Streaming { options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
     let own = Session::new(&model.graph, |_| Ok(Box::new(new())))?;
     let dense = Session::new(&model.graph, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;

@@ -8,7 +8,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use deltallm::core::{DeltaEncoder, DeltaMatrix, HeadThresholds};
 use deltallm::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsViewMut, HybridAttention, HybridConfig, MemoryBudget, SkipMargin, ThresholdPolicy,
+    HeadsViewMut, HybridAttention, HybridConfig, Isa, MemoryBudget, SkipMargin, ThresholdPolicy,
 };
 use deltallm_benches::{Layer, inputs::synthetic};
 
@@ -24,7 +24,8 @@ fn shape() -> AttentionShape {
 }
 
 fn kernels() -> [(&'static str, Make); 3] {
-    let options = AttentionOptions { parallel: false, ..AttentionOptions::new(shape()).unwrap() };
+    let options =
+        AttentionOptions { isa: Isa::from_env().unwrap(), parallel: false, ..AttentionOptions::new(shape()) };
     let policy = ThresholdPolicy::Uniform(THETA);
     let config =
         HybridConfig { skip_margin: Some(SkipMargin::Fixed(3.0)), ..HybridConfig::new(policy.clone()) };

@@ -253,7 +253,7 @@ fn reference(inputs: &Inputs, place: Place, tokens: Range<usize>) -> anyhow::Res
     let dims = [tokens.len(), inputs.shape.heads(), inputs.shape.head_dim()];
     let mut out = vec![0.0; dims.iter().product()];
     let (k, v) = (layer.k(0..tokens.end), layer.v(0..tokens.end));
-    let options = AttentionOptions::new(inputs.shape)?;
+    let options = AttentionOptions::new(inputs.shape);
     attend_dense(&options, layer.q(tokens), k, v, HeadsViewMut::new(&mut out, dims)?)?;
     Ok(out)
 }
@@ -270,7 +270,7 @@ mod tests {
     use std::cell::RefCell;
     use std::rc::Rc;
 
-    use deltallm::SimdLevel;
+    use deltallm::Isa;
 
     use super::*;
     use crate::inputs::synthetic;
@@ -317,7 +317,7 @@ mod tests {
             tolerance: Some(0.1),
             compared: true,
         });
-        let peak = Peak::new(SimdLevel::best(), 1);
+        let peak = Peak::new(Isa::best(), 1);
         let results = measure(&mut subjects, &inputs, plan, &peak, &mut |_| ());
         drop(subjects);
         (results, calls.take())

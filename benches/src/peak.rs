@@ -1,10 +1,9 @@
-//! The largest rate of f32 multiply-adds that this machine reaches, at one SIMD level.
+//! The largest rate of f32 multiply-adds that this machine reaches, with one instruction set.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use deltallm::SimdLevel;
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 /// Independent chains: more than latency times throughput of any CPU asks for, and no more than its registers hold.
 const CHAINS: usize = 12;
@@ -16,24 +15,14 @@ const TIME: Duration = Duration::from_millis(10);
 /// Measures the peak, again and again as the machine's speed wanders.
 #[derive(Debug, Clone, Copy)]
 pub struct Peak {
-    level: Level,
+    isa: Isa,
     threads: usize,
 }
 
 impl Peak {
     /// The peak of `threads` threads of the global rayon pool.
-    pub fn new(level: SimdLevel, threads: usize) -> Self {
-        let detected = Level::new();
-        let level = match level.name() {
-            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            "avx512" => detected.as_avx512().map(|token| token.level()),
-            #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-            "avx2" => detected.as_avx2().map(|token| token.level()),
-            #[cfg(target_arch = "aarch64")]
-            "neon" => detected.as_neon().map(|token| token.level()),
-            _ => None,
-        };
-        Self { level: level.unwrap_or_else(Level::fallback), threads }
+    pub fn new(isa: Isa, threads: usize) -> Self {
+        Self { isa, threads }
     }
 
     /// Multiply-adds in a second, all threads together, each at its own pace.
@@ -47,7 +36,7 @@ impl Peak {
     fn one_thread(&self) -> f64 {
         let (start, mut done) = (Instant::now(), 0);
         loop {
-            done += dispatch!(self.level, simd => burst(simd));
+            done += dispatch!(self.isa, simd => burst(simd));
             let elapsed = start.elapsed();
             if elapsed >= TIME {
                 return done as f64 / elapsed.as_secs_f64();
@@ -76,9 +65,9 @@ mod tests {
 
     #[test]
     fn every_level_has_a_peak() {
-        for level in SimdLevel::available() {
-            let peak = Peak::new(level, 1).measure();
-            assert!(peak > 1e8, "{level}: {peak}");
+        for isa in Isa::available() {
+            let peak = Peak::new(isa, 1).measure();
+            assert!(peak > 1e8, "{isa}: {peak}");
         }
     }
 }

@@ -153,14 +153,15 @@ impl KernelArgs {
         let options = AttentionOptions {
             store: self.kv,
             precision: self.precision,
-            ..AttentionOptions::new(model.attention_shape())?
+            isa: model.isa(),
+            ..AttentionOptions::new(model.attention_shape())
         };
-        let simd = options.simd;
+        let isa = options.isa;
         let precisions = [Precision::F32, Precision::Bf16, Precision::Int16];
-        let possible = precisions.into_iter().filter(|precision| simd.multiplies(*precision));
+        let possible = precisions.into_iter().filter(|precision| precision.is_multiplied_by(isa));
         anyhow::ensure!(
-            simd.multiplies(self.precision),
-            "--precision: expected one that {simd} has instructions for ({}), got {}",
+            self.precision.is_multiplied_by(isa),
+            "--precision: expected one that {isa} has instructions for ({}), got {}",
             possible.map(|precision| precision.to_string()).collect::<Vec<_>>().join(", "),
             self.precision
         );

@@ -194,7 +194,7 @@ impl KernelChoice {
             precision: Some(self.options.precision)
                 .filter(|precision| *precision != Precision::F32)
                 .map(|precision| precision.to_string()),
-            simd: self.options.simd.to_string(),
+            simd: self.options.isa.to_string(),
         }
     }
 }

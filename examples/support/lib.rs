@@ -4,7 +4,7 @@
 //! - [`MemoryArgs`]: bytes for the caches, and what to do when they are used up.
 //! - [`ModelArgs`], [`LoadedModel`]: a model with its tokenizer, from a file or one that is embedded here.
 //! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
-//! - [`report`]: the pictures of the program of that name.
+//! - [`report`]: the pictures of the program of that name; [`pictures`]: those of the documentation.
 //! - [`Setup`], [`read_dataset`], [`Summary`]: the tasks of `evaluate`.
 //! - [`Engine`], [`EmbedArgs`]: other engines, with our attention in them and without.
 //! - [`CommonArgs`], [`main_with`]: threads and JSON, and how a program ends.
@@ -12,6 +12,7 @@
 mod calibration;
 mod common;
 mod digest;
+mod drawing;
 mod engines;
 mod generation;
 mod held_out;
@@ -24,6 +25,7 @@ mod model;
 mod one_by_one;
 mod output;
 mod perplexity;
+pub mod pictures;
 mod prefill_only;
 mod profile;
 mod progress;

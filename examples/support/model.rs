@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
+use deltallm::Isa;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
 use serde::Serialize;
 
@@ -92,7 +93,7 @@ impl LoadedModel {
             (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
             (None, path) => ModelFile::open(path.unwrap_or(Path::new(""))).map_err(with_advice)?,
         };
-        let file = file.with_linear_form(form);
+        let file = file.with_linear_form(form).with_isa(Isa::from_env()?);
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
         let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;
@@ -124,6 +125,21 @@ impl LoadedModel {
         let prompt = ChatTemplate::new(source, &bos, &eos)?.render(&[message], true)?;
         // The template has written the special tokens.
         self.checked(self.tokenizer.encode_prompt(&prompt, false)?)
+    }
+
+    /// Tokens of the windows that a text is cut into: those of `--context`, or 1024, or as many as the model takes. `least` is
+    /// so many that some are beyond window and sinks.
+    ///
+    /// # Errors
+    /// For a `--context` below `least` or above what the model takes.
+    pub fn window_tokens(&self, context: Option<usize>, least: usize) -> anyhow::Result<usize> {
+        let most = self.graph.config().context_length;
+        let context = context.unwrap_or(most.min(1024));
+        anyhow::ensure!(
+            (least..=most).contains(&context),
+            "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
+        );
+        Ok(context)
     }
 
     fn checked(&self, tokens: Vec<u32>) -> anyhow::Result<Vec<u32>> {

@@ -108,7 +108,7 @@ impl AttentionKernel for PrefillOnly {
 mod tests {
     use super::*;
     use deltallm::{
-        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KvStore, MemoryBudget,
+        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget,
         ThresholdPolicy, Window,
     };
     use ndarray::{Array3, Axis, s};
@@ -116,8 +116,12 @@ mod tests {
     const TOKENS: usize = 24;
 
     fn options() -> AttentionOptions {
-        let options = AttentionOptions::new(AttentionShape::new(4, 2, 8).unwrap()).unwrap();
-        AttentionOptions { store: KvStore::F32, ..options }
+        let shape = AttentionShape::new(4, 2, 8).unwrap();
+        AttentionOptions {
+            isa: Isa::from_env().unwrap(),
+            store: KvStore::F32,
+            ..AttentionOptions::new(shape)
+        }
     }
 
     fn hybrid_config() -> HybridConfig {

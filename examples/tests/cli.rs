@@ -211,7 +211,13 @@ fn a_profile_edited_by_hand_is_refused() {
         ("negative.json", "\"thresholds\":[", "\"thresholds\":[-1,", "thresholds of a layer"),
         ("short.json", "\"kv_heads\":2", "\"kv_heads\":1", "thresholds of a layer"),
         ("nan.json", "\"thresholds\":[", "\"thresholds\":[NaN,", "calibrate has written"),
-        ("old.json", "\"version\":2", "\"version\":1", "version = 2, got 1"),
+        // As version 2 wrote it, with a field that version 3 does not have.
+        (
+            "old.json",
+            "\"version\":3,",
+            "\"version\":2,\"rule\":{},",
+            "version 3, got version 2: make a new one with `calibrate`",
+        ),
         ("torn.json", "\"layers\"", "", "calibrate has written"),
     ] {
         assert_refused("generate", &["--profile", &edit(name, from, to)], &[part]);

@@ -8,7 +8,7 @@ mod program;
 
 use deltallm::models::Session;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention, Isa,
 };
 use deltallm_examples::LoadedModel;
 use ndarray::{Array3, Axis, concatenate, s};
@@ -17,7 +17,8 @@ use program::Streaming;
 const SINKS: usize = 2;
 
 fn options() -> AttentionOptions {
-    AttentionOptions::new(AttentionShape::new(4, 2, 8).unwrap()).unwrap()
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
 }
 
 fn streaming(window: usize) -> Streaming {
@@ -129,7 +130,8 @@ fn a_refused_call_leaves_everything_as_it_was() {
 #[test]
 fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
     let model = LoadedModel::open(None).unwrap();
-    let options = AttentionOptions::new(model.graph.attention_shape()).unwrap();
+    let shape = model.graph.attention_shape();
+    let options = AttentionOptions { isa: model.graph.isa(), ..AttentionOptions::new(shape) };
     let own =
         |_| Ok(Box::new(Streaming { options: options.clone(), sinks: 0, window: 1024, rows: vec![] }) as _);
     let dense = |_| Ok(Box::new(DenseAttention::new(&options)?) as _);

@@ -1,4 +1,4 @@
-//! Hybrid attention through a sequence of calls, cuts and failures, at every SIMD level, against the f64 reference.
+//! Hybrid attention through a sequence of calls, cuts and failures, with every instruction set, against the f64 reference.
 //!
 //! An input is a header that says what kernel, and then two bytes for each step. What the reference cannot say (conversions of the
 //! cache, 16-bit products, exact keys that a cut has lost) is compared with weaker bounds: see [`Expected`].
@@ -6,7 +6,7 @@
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, KvStore, MemoryBudget, Precision, SimdLevel, SkipMargin, ThresholdPolicy,
+    HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
     Window, query_tile,
     reference::{Method, attention},
 };
@@ -103,16 +103,16 @@ impl Setting {
         if self.shape.heads() * self.shape.head_dim() <= 64 { 136 } else { 80 }
     }
 
-    fn options(&self, simd: SimdLevel) -> AttentionOptions {
+    fn options(&self, isa: Isa) -> AttentionOptions {
         let budget = self.budget.map_or_else(MemoryBudget::unlimited, MemoryBudget::new);
         AttentionOptions {
-            simd,
+            isa,
             budget,
             store: self.store,
             softcap: self.softcap,
             precision: self.precision,
             parallel: false,
-            ..AttentionOptions::new(self.shape).expect("a SIMD level")
+            ..AttentionOptions::new(self.shape)
         }
     }
 }
@@ -164,13 +164,13 @@ struct Call {
     expected: Expected,
     /// Keys before this one may no longer be held exactly.
     exact_from: usize,
-    /// The answer at every level.
+    /// The answer of every instruction set.
     out: Vec<Vec<f32>>,
 }
 
 struct Run<'a> {
     setting: &'a Setting,
-    levels: Vec<SimdLevel>,
+    isas: Vec<Isa>,
     kernels: Vec<HybridAttention>,
     budgets: Vec<MemoryBudget>,
     /// Inputs of the tokens in the cache.
@@ -189,14 +189,14 @@ struct Run<'a> {
 
 impl<'a> Run<'a> {
     fn new(setting: &'a Setting) -> Self {
-        let levels = SimdLevel::available();
-        let options: Vec<_> = levels.iter().map(|simd| setting.options(*simd)).collect();
+        let isas = Isa::available();
+        let options: Vec<_> = isas.iter().map(|isa| setting.options(*isa)).collect();
         let kernel = |options| HybridAttention::new(options, &setting.config).expect("a valid setting");
         Self {
             setting,
             kernels: options.iter().map(kernel).collect(),
             budgets: options.iter().map(|options| options.budget.clone()).collect(),
-            levels,
+            isas,
             q: Vec::new(),
             k: Vec::new(),
             v: Vec::new(),
@@ -286,7 +286,7 @@ impl<'a> Run<'a> {
                 Err(other) => panic!("{other}"),
             }
         }
-        assert!(failed == 0 || failed == answers.len(), "levels disagree: {answers:?}");
+        assert!(failed == 0 || failed == answers.len(), "instruction sets disagree: {answers:?}");
         let Ok(out) = answers.into_iter().collect::<std::result::Result<Vec<_>, _>>() else { return };
 
         let [q, k, v] = inputs;
@@ -392,10 +392,10 @@ impl<'a> Run<'a> {
     /// Whatever is rounded: an answer is a mean of values.
     fn check_bounds(&self, out: &[Vec<f32>]) {
         let most = largest(&self.v);
-        for (level, out) in self.levels.iter().zip(out) {
+        for (isa, out) in self.isas.iter().zip(out) {
             // Four bits with a scale that is rounded up reach a little further than the number itself.
             let right = out.iter().all(|x| x.abs() <= most * 1.02 + f32::MIN_POSITIVE);
-            assert!(right, "{level}: beyond the largest value {most}");
+            assert!(right, "{isa}: beyond the largest value {most}");
         }
     }
 
@@ -501,13 +501,13 @@ impl<'a> Run<'a> {
             if self.exact_start(call, m) < call.exact_from {
                 continue;
             }
-            for (level, out) in self.levels.iter().zip(&call.out) {
+            for (isa, out) in self.isas.iter().zip(&call.out) {
                 let got = &out[(m - call.first) * row..][..row];
                 for (got, expected) in got.iter().zip(&expected[m * row..]) {
                     let off = (f64::from(*got) - expected).abs();
                     assert!(
                         off <= tolerance,
-                        "{level}, query {m} of {}..{}: {got} instead of {expected}, off by {off:e} > {tolerance:e}\n{:?}\n{:?}",
+                        "{isa}, query {m} of {}..{}: {got} instead of {expected}, off by {off:e} > {tolerance:e}\n{:?}\n{:?}",
                         call.first,
                         call.end,
                         call.expected,

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use deltallm::SimdLevel;
+use deltallm::Isa;
 use deltallm_benches::machine;
 use deltallm_benches::model::args::Args;
 use deltallm_benches::model::candle::Candle;
@@ -48,7 +48,7 @@ fn time(args: &Args) -> anyhow::Result<()> {
         model: model.name.clone(),
         cpu: machine::cpu(),
         date: machine::date(),
-        level: SimdLevel::from_env()?.to_string(),
+        level: Isa::from_env()?.to_string(),
         threads: args.threads.into(),
         decode_tokens: args.decode_tokens.into(),
         repetitions: args.repetitions.into(),

@@ -4,12 +4,12 @@ use std::hint::black_box;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use deltallm::SimdLevel;
+use deltallm::Isa;
 use deltallm::models::quant::TensorType;
-use deltallm::models::{ByteKernel, Matrix, QuantisedLinear, TernaryError, TernaryLinear};
+use deltallm::models::{ByteKernel, HalfLinear, Matrix, QuantisedLinear, TernaryError, TernaryLinear};
 use deltallm_benches::{machine, timing::Summary, timing::rotated};
 use deltallm_examples::{main_with, print_json};
-use fearless_simd::{Level, dispatch, prelude::*};
+use deltallm_simd::{dispatch, fearless_simd::prelude::*};
 use half::bf16;
 use ndarray::Array2;
 use rayon::prelude::*;
@@ -108,24 +108,24 @@ fn main() -> ExitCode {
 }
 
 fn run(args: Args) -> anyhow::Result<()> {
-    let (threads, level) = (usize::from(args.threads), SimdLevel::from_env()?);
+    let (threads, isa) = (usize::from(args.threads), Isa::from_env()?);
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global()?;
     let (cpu, date) = (machine::cpu(), machine::date());
-    println!("{cpu}; {date}; level {level}, {threads} threads");
+    println!("{cpu}; {date}; level {isa}, {threads} threads");
     println!(
         "{:<8} {:>12} {:>6}  {:<12} {:>9} {:>7} {:>7} {:>7} {:>9}",
         "weights", "shape", "tokens", "variant", "ms", "ratio", "GB/s", "share", "G/s"
     );
     let kernels: Vec<_> =
         ByteKernel::available().into_iter().filter(|kernel| kernel.name() != "scalar").collect();
-    let mut report = Report { cpu, date, level: level.to_string(), threads, rows: Vec::new() };
+    let mut report = Report { cpu, date, level: isa.to_string(), threads, rows: Vec::new() };
     let (rounds, tokens) = (usize::from(args.repetitions), args.tokens as usize);
     let mut matrices = Vec::new();
     for weights in args.weights {
         weights.matrices(&mut matrices)?;
     }
     for (name, matrix) in matrices {
-        let one = one_token(&name, &matrix, &kernels, args.megabytes as usize * 1_000_000, rounds);
+        let one = one_token(isa, &name, &matrix, &kernels, args.megabytes as usize * 1_000_000, rounds);
         for row in one.into_iter().chain(many_tokens(&name, &matrix, &kernels, tokens, rounds)) {
             print(&row);
             report.rows.push(row);
@@ -195,11 +195,18 @@ fn activations(tokens: usize, columns: usize) -> Array2<f32> {
     Array2::from_shape_fn((tokens, columns), |(token, column)| ((token * 31 + column * 7) as f32).sin())
 }
 
-fn one_token(name: &str, matrix: &Matrix, kernels: &[ByteKernel], bytes: usize, rounds: usize) -> Vec<Row> {
+fn one_token(
+    isa: Isa,
+    name: &str,
+    matrix: &Matrix,
+    kernels: &[ByteKernel],
+    bytes: usize,
+    rounds: usize,
+) -> Vec<Row> {
     let (rows, columns) = matrix.dim();
     let x = activations(1, columns);
     let copies = bytes.div_ceil(matrix.bytes());
-    let halves = Matrix::Bf16(unpacked(matrix).mapv(bf16::from_f32));
+    let halves = Matrix::Bf16(HalfLinear::new(unpacked(matrix).mapv(bf16::from_f32)).with_isa(isa));
     let halves = vec![halves; bytes.div_ceil(rows * columns * 2)];
     let plain = vec![1_u32; bytes / 4];
     let mut subjects = vec![
@@ -287,10 +294,9 @@ fn measure(subjects: &[Subject], rounds: usize) -> Vec<Summary> {
 
 /// Reads memory with all threads.
 fn read(memory: &[u32]) {
-    let level = Level::new();
     let share = memory.len().div_ceil(rayon::current_num_threads());
     memory.par_chunks(share).for_each(|memory| {
-        black_box(dispatch!(level, simd => sum(simd, memory)));
+        black_box(dispatch!(Isa::best(), simd => sum(simd, memory)));
     });
 }
 

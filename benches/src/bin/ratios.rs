@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use deltallm::{AttentionOptions, SimdLevel};
+use deltallm::{AttentionOptions, Isa};
 use deltallm_benches::args::{Args, CANDLE};
 use deltallm_benches::measure::Plan;
 use deltallm_benches::peak::Peak;
@@ -21,14 +21,14 @@ fn main() -> ExitCode {
 
 fn run(args: Args) -> anyhow::Result<()> {
     restart_with(args.threads)?;
-    let (threads, level) = (usize::from(args.threads), SimdLevel::from_env()?);
+    let (threads, isa) = (usize::from(args.threads), Isa::from_env()?);
     let mut torch = args.torch.as_deref().map(|python| Torch::start(python, threads)).transpose()?;
     let inputs = args.inputs()?;
     let mut report = Report {
         rows: Vec::new(),
         cpu: machine::cpu(),
         date: machine::date(),
-        level: level.to_string(),
+        level: isa.to_string(),
         threads,
         settings: inputs.description.clone(),
         layers: inputs.layers(),
@@ -46,9 +46,9 @@ fn run(args: Args) -> anyhow::Result<()> {
             let mut subjects = subjects(&args, &inputs, &plan, torch.as_mut(), &mut report.notes)?;
             let mut progress = Progress::new("timing");
             let mut step = |round| progress.update(round + 1, plan.repetitions + 1);
-            let results = measure(&mut subjects, &inputs, &plan, &Peak::new(level, threads), &mut step)?;
+            let results = measure(&mut subjects, &inputs, &plan, &Peak::new(isa, threads), &mut step)?;
             drop(progress);
-            let rows = rows(&inputs, &plan, &results, level.name(), threads);
+            let rows = rows(&inputs, &plan, &results, isa.name(), threads);
             rows.iter().for_each(|row| println!("{}", table::line(row)));
             if args.per_layer {
                 println!("{}", table::by_layer(&rows, baseline(phase)));
@@ -71,7 +71,11 @@ fn subjects<'a>(
     torch: Option<&'a mut Torch>,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject<'a>>> {
-    let options = AttentionOptions { parallel: args.threads > 1, ..AttentionOptions::new(inputs.shape)? };
+    let options = AttentionOptions {
+        isa: Isa::from_env()?,
+        parallel: args.threads > 1,
+        ..AttentionOptions::new(inputs.shape)
+    };
     let settings = inputs.settings_for(plan.phase, plan.n)?.into();
     let mut subjects = Vec::new();
     for variant in OURS {

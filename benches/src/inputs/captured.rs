@@ -54,7 +54,7 @@ pub fn capture(
 
 fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let shape = model.attention_shape();
-    let options = AttentionOptions::new(shape)?;
+    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(shape) };
     let layers = 0..model.config().layers;
     let mut kernels = layers.map(|_| DenseAttention::new(&options)).collect::<Result<Vec<_>, _>>()?;
     let mut captured = Vec::new();

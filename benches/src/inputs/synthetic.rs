@@ -177,7 +177,7 @@ fn skipped(layer: &Layer, config: &HybridConfig, margin: f32, n: usize) -> anyho
     let dims = [n, shape.group(), d];
     let mut out = vec![0.0; dims.iter().product()];
     let stats = attend_hybrid(
-        &AttentionOptions::new(AttentionShape::new(shape.group(), 1, d)?)?,
+        &AttentionOptions::new(AttentionShape::new(shape.group(), 1, d)?),
         &config,
         HeadsView::strided(&layer.q, dims, shape.heads() * d, d)?,
         HeadsView::strided(&layer.k, [n, 1, d], row, d)?,
@@ -246,10 +246,10 @@ mod tests {
         for phase in [Phase::Prefill, Phase::Decode] {
             let plan = Plan { phase, n: 700, repetitions: 1, steps: 8 };
             let hybrid = OURS.iter().find(|variant| variant.name == "hybrid-f32").unwrap();
-            let options = AttentionOptions::new(inputs.shape).unwrap();
+            let options = AttentionOptions::new(inputs.shape);
             let settings = inputs.settings_for(phase, plan.n).unwrap().into();
             let mut subjects = [hybrid.subject(&inputs, &options, &plan, &settings).unwrap()];
-            let peak = Peak::new(deltallm::SimdLevel::best(), 1);
+            let peak = Peak::new(deltallm::Isa::best(), 1);
             let results = measure(&mut subjects, &inputs, &plan, &peak, &mut |_| ()).unwrap();
             let got = results.subjects[0].counts.unwrap().sparsity.values_skipped();
             assert!((got - 0.6).abs() < 0.1, "{phase}: {got}");

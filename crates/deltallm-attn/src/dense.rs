@@ -7,8 +7,8 @@ use deltallm_core::{
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
-    forward::attend,
-    tile::{HeadRows, Keys, Phase, Phases, Rows},
+    attend::attend,
+    segment::{HeadRows, Keys, Rows, Segment, Segments},
     window::{Part, Split, WindowState},
 };
 
@@ -144,8 +144,8 @@ impl AttentionKernel for DenseAttention {
         let cached = self.len();
         let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
-            let phases = |head: usize| exact_phase(&self.keys[head].rows, &self.values[head].rows);
-            attend(&self.options, &q, first, &ALL, &phases, out, &mut self.counts)
+            let segments = |head: usize| exact_segment(&self.keys[head].rows, &self.values[head].rows);
+            attend(&self.options, &q, first, &ALL, &segments, out, &mut self.counts)
         });
         if result.is_err() {
             self.roll_back(cached);
@@ -232,12 +232,12 @@ pub fn attend_dense(
     let rows = |view| (0..options.shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
     let (keys, values) = (rows(k), rows(v));
     let mut counts = vec![HeadSparsity::default(); options.shape.kv_heads()];
-    attend(options, &q, first, &ALL, &|head| exact_phase(&keys[head], &values[head]), out, &mut counts)
+    attend(options, &q, first, &ALL, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
 }
 
 /// All keys are one part; window and sinks play no role.
 const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0 };
 
-fn exact_phase<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Phases<'a> {
-    Phases::One([Phase { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])
+fn exact_segment<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Segments<'a> {
+    Segments::One([Segment { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])
 }

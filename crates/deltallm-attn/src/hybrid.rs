@@ -7,10 +7,10 @@ use deltallm_core::{
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
+    attend::attend,
     cache::{ExactRows, FarKeys, HybridHead},
-    forward::attend,
     query_tile,
-    tile::{Keys, Phase, Phases},
+    segment::{Keys, Segment, Segments},
     window::{Part, Split, WindowState},
 };
 
@@ -231,24 +231,24 @@ impl HybridAttention {
     fn attend(&mut self, q: &HeadsView, first: usize, out: HeadsViewMut) -> Result<(), AttentionError> {
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
         let split = Split { window: self.state, exact_from, sinks: self.sinks };
-        let phases = |head: usize| {
+        let segments = |head: usize| {
             let head = &self.heads[head];
             let keys = match &head.keys {
-                FarKeys::Delta(matrix) => Keys::Delta(matrix),
+                FarKeys::Delta(matrix) => Keys::Deltas(matrix),
                 FarKeys::Int8(rows) => Keys::Rows(rows),
             };
-            let far = Phase { keys, values: &head.values, part: Part::Far, skip_margin: None };
+            let far = Segment { keys, values: &head.values, part: Part::Far, skip_margin: None };
             if self.window.is_none() {
-                return Phases::One([far]);
+                return Segments::One([far]);
             }
-            // The exact phases come first: they fix the scores that a far value has to come near to.
-            Phases::Three([
-                exact_phase(&head.sinks, &head.values, Part::Sinks),
-                exact_phase(&head.tail, &head.values, Part::Window),
-                Phase { skip_margin: self.skip_margin, ..far },
+            // The exact segments come first: they fix the scores that a far value has to come near to.
+            Segments::Three([
+                exact_segment(&head.sinks, &head.values, Part::Sinks),
+                exact_segment(&head.tail, &head.values, Part::Window),
+                Segment { skip_margin: self.skip_margin, ..far },
             ])
         };
-        attend(&self.options, q, first, &split, &phases, out, &mut self.counts)
+        attend(&self.options, q, first, &split, &segments, out, &mut self.counts)
     }
 
     /// Fixes the window for the tokens `first..end` and returns the one before, should it have to come back.
@@ -301,9 +301,9 @@ impl HybridAttention {
 }
 
 /// Window or sinks; `values` are those of all tokens.
-fn exact_phase<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Phase<'a> {
+fn exact_segment<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Segment<'a> {
     let values = rows.values.as_ref().unwrap_or(values);
-    Phase { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
+    Segment { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
 }
 
 impl AttentionKernel for HybridAttention {

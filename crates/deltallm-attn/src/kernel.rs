@@ -118,7 +118,7 @@ pub trait AttentionKernel: Send {
 ///     }
 /// }
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?)?;
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
 /// let mut kernel = Counting(DenseAttention::new(&options)?, 0);
 /// let (q, k) = (vec![1.0; 4 * 8], vec![1.0; 2 * 8]);
 /// let (q, k) = (HeadsView::new(&q, [1, 4, 8])?, HeadsView::new(&k, [1, 2, 8])?);

@@ -7,7 +7,7 @@ use std::ops::Range;
 use deltallm_core::KvStore;
 use half::f16;
 
-use crate::{AttentionShape, HeadsView, SkipMargin, Window, window::WindowState};
+use crate::{AttentionShape, HeadsView, SkipMargin, Window};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
@@ -245,5 +245,19 @@ fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.window else { return method.thresholds.is_none() };
     method.thresholds.is_none()
         || t < method.sinks
-        || t >= WindowState::new(window, method.prompt_end).whole_until(method.whole_until).start(m)
+        || m < method.whole_until
+        || in_window(method, window, m, t)
+}
+
+/// Whether key `t <= m` is in the window of query `m`.
+fn in_window(method: &Method, window: Window, m: usize, t: usize) -> bool {
+    let latest = |keys: usize| m - t < keys;
+    match window {
+        Window::Sliding(keys) => latest(keys),
+        Window::Block { scale } => {
+            let block = ((f64::from(scale) * method.prompt_end as f64).round() as usize).max(1);
+            // Within the prompt query and key are in the same block; after it the latest keys, as many as a block has.
+            if m < method.prompt_end { m / block == t / block } else { latest(block) }
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! The input of linear maps.
 
+use deltallm_simd::weight_order::WeightOrder;
 use ndarray::ArrayView2;
 
 use crate::{quantised, ternary};
@@ -12,9 +13,10 @@ pub(crate) struct Inputs<'a> {
     pub(crate) rounded: &'a mut Rounded,
 }
 
-/// Memory for rounded inputs.
+/// Memory for rounded inputs, and how the weights that meet them are read.
 #[derive(Debug, Default)]
 pub(crate) struct Rounded {
+    pub(crate) order: WeightOrder,
     pub(crate) ternary: ternary::Activations,
     pub(crate) quantised: quantised::Activations,
 }

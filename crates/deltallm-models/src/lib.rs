@@ -20,6 +20,7 @@ mod config;
 mod error;
 #[cfg(feature = "gguf")]
 pub mod gguf;
+mod halves;
 mod inputs;
 mod json;
 mod kernels;
@@ -39,8 +40,9 @@ mod workspace;
 
 pub use chat::{ChatError, ChatMessage, ChatTemplate};
 pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
+pub use deltallm_simd::dot::ByteKernel;
 pub use error::ModelError;
-pub use kernels::ByteKernel;
+pub use halves::HalfLinear;
 pub use mmap::Bytes;
 pub use model::{AttentionInput, LogitRows, Model, Sequence};
 pub use quantised::{QuantisedError, QuantisedLinear};

@@ -2,21 +2,24 @@
 
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
+use deltallm_simd::{
+    Isa,
+    tuning::{AWAKE_TOKENS, LEAST_WORK},
+    weight_order::OrderTrial,
+};
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
 
 use crate::{
     ModelConfig, ModelError, ModelFile, ModelWeights,
     inputs::Inputs,
-    kernels::{LEAST_WORK, with_threads_awake},
+    kernels::with_threads_awake,
     layers::{Rope, add, gated_mlp, rms_norm, rms_norm_in_place},
     workspace::Workspace,
 };
-
-/// Tokens of a call whose products are so short that threads should wait for the next one awake.
-const FEW_TOKENS: usize = 16;
 
 /// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
 ///
@@ -28,6 +31,9 @@ pub struct Model {
     weights: ModelWeights,
     rope: Rope,
     shape: AttentionShape,
+    isa: Isa,
+    /// Finds the order in which weights are asked for.
+    order: OrderTrial,
     /// As many as there were calls at the same time.
     workspaces: Mutex<Vec<Workspace>>,
 }
@@ -84,7 +90,8 @@ pub struct AttentionInput<'a> {
 }
 
 impl Model {
-    /// Reads a model's weights. `progress` is told the steps done and their total.
+    /// Reads a model's weights. `progress` is told the steps done and their total. The model computes with the instruction set of
+    /// [the file](ModelFile::with_isa).
     ///
     /// # Errors
     /// [`ModelError`] for parameters or weights that are missing, inconsistent or not finite.
@@ -93,12 +100,25 @@ impl Model {
         let weights = ModelWeights::load(file, &config, progress)?;
         let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
         let rope = Rope::new(config.rope.frequencies(config.head_dim));
-        Ok(Self { config, weights, rope, shape, workspaces: Mutex::default() })
+        Ok(Self {
+            config,
+            weights,
+            rope,
+            shape,
+            isa: file.isa(),
+            order: OrderTrial::default(),
+            workspaces: Mutex::default(),
+        })
     }
 
     /// The model's parameters.
     pub fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    /// The instruction set that it computes with.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// The model's weights.
@@ -170,12 +190,21 @@ impl Model {
         let mut workspace = self.workspaces().pop().unwrap_or_default();
         workspace.positions.clear();
         workspace.positions.extend(batch.iter().map(|sequence| position(sequence.kernels)));
-        let small_steps = total_tokens(batch) <= FEW_TOKENS && self.has_shared_steps();
+        let order = self.order.order();
+        workspace.rounded.order = order;
+        // One token is a pass over all weights.
+        let start = (self.order.is_open() && total_tokens(batch) == 1).then(Instant::now);
+        let small_steps = total_tokens(batch) <= AWAKE_TOKENS && self.has_shared_steps();
         let mut pass = || {
             self.decoder(batch, observer, &mut workspace)?;
             Ok(self.head(batch, &mut workspace))
         };
         let logits = if small_steps { with_threads_awake(pass) } else { pass() };
+        if let (Some(start), Ok(logits)) = (start, &logits)
+            && !logits.is_empty()
+        {
+            self.order.add(order, start.elapsed());
+        }
         if logits.is_err() {
             // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
             for (sequence, position) in batch.iter_mut().zip(&workspace.positions) {
@@ -267,7 +296,14 @@ impl Model {
             add(x.view_mut(), &update.array(stream).view());
             let mut input = normed.array(stream);
             rms_norm(&x.view(), &layer.mlp_norm, norm_eps, input.view_mut());
-            gated_mlp(&self.config, layer, &input.view(), (gate, up, rounded), update.array(stream));
+            gated_mlp(
+                self.isa,
+                &self.config,
+                layer,
+                &input.view(),
+                (gate, up, rounded),
+                update.array(stream),
+            );
             add(x.view_mut(), &update.array(stream).view());
         }
         Ok(())

@@ -18,7 +18,7 @@ use crate::{LogitRows, Model, ModelError, Sequence};
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
 /// let model = Model::load(&file, &mut |done, total| println!("{done} of {total}"))?;
-/// let options = AttentionOptions::new(model.attention_shape())?;
+/// let options = AttentionOptions::new(model.attention_shape());
 /// let mut session = Session::new(&model, |layer| {
 ///     let config = HybridConfig { layer, ..HybridConfig::new(ThresholdPolicy::Uniform(0.6)) };
 ///     Ok(Box::new(HybridAttention::new(&options, &config)?))
@@ -101,7 +101,7 @@ impl<'m> Session<'m> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
     /// # let model = Model::load(&file, &mut |_, _| {})?;
     /// let budget = MemoryBudget::new(80_000);
-    /// let options = AttentionOptions { budget: budget.clone(), ..AttentionOptions::new(model.attention_shape())? };
+    /// let options = AttentionOptions { budget: budget.clone(), ..AttentionOptions::new(model.attention_shape()) };
     /// let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
     /// session.limit_memory(budget.clone(), AtLimit::NarrowStore);
     /// session.prefill(&[1; 70], &mut |_| {})?; // two pages a layer: in f32 that would be twice the budget
@@ -177,7 +177,7 @@ impl<'m> Session<'m> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
     /// # let model = Model::load(&file, &mut |_, _| {})?;
-    /// let options = AttentionOptions::new(model.attention_shape())?;
+    /// let options = AttentionOptions::new(model.attention_shape());
     /// let session = || Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)));
     /// let (mut a, mut b) = (session()?, session()?);
     /// a.prefill(&[1, 2, 3], &mut |_| {})?;

@@ -14,6 +14,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use ::half::{bf16, f16};
+use deltallm_simd::Isa;
 pub use layers::{LayerWeights, ModelWeights};
 pub use linear::{Linear, LinearForm};
 pub use matrix::Matrix;
@@ -55,6 +56,7 @@ pub struct ModelFile {
     path: PathBuf,
     source: Source,
     form: LinearForm,
+    isa: Isa,
 }
 
 #[derive(Debug)]
@@ -85,7 +87,7 @@ impl ModelFile {
         #[cfg(feature = "safetensors")]
         if path.is_dir() {
             let source = Source::Safetensors(SafetensorsModel::open_directory(path)?);
-            return Ok(Self { path: path.to_owned(), source, form: LinearForm::default() });
+            return Ok(Self::new(path.to_owned(), source));
         }
         let start = first_bytes(path)?;
         #[cfg(feature = "gguf")]
@@ -95,9 +97,13 @@ impl ModelFile {
         #[cfg(feature = "safetensors")]
         if path.extension().is_some_and(|extension| extension == "safetensors") {
             let source = Source::Safetensors(SafetensorsModel::open_file(path)?);
-            return Ok(Self { path: path.to_owned(), source, form: LinearForm::default() });
+            return Ok(Self::new(path.to_owned(), source));
         }
         Err(ModelError::UnknownFormat { file: path.to_owned(), start })
+    }
+
+    fn new(path: PathBuf, source: Source) -> Self {
+        Self { path, source, form: LinearForm::default(), isa: Isa::best() }
     }
 
     /// Opens a GGUF file that is in memory, for example one that is part of the program. `name` stands for the file's
@@ -114,7 +120,7 @@ impl ModelFile {
     fn from_gguf(path: PathBuf, bytes: Bytes) -> Result<Self, ModelError> {
         let header =
             GgufFile::parse(&bytes).map_err(|source| ModelError::Gguf { file: path.clone(), source })?;
-        Ok(Self { path, source: Source::Gguf { header, bytes }, form: LinearForm::default() })
+        Ok(Self::new(path, Source::Gguf { header, bytes }))
     }
 
     /// The same file, whose quantised weights are to be held in that form. [`matrix`](Self::matrix) answers `f32` in any.
@@ -128,6 +134,26 @@ impl ModelFile {
     /// ```
     pub fn with_linear_form(self, form: LinearForm) -> Self {
         Self { form, ..self }
+    }
+
+    /// The same file, whose weights are to be multiplied with that instruction set; the best of this machine unless said
+    /// otherwise. Weights in `f32` are multiplied by the crate `gemm`, which chooses for itself.
+    ///
+    /// ```
+    /// use deltallm_attn::Isa;
+    /// use deltallm_models::{Model, ModelFile};
+    ///
+    /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// let model = Model::load(&file.with_isa(Isa::from_env()?), &mut |_, _| {})?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn with_isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
+    }
+
+    /// The instruction set that its weights are to be multiplied with.
+    pub fn isa(&self) -> Isa {
+        self.isa
     }
 
     /// The file or directory as it was given.

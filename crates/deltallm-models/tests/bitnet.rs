@@ -7,10 +7,9 @@ use std::path::Path;
 
 use common::bitnet::{Form, Masters};
 use common::files::fixture;
-use common::models::{argmax, dense_kernels};
+use common::models::{argmax, dense_kernels, load_model, options_for};
 use deltallm_attn::{
-    AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention, HybridConfig,
-    ThresholdPolicy, Window,
+    AttentionKernel, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
 };
 use deltallm_models::quant::TensorType;
 use deltallm_models::{Architecture, LogitRows, Matrix, Model, ModelFile, Sequence, Session};
@@ -36,7 +35,7 @@ fn golden(case: &str) -> Golden {
 }
 
 fn load(path: &Path) -> Model {
-    Model::load(&ModelFile::open(path).unwrap(), &mut |_, _| {}).unwrap()
+    load_model(ModelFile::open(path).unwrap()).unwrap()
 }
 
 fn model((case, seed): (&str, u64), test: &str, form: Form) -> Model {
@@ -170,7 +169,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
     for case in CASES {
         let (model, golden) = (model(case, "kernels", Form::Online), golden(case.0));
         let expected = logits(&model, &golden.tokens);
-        let options = AttentionOptions::new(model.attention_shape()).unwrap();
+        let options = options_for(&model);
         let hybrid = |window, theta| {
             let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
             Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
@@ -235,7 +234,7 @@ fn activations_beyond_the_range_of_f16_are_fine() {
                 writer.f32_tensor(&format!("blk.{index}.ffn_gate.scale"), &[1], &[gate.scale() * factor]);
         }
         let file = ModelFile::from_gguf_bytes("large gates", writer.finish()).unwrap();
-        logits(&Model::load(&file, &mut |_, _| {}).unwrap(), &golden(case).tokens)
+        logits(&load_model(file).unwrap(), &golden(case).tokens)
     });
     assert!(one.iter().all(|logit| logit.is_finite()));
     assert!(largest_difference(&one, &two) <= 1e-3 * spread(&one));
@@ -244,7 +243,7 @@ fn activations_beyond_the_range_of_f16_are_fine() {
 #[test]
 fn a_session_decodes_with_hybrid_attention() {
     let (model, golden) = (model(CASES[0], "session", Form::Gguf(TensorType::I2_S)), golden(CASES[0].0));
-    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let options = options_for(&model);
     let config =
         HybridConfig { window: Window::Sliding(8), ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
     let hybrid = |layer| {

@@ -2,7 +2,10 @@
 
 mod common;
 
-use common::{files::fixture, models::argmax};
+use common::{
+    files::fixture,
+    models::{argmax, load_model, options_for},
+};
 use deltallm_attn::{
     AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HeadsView,
     HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy,
@@ -16,15 +19,11 @@ const PROMPT: [u32; 5] = [3, 14, 15, 9, 26];
 
 fn model() -> Model {
     let file = ModelFile::open(fixture("llama").join("gqa3-d64-llama3")).unwrap();
-    Model::load(&file, &mut |_, _| {}).unwrap()
+    load_model(file).unwrap()
 }
 
 fn session<'m>(model: &'m Model, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
-    let options = AttentionOptions {
-        store,
-        budget: budget.clone(),
-        ..AttentionOptions::new(model.attention_shape()).unwrap()
-    };
+    let options = AttentionOptions { store, budget: budget.clone(), ..options_for(model) };
     let policy = ThresholdPolicy::Uniform(0.1);
     Session::new(model, |layer| {
         Ok(match kind {
@@ -229,7 +228,7 @@ impl AttentionKernel for Unplanned {
 fn a_kernel_that_does_not_know_its_growth_is_not_narrowed_in_silence() {
     let model = model();
     let budget = MemoryBudget::new(1 << 30);
-    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
     let mixed = |layer| -> Result<Box<dyn AttentionKernel>, AttentionError> {
         Ok(if layer == 0 { Box::new(DenseAttention::new(&options)?) } else { Box::new(Unplanned(0)) })
     };

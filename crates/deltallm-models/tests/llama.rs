@@ -4,7 +4,7 @@ mod common;
 
 use common::{
     files::fixture,
-    models::{argmax, dense_kernels},
+    models::{argmax, dense_kernels, load_model, options_for},
 };
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
@@ -30,7 +30,7 @@ fn golden(case: &str) -> Golden {
 
 fn load(file: &str) -> Model {
     let file = ModelFile::open(fixture("llama").join(file)).unwrap();
-    Model::load(&file, &mut |_, _| {}).unwrap()
+    load_model(file).unwrap()
 }
 
 /// Logits of the last tokens agree to 1e-4 of their largest magnitude, and greedy continuation is the same.
@@ -80,7 +80,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
         let (model, golden) = (load(case), golden(case));
         let expected = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::Last).unwrap();
         let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let options = AttentionOptions::new(model.attention_shape()).unwrap();
+        let options = options_for(&model);
         let hybrid = |window, theta| {
             let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
             Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
@@ -101,7 +101,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
 }
 
 fn session(model: &Model) -> Session<'_> {
-    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let options = options_for(model);
     Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap()
 }
 
@@ -182,10 +182,7 @@ fn an_exhausted_budget_leaves_every_layer_as_it_was() {
         session.footprint().total() / 2
     };
     let budget = MemoryBudget::new(one_layer + one_layer / 2);
-    let options = AttentionOptions {
-        budget: budget.clone(),
-        ..AttentionOptions::new(model.attention_shape()).unwrap()
-    };
+    let options = AttentionOptions { budget: budget.clone(), ..options_for(&model) };
     let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
     let error = session.prefill(&golden.tokens, &mut |_| {}).unwrap_err();
     match error {
@@ -231,8 +228,8 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
 #[test]
 fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
     let file = ModelFile::open("../../examples/assets/fairy-tales.gguf").unwrap();
-    let model = Model::load(&file, &mut |_, _| {}).unwrap();
-    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let model = load_model(file).unwrap();
+    let options = options_for(&model);
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
     // Prompts of different lengths, and kernels of different kinds.
     let sessions = || -> Vec<(Session, Vec<f32>)> {
@@ -270,7 +267,7 @@ fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
 #[test]
 fn sessions_that_cannot_decode_together_stay_where_they_are() {
     let (model, other) = (load("gqa3-d64-llama3"), load("gqa3-d64-llama3"));
-    let options = AttentionOptions::new(model.attention_shape()).unwrap();
+    let options = options_for(&model);
     let session = |model| Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
     let (mut a, mut b, mut c) = (session(&model), session(&model), session(&other));
     let wrong = Session::decode_together(&mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)]);
@@ -284,10 +281,7 @@ fn sessions_that_cannot_decode_together_stay_where_they_are() {
 #[test]
 fn a_failing_sequence_leaves_the_whole_batch_where_it_was() {
     let model = load("gqa3-d64-llama3");
-    let options = AttentionOptions {
-        budget: MemoryBudget::new(1),
-        ..AttentionOptions::new(model.attention_shape()).unwrap()
-    };
+    let options = AttentionOptions { budget: MemoryBudget::new(1), ..options_for(&model) };
     let starved = || Box::new(DenseAttention::new(&options).unwrap()) as Box<dyn AttentionKernel>;
     let (mut good, mut bad) = (dense_kernels(&model), dense_kernels(&model));
     *bad.last_mut().unwrap() = starved();

@@ -7,7 +7,7 @@ mod common;
 
 use common::{
     files::fixture,
-    models::{argmax, dense_kernels},
+    models::{argmax, dense_kernels, load_model},
 };
 use deltallm_models::{LinearForm, LogitRows, Model, ModelFile};
 use serde::Deserialize;
@@ -40,7 +40,7 @@ fn model(form: LinearForm) -> Option<Model> {
         return None;
     };
     let file = ModelFile::open(path).unwrap().with_linear_form(form);
-    Some(Model::load(&file, &mut |_, _| {}).unwrap())
+    Some(load_model(file).unwrap())
 }
 
 #[test]

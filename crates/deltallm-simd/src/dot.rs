@@ -11,6 +11,7 @@ use std::arch::x86_64::*;
 #[cfg(target_arch = "aarch64")]
 use std::arch::{aarch64::*, asm};
 
+use fearless_simd::Fallback;
 #[cfg(target_arch = "x86_64")]
 use fearless_simd::{Avx2, Avx512, i8x32, i8x64, i32x8, i32x16, kernel, prelude::*, u8x32, u8x64};
 #[cfg(target_arch = "aarch64")]
@@ -80,6 +81,23 @@ impl ByteKernel {
             #[cfg(target_arch = "aarch64")]
             Isa::Neon(neon) => DotProd::of(neon).map(Self::DotProd),
             _ => None,
+        }
+    }
+
+    /// The instruction set that it belongs to.
+    pub const fn isa(self) -> Isa {
+        match self {
+            Self::Scalar => Isa::Scalar(Fallback::new()),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => Isa::Avx2(avx2),
+            #[cfg(target_arch = "x86_64")]
+            Self::AvxVnni(avx_vnni) => Isa::Avx2(avx_vnni.avx2()),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(avx512) => Isa::Avx512(avx512),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(neon) => Isa::Neon(neon),
+            #[cfg(target_arch = "aarch64")]
+            Self::DotProd(dot_prod) => Isa::Neon(dot_prod.neon()),
         }
     }
 
@@ -218,6 +236,7 @@ mod tests {
         let kernels = ByteKernel::available();
         for isa in Isa::available() {
             assert!(kernels.contains(&ByteKernel::of(isa)), "{isa}");
+            assert_eq!(ByteKernel::of(isa).isa(), isa);
         }
         assert_eq!(ByteKernel::of(Isa::available()[0]).name(), "scalar");
         assert_eq!(Some(&ByteKernel::of(Isa::best())), kernels.last());

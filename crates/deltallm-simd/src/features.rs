@@ -23,7 +23,7 @@ impl AvxVnni {
 
     /// The instruction set.
     #[inline(always)]
-    pub fn avx2(self) -> Avx2 {
+    pub const fn avx2(self) -> Avx2 {
         self.0
     }
 
@@ -54,7 +54,7 @@ impl DotProd {
 
     /// The instruction set.
     #[inline(always)]
-    pub fn neon(self) -> Neon {
+    pub const fn neon(self) -> Neon {
         self.0
     }
 

@@ -40,6 +40,14 @@ pub const NEAR_BYTES: usize = 4096;
 /// Multiplications of a thread's share that are worth its hand-over. Xeon, 23 November 2026.
 pub const LEAST_WORK: usize = 1 << 17;
 
+/// Pages that weights are asked for in turn from, where that is the faster [order](crate::weight_order). A loop that only reads took 10
+/// GB/s in order, 12 to 14 with 4 pages, 13 to 15 with 8. Xeon, 23 November 2026.
+pub const PAGES_IN_TURN: usize = 8;
+
+/// Tokens that try each order of asking for weights: the shortest of so many passes is one that nothing disturbed. Xeon, 28 November
+/// 2026.
+pub const ORDER_TRIALS: usize = 8;
+
 /// Numbers that are worth sharing among threads in an operation that reads and writes each once. Xeon, 23 November 2026.
 pub const LEAST_NUMBERS: usize = 1 << 16;
 

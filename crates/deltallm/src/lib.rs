@@ -8,7 +8,7 @@
 //! use ndarray::Array3;
 //!
 //! // One object per layer: 9 query heads, 3 kv heads, 64 channels.
-//! let options = AttentionOptions::new(AttentionShape::new(9, 3, 64)?)?;
+//! let options = AttentionOptions::new(AttentionShape::new(9, 3, 64)?);
 //! let mut attention = HybridAttention::new(&options, &HybridConfig::new(ThresholdPolicy::Uniform(0.6)))?;
 //!
 //! // q after RoPE: [tokens, heads, head_dim]; k after RoPE and v: [tokens, kv_heads, head_dim].
@@ -31,7 +31,7 @@
 //! let (q, k, v) = (vec![0.1; tokens * heads * head_dim], vec![0.2; tokens * kv_heads * head_dim], vec![0.3; tokens * kv_heads * head_dim]);
 //! let mut out = vec![0.0; tokens * heads * head_dim];
 //!
-//! let options = AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim)?)?;
+//! let options = AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim)?);
 //! let mut attention = HybridAttention::new(&options, &HybridConfig::default())?;
 //! attention.forward_heads(
 //!     HeadsView::new(&q, [tokens, heads, head_dim])?,
@@ -65,8 +65,8 @@ pub use deltallm_models as models;
 
 pub use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KernelWrapper, LayerPlan,
-    PaperRule, Precision, SimdLevel, SkipMargin, Window, attend_dense, attend_hybrid,
+    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, IsaError, KernelWrapper,
+    LayerPlan, PaperRule, Precision, SkipMargin, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
     AtLimit, CachePlan, CoreError, ElementType, Footprint, KeyPlan, KvStore, MemoryBudget, ModelFingerprint,

@@ -11,7 +11,7 @@ const SHAPE: [usize; 3] = [8, 2, 64];
 fn attend(theta: f32, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<HybridAttention, AttentionError> {
     let [heads, kv_heads, head_dim] = SHAPE;
     let tokens = q.len() / (heads * head_dim);
-    let options = AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim)?)?;
+    let options = AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim)?);
     let config = HybridConfig::new(ThresholdPolicy::Uniform(theta));
     let mut attention = HybridAttention::new(&options, &config)?;
     attention.forward_heads(

@@ -9,10 +9,9 @@ use deltallm::{
 };
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, legend};
-use super::canvas::{Dash, Marker, PICTURE_SIZE, SeriesStyle, palette, png};
 use super::subject::{Captured, Cost, Subject};
 use crate::HeldOutText;
+use crate::drawing::{Axis, Dash, Marker, PICTURE_SIZE, Panel, SeriesStyle, legend, palette, png};
 
 /// Zero fractions that every rule is brought to.
 const ZERO_FRACTIONS: [f64; 5] = [0.35, 0.45, 0.55, 0.65, 0.75];

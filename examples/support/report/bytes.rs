@@ -3,11 +3,11 @@
 use deltallm::KvStore;
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, legend, step};
-use super::canvas::{
-    Align, Dash, LINE, Marker, PICTURE_SIZE, Place, SeriesStyle, TEXT, palette, png, text_width,
-};
 use super::subject::{Cost, Subject};
+use crate::drawing::{
+    Align, Axis, Dash, LINE, Marker, PICTURE_SIZE, Panel, Place, SeriesStyle, TEXT, legend, palette, png,
+    step, text_width,
+};
 use crate::{HeldOutText, KernelChoice, Measured};
 
 /// Stores that dense attention takes; hybrid attention takes all.

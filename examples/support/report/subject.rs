@@ -61,7 +61,7 @@ impl Cost {
 }
 
 /// Queries, keys and values of all layers, as dense attention gets them.
-pub(super) struct Captured(pub(super) Vec<[Array3<f32>; 3]>);
+pub(crate) struct Captured(pub(crate) Vec<[Array3<f32>; 3]>);
 
 impl Subject<'_> {
     pub(super) fn graph(&self) -> &Model {
@@ -92,7 +92,7 @@ impl Subject<'_> {
     }
 
     /// The first `tokens` tokens of the text through dense attention.
-    pub(super) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
+    pub(crate) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
         let dense = self.kernel.dense().with_store(KvStore::F32);
         let layers = 0..self.graph().config().layers;
         let mut kernels =

@@ -11,7 +11,7 @@ pub(crate) fn matmul_transposed(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: Arr
 }
 
 /// The same on this thread.
-pub(super) fn matmul_transposed_here(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: ArrayViewMut2<f32>) {
+pub(crate) fn matmul_transposed_here(x: &ArrayView2<f32>, w: &ArrayView2<f32>, y: ArrayViewMut2<f32>) {
     multiply(x, w, y, Parallelism::None);
 }
 

@@ -1,5 +1,6 @@
 //! What packed weights have in common: panels of 16 rows, lines of 64 bytes, and how a product is split into tasks.
 
+use deltallm_simd::tuning::LEAST_WORK;
 use half::f16;
 use ndarray::{ArrayViewMut2, Axis};
 use rayon::prelude::*;
@@ -8,9 +9,6 @@ use super::large_pages::Plain;
 
 /// Rows of a panel.
 pub(crate) const PANEL: usize = 16;
-
-/// Multiplications of a thread's share that are worth its hand-over.
-pub(crate) const LEAST_WORK: usize = 1 << 17;
 
 /// The codes of 16 rows: a cache line, and the widest vector. Byte `4 r + b` belongs to row `r`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

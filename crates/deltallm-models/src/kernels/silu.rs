@@ -2,13 +2,12 @@
 
 use std::f32::consts::LOG2_E;
 
-use deltallm_attn::{SimdLevel, exp2};
-use fearless_simd::{dispatch, prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
 /// `gate[i] = silu(gate[i]) * up[i]`, with `silu(x) = x / (1 + e^-x)`.
-pub(crate) fn silu_product(level: SimdLevel, gate: &mut [f32], up: &[f32]) {
+pub(crate) fn silu_product(isa: Isa, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "lengths of gate and up");
-    dispatch!(level.level(), simd => product(simd, gate, up));
+    dispatch!(isa, simd => product(simd, gate, up));
 }
 
 #[inline(always)]
@@ -36,20 +35,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn agrees_with_f64_at_every_level_for_any_length() {
-        for level in SimdLevel::available() {
+    fn agrees_with_f64_for_every_instruction_set_and_length() {
+        for isa in Isa::available() {
             for len in [1, 7, 16, 33, 1000] {
                 let x: Vec<f32> = (0..len).map(|i| (i as f32 - len as f32 / 2.0) * 0.173).collect();
                 let up: Vec<f32> = (0..len).map(|i| 1.0 - i as f32 * 0.01).collect();
                 let mut gate = x.clone();
-                silu_product(level, &mut gate, &up);
+                silu_product(isa, &mut gate, &up);
                 for ((got, x), up) in gate.iter().zip(&x).zip(&up) {
                     let x = f64::from(*x);
                     let expected = x / (1.0 + (-x).exp()) * f64::from(*up);
                     // The power, rounded, is off by a share that grows with it.
                     let off = (f64::from(*got) - expected).abs();
                     let bound = (1e-6 + 1e-7 * x.abs()) * expected.abs() + 1e-30;
-                    assert!(off <= bound, "{level}, {x}: {got}, {expected}");
+                    assert!(off <= bound, "{isa}, {x}: {got}, {expected}");
                 }
             }
         }
@@ -57,12 +56,12 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_range_are_zero_infinite_or_no_number() {
-        for level in SimdLevel::available() {
+        for isa in Isa::available() {
             let mut gate = [-1e30, -1000.0, -0.0, 1000.0, f32::INFINITY, f32::NAN];
-            silu_product(level, &mut gate, &[1.0; 6]);
-            assert!(gate[..3].iter().all(|x| x.abs() < 1e-6), "{level}: {gate:?}");
-            assert_eq!((gate[3], gate[4]), (1000.0, f32::INFINITY), "{level}");
-            assert!(gate[5].is_nan(), "{level}");
+            silu_product(isa, &mut gate, &[1.0; 6]);
+            assert!(gate[..3].iter().all(|x| x.abs() < 1e-6), "{isa}: {gate:?}");
+            assert_eq!((gate[3], gate[4]), (1000.0, f32::INFINITY), "{isa}");
+            assert!(gate[5].is_nan(), "{isa}");
         }
     }
 }

@@ -1,23 +1,24 @@
 //! The gated feed-forward layer.
 
-use deltallm_attn::SimdLevel;
+use deltallm_simd::{
+    Isa,
+    tuning::{GATE_PART, MLP_TOKENS},
+};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Ix2};
 use rayon::prelude::*;
 
 use super::rms_norm_in_place;
 use crate::config::Activation;
 use crate::inputs::{Inputs, Rounded};
-use crate::kernels::{silu_product, simd_level};
+use crate::kernels::silu_product;
 use crate::workspace::Buffer;
 use crate::{LayerWeights, Matrix, ModelConfig};
-
-/// Tokens that go through a quantised layer together: `gate` and `up` of so many stay in the second cache.
-const QUANTISED_TOKENS: usize = 128;
 
 /// `down(norm(f(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202), with the architecture's activation `f` and, in BitNet
 /// models, a norm: `x` and `y` are `[tokens, hidden]`. The memory is for `gate(x)`, `up(x)` and what
 /// inputs are rounded to.
 pub(crate) fn gated_mlp(
+    isa: Isa,
     config: &ModelConfig,
     layer: &LayerWeights,
     x: &ArrayView2<f32>,
@@ -25,7 +26,7 @@ pub(crate) fn gated_mlp(
     mut y: ArrayViewMut2<f32>,
 ) {
     let tokens = match layer.gate.weight {
-        Matrix::Quantised(_) => QUANTISED_TOKENS,
+        Matrix::Quantised(_) => MLP_TOKENS,
         _ => x.nrows().max(1),
     };
     for (x, y) in x.axis_chunks_iter(Axis(0), tokens).zip(y.axis_chunks_iter_mut(Axis(0), tokens)) {
@@ -35,8 +36,8 @@ pub(crate) fn gated_mlp(
         layer.gate.apply_into(&mut inputs, gate.view_mut());
         layer.up.apply_into(&mut inputs, up.view_mut());
         match config.architecture.activation() {
-            Activation::Silu => for_each_part(gate.view_mut(), &up.view(), silu_product),
-            Activation::SquaredRelu => for_each_part(gate.view_mut(), &up.view(), squared_relu_product),
+            Activation::Silu => for_each_part(isa, gate.view_mut(), &up.view(), silu_product),
+            Activation::SquaredRelu => for_each_part(isa, gate.view_mut(), &up.view(), squared_relu_product),
         }
         if let Some(norm) = &layer.mlp_sub_norm {
             rms_norm_in_place(gate.view_mut(), norm, config.norm_eps);
@@ -47,25 +48,25 @@ pub(crate) fn gated_mlp(
 
 /// Does `product` for all of `gate` and `up`, by all threads where there is enough to do.
 fn for_each_part(
+    isa: Isa,
     mut gate: ArrayViewMut2<f32>,
     up: &ArrayView2<f32>,
-    product: fn(SimdLevel, &mut [f32], &[f32]),
+    product: fn(Isa, &mut [f32], &[f32]),
 ) {
-    // Enough work for a task to be worth its hand-over.
-    const PART: usize = 1 << 14;
-    let level = simd_level();
     let (Some(gate), Some(up)) = (gate.as_slice_mut(), up.as_slice()) else {
         unreachable!("not in standard layout")
     };
-    if gate.len() <= PART || rayon::current_num_threads() == 1 {
-        product(level, gate, up);
+    if gate.len() <= GATE_PART || rayon::current_num_threads() == 1 {
+        product(isa, gate, up);
     } else {
-        gate.par_chunks_mut(PART).zip(up.par_chunks(PART)).for_each(|(gate, up)| product(level, gate, up));
+        gate.par_chunks_mut(GATE_PART)
+            .zip(up.par_chunks(GATE_PART))
+            .for_each(|(gate, up)| product(isa, gate, up));
     }
 }
 
 /// `max(x, 0)^2 * up`. Of inputs in the hundreds, as trained models have them, the square is more than f16 holds.
-fn squared_relu_product(_: SimdLevel, gate: &mut [f32], up: &[f32]) {
+fn squared_relu_product(_: Isa, gate: &mut [f32], up: &[f32]) {
     for (gate, up) in gate.iter_mut().zip(up) {
         let x = gate.max(0.0);
         *gate = x * x * up;

@@ -1,13 +1,15 @@
 //! Tokens as 8-bit numbers, with a scale for every block of columns.
 
+use deltallm_simd::{
+    dot::ByteKernel,
+    math::ROUND,
+    tuning::{LEAST_WORK, QUANTISED_BATCH as BATCH},
+};
 use ndarray::{ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::layout::Form;
-use crate::kernels::{ByteKernel, LEAST_WORK, Quad};
-
-/// Tokens of a batch: as many as let their sums stay in the first cache beside the codes of a block.
-pub(super) const BATCH: usize = 64;
+use super::{layout::Form, simd};
+use crate::kernels::Quad;
 
 /// Quantised tokens.
 #[derive(Debug, Default)]
@@ -45,9 +47,6 @@ pub(super) struct Batch<'a> {
     pub(super) scales: &'a [BlockScale],
 }
 
-/// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer, half to even, in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 /// Blocks of smaller numbers are scaled as if this were their largest: the reciprocal of a smaller one may be infinite.
 pub(super) const LEAST: f32 = 1e-30;
 
@@ -73,7 +72,7 @@ impl Activations {
         let batches = x.axis_chunks_iter(Axis(0), BATCH);
         let quantise = |((codes, scales), x): ((&mut [Quad], &mut [BlockScale]), ArrayView2<f32>)| {
             let Some(x) = x.to_slice() else { unreachable!("rows of an array in standard layout") };
-            kernel.quantise_batch(form, x, blocks, codes, scales);
+            simd::quantise_batch(kernel, form, x, blocks, codes, scales);
         };
         if rayon::current_num_threads() == 1 || x.len() < LEAST_WORK {
             let parts = self.codes.chunks_mut(sizes.0).zip(self.scales.chunks_mut(sizes.1));
@@ -93,7 +92,7 @@ impl Activations {
 }
 
 /// Quantises the tokens of a batch, each of `blocks` blocks of `BLOCK` numbers. `offset` is what is taken from the weights'
-/// codes. Every level compiles this for its vectors; as there is no sum of floats in it, they agree to the bit.
+/// codes. Every instruction set compiles this for its vectors; as there is no sum of floats in it, they agree to the bit.
 #[inline(always)]
 pub(super) fn quantise_batch<const BLOCK: usize>(
     offset: i32,
@@ -146,7 +145,7 @@ mod tests {
             let mut codes = [[7; 4]; 8];
             let mut scales = [BlockScale::default(); 2];
             let form = Form { block: 16, wide: false, minima: false, offset: 5 };
-            kernel.quantise_batch(form, &x, 2, &mut codes, &mut scales);
+            simd::quantise_batch(kernel, form, &x, 2, &mut codes, &mut scales);
             assert_eq!(codes[..2], [[127, 0, 2, 2], [0, -2, -126, 0]], "{kernel}");
             assert_eq!(codes[4..], [[-127, 0, 0, 0], [0; 4], [0; 4], [0; 4]], "{kernel}");
             assert_eq!(scales[0], BlockScale { scale: 1.0, sum: 3.0, start: -15 }, "{kernel}");
@@ -167,7 +166,7 @@ mod tests {
             let x: [f32; 16] = std::array::from_fn(|i| largest * (1.0 - i as f32 / 7.5));
             for kernel in ByteKernel::available() {
                 let (mut codes, mut scales) = ([Quad::default(); 4], [BlockScale::default()]);
-                kernel.quantise_batch(form, &x, 1, &mut codes, &mut scales);
+                simd::quantise_batch(kernel, form, &x, 1, &mut codes, &mut scales);
                 for (x, code) in x.iter().zip(codes.as_flattened()) {
                     let (step, x) = (f64::from(scales[0].scale), f64::from(*x));
                     assert!((-127..=127).contains(code), "{largest:e} {kernel}");

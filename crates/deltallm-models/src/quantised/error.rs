@@ -1,7 +1,5 @@
 //! Why weights make no quantised layer.
 
-use deltallm_attn::AttentionError;
-
 use crate::quant::TensorType;
 
 /// Why a [`QuantisedLinear`](super::QuantisedLinear) could not be made.
@@ -56,7 +54,4 @@ pub enum QuantisedError {
         /// The product.
         got: f32,
     },
-    /// `DELTALLM_SIMD` names a level that this machine does not have.
-    #[error(transparent)]
-    SimdLevel(#[from] AttentionError),
 }

@@ -1,7 +1,7 @@
 //! The linear layer of quantised models: weights as their file has them, activations rounded to 8 bits.
 //!
 //! Reading order: [`layout`] (how weights lie in memory), [`activations`] (how a token becomes 8-bit numbers), [`scalar`] (what
-//! is computed, in plain loops), then [`simd`] (which instructions do it).
+//! is computed, in plain loops), then [`simd`] (which instructions do it) and [`tile`] (the loops around them).
 
 mod activations;
 mod error;
@@ -10,19 +10,24 @@ mod scalar;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod tile;
 
-use deltallm_attn::SimdLevel;
+use deltallm_simd::{
+    Isa,
+    dot::ByteKernel,
+    tuning::{LEAST_WORK, QUANTISED_BATCH as BATCH},
+    weight_order::WeightOrder,
+};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 pub use error::QuantisedError;
 
 pub(crate) use activations::Activations;
 
-use activations::BATCH;
 use layout::{Form, Panel, Panels};
 
 use crate::inputs::{Inputs, Rounded};
-use crate::kernels::{ByteKernel, LEAST_WORK, PANEL, for_each_task};
+use crate::kernels::{PANEL, for_each_task};
 use crate::quant::TensorType;
 
 /// The most panels of a call of a kernel: for many tokens those that it multiplies side by side, for one token enough for the
@@ -70,11 +75,11 @@ impl QuantisedLinear {
     /// Q4_K, Q5_K or Q6_K. `row_bytes(row)` answers the blocks of a row as they are in the file; it is called once for every
     /// row, from the threads of the current rayon pool.
     ///
-    /// The instructions are the fastest of the level that `DELTALLM_SIMD` names, or of this machine.
+    /// The instructions are the fastest of this machine, until [`with_kernel`](Self::with_kernel) says otherwise.
     ///
     /// # Errors
-    /// [`QuantisedError`] for another type, rows that are not whole blocks, scales that are not finite or, being products,
-    /// beyond 16 bits, or a level that this machine does not have.
+    /// [`QuantisedError`] for another type, rows that are not whole blocks, or scales that are not finite or, being products,
+    /// beyond 16 bits.
     pub fn from_rows<'a>(
         ty: TensorType,
         rows: usize,
@@ -86,7 +91,7 @@ impl QuantisedLinear {
         if rows == 0 || columns == 0 || !columns.is_multiple_of(block) {
             return Err(QuantisedError::Shape { block, rows, columns });
         }
-        let kernel = ByteKernel::of(SimdLevel::from_env()?);
+        let kernel = ByteKernel::of(Isa::best());
         Ok(Self { ty, panels: Panels::pack(ty, form, rows, columns, row_bytes)?, kernel })
     }
 
@@ -152,11 +157,11 @@ impl QuantisedLinear {
         assert_eq!(columns, self.columns(), "columns of x and of the weights");
         assert_eq!(y.dim(), (tokens, self.rows()), "shape of y");
         inputs.rounded.quantised.round(self.kernel, &inputs.x, self.panels.form());
-        let activations = &inputs.rounded.quantised;
+        let (activations, order) = (&inputs.rounded.quantised, inputs.rounded.order);
         let panels = self.task_panels(tokens);
         let work = panels * PANEL * columns * tokens;
         for_each_task(y, panels * PANEL, work, |(): &mut (), (index, y)| {
-            self.task(index * panels, activations, y);
+            self.task(index * panels, activations, order, y);
         });
     }
 
@@ -170,13 +175,13 @@ impl QuantisedLinear {
         let worth = panels * PANEL * self.columns() * tokens / LEAST_WORK;
         let each = if tokens == 1 { 1 } else { 4 };
         let tasks = worth.min(each * threads) / threads * threads;
-        let side_by_side = if tokens == 1 { 1 } else { self.kernel.panels(tokens) };
+        let side_by_side = if tokens == 1 { 1 } else { simd::panels(self.kernel, tokens) };
         panels.div_ceil(tasks.max(1)).next_multiple_of(side_by_side)
     }
 
     /// The columns of `y` that belong to the panels from `first` on. Batch after batch, so that a batch's activations are read
     /// from the second cache for all panels, and its outputs stay there.
-    fn task(&self, first: usize, activations: &Activations, mut y: ArrayViewMut2<f32>) {
+    fn task(&self, first: usize, activations: &Activations, order: WeightOrder, mut y: ArrayViewMut2<f32>) {
         let (mut few, mut many);
         let sums: &mut [[f32; PANEL]] = if y.nrows() == 1 {
             few = [[0.0; PANEL]; MOST_PANELS];
@@ -187,14 +192,14 @@ impl QuantisedLinear {
         };
         let blocks = y.axis_chunks_iter_mut(Axis(0), BATCH);
         for (batch, mut y) in activations.batches().zip(blocks) {
-            let side_by_side = self.kernel.panels(batch.tokens);
+            let side_by_side = simd::panels(self.kernel, batch.tokens);
             for (index, mut y) in y.axis_chunks_iter_mut(Axis(1), side_by_side * PANEL).enumerate() {
                 let count = y.ncols().div_ceil(PANEL);
                 let panel = |p: usize| self.panels.panel(first + index * side_by_side + p);
                 let panels: [Panel<'_>; MOST_PANELS] = std::array::from_fn(|p| panel(p.min(count - 1)));
                 let sums = &mut sums[..batch.tokens * count];
                 sums.fill([0.0; PANEL]);
-                self.kernel.multiply(self.panels.form(), &panels[..count], batch, sums);
+                simd::multiply(self.kernel, order, self.panels.form(), &panels[..count], batch, sums);
                 for (mut y, sums) in y.outer_iter_mut().zip(sums.chunks_exact(count)) {
                     let Some(y) = y.as_slice_mut() else { unreachable!("rows in standard layout") };
                     let (whole, rest) = y.as_chunks_mut();

@@ -290,9 +290,9 @@ fn all_tokens_and_panels_of_a_call_are_added_to_what_is_there() {
         let mut activations = Activations::default();
         activations.round(kernel, &x.view(), form);
         let batch = activations.batches().next().unwrap();
-        let panels: Vec<_> = (0..kernel.panels(count)).map(|p| packed.panels.panel(p)).collect();
+        let panels: Vec<_> = (0..simd::panels(kernel, count)).map(|p| packed.panels.panel(p)).collect();
         let mut sums = vec![[100.0; PANEL]; count * panels.len()];
-        kernel.multiply(form, &panels, batch, &mut sums);
+        simd::multiply(kernel, WeightOrder::default(), form, &panels, batch, &mut sums);
         for (p, panel) in panels.iter().enumerate() {
             let mut expected = vec![[100.0; PANEL]; count];
             scalar::multiply(form, panel, batch, &mut expected);

@@ -1,9 +1,11 @@
 //! Tokens as 8-bit numbers, one scale for each.
 
+use deltallm_simd::{dot::ByteKernel, math::ROUND, tuning::LEAST_WORK};
 use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use crate::kernels::{ByteKernel, LEAST_WORK, Quad};
+use super::simd;
+use crate::kernels::Quad;
 
 /// Quantised tokens.
 #[derive(Debug, Default)]
@@ -28,9 +30,6 @@ pub(super) struct TokenScale {
     /// The sum of the codes.
     pub(super) sum: i32,
 }
-
-/// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer, half to even, in the low bits.
-const ROUND: f32 = 12_582_912.0;
 
 impl Activations {
     /// Forgets the tokens.
@@ -91,12 +90,12 @@ fn quantise_block(kernel: ByteKernel, x: &ArrayView2<f32>, codes: &mut [Quad], s
 
 fn quantise_token(kernel: ByteKernel, x: ArrayView1<f32>, codes: &mut [Quad]) -> TokenScale {
     match x.as_slice() {
-        Some(x) => kernel.quantise(x, codes.as_flattened_mut()),
-        None => kernel.quantise(&x.to_vec(), codes.as_flattened_mut()),
+        Some(x) => simd::quantise(kernel, x, codes.as_flattened_mut()),
+        None => simd::quantise(kernel, &x.to_vec(), codes.as_flattened_mut()),
     }
 }
 
-/// `s = 127 / max(max |x|, 1e-5)`, `q = round(x s)`, half to even. Every level compiles this for its vectors; as there is
+/// `s = 127 / max(max |x|, 1e-5)`, `q = round(x s)`, half to even. Every instruction set compiles this for its vectors; as there is
 /// no sum of floats in it, they agree to the bit.
 ///
 /// `transformers` also clamps `q` to -128..=127. `x s` exceeds 127 by a few roundings at most, so that never acts.
@@ -126,7 +125,7 @@ mod tests {
         let x = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 0.0];
         for kernel in ByteKernel::available() {
             let mut codes = [7; 8];
-            let token = kernel.quantise(&x, &mut codes);
+            let token = simd::quantise(kernel, &x, &mut codes);
             assert_eq!(codes, [127, 0, 2, 2, 0, -2, -126, 0], "{kernel}");
             assert_eq!((token.sum, token.scale), (3, 1.0), "{kernel}");
         }
@@ -136,9 +135,9 @@ mod tests {
     fn small_tokens_are_scaled_as_if_their_largest_were_1e_5() {
         for kernel in ByteKernel::available() {
             let mut codes = [7; 2];
-            assert_eq!(kernel.quantise(&[1e-6, -1e-7], &mut codes).scale, 127.0 / 1e-5);
+            assert_eq!(simd::quantise(kernel, &[1e-6, -1e-7], &mut codes).scale, 127.0 / 1e-5);
             assert_eq!(codes, [13, -1]);
-            assert_eq!(kernel.quantise(&[0.0, -0.0], &mut codes).scale, 127.0 / 1e-5);
+            assert_eq!(simd::quantise(kernel, &[0.0, -0.0], &mut codes).scale, 127.0 / 1e-5);
             assert_eq!(codes, [0, 0]);
         }
     }
@@ -153,7 +152,7 @@ mod tests {
                 let mut codes = [0; 3];
                 let scale = 127.0 / largest.max(1e-5);
                 for kernel in ByteKernel::available() {
-                    kernel.quantise(&[largest, -largest, largest / 2.0], &mut codes);
+                    simd::quantise(kernel, &[largest, -largest, largest / 2.0], &mut codes);
                     let expected = [largest, -largest, largest / 2.0]
                         .map(|x| (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8);
                     assert_eq!(codes, expected, "{largest:e} {kernel}");

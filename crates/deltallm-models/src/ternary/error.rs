@@ -1,7 +1,5 @@
 //! Why weights make no ternary layer.
 
-use deltallm_attn::AttentionError;
-
 /// Why a [`TernaryLinear`](super::TernaryLinear) could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -32,7 +30,4 @@ pub enum TernaryError {
         /// The weight.
         got: i8,
     },
-    /// `DELTALLM_SIMD` names a level that this machine does not have.
-    #[error(transparent)]
-    SimdLevel(#[from] AttentionError),
 }

@@ -1,17 +1,20 @@
 //! The linear layer of BitNet b1.58: ternary weights, 8-bit activations (Ma et al., arXiv 2402.17764).
 //!
 //! Reading order: [`layout`] (how weights lie in memory), [`activations`] (how a token becomes 8-bit numbers), [`simd`]
-//! (which instructions add up the products), then [`scalar`], which says in plain loops what they all compute.
+//! (which instructions add up the products, in [`vector`] for one token and [`matrix`] for several), then [`scalar`], which says in plain
+//! loops what they all compute.
 
 mod activations;
 mod error;
 mod layout;
+mod matrix;
 mod scalar;
 mod simd;
 #[cfg(test)]
 mod tests;
+mod vector;
 
-use deltallm_attn::SimdLevel;
+use deltallm_simd::{Isa, dot::ByteKernel, tuning::LEAST_UNPACKED_TOKENS, weight_order::WeightOrder};
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 
 pub use error::TernaryError;
@@ -23,13 +26,10 @@ use layout::Panels;
 use simd::MAX_TOKENS;
 
 use crate::inputs::{Inputs, Rounded};
-use crate::kernels::{ByteKernel, Line, PANEL, for_each_task};
+use crate::kernels::{Line, PANEL, for_each_task};
 
 /// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
-
-/// So many tokens are worth unpacking the weights for.
-const MATRIX_TOKENS: usize = 4;
 
 /// A linear map whose weights are -1, 0 or 1, at 2 bits each, with one scale for all.
 ///
@@ -66,11 +66,11 @@ impl TernaryLinear {
     /// Packs `rows` rows (output channels) of `columns` weights (input channels). `fill(row, out)` writes row `row`; it is
     /// called once for every row, from the threads of the current rayon pool.
     ///
-    /// The instructions are the fastest of the level that `DELTALLM_SIMD` names, or of this machine.
+    /// The instructions are the fastest of this machine, until [`with_kernel`](Self::with_kernel) says otherwise.
     ///
     /// # Errors
-    /// What `fill` answers; [`TernaryError`] for sizes out of range, a scale that is not finite, a weight other than -1, 0
-    /// and 1, or a level that this machine does not have.
+    /// What `fill` answers; [`TernaryError`] for sizes out of range, a scale that is not finite, or a weight other than -1, 0
+    /// and 1.
     pub fn from_rows<E: From<TernaryError> + Send>(
         rows: usize,
         columns: usize,
@@ -83,9 +83,8 @@ impl TernaryLinear {
         if !scale.is_finite() {
             return Err(TernaryError::Scale { got: scale }.into());
         }
-        let level = SimdLevel::from_env().map_err(TernaryError::from)?;
         let panels = Panels::pack(rows, columns, fill)?;
-        Ok(Self { panels, scale, kernel: ByteKernel::of(level) })
+        Ok(Self { panels, scale, kernel: ByteKernel::of(Isa::best()) })
     }
 
     /// The same weights, multiplied with other instructions. The results stay the same.
@@ -145,13 +144,13 @@ impl TernaryLinear {
         let (tokens, columns) = inputs.x.dim();
         assert_eq!(columns, self.columns(), "columns of x and of the weights");
         assert_eq!(y.dim(), (tokens, self.rows()), "shape of y");
-        let block = if tokens < MATRIX_TOKENS { 1 } else { self.kernel.tokens() };
+        let block = if tokens < LEAST_UNPACKED_TOKENS { 1 } else { simd::tokens(self.kernel) };
         inputs.rounded.ternary.round(self.kernel, &inputs.x, self.panels.quads(), block);
-        let activations = &inputs.rounded.ternary;
+        let (activations, order) = (&inputs.rounded.ternary, inputs.rounded.order);
         let task = |scratch: &mut Vec<Line>, (index, y): (usize, ArrayViewMut2<f32>)| {
             let panels = self.panels.panels(index * TASK_PANELS, TASK_PANELS);
             if block == 1 {
-                self.vectors(panels, activations, y);
+                self.vectors(panels, activations, order, y);
             } else {
                 self.matrix(panels, activations, scratch, y);
             }
@@ -161,10 +160,22 @@ impl TernaryLinear {
     }
 
     /// The columns of `y` that belong to `panels`, token by token.
-    fn vectors(&self, panels: &[Line], activations: &Activations, mut y: ArrayViewMut2<f32>) {
+    fn vectors(
+        &self,
+        panels: &[Line],
+        activations: &Activations,
+        order: WeightOrder,
+        mut y: ArrayViewMut2<f32>,
+    ) {
         let mut sums = [[0; PANEL]; TASK_PANELS];
         for (token, y) in y.outer_iter_mut().enumerate() {
-            self.kernel.vector(panels, activations.block(token), &mut sums[..y.len().div_ceil(PANEL)]);
+            simd::vector(
+                self.kernel,
+                order,
+                panels,
+                activations.block(token),
+                &mut sums[..y.len().div_ceil(PANEL)],
+            );
             self.finish(&sums, activations.scale(token), y);
         }
     }
@@ -181,10 +192,10 @@ impl TernaryLinear {
         layout::unpack(panels, scratch);
         let panels = y.ncols().div_ceil(PANEL);
         let mut sums = [[0; PANEL]; TASK_PANELS * MAX_TOKENS];
-        for (block, mut y) in y.axis_chunks_iter_mut(Axis(0), self.kernel.tokens()).enumerate() {
+        for (block, mut y) in y.axis_chunks_iter_mut(Axis(0), simd::tokens(self.kernel)).enumerate() {
             let sums = &mut sums[..panels * y.nrows()];
-            self.kernel.matrix(scratch, activations.block(block), y.nrows(), sums);
-            let first = block * self.kernel.tokens();
+            simd::matrix(self.kernel, scratch, activations.block(block), y.nrows(), sums);
+            let first = block * simd::tokens(self.kernel);
             for (token, (y, sums)) in y.outer_iter_mut().zip(sums.chunks_exact(panels)).enumerate() {
                 self.finish(sums, activations.scale(first + token), y);
             }

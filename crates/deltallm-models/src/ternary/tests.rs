@@ -40,16 +40,6 @@ fn plain(weights: &Array2<i8>, scale: f32, x: &ArrayView2<f32>) -> Array2<f32> {
 }
 
 #[test]
-fn every_level_has_its_kernel() {
-    let kernels = ByteKernel::available();
-    for level in SimdLevel::available() {
-        assert!(kernels.contains(&ByteKernel::of(level)), "{level:?}");
-    }
-    assert_eq!(ByteKernel::of(SimdLevel::available()[0]).name(), "scalar");
-    assert_eq!(Some(&ByteKernel::of(SimdLevel::best())), kernels.last());
-}
-
-#[test]
 fn large_products_are_the_same_on_several_threads() {
     let (weights, x) =
         (weights(300, 2000, 9), Array2::from_shape_fn((40, 2000), |(i, j)| ((i * j) as f32).sin()));
@@ -136,13 +126,13 @@ fn compare(panels: &[Line], quads: &[Quad], tokens: usize) -> Result<(), TestCas
     scalar::matrix(&codes, quads, tokens, &mut expected);
     for kernel in ByteKernel::available() {
         let mut sums = vec![[2; PANEL]; count * tokens];
-        if tokens <= kernel.tokens() {
-            kernel.matrix(&codes, quads, tokens, &mut sums);
+        if tokens <= simd::tokens(kernel) {
+            simd::matrix(kernel, &codes, quads, tokens, &mut sums);
             prop_assert_eq!(&sums, &expected, "{}, {} tokens", kernel, tokens);
         }
         for token in 0..tokens {
             let quads: Vec<_> = quads.iter().skip(token).step_by(tokens).copied().collect();
-            kernel.vector(panels, &quads, &mut sums[..count]);
+            simd::vector(kernel, WeightOrder::default(), panels, &quads, &mut sums[..count]);
             prop_assert_eq!(
                 &sums[..count],
                 &expected[token * count..][..count],

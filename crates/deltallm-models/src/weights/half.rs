@@ -1,9 +1,7 @@
 //! 16-bit floats that stay what they are in the file.
 
-use ndarray::Array2;
-
 use super::{ModelFile, RawTensor, TensorId, fill_rows};
-use crate::{ModelConfig, ModelError};
+use crate::{HalfLinear, ModelConfig, ModelError};
 
 impl ModelFile {
     /// Reads rows of 16-bit numbers in parallel, in canonical order.
@@ -14,7 +12,7 @@ impl ModelFile {
         raw: &RawTensor<'_>,
         read: impl Fn([u8; 2]) -> T + Sync,
         finite: impl Fn(T) -> bool + Sync,
-    ) -> Result<Array2<T>, ModelError> {
+    ) -> Result<HalfLinear<T>, ModelError> {
         let [rows, columns] = id.shape(config);
         let bytes = raw.bytes.as_chunks().0;
         let source_row = self.source_row(config, id);
@@ -25,6 +23,6 @@ impl ModelFile {
             }
             self.refuse_non_finite(raw, row, values, &finite)
         })?;
-        self.table(id, [rows, columns], values)
+        Ok(HalfLinear::new(self.table(id, [rows, columns], values)?).with_isa(self.isa))
     }
 }

@@ -3,9 +3,10 @@
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Zip};
 
+use crate::halves::apply_half;
 use crate::inputs::{Inputs, Rounded};
-use crate::kernels::{matmul_half, matmul_transposed};
-use crate::{QuantisedLinear, TernaryLinear};
+use crate::kernels::matmul_transposed;
+use crate::{HalfLinear, QuantisedLinear, TernaryLinear};
 
 /// A weight matrix, `[out, in]` in standard layout: a projection, the head, or the embedding, whose rows are those of tokens.
 #[derive(Debug, Clone, PartialEq)]
@@ -14,9 +15,9 @@ pub enum Matrix {
     /// Single precision; also what types without a form of their own become.
     F32(Array2<f32>),
     /// Half precision, as in the file.
-    F16(Array2<f16>),
+    F16(HalfLinear<f16>),
     /// The upper half of an `f32`, as in the file.
-    Bf16(Array2<bf16>),
+    Bf16(HalfLinear<bf16>),
     /// Of -1, 0 and 1 with one scale, for inputs that are rounded to 8 bits.
     Ternary(TernaryLinear),
     /// Of blocks of codes with a scale, for inputs that are rounded to 8 bits block by block.
@@ -28,8 +29,8 @@ impl Matrix {
     pub fn dim(&self) -> (usize, usize) {
         match self {
             Self::F32(weight) => weight.dim(),
-            Self::F16(weight) => weight.dim(),
-            Self::Bf16(weight) => weight.dim(),
+            Self::F16(weight) => weight.weights().dim(),
+            Self::Bf16(weight) => weight.weights().dim(),
             Self::Ternary(weight) => (weight.rows(), weight.columns()),
             Self::Quantised(weight) => (weight.rows(), weight.columns()),
         }
@@ -39,8 +40,8 @@ impl Matrix {
     pub fn bytes(&self) -> usize {
         match self {
             Self::F32(weight) => size_of::<f32>() * weight.len(),
-            Self::F16(weight) => size_of::<f16>() * weight.len(),
-            Self::Bf16(weight) => size_of::<bf16>() * weight.len(),
+            Self::F16(weight) => size_of::<f16>() * weight.weights().len(),
+            Self::Bf16(weight) => size_of::<bf16>() * weight.weights().len(),
             Self::Ternary(weight) => weight.bytes(),
             Self::Quantised(weight) => weight.bytes(),
         }
@@ -65,8 +66,8 @@ impl Matrix {
     pub(crate) fn apply_into(&self, inputs: &mut Inputs<'_>, y: ArrayViewMut2<f32>) {
         match self {
             Self::F32(weight) => matmul_transposed(&inputs.x, &weight.view(), y),
-            Self::F16(weight) => matmul_half(&inputs.x, &weight.view(), y),
-            Self::Bf16(weight) => matmul_half(&inputs.x, &weight.view(), y),
+            Self::F16(weight) => apply_half(weight, inputs, y),
+            Self::Bf16(weight) => apply_half(weight, inputs, y),
             Self::Ternary(weight) => weight.apply_into(inputs, y),
             Self::Quantised(weight) => weight.apply_into(inputs, y),
         }
@@ -96,10 +97,10 @@ impl Matrix {
             match self {
                 Self::F32(weight) => row.assign(&weight.row(index)),
                 Self::F16(weight) => {
-                    Zip::from(row).and(weight.row(index)).for_each(|x, half| *x = half.to_f32());
+                    Zip::from(row).and(weight.weights().row(index)).for_each(|x, half| *x = half.to_f32());
                 }
                 Self::Bf16(weight) => {
-                    Zip::from(row).and(weight.row(index)).for_each(|x, half| *x = half.to_f32());
+                    Zip::from(row).and(weight.weights().row(index)).for_each(|x, half| *x = half.to_f32());
                 }
                 Self::Ternary(weight) => {
                     let mut codes = vec![0; weight.columns()];
@@ -161,7 +162,10 @@ mod tests {
     fn halves_read_and_multiply_as_their_numbers() {
         let dense = array![[1.5, -2.0, 0.25], [0.0, 3.0, -0.125]];
         let x = array![[1.0, 2.0, 4.0], [-1.0, 0.5, 8.0]];
-        let halves = [Matrix::F16(dense.mapv(f16::from_f32)), Matrix::Bf16(dense.mapv(bf16::from_f32))];
+        let halves = [
+            Matrix::F16(HalfLinear::new(dense.mapv(f16::from_f32))),
+            Matrix::Bf16(HalfLinear::new(dense.mapv(bf16::from_f32))),
+        ];
         for weight in halves {
             assert_eq!((weight.dim(), weight.bytes()), ((2, 3), 12));
             assert_eq!(weight.to_dense(), dense);

@@ -1,5 +1,7 @@
 //! Quantised weights that stay quantised.
 
+use deltallm_simd::dot::ByteKernel;
+
 use super::{LinearForm, ModelFile, Part, TensorId};
 use crate::{ModelConfig, ModelError, QuantisedError, QuantisedLinear};
 
@@ -29,7 +31,7 @@ impl ModelFile {
                 .unwrap_or_default()
         });
         match packed {
-            Ok(packed) => Ok(Some(packed)),
+            Ok(packed) => Ok(Some(packed.with_kernel(ByteKernel::of(self.isa)))),
             Err(QuantisedError::ScaleRange { .. }) => Ok(None),
             Err(QuantisedError::NonFinite { row, column, got }) => {
                 let (file, tensor, row) = (self.path.clone(), raw.name, source_row(row));

@@ -6,6 +6,7 @@
 //!
 //! Whatever the form, the weights of a tensor become one [`TernaryLinear`] with one scale.
 
+use deltallm_simd::dot::ByteKernel;
 use rayon::prelude::*;
 
 use super::{ModelFile, Part, RawTensor, Source, TensorId};
@@ -278,6 +279,7 @@ impl ModelFile {
             Ok::<_, TernaryError>(())
         });
         let (file, tensor) = (&self.path, &raw.name);
+        let packed = packed.map(|packed| packed.with_kernel(ByteKernel::of(self.isa)));
         packed.map_err(|source| ModelError::Ternary { file: file.clone(), tensor: tensor.clone(), source })
     }
 }

@@ -5,7 +5,7 @@ use deltallm_models::quant::TensorType::{self, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_
 use deltallm_models::{LayerTensor, LinearForm, LogitRows, Matrix, Model, ModelError, ModelFile, TensorId};
 
 use crate::common::gguf_writer::GgufWriter;
-use crate::common::models::dense_kernels;
+use crate::common::models::{dense_kernels, load_model};
 use crate::common::tiny;
 
 /// A projection each, `[out, in]`, and its type.
@@ -111,7 +111,7 @@ fn the_form_f32_leaves_nothing_packed() {
 #[test]
 fn logits_of_both_forms_are_close() {
     let logits = |file: ModelFile| {
-        let model = Model::load(&file, &mut |_, _| {}).unwrap();
+        let model = load_model(file).unwrap();
         model.forward(&[1, 0, 4, 2, 3], &mut dense_kernels(&model), LogitRows::All).unwrap()
     };
     let packed = logits(tiny::open(&llama()));
