@@ -213,7 +213,7 @@ impl KernelSpec {
 
     /// The thresholds, with a bare list cut into layers and heads.
     fn thresholds_for(&self, shape: AttentionShape) -> ThresholdPolicy {
-        let size = shape.kv_heads() * shape.head_dim();
+        let size = shape.kv_heads().saturating_mul(shape.head_dim());
         match &self.thresholds {
             ThresholdPolicy::Profile(list) if is_list(list) => {
                 let dimensions = [list.thresholds().len() / size, shape.kv_heads(), shape.head_dim()];

@@ -68,7 +68,8 @@ impl KernelSpec {
     fn validate_thresholds(&self, shape: AttentionShape, layers: usize) -> Result<(), SpecError> {
         let fits = |field: &str, profile: &ThresholdProfile| {
             let dimensions = [layers, shape.kv_heads(), shape.head_dim()];
-            let (expected, got) = (dimensions.iter().product::<usize>(), profile.thresholds().len());
+            let (expected, got) =
+                (dimensions.into_iter().fold(1, usize::saturating_mul), profile.thresholds().len());
             if is_list(profile) && expected != got {
                 let expected = format!("{expected} numbers, layers * kv_heads * head_dim");
                 return Err(SpecError::new(field, expected, got));
