@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use clap::Parser;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
-use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
+use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerSpec};
 use deltallm_examples::{
     Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
     describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
@@ -141,9 +141,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         zero_fraction: found.zero_fraction,
         held_out: found.held_out.total,
     };
-    let dense_layers = found.profile.layers().iter().filter(|plan| plan.dense).count();
-    let stored = found.profile.layers().iter().filter(|plan| plan.store == Some(args.kv)).count();
-    let margin = describe_margins(found.profile.layers().iter().filter_map(|plan| plan.skip_margin));
+    let layers = &found.profile.spec().layers;
+    let dense_layers = layers.iter().filter(|plan| plan.dense).count();
+    let stored = layers.iter().filter(|plan| plan.store == Some(args.kv)).count();
+    let margin = describe_margins(layers.iter().filter_map(|plan| plan.skip_margin));
     let profile = found.profile.clone().with_provenance(provenance.clone());
     let mut json = serde_json::to_vec(&profile)?;
     json.push(b'\n');
@@ -171,15 +172,15 @@ fn run(args: Args) -> anyhow::Result<()> {
         args.sinks,
         margin.as_deref().unwrap_or("off"),
         dense_layers,
-        found.profile.layers().len()
+        layers.len()
     );
-    let exact = |plan: &&LayerPlan| !plan.dense;
-    let exact = || found.profile.layers().iter().filter(exact).map(|plan| plan.exact_prompt);
+    let exact = |plan: &&LayerSpec| !plan.dense;
+    let exact = || layers.iter().filter(exact).filter_map(|plan| plan.exact_prompt);
     if let (Some(least), Some(most)) = (exact().min(), exact().max()) {
         eprintln!("prompts      exact up to {least} to {most} tokens, by layer");
     }
     if stored > 0 {
-        eprintln!("store        {} in {stored} of {} layers", args.kv, found.profile.layers().len());
+        eprintln!("store        {} in {stored} of {} layers", args.kv, layers.len());
     }
     eprintln!("time         {seconds:.1} s");
     if args.common.json {

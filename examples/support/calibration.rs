@@ -7,8 +7,8 @@ use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{LogitRows, Model};
 use deltallm::{
     AttentionError, AttentionOptions, AttentionProfile, DenseAttention, HybridAttention, HybridConfig,
-    KvStore, LayerPlan, ModelFingerprint, SkipMargin, SparsityStats, ThresholdPolicy, ThresholdProfile,
-    Window,
+    KernelContext, KernelSpec, KvStore, LayerSpec, ModelFingerprint, SkipMargin, SparsityStats,
+    ThresholdPolicy, ThresholdProfile, Window,
 };
 
 use crate::{
@@ -178,17 +178,17 @@ impl Calibration {
         let pays: Vec<Option<usize>> =
             measured.layers.iter().map(|stats| pays_from(stats, &profile)).collect();
         let plans =
-            (profile.layers().iter().zip(&measured.layers).zip(&pays)).map(|((plan, stats), pays)| {
-                LayerPlan { dense: pays.is_none(), store: layer_store(options.store, stats), ..*plan }
+            (profile.spec().layers.iter().zip(&measured.layers).zip(&pays)).map(|((plan, stats), pays)| {
+                LayerSpec { dense: pays.is_none(), store: layer_store(options.store, stats), ..*plan }
             });
-        let plans: Vec<LayerPlan> = plans.collect();
-        if plans != profile.layers() {
+        let plans: Vec<LayerSpec> = plans.collect();
+        if plans != profile.spec().layers {
             profile = with_plans(&profile, plans)?;
             measured = search.measure(&profile)?;
         }
         // Short prompts will cost nothing; what has been measured is what long ones cost.
-        let plans = profile.layers().iter().zip(&pays).map(|(plan, pays)| LayerPlan {
-            exact_prompt: request.exact_prompt.or(*pays).unwrap_or_default(),
+        let plans = profile.spec().layers.iter().zip(&pays).map(|(plan, pays)| LayerSpec {
+            exact_prompt: Some(request.exact_prompt.or(*pays).unwrap_or_default()),
             ..*plan
         });
         let profile = with_plans(&profile, plans.collect())?;
@@ -200,7 +200,7 @@ impl Calibration {
 /// From prompts of how many tokens on a layer gains time; `None` if it never gains enough.
 fn pays_from(stats: &SparsityStats, profile: &AttentionProfile) -> Option<usize> {
     let total = stats.total();
-    if profile.layers().iter().all(|plan| plan.skip_margin.is_none()) {
+    if profile.spec().layers.iter().all(|plan| plan.skip_margin.is_none()) {
         // Scores are half of the time of attention.
         let far = 0.5 * (1.0 - total.exact_share());
         let gain = far * (1.0 - SPARSE_COST * (1.0 - total.zero_fraction()));
@@ -212,8 +212,11 @@ fn pays_from(stats: &SparsityStats, profile: &AttentionProfile) -> Option<usize>
 }
 
 /// The profile with other plans for its layers.
-fn with_plans(profile: &AttentionProfile, plans: Vec<LayerPlan>) -> Result<AttentionProfile, AttentionError> {
-    AttentionProfile::new(profile.thresholds().clone(), profile.window(), profile.sinks(), plans)
+fn with_plans(
+    profile: &AttentionProfile,
+    layers: Vec<LayerSpec>,
+) -> Result<AttentionProfile, AttentionError> {
+    AttentionProfile::new(profile.thresholds().clone(), KernelSpec { layers, ..profile.spec().clone() })
 }
 
 /// The store of a layer, where those of the others differ: one that quantises must pay for itself.
@@ -246,13 +249,20 @@ impl Search<'_> {
         let thresholds = self.allocation.thresholds(zero_fraction).concat();
         let thresholds = thresholds.into_iter().map(four_digits).collect();
         let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds)?;
-        let window = Window::Sliding(self.request.window);
-        let plans = vec![LayerPlan::default(); config.layers];
-        Ok(AttentionProfile::new(Arc::new(thresholds), window, self.request.sinks, plans)?)
+        let spec = KernelSpec {
+            window: Window::Sliding(self.request.window),
+            sinks: self.request.sinks,
+            layers: vec![LayerSpec::default(); config.layers],
+            ..KernelSpec::default()
+        };
+        Ok(AttentionProfile::new(Arc::new(thresholds), spec)?)
     }
 
     fn measure(&mut self, profile: &AttentionProfile) -> anyhow::Result<Measured> {
-        let measured = self.held_out.measure(self.model, &|layer| profile.kernel(self.options, layer))?;
+        let AttentionOptions { shape, isa, store, budget, parallel, .. } = self.options.clone();
+        let (spec, context) =
+            (KernelSpec { store, ..profile.spec().clone() }, KernelContext { shape, isa, budget, parallel });
+        let measured = self.held_out.measure(self.model, &|layer| spec.build(layer, &context))?;
         (self.step)();
         Ok(measured)
     }
@@ -299,7 +309,7 @@ impl Search<'_> {
         limit: f64,
     ) -> anyhow::Result<Option<(AttentionProfile, Measured)>> {
         let costs: Vec<SkipCost> =
-            (0..profile.layers().len()).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
+            (0..profile.spec().layers.len()).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
         let ends =
             |end: usize| costs.iter().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite());
         let rates = [ends(0).fold(f64::INFINITY, f64::min), ends(1).fold(f64::NEG_INFINITY, f64::max)];
@@ -362,8 +372,8 @@ fn with_margins(
     profile: &AttentionProfile,
     margin: impl Fn(usize) -> SkipMargin,
 ) -> Result<AttentionProfile, AttentionError> {
-    let plans = profile.layers().iter().enumerate();
-    let plans = plans.map(|(layer, plan)| LayerPlan { skip_margin: Some(margin(layer)), ..*plan });
+    let plans = profile.spec().layers.iter().enumerate();
+    let plans = plans.map(|(layer, plan)| LayerSpec { skip_margin: Some(margin(layer)), ..*plan });
     with_plans(profile, plans.collect())
 }
 
@@ -380,8 +390,8 @@ mod tests {
 
     fn profile(skip_margin: Option<SkipMargin>) -> AttentionProfile {
         let thresholds = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![1.0; 2]).unwrap();
-        let plan = LayerPlan { skip_margin, ..LayerPlan::default() };
-        AttentionProfile::new(Arc::new(thresholds), Window::Sliding(64), 4, vec![plan]).unwrap()
+        let layers = vec![LayerSpec { skip_margin, ..LayerSpec::default() }];
+        AttentionProfile::new(Arc::new(thresholds), KernelSpec { layers, ..KernelSpec::default() }).unwrap()
     }
 
     #[test]

@@ -1,28 +1,16 @@
 //! The attention settings of the command line.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use deltallm::models::Model;
 use deltallm::{
-    AttentionOptions, HybridConfig, KvStore, PaperRule, Precision, SkipMargin, TargetSparsity,
-    ThresholdPolicy, Window,
+    AttentionError, KernelContext, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
+    SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
 use crate::{KernelChoice, ModelProfile};
-
-/// Which attention runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KernelKind {
-    /// Exact
-    Dense,
-    /// Delta-coded keys everywhere
-    Delta,
-    /// Exact window and sinks, delta-coded keys for the rest
-    Hybrid,
-}
 
 /// When attention is approximate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -39,8 +27,7 @@ pub enum Phases {
 #[command(next_help_heading = "Attention")]
 pub struct KernelArgs {
     /// dense (exact), delta (delta-coded keys) or hybrid (exact window and sinks, the rest delta-coded)
-    // Values that bring help of their own would spread the whole help over three lines an option.
-    #[arg(long, value_enum, default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
+    #[arg(long, value_parser = kernels(), default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
     kernel: KernelKind,
     /// Settings from a calibration (JSON), or none [default: those that come with the program, if they are for the model]
     #[arg(long, value_name = "FILE|none")]
@@ -76,6 +63,7 @@ pub struct KernelArgs {
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
     /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
+    // Values that bring help of their own would spread the whole help over three lines an option.
     #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
     phases: Phases,
 }
@@ -83,6 +71,11 @@ pub struct KernelArgs {
 /// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct MarginChoice(Option<SkipMargin>);
+
+fn kernels() -> impl TypedValueParser<Value = KernelKind> {
+    PossibleValuesParser::new(KernelKind::ALL.map(KernelKind::name))
+        .try_map(|name| name.parse::<KernelKind>().map_err(|error: AttentionError| error))
+}
 
 fn parse_theta(text: &str) -> Result<f32, String> {
     let theta = text.parse().ok().filter(|theta: &f32| theta.is_finite() && *theta >= 0.0);
@@ -118,64 +111,35 @@ impl KernelArgs {
     /// # Errors
     /// For a profile that cannot be read or is not for this model, and for settings that no kernel takes.
     pub fn resolve(&self, model: &Model) -> anyhow::Result<KernelChoice> {
-        let context = model.config().context_length;
-        if let Some(sinks) = self.sinks {
-            anyhow::ensure!(
-                sinks <= context,
-                "--sinks: expected at most {context}, the model's context, got {sinks}"
-            );
-        }
-        anyhow::ensure!(
-            self.kernel != KernelKind::Dense || self.kv == self.kv.dense(),
-            "--kv {}: expected --kernel hybrid, which keeps its window exact, got dense; or take --kv int8",
-            self.kv
-        );
-        anyhow::ensure!(
-            self.kernel != KernelKind::Delta || self.kv.is_delta(),
-            "--kv {}: expected --kernel hybrid or dense, got delta, which has a store of deltas only: --kv compact",
-            self.kv
-        );
         let profile = self.profile(model)?;
-        let base = match self.paper {
-            true => HybridConfig::from(PaperRule::default()),
-            false => HybridConfig::default(),
+        let base = match &profile {
+            Some(profile) => profile.settings.spec().clone(),
+            None if self.paper => PaperRule::default().into(),
+            None => KernelSpec::default(),
         };
-        let (mut window, mut sinks) = (base.window, base.sinks);
-        if let Some(profile) = &profile {
-            (window, sinks) = (profile.settings.window(), profile.settings.sinks());
+        let (given, config) = (self.given(), model.config());
+        let (spec, shape) = (base.with(&given), model.attention_shape());
+        let context = KernelContext { isa: model.isa(), ..KernelContext::new(shape) };
+        spec.validate(shape, config.layers)
+            .and_then(|()| spec.validate_on(context.isa, config.context_length))
+            .map_err(by_option)?;
+        Ok(KernelChoice::new(spec, context, profile, given.exact_prompt, self.phases))
+    }
+
+    /// What has been said on the command line.
+    fn given(&self) -> SpecOverrides {
+        let target = self.target_sparsity.map(TargetSparsity::new).map(ThresholdPolicy::TargetSparsity);
+        SpecOverrides {
+            kernel: Some(self.kernel),
+            store: Some(self.kv),
+            precision: Some(self.precision),
+            thresholds: target.or(self.theta.map(ThresholdPolicy::Uniform)),
+            window: self.window,
+            sinks: self.sinks,
+            skip_margin: self.skip_margin.map(|margin| margin.0),
+            exact_prompt: self.exact_prompt,
+            ..SpecOverrides::default()
         }
-        let config = HybridConfig {
-            thresholds: self.thresholds(profile.as_ref(), base.thresholds),
-            window: self.window.unwrap_or(window),
-            sinks: self.sinks.unwrap_or(sinks),
-            ..base
-        };
-        let options = AttentionOptions {
-            store: self.kv,
-            precision: self.precision,
-            isa: model.isa(),
-            ..AttentionOptions::new(model.attention_shape())
-        };
-        let isa = options.isa;
-        let precisions = [Precision::F32, Precision::Bf16, Precision::Int16];
-        let possible = precisions.into_iter().filter(|precision| precision.is_multiplied_by(isa));
-        anyhow::ensure!(
-            self.precision.is_multiplied_by(isa),
-            "--precision: expected one that {isa} has instructions for ({}), got {}",
-            possible.map(|precision| precision.to_string()).collect::<Vec<_>>().join(", "),
-            self.precision
-        );
-        let choice = KernelChoice::new(
-            self.kernel,
-            options,
-            config,
-            profile,
-            self.skip_margin.map(|margin| margin.0),
-            self.exact_prompt,
-            self.phases,
-        );
-        choice.make(0)?;
-        Ok(choice)
     }
 
     /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds
@@ -188,21 +152,21 @@ impl KernelArgs {
             None => Ok(ModelProfile::built_in(model)),
         }
     }
+}
 
-    fn thresholds(&self, profile: Option<&ModelProfile>, default: ThresholdPolicy) -> ThresholdPolicy {
-        if let Some(zero_fraction) = self.target_sparsity {
-            let target = TargetSparsity::new(zero_fraction);
-            return ThresholdPolicy::TargetSparsity(match profile {
-                Some(profile) => target.from_profile(Arc::clone(profile.settings.thresholds())),
-                None => target,
-            });
+/// The complaint with the name of the option instead of the field.
+fn by_option(error: SpecError) -> anyhow::Error {
+    let SpecError { field, expected, got } = error;
+    let option = match field.as_str() {
+        "store" => "--kv".to_owned(),
+        "thresholds.theta" => "--theta".to_owned(),
+        "thresholds.target_sparsity" => "--target-sparsity".to_owned(),
+        "kernel" | "precision" | "window" | "sinks" | "skip_margin" | "exact_prompt" => {
+            format!("--{}", field.replace('_', "-"))
         }
-        match (self.theta, profile) {
-            (Some(theta), _) => ThresholdPolicy::Uniform(theta),
-            (None, Some(profile)) => ThresholdPolicy::Profile(Arc::clone(profile.settings.thresholds())),
-            (None, None) => default,
-        }
-    }
+        of_profile => format!("--profile: {of_profile}"),
+    };
+    anyhow::anyhow!("{option}: expected {expected}, got {got}")
 }
 
 #[cfg(test)]

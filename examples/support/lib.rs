@@ -36,6 +36,7 @@ mod threads;
 
 pub use calibration::{Calibration, Measurements, Request, SkipSearch};
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
+pub use deltallm::KernelKind;
 pub use digest::sha256_hex;
 #[cfg(feature = "candle")]
 pub use engines::Candle;
@@ -46,7 +47,7 @@ pub use engines::{
 pub use generation::{Generation, Stop, first_difference, generate};
 pub use held_out::{HeldOutText, MakeKernel, Measured};
 pub use json::print_json;
-pub use kernel_args::{KernelArgs, KernelKind, Phases};
+pub use kernel_args::{KernelArgs, Phases};
 pub use kernel_choice::{KernelChoice, KernelSettings};
 pub use memory::{dense_f16_bytes, format_bytes, peak_rss_bytes};
 pub use memory_limit::{LimitPolicy, MemoryArgs, MemoryLimit};

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Output;
 
 use common::{assert_refused, file, json, path, refusal, run};
-use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, Window};
+use deltallm::{AttentionProfile, KernelSpec, ModelFingerprint, ThresholdProfile};
 use deltallm_examples::LoadedModel;
 use serde_json::Value;
 
@@ -186,8 +186,7 @@ fn chat_without_a_template() {
 #[test]
 fn profile_for_another_model() {
     let thresholds = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![0.5, 0.5]).expect("valid");
-    let profile = AttentionProfile::new(thresholds.into(), Window::Sliding(8), 0, vec![LayerPlan::default()])
-        .expect("valid");
+    let profile = AttentionProfile::new(thresholds.into(), KernelSpec::default()).expect("valid");
     let path = file("another-model.json", &serde_json::to_vec(&profile).expect("JSON"));
     assert_refused("generate", &["--profile", &path], &["expected model", "0000000000000001", "calibrate"]);
 }
@@ -208,22 +207,25 @@ fn a_profile_edited_by_hand_is_refused() {
         file(name, good.replacen(from, to, 1).as_bytes())
     };
     for (name, from, to, part) in [
-        ("negative.json", "\"thresholds\":[", "\"thresholds\":[-1,", "thresholds of a layer"),
-        ("short.json", "\"kv_heads\":2", "\"kv_heads\":1", "thresholds of a layer"),
-        ("nan.json", "\"thresholds\":[", "\"thresholds\":[NaN,", "calibrate has written"),
+        ("negative.json", "\"channels\":[", "\"channels\":[-1,", "finite number >= 0, got -1"),
+        ("long.json", "\"channels\":[", "\"channels\":[1,", "expected thresholds = 640, got 641"),
+        ("short.json", "\"kv_heads\":2", "\"kv_heads\":1", "expected thresholds = 320, got 640"),
+        ("nan.json", "\"channels\":[", "\"channels\":[NaN,", "calibrate has written"),
+        ("field.json", "\"window\":", "\"windows\":", "unknown field `windows`"),
+        ("window.json", "\"window\":\"64\"", "\"window\":\"0\"", "window: expected a number of keys"),
         // As version 2 wrote it, with a field that version 3 does not have.
         (
             "old.json",
             "\"version\":3,",
             "\"version\":2,\"rule\":{},",
-            "version 3, got version 2: make a new one with `calibrate`",
+            "version 3, got version 2: make a new one with `calibrate --model",
         ),
         ("torn.json", "\"layers\"", "", "calibrate has written"),
     ] {
         assert_refused("generate", &["--profile", &edit(name, from, to)], &[part]);
     }
     // One threshold, and only its sign.
-    let start = good.find("\"thresholds\":[").expect("thresholds") + "\"thresholds\":[".len();
+    let start = good.find("\"channels\":[").expect("thresholds") + "\"channels\":[".len();
     let signed = format!("{}-{}", &good[..start], &good[start..]);
     assert_refused(
         "generate",

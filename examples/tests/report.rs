@@ -7,7 +7,7 @@ use std::process::Output;
 use std::sync::Arc;
 
 use common::{assert_refused, file, json, path, run};
-use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, Window};
+use deltallm::{AttentionProfile, KernelSpec, LayerSpec, ModelFingerprint, ThresholdProfile};
 use deltallm_examples::LoadedModel;
 use deltallm_examples::report::PICTURE_SIZE;
 use serde_json::Value;
@@ -27,9 +27,10 @@ fn profile() -> String {
     let shape = [config.layers, config.kv_heads, config.head_dim];
     let thresholds = (0..shape.iter().product()).map(|i: usize| 0.4 + 0.1 * (i % 5) as f32).collect();
     let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds);
-    let layers = (0..config.layers).map(|layer| LayerPlan { dense: layer == 0, ..LayerPlan::default() });
+    let layers = (0..config.layers).map(|layer| LayerSpec { dense: layer == 0, ..LayerSpec::default() });
     let thresholds = Arc::new(thresholds.expect("valid"));
-    let profile = AttentionProfile::new(thresholds, Window::Sliding(64), 4, layers.collect()).expect("valid");
+    let spec = KernelSpec { layers: layers.collect(), ..KernelSpec::default() };
+    let profile = AttentionProfile::new(thresholds, spec).expect("valid");
     file("report-profile.json", &serde_json::to_vec(&profile).expect("JSON"))
 }
 

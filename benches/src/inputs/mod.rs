@@ -6,9 +6,8 @@ pub mod synthetic;
 
 use std::{ops::Range, rc::Rc};
 
-use deltallm::{AttentionShape, HeadsView};
+use deltallm::{AttentionShape, HeadsView, KernelSpec, SpecOverrides};
 
-use crate::settings::LayerSettings;
 use crate::subject::Phase;
 
 /// Queries, keys and values of one layer, after RoPE.
@@ -55,8 +54,10 @@ pub struct Inputs {
     pub shape: AttentionShape,
     /// Windows, each with its layers.
     pub windows: Vec<Vec<Rc<Layer>>>,
-    /// Settings of every layer.
-    pub settings: Vec<LayerSettings>,
+    /// Layers of a window.
+    pub layers: usize,
+    /// What the hybrid variants do, but for their stores.
+    pub spec: KernelSpec,
     /// Choose the skip margin for this share of skipped values, at every length and in every phase anew.
     pub values_skipped: Option<f64>,
     /// The settings in words.
@@ -64,21 +65,15 @@ pub struct Inputs {
 }
 
 impl Inputs {
-    /// Layers of a window.
-    pub fn layers(&self) -> usize {
-        self.settings.len()
-    }
-
-    /// The settings of every layer for a length.
+    /// The settings for a length.
     ///
     /// # Errors
     /// For settings that a kernel refuses.
-    pub fn settings_for(&self, phase: Phase, n: usize) -> anyhow::Result<Vec<LayerSettings>> {
-        let mut settings = self.settings.clone();
-        if let (Some(share), Some(first)) = (self.values_skipped, settings.first()) {
-            let margin = synthetic::margin(&self.windows[0][0], &first.config, share, phase, n)?;
-            settings.iter_mut().for_each(|layer| layer.config.skip_margin = Some(margin));
-        }
-        Ok(settings)
+    pub fn spec_for(&self, phase: Phase, n: usize) -> anyhow::Result<KernelSpec> {
+        let first = self.values_skipped.zip(self.spec.hybrid_config(0, self.shape));
+        let Some((share, config)) = first else { return Ok(self.spec.clone()) };
+        let margin = synthetic::margin(&self.windows[0][0], &config, share, phase, n)?;
+        let skip_margin = Some(Some(margin));
+        Ok(self.spec.clone().with(&SpecOverrides { skip_margin, ..SpecOverrides::default() }))
     }
 }

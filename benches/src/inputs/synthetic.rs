@@ -55,13 +55,14 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
     };
     let values_skipped =
         (request.values_skipped > 0.0 && !settings.has_margin()).then_some(request.values_skipped);
-    let (description, settings) = settings.uniform(request.layers, theta, values_skipped);
+    let (description, spec) = settings.uniform(request.layers, theta, values_skipped);
     let layer = Rc::new(layer);
     Ok(Inputs {
         name: format!("synthetic {}", request.shape.name),
         shape,
         windows: vec![vec![layer; request.layers]],
-        settings,
+        layers: request.layers,
+        spec,
         values_skipped,
         description,
     })
@@ -221,6 +222,8 @@ fn decode_margin(layer: &Layer, config: &HybridConfig, values_skipped: f64, n: u
 
 #[cfg(test)]
 mod tests {
+    use deltallm::KernelContext;
+
     use super::*;
     use crate::{measure, measure::Plan, peak::Peak, variants::OURS};
 
@@ -246,9 +249,9 @@ mod tests {
         for phase in [Phase::Prefill, Phase::Decode] {
             let plan = Plan { phase, n: 700, repetitions: 1, steps: 8 };
             let hybrid = OURS.iter().find(|variant| variant.name == "hybrid-f32").unwrap();
-            let options = AttentionOptions::new(inputs.shape);
-            let settings = inputs.settings_for(phase, plan.n).unwrap().into();
-            let mut subjects = [hybrid.subject(&inputs, &options, &plan, &settings).unwrap()];
+            let context = KernelContext::new(inputs.shape);
+            let spec = inputs.spec_for(phase, plan.n).unwrap();
+            let mut subjects = [hybrid.subject(&inputs, &context, &plan, &spec).unwrap()];
             let peak = Peak::new(deltallm::Isa::best(), 1);
             let results = measure(&mut subjects, &inputs, &plan, &peak, &mut |_| ()).unwrap();
             let got = results.subjects[0].counts.unwrap().sparsity.values_skipped();

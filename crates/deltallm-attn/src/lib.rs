@@ -3,6 +3,7 @@
 //! - [`AttentionKernel`]: the interface a model calls, one object per layer.
 //! - [`DenseAttention`]: exact; [`DeltaAttention`]: delta-coded keys; [`HybridAttention`]: exact window and sinks,
 //!   delta-coded history, value skipping.
+//! - [`KernelSpec`]: settings of all layers of a model, from JSON or a command line, and the kernels made from them.
 //! - [`attend_dense`], [`attend_hybrid`]: the same for engines that keep their own cache.
 //! - [`mod@reference`]: the method in plain f64 loops, with the equations of `docs/method.md`. Start there.
 //!
@@ -18,7 +19,7 @@
 //! | feature | by default | what |
 //! |---|---|---|
 //! | `rayon` | off | tiles and kv heads are shared among the threads of the current rayon pool where [`AttentionOptions::parallel`] says so; any number of threads gives the same bits |
-//! | `serde` | off | the JSON form of [`AttentionProfile`] and its parts, and `deltallm-core`'s `serde` |
+//! | `serde` | off | the JSON form of [`KernelSpec`], [`AttentionProfile`] and their parts, and `deltallm-core`'s `serde` |
 #![deny(unsafe_code)] // allowed in single modules of `arch` only
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -30,6 +31,8 @@ mod delta;
 mod dense;
 mod error;
 mod hybrid;
+#[cfg(feature = "serde")]
+mod json;
 mod kernel;
 mod options;
 mod precision;
@@ -40,6 +43,7 @@ mod segment;
 mod shape;
 mod skip;
 mod softcap;
+mod spec;
 mod view;
 mod window;
 
@@ -47,14 +51,15 @@ pub use delta::DeltaAttention;
 pub use deltallm_core::{AtLimit, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use deltallm_simd::{Isa, IsaError};
 pub use dense::{DenseAttention, attend_dense};
-pub use error::AttentionError;
+pub use error::{AttentionError, SpecError};
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::{AttentionKernel, KernelWrapper};
 pub use options::AttentionOptions;
 pub use precision::Precision;
 pub use prefill::query_tile;
-pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, LayerPlan, Provenance};
+pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, Provenance};
 pub use shape::AttentionShape;
 pub use skip::SkipMargin;
+pub use spec::{KernelContext, KernelKind, KernelSpec, LayerSpec, SpecOverrides};
 pub use view::{HeadsView, HeadsViewMut};
 pub use window::Window;

@@ -17,6 +17,7 @@ use crate::AttentionError;
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
 pub enum Precision {
     /// binary32.
     #[default]
@@ -26,6 +27,11 @@ pub enum Precision {
     /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: up to twice
     /// as fast as f32.
     Int16,
+}
+
+impl Precision {
+    /// Every precision, in the order of the documentation.
+    pub const ALL: [Self; 3] = [Self::F32, Self::Bf16, Self::Int16];
 }
 
 impl fmt::Display for Precision {
@@ -42,11 +48,8 @@ impl FromStr for Precision {
     type Err = AttentionError;
 
     fn from_str(name: &str) -> Result<Self, AttentionError> {
-        let all = [Self::F32, Self::Bf16, Self::Int16];
-        all.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| AttentionError::Name {
-            what: "precision",
-            expected: "f32, bf16 or int16",
-            got: name.to_owned(),
+        Self::ALL.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| {
+            AttentionError::Name { what: "precision", expected: "f32, bf16 or int16", got: name.to_owned() }
         })
     }
 }

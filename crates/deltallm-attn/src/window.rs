@@ -3,6 +3,8 @@
 use std::{fmt, ops::Range, str::FromStr};
 
 use crate::AttentionError;
+#[cfg(feature = "serde")]
+use crate::json::NumberOrText;
 
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
 ///
@@ -18,7 +20,7 @@ use crate::AttentionError;
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
+    serde(try_from = "NumberOrText", into = "String")
 )]
 #[non_exhaustive]
 pub enum Window {
@@ -58,11 +60,11 @@ impl FromStr for Window {
 }
 
 #[cfg(feature = "serde")]
-impl TryFrom<String> for Window {
+impl TryFrom<NumberOrText> for Window {
     type Error = AttentionError;
 
-    fn try_from(text: String) -> Result<Self, AttentionError> {
-        text.parse()
+    fn try_from(text: NumberOrText) -> Result<Self, AttentionError> {
+        text.to_string().parse()
     }
 }
 

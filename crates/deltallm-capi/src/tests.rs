@@ -364,16 +364,30 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "window": 0"#, "window: expected a number of keys >= 1, or block:SCALE"),
         (r#", "window": []"#, "window: expected a number or a text"),
         (r#", "skip_margin": "off""#, "skip margin: expected a number of nats > 0"),
-        (r#", "precision": "f64""#, "precision: expected f32, bf16 or int16, got \"f64\""),
+        (
+            r#", "precision": "f64""#,
+            "precision: unknown variant `f64`, expected one of `f32`, `bf16`, `int16`",
+        ),
         (r#", "simd": "mmx""#, "simd: expected an instruction set that this machine has, one of scalar"),
         (r#", "budget_bytes": 1.5"#, "budget_bytes: invalid type: floating point `1.5`"),
         (r#", "thresholds": {"beta": 1}"#, "thresholds: unknown variant `beta`, expected one of `theta`"),
-        (r#", "thresholds": {"theta": -1}"#, "threshold 0: expected a finite number >= 0, got -1"),
-        (r#", "thresholds": {"target_sparsity": 2}"#, "zero fraction: expected a number in 0..=1, got 2"),
-        (r#", "thresholds": {"channels": [1, 2]}"#, "expected thresholds = 16, got 2"),
+        (r#", "thresholds": {"theta": -1}"#, "thresholds.theta: expected a finite number >= 0, got -1"),
+        (
+            r#", "thresholds": {"target_sparsity": 2}"#,
+            "thresholds.target_sparsity: expected a number in 0..=1, got 2",
+        ),
+        (
+            r#", "thresholds": {"channels": [1, 2]}"#,
+            "thresholds.channels: expected 16 numbers, layers * kv_heads * head_dim, got 2",
+        ),
+        (
+            r#", "thresholds": {"channels": [1, -2]}"#,
+            "thresholds: threshold 1: expected a finite number >= 0",
+        ),
         (r#", "thresholds": {"channels": [1, "2"]}"#, "thresholds.channels[1]: invalid type: string \"2\""),
         (r#", "thresholds": {"error_bound": {"nats": 1}}"#, "thresholds: unknown variant `error_bound`"),
         (r#", "profile": {"version": 3}"#, "profile: missing field `model`"),
+        (r#", "profile": {"version": 2}"#, "profile.version: expected a profile of version 3, got version 2"),
     ] {
         let (status, error) = hybrid(more).err().unwrap_or_else(|| panic!("{more} has been taken"));
         assert_eq!(status, Config);
@@ -386,11 +400,11 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#""delta", "heads": 4, "kv_heads": 2, "head_dim": 1000000000000"#, "head_dim: expected 1 to 4096"),
         (
             r#""dense", "heads": 4, "kv_heads": 2, "head_dim": 8, "store": "compact""#,
-            "dense attention: expected a store of",
+            "store: expected f32, f16, bf16 or int8 for dense attention",
         ),
         (
             r#""delta", "heads": 4, "kv_heads": 2, "head_dim": 8, "store": "int8""#,
-            "delta attention: expected a store of",
+            "store: expected f32, f16, bf16 or compact for delta attention",
         ),
     ] {
         let (status, error) = json(&format!(r#"{{"kernel": {sizes}}}"#));
@@ -424,17 +438,11 @@ fn every_setting_is_taken() {
 
 #[test]
 fn a_profile_brings_the_settings_of_its_layers() {
-    let layer = |dense| {
-        format!(
-            r#"{{"dense": {dense}, "exact_prompt": 0, "skip_margin": "ln:3", "store": null, "thresholds": {:?}}}"#,
-            [0.5; 16]
-        )
-    };
     let profile = format!(
-        r#", "profile": {{"version": 3, "model": "0000000000000007", "kv_heads": 2, "head_dim": 8, "window": "16",
-        "sinks": 2, "provenance": null, "layers": [{}, {}]}}"#,
-        layer(true),
-        layer(false)
+        r#", "profile": {{"version": 3, "model": "0000000000000007", "kv_heads": 2, "head_dim": 8, "provenance": null,
+        "spec": {{"thresholds": {{"channels": {:?}}}, "window": 16, "sinks": 2, "skip_margin": "ln:3",
+        "layers": [{{"dense": true}}, {{"dense": false}}]}}}}"#,
+        [0.5; 32]
     );
     for (layer, elements) in [(0, 0), (1, 100 * KV as u64)] {
         let kernel = hybrid(&format!(r#"{profile}, "layer": {layer}"#)).unwrap();

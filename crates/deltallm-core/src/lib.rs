@@ -29,7 +29,7 @@
 //!
 //! | feature | by default | what |
 //! |---|---|---|
-//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdProfile`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
+//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdPolicy`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deltallm::attn::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ModelFingerprint,
-    PaperRule, ThresholdPolicy, ThresholdProfile, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
+    ModelFingerprint, PaperRule, ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
 
@@ -108,6 +108,9 @@ impl Rule {
         let Some(base) = &self.layers[layer] else { return Ok(Box::new(DenseAttention::new(&options)?)) };
         let thresholds = thresholds.clone();
         let config = HybridConfig { thresholds, layer, skip_margin: None, ..base.clone() };
+        // A rule may code keys where the profile has dense attention.
+        let store = subject.kernel.spec().layer(layer).store.unwrap_or(options.store);
+        let options = AttentionOptions { store, ..options };
         Ok(Box::new(HybridAttention::new(&options, &config)?))
     }
 

@@ -1,6 +1,8 @@
 //! Which threshold each layer, kv head and channel gets.
 
 mod head;
+#[cfg(feature = "serde")]
+mod json;
 mod profile;
 mod target;
 
@@ -29,6 +31,9 @@ pub use target::TargetSparsity;
 /// assert!((0.49..0.51).contains(&(sent as f32 / 64_000.0)));
 /// # Ok::<(), deltallm_core::CoreError>(())
 /// ```
+///
+/// In JSON (feature `serde`) it is `{"theta": 0.6}`, `{"target_sparsity": 0.45}` or `{"channels": [...]}`. The list does not say what
+/// heads it has: it is read as a profile of one layer and one head of that many channels.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub enum ThresholdPolicy {

@@ -62,6 +62,14 @@ impl TargetSparsity {
         self.zero_fraction
     }
 
+    /// The calibrated thresholds that it starts from, if it does.
+    pub fn profile(&self) -> Option<&Arc<ThresholdProfile>> {
+        match &self.start {
+            Start::Uniform(_) => None,
+            Start::Profile(profile) => Some(profile),
+        }
+    }
+
     /// Thresholds of one layer, one per kv head.
     ///
     /// # Errors
