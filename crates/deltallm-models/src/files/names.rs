@@ -48,13 +48,13 @@ pub enum LayerTensor {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[cfg_attr(not(all(feature = "gguf", feature = "safetensors")), allow(dead_code))]
-pub(super) enum Format {
+pub(crate) enum Format {
     Gguf,
     Safetensors,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Part {
+pub(crate) enum Part {
     Weight,
     Bias,
     /// What ternary weights are multiplied with, or divided by.
@@ -62,7 +62,7 @@ pub(super) enum Part {
 }
 
 impl TensorId {
-    pub(super) fn name(self, format: Format, part: Part) -> String {
+    pub(crate) fn name(self, format: Format, part: Part) -> String {
         let part = match (part, format) {
             (Part::Weight, _) => "weight",
             (Part::Bias, _) => "bias",
@@ -86,7 +86,7 @@ impl TensorId {
     }
 
     /// `[out, in]`; for a norm `[length, 1]`.
-    pub(super) fn shape(self, config: &ModelConfig) -> [usize; 2] {
+    pub(crate) fn shape(self, config: &ModelConfig) -> [usize; 2] {
         let hidden = config.hidden_size;
         let queries = config.heads * config.head_dim;
         let keys = config.kv_heads * config.head_dim;
@@ -106,7 +106,7 @@ impl TensorId {
         }
     }
 
-    pub(super) fn has_bias(self, config: &ModelConfig) -> bool {
+    pub(crate) fn has_bias(self, config: &ModelConfig) -> bool {
         let Self::Layer(_, tensor) = self else { return false };
         match tensor {
             LayerTensor::AttentionNorm
@@ -120,7 +120,7 @@ impl TensorId {
     }
 
     /// Whether its weights are ternary: those of the projections of a BitNet model.
-    pub(super) fn is_ternary(self, config: &ModelConfig) -> bool {
+    pub(crate) fn is_ternary(self, config: &ModelConfig) -> bool {
         use LayerTensor::{AttentionOutput, Down, Gate, Key, Query, Up, Value};
         let projection =
             matches!(self, Self::Layer(_, Query | Key | Value | AttentionOutput | Gate | Up | Down));
@@ -128,7 +128,7 @@ impl TensorId {
     }
 
     /// Whether RoPE is applied to what it projects to.
-    pub(super) fn is_rotated(self) -> bool {
+    pub(crate) fn is_rotated(self) -> bool {
         matches!(self, Self::Layer(_, LayerTensor::Query | LayerTensor::Key))
     }
 }

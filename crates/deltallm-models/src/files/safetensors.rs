@@ -10,7 +10,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use crate::json::{self, ReadError, UniqueKeys};
+use crate::files::json::{self, ReadError, UniqueKeys};
 use crate::quant::TensorType;
 use crate::{Bytes, ModelError};
 

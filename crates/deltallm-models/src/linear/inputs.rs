@@ -3,7 +3,7 @@
 use deltallm_simd::weight_order::WeightOrder;
 use ndarray::ArrayView2;
 
-use crate::{quantised, ternary};
+use super::{quantised::BlockActivations, ternary::TokenActivations};
 
 /// The input of some linear maps, `[tokens, in]`, and what it is rounded to for those that take it in 8 bits: once for all
 /// that take the same.
@@ -17,8 +17,8 @@ pub(crate) struct Inputs<'a> {
 #[derive(Debug, Default)]
 pub(crate) struct Rounded {
     pub(crate) order: WeightOrder,
-    pub(crate) ternary: ternary::Activations,
-    pub(crate) quantised: quantised::Activations,
+    pub(crate) ternary: TokenActivations,
+    pub(crate) quantised: BlockActivations,
 }
 
 impl<'a> Inputs<'a> {

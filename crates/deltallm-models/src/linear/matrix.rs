@@ -3,9 +3,9 @@
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Zip};
 
-use crate::halves::apply_half;
-use crate::inputs::{Inputs, Rounded};
-use crate::kernels::matmul_transposed;
+use super::half::apply_half;
+use super::inputs::{Inputs, Rounded};
+use super::kernels::matmul_transposed;
 use crate::{HalfLinear, QuantisedLinear, TernaryLinear};
 
 /// A weight matrix, `[out, in]` in standard layout: a projection, the head, or the embedding, whose rows are those of tokens.

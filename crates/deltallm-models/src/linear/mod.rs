@@ -1,9 +1,20 @@
-//! Linear maps.
+//! Linear maps, and the forms in which their weights are held and multiplied.
+//!
+//! [`matrix`] is the choice between the forms: [`half`], [`quantised`] and [`ternary`], each in a folder of its own, and `f32`, which the
+//! crate `gemm` multiplies. [`inputs`] rounds what they multiply, once for all maps of the same input; [`kernels`] is what the packed
+//! forms share.
+
+pub(crate) mod half;
+pub(crate) mod inputs;
+pub(crate) mod kernels;
+pub(crate) mod matrix;
+pub(crate) mod quantised;
+pub(crate) mod ternary;
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
-use super::Matrix;
-use crate::inputs::{Inputs, Rounded};
+use self::inputs::{Inputs, Rounded};
+use self::matrix::Matrix;
 
 /// A linear map: `y = weight x + bias`.
 #[derive(Debug, Clone)]

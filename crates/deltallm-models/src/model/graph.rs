@@ -7,19 +7,18 @@ use std::time::Instant;
 use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
 use deltallm_simd::{
     Isa,
-    tuning::{AWAKE_TOKENS, LEAST_WORK},
+    tuning::{LEAST_WORK, SPIN_TOKENS},
     weight_order::OrderTrial,
 };
 use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
 
-use crate::{
-    ModelConfig, ModelError, ModelFile, ModelWeights,
-    inputs::Inputs,
-    kernels::with_threads_awake,
+use super::{
     layers::{Rope, add, gated_mlp, rms_norm, rms_norm_in_place},
+    spinning_threads::with_spinning_threads,
     workspace::Workspace,
 };
+use crate::{ModelConfig, ModelError, ModelFile, ModelWeights, linear::inputs::Inputs};
 
 /// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
 ///
@@ -194,12 +193,12 @@ impl Model {
         workspace.rounded.order = order;
         // One token is a pass over all weights.
         let start = (self.order.is_open() && total_tokens(batch) == 1).then(Instant::now);
-        let small_steps = total_tokens(batch) <= AWAKE_TOKENS && self.has_shared_steps();
+        let small_steps = total_tokens(batch) <= SPIN_TOKENS && self.has_shared_steps();
         let mut pass = || {
             self.decoder(batch, observer, &mut workspace)?;
             Ok(self.head(batch, &mut workspace))
         };
-        let logits = if small_steps { with_threads_awake(pass) } else { pass() };
+        let logits = if small_steps { with_spinning_threads(pass) } else { pass() };
         if let (Some(start), Ok(logits)) = (start, &logits)
             && !logits.is_empty()
         {
@@ -258,12 +257,24 @@ impl Model {
         observer: &mut dyn FnMut(AttentionInput),
         workspace: &mut Workspace,
     ) -> Result<(), ModelError> {
-        let Workspace { positions, turns, residual, normed, q, k, v, attended, gate, up, update, rounded } =
-            workspace;
+        let Workspace {
+            positions,
+            rotations,
+            residual,
+            normed,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            update,
+            rounded,
+        } = workspace;
         let ModelConfig { hidden_size, heads, kv_heads, head_dim, norm_eps, .. } = self.config;
-        self.rope.turns(
+        self.rope.rotations_into(
             token_ranges(batch).zip(positions).flat_map(|(tokens, first)| *first..*first + tokens.len()),
-            turns,
+            rotations,
         );
         let tokens = total_tokens(batch);
         let stream = Ix2(tokens, hidden_size);
@@ -279,8 +290,8 @@ impl Model {
             layer.query.apply_into(&mut inputs, q.array(query_rows));
             layer.key.apply_into(&mut inputs, k.array(key_rows));
             layer.value.apply_into(&mut inputs, v.array(key_rows));
-            turns.apply(q.array(of_queries));
-            turns.apply(k.array(of_keys));
+            rotations.apply(q.array(of_queries));
+            rotations.apply(k.array(of_keys));
             let (q, k, v) = (q.array(of_queries), k.array(of_keys), v.array(of_keys));
             let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
             observer(AttentionInput { layer: index, residual, q, k, v });

@@ -1,38 +1,22 @@
-//! One view of a model's weights, whatever file format they come from.
-
-mod half;
-mod layers;
-mod linear;
-mod matrix;
-mod names;
-mod quantised;
-mod ternary;
+//! An open model, whatever its file format, and its tensors as they lie in the file.
 
 #[cfg(feature = "gguf")]
 use std::borrow::Cow;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 
-use ::half::{bf16, f16};
 use deltallm_simd::Isa;
-pub use layers::{LayerWeights, ModelWeights};
-pub use linear::{Linear, LinearForm};
-pub use matrix::Matrix;
-use names::{Format, Part};
-pub use names::{LayerTensor, TensorId};
-use ndarray::{Array1, Array2};
-use rayon::prelude::*;
 
-use crate::config::ConfigError;
-use crate::quant::{self, TensorType};
 #[cfg(feature = "safetensors")]
-use crate::safetensors::SafetensorsModel;
+use crate::SafetensorsModel;
+use crate::files::names::{Format, Part};
+use crate::quant::TensorType;
 #[cfg(feature = "gguf")]
 use crate::{
     Bytes,
     gguf::{self, GgufFile},
 };
-use crate::{ModelConfig, ModelError};
+use crate::{ConfigError, LinearForm, ModelConfig, ModelError, TensorId};
 
 #[cfg(not(any(feature = "gguf", feature = "safetensors")))]
 compile_error!("enable at least one file format of this crate: `gguf` or `safetensors`");
@@ -53,14 +37,14 @@ compile_error!("enable at least one file format of this crate: `gguf` or `safete
 #[derive(Debug)]
 pub struct ModelFile {
     /// The file or directory, for messages.
-    path: PathBuf,
-    source: Source,
-    form: LinearForm,
-    isa: Isa,
+    pub(super) path: PathBuf,
+    pub(super) source: Source,
+    pub(super) form: LinearForm,
+    pub(super) isa: Isa,
 }
 
 #[derive(Debug)]
-enum Source {
+pub(super) enum Source {
     #[cfg(feature = "gguf")]
     Gguf { header: GgufFile, bytes: Bytes },
     #[cfg(feature = "safetensors")]
@@ -68,12 +52,12 @@ enum Source {
 }
 
 /// A tensor as it lies in the file.
-struct RawTensor<'a> {
-    name: String,
-    ty: TensorType,
+pub(super) struct RawTensor<'a> {
+    pub(super) name: String,
+    pub(super) ty: TensorType,
     /// Outermost dimension first.
-    shape: &'a [usize],
-    bytes: &'a [u8],
+    pub(super) shape: &'a [usize],
+    pub(super) bytes: &'a [u8],
 }
 
 impl ModelFile {
@@ -204,182 +188,7 @@ impl ModelFile {
         }
     }
 
-    /// A weight matrix as `f32`, `[out, in]` in standard (row-major) layout.
-    ///
-    /// The rows of the query and key projections are in half-split RoPE order, channel `i` of a head rotating with
-    /// channel `i + head_dim / 2`, whatever the file's order (see [`TensorId`]). Ternary weights come with their scale.
-    ///
-    /// # Errors
-    /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::ElementType`] or
-    /// [`ModelError::NonFiniteWeight`]; for ternary weights those of [`ModelFile::ternary`].
-    pub fn matrix(&self, config: &ModelConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
-        if id.is_ternary(config) {
-            return Ok(Matrix::Ternary(self.ternary(config, id)?).to_dense().into_owned());
-        }
-        let [rows, columns] = id.shape(config);
-        self.table(id, [rows, columns], self.read(id, Part::Weight, &[rows, columns], config)?)
-    }
-
-    /// A projection, the embedding or the head in the form that it is multiplied in: ternary weights, quantised ones (unless the
-    /// [form](Self::with_linear_form) is `f32`), half precision and `bf16` stay what they are, everything else becomes `f32`.
-    ///
-    /// # Errors
-    /// As [`ModelFile::matrix`].
-    pub fn weight(&self, config: &ModelConfig, id: TensorId) -> Result<Matrix, ModelError> {
-        let weight = self.read_weight(config, id)?;
-        // From here on the copy is read.
-        if let Ok(raw) = self.raw(id, Part::Weight) {
-            match &self.source {
-                #[cfg(feature = "gguf")]
-                Source::Gguf { bytes, .. } => bytes.release(raw.bytes),
-                #[cfg(feature = "safetensors")]
-                Source::Safetensors(model) => model.release(raw.bytes),
-            }
-        }
-        Ok(weight)
-    }
-
-    fn read_weight(&self, config: &ModelConfig, id: TensorId) -> Result<Matrix, ModelError> {
-        if id.is_ternary(config) {
-            return Ok(Matrix::Ternary(self.ternary(config, id)?));
-        }
-        let raw = self.raw_of_shape(id, Part::Weight, &id.shape(config))?;
-        Ok(match raw.ty {
-            TensorType::F16 => {
-                Matrix::F16(self.halves(config, id, &raw, f16::from_le_bytes, f16::is_finite)?)
-            }
-            TensorType::BF16 => {
-                Matrix::Bf16(self.halves(config, id, &raw, bf16::from_le_bytes, bf16::is_finite)?)
-            }
-            _ => match self.quantised(config, id)? {
-                Some(weight) => Matrix::Quantised(weight),
-                None => Matrix::F32(self.matrix(config, id)?),
-            },
-        })
-    }
-
-    /// A projection: its [weights](Self::weight), and its bias.
-    ///
-    /// # Errors
-    /// As [`ModelFile::matrix`].
-    pub fn linear(&self, config: &ModelConfig, id: TensorId) -> Result<Linear, ModelError> {
-        Ok(Linear { weight: self.weight(config, id)?, bias: self.bias(config, id)? })
-    }
-
-    /// The weight of a norm as `f32`, as long as what it normalises.
-    ///
-    /// # Errors
-    /// As [`ModelFile::matrix`].
-    pub fn norm(&self, config: &ModelConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
-        let [length, _] = id.shape(config);
-        self.read(id, Part::Weight, &[length], config).map(Array1::from)
-    }
-
-    /// The bias of a projection as `f32`, `[out]`, in the order of the matrix's rows; `None` where the model's
-    /// parameters say that there is none.
-    ///
-    /// # Errors
-    /// As [`ModelFile::matrix`].
-    pub fn bias(&self, config: &ModelConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
-        if !id.has_bias(config) {
-            return Ok(None);
-        }
-        let [rows, _] = id.shape(config);
-        self.read(id, Part::Bias, &[rows], config).map(|values| Some(Array1::from(values)))
-    }
-
-    /// Reads a tensor of the given shape into row-major `f32`, rows in canonical order.
-    fn read(
-        &self,
-        id: TensorId,
-        part: Part,
-        shape: &[usize],
-        config: &ModelConfig,
-    ) -> Result<Vec<f32>, ModelError> {
-        let raw = self.raw_of_shape(id, part, shape)?;
-        if raw.ty == TensorType::I2_S {
-            // Its rows do not stand alone; and only projections come in this type.
-            let expected = "a type of rows of blocks";
-            return Err(self.element_type(&raw, expected));
-        }
-        let source_row = self.source_row(config, id);
-        match *shape {
-            [_, columns] => self.convert(&raw, columns, source_row),
-            _ => {
-                let stored = self.convert(&raw, raw.shape.iter().product(), |row| row)?;
-                Ok((0..stored.len()).map(|row| stored[source_row(row)]).collect())
-            }
-        }
-    }
-
-    /// Where the file has a row of a tensor.
-    fn source_row(
-        &self,
-        config: &ModelConfig,
-        id: TensorId,
-    ) -> impl Fn(usize) -> usize + Copy + Sync + use<> {
-        let head_dim = config.head_dim;
-        let interleaved =
-            self.format() == Format::Gguf && id.is_rotated() && config.architecture.is_interleaved_in_gguf();
-        move |row| if interleaved { interleaved_row(row, head_dim) } else { row }
-    }
-
-    /// Converts the rows of a tensor in parallel; row `i` of the answer is row `source_row(i)` of the file.
-    fn convert(
-        &self,
-        raw: &RawTensor<'_>,
-        columns: usize,
-        source_row: impl Fn(usize) -> usize + Sync,
-    ) -> Result<Vec<f32>, ModelError> {
-        let quant = |source| ModelError::Quant { file: self.path.clone(), tensor: raw.name.clone(), source };
-        let elements: usize = raw.shape.iter().product();
-        let row_bytes = raw.bytes.len() / (elements / columns);
-        fill_rows(elements, columns, |row, out| {
-            let row = source_row(row);
-            let bytes = raw.bytes.get(row * row_bytes..(row + 1) * row_bytes).unwrap_or_default();
-            quant::dequantize(raw.ty, bytes, out).map_err(quant)?;
-            self.refuse_non_finite(raw, row, out, f32::is_finite)
-        })
-    }
-
-    /// Values whose number has been checked against the shape, as a table.
-    fn table<T>(&self, id: TensorId, shape: [usize; 2], values: Vec<T>) -> Result<Array2<T>, ModelError> {
-        let got = values.len();
-        Array2::from_shape_vec(shape, values).map_err(|_| ModelError::TensorShape {
-            file: self.path.clone(),
-            tensor: format!("{id:?}"),
-            expected: shape.to_vec(),
-            got: vec![got],
-        })
-    }
-
-    fn refuse_non_finite<T: Copy + Into<f32>>(
-        &self,
-        raw: &RawTensor<'_>,
-        row: usize,
-        values: &[T],
-        finite: impl Fn(T) -> bool,
-    ) -> Result<(), ModelError> {
-        // Without an early exit this is a few vector instructions a row.
-        if values.iter().fold(true, |all, &x| all & finite(x)) {
-            return Ok(());
-        }
-        let column = values.iter().position(|&x| !finite(x)).unwrap_or_default();
-        Err(ModelError::NonFiniteWeight {
-            file: self.path.clone(),
-            tensor: raw.name.clone(),
-            row,
-            column,
-            got: values[column].into(),
-        })
-    }
-
-    fn element_type(&self, raw: &RawTensor<'_>, expected: &'static str) -> ModelError {
-        let (file, tensor, got) = (self.path.clone(), raw.name.clone(), raw.ty.to_string());
-        ModelError::ElementType { file, tensor, expected, got }
-    }
-
-    fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         match &self.source {
             #[cfg(feature = "gguf")]
             Source::Gguf { .. } => Format::Gguf,
@@ -388,7 +197,12 @@ impl ModelFile {
         }
     }
 
-    fn raw_of_shape(&self, id: TensorId, part: Part, shape: &[usize]) -> Result<RawTensor<'_>, ModelError> {
+    pub(super) fn raw_of_shape(
+        &self,
+        id: TensorId,
+        part: Part,
+        shape: &[usize],
+    ) -> Result<RawTensor<'_>, ModelError> {
         let raw = self.raw(id, part)?;
         if raw.shape == shape {
             return Ok(raw);
@@ -401,7 +215,7 @@ impl ModelFile {
         })
     }
 
-    fn raw(&self, id: TensorId, part: Part) -> Result<RawTensor<'_>, ModelError> {
+    pub(super) fn raw(&self, id: TensorId, part: Part) -> Result<RawTensor<'_>, ModelError> {
         let name = id.name(self.format(), part);
         match &self.source {
             #[cfg(feature = "gguf")]
@@ -419,30 +233,6 @@ impl ModelFile {
             }
         }
     }
-}
-
-/// Makes rows of `columns` elements, in parallel. A file holds as many `elements`, so the allocation is bounded by its size.
-fn fill_rows<T: Clone + Default + Send>(
-    elements: usize,
-    columns: usize,
-    fill: impl Fn(usize, &mut [T]) -> Result<(), ModelError> + Sync,
-) -> Result<Vec<T>, ModelError> {
-    // Enough work for a task to be worth its hand-over.
-    const LEAST_ELEMENTS: usize = 1 << 16;
-    let mut values = vec![T::default(); elements];
-    let rows = values.par_chunks_exact_mut(columns).enumerate();
-    rows.with_min_len(LEAST_ELEMENTS.div_ceil(columns)).try_for_each(|(row, out)| fill(row, out))?;
-    Ok(values)
-}
-
-/// Where the converter to GGUF has put a row of a query or key projection.
-///
-/// Its Llama graph rotates neighbouring channels, (2i, 2i + 1), so the converter moves channel `i` of a head to row
-/// `2i` and channel `i + head_dim / 2` to row `2i + 1` (`LlamaModel.permute` in llama.cpp's `convert_hf_to_gguf.py`).
-fn interleaved_row(row: usize, head_dim: usize) -> usize {
-    let (head, channel) = (row / head_dim, row % head_dim);
-    let half = head_dim / 2;
-    head * head_dim + 2 * (channel % half) + channel / half
 }
 
 fn first_bytes(path: &Path) -> Result<Vec<u8>, ModelError> {

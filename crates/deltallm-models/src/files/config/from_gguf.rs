@@ -1,8 +1,7 @@
 //! Parameters from the metadata of a GGUF file, whose keys begin with the architecture's name there.
 
-use super::{
-    Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling, checked_size, default_head_dim,
-};
+use super::sizes::{checked_size, default_head_dim};
+use super::{Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
 use crate::gguf::{GgufFile, Metadata};
 use crate::quant::{TensorType, dequantize};
 

@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::ConfigError;
-use super::from_json::{Object, boolean, string, wrong_type};
+use super::json_fields::{Object, boolean, string, wrong_type};
 
 /// The form of the ternary weights in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

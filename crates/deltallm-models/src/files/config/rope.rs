@@ -2,7 +2,8 @@
 
 use std::f64::consts::TAU;
 
-use super::{ConfigError, positive};
+use super::ConfigError;
+use super::sizes::{checked_size, positive};
 
 /// Rotary position embedding (Su et al., arXiv 2104.09864).
 #[derive(Debug, Clone, PartialEq)]
@@ -66,7 +67,7 @@ impl RopeConfig {
                 positive("RoPE factor", *factor)?;
                 positive("RoPE low_freq_factor", *low)?;
                 positive("RoPE high_freq_factor", *high)?;
-                super::checked_size("RoPE original context", *original_context as u64)?;
+                checked_size("RoPE original context", *original_context as u64)?;
                 if low < high { Ok(()) } else { Err(ConfigError::RopeBand { low: *low, high: *high }) }
             }
             RopeScaling::Factors(factors) if factors.len() != head_dim / 2 => {

@@ -14,7 +14,7 @@ use cursor::Cursor;
 pub use error::GgufError;
 pub use value::{Array, Metadata, Value};
 
-use crate::config::Architecture;
+use crate::files::config::Architecture;
 use crate::quant::TensorType;
 
 /// The four bytes that every GGUF file starts with.

@@ -1,14 +1,6 @@
 //! Blocks taken apart and not multiplied out: codes and scales, for products with packed weights.
 
-use super::{TensorType, k_quants, legacy};
-
-/// What makes numbers of the codes of a group: `x = scale * (code - offset)`, or `x = scale * code + minimum`.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub(crate) struct Factors {
-    pub(crate) scale: f32,
-    /// 0 for types that have none.
-    pub(crate) minimum: f32,
-}
+use super::{Factors, TensorType, k_quants, legacy};
 
 /// Writes the code of every element of `bytes`, and the factors of every group: 16 elements of `Q6_K`, 32 of all others.
 /// Codes are not negative. For a type that has no codes and factors nothing is written.

@@ -27,3 +27,9 @@ pub(super) fn bf16(bytes: &[u8], out: &mut [f32]) {
         *value = bf16::from_le_bytes(*bytes).to_f32();
     }
 }
+
+/// The `f16` stored at `offset` of a block.
+#[inline(always)]
+pub(super) fn scale<const BYTES: usize>(block: &[u8; BYTES], offset: usize) -> f32 {
+    f16::from_le_bytes([block[offset], block[offset + 1]]).to_f32()
+}

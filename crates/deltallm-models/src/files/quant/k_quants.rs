@@ -8,7 +8,7 @@
 //! Q4_K and Q5_K have 8 groups of 32 with 6-bit scale and minimum: `x = d * scale * q - dmin * min`. Each run of 32
 //! nibble bytes holds two groups, the first in the low halves. Q6_K has 16 groups of 16: `x = d * scale * (q - 32)`.
 
-use super::{codes::Factors, scale};
+use super::{Factors, float::scale};
 
 pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (d, dmin) = (scale(block, 0), scale(block, 2));

@@ -11,7 +11,7 @@
 //! Byte i of the nibbles holds element i (low half) and element i + 16 (high half); bit i of `h` is the fifth bit of
 //! element i.
 
-use super::{codes::Factors, scale};
+use super::{Factors, float::scale};
 
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = scale(block, 0);

@@ -14,6 +14,8 @@
 //! an f32 at the start of the 32 bytes that follow the last block. (That fork's quantiser, run on Arm, makes blocks of 64
 //! instead; nothing in a file says so, and the published ones are of the first kind.)
 
+use super::float::scale;
+
 /// Bytes after the blocks of an `I2_S` tensor, with the scale in front.
 pub(crate) const I2_S_TAIL: usize = 32;
 
@@ -66,13 +68,13 @@ fn two_bits(bytes: &[u8], shift: usize, out: &mut [i8]) {
 pub(super) fn tq1_0(block: &[u8; 54], out: &mut [f32; 256]) {
     let mut codes = [0; 256];
     tq1_0_codes(block, &mut codes);
-    scaled(&codes, super::scale(block, 52), out);
+    scaled(&codes, scale(block, 52), out);
 }
 
 pub(super) fn tq2_0(block: &[u8; 66], out: &mut [f32; 256]) {
     let mut codes = [0; 256];
     tq2_0_codes(block, &mut codes);
-    scaled(&codes, super::scale(block, 64), out);
+    scaled(&codes, scale(block, 64), out);
 }
 
 /// A whole tensor: blocks and tail.

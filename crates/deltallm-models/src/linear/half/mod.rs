@@ -1,22 +1,21 @@
 //! Linear layers of 16-bit floats, which are converted on the way: for embeddings and heads, the largest tables of small models.
 
+mod float16;
 mod rows;
 
 use deltallm_simd::{
     Isa,
-    convert::{Convert, f16_to_f32},
     tuning::{HALF_ROWS, HALF_TOKENS},
     weight_order::WeightOrder,
 };
-use half::{bf16, f16};
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use crate::inputs::Inputs;
-use crate::kernels::matmul_transposed_here;
+use crate::linear::inputs::Inputs;
+use crate::linear::kernels::matmul_transposed_here;
 
-/// Tokens that share a conversion.
-const TOKENS: usize = 4;
+use float16::Float16;
+use rows::TOKENS;
 
 /// A linear map of 16-bit floats, [`half::f16`] or [`half::bf16`], with products and sums in `f32`.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,44 +48,11 @@ impl<T> HalfLinear<T> {
 
 /// `x` `[tokens, in]` times the weights, into `y`, `[tokens, out]`. Runs on the current rayon pool; the number of its threads does not
 /// change the result.
-pub(crate) fn apply_half<T: Half>(layer: &HalfLinear<T>, inputs: &Inputs<'_>, y: ArrayViewMut2<f32>) {
+pub(crate) fn apply_half<T: Float16>(layer: &HalfLinear<T>, inputs: &Inputs<'_>, y: ArrayViewMut2<f32>) {
     multiply(layer.isa, inputs.rounded.order, &inputs.x, &layer.weights.view(), y);
 }
 
-/// A 16-bit float.
-pub(crate) trait Half: Copy + Send + Sync {
-    /// The same number.
-    fn widen(self) -> f32;
-
-    /// The same numbers, as many as a vector has.
-    fn vector<S: Convert>(simd: S, x: &[Self]) -> S::f32s;
-}
-
-impl Half for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self.to_f32()
-    }
-
-    #[inline(always)]
-    fn vector<S: Convert>(simd: S, x: &[Self]) -> S::f32s {
-        simd.bf16s(x)
-    }
-}
-
-impl Half for f16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f16_to_f32(self)
-    }
-
-    #[inline(always)]
-    fn vector<S: Convert>(simd: S, x: &[Self]) -> S::f32s {
-        simd.f16s(x)
-    }
-}
-
-fn multiply<T: Half>(
+fn multiply<T: Float16>(
     isa: Isa,
     order: WeightOrder,
     x: &ArrayView2<f32>,
@@ -130,6 +96,7 @@ fn multiply<T: Half>(
 
 #[cfg(test)]
 mod tests {
+    use half::{bf16, f16};
     use ndarray::{Array2, s};
     use proptest::prelude::*;
 
@@ -145,7 +112,7 @@ mod tests {
     }
 
     /// Compares the products with sums in f64; what they may differ by grows with the magnitudes of the summands.
-    fn check<T: Half>(x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Result<(), TestCaseError> {
+    fn check<T: Float16>(x: &ArrayView2<f32>, w: &ArrayView2<T>) -> Result<(), TestCaseError> {
         for isa in Isa::available() {
             let mut y = Array2::from_elem((x.nrows(), w.nrows()), f32::NAN);
             multiply(isa, WeightOrder::default(), x, w, y.view_mut());
@@ -162,7 +129,7 @@ mod tests {
 
     #[test]
     fn every_number_of_16_bits_is_widened_exactly() {
-        fn check<T: Half>(from_bits: impl Fn(u16) -> T) {
+        fn check<T: Float16>(from_bits: impl Fn(u16) -> T) {
             let numbers: Vec<_> = (0..=u16::MAX).map(from_bits).collect();
             for isa in Isa::available() {
                 let mut wide = vec![1.0; numbers.len()];

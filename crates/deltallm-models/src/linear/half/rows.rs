@@ -13,10 +13,13 @@ use deltallm_simd::{
     weight_order::WeightOrder,
 };
 
-use super::{Half, TOKENS};
+use super::float16::Float16;
+
+/// Tokens that share a conversion.
+pub(super) const TOKENS: usize = 4;
 
 /// The products of a row `w` with up to [`TOKENS`] tokens that follow each other in `x`. Weights are asked for in that order.
-pub(super) fn products<T: Half>(isa: Isa, order: WeightOrder, x: &[f32], w: &[T]) -> [f32; TOKENS] {
+pub(super) fn products<T: Float16>(isa: Isa, order: WeightOrder, x: &[f32], w: &[T]) -> [f32; TOKENS] {
     assert!(x.len().is_multiple_of(w.len()) && (1..=TOKENS).contains(&(x.len() / w.len())));
     dispatch!(isa, simd => {
         let mut out = [0.0; TOKENS];
@@ -31,56 +34,56 @@ pub(super) fn products<T: Half>(isa: Isa, order: WeightOrder, x: &[f32], w: &[T]
 }
 
 /// Converts a row or several.
-pub(super) fn widen<T: Half>(isa: Isa, w: &[T], wide: &mut [f32]) {
+pub(super) fn widen<T: Float16>(isa: Isa, w: &[T], wide: &mut [f32]) {
     assert_eq!(w.len(), wide.len());
     dispatch!(isa, simd => widen_vectors(simd, w, wide));
 }
 
 /// Vectors that rows are multiplied in.
-trait Rows: Convert {
+trait RowVectors: Convert {
     type Vector: SimdFloat<Self, Element = f32>;
 
     /// The same numbers, as many as a vector has.
-    fn vector<T: Half>(self, x: &[T]) -> Self::Vector;
+    fn vector<T: Float16>(self, x: &[T]) -> Self::Vector;
 }
 
 /// Eight at a time, which are independent of each other, also without vectors.
-impl Rows for Fallback {
+impl RowVectors for Fallback {
     type Vector = f32x8<Self>;
 
     #[inline(always)]
-    fn vector<T: Half>(self, x: &[T]) -> f32x8<Self> {
+    fn vector<T: Float16>(self, x: &[T]) -> f32x8<Self> {
         let (low, high) = x.split_at(4);
         T::vector(self, low).combine(T::vector(self, high))
     }
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-impl Rows for Avx2 {
+impl RowVectors for Avx2 {
     type Vector = <Self as Simd>::f32s;
 
     #[inline(always)]
-    fn vector<T: Half>(self, x: &[T]) -> Self::Vector {
+    fn vector<T: Float16>(self, x: &[T]) -> Self::Vector {
         T::vector(self, x)
     }
 }
 
 #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
-impl Rows for Avx512 {
+impl RowVectors for Avx512 {
     type Vector = <Self as Simd>::f32s;
 
     #[inline(always)]
-    fn vector<T: Half>(self, x: &[T]) -> Self::Vector {
+    fn vector<T: Float16>(self, x: &[T]) -> Self::Vector {
         T::vector(self, x)
     }
 }
 
 #[cfg(target_arch = "aarch64")]
-impl Rows for Neon {
+impl RowVectors for Neon {
     type Vector = <Self as Simd>::f32s;
 
     #[inline(always)]
-    fn vector<T: Half>(self, x: &[T]) -> Self::Vector {
+    fn vector<T: Float16>(self, x: &[T]) -> Self::Vector {
         T::vector(self, x)
     }
 }
@@ -90,7 +93,12 @@ const UNROLL: usize = 2;
 
 /// The products with `N` tokens, kept in registers: every loop over them has a constant count.
 #[inline(always)]
-fn tile<S: Rows, T: Half, const N: usize>(simd: S, order: WeightOrder, x: &[f32], w: &[T]) -> [f32; N] {
+fn tile<S: RowVectors, T: Float16, const N: usize>(
+    simd: S,
+    order: WeightOrder,
+    x: &[f32],
+    w: &[T],
+) -> [f32; N] {
     let (len, width) = (w.len(), S::Vector::LEN);
     let step = UNROLL * width;
     let whole = len / step * step;
@@ -138,7 +146,7 @@ fn sum_of_lanes<S: Simd, V: SimdFloat<S, Element = f32>>(vector: V) -> f32 {
 }
 
 #[inline(always)]
-fn widen_vectors<S: Rows, T: Half>(simd: S, w: &[T], wide: &mut [f32]) {
+fn widen_vectors<S: RowVectors, T: Float16>(simd: S, w: &[T], wide: &mut [f32]) {
     let width = S::Vector::LEN;
     let (mut numbers, mut out) = (w.chunks_exact(width), wide.chunks_exact_mut(width));
     for (numbers, out) in numbers.by_ref().zip(out.by_ref()) {

@@ -3,11 +3,6 @@
 //! A [line](super::Line) holds 16 rows by four columns of codes, a byte each, and meets the activations of these columns, a [`Quad`].
 //! Every row has a sum of its own. Sums are integers, so all instruction sets get the same ones.
 
-#[cfg(target_arch = "aarch64")]
-mod aarch64;
-#[cfg(target_arch = "x86_64")]
-mod x86;
-
 use deltallm_simd::fearless_simd::{f32x16, i32x16, prelude::*, u8x64};
 
 use super::{Halves, Line, PANEL, Quad};

@@ -134,7 +134,7 @@ fn reserve(bytes: usize) -> Option<(Arc<MmapRaw>, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::Line;
+    use crate::linear::kernels::Line;
 
     #[test]
     fn slices_are_zero_and_apart() {

@@ -1,16 +1,13 @@
 //! Arithmetic that needs raw pointers or chosen instructions. Besides memory mapping, this is the only place of this crate with
 //! `unsafe` code.
 
-mod awake;
-mod bytes;
+mod arch;
+mod byte_products;
 mod large_pages;
 mod matmul;
 mod panel;
-mod silu;
 
-pub(crate) use awake::with_threads_awake;
-pub(crate) use bytes::{ByteProducts, bytes_of, rows_of};
+pub(crate) use byte_products::{ByteProducts, bytes_of, rows_of};
 pub(crate) use large_pages::LargePages;
 pub(crate) use matmul::{matmul_transposed, matmul_transposed_here};
 pub(crate) use panel::{Halves, Line, PANEL, Quad, bits, for_each_task};
-pub(crate) use silu::silu_product;

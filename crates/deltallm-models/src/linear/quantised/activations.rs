@@ -1,6 +1,7 @@
 //! Tokens as 8-bit numbers, with a scale for every block of columns.
 
 use deltallm_simd::{
+    dispatch,
     dot::ByteKernel,
     math::ROUND,
     tuning::{LEAST_WORK, QUANTISED_BATCH as BATCH},
@@ -8,12 +9,12 @@ use deltallm_simd::{
 use ndarray::{ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::{layout::Form, simd};
-use crate::kernels::Quad;
+use super::layout::Form;
+use crate::linear::kernels::Quad;
 
 /// Quantised tokens.
 #[derive(Debug, Default)]
-pub(crate) struct Activations {
+pub(crate) struct BlockActivations {
     /// The kernel and the form that the tokens were rounded for, if there are tokens.
     made_for: Option<(ByteKernel, Form)>,
     /// Blocks of a token.
@@ -50,7 +51,7 @@ pub(super) struct Batch<'a> {
 /// Blocks of smaller numbers are scaled as if this were their largest: the reciprocal of a smaller one may be infinite.
 pub(super) const LEAST: f32 = 1e-30;
 
-impl Activations {
+impl BlockActivations {
     /// Forgets the tokens.
     pub(crate) fn clear(&mut self) {
         self.made_for = None;
@@ -72,7 +73,7 @@ impl Activations {
         let batches = x.axis_chunks_iter(Axis(0), BATCH);
         let quantise = |((codes, scales), x): ((&mut [Quad], &mut [BlockScale]), ArrayView2<f32>)| {
             let Some(x) = x.to_slice() else { unreachable!("rows of an array in standard layout") };
-            simd::quantise_batch(kernel, form, x, blocks, codes, scales);
+            quantise_batch(kernel, form, x, blocks, codes, scales);
         };
         if rayon::current_num_threads() == 1 || x.len() < LEAST_WORK {
             let parts = self.codes.chunks_mut(sizes.0).zip(self.scales.chunks_mut(sizes.1));
@@ -91,10 +92,38 @@ impl Activations {
     }
 }
 
+/// Rounds the tokens of a batch to 8 bits, block by block; see [`quantise_blocks`].
+fn quantise_batch(
+    kernel: ByteKernel,
+    form: Form,
+    x: &[f32],
+    blocks: usize,
+    codes: &mut [Quad],
+    scales: &mut [BlockScale],
+) {
+    let offset = i32::from(form.offset) - shift(kernel, form);
+    dispatch!(kernel.isa(), _simd => match form.block {
+        16 => quantise_blocks::<16>(offset, x, blocks, codes, scales),
+        _ => quantise_blocks::<32>(offset, x, blocks, codes, scales),
+    });
+}
+
+/// What the kernel itself takes from codes, to multiply signed bytes ([`ByteProducts::SIGNED`](crate::linear::kernels::ByteProducts)).
+fn shift(kernel: ByteKernel, form: Form) -> i32 {
+    let signed = match kernel {
+        #[cfg(target_arch = "x86_64")]
+        ByteKernel::Avx2(_) => true,
+        #[cfg(target_arch = "aarch64")]
+        ByteKernel::Neon(_) | ByteKernel::DotProd(_) => true,
+        _ => false,
+    };
+    if signed && form.wide { 128 } else { 0 }
+}
+
 /// Quantises the tokens of a batch, each of `blocks` blocks of `BLOCK` numbers. `offset` is what is taken from the weights'
 /// codes. Every instruction set compiles this for its vectors; as there is no sum of floats in it, they agree to the bit.
 #[inline(always)]
-pub(super) fn quantise_batch<const BLOCK: usize>(
+fn quantise_blocks<const BLOCK: usize>(
     offset: i32,
     x: &[f32],
     blocks: usize,
@@ -145,7 +174,7 @@ mod tests {
             let mut codes = [[7; 4]; 8];
             let mut scales = [BlockScale::default(); 2];
             let form = Form { block: 16, wide: false, minima: false, offset: 5 };
-            simd::quantise_batch(kernel, form, &x, 2, &mut codes, &mut scales);
+            quantise_batch(kernel, form, &x, 2, &mut codes, &mut scales);
             assert_eq!(codes[..2], [[127, 0, 2, 2], [0, -2, -126, 0]], "{kernel}");
             assert_eq!(codes[4..], [[-127, 0, 0, 0], [0; 4], [0; 4], [0; 4]], "{kernel}");
             assert_eq!(scales[0], BlockScale { scale: 1.0, sum: 3.0, start: -15 }, "{kernel}");
@@ -166,7 +195,7 @@ mod tests {
             let x: [f32; 16] = std::array::from_fn(|i| largest * (1.0 - i as f32 / 7.5));
             for kernel in ByteKernel::available() {
                 let (mut codes, mut scales) = ([Quad::default(); 4], [BlockScale::default()]);
-                simd::quantise_batch(kernel, form, &x, 1, &mut codes, &mut scales);
+                quantise_batch(kernel, form, &x, 1, &mut codes, &mut scales);
                 for (x, code) in x.iter().zip(codes.as_flattened()) {
                     let (step, x) = (f64::from(scales[0].scale), f64::from(*x));
                     assert!((-127..=127).contains(code), "{largest:e} {kernel}");

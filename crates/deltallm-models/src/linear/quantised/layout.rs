@@ -2,7 +2,7 @@
 //! of a block.
 //!
 //! A weight is `scale * (code - offset)`, or `scale * code + minimum` for types with minima. Codes are not negative. Byte
-//! `4 r + b` of a line belongs to row `r`, as in [`ternary`](crate::ternary); what it holds of block columns:
+//! `4 r + b` of a line belongs to row `r`, as in [`ternary`](crate::linear::ternary); what it holds of block columns:
 //!
 //! ```text
 //! 4-bit codes   line i of 4: column 8 i + b in the low half, column 8 i + 4 + b in the high half
@@ -32,11 +32,8 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::QuantisedError;
-use crate::kernels::{Halves, LargePages, Line, PANEL};
-use crate::quant::{
-    TensorType,
-    codes::{self, Factors},
-};
+use crate::linear::kernels::{Halves, LargePages, Line, PANEL};
+use crate::quant::{Factors, TensorType, codes};
 
 /// What is different between types.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

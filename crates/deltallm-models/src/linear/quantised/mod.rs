@@ -22,17 +22,14 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
 
 pub use error::QuantisedError;
 
-pub(crate) use activations::Activations;
+pub(crate) use activations::BlockActivations;
 
 use layout::{Form, Panel, Panels};
+use simd::MOST_PANELS;
 
-use crate::inputs::{Inputs, Rounded};
-use crate::kernels::{PANEL, for_each_task};
+use crate::linear::inputs::{Inputs, Rounded};
+use crate::linear::kernels::{PANEL, for_each_task};
 use crate::quant::TensorType;
-
-/// The most panels of a call of a kernel: for many tokens those that it multiplies side by side, for one token enough for the
-/// call itself not to count.
-const MOST_PANELS: usize = 8;
 
 /// The most sums of a call.
 const MOST_SUMS: usize = 2 * BATCH;
@@ -181,7 +178,13 @@ impl QuantisedLinear {
 
     /// The columns of `y` that belong to the panels from `first` on. Batch after batch, so that a batch's activations are read
     /// from the second cache for all panels, and its outputs stay there.
-    fn task(&self, first: usize, activations: &Activations, order: WeightOrder, mut y: ArrayViewMut2<f32>) {
+    fn task(
+        &self,
+        first: usize,
+        activations: &BlockActivations,
+        order: WeightOrder,
+        mut y: ArrayViewMut2<f32>,
+    ) {
         let (mut few, mut many);
         let sums: &mut [[f32; PANEL]] = if y.nrows() == 1 {
             few = [[0.0; PANEL]; MOST_PANELS];

@@ -4,7 +4,7 @@ use super::{
     activations::Batch,
     layout::{Form, Panel},
 };
-use crate::kernels::PANEL;
+use crate::linear::kernels::PANEL;
 
 /// Adds to `sums[token][row]`, block by block,
 ///

@@ -1,44 +1,19 @@
 //! Which instructions multiply. All compute what [`scalar`] says, in the same order, and get the same bits: sums of products
 //! are integers, and everything that is rounded is one lane's own.
 
-use deltallm_simd::{dispatch, dot::ByteKernel, fearless_simd::prelude::*, weight_order::WeightOrder};
+use deltallm_simd::{dot::ByteKernel, fearless_simd::prelude::*, weight_order::WeightOrder};
 
 use super::{
-    MOST_PANELS,
-    activations::{self, Batch, BlockScale},
+    activations::Batch,
     layout::{Form, Panel},
     scalar,
     tile::multiply_panels,
 };
-use crate::kernels::{PANEL, Quad};
+use crate::linear::kernels::PANEL;
 
-/// Rounds the tokens of a batch to 8 bits, block by block; see [`activations::quantise_batch`].
-pub(super) fn quantise_batch(
-    kernel: ByteKernel,
-    form: Form,
-    x: &[f32],
-    blocks: usize,
-    codes: &mut [Quad],
-    scales: &mut [BlockScale],
-) {
-    let offset = i32::from(form.offset) - shift(kernel, form);
-    dispatch!(kernel.isa(), _simd => match form.block {
-        16 => activations::quantise_batch::<16>(offset, x, blocks, codes, scales),
-        _ => activations::quantise_batch::<32>(offset, x, blocks, codes, scales),
-    });
-}
-
-/// What the kernel itself takes from codes, to multiply signed bytes ([`ByteProducts::SIGNED`](crate::kernels::ByteProducts)).
-fn shift(kernel: ByteKernel, form: Form) -> i32 {
-    let signed = match kernel {
-        #[cfg(target_arch = "x86_64")]
-        ByteKernel::Avx2(_) => true,
-        #[cfg(target_arch = "aarch64")]
-        ByteKernel::Neon(_) | ByteKernel::DotProd(_) => true,
-        _ => false,
-    };
-    if signed && form.wide { 128 } else { 0 }
-}
+/// The most panels of a call of a kernel: for many tokens those that it multiplies side by side, for one token enough for the
+/// call itself not to count.
+pub(super) const MOST_PANELS: usize = 8;
 
 /// How many panels [`multiply`] takes at a time.
 pub(super) fn panels(kernel: ByteKernel, tokens: usize) -> usize {

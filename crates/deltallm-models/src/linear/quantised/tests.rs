@@ -7,10 +7,7 @@ use super::{
     activations::{BlockScale, LEAST},
     *,
 };
-use crate::quant::{
-    codes::{Factors, unpack},
-    dequantize,
-};
+use crate::quant::{Factors, codes::unpack, dequantize};
 
 const TYPES: [TensorType; 8] = [
     TensorType::Q4_0,
@@ -287,7 +284,7 @@ fn all_tokens_and_panels_of_a_call_are_added_to_what_is_there() {
     let packed = linear(TensorType::Q4_1, 128, 64, &bytes);
     for (kernel, count) in ByteKernel::available().into_iter().flat_map(|kernel| [(kernel, 1), (kernel, 9)]) {
         let x = tokens(count, 64, 1);
-        let mut activations = Activations::default();
+        let mut activations = BlockActivations::default();
         activations.round(kernel, &x.view(), form);
         let batch = activations.batches().next().unwrap();
         let panels: Vec<_> = (0..simd::panels(kernel, count)).map(|p| packed.panels.panel(p)).collect();

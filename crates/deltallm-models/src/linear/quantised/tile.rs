@@ -11,7 +11,7 @@ use super::{
     activations::{Batch, BlockScale},
     layout::{Form, Panel},
 };
-use crate::kernels::{ByteProducts, PANEL, Quad, bytes_of};
+use crate::linear::kernels::{ByteProducts, PANEL, Quad, bytes_of};
 
 /// [`scalar::multiply`](super::scalar::multiply) with `P` panels side by side and `N` tokens at a time: as many as registers hold
 /// the sums of. The sizes have been checked.

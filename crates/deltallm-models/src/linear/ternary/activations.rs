@@ -1,15 +1,14 @@
 //! Tokens as 8-bit numbers, one scale for each.
 
-use deltallm_simd::{dot::ByteKernel, math::ROUND, tuning::LEAST_WORK};
+use deltallm_simd::{dispatch, dot::ByteKernel, math::ROUND, tuning::LEAST_WORK};
 use ndarray::{ArrayView1, ArrayView2, Axis};
 use rayon::prelude::*;
 
-use super::simd;
-use crate::kernels::Quad;
+use crate::linear::kernels::Quad;
 
 /// Quantised tokens.
 #[derive(Debug, Default)]
-pub(crate) struct Activations {
+pub(crate) struct TokenActivations {
     /// The kernel, the quads and the tokens of a block that the tokens were rounded for, if there are tokens.
     made_for: Option<(ByteKernel, usize, usize)>,
     /// Quads of a token.
@@ -31,7 +30,7 @@ pub(super) struct TokenScale {
     pub(super) sum: i32,
 }
 
-impl Activations {
+impl TokenActivations {
     /// Forgets the tokens.
     pub(crate) fn clear(&mut self) {
         self.made_for = None;
@@ -90,9 +89,14 @@ fn quantise_block(kernel: ByteKernel, x: &ArrayView2<f32>, codes: &mut [Quad], s
 
 fn quantise_token(kernel: ByteKernel, x: ArrayView1<f32>, codes: &mut [Quad]) -> TokenScale {
     match x.as_slice() {
-        Some(x) => simd::quantise(kernel, x, codes.as_flattened_mut()),
-        None => simd::quantise(kernel, &x.to_vec(), codes.as_flattened_mut()),
+        Some(x) => quantise(kernel, x, codes.as_flattened_mut()),
+        None => quantise(kernel, &x.to_vec(), codes.as_flattened_mut()),
     }
+}
+
+/// Rounds a token to 8 bits; see [`quantise_vectors`].
+fn quantise(kernel: ByteKernel, x: &[f32], codes: &mut [i8]) -> TokenScale {
+    dispatch!(kernel.isa(), _simd => quantise_vectors(x, codes))
 }
 
 /// `s = 127 / max(max |x|, 1e-5)`, `q = round(x s)`, half to even. Every instruction set compiles this for its vectors; as there is
@@ -100,7 +104,7 @@ fn quantise_token(kernel: ByteKernel, x: ArrayView1<f32>, codes: &mut [Quad]) ->
 ///
 /// `transformers` also clamps `q` to -128..=127. `x s` exceeds 127 by a few roundings at most, so that never acts.
 #[inline(always)]
-pub(super) fn quantise(x: &[f32], codes: &mut [i8]) -> TokenScale {
+fn quantise_vectors(x: &[f32], codes: &mut [i8]) -> TokenScale {
     // Bit patterns of magnitudes are in the order of the magnitudes, and infinity and NaN come last.
     let max = f32::from_bits(x.iter().fold(0, |max, x| x.abs().to_bits().max(max)));
     if !max.is_finite() {
@@ -125,7 +129,7 @@ mod tests {
         let x = [127.0, 0.5, 1.5, 2.5, -0.5, -1.5, -126.5, 0.0];
         for kernel in ByteKernel::available() {
             let mut codes = [7; 8];
-            let token = simd::quantise(kernel, &x, &mut codes);
+            let token = quantise(kernel, &x, &mut codes);
             assert_eq!(codes, [127, 0, 2, 2, 0, -2, -126, 0], "{kernel}");
             assert_eq!((token.sum, token.scale), (3, 1.0), "{kernel}");
         }
@@ -135,9 +139,9 @@ mod tests {
     fn small_tokens_are_scaled_as_if_their_largest_were_1e_5() {
         for kernel in ByteKernel::available() {
             let mut codes = [7; 2];
-            assert_eq!(simd::quantise(kernel, &[1e-6, -1e-7], &mut codes).scale, 127.0 / 1e-5);
+            assert_eq!(quantise(kernel, &[1e-6, -1e-7], &mut codes).scale, 127.0 / 1e-5);
             assert_eq!(codes, [13, -1]);
-            assert_eq!(simd::quantise(kernel, &[0.0, -0.0], &mut codes).scale, 127.0 / 1e-5);
+            assert_eq!(quantise(kernel, &[0.0, -0.0], &mut codes).scale, 127.0 / 1e-5);
             assert_eq!(codes, [0, 0]);
         }
     }
@@ -152,7 +156,7 @@ mod tests {
                 let mut codes = [0; 3];
                 let scale = 127.0 / largest.max(1e-5);
                 for kernel in ByteKernel::available() {
-                    simd::quantise(kernel, &[largest, -largest, largest / 2.0], &mut codes);
+                    quantise(kernel, &[largest, -largest, largest / 2.0], &mut codes);
                     let expected = [largest, -largest, largest / 2.0]
                         .map(|x| (x * scale).round_ties_even().clamp(-128.0, 127.0) as i8);
                     assert_eq!(codes, expected, "{largest:e} {kernel}");

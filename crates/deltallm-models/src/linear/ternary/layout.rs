@@ -21,7 +21,7 @@
 use rayon::prelude::*;
 
 use super::TernaryError;
-use crate::kernels::{LargePages, Line, PANEL, bits};
+use crate::linear::kernels::{LargePages, Line, PANEL, bits};
 
 /// Columns of a line.
 pub(super) const COLUMNS: usize = 16;

@@ -3,7 +3,7 @@
 
 use deltallm_simd::fearless_simd::{i32x16, prelude::*};
 
-use crate::kernels::{ByteProducts, Line, PANEL, Quad, bytes_of, rows_of};
+use crate::linear::kernels::{ByteProducts, Line, PANEL, Quad, bytes_of, rows_of};
 
 /// [`scalar::matrix`](super::scalar::matrix) with `P` panels side by side and at most `MOST` tokens at a time.
 #[inline(always)]

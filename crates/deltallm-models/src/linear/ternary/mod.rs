@@ -19,14 +19,14 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 
 pub use error::TernaryError;
 
-pub(crate) use activations::Activations;
+pub(crate) use activations::TokenActivations;
 
 use activations::TokenScale;
 use layout::Panels;
 use simd::MAX_TOKENS;
 
-use crate::inputs::{Inputs, Rounded};
-use crate::kernels::{Line, PANEL, for_each_task};
+use crate::linear::inputs::{Inputs, Rounded};
+use crate::linear::kernels::{Line, PANEL, for_each_task};
 
 /// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
@@ -163,7 +163,7 @@ impl TernaryLinear {
     fn vectors(
         &self,
         panels: &[Line],
-        activations: &Activations,
+        activations: &TokenActivations,
         order: WeightOrder,
         mut y: ArrayViewMut2<f32>,
     ) {
@@ -184,7 +184,7 @@ impl TernaryLinear {
     fn matrix(
         &self,
         panels: &[Line],
-        activations: &Activations,
+        activations: &TokenActivations,
         scratch: &mut Vec<Line>,
         mut y: ArrayViewMut2<f32>,
     ) {

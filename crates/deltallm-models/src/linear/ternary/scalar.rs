@@ -1,7 +1,7 @@
 //! What every kernel computes, in plain loops.
 
 use super::layout::QUADS;
-use crate::kernels::{Line, PANEL, Quad};
+use crate::linear::kernels::{Line, PANEL, Quad};
 
 /// `sums[panel][row] = sum over columns of code * activation`.
 pub(super) fn vector(panels: &[Line], quads: &[Quad], sums: &mut [[i32; PANEL]]) {

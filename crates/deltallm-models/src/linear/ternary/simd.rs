@@ -3,16 +3,10 @@
 //! A kernel multiplies *codes*, the weights plus one, which are 0, 1 or 2, with 8-bit activations, and answers sums of 32
 //! bits. All are exact, so all are equal.
 
-use deltallm_simd::{dispatch, dot::ByteKernel, fearless_simd::prelude::*, weight_order::WeightOrder};
+use deltallm_simd::{dot::ByteKernel, fearless_simd::prelude::*, weight_order::WeightOrder};
 
-use super::{
-    activations::{self, TokenScale},
-    layout::QUADS,
-    matrix::multiply_block,
-    scalar,
-    vector::multiply_token,
-};
-use crate::kernels::{Line, PANEL, Quad};
+use super::{layout::QUADS, matrix::multiply_block, scalar, vector::multiply_token};
+use crate::linear::kernels::{Line, PANEL, Quad};
 
 /// The most tokens that a kernel takes at a time.
 pub(super) const MAX_TOKENS: usize = 12;
@@ -26,11 +20,6 @@ pub(super) fn tokens(kernel: ByteKernel) -> usize {
         ByteKernel::Avx512(_) => 12,
         _ => 4,
     }
-}
-
-/// Rounds a token to 8 bits; see [`activations::quantise`].
-pub(super) fn quantise(kernel: ByteKernel, x: &[f32], codes: &mut [i8]) -> TokenScale {
-    dispatch!(kernel.isa(), _simd => activations::quantise(x, codes))
 }
 
 /// `sums[panel][row] = sum over columns of code * activation`, for whole panels of packed lines, which are asked for in that order.

@@ -4,7 +4,7 @@ use ndarray::{Array2, s};
 use proptest::prelude::*;
 
 use super::{layout::QUADS, *};
-use crate::kernels::Quad;
+use crate::linear::kernels::Quad;
 
 /// Weights -1, 0, 1 that look random.
 fn weights(rows: usize, columns: usize, seed: u64) -> Array2<i8> {

@@ -17,7 +17,7 @@ use deltallm_simd::{
 };
 
 use super::layout::QUADS;
-use crate::kernels::{ByteProducts, Line, PANEL, Quad, bytes_of, rows_of};
+use crate::linear::kernels::{ByteProducts, Line, PANEL, Quad, bytes_of, rows_of};
 
 /// [`scalar::vector`](super::scalar::vector).
 #[inline(always)]

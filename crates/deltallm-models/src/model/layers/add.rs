@@ -2,12 +2,12 @@
 
 use ndarray::{ArrayView2, ArrayViewMut2, Zip};
 
-use super::shared;
+use super::threads::worth_sharing;
 
 /// `x += update`, both `[tokens, hidden]`.
 pub(crate) fn add(x: ArrayViewMut2<f32>, update: &ArrayView2<f32>) {
     let pairs = Zip::from(x).and(update);
-    if shared(update.len()) {
+    if worth_sharing(update.len()) {
         pairs.par_for_each(|x, update| *x += update);
     } else {
         pairs.for_each(|x, update| *x += update);

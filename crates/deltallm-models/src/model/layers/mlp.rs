@@ -7,11 +7,10 @@ use deltallm_simd::{
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Ix2};
 use rayon::prelude::*;
 
-use super::rms_norm_in_place;
-use crate::config::Activation;
-use crate::inputs::{Inputs, Rounded};
-use crate::kernels::silu_product;
-use crate::workspace::Buffer;
+use super::{rms_norm_in_place, silu::silu_product};
+use crate::files::config::Activation;
+use crate::linear::inputs::{Inputs, Rounded};
+use crate::model::buffer::Buffer;
 use crate::{LayerWeights, Matrix, ModelConfig};
 
 /// `down(norm(f(gate(x)) * up(x)))` (Shazeer, arXiv 2002.05202), with the architecture's activation `f` and, in BitNet

@@ -3,7 +3,7 @@
 use ndarray::{Array1, ArrayView1, ArrayView2, ArrayViewMut1, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
-use super::shared;
+use super::threads::worth_sharing;
 
 /// `x / sqrt(mean(x^2) + eps) * weight` for each row (Zhang and Sennrich, arXiv 1910.07467).
 /// `x` and `y` are `[tokens, hidden]`, `weight` is `[hidden]`.
@@ -12,7 +12,7 @@ pub(crate) fn rms_norm(x: &ArrayView2<f32>, weight: &Array1<f32>, eps: f32, mut 
         y.assign(&x);
         normalise(y, weight, eps);
     };
-    if shared(x.len()) {
+    if worth_sharing(x.len()) {
         x.axis_iter(Axis(0)).into_par_iter().zip(y.axis_iter_mut(Axis(0))).for_each(row);
     } else {
         x.outer_iter().zip(y.outer_iter_mut()).for_each(row);
@@ -22,7 +22,7 @@ pub(crate) fn rms_norm(x: &ArrayView2<f32>, weight: &Array1<f32>, eps: f32, mut 
 /// [`rms_norm`] of `x` in its place.
 pub(crate) fn rms_norm_in_place(mut x: ArrayViewMut2<f32>, weight: &Array1<f32>, eps: f32) {
     let row = |row: ArrayViewMut1<f32>| normalise(row, weight, eps);
-    if shared(x.len()) {
+    if worth_sharing(x.len()) {
         x.axis_iter_mut(Axis(0)).into_par_iter().for_each(row);
     } else {
         x.outer_iter_mut().for_each(row);

@@ -3,9 +3,9 @@
 use ndarray::ArrayViewMut3;
 use rayon::prelude::*;
 
-use super::shared;
+use super::threads::worth_sharing;
 
-/// Turns pairs of channels by an angle that grows with the position (Su et al., arXiv 2104.09864).
+/// Rotates pairs of channels by an angle that grows with the position (Su et al., arXiv 2104.09864).
 ///
 /// Channel `i` of a head is paired with channel `i + head_dim / 2` ("half-split" order, as in `transformers`).
 #[derive(Debug, Clone)]
@@ -14,9 +14,9 @@ pub(crate) struct Rope {
     frequencies: Vec<f32>,
 }
 
-/// The turns of some tokens, the same in every layer.
+/// The rotations of some tokens, the same in every layer.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
+pub(crate) struct Rotations {
     half: usize,
     /// `[tokens, head_dim / 2]` each.
     cos: Vec<f32>,
@@ -28,21 +28,25 @@ impl Rope {
         Self { frequencies }
     }
 
-    /// Makes `turns` those of tokens at these positions.
-    pub(crate) fn turns(&self, positions: impl IntoIterator<Item = usize>, turns: &mut Turns) {
+    /// Makes `rotations` those of tokens at these positions.
+    pub(crate) fn rotations_into(
+        &self,
+        positions: impl IntoIterator<Item = usize>,
+        rotations: &mut Rotations,
+    ) {
         let angles = positions.into_iter().flat_map(|p| self.frequencies.iter().map(move |f| p as f32 * f));
-        turns.half = self.frequencies.len();
-        turns.sin.clear();
-        turns.cos.clear();
+        rotations.half = self.frequencies.len();
+        rotations.sin.clear();
+        rotations.cos.clear();
         for (sin, cos) in angles.map(f32::sin_cos) {
-            turns.sin.push(sin);
-            turns.cos.push(cos);
+            rotations.sin.push(sin);
+            rotations.cos.push(cos);
         }
     }
 }
 
-impl Turns {
-    /// Turns `x`, `[tokens, heads, head_dim]`.
+impl Rotations {
+    /// Rotates `x`, `[tokens, heads, head_dim]`.
     pub(crate) fn apply(&self, mut x: ArrayViewMut3<f32>) {
         let (_, heads, head_dim) = x.dim();
         let half = self.half;
@@ -56,7 +60,7 @@ impl Turns {
                 }
             }
         };
-        if shared(x.len()) {
+        if worth_sharing(x.len()) {
             let tokens = x.par_chunks_exact_mut(heads * head_dim);
             tokens.zip(self.cos.par_chunks_exact(half)).zip(self.sin.par_chunks_exact(half)).for_each(token);
         } else {
@@ -72,40 +76,40 @@ mod tests {
 
     use super::*;
 
-    fn turn(rope: &Rope, positions: &[usize], x: &mut Array3<f32>) {
-        let mut turns = Turns::default();
-        rope.turns([7], &mut turns); // leaves nothing behind
-        rope.turns(positions.iter().copied(), &mut turns);
-        turns.apply(x.view_mut());
+    fn rotate(rope: &Rope, positions: &[usize], x: &mut Array3<f32>) {
+        let mut rotations = Rotations::default();
+        rope.rotations_into([7], &mut rotations); // leaves nothing behind
+        rope.rotations_into(positions.iter().copied(), &mut rotations);
+        rotations.apply(x.view_mut());
     }
 
     #[test]
     fn products_depend_on_the_distance_only() {
         let rope = Rope::new(vec![1.0, 0.1]);
-        let turned = |position| {
+        let rotated = |position| {
             let mut x = Array3::from_shape_vec((1, 1, 4), vec![1.0, 2.0, -0.5, 0.25]).unwrap();
-            turn(&rope, &[position], &mut x);
+            rotate(&rope, &[position], &mut x);
             x
         };
-        let product = |a: usize, b: usize| (&turned(a) * &turned(b)).sum();
+        let product = |a: usize, b: usize| (&rotated(a) * &rotated(b)).sum();
         assert!((product(3, 5) - product(103, 105)).abs() < 1e-4);
         assert!((product(3, 5) - product(3, 6)).abs() > 1e-2);
-        assert_eq!(turned(0)[[0, 0, 1]], 2.0);
+        assert_eq!(rotated(0)[[0, 0, 1]], 2.0);
     }
 
     #[test]
-    fn every_token_and_head_is_turned_by_its_own_angle() {
+    fn every_token_and_head_is_rotated_by_its_own_angle() {
         let rope = Rope::new(vec![1.0, 0.1]);
         let x = Array3::from_shape_fn((3, 2, 4), |(t, h, c)| (t * 8 + h * 4 + c) as f32);
-        let mut turned = x.clone();
-        turn(&rope, &[4, 9, 0], &mut turned);
+        let mut rotated = x.clone();
+        rotate(&rope, &[4, 9, 0], &mut rotated);
         for (t, position) in [4.0_f32, 9.0, 0.0].into_iter().enumerate() {
             for h in 0..2 {
                 for (i, frequency) in [1.0, 0.1].into_iter().enumerate() {
                     let (sin, cos) = (position * frequency).sin_cos();
                     let (a, b) = (x[[t, h, i]], x[[t, h, i + 2]]);
-                    assert!((turned[[t, h, i]] - (a * cos - b * sin)).abs() < 1e-4);
-                    assert!((turned[[t, h, i + 2]] - (b * cos + a * sin)).abs() < 1e-4);
+                    assert!((rotated[[t, h, i]] - (a * cos - b * sin)).abs() < 1e-4);
+                    assert!((rotated[[t, h, i + 2]] - (b * cos + a * sin)).abs() < 1e-4);
                 }
             }
         }

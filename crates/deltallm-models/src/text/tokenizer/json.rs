@@ -15,7 +15,7 @@ use super::pieces::Pieces;
 use super::special::{SpecialToken, SpecialTokens};
 use super::vocabulary::{MAX_TOKEN_IDS, TokenKind};
 use super::{Tokenizer, TokenizerError, byte_level, sentencepiece};
-use crate::json::{self, ReadError};
+use crate::files::json::{self, ReadError};
 
 /// The largest published tokenizer.json has about 33 MB.
 const MAX_FILE_BYTES: u64 = 64 << 20;
@@ -93,19 +93,26 @@ impl Merge {
     }
 }
 
-/// See [`Tokenizer::from_json_file`].
-pub(super) fn read(path: &Path) -> Result<Tokenizer, TokenizerError> {
-    let text = read_file(path)?;
-    let probe: Probe = parse(path, &text)?;
-    if let Some(got) = probe.model.kind.filter(|kind| kind != "BPE") {
-        return Err(TokenizerError::UnsupportedModel { got, supported: &["BPE"] });
+impl Tokenizer {
+    /// Reads a `tokenizer.json` and what lies beside it: `tokenizer_config.json`, `generation_config.json`,
+    /// `special_tokens_map.json` and `chat_template.jinja`, each where there is one.
+    ///
+    /// # Errors
+    /// A [`TokenizerError`] that names the file, or the part of it, that cannot be read.
+    pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let text = read_file(path)?;
+        let probe: Probe = parse(path, &text)?;
+        if let Some(got) = probe.model.kind.filter(|kind| kind != "BPE") {
+            return Err(TokenizerError::UnsupportedModel { got, supported: &["BPE"] });
+        }
+        let file: File = parse(path, &text)?;
+        drop(text);
+        let mut tokenizer = build(file)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        configure(&mut tokenizer, folder)?;
+        Ok(tokenizer)
     }
-    let file: File = parse(path, &text)?;
-    drop(text);
-    let mut tokenizer = build(file)?;
-    let folder = path.parent().unwrap_or(Path::new(""));
-    configure(&mut tokenizer, folder)?;
-    Ok(tokenizer)
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, TokenizerError> {

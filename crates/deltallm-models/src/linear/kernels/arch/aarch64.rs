@@ -12,8 +12,7 @@ use deltallm_simd::{
     features::DotProd,
 };
 
-use super::ByteProducts;
-use crate::kernels::{Halves, Quad, bits};
+use crate::linear::kernels::{ByteProducts, Halves, Quad, bits};
 
 impl ByteProducts for DotProd {
     type Simd = Neon;

@@ -16,8 +16,7 @@ use deltallm_simd::{
     features::AvxVnni,
 };
 
-use super::ByteProducts;
-use crate::kernels::{Halves, Quad, bits};
+use crate::linear::kernels::{ByteProducts, Halves, Quad, bits};
 
 impl ByteProducts for Avx512 {
     type Simd = Self;
