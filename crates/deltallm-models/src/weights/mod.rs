@@ -1,9 +1,9 @@
 //! A model's weights: an open [`file`](ModelFile), and its tensors as the linear maps and norms of the graph.
 
 mod file;
+mod forms;
 mod half;
 mod layers;
-mod matrix;
 mod quantised;
 mod rows;
 mod ternary;

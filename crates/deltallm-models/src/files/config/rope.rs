@@ -87,9 +87,9 @@ impl RopeScaling {
             Self::Linear { factor } => frequency / f64::from(*factor),
             Self::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => {
                 let (low, high) = (f64::from(*low_freq_factor), f64::from(*high_freq_factor));
-                // Turns over the original context: 1 keeps the frequency, 0 divides it by the factor.
-                let turns = *original_context as f64 * frequency / TAU;
-                let keep = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+                // Rotations over the original context: 1 keeps the frequency, 0 divides it by the factor.
+                let rotations = *original_context as f64 * frequency / TAU;
+                let keep = ((rotations - low) / (high - low)).clamp(0.0, 1.0);
                 keep * frequency + (1.0 - keep) * frequency / f64::from(*factor)
             }
             // `validate` has checked that there is one for each pair.

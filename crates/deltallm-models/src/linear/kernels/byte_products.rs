@@ -5,7 +5,7 @@
 
 use deltallm_simd::fearless_simd::{f32x16, i32x16, prelude::*, u8x64};
 
-use super::{Halves, Line, PANEL, Quad};
+use super::{Line, PANEL, Quad, RowFactors};
 
 /// Instructions that multiply lines of codes with quads. A method that has `WIDE` is for codes of a byte if it is set, and for codes
 /// of at most 15 if not. Codes are not negative.
@@ -40,7 +40,7 @@ pub(crate) trait ByteProducts: Copy {
     fn total<const WIDE: bool>(self, sums: Self::Sums, start: i32) -> i32x16<Self::Simd>;
 
     /// A factor for each row.
-    fn widen(self, halves: &Halves) -> f32x16<Self::Simd>;
+    fn widen(self, factors: &RowFactors) -> f32x16<Self::Simd>;
 }
 
 /// The bytes of a line.

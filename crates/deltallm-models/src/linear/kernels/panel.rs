@@ -22,7 +22,7 @@ impl Line {
 /// A number for each row of a panel.
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[repr(C, align(32))]
-pub(crate) struct Halves(pub(crate) [f16; PANEL]);
+pub(crate) struct RowFactors(pub(crate) [f16; PANEL]);
 
 // SAFETY: bytes, and 16-bit floats, of which zero is all bits zero; aligned to a cache line or less.
 #[allow(unsafe_code, reason = "promises about types")]
@@ -32,7 +32,7 @@ unsafe impl Plain for Line {
 
 // SAFETY: as above.
 #[allow(unsafe_code, reason = "promises about types")]
-unsafe impl Plain for Halves {
+unsafe impl Plain for RowFactors {
     const ZERO: Self = Self([f16::ZERO; PANEL]);
 }
 

@@ -32,7 +32,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use super::QuantisedError;
-use crate::linear::kernels::{Halves, LargePages, Line, PANEL};
+use crate::linear::kernels::{LargePages, Line, PANEL, RowFactors};
 use crate::quant::{Factors, TensorType, codes};
 
 /// What is different between types.
@@ -77,20 +77,20 @@ impl Form {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Panel<'a> {
     pub(super) lines: &'a [Line],
-    pub(super) factors: &'a [Halves],
+    pub(super) factors: &'a [RowFactors],
 }
 
 /// A matrix of quantised weights.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Panels {
+pub(super) struct QuantisedPanels {
     form: Form,
     rows: usize,
     columns: usize,
     lines: LargePages<Line>,
-    factors: LargePages<Halves>,
+    factors: LargePages<RowFactors>,
 }
 
-impl Panels {
+impl QuantisedPanels {
     /// Packs rows of blocks of type `ty`, of which `form` is the form. The sizes have been checked, apart from those of what
     /// `row_bytes` answers.
     pub(super) fn pack<'a>(
@@ -104,7 +104,7 @@ impl Panels {
         let panels = rows.div_ceil(PANEL);
         let (lines_of, factors_of) = (blocks * form.lines(), blocks * form.factors());
         let mut lines = LargePages::<Line>::zeros(panels * lines_of);
-        let mut factors = LargePages::<Halves>::zeros(panels * factors_of);
+        let mut factors = LargePages::<RowFactors>::zeros(panels * factors_of);
         let expected = columns / ty.block_elements() * ty.block_bytes();
         lines
             .par_chunks_exact_mut(lines_of)

@@ -24,7 +24,7 @@ pub use error::QuantisedError;
 
 pub(crate) use activations::BlockActivations;
 
-use layout::{Form, Panel, Panels};
+use layout::{Form, Panel, QuantisedPanels};
 use simd::MOST_PANELS;
 
 use crate::linear::inputs::{Inputs, Rounded};
@@ -63,7 +63,7 @@ const MOST_SUMS: usize = 2 * BATCH;
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantisedLinear {
     ty: TensorType,
-    panels: Panels,
+    panels: QuantisedPanels,
     kernel: ByteKernel,
 }
 
@@ -89,7 +89,7 @@ impl QuantisedLinear {
             return Err(QuantisedError::Shape { block, rows, columns });
         }
         let kernel = ByteKernel::of(Isa::best());
-        Ok(Self { ty, panels: Panels::pack(ty, form, rows, columns, row_bytes)?, kernel })
+        Ok(Self { ty, panels: QuantisedPanels::pack(ty, form, rows, columns, row_bytes)?, kernel })
     }
 
     /// Whether weights of that type can be packed.
@@ -162,7 +162,7 @@ impl QuantisedLinear {
         });
     }
 
-    /// Panels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread: some each
+    /// QuantisedPanels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread: some each
     /// where they are worth their hand-over, and one each for one token, whose weights are read best in long stretches.
     fn task_panels(&self, tokens: usize) -> usize {
         let (panels, threads) = (self.panels.count(), rayon::current_num_threads());

@@ -31,13 +31,13 @@ pub(super) const QUADS: usize = COLUMNS / 4;
 
 /// A matrix of ternary weights.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Panels {
+pub(super) struct TernaryPanels {
     rows: usize,
     columns: usize,
     lines: LargePages<Line>,
 }
 
-impl Panels {
+impl TernaryPanels {
     /// Packs the rows that `fill` writes.
     pub(super) fn pack<E: From<TernaryError> + Send>(
         rows: usize,

@@ -5,6 +5,7 @@
 //! loops what they all compute.
 
 mod activations;
+mod arch;
 mod error;
 mod layout;
 mod matrix;
@@ -22,13 +23,13 @@ pub use error::TernaryError;
 pub(crate) use activations::TokenActivations;
 
 use activations::TokenScale;
-use layout::Panels;
+use layout::TernaryPanels;
 use simd::MAX_TOKENS;
 
 use crate::linear::inputs::{Inputs, Rounded};
 use crate::linear::kernels::{Line, PANEL, for_each_task};
 
-/// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
+/// TernaryPanels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
 
 /// A linear map whose weights are -1, 0 or 1, at 2 bits each, with one scale for all.
@@ -53,7 +54,7 @@ const TASK_PANELS: usize = 2;
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TernaryLinear {
-    panels: Panels,
+    panels: TernaryPanels,
     scale: f32,
     kernel: ByteKernel,
 }
@@ -83,7 +84,7 @@ impl TernaryLinear {
         if !scale.is_finite() {
             return Err(TernaryError::Scale { got: scale }.into());
         }
-        let panels = Panels::pack(rows, columns, fill)?;
+        let panels = TernaryPanels::pack(rows, columns, fill)?;
         Ok(Self { panels, scale, kernel: ByteKernel::of(Isa::best()) })
     }
 

@@ -12,7 +12,7 @@ use deltallm_simd::{
     features::DotProd,
 };
 
-use crate::linear::kernels::{ByteProducts, Halves, Quad, bits};
+use crate::linear::kernels::{ByteProducts, Quad, RowFactors, bits};
 
 impl ByteProducts for DotProd {
     type Simd = Neon;
@@ -58,8 +58,8 @@ impl ByteProducts for DotProd {
     }
 
     #[inline(always)]
-    fn widen(self, halves: &Halves) -> f32x16<Neon> {
-        widen(self.neon(), halves)
+    fn widen(self, factors: &RowFactors) -> f32x16<Neon> {
+        widen(self.neon(), factors)
     }
 }
 
@@ -125,8 +125,8 @@ impl ByteProducts for Neon {
     }
 
     #[inline(always)]
-    fn widen(self, halves: &Halves) -> f32x16<Self> {
-        widen(self, halves)
+    fn widen(self, factors: &RowFactors) -> f32x16<Self> {
+        widen(self, factors)
     }
 }
 
@@ -150,10 +150,10 @@ fn broadcast(neon: Neon, quad: Quad) -> i8x16<Neon> {
 }
 
 #[inline(always)]
-fn widen(neon: Neon, halves: &Halves) -> f32x16<Neon> {
+fn widen(neon: Neon, factors: &RowFactors) -> f32x16<Neon> {
     let [a, b, c, d] = [0, 4, 8, 12].map(
         #[inline(always)]
-        |first| neon.f16s(&halves.0[first..first + 4]),
+        |first| neon.f16s(&factors.0[first..first + 4]),
     );
     a.combine(b).combine(c.combine(d))
 }

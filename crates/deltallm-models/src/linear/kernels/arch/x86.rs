@@ -16,7 +16,7 @@ use deltallm_simd::{
     features::AvxVnni,
 };
 
-use crate::linear::kernels::{ByteProducts, Halves, Quad, bits};
+use crate::linear::kernels::{ByteProducts, Quad, RowFactors, bits};
 
 impl ByteProducts for Avx512 {
     type Simd = Self;
@@ -53,8 +53,8 @@ impl ByteProducts for Avx512 {
     }
 
     #[inline(always)]
-    fn widen(self, halves: &Halves) -> f32x16<Self> {
-        self.f16s(&halves.0)
+    fn widen(self, factors: &RowFactors) -> f32x16<Self> {
+        self.f16s(&factors.0)
     }
 }
 
@@ -94,8 +94,8 @@ impl ByteProducts for AvxVnni {
     }
 
     #[inline(always)]
-    fn widen(self, halves: &Halves) -> f32x16<Avx2> {
-        widen(self.avx2(), halves)
+    fn widen(self, factors: &RowFactors) -> f32x16<Avx2> {
+        widen(self.avx2(), factors)
     }
 }
 
@@ -154,8 +154,8 @@ impl ByteProducts for Avx2 {
     }
 
     #[inline(always)]
-    fn widen(self, halves: &Halves) -> f32x16<Self> {
-        widen(self, halves)
+    fn widen(self, factors: &RowFactors) -> f32x16<Self> {
+        widen(self, factors)
     }
 }
 
@@ -172,8 +172,8 @@ fn broadcast(avx2: Avx2, quad: Quad) -> i8x32<Avx2> {
 }
 
 #[inline(always)]
-fn widen(avx2: Avx2, halves: &Halves) -> f32x16<Avx2> {
-    let (low, high) = halves.0.split_at(8);
+fn widen(avx2: Avx2, factors: &RowFactors) -> f32x16<Avx2> {
+    let (low, high) = factors.0.split_at(8);
     avx2.f16s(low).combine(avx2.f16s(high))
 }
 

@@ -1,4 +1,4 @@
-//! The weights of a linear map, in the form that they are multiplied in.
+//! Which form a tensor is held and multiplied in.
 
 use half::{bf16, f16};
 use ndarray::Array2;
