@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::ConfigError;
+use crate::files::config::ConfigError;
 use crate::quant::QuantError;
 
 /// Why a model could not be opened, read or run.
