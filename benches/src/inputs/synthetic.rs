@@ -126,6 +126,8 @@ fn zeros(layer: &Layer, theta: f32) -> anyhow::Result<f64> {
 
 #[cfg(test)]
 mod tests {
+    use deltallm::AttentionOptions;
+
     use super::*;
     use crate::{measure, measure::Plan, peak::Peak, subject::Phase, variants::OURS};
 
