@@ -1,25 +1,24 @@
 //! The 8-bit delta matrix: the threshold is the bound whatever comes, cuts leave no trace, and every byte is accounted for.
 
 use deltallm_core::{
-    BLOCK_TOKENS, BlockCodes, CachePlan, Charge, CoreError, DeltaMatrix, ElementType, HeadThresholds,
-    KeyPlan, KvStore, MemoryBudget,
+    BLOCK_TOKENS, BlockCodes, CachePlan, CoreError, DeltaMatrix, ElementType, HeadThresholds, KeyPlan,
+    KvStore, MemoryBudget,
 };
+use deltallm_testing::Random;
 use proptest::prelude::*;
+
+mod common;
+
+use common::{bytes, push, reconstruction};
 
 /// A random walk with jumps, `[tokens][channels]`, of any size.
 fn keys(channels: usize, tokens: usize, seed: u64, size: f32) -> Vec<Vec<f32>> {
-    let mut state = seed | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random()).collect();
+    let mut random = Random::new(seed);
+    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random.number()).collect();
     (0..tokens)
         .map(|_| {
-            key.iter_mut().for_each(|x| *x = 0.95 * *x + random());
-            key.iter().map(|x| size * if random() > 0.98 { 200.0 * x } else { *x }).collect()
+            key.iter_mut().for_each(|x| *x = 0.95 * *x + random.number());
+            key.iter().map(|x| size * if random.number() > 0.98 { 200.0 * x } else { *x }).collect()
         })
         .collect()
 }
@@ -33,27 +32,10 @@ fn thresholds(channels: usize, theta: f32, target: bool) -> HeadThresholds {
     }
 }
 
-fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>], charge: &mut Charge) {
-    keys.iter().for_each(|key| matrix.push(key, charge).unwrap());
-}
-
 fn coded(keys: &[Vec<f32>], thresholds: &HeadThresholds) -> DeltaMatrix {
     let mut matrix = DeltaMatrix::int8(thresholds.clone()).unwrap();
     push(&mut matrix, keys, &mut MemoryBudget::unlimited().charge());
     matrix
-}
-
-fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
-    let (mut all, mut rows) = (Vec::new(), Vec::new());
-    for block in 0..matrix.blocks() {
-        matrix.reconstruct(block, &mut rows);
-        all.extend_from_slice(&rows);
-    }
-    all
-}
-
-fn bytes(matrix: &DeltaMatrix) -> usize {
-    matrix.key_bytes() + matrix.bookkeeping_bytes()
 }
 
 /// What a reader of the codes alone makes of a matrix: plain loops over [`BlockCodes::Int8`].
