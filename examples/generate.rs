@@ -367,5 +367,6 @@ struct Measured<'a> {
 struct BudgetReport {
     kv_budget_bytes: usize,
     at_limit: LimitPolicy,
+    #[serde(rename = "times_relieved")]
     times_narrowed: usize,
 }

@@ -137,7 +137,7 @@ fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
     assert!(stdout.contains(report["text"].as_str().expect("text")), "{stdout}");
     assert_eq!(report["stop"], "budget_exhausted");
     assert_eq!((&report["kv_budget_bytes"], &report["at_limit"]), (&DENSE_F32_PAGE.into(), &"error".into()));
-    assert_eq!(report["times_narrowed"], 0);
+    assert_eq!(report["times_relieved"], 0);
     // One page of 64 tokens a head; the last new token is not cached.
     assert_eq!(report["prompt_tokens"].as_u64().zip(report["generated_tokens"].as_u64()), Some((6, 59)));
 
@@ -146,14 +146,14 @@ fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
         &["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--max-tokens", "59"],
     ));
     assert_eq!(unlimited["text"], report["text"]);
-    assert!(unlimited.get("kv_budget_bytes").is_none() && unlimited.get("times_narrowed").is_none());
+    assert!(unlimited.get("kv_budget_bytes").is_none() && unlimited.get("times_relieved").is_none());
 }
 
 #[test]
 fn narrowing_goes_on_where_the_error_stops() {
     let budget = format!("{DENSE_F32_PAGE}B");
     let report = json(&with_budget(&budget, &["--max-tokens", "100", "--at-limit", "narrow"]));
-    assert_eq!((&report["generated_tokens"], &report["times_narrowed"]), (&100.into(), &1.into()));
+    assert_eq!((&report["generated_tokens"], &report["times_relieved"]), (&100.into(), &1.into()));
     assert_eq!(report["at_limit"], "narrow");
     assert!(report["kv_bytes"].as_u64().is_some_and(|bytes| bytes <= DENSE_F32_PAGE as u64), "{report}");
 }

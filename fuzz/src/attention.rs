@@ -11,6 +11,7 @@ use deltallm_attn::{
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
+use deltallm_testing::Random;
 
 const HEAD_DIMS: [usize; 8] = [1, 5, 8, 16, 31, 32, 33, 64];
 
@@ -528,38 +529,32 @@ impl Pattern {
         [q_row, kv_row]: [usize; 2],
         last_key: Option<Vec<f32>>,
     ) -> [Vec<f32>; 3] {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
+        let mut random = Random::scattered(seed);
         let key_scale = 2_f32.powi(self.key_scale);
         let value_scale = 2_f32.powi(self.value_scale);
         let mut key = last_key.unwrap_or_else(|| vec![0.0; kv_row]);
         let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..tokens {
-            q.extend((0..q_row).map(|_| 2.0 * random()));
+            q.extend((0..q_row).map(|_| 2.0 * random.number()));
             for (j, x) in key.iter_mut().enumerate() {
                 *x = match self.kind {
                     // Walks, so that deltas are partly zero.
-                    0 | 1 => 0.9 * *x + 0.5 * key_scale * random(),
+                    0 | 1 => 0.9 * *x + 0.5 * key_scale * random.number(),
                     // Ties.
-                    2 => key_scale * (2.0 * random()).round(),
+                    2 => key_scale * (2.0 * random.number()).round(),
                     // Channels of very different size, and some that are always zero.
                     3 if j % 3 == 0 => 0.0,
-                    3 => key_scale * random() * 2_f32.powi((j % 7) as i32 - 5),
+                    3 => key_scale * random.number() * 2_f32.powi((j % 7) as i32 - 5),
                     // The same key again and again.
-                    _ if *x == 0.0 => key_scale * random(),
+                    _ if *x == 0.0 => key_scale * random.number(),
                     _ => *x,
                 };
             }
             k.extend_from_slice(&key);
             v.extend((0..kv_row).map(|j| match self.kind {
-                2 => value_scale * (4.0 * random()).round() / 4.0,
+                2 => value_scale * (4.0 * random.number()).round() / 4.0,
                 3 if j % 3 == 1 => 0.0,
-                _ => value_scale * random(),
+                _ => value_scale * random.number(),
             }));
         }
         [q, k, v]

@@ -11,6 +11,7 @@ use std::rc::Rc;
 
 use deltallm::core::DeltaEncoder;
 use deltallm::{AttentionShape, ElementType};
+use deltallm_testing::Random;
 
 use super::shapes::NamedShape;
 use crate::{Inputs, Layer, settings::SettingsArgs};
@@ -60,14 +61,9 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
 
 /// The same numbers for the same arguments.
 pub fn layer(shape: AttentionShape, tokens: usize) -> Layer {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    // xorshift64: uniform with mean 0 and variance 1.
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3_f32.sqrt()
-    };
+    let mut random = Random::scattered(1);
+    // Uniform with mean 0 and variance 1.
+    let mut random = move || random.number() * 3_f32.sqrt();
     let (heads, kv_heads, d) = (shape.heads(), shape.kv_heads(), shape.head_dim());
     let pull: Vec<f32> =
         (0..d).map(|j| 1.0 - 0.5 * 0.01_f32.powf(j as f32 / (d - 1).max(1) as f32)).collect();

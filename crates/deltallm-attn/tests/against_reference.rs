@@ -5,95 +5,17 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin,
-    ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
-    reference::{Method, attention},
+    HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin, ThresholdPolicy,
+    Window, attend_dense, attend_hybrid, query_tile, reference::Method,
 };
 use deltallm_core::TargetSparsity;
 use proptest::prelude::*;
 
+mod common;
+
+use common::{Inputs, isa, worst};
+
 const TOLERANCE: f64 = 2e-5;
-
-/// The instruction set of tests that do not go through all of them: the best, or the one that `DELTALLM_SIMD` names.
-fn isa() -> Isa {
-    Isa::from_env().unwrap()
-}
-
-/// Inputs of one layer: q is `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`.
-struct Inputs {
-    shape: AttentionShape,
-    tokens: usize,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
-impl Inputs {
-    /// Keys walk along the tokens, so that deltas are partly zero.
-    fn new(shape: AttentionShape, tokens: usize, seed: u64) -> Self {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let (d, heads, kv_heads) = (shape.head_dim(), shape.heads(), shape.kv_heads());
-        let q = (0..tokens * heads * d).map(|_| 2.0 * random()).collect();
-        let v = (0..tokens * kv_heads * d).map(|_| random()).collect();
-        let mut key: Vec<f32> = (0..kv_heads * d).map(|_| random()).collect();
-        let mut k = Vec::new();
-        for _ in 0..tokens {
-            key.iter_mut().for_each(|x| *x = 0.9 * *x + 0.5 * random());
-            k.extend_from_slice(&key);
-        }
-        Self { shape, tokens, q, k, v }
-    }
-
-    fn q_row(&self) -> usize {
-        self.shape.heads() * self.shape.head_dim()
-    }
-
-    fn kv_row(&self) -> usize {
-        self.shape.kv_heads() * self.shape.head_dim()
-    }
-
-    fn q(&self, tokens: std::ops::Range<usize>) -> HeadsView<'_> {
-        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
-        HeadsView::new(&self.q[tokens.start * self.q_row()..], shape).unwrap()
-    }
-
-    fn kv<'a>(&self, data: &'a [f32], tokens: std::ops::Range<usize>) -> HeadsView<'a> {
-        let shape = [tokens.len(), self.shape.kv_heads(), self.shape.head_dim()];
-        HeadsView::new(&data[tokens.start * self.kv_row()..], shape).unwrap()
-    }
-
-    /// Runs a kernel over the next tokens, in calls that end at `ends`.
-    fn run(&self, kernel: &mut dyn AttentionKernel, ends: &[usize]) -> Vec<f32> {
-        let first = kernel.len();
-        let mut out = vec![0.0; (ends.last().unwrap() - first) * self.q_row()];
-        for &end in ends {
-            let start = kernel.len();
-            let out = &mut out[(start - first) * self.q_row()..(end - first) * self.q_row()];
-            let shape = [end - start, self.shape.heads(), self.shape.head_dim()];
-            let out = HeadsViewMut::new(out, shape).unwrap();
-            let (k, v) = (self.kv(&self.k, start..end), self.kv(&self.v, start..end));
-            kernel.forward_heads(self.q(start..end), k, v, out).unwrap();
-        }
-        out
-    }
-
-    fn reference(&self, method: &Method) -> (Vec<f64>, u64) {
-        let all = 0..self.tokens;
-        attention(
-            &self.shape,
-            method,
-            &self.q(all.clone()),
-            &self.kv(&self.k, all.clone()),
-            &self.kv(&self.v, all),
-        )
-    }
-}
 
 fn options(shape: AttentionShape, isa: Isa, store: KvStore) -> AttentionOptions {
     AttentionOptions { isa, store, ..AttentionOptions::new(shape) }
@@ -101,11 +23,6 @@ fn options(shape: AttentionShape, isa: Isa, store: KvStore) -> AttentionOptions 
 
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
     Some(vec![vec![theta; shape.head_dim()]; shape.kv_heads()])
-}
-
-fn worst(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs()).fold(0.0, f64::max)
 }
 
 fn assert_close(got: &[f32], expected: &[f64], what: &str) {

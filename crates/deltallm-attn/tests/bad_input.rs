@@ -8,21 +8,17 @@ use deltallm_attn::{
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
 use ndarray::{Array3, s};
 
+mod common;
+
 const SHAPE: [usize; 3] = [4, 2, 8];
 
 fn options() -> AttentionOptions {
     let [heads, kv_heads, head_dim] = SHAPE;
-    let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
-    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
+    common::options(AttentionShape::new(heads, kv_heads, head_dim).unwrap())
 }
 
 fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
-    let policy = ThresholdPolicy::Uniform(0.1);
-    vec![
-        Box::new(DenseAttention::new(options).unwrap()),
-        Box::new(DeltaAttention::new(options, policy.clone(), 0).unwrap()),
-        Box::new(HybridAttention::new(options, &HybridConfig::new(policy)).unwrap()),
-    ]
+    common::kernels(options, 0.1)
 }
 
 type Dims = (usize, usize, usize);

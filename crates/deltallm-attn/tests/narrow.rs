@@ -1,12 +1,9 @@
 //! What kernels answer after they have gone to a narrower store: within the bounds of `docs/method.md`, and nothing is lost.
 
-use std::ops::Range;
-
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KernelWrapper, MemoryBudget, PaperRule,
-    ThresholdPolicy, Window,
-    reference::{Method, attention},
+    HybridAttention, HybridConfig, KernelWrapper, MemoryBudget, PaperRule, ThresholdPolicy, Window,
+    reference::Method,
 };
 use deltallm_core::{
     CoreError, DeltaMatrix, ElementType, KvStore,
@@ -14,79 +11,19 @@ use deltallm_core::{
 };
 use proptest::prelude::*;
 
-/// Inputs of one layer, `[tokens, heads, head_dim]` and `[tokens, kv_heads, head_dim]`.
-struct Inputs {
-    shape: AttentionShape,
-    tokens: usize,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
+mod common;
+
+use common::{Inputs, kernels, options, worst};
+
+/// Exact attention with these keys and values, all in f64: the outputs of the tokens from `first` on.
+fn exact(inputs: &Inputs, k: &[f32], v: &[f32], first: usize) -> Vec<f64> {
+    inputs.reference_with(&Method::dense(&inputs.shape), k, v).0.split_off(first * inputs.q_row())
 }
 
-impl Inputs {
-    /// Keys walk along the tokens; values are at most 1 in magnitude.
-    fn new(shape: AttentionShape, tokens: usize, seed: u64) -> Self {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let (q_row, kv_row) = (shape.heads() * shape.head_dim(), shape.kv_heads() * shape.head_dim());
-        let q = (0..tokens * q_row).map(|_| 2.0 * random()).collect();
-        let v = (0..tokens * kv_row).map(|_| random()).collect();
-        let mut key: Vec<f32> = (0..kv_row).map(|_| random()).collect();
-        let mut k = Vec::new();
-        for _ in 0..tokens {
-            key.iter_mut().for_each(|x| *x = 0.9 * *x + 0.5 * random());
-            k.extend_from_slice(&key);
-        }
-        Self { shape, tokens, q, k, v }
-    }
-
-    fn q(&self, tokens: Range<usize>) -> HeadsView<'_> {
-        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
-        HeadsView::new(&self.q[tokens.start * shape[1] * shape[2]..], shape).unwrap()
-    }
-
-    fn kv<'a>(&self, data: &'a [f32], tokens: Range<usize>) -> HeadsView<'a> {
-        let shape = [tokens.len(), self.shape.kv_heads(), self.shape.head_dim()];
-        HeadsView::new(&data[tokens.start * shape[1] * shape[2]..], shape).unwrap()
-    }
-
-    /// Runs a kernel up to token `end` in one call and returns `[tokens, heads, head_dim]`.
-    fn run(&self, kernel: &mut dyn AttentionKernel, end: usize) -> Result<Vec<f32>, AttentionError> {
-        let tokens = kernel.len()..end;
-        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
-        let mut out = vec![0.0; shape.iter().product()];
-        let (k, v) = (self.kv(&self.k, tokens.clone()), self.kv(&self.v, tokens.clone()));
-        kernel.forward_heads(self.q(tokens), k, v, HeadsViewMut::new(&mut out, shape)?)?;
-        Ok(out)
-    }
-
-    /// Exact attention with these keys and values, all in f64: the outputs of the tokens from `first` on.
-    fn reference(&self, k: &[f32], v: &[f32], first: usize) -> Vec<f64> {
-        let all = 0..self.tokens;
-        let (q, k, v) = (self.q(all.clone()), self.kv(k, all.clone()), self.kv(v, all));
-        let (out, _) = attention(&self.shape, &Method::dense(&self.shape), &q, &k, &v);
-        out[first * self.shape.heads() * self.shape.head_dim()..].to_vec()
-    }
-
-    /// The sum of `|q[j]|` of the largest query, which bounds how far an error of the keys moves a score.
-    fn largest_query(&self) -> f64 {
-        let sum = |q: &[f32]| q.iter().map(|x| f64::from(x.abs())).sum::<f64>();
-        self.q.chunks_exact(self.shape.head_dim()).map(sum).fold(0.0, f64::max)
-    }
-}
-
-fn worst(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs()).fold(0.0, f64::max)
-}
-
-fn options(shape: AttentionShape) -> AttentionOptions {
-    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
+/// The sum of `|q[j]|` of the largest query, which bounds how far an error of the keys moves a score.
+fn largest_query(inputs: &Inputs) -> f64 {
+    let sum = |q: &[f32]| q.iter().map(|x| f64::from(x.abs())).sum::<f64>();
+    inputs.q.chunks_exact(inputs.shape.head_dim()).map(sum).fold(0.0, f64::max)
 }
 
 fn shapes() -> impl Strategy<Value = AttentionShape> {
@@ -107,9 +44,9 @@ fn assert_delta_attends_the_keys_it_holds(
     let inputs = Inputs::new(shape, before + after, seed);
     let (d, row) = (shape.head_dim(), shape.kv_heads() * shape.head_dim());
     let mut kernel = DeltaAttention::new(&options(shape), ThresholdPolicy::Uniform(theta), 0).unwrap();
-    inputs.run(&mut kernel, before).unwrap();
+    inputs.call(&mut kernel, before).unwrap();
     let freed: Vec<usize> = (0..times).map(|_| kernel.narrow().unwrap()).collect();
-    let got = inputs.run(&mut kernel, before + after).unwrap();
+    let got = inputs.call(&mut kernel, before + after).unwrap();
 
     let mut charge = MemoryBudget::unlimited().reservation();
     let (mut k, mut v) = (inputs.k.clone(), inputs.v.clone());
@@ -150,7 +87,7 @@ fn assert_delta_attends_the_keys_it_holds(
             v[t * row + head * d..][..d].copy_from_slice(values.read(t..t + 1, &mut keys));
         }
     }
-    let worst = worst(&got, &inputs.reference(&k, &v, before));
+    let worst = worst(&got, &exact(&inputs, &k, &v, before));
     assert!(worst <= 2e-5, "off by {worst:e}");
 }
 
@@ -180,30 +117,21 @@ proptest! {
             1 => Box::new(DeltaAttention::new(&options, policy, 0).unwrap()),
             _ => Box::new(HybridAttention::new(&options, &config).unwrap()),
         };
-        inputs.run(&mut *kernel, before).unwrap();
+        inputs.call(&mut *kernel, before).unwrap();
         let held = kernel.footprint().total();
         let freed = kernel.narrow().unwrap();
         prop_assert_eq!(kernel.footprint().total(), held - freed);
         prop_assert_eq!(kernel.len(), before);
-        let got = inputs.run(&mut *kernel, before + after).unwrap();
+        let got = inputs.call(&mut *kernel, before + after).unwrap();
 
         let theta = if kind == 0 { 0.0 } else { f64::from(theta) };
         let largest_key = inputs.k.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
         let (key_error, value_error) = (theta + (largest_key + theta) / 2048.0, 1.0 / 2048.0);
-        let score_error = f64::from(options.scale) * inputs.largest_query() * key_error;
+        let score_error = f64::from(options.scale) * largest_query(&inputs) * key_error;
         let bound = (2.0 * score_error).exp_m1() + value_error + 2e-5;
-        let worst = worst(&got, &inputs.reference(&inputs.k, &inputs.v, before));
+        let worst = worst(&got, &exact(&inputs, &inputs.k, &inputs.v, before));
         prop_assert!(worst <= bound, "off by {worst:e}, expected at most {bound:e}");
     }
-}
-
-fn kernels(options: &AttentionOptions, theta: f32) -> [Box<dyn AttentionKernel>; 3] {
-    let policy = ThresholdPolicy::Uniform(theta);
-    [
-        Box::new(DenseAttention::new(options).unwrap()),
-        Box::new(DeltaAttention::new(options, policy.clone(), 0).unwrap()),
-        Box::new(HybridAttention::new(options, &HybridConfig::new(policy)).unwrap()),
-    ]
 }
 
 fn shape() -> AttentionShape {
@@ -221,7 +149,7 @@ fn a_block_that_has_just_been_sealed_is_narrowed_twice() {
 fn narrowing_ends_when_there_is_nothing_left_to_gain() {
     let inputs = Inputs::new(shape(), 300, 1);
     for (index, mut kernel) in kernels(&options(shape()), 0.2).into_iter().enumerate() {
-        inputs.run(&mut *kernel, 300).unwrap();
+        inputs.call(&mut *kernel, 300).unwrap();
         let freed: Vec<usize> = (0..10).map(|_| kernel.narrow().unwrap()).collect();
         let helped = freed.iter().take_while(|bytes| **bytes > 0).count();
         assert_eq!(helped, 2, "kernel {index}: {freed:?}");
@@ -255,12 +183,12 @@ fn a_wrapped_kernel_answers_like_the_one_inside() {
         [Box::new(Wrapped(kernel())), Box::new(Box::new(kernel())), Box::new(&mut borrowed)];
     let steps = |kernel: &mut dyn AttentionKernel| {
         kernel.begin_prompt(300);
-        let outputs = [inputs.run(kernel, 200).unwrap(), inputs.run(kernel, 300).unwrap()];
+        let outputs = [inputs.call(kernel, 200).unwrap(), inputs.call(kernel, 300).unwrap()];
         let grows = [1, 100].map(|tokens| kernel.growth(tokens).unwrap());
         let freed = [kernel.narrow().unwrap(), kernel.narrow().unwrap()];
         kernel.truncate(299).unwrap();
         let held = (kernel.len(), kernel.is_empty(), kernel.footprint(), kernel.stats());
-        (outputs, grows, freed, held, inputs.run(kernel, 301).unwrap())
+        (outputs, grows, freed, held, inputs.call(kernel, 301).unwrap())
     };
     let expected = steps(&mut plain);
     assert!(expected.1[1] > 0 && expected.2[0] > 0);
@@ -278,14 +206,14 @@ fn a_cache_that_cannot_be_narrowed_stays_as_it_is() {
         let mut kernel = kernels(&options(shape()), 0.2).into_iter().nth(index).unwrap();
         let mut free = kernels(&options(shape()), 0.2).into_iter().nth(index).unwrap();
         for kernel in [&mut kernel, &mut free] {
-            inputs.run(&mut **kernel, 199).unwrap();
-            inputs.run(&mut **kernel, 200).unwrap();
+            inputs.call(&mut **kernel, 199).unwrap();
+            inputs.call(&mut **kernel, 200).unwrap();
         }
         let error = kernel.narrow().unwrap_err();
         assert!(matches!(error, AttentionError::Core(CoreError::NotStorable { channel: 15, .. })), "{error}");
         assert_eq!(kernel.footprint(), free.footprint());
         let again = Inputs::new(shape(), 201, 3);
-        assert_eq!(again.run(&mut *kernel, 201), again.run(&mut *free, 201));
+        assert_eq!(again.call(&mut *kernel, 201), again.call(&mut *free, 201));
     }
 }
 
@@ -301,7 +229,7 @@ fn a_token_never_fails_when_its_growth_is_available() {
             while tokens < 500 {
                 let (held, growth) = (budget.used(), kernel.growth(1).unwrap());
                 let fits = growth <= budget.available();
-                let result = inputs.run(&mut *kernel, tokens + 1);
+                let result = inputs.call(&mut *kernel, tokens + 1);
                 assert_eq!(result.is_ok(), fits, "kernel {index}, token {tokens}");
                 if !fits {
                     break;

@@ -8,7 +8,7 @@ use std::{
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView,
-    HeadsViewMut, Isa,
+    HeadsViewMut, Isa, KernelWrapper,
 };
 use deltallm_core::{Footprint, SparsityStats};
 
@@ -571,11 +571,21 @@ fn a_panic_becomes_a_status() {
     assert_eq!(last_error(), "");
 }
 
-/// A kernel with a bug.
-struct Broken;
+/// A kernel with a bug, around one without.
+struct Broken(DenseAttention);
 
-impl AttentionKernel for Broken {
-    fn forward_heads(
+impl KernelWrapper for Broken {
+    type Inner = DenseAttention;
+
+    fn inner(&self) -> &DenseAttention {
+        &self.0
+    }
+
+    fn inner_mut(&mut self) -> &mut DenseAttention {
+        &mut self.0
+    }
+
+    fn attend(
         &mut self,
         _: HeadsView,
         _: HeadsView,
@@ -584,37 +594,13 @@ impl AttentionKernel for Broken {
     ) -> Result<(), AttentionError> {
         panic!("half done")
     }
-
-    fn len(&self) -> usize {
-        0
-    }
-
-    fn truncate(&mut self, _: usize) -> Result<(), AttentionError> {
-        Result::Ok(())
-    }
-
-    fn footprint(&self) -> Footprint {
-        Footprint::default()
-    }
-
-    fn stats(&self) -> SparsityStats {
-        SparsityStats::default()
-    }
-
-    fn begin_prompt(&mut self, _: usize) {}
-
-    fn growth(&self, _: usize) -> Option<usize> {
-        Some(0)
-    }
-
-    fn narrow(&mut self) -> Result<usize, AttentionError> {
-        Result::Ok(0)
-    }
 }
 
 #[test]
 fn a_kernel_that_panicked_is_not_used_again() {
-    let kernel = DeltallmKernel::new(AttentionShape::new(4, 2, 8).unwrap(), Box::new(Broken));
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    let whole = DenseAttention::new(&AttentionOptions::new(shape)).unwrap();
+    let kernel = DeltallmKernel::new(shape, Box::new(Broken(whole)));
     assert_eq!(len(&kernel), 0);
     assert_error(forward(&kernel, 0, 1).0, Panic, "half done");
     assert_error(forward(&kernel, 0, 1).0, Panic, "expected a kernel that never panicked");

@@ -7,38 +7,15 @@ use deltallm_core::{
 use half::{bf16, f16};
 use proptest::prelude::*;
 
-/// Smooth random keys, `[tokens][channels]`: steps of a random walk, so that some deltas are zero and some are not.
-fn keys(channels: usize, tokens: usize, seed: u64) -> Vec<Vec<f32>> {
-    let mut state = seed | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random()).collect();
-    (0..tokens)
-        .map(|_| {
-            key.iter_mut().for_each(|x| *x += random());
-            key.clone()
-        })
-        .collect()
-}
+mod common;
+
+use common::{bytes, element, keys, push, reconstruction};
 
 fn coded(keys: &[Vec<f32>], theta: f32, element: ElementType) -> DeltaMatrix {
     let mut reservation = MemoryBudget::unlimited().reservation();
     let mut matrix = DeltaMatrix::new(vec![theta; keys[0].len()], element).unwrap();
-    keys.iter().for_each(|key| matrix.push(key, &mut reservation).unwrap());
+    push(&mut matrix, keys, &mut reservation);
     matrix
-}
-
-fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
-    let (mut all, mut rows) = (Vec::new(), Vec::new());
-    for block in 0..matrix.blocks() {
-        matrix.reconstruct(block, &mut rows);
-        all.extend_from_slice(&rows);
-    }
-    all
 }
 
 /// What a reader of the blocks as they are held makes of a matrix, in plain loops: the keys, and how many values it has read.
@@ -83,10 +60,6 @@ fn definition(keys: &[Vec<f32>], theta: f64) -> (Vec<f64>, usize) {
         all.extend_from_slice(&reference);
     }
     (all, nonzeros)
-}
-
-fn element() -> impl Strategy<Value = ElementType> {
-    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
 }
 
 proptest! {
@@ -143,7 +116,7 @@ proptest! {
             let fresh = coded(&history, 0.7, element);
             prop_assert_eq!(reconstruction(&matrix), reconstruction(&fresh));
             prop_assert_eq!(matrix.nonzeros(), fresh.nonzeros());
-            prop_assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), budget.used());
+            prop_assert_eq!(bytes(&matrix), budget.used());
         }
     }
 }
@@ -156,7 +129,7 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
         let mut matrix = coded(&keys, 0.7, ElementType::F32);
         matrix.truncate(len, &mut reservation).unwrap();
         assert_eq!(matrix.len(), len);
-        keys[len..].iter().for_each(|key| matrix.push(key, &mut reservation).unwrap());
+        push(&mut matrix, &keys[len..], &mut reservation);
         assert_eq!(
             reconstruction(&matrix),
             reconstruction(&coded(&keys, 0.7, ElementType::F32)),

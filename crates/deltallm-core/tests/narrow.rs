@@ -3,45 +3,14 @@
 use deltallm_core::{CoreError, DeltaMatrix, ElementType, MemoryBudget, Reservation, internal::PagedRows};
 use proptest::prelude::*;
 
-/// A random walk, `[tokens][channels]`.
-fn keys(channels: usize, tokens: usize, seed: u64) -> Vec<Vec<f32>> {
-    let mut state = seed | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random()).collect();
-    (0..tokens)
-        .map(|_| {
-            key.iter_mut().for_each(|x| *x += random());
-            key.clone()
-        })
-        .collect()
-}
+mod common;
+
+use common::{bytes, element, keys, push, reconstruction};
 
 fn coded(keys: &[Vec<f32>], theta: f32, reservation: &mut Reservation) -> DeltaMatrix {
     let mut matrix = DeltaMatrix::new(vec![theta; 5], ElementType::F32).unwrap();
     push(&mut matrix, keys, reservation);
     matrix
-}
-
-fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>], reservation: &mut Reservation) {
-    keys.iter().for_each(|key| matrix.push(key, reservation).unwrap());
-}
-
-fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
-    let (mut all, mut rows) = (Vec::new(), Vec::new());
-    for block in 0..matrix.blocks() {
-        matrix.reconstruct(block, &mut rows);
-        all.extend_from_slice(&rows);
-    }
-    all
-}
-
-fn bytes(matrix: &DeltaMatrix) -> usize {
-    matrix.key_bytes() + matrix.bookkeeping_bytes()
 }
 
 /// Asserts that every coded key is within `bound(key)` of the key, up to the rounding of f32 differences.
@@ -51,10 +20,6 @@ fn assert_within(matrix: &DeltaMatrix, keys: &[Vec<f32>], bound: impl Fn(f32) ->
         let rounding = 4.0 * f32::EPSILON * (k.abs() + khat.abs());
         assert!((k - khat).abs() <= bound(*k) + rounding, "{k} {khat} {}", bound(*k));
     }
-}
-
-fn element() -> impl Strategy<Value = ElementType> {
-    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
 }
 
 proptest! {

@@ -2,25 +2,24 @@
 
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, HeadThresholds, KeyPlan, KvStore,
-    MemoryBudget, Reservation,
+    MemoryBudget,
     internal::{DeltaBlock, DeltaCodes, StepCodes},
 };
+use deltallm_testing::Random;
 use proptest::prelude::*;
+
+mod common;
+
+use common::{bytes, push, reconstruction};
 
 /// A random walk with jumps, `[tokens][channels]`, of any size.
 fn keys(channels: usize, tokens: usize, seed: u64, size: f32) -> Vec<Vec<f32>> {
-    let mut state = seed | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random()).collect();
+    let mut random = Random::new(seed);
+    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random.number()).collect();
     (0..tokens)
         .map(|_| {
-            key.iter_mut().for_each(|x| *x = 0.95 * *x + random());
-            key.iter().map(|x| size * if random() > 0.98 { 200.0 * x } else { *x }).collect()
+            key.iter_mut().for_each(|x| *x = 0.95 * *x + random.number());
+            key.iter().map(|x| size * if random.number() > 0.98 { 200.0 * x } else { *x }).collect()
         })
         .collect()
 }
@@ -34,23 +33,10 @@ fn thresholds(channels: usize, theta: f32, target: bool) -> HeadThresholds {
     }
 }
 
-fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>], reservation: &mut Reservation) {
-    keys.iter().for_each(|key| matrix.push(key, reservation).unwrap());
-}
-
 fn coded(keys: &[Vec<f32>], thresholds: &HeadThresholds) -> DeltaMatrix {
     let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
     push(&mut matrix, keys, &mut MemoryBudget::unlimited().reservation());
     matrix
-}
-
-fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
-    let (mut all, mut rows) = (Vec::new(), Vec::new());
-    for block in 0..matrix.blocks() {
-        matrix.reconstruct(block, &mut rows);
-        all.extend_from_slice(&rows);
-    }
-    all
 }
 
 fn in_steps<'a>(block: &DeltaBlock<'a>) -> StepCodes<'a> {
@@ -61,10 +47,6 @@ fn in_steps<'a>(block: &DeltaBlock<'a>) -> StepCodes<'a> {
 /// Values that are stored beside their codes.
 fn escapes(matrix: &DeltaMatrix) -> usize {
     (0..matrix.blocks()).map(|block| in_steps(&matrix.coded(block).unwrap()).escapes.len()).sum()
-}
-
-fn bytes(matrix: &DeltaMatrix) -> usize {
-    matrix.key_bytes() + matrix.bookkeeping_bytes()
 }
 
 /// What a reader of the codes alone makes of a matrix: plain loops over [`StepCodes`].

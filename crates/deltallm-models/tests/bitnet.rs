@@ -7,9 +7,9 @@ use std::path::Path;
 
 use common::bitnet::{Form, Masters};
 use common::files::fixture;
-use common::models::{argmax, dense_kernels, load_model, options_for};
+use common::models::{argmax, dense_kernels, harmless_kernels, load_model, options_for};
 use deltallm_attn::{
-    AttentionKernel, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
+    AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
 };
 use deltallm_models::quant::TensorType;
 use deltallm_models::{Architecture, LogitRows, Matrix, Model, ModelFile, Sequence, Session};
@@ -169,18 +169,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
     for case in CASES {
         let (model, golden) = (model(case, "kernels", Form::Online), golden(case.0));
         let expected = logits(&model, &golden.tokens);
-        let options = options_for(&model);
-        let hybrid = |window, theta| {
-            let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-            Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
-        };
-        let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-            &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
-            &|| hybrid(Window::Sliding(5), 0.0),
-            &|| hybrid(Window::Sliding(40), 100.0),
-        ];
-        for make in makers {
-            let mut kernels: Vec<_> = (0..model.config().layers).map(|_| make()).collect();
+        for mut kernels in harmless_kernels(&model) {
             let got = model.forward(&golden.tokens, &mut kernels, LogitRows::All).unwrap();
             assert!(largest_difference(&got, &expected) <= 1e-3 * spread(&expected), "{}", case.0);
         }

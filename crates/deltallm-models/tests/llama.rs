@@ -4,11 +4,11 @@ mod common;
 
 use common::{
     files::fixture,
-    models::{argmax, dense_kernels, load_model, options_for},
+    models::{argmax, dense_kernels, harmless_kernels, load_model, options_for},
 };
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    HybridConfig, MemoryBudget, ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
+    MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::CoreError;
 use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
@@ -80,18 +80,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
         let (model, golden) = (load(case), golden(case));
         let expected = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::Last).unwrap();
         let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let options = options_for(&model);
-        let hybrid = |window, theta| {
-            let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-            Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
-        };
-        let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-            &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
-            &|| hybrid(Window::Sliding(5), 0.0),
-            &|| hybrid(Window::Sliding(40), 100.0),
-        ];
-        for make in makers {
-            let mut kernels: Vec<_> = (0..model.config().layers).map(|_| make()).collect();
+        for mut kernels in harmless_kernels(&model) {
             let got = model.forward(&golden.tokens, &mut kernels, LogitRows::Last).unwrap();
             for (got, expected) in got.iter().zip(&expected) {
                 assert!((got - expected).abs() <= 1e-5 * largest, "{case}: {got}, expected {expected}");

@@ -37,6 +37,11 @@ impl Random {
         (self.bits() >> 40) as f32 / (1 << 23) as f32 - 1.0
     }
 
+    /// The next `count` numbers in -1..1.
+    pub fn numbers(&mut self, count: usize) -> Vec<f32> {
+        (0..count).map(|_| self.number()).collect()
+    }
+
     /// A whole number in `0..below`, which is not 0.
     pub fn below(&mut self, below: usize) -> usize {
         (self.bits() % below as u64) as usize
@@ -45,6 +50,5 @@ impl Random {
 
 /// `count` numbers in -1..1.
 pub fn numbers(count: usize, seed: u64) -> Vec<f32> {
-    let mut random = Random::new(seed);
-    (0..count).map(|_| random.number()).collect()
+    Random::new(seed).numbers(count)
 }

@@ -194,20 +194,10 @@ fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use deltallm_testing::Random;
     use ndarray::Array3;
 
     use super::*;
-
-    /// Numbers in -1..1.
-    fn random(seed: u64) -> impl FnMut() -> f32 {
-        let mut state = seed | 1;
-        move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        }
-    }
 
     /// Equations 9 and 10 in plain f64 loops: `[kv_heads * head_dim]`.
     fn plain(
@@ -259,11 +249,11 @@ mod tests {
     #[test]
     fn the_sums_equal_plain_loops() {
         let shape = AttentionShape::new(4, 2, 8).unwrap();
-        let mut next = random(11);
+        let mut random = Random::new(11);
         let n = 300; // more than one group of queries
-        let mut heads = |heads| Array3::from_shape_simple_fn((n, heads, 8), &mut next);
+        let mut heads = |heads| Array3::from_shape_simple_fn((n, heads, 8), || random.number());
         let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
-        let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), &mut next);
+        let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), || random.number());
         let (wo, residual) = (rows(20, 32), rows(n, 20));
         let options = AttentionOptions::of_tests(shape);
         for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {

@@ -41,11 +41,11 @@ impl Ahead {
         Steps { next: self.start, lines, lines_per_step, near: self.bytes <= NEAR_BYTES }
     }
 
-    /// Asks for the picked rows of `bytes` bytes each, all at once.
+    /// Asks for the selected rows of `bytes` bytes each, all at once.
     #[inline(always)]
-    pub(crate) fn prefetch_rows(self, picks: &[u8], bytes: usize) {
-        for pick in picks {
-            let row = self.start.wrapping_add(usize::from(*pick) * bytes);
+    pub(crate) fn prefetch_rows(self, selected: &[u8], bytes: usize) {
+        for index in selected {
+            let row = self.start.wrapping_add(usize::from(*index) * bytes);
             prefetch_l2(row);
             // A row may begin anywhere in a line: its last byte may need one line more.
             let mut byte = LINE.min(bytes - 1);
@@ -81,18 +81,18 @@ impl Steps {
     }
 }
 
-/// Asks for the memory of the picked rows.
-pub(crate) fn prefetch_values(rows: StoredRows, picks: &[u8], channels: usize) {
+/// Asks for the memory of the selected rows.
+pub(crate) fn prefetch_values(rows: StoredRows, selected: &[u8], channels: usize) {
     match rows {
-        StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 4),
-        StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
-        StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(picks, rows.stride * 2),
+        StoredRows::F32(rows) => Ahead::of(rows.data).prefetch_rows(selected, rows.stride * 4),
+        StoredRows::F16(rows) => Ahead::of(rows.data).prefetch_rows(selected, rows.stride * 2),
+        StoredRows::Bf16(rows) => Ahead::of(rows.data).prefetch_rows(selected, rows.stride * 2),
         StoredRows::Int8(rows) => {
-            Ahead::of(rows.codes).prefetch_rows(picks, channels);
+            Ahead::of(rows.codes).prefetch_rows(selected, channels);
             Ahead::of(rows.scales).steps(1).prefetch();
         }
         StoredRows::Int4(rows) => {
-            Ahead::of(rows.codes).prefetch_rows(picks, channels / 2);
+            Ahead::of(rows.codes).prefetch_rows(selected, channels / 2);
             Ahead::of(rows.scales).steps(1).prefetch();
         }
     }

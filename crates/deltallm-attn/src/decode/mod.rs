@@ -373,9 +373,9 @@ impl Token<'_, '_> {
         let mut done = 0;
         for_runs(segment.values, &tokens, 0, channels, converted, |rows, ahead, count, at| {
             let here = (kept.bits >> at & low_bits(count)).count_ones() as usize;
-            let picks = &mut kept.numbers_mut()[done..done + here];
-            picks.iter_mut().for_each(|pick| *pick -= at as u8);
-            values::add_values(isa, rows, ahead, picks, &weights[done..], sums, channels, kernels);
+            let selected = &mut kept.numbers_mut()[done..done + here];
+            selected.iter_mut().for_each(|index| *index -= at as u8);
+            values::add_values(isa, rows, ahead, selected, &weights[done..], sums, channels, kernels);
             done += here;
         });
     }

@@ -14,14 +14,14 @@ use super::{
     scratch::KernelScratch,
 };
 
-/// `sums[head] += weights[head][i] * rows[picks[i]]` for all picks; `weights` is `[group, BLOCK_TOKENS]`, `sums`
+/// `sums[head] += weights[head][i] * rows[selected[i]]` for all selected; `weights` is `[group, BLOCK_TOKENS]`, `sums`
 /// `[group, channels]`. The memory of the rows `ahead` is asked for.
 #[expect(clippy::too_many_arguments, reason = "the operands of a matrix product and their strides")]
 pub(crate) fn add_values(
     isa: Isa,
     rows: StoredRows,
     ahead: Option<StoredRows>,
-    picks: &[u8],
+    selected: &[u8],
     weights: &[f32],
     sums: &mut [f32],
     channels: usize,
@@ -30,17 +30,17 @@ pub(crate) fn add_values(
     let scales = &mut scratch.scales;
     let [ahead, _] = ahead.map_or([Ahead::default(); 2], |rows| rows_memory(rows, channels));
     match rows {
-        StoredRows::F32(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
-        StoredRows::F16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
-        StoredRows::Bf16(rows) => add_rows(isa, Weighted { rows, picks, ahead, weights, sums, channels }),
+        StoredRows::F32(rows) => add_rows(isa, Weighted { rows, selected, ahead, weights, sums, channels }),
+        StoredRows::F16(rows) => add_rows(isa, Weighted { rows, selected, ahead, weights, sums, channels }),
+        StoredRows::Bf16(rows) => add_rows(isa, Weighted { rows, selected, ahead, weights, sums, channels }),
         StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(isa, simd => {
             let rows = Int8Kernel { codes, scales: scales_to_f32(simd, stored, scales) };
-            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+            let weighted = Weighted { rows, selected, ahead, weights, sums, channels };
             weigh(simd, weighted);
         }),
         StoredRows::Int4(Int4Rows { codes, scales: stored }) => dispatch!(isa, simd => {
             let rows = Int4Kernel { codes, scales: scales_to_f32(simd, stored, scales) };
-            let weighted = Weighted { rows, picks, ahead, weights, sums, channels };
+            let weighted = Weighted { rows, selected, ahead, weights, sums, channels };
             weigh(simd, weighted);
         }),
     }
@@ -56,13 +56,13 @@ fn weigh<S: Lanes, R: Rows>(simd: S, mut weighted: Weighted<R>) {
     in_passes(simd, weighted.sums.len() / weighted.channels, &mut weighted);
 }
 
-/// `sums[head] += sum over i of weights[head * BLOCK_TOKENS + i] * rows[picks[i]]`.
+/// `sums[head] += sum over i of weights[head * BLOCK_TOKENS + i] * rows[selected[i]]`.
 pub(crate) struct Weighted<'a, R> {
     pub(crate) rows: R,
-    pub(crate) picks: &'a [u8],
+    pub(crate) selected: &'a [u8],
     /// Memory to ask for meanwhile.
     pub(crate) ahead: Ahead,
-    /// `[heads, BLOCK_TOKENS]`, or from the weight of the first pick on.
+    /// `[heads, BLOCK_TOKENS]`, or from the weight of the first selected row on.
     pub(crate) weights: &'a [f32],
     /// `[heads, channels]`.
     pub(crate) sums: &'a mut [f32],
@@ -94,23 +94,23 @@ impl<S: Lanes, R: Rows> Pass<S> for Weighted<'_, R> {
 }
 
 impl<R: Rows> Weighted<'_, R> {
-    /// `G` heads by `N` vectors of channels, kept in registers over all picked rows.
+    /// `G` heads by `N` vectors of channels, kept in registers over all selected rows.
     #[inline(always)]
     fn panel<S: Lanes, const G: usize, const N: usize>(&mut self, simd: S, head: usize, first: usize) {
         // Loops, not closures: what is not inlined into this function is compiled without its instructions.
-        let (rows, picks, channels) = (self.rows, self.picks, self.channels);
+        let (rows, selected, channels) = (self.rows, self.selected, self.channels);
         let mut kept = [[S::f32s::splat(simd, 0.0); N]; G];
         let mut rows_of_weights = [&[][..]; G];
         for (i, (kept, row)) in kept.iter_mut().zip(&mut rows_of_weights).enumerate() {
-            *row = &self.weights[(head + i) * BLOCK_TOKENS..][..picks.len()];
+            *row = &self.weights[(head + i) * BLOCK_TOKENS..][..selected.len()];
             let sums = &self.sums[(head + i) * channels + first * lanes::<S>()..][..N * lanes::<S>()];
             for (kept, sums) in kept.iter_mut().zip(sums.chunks_exact(lanes::<S>())) {
                 *kept = S::f32s::from_slice(simd, sums);
             }
         }
-        let mut ahead = std::mem::take(&mut self.ahead).steps(picks.len());
-        for (i, pick) in picks.iter().enumerate() {
-            let row = rows.row(usize::from(*pick), channels);
+        let mut ahead = std::mem::take(&mut self.ahead).steps(selected.len());
+        for (i, index) in selected.iter().enumerate() {
+            let row = rows.row(usize::from(*index), channels);
             ahead.prefetch();
             let mut weight = [S::f32s::splat(simd, 0.0); G];
             for (weight, row) in weight.iter_mut().zip(rows_of_weights) {

@@ -8,62 +8,62 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, prefetch::prefetch
 
 use super::{lanes::large_tiles, softmax::append_above};
 
-/// `out[i][lane] = keys[picks[i]] . queries[..][lane]`: exact scores of some keys.
+/// `out[i][lane] = keys[selected[i]] . queries[..][lane]`: exact scores of some keys.
 ///
-/// `keys` is `[keys, head_dim]`, `queries` `[head_dim, lanes]`, `out` `[picks, lanes]`.
+/// `keys` is `[keys, head_dim]`, `queries` `[head_dim, lanes]`, `out` `[selected, lanes]`.
 pub(crate) fn scores(
     isa: Isa,
     keys: &[f32],
-    picks: &[usize],
+    selected: &[usize],
     queries: &[f32],
     lanes: usize,
     out: &mut [f32],
 ) {
-    dispatch!(isa, simd => every_score(simd, keys, picks, queries, lanes, out));
+    dispatch!(isa, simd => every_score(simd, keys, selected, queries, lanes, out));
 }
 
-/// The same, for the keys that are above the threshold (`[lanes]`) of any lane: `kept` says which of the picks they are, and
+/// The same, for the keys that are above the threshold (`[lanes]`) of any lane: `kept` says which of the selected they are, and
 /// `out` begins with their scores.
 #[expect(clippy::too_many_arguments, reason = "the operands of scores, and what is to survive")]
 pub(crate) fn scores_above(
     isa: Isa,
     keys: &[f32],
-    picks: &[usize],
+    selected: &[usize],
     queries: &[f32],
     lanes: usize,
     thresholds: &[f32],
     out: &mut [f32],
     kept: &mut Vec<usize>,
 ) {
-    dispatch!(isa, simd => tested_scores(simd, keys, picks, queries, lanes, thresholds, out, kept));
+    dispatch!(isa, simd => tested_scores(simd, keys, selected, queries, lanes, thresholds, out, kept));
 }
 
-/// `out[channel][lane] += sum over i of values[picks[i]][channel] * weights[i][lane]`.
+/// `out[channel][lane] += sum over i of values[selected[i]][channel] * weights[i][lane]`.
 ///
-/// `values` is `[keys, head_dim]`, `weights` `[picks, lanes]`, `out` `[head_dim, lanes]`.
+/// `values` is `[keys, head_dim]`, `weights` `[selected, lanes]`, `out` `[head_dim, lanes]`.
 pub(crate) fn accumulate(
     isa: Isa,
     values: &[f32],
-    picks: &[usize],
+    selected: &[usize],
     weights: &[f32],
     lanes: usize,
     out: &mut [f32],
 ) {
-    dispatch!(isa, simd => add_values(simd, values, picks, weights, lanes, out));
+    dispatch!(isa, simd => add_values(simd, values, selected, weights, lanes, out));
 }
 
 #[inline(always)]
 fn every_score<S: Simd>(
     simd: S,
     keys: &[f32],
-    picks: &[usize],
+    selected: &[usize],
     queries: &[f32],
     lanes: usize,
     out: &mut [f32],
 ) {
     let head_dim = queries.len() / lanes;
-    let keys = Keys { data: keys, picks, head_dim };
-    product::<S, false>(simd, picks.len(), head_dim, keys, queries, lanes, out);
+    let keys = Keys { data: keys, selected, head_dim };
+    product::<S, false>(simd, selected.len(), head_dim, keys, queries, lanes, out);
 }
 
 #[inline(always)]
@@ -71,7 +71,7 @@ fn every_score<S: Simd>(
 fn tested_scores<S: Simd>(
     simd: S,
     keys: &[f32],
-    picks: &[usize],
+    selected: &[usize],
     queries: &[f32],
     lanes: usize,
     thresholds: &[f32],
@@ -79,9 +79,9 @@ fn tested_scores<S: Simd>(
     kept: &mut Vec<usize>,
 ) {
     kept.clear();
-    for (part, picks) in picks.chunks(TESTED_KEYS).enumerate() {
-        let out = &mut out[kept.len() * lanes..][..picks.len() * lanes];
-        every_score(simd, keys, picks, queries, lanes, out);
+    for (part, selected) in selected.chunks(TESTED_KEYS).enumerate() {
+        let out = &mut out[kept.len() * lanes..][..selected.len() * lanes];
+        every_score(simd, keys, selected, queries, lanes, out);
         append_above(simd, out, thresholds, part * TESTED_KEYS, kept);
     }
 }
@@ -90,16 +90,16 @@ fn tested_scores<S: Simd>(
 fn add_values<S: Simd>(
     simd: S,
     values: &[f32],
-    picks: &[usize],
+    selected: &[usize],
     weights: &[f32],
     lanes: usize,
     out: &mut [f32],
 ) {
     let head_dim = out.len() / lanes;
     // Values are read across, a little of each at a time: none is there yet when it is first needed.
-    prefetch_rows(values, picks, head_dim);
-    let values = Values { data: values, picks, head_dim };
-    product::<S, true>(simd, head_dim, picks.len(), values, weights, lanes, out);
+    prefetch_rows(values, selected, head_dim);
+    let values = Values { data: values, selected, head_dim };
+    product::<S, true>(simd, head_dim, selected.len(), values, weights, lanes, out);
 }
 
 /// The broadcast factor `a`, `[rows, depth]`, cut so that the inner loop has few bounds to check.
@@ -111,11 +111,11 @@ trait Broadcast: Copy {
     fn prefetch<const R: usize>(self, _row: usize) {}
 }
 
-/// Rows of `a` are those of the `picks` among keys of `[keys, head_dim]`.
+/// Rows of `a` are those of the `selected` among keys of `[keys, head_dim]`.
 #[derive(Clone, Copy)]
 struct Keys<'a> {
     data: &'a [f32],
-    picks: &'a [usize],
+    selected: &'a [usize],
     head_dim: usize,
 }
 
@@ -123,8 +123,8 @@ impl Broadcast for Keys<'_> {
     #[inline(always)]
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [f32; R] {
         let mut rows = [&[][..]; R];
-        for (keys, pick) in rows.iter_mut().zip(&self.picks[row..][..R]) {
-            *keys = &self.data[pick * self.head_dim..][..self.head_dim];
+        for (keys, index) in rows.iter_mut().zip(&self.selected[row..][..R]) {
+            *keys = &self.data[index * self.head_dim..][..self.head_dim];
         }
         #[inline(always)]
         move |k| {
@@ -138,16 +138,16 @@ impl Broadcast for Keys<'_> {
 
     #[inline(always)]
     fn prefetch<const R: usize>(self, row: usize) {
-        let end = self.picks.len().min(row + R);
-        prefetch_rows(self.data, &self.picks[row.min(end)..end], self.head_dim);
+        let end = self.selected.len().min(row + R);
+        prefetch_rows(self.data, &self.selected[row.min(end)..end], self.head_dim);
     }
 }
 
-/// Columns of `a` are those of the `picks` among values of `[keys, head_dim]`, read across.
+/// Columns of `a` are those of the `selected` among values of `[keys, head_dim]`, read across.
 #[derive(Clone, Copy)]
 struct Values<'a> {
     data: &'a [f32],
-    picks: &'a [usize],
+    selected: &'a [usize],
     head_dim: usize,
 }
 
@@ -157,7 +157,7 @@ impl Broadcast for Values<'_> {
         #[inline(always)]
         move |k| {
             let mut column = [0.0; R];
-            column.copy_from_slice(&self.data[self.picks[k] * self.head_dim + row..][..R]);
+            column.copy_from_slice(&self.data[self.selected[k] * self.head_dim + row..][..R]);
             column
         }
     }
@@ -281,14 +281,14 @@ mod tests {
         let (keys, queries) = (numbers(64 * head_dim, 1), numbers(head_dim * lanes, 2));
         for isa in Isa::available() {
             for count in [0, 1, 3, 23, 24, 25, 48, 61] {
-                let picks: Vec<usize> = (0..count).map(|i| i + i / 30).collect();
+                let selected: Vec<usize> = (0..count).map(|i| i + i / 30).collect();
                 let mut all = vec![0.0; count * lanes];
-                scores(isa, &keys, &picks, &queries, lanes, &mut all);
+                scores(isa, &keys, &selected, &queries, lanes, &mut all);
                 // None passes, some do, all do.
                 for limit in [1e30, 4.0, -1e30] {
                     let thresholds = vec![limit; lanes];
                     let (mut some, mut kept) = (vec![0.0; count * lanes], Vec::new());
-                    scores_above(isa, &keys, &picks, &queries, lanes, &thresholds, &mut some, &mut kept);
+                    scores_above(isa, &keys, &selected, &queries, lanes, &thresholds, &mut some, &mut kept);
                     let pass = |row: &usize| all[row * lanes..][..lanes].iter().any(|score| *score > limit);
                     let expected: Vec<usize> = (0..count).filter(pass).collect();
                     assert_eq!(kept, expected, "{isa}, {count} keys, {limit}");

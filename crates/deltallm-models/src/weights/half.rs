@@ -1,7 +1,7 @@
 //! 16-bit floats that stay what they are in the file.
 
 use super::file::{ModelFile, RawTensor};
-use super::rows::fill_rows;
+use super::read::fill_rows;
 use crate::{HalfLinear, ModelConfig, ModelError, TensorId};
 
 impl ModelFile {

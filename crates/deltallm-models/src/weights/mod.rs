@@ -5,7 +5,7 @@ mod forms;
 mod half;
 mod layers;
 mod quantised;
-mod rows;
+mod read;
 mod ternary;
 
 pub use file::ModelFile;

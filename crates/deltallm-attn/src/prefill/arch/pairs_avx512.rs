@@ -15,7 +15,7 @@ const WIDTH: usize = 16;
 pub(crate) fn scores(
     _: Avx512,
     keys: &PairKeys,
-    picks: &[usize],
+    selected: &[usize],
     queries: &PairQueries,
     thresholds: Option<&[f32]>,
     out: &mut [f32],
@@ -25,12 +25,12 @@ pub(crate) fn scores(
     let depth = queries.pairs.len() / lanes;
     let tokens = keys.rows.len() / (2 * depth);
     assert!(lanes.is_multiple_of(WIDTH) && queries.pairs.len() == depth * lanes);
-    assert!(picks.iter().all(|pick| *pick < tokens) && out.len() >= picks.len() * lanes);
+    assert!(selected.iter().all(|index| *index < tokens) && out.len() >= selected.len() * lanes);
     assert!(keys.scales.len() == tokens);
     assert!(thresholds.is_none_or(|thresholds| thresholds.len() == lanes));
     let operands = Operands { pair_stride: 1, b: &queries.pairs, lanes, depth };
-    let scores = Scores { keys, picks, operands, query_scales: &queries.scales, thresholds };
-    // SAFETY: the CPU has the instructions (the token is the proof). The picks are keys of `depth` pairs;
+    let scores = Scores { keys, selected, operands, query_scales: &queries.scales, thresholds };
+    // SAFETY: the CPU has the instructions (the token is the proof). The selected are keys of `depth` pairs;
     // scales, `b` and `out` have the lengths checked above.
     unsafe { score_tiles(scores, out, kept) }
 }
@@ -65,24 +65,24 @@ pub(crate) fn pack(_: Avx512, rows: &[f32], lanes: usize, factors: &[f32], out: 
 #[derive(Clone, Copy)]
 struct Scores<'a> {
     keys: &'a PairKeys,
-    picks: &'a [usize],
+    selected: &'a [usize],
     operands: Operands<'a>,
     query_scales: &'a [f32],
     thresholds: Option<&'a [f32]>,
 }
 
 impl Scores<'_> {
-    /// Where the picked keys from `row` on stand.
+    /// Where the selected keys from `row` on stand.
     ///
     /// # Safety
-    /// There are `R` picks from `row` on, and every pick is a key of `depth` pairs.
+    /// There are `R` selected keys from `row` on, and every one of them is a key of `depth` pairs.
     #[inline(always)]
     unsafe fn rows<const R: usize>(&self, row: usize) -> [*const u32; R] {
         let (keys, depth) = (self.keys.rows.as_ptr().cast::<u32>(), self.operands.depth);
         let mut rows = [keys; R];
         for r in 0..R {
-            // SAFETY: `row + r` is the place of a pick, and a pick counts keys of `depth` pairs, so that its first pair is there.
-            rows[r] = unsafe { keys.add(self.picks.get_unchecked(row + r) * depth) };
+            // SAFETY: `row + r` is the place of a selected key, and its index counts keys of `depth` pairs, so that its first pair is there.
+            rows[r] = unsafe { keys.add(self.selected.get_unchecked(row + r) * depth) };
         }
         rows
     }
@@ -113,7 +113,7 @@ unsafe fn score_tiles(scores: Scores, out: &mut [f32], kept: &mut Vec<usize>) {
                             _ => every_score::<6, 4>(scores, lane, out),
                         };
                 }
-                kept.extend(0..scores.picks.len());
+                kept.extend(0..scores.selected.len());
                 if let Some(limits) = limits {
                     keep_above(limits, out, kept);
                 }
@@ -130,11 +130,11 @@ unsafe fn score_tiles(scores: Scores, out: &mut [f32], kept: &mut Vec<usize>) {
 unsafe fn every_score<const R: usize, const N: usize>(scores: Scores, lane: usize, out: &mut [f32]) -> usize {
     let lanes = scores.operands.lanes;
     let mut row = 0;
-    while row < scores.picks.len() {
-        // SAFETY: features and sizes are those of `score_tiles`. `rows` and `dot` get R picks where so many are left, else one, and
+    while row < scores.selected.len() {
+        // SAFETY: features and sizes are those of `score_tiles`. `rows` and `dot` get R selected where so many are left, else one, and
         // the `N` vectors at `lane`, which are there.
         unsafe {
-            if row + R <= scores.picks.len() {
+            if row + R <= scores.selected.len() {
                 let sums = dot::<R, N>(scores.operands, scores.rows(row), lane);
                 for r in 0..R {
                     let values = score_row::<N>(&scores, row + r, lane, &sums[r]);
@@ -162,13 +162,13 @@ unsafe fn survivors<const R: usize, const N: usize>(
     out: &mut [f32],
     kept: &mut Vec<usize>,
 ) {
-    kept.resize(scores.picks.len(), 0);
+    kept.resize(scores.selected.len(), 0);
     let (mut count, mut row) = (0, 0);
-    while row < scores.picks.len() {
-        // SAFETY: features and sizes are those of `score_tiles`. `rows` and `dot` get R picks where so many are left, else one, and
+    while row < scores.selected.len() {
+        // SAFETY: features and sizes are those of `score_tiles`. `rows` and `dot` get R selected where so many are left, else one, and
         // all lanes, which are `N` vectors.
         unsafe {
-            if row + R <= scores.picks.len() {
+            if row + R <= scores.selected.len() {
                 let sums = dot::<R, N>(scores.operands, scores.rows(row), 0);
                 for r in 0..R {
                     kept[count] = row + r;
@@ -190,7 +190,7 @@ unsafe fn survivors<const R: usize, const N: usize>(
 /// branch would be guessed wrongly too often.
 ///
 /// # Safety
-/// The CPU has AVX-512F; `row` is the place of a pick, and `N` vectors are all lanes.
+/// The CPU has AVX-512F; `row` is the place of a selected key, and `N` vectors are all lanes.
 #[inline(always)]
 unsafe fn keep<const N: usize>(
     scores: &Scores,
@@ -201,7 +201,7 @@ unsafe fn keep<const N: usize>(
     count: usize,
 ) -> usize {
     // SAFETY: all lanes are `N` vectors, and `scores` has checked that there are as many limits; so much for what is read. The CPU
-    // has the features and `row` is the place of a pick, which is what `score_row` and `store` need.
+    // has the features and `row` is the place of a selected key, which is what `score_row` and `store` need.
     unsafe {
         let values = score_row::<N>(scores, row, 0, sums);
         let mut above = 0;
@@ -217,7 +217,7 @@ unsafe fn keep<const N: usize>(
 /// The sums of a key as scores.
 ///
 /// # Safety
-/// The CPU has AVX-512F; `row` is the place of a pick, and there are `N` vectors of lanes at `lane`.
+/// The CPU has AVX-512F; `row` is the place of a selected key, and there are `N` vectors of lanes at `lane`.
 #[inline(always)]
 unsafe fn score_row<const N: usize>(
     scores: &Scores,
@@ -225,12 +225,12 @@ unsafe fn score_row<const N: usize>(
     lane: usize,
     sums: &[__m512i; N],
 ) -> [__m512; N] {
-    // SAFETY: there is a scale for every lane, `lane + N * 16` are not too many, and one for every key, which is what a pick counts.
+    // SAFETY: there is a scale for every lane, `lane + N * 16` are not too many, and one for every key, which is what indices count.
     unsafe {
         let mut values = [_mm512_setzero_ps(); N];
         for n in 0..N {
             let queries = _mm512_loadu_ps(scores.query_scales.as_ptr().add(lane + n * WIDTH));
-            let key = scores.keys.scales.get_unchecked(*scores.picks.get_unchecked(row));
+            let key = scores.keys.scales.get_unchecked(*scores.selected.get_unchecked(row));
             let scale = _mm512_mul_ps(queries, _mm512_set1_ps(*key));
             values[n] = _mm512_mul_ps(_mm512_cvtepi32_ps(sums[n]), scale);
         }

@@ -49,7 +49,7 @@ fn bits_of(x: f32) -> u16 {
 /// See [`crate::prefill::pairs::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
 pub(crate) fn scores(
     keys: &PairKeys,
-    picks: &[usize],
+    selected: &[usize],
     queries: &PairQueries,
     thresholds: Option<&[f32]>,
     out: &mut [f32],
@@ -59,15 +59,15 @@ pub(crate) fn scores(
     let depth = queries.pairs.len() / lanes;
     let tokens = keys.rows.len() / (2 * depth);
     assert!(lanes.is_multiple_of(WIDTH) && queries.pairs.len() == depth * lanes);
-    assert!(picks.iter().all(|pick| *pick < tokens) && out.len() >= picks.len() * lanes);
+    assert!(selected.iter().all(|index| *index < tokens) && out.len() >= selected.len() * lanes);
     let keys = keys.rows.as_ptr().cast::<u32>();
-    let rows: Vec<_> = picks.iter().map(|pick| keys.wrapping_add(pick * depth)).collect();
+    let rows: Vec<_> = selected.iter().map(|index| keys.wrapping_add(index * depth)).collect();
     let operands = Operands { pair_stride: 1, b: &queries.pairs, lanes, depth };
-    let out_rows = &mut out[..picks.len() * lanes];
-    // SAFETY: `Pairs` is set to these instructions by `detect` alone. The picks are keys of `depth` pairs; `b` and the
+    let out_rows = &mut out[..selected.len() * lanes];
+    // SAFETY: `Pairs` is set to these instructions by `detect` alone. The selected are keys of `depth` pairs; `b` and the
     // rows of `out` have the lengths checked above.
     unsafe { product::<false>(operands, &rows, out_rows) };
-    kept.extend(0..picks.len());
+    kept.extend(0..selected.len());
     if let Some(limits) = thresholds {
         keep_above(limits, out, kept);
     }

@@ -114,14 +114,14 @@ impl FirstPass {
         dispatch!(self.isa, simd => out.fill(simd, keys, queries, lanes, self.shift()));
     }
 
-    /// Appends to `picks` those of `tokens` whose score could be above the threshold in any lane, in order.
+    /// Appends to `selected` those of `tokens` whose score could be above the threshold in any lane, in order.
     pub(crate) fn candidates(
         self,
         keys: &KeyCodes,
         tokens: Range<usize>,
         queries: &mut QueryCodes,
         thresholds: &[f32],
-        picks: &mut Vec<usize>,
+        selected: &mut Vec<usize>,
     ) {
         let depth = keys.steps.len().div_ceil(4);
         let range = tokens.start - keys.tokens.start..tokens.end - keys.tokens.start;
@@ -143,7 +143,7 @@ impl FirstPass {
                 _ => portable(operands),
             };
             while bits != 0 {
-                picks.push(keys.tokens.start + start + bits.trailing_zeros() as usize);
+                selected.push(keys.tokens.start + start + bits.trailing_zeros() as usize);
                 bits &= bits - 1;
             }
             start = end;

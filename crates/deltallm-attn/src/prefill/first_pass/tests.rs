@@ -21,17 +21,17 @@ fn scores(keys: &[f32], queries: &[f32], head_dim: usize, lanes: usize) -> Vec<f
     keys.chunks_exact(head_dim).flat_map(|key| (0..lanes).map(move |lane| score(key, lane))).collect()
 }
 
-fn picks(
+fn selected(
     filter: FirstPass,
     keys: &KeyCodes,
     tokens: Range<usize>,
     queries: &[f32],
     thresholds: &[f32],
 ) -> Vec<usize> {
-    let (mut codes, mut picks) = (QueryCodes::default(), Vec::new());
+    let (mut codes, mut selected) = (QueryCodes::default(), Vec::new());
     filter.set_queries(keys, queries, thresholds.len(), &mut codes);
-    filter.candidates(keys, tokens, &mut codes, thresholds, &mut picks);
-    picks
+    filter.candidates(keys, tokens, &mut codes, thresholds, &mut selected);
+    selected
 }
 
 #[test]
@@ -71,7 +71,7 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
                 let first = 10;
                 let codes = filter.keys(first..first + tokens, &keys, head_dim).unwrap();
                 let range = first + tokens / 3..first + tokens;
-                let got = picks(filter, &codes, range.clone(), &queries, &thresholds);
+                let got = selected(filter, &codes, range.clone(), &queries, &thresholds);
                 let above = |token: &usize| {
                     let row = &scores[(token - first) * lanes..][..lanes];
                     row.iter().zip(&thresholds).any(|(x, limit)| *x > f64::from(*limit))
@@ -82,7 +82,7 @@ fn no_key_above_a_threshold_is_missed_and_few_others_pass() {
                 assert!(got.len() <= wanted.len() + range.len() / 3 + 2, "{what}");
                 let portable = FirstPass { dots: ByteKernel::Scalar, ..filter };
                 let codes = portable.keys(first..first + tokens, &keys, head_dim).unwrap();
-                assert_eq!(got, picks(portable, &codes, range, &queries, &thresholds), "{what}");
+                assert_eq!(got, selected(portable, &codes, range, &queries, &thresholds), "{what}");
             }
         }
     }
@@ -94,7 +94,7 @@ fn thresholds_beyond_all_scores_let_nothing_pass_and_those_that_are_no_numbers_e
         let (keys, queries) = (keys(70, 16, 1.0), numbers(16 * 16, 3));
         let codes = filter.keys(0..70, &keys, 16).unwrap();
         for (threshold, passed) in [(1e30, 0), (f32::NAN, 70), (f32::NEG_INFINITY, 70), (-1e30, 70)] {
-            let got = picks(filter, &codes, 0..70, &queries, &[threshold; 16]);
+            let got = selected(filter, &codes, 0..70, &queries, &[threshold; 16]);
             assert_eq!(got.len(), passed, "{isa} {threshold}");
         }
     }
@@ -106,7 +106,7 @@ fn queries_that_leave_the_range_of_f32_let_everything_pass() {
         let keys = keys(70, 16, 1e30);
         let queries: Vec<f32> = numbers(16 * 16, 3).iter().map(|x| x * 1e30).collect();
         let codes = filter.keys(0..70, &keys, 16).unwrap();
-        assert_eq!(picks(filter, &codes, 0..70, &queries, &[1.0; 16]).len(), 70, "{isa}");
+        assert_eq!(selected(filter, &codes, 0..70, &queries, &[1.0; 16]).len(), 70, "{isa}");
     }
 }
 
@@ -116,7 +116,11 @@ fn equal_keys_zeros_and_denormals_have_codes_and_infinite_ranges_none() {
         for x in [0.0, f32::from_bits(1), f32::MIN_POSITIVE, 1e30] {
             let codes = filter.keys(0..3, &[x; 3 * 8], 8).unwrap();
             let queries = vec![0.5; 8 * 16];
-            assert_eq!(picks(filter, &codes, 0..3, &queries, &[3.9 * x - 1e-30; 16]), [0, 1, 2], "{isa} {x}");
+            assert_eq!(
+                selected(filter, &codes, 0..3, &queries, &[3.9 * x - 1e-30; 16]),
+                [0, 1, 2],
+                "{isa} {x}"
+            );
         }
         assert!(filter.keys(0..2, &[f32::MAX, 0.0, f32::MIN, 0.0], 2).is_none());
     }

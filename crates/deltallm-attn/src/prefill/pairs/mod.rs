@@ -164,12 +164,12 @@ impl Pairs {
         }
     }
 
-    /// `out[i][lane] = keys[picks[i]] . queries[lane]`; with `thresholds` only the keys that are above them in any lane,
-    /// packed to the front. `kept` gets the places among `picks` of the keys that are there.
+    /// `out[i][lane] = keys[selected[i]] . queries[lane]`; with `thresholds` only the keys that are above them in any lane,
+    /// packed to the front. `kept` gets the places among `selected` of the keys that are there.
     pub(crate) fn scores(
         self,
         keys: &PairKeys,
-        picks: &[usize],
+        selected: &[usize],
         queries: &PairQueries,
         thresholds: Option<&[f32]>,
         out: &mut [f32],
@@ -179,19 +179,21 @@ impl Pairs {
         kept.clear();
         match self.dots {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512(token) => return avx512::scores(token, keys, picks, queries, thresholds, out, kept),
+            Dots::Avx512(token) => {
+                return avx512::scores(token, keys, selected, queries, thresholds, out, kept);
+            }
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon => return neon::scores(keys, picks, queries, thresholds, out, kept),
+            Dots::Neon => return neon::scores(keys, selected, queries, thresholds, out, kept),
             Dots::Portable => {}
         }
         let len = queries.pairs.len() / lanes * 2;
-        for (place, pick) in picks.iter().enumerate() {
-            let key = &keys.rows[pick * len..][..len];
+        for (place, index) in selected.iter().enumerate() {
+            let key = &keys.rows[index * len..][..len];
             let row = &mut out[kept.len() * lanes..][..lanes];
             for (lane, score) in row.iter_mut().enumerate() {
                 let column = key.chunks_exact(2).zip(queries.pairs.iter().skip(lane).step_by(lanes));
                 let sum = column.fold(0, |sum, (k, q)| add_products(sum, [k[0], k[1]], *q));
-                *score = sum as f32 * (keys.scales[*pick] * queries.scales[lane]);
+                *score = sum as f32 * (keys.scales[*index] * queries.scales[lane]);
             }
             if thresholds.is_none_or(|limits| row.iter().zip(limits).any(|(x, limit)| above(*x, *limit))) {
                 kept.push(place);
@@ -199,10 +201,10 @@ impl Pairs {
         }
     }
 
-    /// Pairs of the values `picks`: from `[tokens, head_dim]` to `[picks / 2, head_dim]`.
-    pub(crate) fn pair(self, values: &PairValues, picks: &[usize], head_dim: usize, out: &mut Vec<u32>) {
-        out.resize(picks.len().div_ceil(2) * head_dim, 0);
-        dispatch!(self.isa, simd => interleave(simd, &values.rows, picks, head_dim, out));
+    /// Pairs of the values `selected`: from `[tokens, head_dim]` to `[selected / 2, head_dim]`.
+    pub(crate) fn pair(self, values: &PairValues, selected: &[usize], head_dim: usize, out: &mut Vec<u32>) {
+        out.resize(selected.len().div_ceil(2) * head_dim, 0);
+        dispatch!(self.isa, simd => interleave(simd, &values.rows, selected, head_dim, out));
     }
 
     /// `out[channel][lane] += sum over the pairs of keys of values * weights`; `paired` are some of `values` as
@@ -267,10 +269,10 @@ fn code_values<S: Simd>(simd: S, values: &[f32], head_dim: usize) -> PairValues 
 
 /// See [`Pairs::pair`].
 #[inline(always)]
-fn interleave<S: Simd>(simd: S, rows: &[u16], picks: &[usize], head_dim: usize, out: &mut [u32]) {
+fn interleave<S: Simd>(simd: S, rows: &[u16], selected: &[usize], head_dim: usize, out: &mut [u32]) {
     let (width, half) = (S::u16s::LEN, S::u16s::LEN / 2);
     let whole = head_dim / width * width;
-    for (pair, out) in picks.chunks(2).zip(out.chunks_exact_mut(head_dim)) {
+    for (pair, out) in selected.chunks(2).zip(out.chunks_exact_mut(head_dim)) {
         let first = &rows[pair[0] * head_dim..][..head_dim];
         let Some(second) = pair.get(1) else {
             out.iter_mut().zip(first).for_each(|(out, a)| *out = u32::from(*a));
@@ -325,8 +327,8 @@ mod tests {
         pairs.set_queries(&numbers(head_dim * lanes, 3), lanes, &mut queries);
         let (mut scores, mut kept) = (vec![0.0; tokens * lanes], Vec::new());
         let limits = limit.map(|limit| vec![limit; lanes]);
-        let picks: Vec<usize> = (7..tokens + 7).collect();
-        pairs.scores(&keys, &picks, &queries, limits.as_deref(), &mut scores, &mut kept);
+        let selected: Vec<usize> = (7..tokens + 7).collect();
+        pairs.scores(&keys, &selected, &queries, limits.as_deref(), &mut scores, &mut kept);
         scores.truncate(kept.len() * lanes);
         let all: Vec<usize> = (0..tokens).collect();
         let (mut paired, mut weights) = (Vec::new(), Vec::new());

@@ -96,6 +96,7 @@ fn multiply<T: Float16>(
 
 #[cfg(test)]
 mod tests {
+    use deltallm_testing::Random;
     use half::{bf16, f16};
     use ndarray::{Array2, s};
     use proptest::prelude::*;
@@ -104,10 +105,9 @@ mod tests {
 
     /// Numbers of both signs and many magnitudes, subnormal ones among them, that look random.
     fn halves(rows: usize, columns: usize, seed: u64) -> Array2<f16> {
-        let mut state = seed | 1;
+        let mut random = Random::scattered(seed);
         Array2::from_shape_simple_fn((rows, columns), || {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            f16::from_bits((state >> 48) as u16 & 0xbfff)
+            f16::from_bits((random.bits() >> 48) as u16 & 0xbfff)
         })
     }
 
@@ -155,7 +155,8 @@ mod tests {
         fn products_are_those_of_f64(
             rows in 1_usize..200, columns in 1_usize..100, tokens in 0_usize..40, seed: u64,
         ) {
-            let x = Array2::from_shape_fn((tokens, columns), |(i, j)| ((i * 31 + j * 17) as f32 + (seed % 999) as f32).sin());
+            let mut random = Random::scattered(!seed);
+            let x = Array2::from_shape_simple_fn((tokens, columns), || random.number());
             let w = halves(rows, columns, seed);
             check(&x.view(), &w.view())?;
             check(&x.view(), &w.mapv(|w| bf16::from_f32(w.to_f32())).view())?;

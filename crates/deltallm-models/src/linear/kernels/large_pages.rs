@@ -22,7 +22,7 @@ const LARGE_PAGE: usize = 2 << 20;
 /// What the first byte of a slice is a multiple of: a cache line.
 const LINE: usize = 64;
 
-/// A number, or some, of which zero is all bits zero.
+/// A number, or an array of numbers, whose zero is all bits zero.
 ///
 /// # Safety
 /// All bytes zero are [`ZERO`](Self::ZERO), the type needs no more alignment than a cache line, and nothing is done when it
@@ -78,7 +78,8 @@ impl<T: Plain> Deref for LargePages<T> {
 impl<T: Plain> DerefMut for LargePages<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         match &mut self.0 {
-            // SAFETY: as in `deref`; and as the bytes belong to this value alone, which is borrowed for writing, nobody reads them.
+            // SAFETY: the bytes are valid and aligned for the reasons that `deref` gives, and belong to this value alone, which is borrowed
+            // for writing: nobody else reads or writes them meanwhile.
             Place::Region { region, start, len, .. } => unsafe {
                 std::slice::from_raw_parts_mut(region.as_mut_ptr().add(*start).cast(), *len)
             },

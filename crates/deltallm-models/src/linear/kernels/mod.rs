@@ -1,5 +1,7 @@
-//! Arithmetic that needs raw pointers or chosen instructions. Besides memory mapping, this is the only place of this crate with
-//! `unsafe` code.
+//! What the forms of weights share: how packed weights lie in memory ([`panel`], [`large_pages`]), and how they are multiplied
+//! ([`byte_products`] for packed weights, with an implementation for each instruction set in `arch`; [`matmul`] for `f32`).
+//!
+//! Besides `files/mmap.rs`, this is the only place of this crate with `unsafe` code.
 
 mod arch;
 mod byte_products;

@@ -24,13 +24,13 @@ impl Line {
 #[repr(C, align(32))]
 pub(crate) struct RowFactors(pub(crate) [f16; PANEL]);
 
-// SAFETY: bytes, and 16-bit floats, of which zero is all bits zero; aligned to a cache line or less.
+// SAFETY: 64 bytes, which are `ZERO` where all are zero; aligned to 64 bytes, a cache line; no `Drop`.
 #[allow(unsafe_code, reason = "promises about types")]
 unsafe impl Plain for Line {
     const ZERO: Self = Self::ZERO;
 }
 
-// SAFETY: as above.
+// SAFETY: 16-bit floats, of which all bits zero are 0.0; aligned to 32 bytes, half a cache line; no `Drop`.
 #[allow(unsafe_code, reason = "promises about types")]
 unsafe impl Plain for RowFactors {
     const ZERO: Self = Self([f16::ZERO; PANEL]);

@@ -163,6 +163,8 @@ fn quantise<const BLOCK: usize>(offset: i32, x: &[f32; BLOCK], codes: &mut [i8; 
 
 #[cfg(test)]
 mod tests {
+    use deltallm_testing::Random;
+
     use super::*;
 
     #[test]
@@ -185,10 +187,9 @@ mod tests {
     #[test]
     fn no_finite_number_leaves_the_range_or_is_off_by_more_than_half_a_step() {
         let form = Form { block: 16, wide: false, minima: false, offset: 0 };
-        let mut bits = 1_u32;
+        let mut random = Random::scattered(1);
         for _ in 0..1000 {
-            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let largest = f32::from_bits(bits >> 1);
+            let largest = f32::from_bits((random.bits() >> 33) as u32);
             if !largest.is_finite() {
                 continue;
             }

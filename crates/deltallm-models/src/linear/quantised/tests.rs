@@ -1,5 +1,6 @@
 //! The layer against plain loops.
 
+use deltallm_testing::Random;
 use ndarray::{Array2, s};
 use proptest::prelude::*;
 
@@ -31,11 +32,8 @@ fn floats(ty: TensorType) -> &'static [usize] {
 
 /// Rows of blocks that look random, with scales and minima of both signs up to 8.
 fn blocks(ty: TensorType, rows: usize, columns: usize, seed: u64) -> Vec<u8> {
-    let mut state = seed | 1;
-    let mut next = || {
-        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        (state >> 32) as u32
-    };
+    let mut random = Random::scattered(seed);
+    let mut next = || (random.bits() >> 32) as u32;
     let count = rows * columns / ty.block_elements();
     let mut bytes: Vec<u8> = (0..count * ty.block_bytes()).map(|_| next() as u8).collect();
     for block in bytes.chunks_exact_mut(ty.block_bytes()) {
@@ -66,9 +64,10 @@ fn columns_of(ty: TensorType, blocks: usize) -> usize {
 
 /// Activations that differ in magnitude from block to block.
 fn tokens(tokens: usize, columns: usize, seed: u64) -> Array2<f32> {
+    let mut random = Random::scattered(!seed);
     Array2::from_shape_fn((tokens, columns), |(i, j)| {
         let scale = 10.0_f32.powi(((i * 5 + j / 16 * 3 + seed as usize % 7) % 9) as i32 - 4);
-        ((i * 31 + j * 17) as f32 + (seed % 1000) as f32).sin() * scale
+        random.number() * scale
     })
 }
 

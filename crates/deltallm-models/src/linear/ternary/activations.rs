@@ -122,6 +122,8 @@ fn quantise_vectors(x: &[f32], codes: &mut [i8]) -> TokenScale {
 
 #[cfg(test)]
 mod tests {
+    use deltallm_testing::Random;
+
     use super::*;
 
     #[test]
@@ -148,10 +150,9 @@ mod tests {
 
     #[test]
     fn no_number_leaves_the_range() {
-        let mut bits = 1_u32;
+        let mut random = Random::scattered(1);
         for _ in 0..1000 {
-            bits = bits.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            let largest = f32::from_bits(bits >> 1);
+            let largest = f32::from_bits((random.bits() >> 33) as u32);
             if largest.is_finite() {
                 let mut codes = [0; 3];
                 let scale = 127.0 / largest.max(1e-5);

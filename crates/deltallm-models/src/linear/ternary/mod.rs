@@ -1,7 +1,7 @@
 //! The linear layer of BitNet b1.58: ternary weights, 8-bit activations (Ma et al., arXiv 2402.17764).
 //!
 //! Reading order: [`layout`] (how weights lie in memory), [`activations`] (how a token becomes 8-bit numbers), [`simd`]
-//! (which instructions add up the products, in [`vector`] for one token and [`matrix`] for several), then [`scalar`], which says in plain
+//! (which instructions add up the products, in [`vector`] and `arch` for one token and [`matrix`] for several), then [`scalar`], which says in plain
 //! loops what they all compute.
 
 mod activations;

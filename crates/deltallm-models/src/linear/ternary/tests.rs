@@ -1,5 +1,6 @@
 //! The layer against plain loops.
 
+use deltallm_testing::Random;
 use ndarray::{Array2, s};
 use proptest::prelude::*;
 
@@ -8,13 +9,8 @@ use crate::linear::kernels::Quad;
 
 /// Weights -1, 0, 1 that look random.
 fn weights(rows: usize, columns: usize, seed: u64) -> Array2<i8> {
-    let mut state = seed | 1;
-    Array2::from_shape_simple_fn((rows, columns), || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) % 3) as i8 - 1
-    })
+    let mut random = Random::new(seed);
+    Array2::from_shape_simple_fn((rows, columns), || random.below(3) as i8 - 1)
 }
 
 fn linear(weights: &Array2<i8>, scale: f32) -> TernaryLinear {
@@ -41,8 +37,8 @@ fn plain(weights: &Array2<i8>, scale: f32, x: &ArrayView2<f32>) -> Array2<f32> {
 
 #[test]
 fn large_products_are_the_same_on_several_threads() {
-    let (weights, x) =
-        (weights(300, 2000, 9), Array2::from_shape_fn((40, 2000), |(i, j)| ((i * j) as f32).sin()));
+    let mut random = Random::new(10);
+    let (weights, x) = (weights(300, 2000, 9), Array2::from_shape_simple_fn((40, 2000), || random.number()));
     let linear = linear(&weights, 0.7);
     for tokens in [1, 3, 40] {
         let x = x.slice(s![..tokens, ..]);
@@ -173,10 +169,9 @@ proptest! {
             }))
         });
         let lines_of: Vec<_> = lines_of.collect();
-        let mut state = seed | 1;
+        let mut random = Random::new(seed);
         let quads: Vec<Quad> = (0..lines * QUADS * tokens).map(|_| {
-            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let bytes = ((state >> 32) as u32).to_ne_bytes().map(u8::cast_signed);
+            let bytes = ((random.bits() >> 32) as u32).to_ne_bytes().map(u8::cast_signed);
             if ends { bytes.map(|x| if x < 0 { -128 } else { 127 }) } else { bytes }
         }).collect();
         compare(&lines_of, &quads, tokens)?;
@@ -187,9 +182,8 @@ proptest! {
         rows in 1_usize..70, columns in 1_usize..200, tokens in 0_usize..30, scale in -2.0_f32..2.0, seed: u64,
     ) {
         let weights = weights(rows, columns, seed);
-        let x = Array2::from_shape_fn((tokens, columns), |(i, j)| {
-            ((i * 31 + j * 17) as f32 + (seed % 1000) as f32).sin() * 3.0
-        });
+        let mut random = Random::scattered(!seed);
+        let x = Array2::from_shape_simple_fn((tokens, columns), || 3.0 * random.number());
         let expected = plain(&weights, scale, &x.view());
         for kernel in ByteKernel::available() {
             let linear = linear(&weights, scale).with_kernel(kernel);

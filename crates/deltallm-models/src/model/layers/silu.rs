@@ -55,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn the_ends_of_the_range_are_zero_infinite_or_no_number() {
+    fn the_ends_of_the_range_are_zero_infinite_or_nan() {
         for isa in Isa::available() {
             let mut gate = [-1e30, -1000.0, -0.0, 1000.0, f32::INFINITY, f32::NAN];
             silu_product(isa, &mut gate, &[1.0; 6]);
