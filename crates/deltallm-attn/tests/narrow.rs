@@ -2,8 +2,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KernelWrapper, MemoryBudget, PaperRule,
-    ThresholdPolicy, Window, reference::Method,
+    HybridAttention, HybridConfig, KernelWrapper, MemoryBudget, PaperRule, ThresholdPolicy, Window,
+    reference::Method,
 };
 use deltallm_core::{CoreError, DeltaMatrix, ElementType, KvStore, PagedRows, RowFormat};
 use proptest::prelude::*;

@@ -8,7 +8,7 @@ use common::{
 };
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    MemoryBudget, ThresholdPolicy, Window,
+    MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::CoreError;
 use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
