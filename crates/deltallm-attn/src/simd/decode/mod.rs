@@ -40,7 +40,7 @@ pub(crate) use rows::{Int4Keys, Int4Rows, Int8Rows, StoredRows, Strided};
 pub(crate) use select::{Kept, Softmax, select};
 use values::Weighted;
 
-/// Channels are padded to a multiple of this, the longest vector of any level.
+/// Channels are padded to a multiple of this, the longest vector of any instruction set.
 pub(crate) const CHANNELS: usize = 16;
 
 /// Room for the keys of a delta-coded block, and for what is derived from a store's scales.
