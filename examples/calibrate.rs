@@ -7,12 +7,11 @@ use std::process::ExitCode;
 use std::time::Instant;
 
 use clap::Parser;
-use deltallm::attn::calibration::AllocationRule;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
-use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerPlan};
+use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerSpec};
 use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, LoadedModel, Measurements, ModelArgs, Progress, Request,
-    SkipSearch, describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
+    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
+    describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
 };
 use serde::Serialize;
 
@@ -53,7 +52,7 @@ struct Args {
     /// two runs more for every layer), or off
     #[arg(long, value_name = "search|layers|off", default_value = "search", value_parser = parse_skip)]
     skip_margin: SkipSearch,
-    /// Store to calibrate for: f32, f16, bf16, or int8, int4, compact, which layers that skip little do not take
+    /// Store to calibrate for: f32, f16, bf16, or int8, compact, which layers that skip little do not take
     #[arg(long, value_name = "STORE", default_value = "f16")]
     kv: KvStore,
     /// Where the profile goes
@@ -94,7 +93,9 @@ fn run(args: Args) -> anyhow::Result<()> {
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;
     let model = args.model.open()?;
-    let (tokens, context) = (model.encode(&text)?, context(&args, &model)?);
+    let exact = (args.window as usize).saturating_add(args.sinks as usize);
+    let (tokens, context) =
+        (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
     let options = AttentionOptions {
         store: args.kv,
@@ -137,13 +138,13 @@ fn run(args: Args) -> anyhow::Result<()> {
         tokens: calibration.len() * context,
         context,
         goal: request.goal,
-        rule: found.rule,
         zero_fraction: found.zero_fraction,
         held_out: found.held_out.total,
     };
-    let dense_layers = found.profile.layers().iter().filter(|plan| plan.dense).count();
-    let stored = found.profile.layers().iter().filter(|plan| plan.store == Some(args.kv)).count();
-    let margin = describe_margins(found.profile.layers().iter().filter_map(|plan| plan.skip_margin));
+    let layers = &found.profile.spec().layers;
+    let dense_layers = layers.iter().filter(|plan| plan.dense).count();
+    let stored = layers.iter().filter(|plan| plan.store == Some(args.kv)).count();
+    let margin = describe_margins(layers.iter().filter_map(|plan| plan.skip_margin));
     let profile = found.profile.clone().with_provenance(provenance.clone());
     let mut json = serde_json::to_vec(&profile)?;
     json.push(b'\n');
@@ -162,9 +163,6 @@ fn run(args: Args) -> anyhow::Result<()> {
             dense.perplexity()
         );
     }
-    for (rule, cost) in &found.rules {
-        describe(&format!("{}{}", name(*rule), if *rule == found.rule { " *" } else { "" }), cost);
-    }
     describe("thresholds", &found.without_skipping);
     describe("the profile", &found.held_out.total);
     eprintln!(
@@ -174,15 +172,15 @@ fn run(args: Args) -> anyhow::Result<()> {
         args.sinks,
         margin.as_deref().unwrap_or("off"),
         dense_layers,
-        found.profile.layers().len()
+        layers.len()
     );
-    let exact = |plan: &&LayerPlan| !plan.dense;
-    let exact = || found.profile.layers().iter().filter(exact).map(|plan| plan.exact_prompt);
+    let exact = |plan: &&LayerSpec| !plan.dense;
+    let exact = || layers.iter().filter(exact).filter_map(|plan| plan.exact_prompt);
     if let (Some(least), Some(most)) = (exact().min(), exact().max()) {
         eprintln!("prompts      exact up to {least} to {most} tokens, by layer");
     }
     if stored > 0 {
-        eprintln!("store        {} in {stored} of {} layers", args.kv, found.profile.layers().len());
+        eprintln!("store        {} in {stored} of {} layers", args.kv, layers.len());
     }
     eprintln!("time         {seconds:.1} s");
     if args.common.json {
@@ -190,11 +188,6 @@ fn run(args: Args) -> anyhow::Result<()> {
             profile: args.out.display().to_string(),
             skip_margin: margin,
             dense_layers,
-            rules: found
-                .rules
-                .iter()
-                .map(|(rule, cost)| Rule { rule: name(*rule), held_out: *cost })
-                .collect(),
             without_skipping: found.without_skipping,
             provenance,
             seconds,
@@ -212,17 +205,6 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
         out.display()
     );
     Ok(())
-}
-
-fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
-    let most = model.graph.config().context_length;
-    let context = args.context.unwrap_or(most.min(1024));
-    let least = (args.window as usize).saturating_add(args.sinks as usize).saturating_add(2);
-    anyhow::ensure!(
-        (least..=most).contains(&context),
-        "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
-    );
-    Ok(context)
 }
 
 /// The windows to calibrate on and those to hold out.
@@ -248,17 +230,9 @@ fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Ve
     Ok([calibration.to_vec(), held_out.to_vec()])
 }
 
-fn name(rule: AllocationRule) -> String {
-    match rule {
-        AllocationRule::Mass { power } => format!("mass^-{:.3}", power / 2.0),
-        AllocationRule::Output { power } => format!("output^-{:.3}", power / 2.0),
-        other => format!("{other:?}"),
-    }
-}
-
 fn describe(what: &str, cost: &HeldOut) {
     eprintln!(
-        "{what:<14} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
+        "{what:<12} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
         cost.zero_fraction,
         cost.values_skipped,
         100.0 * cost.perplexity_change,
@@ -273,15 +247,8 @@ struct Report {
     profile: String,
     skip_margin: Option<String>,
     dense_layers: usize,
-    rules: Vec<Rule>,
     without_skipping: HeldOut,
     #[serde(flatten)]
     provenance: Provenance,
     seconds: f64,
-}
-
-#[derive(Serialize)]
-struct Rule {
-    rule: String,
-    held_out: HeldOut,
 }

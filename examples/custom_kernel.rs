@@ -60,6 +60,16 @@ impl AttentionKernel for Streaming {
     fn stats(&self) -> SparsityStats {
         SparsityStats::default() // nothing is coded
     }
+
+    fn begin_prompt(&mut self, _: usize) {} // what a query sees does not depend on the prompt
+
+    fn growth(&self, _: usize) -> Option<usize> {
+        None // there is no budget, so nobody must count on one
+    }
+
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        Ok(0) // f32 is the only store
+    }
 }
 
 fn main() -> anyhow::Result<()> {

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use deltallm::models::{SamplerConfig, Session};
+use deltallm::models::{Narrowed, SamplerConfig, Session};
 use deltallm_examples::{
     CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy, LoadedModel,
     MemoryArgs, MemoryLimit, ModelArgs, Stop, dense_f16_bytes, first_difference, format_bytes, generate,
@@ -271,12 +271,13 @@ impl Run {
             bytes(self.dense_f16_bytes)
         );
         if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
-            let relief = self.generation.relief;
-            let relieved = match relief.times {
-                0 => String::new(),
-                times => format!("; {policy} helped {times} times and gave {} back", bytes(relief.bytes)),
+            let narrowed = match self.generation.narrowed {
+                Narrowed { times: 0, .. } => String::new(),
+                Narrowed { times, bytes: freed } => {
+                    format!("; {policy} helped {times} times and gave {} back", bytes(freed))
+                }
             };
-            eprintln!("budget       {} of {} used{relieved}", bytes(footprint.total()), bytes(limit));
+            eprintln!("budget       {} of {} used{narrowed}", bytes(footprint.total()), bytes(limit));
         }
     }
 
@@ -299,7 +300,7 @@ impl Run {
             budget: self.limit.map(|MemoryLimit { bytes, policy }| BudgetReport {
                 kv_budget_bytes: bytes,
                 at_limit: policy,
-                times_relieved: self.generation.relief.times,
+                times_narrowed: self.generation.narrowed.times,
             }),
             settings: self.kernel.settings(),
         }
@@ -366,5 +367,6 @@ struct Measured<'a> {
 struct BudgetReport {
     kv_budget_bytes: usize,
     at_limit: LimitPolicy,
-    times_relieved: usize,
+    #[serde(rename = "times_relieved")]
+    times_narrowed: usize,
 }

@@ -162,19 +162,13 @@ fn check_index(
 }
 
 fn context(args: &Args, model: &LoadedModel, kernel: &KernelChoice) -> anyhow::Result<usize> {
-    let most = model.graph.config().context_length;
-    let context = args.context.unwrap_or(most.min(1024));
     let layers = 0..model.graph.config().layers;
     let exact = layers.filter_map(|layer| kernel.hybrid_config(layer)).map(|config| {
         let window = if let Window::Sliding(keys) = config.window { keys } else { 0 };
         window.saturating_add(config.sinks)
     });
     let least = exact.max().unwrap_or(0).saturating_add(2).max(32);
-    anyhow::ensure!(
-        (least..=most).contains(&context),
-        "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
-    );
-    Ok(context)
+    model.window_tokens(args.context, least)
 }
 
 /// The result for programs.

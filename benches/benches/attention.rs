@@ -5,7 +5,7 @@
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
-use deltallm::core::{DeltaEncoder, DeltaMatrix, DeltaStream, HeadThresholds};
+use deltallm::core::{DeltaEncoder, DeltaMatrix, HeadThresholds};
 use deltallm::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
     HeadsViewMut, HybridAttention, HybridConfig, Isa, MemoryBudget, SkipMargin, ThresholdPolicy,
@@ -83,7 +83,7 @@ fn decode(criterion: &mut Criterion) {
     group.finish();
 }
 
-/// One kv head's keys: coded, stored as a delta matrix, and unpacked into the stream that the kernels read.
+/// One kv head's keys: coded, stored as a delta matrix, and read back.
 fn coding(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("coding");
     group.sample_size(20);
@@ -93,21 +93,23 @@ fn coding(criterion: &mut Criterion) {
     group.bench_function("encode", |bencher| {
         bencher.iter(|| {
             let mut encoder = DeltaEncoder::new(thresholds(), ElementType::F32).unwrap();
-            keys.chunks(64).map(|key| encoder.encode(key).unwrap().count()).sum::<usize>()
+            keys.chunks(64).map(|key| encoder.encode(key).unwrap()[0].count_ones()).sum::<u32>()
         });
     });
     let matrix = || {
-        let mut charge = MemoryBudget::unlimited().charge();
+        let mut charge = MemoryBudget::unlimited().reservation();
         let mut matrix = DeltaMatrix::new(thresholds(), ElementType::F32).unwrap();
         keys.chunks(64).for_each(|key| matrix.push(key, &mut charge).unwrap());
         matrix
     };
     group.bench_function("push", |bencher| bencher.iter(&matrix));
-    let (matrix, mut stream) = (matrix(), DeltaStream::default());
-    group.bench_function("stream", |bencher| {
+    let (matrix, mut rows) = (matrix(), Vec::new());
+    group.bench_function("reconstruct", |bencher| {
         bencher.iter(|| {
-            (0..matrix.blocks()).for_each(|block| matrix.stream(block, &mut stream));
-            black_box(&stream);
+            for block in 0..matrix.blocks() {
+                matrix.reconstruct(block, &mut rows);
+                black_box(&rows);
+            }
         });
     });
     group.finish();

@@ -99,7 +99,7 @@ pub fn measure(
         peaks.push(peak.measure());
         for (subject, measured) in rounds.subjects.iter().zip(&mut rounds.measured) {
             if round <= subject.rounds {
-                measured.rounds.push(vec![0.0; inputs.layers()]);
+                measured.rounds.push(vec![0.0; inputs.layers]);
             }
         }
         match plan.phase {
@@ -115,7 +115,7 @@ pub fn measure(
     for (measured, subject) in measured.iter_mut().zip(subjects) {
         measured.counts = subject.attention.counts();
     }
-    let multiply_adds = plan.multiply_adds(inputs.shape) * inputs.layers() as f64;
+    let multiply_adds = plan.multiply_adds(inputs.shape) * inputs.layers as f64;
     Ok(Results { subjects: measured, peak: median(&peaks[1..]), multiply_adds })
 }
 
@@ -134,7 +134,7 @@ impl Rounds<'_, '_> {
     /// Every layer through all subjects before the next.
     fn prefill(&mut self, round: usize) -> anyhow::Result<()> {
         for window in 0..self.inputs.windows.len() {
-            for layer in 0..self.inputs.layers() {
+            for layer in 0..self.inputs.layers {
                 let place = Place { window, layer };
                 if round == 0 {
                     self.reference = vec![reference(self.inputs, place, 0..self.plan.n)?];
@@ -164,8 +164,8 @@ impl Rounds<'_, '_> {
                     self.subjects[subject].attention.rewind(first)?;
                 }
                 for token in first..first + steps {
-                    for layer in 0..self.inputs.layers() {
-                        let reference = (window * self.inputs.layers() + layer, token - decoded.start);
+                    for layer in 0..self.inputs.layers {
+                        let reference = (window * self.inputs.layers + layer, token - decoded.start);
                         let place = Place { window, layer };
                         self.attend(subject, round, place, token..token + 1, reference, steps)?;
                     }
@@ -243,7 +243,7 @@ impl Measured {
 }
 
 fn places(inputs: &Inputs) -> impl Iterator<Item = Place> {
-    let layers = inputs.layers();
+    let layers = inputs.layers;
     (0..inputs.windows.len()).flat_map(move |window| (0..layers).map(move |layer| Place { window, layer }))
 }
 

@@ -1,22 +1,10 @@
-//! Settings of the approximate kernels, layer by layer.
+//! Settings of the approximate kernels.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use deltallm::models::Model;
-use deltallm::{HybridConfig, KvStore, SkipMargin, ThresholdPolicy, Window};
+use deltallm::{KernelSpec, SkipMargin, SpecOverrides, ThresholdPolicy, Window};
 use deltallm_examples::{ModelProfile, describe_margins};
-
-/// What the delta, hybrid and compact variants of one layer do.
-#[derive(Debug, Clone)]
-pub struct LayerSettings {
-    /// Thresholds, window, sinks and skip margin.
-    pub config: HybridConfig,
-    /// The profile wants this layer exact: hybrid and compact variants run dense.
-    pub dense: bool,
-    /// The store that the profile wants for this layer; the compact variant takes it, the others have their own.
-    pub store: Option<KvStore>,
-}
 
 /// Settings from the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -60,58 +48,31 @@ impl SettingsArgs {
     /// The settings of a model's layers, and what they are in words.
     ///
     /// # Errors
-    /// For a profile that cannot be read or belongs to another model.
-    pub fn for_model(&self, model: &Model) -> anyhow::Result<(String, Vec<LayerSettings>)> {
+    /// For a profile that cannot be read or belongs to another model, and for settings that no kernel takes.
+    pub fn for_model(&self, model: &Model) -> anyhow::Result<(String, KernelSpec)> {
         let profile = match (&self.profile, self.theta) {
             (Some(path), _) if path.as_os_str() == "none" => None,
             (Some(path), _) => Some(ModelProfile::read(path, model)?),
             (None, Some(_)) => None,
             (None, None) => ModelProfile::built_in(model),
         };
-        let layers = 0..model.config().layers;
-        let Some(profile) = profile else {
-            let (words, config) = match self.theta {
-                Some(theta) => (format!("theta {theta}"), HybridConfig::new(ThresholdPolicy::Uniform(theta))),
-                None => ("thresholds for a zero fraction of 0.45".to_owned(), HybridConfig::default()),
-            };
-            let config = self.overrule(config);
-            let layer = |layer| LayerSettings {
-                config: HybridConfig { layer, ..config.clone() },
-                dense: false,
-                store: None,
-            };
-            let settings: Vec<_> = layers.map(layer).collect();
-            return Ok((describe(&words, &settings), settings));
+        let (words, base) = match (&profile, self.theta) {
+            (Some(profile), _) => (format!("profile {}", profile.name), profile.settings.spec().clone()),
+            (None, Some(theta)) => (format!("theta {theta}"), KernelSpec::default()),
+            (None, None) => ("thresholds for a zero fraction of 0.45".to_owned(), KernelSpec::default()),
         };
-        let thresholds = ThresholdPolicy::Profile(Arc::clone(profile.settings.thresholds()));
-        let layer = |(layer, plan): (usize, &deltallm::LayerPlan)| {
-            let config = HybridConfig {
-                thresholds: thresholds.clone(),
-                layer,
-                window: profile.settings.window(),
-                sinks: profile.settings.sinks(),
-                exact_prompt: self.skip_margin.map_or(plan.exact_prompt, |_| 0),
-                skip_margin: plan.skip_margin,
-            };
-            LayerSettings { config: self.overrule(config), dense: plan.dense, store: plan.store }
-        };
-        let settings: Vec<_> = profile.settings.layers().iter().enumerate().map(layer).collect();
-        Ok((describe(&format!("profile {}", profile.name), &settings), settings))
+        let (spec, layers) = (base.with(&self.given(self.theta)), model.config().layers);
+        spec.validate(model.attention_shape(), layers)?;
+        Ok((describe(&words, &spec, layers), spec))
     }
 
     /// The settings of `layers` equal layers; the skip margin is still to be chosen for `values_skipped`, if that is given.
-    pub fn uniform(
-        &self,
-        layers: usize,
-        theta: f32,
-        values_skipped: Option<f64>,
-    ) -> (String, Vec<LayerSettings>) {
-        let config = self.overrule(HybridConfig::new(ThresholdPolicy::Uniform(theta)));
-        let settings = vec![LayerSettings { config, dense: false, store: None }; layers];
-        let description = describe(&format!("theta {theta:.3}"), &settings);
+    pub fn uniform(&self, layers: usize, theta: f32, values_skipped: Option<f64>) -> (String, KernelSpec) {
+        let spec = KernelSpec::default().with(&self.given(Some(theta)));
+        let description = describe(&format!("theta {theta:.3}"), &spec, layers);
         let chosen =
             values_skipped.map(|share| format!("; skip margin such that {share} of far values are skipped"));
-        (description + &chosen.unwrap_or_default(), settings)
+        (description + &chosen.unwrap_or_default(), spec)
     }
 
     /// Whether the margin is given, be it off.
@@ -119,28 +80,25 @@ impl SettingsArgs {
         self.skip_margin.is_some()
     }
 
-    fn overrule(&self, config: HybridConfig) -> HybridConfig {
-        HybridConfig {
-            window: self.window.unwrap_or(config.window),
-            sinks: self.sinks.unwrap_or(config.sinks),
-            skip_margin: self.skip_margin.map_or(config.skip_margin, |margin| margin.0),
-            ..config
+    /// What has been said on the command line, and the threshold.
+    fn given(&self, theta: Option<f32>) -> SpecOverrides {
+        SpecOverrides {
+            thresholds: theta.map(ThresholdPolicy::Uniform),
+            window: self.window,
+            sinks: self.sinks,
+            skip_margin: self.skip_margin.map(|margin| margin.0),
+            ..SpecOverrides::default()
         }
     }
 }
 
-fn describe(thresholds: &str, settings: &[LayerSettings]) -> String {
-    let Some(first) = settings.first() else { return thresholds.to_owned() };
-    let margins = settings.iter().filter_map(|layer| layer.config.skip_margin);
-    let margins =
-        describe_margins(margins).map_or(String::new(), |margins| format!(", skip margin {margins}"));
-    let dense = settings.iter().filter(|layer| layer.dense).count();
+fn describe(thresholds: &str, spec: &KernelSpec, layers: usize) -> String {
+    let margins = describe_margins((0..layers).filter_map(|layer| spec.layer(layer).skip_margin));
+    let margins = margins.map_or(String::new(), |margins| format!(", skip margin {margins}"));
+    let dense = spec.layers.iter().filter(|layer| layer.dense).count();
     format!(
-        "{thresholds}, window {}, {} sinks{}, {dense} of {} layers dense",
-        first.config.window,
-        first.config.sinks,
-        margins,
-        settings.len()
+        "{thresholds}, window {}, {} sinks{margins}, {dense} of {layers} layers dense",
+        spec.window, spec.sinks
     )
 }
 

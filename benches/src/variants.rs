@@ -1,19 +1,11 @@
 //! The table of our kernels that are timed.
 
-use std::rc::Rc;
-
-use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    KvStore, Precision,
-};
+use deltallm::{KernelContext, KernelKind, KernelSpec, KvStore, LayerSpec, Precision};
 
 use crate::inputs::Inputs;
 use crate::measure::Plan;
 use crate::ours::{Decode, Make, Prefill};
-use crate::settings::LayerSettings;
 use crate::subject::{Attention, Phase, Subject};
-
-type Made = Result<Box<dyn AttentionKernel>, AttentionError>;
 
 /// One of our kernels.
 pub struct Variant {
@@ -21,8 +13,8 @@ pub struct Variant {
     pub name: &'static str,
     /// See [`Subject::tolerance`].
     tolerance: Option<f64>,
-    /// Makes the empty kernel of a layer.
-    kernel: fn(AttentionOptions, &LayerSettings) -> Made,
+    /// What it does otherwise than the hybrid kernel of the settings.
+    change: fn(KernelSpec) -> KernelSpec,
 }
 
 /// Difference to dense f32, relative to its largest output, that the order of f32 sums may make.
@@ -36,82 +28,54 @@ const APPROXIMATE: Option<f64> = None;
 
 /// All of them.
 pub const OURS: &[Variant] = &[
-    Variant { name: "dense-f32", tolerance: F32, kernel: |options, _| dense(&options) },
-    Variant { name: "dense-bf16", tolerance: BITS16, kernel: |options, _| dense(&bf16(options)) },
-    Variant { name: "dense-int16", tolerance: BITS16, kernel: |options, _| dense(&int16(options)) },
-    Variant {
-        name: "dense-f16-cache",
-        tolerance: F16,
-        kernel: |options, _| dense(&with(options, KvStore::F16)),
-    },
+    Variant { name: "dense-f32", tolerance: F32, change: |spec| stored(dense(spec), KvStore::F32) },
+    #[cfg(target_arch = "aarch64")]
+    Variant { name: "dense-bf16", tolerance: BITS16, change: |spec| bf16(dense(spec)) },
+    Variant { name: "dense-int16", tolerance: BITS16, change: |spec| int16(dense(spec)) },
+    Variant { name: "dense-f16-cache", tolerance: F16, change: |spec| stored(dense(spec), KvStore::F16) },
     Variant {
         name: "dense-8bit-cache",
         tolerance: APPROXIMATE,
-        kernel: |options, _| dense(&with(options, KvStore::Int8)),
-    },
-    Variant { name: "delta-f32", tolerance: APPROXIMATE, kernel: |options, layer| delta(&options, layer) },
-    Variant {
-        name: "delta-bf16",
-        tolerance: APPROXIMATE,
-        kernel: |options, layer| delta(&bf16(options), layer),
-    },
-    Variant { name: "hybrid-f32", tolerance: APPROXIMATE, kernel: |options, layer| hybrid(&options, layer) },
-    Variant {
-        name: "hybrid-bf16",
-        tolerance: APPROXIMATE,
-        kernel: |options, layer| hybrid(&bf16(options), layer),
+        change: |spec| stored(dense(spec), KvStore::Int8),
     },
     Variant {
-        name: "hybrid-int16",
+        name: "delta-f32",
         tolerance: APPROXIMATE,
-        kernel: |options, layer| hybrid(&int16(options), layer),
+        change: |spec| KernelSpec { kernel: KernelKind::Delta, ..stored(spec, KvStore::F32) },
     },
-    Variant {
-        name: "hybrid-f16-cache",
-        tolerance: APPROXIMATE,
-        kernel: |options, layer| hybrid(&with(options, KvStore::F16), layer),
-    },
-    Variant {
-        name: "hybrid-8bit",
-        tolerance: APPROXIMATE,
-        kernel: |options, layer| hybrid(&with(options, KvStore::Int8), layer),
-    },
+    Variant { name: "hybrid-f32", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::F32) },
+    #[cfg(target_arch = "aarch64")]
+    Variant { name: "hybrid-bf16", tolerance: APPROXIMATE, change: bf16 },
+    Variant { name: "hybrid-int16", tolerance: APPROXIMATE, change: int16 },
+    Variant { name: "hybrid-f16-cache", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::F16) },
+    Variant { name: "hybrid-8bit", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::Int8) },
+    // In layers for which a profile has another store, that one.
     Variant {
         name: "compact",
         tolerance: APPROXIMATE,
-        kernel: |options, layer| hybrid(&with(options, layer.store.unwrap_or(KvStore::Compact)), layer),
+        change: |spec| KernelSpec { store: KvStore::Compact, ..spec },
     },
 ];
 
-/// Products of bf16 numbers, from a cache of them.
-fn bf16(options: AttentionOptions) -> AttentionOptions {
-    AttentionOptions { precision: Precision::Bf16, ..with(options, KvStore::Bf16) }
+/// The same store in all layers, whatever a profile says.
+fn stored(spec: KernelSpec, store: KvStore) -> KernelSpec {
+    let layers = spec.layers.into_iter().map(|layer| LayerSpec { store: None, ..layer }).collect();
+    KernelSpec { store, layers, ..spec }
+}
+
+fn dense(spec: KernelSpec) -> KernelSpec {
+    KernelSpec { kernel: KernelKind::Dense, ..spec }
+}
+
+/// Products of bf16 numbers, from a cache of them: only Arm has instructions for these.
+#[cfg(target_arch = "aarch64")]
+fn bf16(spec: KernelSpec) -> KernelSpec {
+    KernelSpec { precision: Precision::Bf16, ..stored(spec, KvStore::Bf16) }
 }
 
 /// Products of 16-bit integers, from the cache of dense-f32.
-fn int16(options: AttentionOptions) -> AttentionOptions {
-    AttentionOptions { precision: Precision::Int16, ..options }
-}
-
-fn with(options: AttentionOptions, store: KvStore) -> AttentionOptions {
-    AttentionOptions { store, ..options }
-}
-
-fn dense(options: &AttentionOptions) -> Made {
-    Ok(Box::new(DenseAttention::new(options)?))
-}
-
-fn delta(options: &AttentionOptions, layer: &LayerSettings) -> Made {
-    let config = &layer.config;
-    Ok(Box::new(DeltaAttention::new(options, config.thresholds.clone(), config.layer)?))
-}
-
-/// Hybrid attention, but dense where the profile says so (in a store that dense attention takes).
-fn hybrid(options: &AttentionOptions, layer: &LayerSettings) -> Made {
-    match layer.dense {
-        true => dense(&with(options.clone(), options.store.dense())),
-        false => Ok(Box::new(HybridAttention::new(options, &layer.config)?)),
-    }
+fn int16(spec: KernelSpec) -> KernelSpec {
+    KernelSpec { precision: Precision::Int16, ..stored(spec, KvStore::F32) }
 }
 
 impl Variant {
@@ -122,12 +86,12 @@ impl Variant {
     pub fn subject<'a>(
         &self,
         inputs: &'a Inputs,
-        options: &AttentionOptions,
+        context: &KernelContext,
         plan: &Plan,
-        settings: &Rc<[LayerSettings]>,
+        spec: &KernelSpec,
     ) -> anyhow::Result<Subject<'a>> {
-        let (kernel, options, settings) = (self.kernel, options.clone(), Rc::clone(settings));
-        let make: Make<'a> = Box::new(move |layer| Ok(kernel(options.clone(), &settings[layer])?));
+        let (spec, context) = ((self.change)(spec.clone()), context.clone());
+        let make: Make<'a> = Box::new(move |layer| Ok(spec.build(layer, &context)?));
         let attention: Box<dyn Attention + 'a> = match plan.phase {
             Phase::Prefill => Box::new(Prefill::new(make, inputs)),
             Phase::Decode => Box::new(Decode::new(&make, inputs, plan.decoded().start)?),

@@ -30,14 +30,11 @@ fn synthetic_inputs_give_the_promised_rows() {
     let rows = rows(&[&args[..], &["--per-layer"]].concat());
     let expected = [
         "dense-f32",
-        "dense-bf16",
         "dense-int16",
         "dense-f16-cache",
         "dense-8bit-cache",
         "delta-f32",
-        "delta-bf16",
         "hybrid-f32",
-        "hybrid-bf16",
         "hybrid-int16",
         "hybrid-8bit",
         "compact",

@@ -2,13 +2,13 @@
 
 use std::sync::Arc;
 
-use deltallm::attn::calibration::{Allocation, AllocationRule, RateCurves, Sensitivity};
+use deltallm::attn::calibration::{Allocation, RateCurves, Sensitivity};
 use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{LogitRows, Model};
 use deltallm::{
     AttentionError, AttentionOptions, AttentionProfile, DenseAttention, HybridAttention, HybridConfig,
-    KvStore, LayerPlan, ModelFingerprint, SkipMargin, SparsityStats, ThresholdPolicy, ThresholdProfile,
-    Window,
+    KernelContext, KernelSpec, KvStore, LayerSpec, ModelFingerprint, SkipMargin, SparsityStats,
+    ThresholdPolicy, ThresholdProfile, Window,
 };
 
 use crate::{
@@ -16,19 +16,11 @@ use crate::{
     skip_margins::{PROBES, SkipCost, at_context},
 };
 
-/// How thresholds can follow from the sensitivities; the one that costs least on held-out text is taken.
-pub const RULES: [AllocationRule; 3] = [
-    AllocationRule::Mass { power: 1.0 },
-    AllocationRule::Output { power: 1.0 },
-    AllocationRule::Output { power: 0.75 },
-];
-
 /// Every so many queries of the calibration text one is looked at: neighbours say much the same.
 const QUERY_STRIDE: usize = 2;
-/// Zero fraction at which the rules are compared when none is asked for.
-const USUAL_ZERO_FRACTION: f64 = 0.63;
-/// Zero fractions among which the one for a divergence is sought, and the steps of that search.
+/// Zero fractions among which the one for a divergence is sought, the one that is tried first, and the steps after it.
 const ZERO_FRACTIONS: [f64; 2] = [0.05, 0.95];
+const USUAL_ZERO_FRACTION: f64 = 0.63;
 const ZERO_FRACTION_STEPS: usize = 6;
 /// Skipping may bring the divergence to this multiple of what the thresholds alone cause: it may cost as much as they do.
 const SKIP_SHARE: f64 = 2.0;
@@ -87,10 +79,6 @@ pub struct Measurements(Allocation);
 pub struct Calibration {
     /// The settings, without their provenance.
     pub profile: AttentionProfile,
-    /// The rule that was taken.
-    pub rule: AllocationRule,
-    /// What every rule cost at the same zero fraction.
-    pub rules: Vec<(AllocationRule, HeldOut)>,
     /// Zero fraction on the calibration text.
     pub zero_fraction: f64,
     /// What the settings cost without skipping, and with it.
@@ -144,13 +132,13 @@ impl Measurements {
 impl Calibration {
     /// Runs that [`find`](Self::find) makes at most for a model of so many layers.
     pub fn runs(request: &Request, layers: usize) -> usize {
-        let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { ZERO_FRACTION_STEPS } else { 0 };
+        let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { 1 + ZERO_FRACTION_STEPS } else { 0 };
         let margins = match request.skip {
             SkipSearch::Off => 0,
             SkipSearch::One => SLACK_STEPS,
             SkipSearch::Layers => PROBES.len() * layers + RATE_STEPS,
         };
-        RULES.len() + search + 2 + margins
+        search + 2 + margins
     }
 
     /// Looks for the settings that the request asks for. `step` is told after every run over the held-out text.
@@ -166,25 +154,14 @@ impl Calibration {
         step: &mut dyn FnMut(),
     ) -> anyhow::Result<Self> {
         let mut search = Search { model, options, allocation: &measurements.0, held_out, request, step };
-        let first = match request.goal {
-            CalibrationGoal::ZeroFraction(share) => share,
-            CalibrationGoal::Kl(_) => USUAL_ZERO_FRACTION,
-        };
-        let mut rules = Vec::new();
-        for rule in RULES {
-            rules.push((rule, search.measure(&search.profile(rule, first)?)?.total));
-        }
-        let best = rules.iter().min_by(|a, b| a.1.kl.total_cmp(&b.1.kl));
-        let (rule, at_first) = *best.ok_or_else(|| anyhow::anyhow!("no allocation rule"))?;
-
         let zero_fraction = match request.goal {
             CalibrationGoal::ZeroFraction(share) => share,
             CalibrationGoal::Kl(limit) if request.skip != SkipSearch::Off => {
-                search.zero_fraction(rule, limit / SKIP_SHARE, at_first.kl)?
+                search.zero_fraction(limit / SKIP_SHARE)?
             }
-            CalibrationGoal::Kl(limit) => search.zero_fraction(rule, limit, at_first.kl)?,
+            CalibrationGoal::Kl(limit) => search.zero_fraction(limit)?,
         };
-        let mut profile = search.profile(rule, zero_fraction)?;
+        let mut profile = search.profile(zero_fraction)?;
         let mut measured = search.measure(&profile)?;
         let without_skipping = measured.total;
         if request.skip != SkipSearch::Off {
@@ -201,29 +178,29 @@ impl Calibration {
         let pays: Vec<Option<usize>> =
             measured.layers.iter().map(|stats| pays_from(stats, &profile)).collect();
         let plans =
-            (profile.layers().iter().zip(&measured.layers).zip(&pays)).map(|((plan, stats), pays)| {
-                LayerPlan { dense: pays.is_none(), store: layer_store(options.store, stats), ..*plan }
+            (profile.spec().layers.iter().zip(&measured.layers).zip(&pays)).map(|((plan, stats), pays)| {
+                LayerSpec { dense: pays.is_none(), store: layer_store(options.store, stats), ..*plan }
             });
-        let plans: Vec<LayerPlan> = plans.collect();
-        if plans != profile.layers() {
+        let plans: Vec<LayerSpec> = plans.collect();
+        if plans != profile.spec().layers {
             profile = with_plans(&profile, plans)?;
             measured = search.measure(&profile)?;
         }
         // Short prompts will cost nothing; what has been measured is what long ones cost.
-        let plans = profile.layers().iter().zip(&pays).map(|(plan, pays)| LayerPlan {
-            exact_prompt: request.exact_prompt.or(*pays).unwrap_or_default(),
+        let plans = profile.spec().layers.iter().zip(&pays).map(|(plan, pays)| LayerSpec {
+            exact_prompt: Some(request.exact_prompt.or(*pays).unwrap_or_default()),
             ..*plan
         });
         let profile = with_plans(&profile, plans.collect())?;
         let zero_fraction = search.allocation.zero_fraction(&rows(&profile));
-        Ok(Self { profile, rule, rules, zero_fraction, without_skipping, held_out: measured })
+        Ok(Self { profile, zero_fraction, without_skipping, held_out: measured })
     }
 }
 
 /// From prompts of how many tokens on a layer gains time; `None` if it never gains enough.
 fn pays_from(stats: &SparsityStats, profile: &AttentionProfile) -> Option<usize> {
     let total = stats.total();
-    if profile.layers().iter().all(|plan| plan.skip_margin.is_none()) {
+    if profile.spec().layers.iter().all(|plan| plan.skip_margin.is_none()) {
         // Scores are half of the time of attention.
         let far = 0.5 * (1.0 - total.exact_share());
         let gain = far * (1.0 - SPARSE_COST * (1.0 - total.zero_fraction()));
@@ -235,8 +212,11 @@ fn pays_from(stats: &SparsityStats, profile: &AttentionProfile) -> Option<usize>
 }
 
 /// The profile with other plans for its layers.
-fn with_plans(profile: &AttentionProfile, plans: Vec<LayerPlan>) -> Result<AttentionProfile, AttentionError> {
-    AttentionProfile::new(profile.thresholds().clone(), profile.window(), profile.sinks(), plans)
+fn with_plans(
+    profile: &AttentionProfile,
+    layers: Vec<LayerSpec>,
+) -> Result<AttentionProfile, AttentionError> {
+    AttentionProfile::new(profile.thresholds().clone(), KernelSpec { layers, ..profile.spec().clone() })
 }
 
 /// The store of a layer, where those of the others differ: one that quantises must pay for itself.
@@ -263,42 +243,43 @@ struct Search<'a> {
 
 impl Search<'_> {
     /// Thresholds for all layers, which skip nothing.
-    fn profile(&self, rule: AllocationRule, zero_fraction: f64) -> anyhow::Result<AttentionProfile> {
+    fn profile(&self, zero_fraction: f64) -> anyhow::Result<AttentionProfile> {
         let config = self.model.config();
         let shape = [config.layers, config.kv_heads, config.head_dim];
-        let thresholds = self.allocation.thresholds(rule, zero_fraction).concat();
+        let thresholds = self.allocation.thresholds(zero_fraction).concat();
         let thresholds = thresholds.into_iter().map(four_digits).collect();
         let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds)?;
-        let window = Window::Sliding(self.request.window);
-        let plans = vec![LayerPlan::default(); config.layers];
-        Ok(AttentionProfile::new(Arc::new(thresholds), window, self.request.sinks, plans)?)
+        let spec = KernelSpec {
+            window: Window::Sliding(self.request.window),
+            sinks: self.request.sinks,
+            layers: vec![LayerSpec::default(); config.layers],
+            ..KernelSpec::default()
+        };
+        Ok(AttentionProfile::new(Arc::new(thresholds), spec)?)
     }
 
     fn measure(&mut self, profile: &AttentionProfile) -> anyhow::Result<Measured> {
-        let measured = self.held_out.measure(self.model, &|layer| profile.kernel(self.options, layer))?;
+        let AttentionOptions { shape, isa, store, budget, parallel, .. } = self.options.clone();
+        let (spec, context) =
+            (KernelSpec { store, ..profile.spec().clone() }, KernelContext { shape, isa, budget, parallel });
+        let measured = self.held_out.measure(self.model, &|layer| spec.build(layer, &context))?;
         (self.step)();
         Ok(measured)
     }
 
-    /// The largest zero fraction whose divergence stays within `limit`; `usual` is the divergence at the usual one.
-    fn zero_fraction(&mut self, rule: AllocationRule, limit: f64, usual: f64) -> anyhow::Result<f64> {
+    /// The largest zero fraction whose divergence stays within `limit`.
+    fn zero_fraction(&mut self, limit: f64) -> anyhow::Result<f64> {
         let [mut low, mut high] = ZERO_FRACTIONS;
-        if usual <= limit {
-            low = USUAL_ZERO_FRACTION;
-        } else {
-            high = USUAL_ZERO_FRACTION;
-        }
-        let mut reached = (usual <= limit).then_some(low);
-        let mut least = f64::INFINITY;
-        for _ in 0..ZERO_FRACTION_STEPS {
-            let middle = 0.5 * (low + high);
-            let kl = self.measure(&self.profile(rule, middle)?)?.total.kl;
+        let (mut next, mut reached, mut least) = (USUAL_ZERO_FRACTION, None, f64::INFINITY);
+        for _ in 0..=ZERO_FRACTION_STEPS {
+            let kl = self.measure(&self.profile(next)?)?.total.kl;
             least = least.min(kl);
             if kl <= limit {
-                (low, reached) = (middle, Some(middle));
+                (low, reached) = (next, Some(next));
             } else {
-                high = middle;
+                high = next;
             }
+            next = 0.5 * (low + high);
         }
         reached.ok_or_else(|| {
             anyhow::anyhow!(
@@ -328,7 +309,7 @@ impl Search<'_> {
         limit: f64,
     ) -> anyhow::Result<Option<(AttentionProfile, Measured)>> {
         let costs: Vec<SkipCost> =
-            (0..profile.layers().len()).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
+            (0..profile.spec().layers.len()).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
         let ends =
             |end: usize| costs.iter().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite());
         let rates = [ends(0).fold(f64::INFINITY, f64::min), ends(1).fold(f64::NEG_INFINITY, f64::max)];
@@ -391,8 +372,8 @@ fn with_margins(
     profile: &AttentionProfile,
     margin: impl Fn(usize) -> SkipMargin,
 ) -> Result<AttentionProfile, AttentionError> {
-    let plans = profile.layers().iter().enumerate();
-    let plans = plans.map(|(layer, plan)| LayerPlan { skip_margin: Some(margin(layer)), ..*plan });
+    let plans = profile.spec().layers.iter().enumerate();
+    let plans = plans.map(|(layer, plan)| LayerSpec { skip_margin: Some(margin(layer)), ..*plan });
     with_plans(profile, plans.collect())
 }
 
@@ -409,8 +390,8 @@ mod tests {
 
     fn profile(skip_margin: Option<SkipMargin>) -> AttentionProfile {
         let thresholds = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![1.0; 2]).unwrap();
-        let plan = LayerPlan { skip_margin, ..LayerPlan::default() };
-        AttentionProfile::new(Arc::new(thresholds), Window::Sliding(64), 4, vec![plan]).unwrap()
+        let layers = vec![LayerSpec { skip_margin, ..LayerSpec::default() }];
+        AttentionProfile::new(Arc::new(thresholds), KernelSpec { layers, ..KernelSpec::default() }).unwrap()
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deltallm::Footprint;
 use deltallm::core::HeadSparsity;
-use deltallm::models::{ModelError, Relief, Sampler, SamplerConfig, Session, StreamDecoder};
+use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, Session, StreamDecoder};
 
 use crate::{LoadedModel, Progress, interrupted};
 
@@ -56,7 +56,7 @@ pub struct Generation {
     /// Bytes of all layers' caches at the end.
     pub footprint: Footprint,
     /// What was done to stay within a memory budget.
-    pub relief: Relief,
+    pub narrowed: Narrowed,
     /// Sparsity of all layers and heads together.
     pub sparsity: HeadSparsity,
 }
@@ -146,7 +146,7 @@ pub fn generate(
         decode,
         cached_tokens: session.tokens().len(),
         footprint: session.footprint(),
-        relief: session.relief(),
+        narrowed: session.narrowed(),
         sparsity: session.stats().total(),
     })
 }

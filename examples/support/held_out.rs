@@ -81,7 +81,7 @@ impl HeldOutText {
             let (logits, session) = logits(model, &window.tokens, make)?;
             let scores = score_rows(logits.view(), &window.tokens[1..]);
             perplexity.add(&scores);
-            perplexity.sparsity.add(&session.stats().total());
+            perplexity.sparsity += session.stats().total();
             footprint += session.footprint();
             comparison.add((window.logits.view(), &window.scores), (logits.view(), &scores));
             for (sum, kernel) in layers.iter_mut().zip(session.kernels()) {

@@ -1,29 +1,16 @@
 //! The attention settings of the command line.
 
 use std::path::PathBuf;
-use std::sync::Arc;
 
-use anyhow::Context;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use deltallm::models::Model;
 use deltallm::{
-    AttentionOptions, ErrorBound, HybridConfig, KvStore, PaperRule, Precision, SkipMargin, TargetSparsity,
-    ThresholdPolicy, Window,
+    AttentionError, KernelContext, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
+    SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
 use crate::{KernelChoice, ModelProfile};
-
-/// Which attention runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum KernelKind {
-    /// Exact
-    Dense,
-    /// Delta-coded keys everywhere
-    Delta,
-    /// Exact window and sinks, delta-coded keys for the rest
-    Hybrid,
-}
 
 /// When attention is approximate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
@@ -40,24 +27,20 @@ pub enum Phases {
 #[command(next_help_heading = "Attention")]
 pub struct KernelArgs {
     /// dense (exact), delta (delta-coded keys) or hybrid (exact window and sinks, the rest delta-coded)
-    // Values that bring help of their own would spread the whole help over three lines an option.
-    #[arg(long, value_enum, default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
+    #[arg(long, value_parser = kernels(), default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
     kernel: KernelKind,
     /// Settings from a calibration (JSON), or none [default: those that come with the program, if they are for the model]
     #[arg(long, value_name = "FILE|none")]
     profile: Option<PathBuf>,
     /// One threshold for all key channels
-    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
+    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity"])]
     theta: Option<f32>,
     /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.45
     /// where there is no profile]
-    #[arg(long, value_name = "S", value_parser = parse_share, conflicts_with = "error_bound")]
+    #[arg(long, value_name = "S", value_parser = parse_share)]
     target_sparsity: Option<f32>,
-    /// Thresholds that keep every score within this many nats, for any text
-    #[arg(long, value_name = "NATS", value_parser = parse_nats, conflicts_with = "profile")]
-    error_bound: Option<f32>,
     /// The paper's rule: --theta 0.6 --window block:0.05 --sinks 0 --skip-margin off, each of which can be changed
-    #[arg(long, conflicts_with_all = ["profile", "target_sparsity", "error_bound"])]
+    #[arg(long, conflicts_with_all = ["profile", "target_sparsity"])]
     paper: bool,
     /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt [default: 64]
     #[arg(long, value_name = "N|block:SCALE")]
@@ -72,15 +55,15 @@ pub struct KernelArgs {
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N")]
     exact_prompt: Option<usize>,
-    /// Store of keys and values: f32, f16, bf16; int8; or with an exact f16 window (hybrid) int4 or compact (4-bit deltas, 4-bit
-    /// values)
+    /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid)
     #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
     kv: KvStore,
-    /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: bf16 (AVX512-BF16)
-    /// or int16 (AVX512-VNNI)
+    /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: int16 (AVX512-VNNI)
+    /// or bf16 (Arm)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_precision)]
     precision: Precision,
     /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
+    // Values that bring help of their own would spread the whole help over three lines an option.
     #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
     phases: Phases,
 }
@@ -88,6 +71,11 @@ pub struct KernelArgs {
 /// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct MarginChoice(Option<SkipMargin>);
+
+fn kernels() -> impl TypedValueParser<Value = KernelKind> {
+    PossibleValuesParser::new(KernelKind::ALL.map(KernelKind::name))
+        .try_map(|name| name.parse::<KernelKind>().map_err(|error: AttentionError| error))
+}
 
 fn parse_theta(text: &str) -> Result<f32, String> {
     let theta = text.parse().ok().filter(|theta: &f32| theta.is_finite() && *theta >= 0.0);
@@ -97,11 +85,6 @@ fn parse_theta(text: &str) -> Result<f32, String> {
 fn parse_share(text: &str) -> Result<f32, String> {
     let share = text.parse().ok().filter(|share: &f32| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "expected a number in 0..=1".into())
-}
-
-fn parse_nats(text: &str) -> Result<f32, String> {
-    let nats = text.parse().ok().filter(|nats: &f32| nats.is_finite() && *nats > 0.0);
-    nats.ok_or_else(|| "expected a finite number > 0".into())
 }
 
 fn parse_margin(text: &str) -> Result<MarginChoice, String> {
@@ -115,7 +98,7 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
 }
 
 fn parse_store(text: &str) -> Result<KvStore, String> {
-    text.parse().map_err(|_| "expected f32, f16, bf16, int8, int4 or compact".into())
+    text.parse().map_err(|_| "expected f32, f16, bf16, int8 or compact".into())
 }
 
 fn parse_precision(text: &str) -> Result<Precision, String> {
@@ -128,61 +111,35 @@ impl KernelArgs {
     /// # Errors
     /// For a profile that cannot be read or is not for this model, and for settings that no kernel takes.
     pub fn resolve(&self, model: &Model) -> anyhow::Result<KernelChoice> {
-        let context = model.config().context_length;
-        if let Some(sinks) = self.sinks {
-            anyhow::ensure!(
-                sinks <= context,
-                "--sinks: expected at most {context}, the model's context, got {sinks}"
-            );
-        }
-        anyhow::ensure!(
-            self.kernel != KernelKind::Dense || self.kv == self.kv.dense(),
-            "--kv {}: expected --kernel hybrid, which keeps its window exact, got dense; or take --kv int8",
-            self.kv
-        );
-        anyhow::ensure!(
-            self.kernel != KernelKind::Delta || self.kv.is_delta(),
-            "--kv {}: expected --kernel hybrid or dense, got delta, which has a store of deltas only: --kv compact",
-            self.kv
-        );
         let profile = self.profile(model)?;
-        let base = match self.paper {
-            true => HybridConfig::from(PaperRule::default()),
-            false => HybridConfig::default(),
+        let base = match &profile {
+            Some(profile) => profile.settings.spec().clone(),
+            None if self.paper => PaperRule::default().into(),
+            None => KernelSpec::default(),
         };
-        let (mut window, mut sinks) = (base.window, base.sinks);
-        if let Some(profile) = &profile {
-            (window, sinks) = (profile.settings.window(), profile.settings.sinks());
+        let (given, config) = (self.given(), model.config());
+        let (spec, shape) = (base.with(&given), model.attention_shape());
+        let context = KernelContext { isa: model.isa(), ..KernelContext::new(shape) };
+        spec.validate(shape, config.layers)
+            .and_then(|()| spec.validate_on(context.isa, config.context_length))
+            .map_err(by_option)?;
+        Ok(KernelChoice::new(spec, context, profile, given.exact_prompt, self.phases))
+    }
+
+    /// What has been said on the command line.
+    fn given(&self) -> SpecOverrides {
+        let target = self.target_sparsity.map(TargetSparsity::new).map(ThresholdPolicy::TargetSparsity);
+        SpecOverrides {
+            kernel: Some(self.kernel),
+            store: Some(self.kv),
+            precision: Some(self.precision),
+            thresholds: target.or(self.theta.map(ThresholdPolicy::Uniform)),
+            window: self.window,
+            sinks: self.sinks,
+            skip_margin: self.skip_margin.map(|margin| margin.0),
+            exact_prompt: self.exact_prompt,
+            ..SpecOverrides::default()
         }
-        let config = HybridConfig {
-            thresholds: self.thresholds(model, profile.as_ref(), base.thresholds)?,
-            window: self.window.unwrap_or(window),
-            sinks: self.sinks.unwrap_or(sinks),
-            ..base
-        };
-        let options = AttentionOptions {
-            store: self.kv,
-            precision: self.precision,
-            isa: model.isa(),
-            ..AttentionOptions::new(model.attention_shape())
-        };
-        anyhow::ensure!(
-            self.precision.is_multiplied_by(options.isa),
-            "--precision: expected one that {} has instructions for (f32), got {}",
-            options.isa,
-            self.precision
-        );
-        let choice = KernelChoice::new(
-            self.kernel,
-            options,
-            config,
-            profile,
-            self.skip_margin.map(|margin| margin.0),
-            self.exact_prompt,
-            self.phases,
-        );
-        choice.make(0)?;
-        Ok(choice)
     }
 
     /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds
@@ -191,36 +148,25 @@ impl KernelArgs {
         match &self.profile {
             Some(path) if path.as_os_str() == "none" => Ok(None),
             Some(path) => ModelProfile::read(path, model).map(Some),
-            None if self.theta.or(self.error_bound).or(self.target_sparsity).is_some() || self.paper => {
-                Ok(None)
-            }
+            None if self.theta.or(self.target_sparsity).is_some() || self.paper => Ok(None),
             None => Ok(ModelProfile::built_in(model)),
         }
     }
+}
 
-    fn thresholds(
-        &self,
-        model: &Model,
-        profile: Option<&ModelProfile>,
-        default: ThresholdPolicy,
-    ) -> anyhow::Result<ThresholdPolicy> {
-        if let Some(zero_fraction) = self.target_sparsity {
-            let target = TargetSparsity::new(zero_fraction);
-            return Ok(ThresholdPolicy::TargetSparsity(match profile {
-                Some(profile) => target.from_profile(Arc::clone(profile.settings.thresholds())),
-                None => target,
-            }));
+/// The complaint with the name of the option instead of the field.
+fn by_option(error: SpecError) -> anyhow::Error {
+    let SpecError { field, expected, got } = error;
+    let option = match field.as_str() {
+        "store" => "--kv".to_owned(),
+        "thresholds.theta" => "--theta".to_owned(),
+        "thresholds.target_sparsity" => "--target-sparsity".to_owned(),
+        "kernel" | "precision" | "window" | "sinks" | "skip_margin" | "exact_prompt" => {
+            format!("--{}", field.replace('_', "-"))
         }
-        if let Some(epsilon) = self.error_bound {
-            let limits = model.query_limits().context("--error-bound")?;
-            return Ok(ThresholdPolicy::ErrorBound(ErrorBound::new(epsilon, limits)?));
-        }
-        Ok(match (self.theta, profile) {
-            (Some(theta), _) => ThresholdPolicy::Uniform(theta),
-            (None, Some(profile)) => ThresholdPolicy::Profile(Arc::clone(profile.settings.thresholds())),
-            (None, None) => default,
-        })
-    }
+        of_profile => format!("--profile: {of_profile}"),
+    };
+    anyhow::anyhow!("{option}: expected {expected}, got {got}")
 }
 
 #[cfg(test)]
@@ -238,17 +184,13 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_shares_and_bounds_parse() {
+    fn thresholds_and_shares_parse() {
         assert_eq!(parse_theta("0"), Ok(0.0));
         assert_eq!(parse_share("1"), Ok(1.0));
-        assert_eq!(parse_nats("0.5"), Ok(0.5));
         for bad in ["-0.1", "inf", "nan", "x"] {
-            assert!(
-                parse_theta(bad).is_err() && parse_share(bad).is_err() && parse_nats(bad).is_err(),
-                "{bad}"
-            );
+            assert!(parse_theta(bad).is_err() && parse_share(bad).is_err(), "{bad}");
         }
-        assert!(parse_share("1.1").is_err() && parse_nats("0").is_err());
+        assert!(parse_share("1.1").is_err());
     }
 
     #[test]
@@ -257,5 +199,6 @@ mod tests {
             assert_eq!(parse_store(store.name()), Ok(store));
         }
         assert!(parse_store("q8").is_err());
+        assert_eq!(parse_store("int4"), Err("expected f32, f16, bf16, int8 or compact".to_owned()));
     }
 }

@@ -3,12 +3,13 @@
 use std::fmt;
 
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    HybridConfig, KeyPlan, KvStore, LayerPlan, MemoryBudget, Precision, SkipMargin, ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridConfig, KernelContext,
+    KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides, ThresholdPolicy,
+    Window,
 };
 use serde::Serialize;
 
-use crate::{KernelKind, ModelProfile, Phases, PrefillOnly, describe_margins};
+use crate::{ModelProfile, Phases, PrefillOnly, describe_margins};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
@@ -20,71 +21,60 @@ const WIDE: f64 = 0.06;
 /// Settings that fit the model: makes its kernels.
 #[derive(Debug, Clone)]
 pub struct KernelChoice {
-    kind: KernelKind,
-    options: AttentionOptions,
-    config: HybridConfig,
+    spec: KernelSpec,
+    context: KernelContext,
     profile: Option<ModelProfile>,
-    /// What the caller asked for, for all layers; otherwise each layer has its profile's.
-    skip_margin: Option<Option<SkipMargin>>,
     /// What the caller asked for, for all layers.
     exact_prompt: Option<usize>,
     phases: Phases,
 }
 
 impl KernelChoice {
-    /// `skip_margin` and `exact_prompt` overrule the profile; without one nothing is skipped and no prompt is exact unless
-    /// they say so.
+    /// `spec` is what follows from `profile` and the caller, who asked for `exact_prompt`.
     pub(crate) fn new(
-        kind: KernelKind,
-        options: AttentionOptions,
-        config: HybridConfig,
+        spec: KernelSpec,
+        context: KernelContext,
         profile: Option<ModelProfile>,
-        skip_margin: Option<Option<SkipMargin>>,
         exact_prompt: Option<usize>,
         phases: Phases,
     ) -> Self {
-        Self { kind, options, config, profile, skip_margin, exact_prompt, phases }
+        Self { spec, context, profile, exact_prompt, phases }
     }
 
     /// The kernel of one layer, with an empty cache.
     ///
     /// # Errors
-    /// As the kernels' constructors.
+    /// As [`KernelSpec::build`].
     pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        let options = self.options(layer);
-        let dense = || {
-            let options = AttentionOptions { store: options.store.dense(), ..options.clone() };
-            DenseAttention::new(&options)
-        };
-        let kernel: Box<dyn AttentionKernel> = match (self.kind, self.hybrid_config(layer)) {
-            (KernelKind::Delta, _) => {
-                Box::new(DeltaAttention::new(&options, self.config.thresholds.clone(), layer)?)
-            }
-            (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(&options, &config)?),
-            _ => return Ok(Box::new(dense()?)),
+        let kernel = self.spec.build(layer, &self.context)?;
+        let exact = match self.spec.kernel {
+            KernelKind::Dense => true,
+            KernelKind::Delta => false,
+            KernelKind::Hybrid => self.hybrid_config(layer).is_none(),
         };
         Ok(match self.phases {
-            Phases::Both => kernel,
-            Phases::Prefill => Box::new(PrefillOnly::new(dense()?, kernel)),
+            Phases::Prefill if !exact => {
+                let options = self.options(layer);
+                let dense = AttentionOptions { store: options.store.dense(), ..options };
+                Box::new(PrefillOnly::new(DenseAttention::new(&dense)?, kernel))
+            }
+            _ => kernel,
         })
     }
 
-    /// What all kernels of a layer are given.
+    /// The settings of all layers.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.spec
+    }
+
+    /// What the kernel of a layer is given.
     pub fn options(&self, layer: usize) -> AttentionOptions {
-        let store = self.plan(layer).store.unwrap_or(self.options.store);
-        AttentionOptions { store, ..self.options.clone() }
+        self.spec.options(layer, &self.context)
     }
 
     /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
     pub fn hybrid_config(&self, layer: usize) -> Option<HybridConfig> {
-        let plan = self.plan(layer);
-        let config = || HybridConfig {
-            layer,
-            skip_margin: plan.skip_margin,
-            exact_prompt: plan.exact_prompt,
-            ..self.config.clone()
-        };
-        (!plan.dense).then(config)
+        self.spec.hybrid_config(layer, self.context.shape)
     }
 
     /// The profile that the settings come from.
@@ -95,45 +85,39 @@ impl KernelChoice {
     /// The same with another store (in layers for which a profile has none of its own).
     #[must_use]
     pub fn with_store(&self, store: KvStore) -> Self {
-        Self { options: AttentionOptions { store, ..self.options.clone() }, ..self.clone() }
-    }
-
-    /// What a layer is to do: the profile's plan, where there is one, with the caller's margin. From which length on that
-    /// gains anything is known for the profile's own margin only.
-    fn plan(&self, layer: usize) -> LayerPlan {
-        let plans = self.profile.as_ref().map_or(&[][..], |profile| profile.settings.layers());
-        let plan = plans.get(layer).copied().unwrap_or_default();
-        let known = if self.skip_margin.is_none() { plan.exact_prompt } else { 0 };
-        LayerPlan {
-            skip_margin: self.skip_margin.unwrap_or(plan.skip_margin),
-            exact_prompt: self.exact_prompt.unwrap_or(known),
-            ..plan
-        }
+        Self { spec: KernelSpec { store, ..self.spec.clone() }, ..self.clone() }
     }
 
     /// The same with every prompt approximate, unless the caller said up to what length they are to be exact.
     #[must_use]
     pub fn with_all_prompts(self) -> Self {
-        Self { exact_prompt: self.exact_prompt.or(Some(0)), ..self }
+        let exact_prompt = self.exact_prompt.or(Some(0));
+        let spec = self.spec.with(&SpecOverrides { exact_prompt, ..SpecOverrides::default() });
+        Self { spec, exact_prompt, ..self }
     }
 
     /// Exact attention in f32 with the same cache type, f16 for stores that quantise: what the choice is compared with.
     #[must_use]
     pub fn dense(&self) -> Self {
-        let choice = self.with_store(self.options.store.exact().into());
-        let options = AttentionOptions { precision: Precision::F32, ..choice.options };
-        Self { kind: KernelKind::Dense, profile: None, options, ..choice }
+        let spec = KernelSpec {
+            kernel: KernelKind::Dense,
+            store: self.spec.store.exact().into(),
+            precision: Precision::F32,
+            layers: Vec::new(),
+            ..self.spec.clone()
+        };
+        Self { spec, profile: None, ..self.clone() }
     }
 
     /// Which kernel.
     pub fn kind(&self) -> KernelKind {
-        self.kind
+        self.spec.kernel
     }
 
     /// The same with caches that are charged to `budget`.
     #[must_use]
     pub fn with_budget(&self, budget: MemoryBudget) -> Self {
-        Self { options: AttentionOptions { budget, ..self.options.clone() }, ..self.clone() }
+        Self { context: KernelContext { budget, ..self.context.clone() }, ..self.clone() }
     }
 
     /// When attention is approximate.
@@ -143,7 +127,7 @@ impl KernelChoice {
 
     /// How keys and values are cached.
     pub fn store(&self) -> KvStore {
-        self.options.store
+        self.spec.store
     }
 
     /// Share of zero deltas that plans count on: what the profile measured or the target asks for, else about that of
@@ -151,7 +135,7 @@ impl KernelChoice {
     pub fn expected_zero_fraction(&self) -> f64 {
         let measured =
             || self.profile.as_ref()?.settings.provenance().map(|made| made.held_out.zero_fraction);
-        match &self.config.thresholds {
+        match &self.spec.thresholds {
             ThresholdPolicy::TargetSparsity(target) => f64::from(target.zero_fraction()),
             ThresholdPolicy::Profile(_) => measured().unwrap_or(0.45),
             _ => 0.45,
@@ -160,11 +144,11 @@ impl KernelChoice {
 
     /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
     pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
-        let (window, sinks) = match (self.kind, self.config.window) {
+        let (window, sinks) = match (self.kind(), self.spec.window) {
             (KernelKind::Dense, _) => return KeyPlan::Dense,
-            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.config.sinks),
+            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.spec.sinks),
             (KernelKind::Hybrid, Window::Block { scale }) => {
-                ((f64::from(scale) * context as f64).ceil() as usize, self.config.sinks)
+                ((f64::from(scale) * context as f64).ceil() as usize, self.spec.sinks)
             }
             _ => (0, 0),
         };
@@ -173,41 +157,29 @@ impl KernelChoice {
 
     /// The settings for a report; those that the kernel does not use are absent.
     pub fn settings(&self) -> KernelSettings {
-        let (coded, hybrid) = (self.kind != KernelKind::Dense, self.kind == KernelKind::Hybrid);
-        let (mut theta, mut target_sparsity, mut error_bound) = (None, None, None);
-        match &self.config.thresholds {
+        let (coded, hybrid) = (self.kind() != KernelKind::Dense, self.kind() == KernelKind::Hybrid);
+        let (mut theta, mut target_sparsity) = (None, None);
+        match &self.spec.thresholds {
             ThresholdPolicy::Uniform(x) => theta = Some(*x),
             ThresholdPolicy::TargetSparsity(target) => target_sparsity = Some(target.zero_fraction()),
-            ThresholdPolicy::ErrorBound(bound) => error_bound = Some(bound.epsilon()),
             _ => {}
         }
-        let margins = self.profile.as_ref().map_or(1, |profile| profile.settings.layers().len());
-        let margins = describe_margins((0..margins).filter_map(|layer| self.plan(layer).skip_margin));
+        let layers = 0..self.spec.layers.len().max(1);
+        let margins = describe_margins(layers.filter_map(|layer| self.spec.layer(layer).skip_margin));
         KernelSettings {
             theta: theta.filter(|_| coded),
             target_sparsity: target_sparsity.filter(|_| coded),
-            error_bound: error_bound.filter(|_| coded),
             profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
-            window: hybrid.then(|| self.config.window.to_string()),
-            sinks: hybrid.then_some(self.config.sinks),
+            window: hybrid.then(|| self.spec.window.to_string()),
+            sinks: hybrid.then_some(self.spec.sinks),
             skip_margin: margins.filter(|_| hybrid),
             phases: coded.then_some(self.phases),
-            kv: self.options.store,
-            precision: Some(self.options.precision)
+            kv: self.spec.store,
+            precision: Some(self.spec.precision)
                 .filter(|precision| *precision != Precision::F32)
                 .map(|precision| precision.to_string()),
-            simd: self.options.isa.to_string(),
+            simd: self.context.isa.to_string(),
         }
-    }
-}
-
-impl fmt::Display for KernelKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Dense => "dense",
-            Self::Delta => "delta",
-            Self::Hybrid => "hybrid",
-        })
     }
 }
 
@@ -218,7 +190,6 @@ impl fmt::Display for KernelChoice {
         let parts = [
             settings.theta.map(|theta| format!("theta {theta}, ")),
             settings.target_sparsity.map(|share| format!("target {share} zeros, ")),
-            settings.error_bound.map(|nats| format!("scores within {nats} nats, ")),
             settings.profile.map(|profile| format!("profile {profile}, ")),
             settings.window.map(|window| format!("window {window}, ")),
             settings.sinks.map(|sinks| format!("{sinks} sinks, ")),
@@ -229,7 +200,7 @@ impl fmt::Display for KernelChoice {
                 .map(|_| "in prefill only, ".to_owned()),
             settings.precision.map(|precision| format!("{precision} products, ")),
         ];
-        write!(f, "{}: {}", self.kind, parts.into_iter().flatten().collect::<String>())?;
+        write!(f, "{}: {}", self.kind(), parts.into_iter().flatten().collect::<String>())?;
         write!(f, "cache {}, {}", settings.kv, settings.simd)
     }
 }
@@ -241,8 +212,6 @@ pub struct KernelSettings {
     pub theta: Option<f32>,
     /// Zero fraction that the thresholds are led to.
     pub target_sparsity: Option<f32>,
-    /// Nats that every score keeps to.
-    pub error_bound: Option<f32>,
     /// File of calibrated settings, or the name of a built-in one.
     pub profile: Option<String>,
     /// As on the command line.

@@ -15,7 +15,7 @@ pub struct MemoryArgs {
     /// Most bytes for the key-value caches of all layers, such as 64MiB (B, kB, MB, GB, KiB, MiB, GiB)
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
     kv_budget: Option<usize>,
-    /// When they are used up: error, narrow (the next narrower --kv) or raise-thresholds (of the far history)
+    /// When they are used up: error, or narrow (the next narrower --kv)
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = LimitPolicy::Error, hide_possible_values = true,
         requires = "kv_budget")]
     at_limit: LimitPolicy,
@@ -29,8 +29,6 @@ pub enum LimitPolicy {
     Error,
     /// Convert to the next narrower store
     Narrow,
-    /// Code the far history more coarsely
-    RaiseThresholds,
 }
 
 impl fmt::Display for LimitPolicy {
@@ -38,7 +36,6 @@ impl fmt::Display for LimitPolicy {
         f.write_str(match self {
             Self::Error => "error",
             Self::Narrow => "narrow",
-            Self::RaiseThresholds => "raise-thresholds",
         })
     }
 }
@@ -70,18 +67,11 @@ impl MemoryArgs {
     /// For a policy that cannot make this kernel's cache any smaller.
     pub fn resolve(&self, kernel: &KernelChoice) -> anyhow::Result<Option<MemoryLimit>> {
         let Some(bytes) = self.kv_budget else { return Ok(None) };
-        match self.at_limit {
-            LimitPolicy::Narrow => anyhow::ensure!(
-                !kernel.store().is_quantised(),
-                "--at-limit narrow: expected --kv f32, f16 or bf16, got {}, which is as narrow as it gets",
-                kernel.store()
-            ),
-            LimitPolicy::RaiseThresholds => anyhow::ensure!(
-                kernel.kind() != KernelKind::Dense,
-                "--at-limit raise-thresholds: expected --kernel delta or hybrid, got dense, which has no thresholds"
-            ),
-            LimitPolicy::Error => {}
-        }
+        anyhow::ensure!(
+            self.at_limit == LimitPolicy::Error || !kernel.store().is_quantised(),
+            "--at-limit narrow: expected --kv f32, f16 or bf16, got {}, which is as narrow as it gets",
+            kernel.store()
+        );
         Ok(Some(MemoryLimit { bytes, policy: self.at_limit }))
     }
 }
@@ -109,7 +99,6 @@ impl MemoryLimit {
             match self.policy {
                 LimitPolicy::Error => AtLimit::Error,
                 LimitPolicy::Narrow => AtLimit::NarrowStore,
-                LimitPolicy::RaiseThresholds => AtLimit::RaiseThresholds,
             },
         );
         Ok(session)

@@ -127,6 +127,21 @@ impl LoadedModel {
         self.checked(self.tokenizer.encode_prompt(&prompt, false)?)
     }
 
+    /// Tokens of the windows that a text is cut into: those of `--context`, or 1024, or as many as the model takes. `least` is
+    /// so many that some are beyond window and sinks.
+    ///
+    /// # Errors
+    /// For a `--context` below `least` or above what the model takes.
+    pub fn window_tokens(&self, context: Option<usize>, least: usize) -> anyhow::Result<usize> {
+        let most = self.graph.config().context_length;
+        let context = context.unwrap_or(most.min(1024));
+        anyhow::ensure!(
+            (least..=most).contains(&context),
+            "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"
+        );
+        Ok(context)
+    }
+
     fn checked(&self, tokens: Vec<u32>) -> anyhow::Result<Vec<u32>> {
         anyhow::ensure!(!tokens.is_empty(), "expected a text of at least one token, got an empty one");
         Ok(tokens)

@@ -1,13 +1,23 @@
 //! Attention as in generation, for text that is known beforehand.
 
-use deltallm::{AttentionError, AttentionKernel, Footprint, HeadsView, HeadsViewMut, SparsityStats};
+use deltallm::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper};
 
 /// Hands tokens to another kernel one at a time, as generation does: every query decides alone what to skip, and windows slide.
 /// The rest of the model can go through a text in large steps all the same.
 pub struct OneByOne(pub Box<dyn AttentionKernel>);
 
-impl AttentionKernel for OneByOne {
-    fn forward_heads(
+impl KernelWrapper for OneByOne {
+    type Inner = dyn AttentionKernel;
+
+    fn inner(&self) -> &Self::Inner {
+        &*self.0
+    }
+
+    fn inner_mut(&mut self) -> &mut Self::Inner {
+        &mut *self.0
+    }
+
+    fn attend(
         &mut self,
         q: HeadsView,
         k: HeadsView,
@@ -42,19 +52,6 @@ impl AttentionKernel for OneByOne {
         Ok(())
     }
 
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        self.0.truncate(len)
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.0.footprint()
-    }
-
-    fn stats(&self) -> SparsityStats {
-        self.0.stats()
-    }
+    /// In generation there is no prompt to announce.
+    fn announce(&mut self, _: usize) {}
 }

@@ -71,7 +71,7 @@ impl Perplexity {
         self.log_likelihood += other.log_likelihood;
         self.log_likelihood_squared += other.log_likelihood_squared;
         self.tokens += other.tokens;
-        self.sparsity.add(&other.sparsity);
+        self.sparsity += other.sparsity;
     }
 
     /// `exp` of the mean negative log-likelihood.

@@ -24,6 +24,12 @@ impl PrefillOnly {
     pub fn new(dense: DenseAttention, prefill: Box<dyn AttentionKernel>) -> Self {
         Self { dense, prefill, prompt_end: 0, scratch: Vec::new() }
     }
+
+    /// Whether the other kernel attends a call of so many queries that would come now.
+    fn in_prompt(&self, queries: usize) -> bool {
+        let first = self.dense.len();
+        (first < self.prompt_end || queries > 1) && self.prefill.len() >= first
+    }
 }
 
 impl AttentionKernel for PrefillOnly {
@@ -35,8 +41,7 @@ impl AttentionKernel for PrefillOnly {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         let first = self.dense.len();
-        let prompt = first < self.prompt_end || q.tokens() > 1;
-        if !prompt || self.prefill.len() < first {
+        if !self.in_prompt(q.tokens()) {
             return self.dense.forward_heads(q, k, v, out);
         }
         let shape = [q.tokens(), q.heads(), q.head_dim()];
@@ -81,16 +86,32 @@ impl AttentionKernel for PrefillOnly {
         };
         SparsityStats::new(dense.heads().iter().zip(prefill.heads()).map(head).collect())
     }
+
+    /// Of both caches, if the other kernel will see the tokens.
+    fn growth(&self, tokens: usize) -> Option<usize> {
+        let dense = self.dense.growth(tokens)?;
+        let prefill = if self.in_prompt(tokens) { self.prefill.growth(tokens)? } else { 0 };
+        Some(dense.saturating_add(prefill))
+    }
+
+    /// Both caches. One of them may hold a number that does not fit in its narrower type: the other is narrowed all the same.
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        match (self.dense.narrow(), self.prefill.narrow()) {
+            (Ok(dense), Ok(prefill)) => Ok(dense + prefill),
+            (Ok(freed), Err(_)) | (Err(_), Ok(freed)) if freed > 0 => Ok(freed),
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use deltallm::{
-        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
-        Window,
+        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget,
+        ThresholdPolicy, Window,
     };
-    use ndarray::{Array3, s};
+    use ndarray::{Array3, Axis, s};
 
     const TOKENS: usize = 24;
 
@@ -103,13 +124,16 @@ mod tests {
         }
     }
 
-    fn hybrid() -> HybridAttention {
-        let config = HybridConfig {
+    fn hybrid_config() -> HybridConfig {
+        HybridConfig {
             window: Window::Sliding(2),
             sinks: 1,
             ..HybridConfig::new(ThresholdPolicy::Uniform(0.9))
-        };
-        HybridAttention::new(&options(), &config).unwrap()
+        }
+    }
+
+    fn hybrid() -> HybridAttention {
+        HybridAttention::new(&options(), &hybrid_config()).unwrap()
     }
 
     fn dense() -> DenseAttention {
@@ -165,6 +189,43 @@ mod tests {
         assert_eq!(total.pairs, exact.stats().total().pairs);
         assert_eq!(total.pairs - total.exact_pairs, prompt.pairs - prompt.exact_pairs);
         assert_eq!(total.zero_fraction(), prompt.zero_fraction());
+    }
+
+    #[test]
+    fn what_a_call_charges_is_known_and_both_caches_narrow() {
+        let budget = MemoryBudget::unlimited();
+        let options = AttentionOptions { budget: budget.clone(), ..options() };
+        let hybrid = HybridAttention::new(&options, &hybrid_config()).unwrap();
+        let mut mixed = PrefillOnly::new(DenseAttention::new(&options).unwrap(), Box::new(hybrid));
+        let (q, k) = (input(4, 0.1), input(2, 0.2));
+        let mut out = Array3::zeros(q.dim());
+        // The prompt goes to both, the token after it to one.
+        for (part, both) in [(s![..23, .., ..], true), (s![23.., .., ..], false)] {
+            let (used, tokens) = (budget.used(), k.slice(part).len_of(Axis(0)));
+            let growth = mixed.growth(tokens).unwrap();
+            assert_eq!(Some(growth) == mixed.dense.growth(tokens), !both);
+            mixed.forward(q.slice(part), k.slice(part), k.slice(part), out.slice_mut(part)).unwrap();
+            assert!(budget.used() - used <= growth);
+        }
+        let held = (budget.used(), mixed.dense.footprint().total(), mixed.prefill.footprint().total());
+        let freed = mixed.narrow().unwrap();
+        assert_eq!(budget.used(), held.0 - freed);
+        assert!(mixed.dense.footprint().total() < held.1 && mixed.prefill.footprint().total() < held.2);
+    }
+
+    #[test]
+    fn one_cache_that_cannot_be_narrowed_does_not_keep_the_other_from_it() {
+        let mut mixed = PrefillOnly::new(dense(), Box::new(hybrid()));
+        let (q, mut k) = (input(4, 0.1), input(2, 0.2));
+        let mut out = Array3::zeros(q.dim());
+        let (prompt, last) = (s![..23, .., ..], s![23.., .., ..]);
+        k[[23, 1, 7]] = 1e6; // too large for f16, and in the exact cache alone
+        for part in [prompt, last] {
+            mixed.forward(q.slice(part), k.slice(part), k.slice(part), out.slice_mut(part)).unwrap();
+        }
+        assert!(mixed.narrow().unwrap() > 0); // f16 in the other
+        assert!(mixed.narrow().unwrap() > 0); // compact in the other
+        assert!(mixed.narrow().is_err());
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::process::Output;
 use std::sync::Arc;
 
 use common::{assert_refused, file, json, path, run};
-use deltallm::{AttentionProfile, LayerPlan, ModelFingerprint, ThresholdProfile, Window};
+use deltallm::{AttentionProfile, KernelSpec, LayerSpec, ModelFingerprint, ThresholdProfile};
 use deltallm_examples::LoadedModel;
 use deltallm_examples::report::PICTURE_SIZE;
 use serde_json::Value;
@@ -27,9 +27,10 @@ fn profile() -> String {
     let shape = [config.layers, config.kv_heads, config.head_dim];
     let thresholds = (0..shape.iter().product()).map(|i: usize| 0.4 + 0.1 * (i % 5) as f32).collect();
     let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds);
-    let layers = (0..config.layers).map(|layer| LayerPlan { dense: layer == 0, ..LayerPlan::default() });
+    let layers = (0..config.layers).map(|layer| LayerSpec { dense: layer == 0, ..LayerSpec::default() });
     let thresholds = Arc::new(thresholds.expect("valid"));
-    let profile = AttentionProfile::new(thresholds, Window::Sliding(64), 4, layers.collect()).expect("valid");
+    let spec = KernelSpec { layers: layers.collect(), ..KernelSpec::default() };
+    let profile = AttentionProfile::new(thresholds, spec).expect("valid");
     file("report-profile.json", &serde_json::to_vec(&profile).expect("JSON"))
 }
 
@@ -83,10 +84,7 @@ fn the_pictures_are_there_and_their_numbers_agree() {
     for file in FILES {
         assert!(stdout.lines().any(|line| line.contains(&format!("{file}: "))), "{file} in {stdout}");
         if file.ends_with(".png") {
-            let png = std::fs::read(Path::new(&out).join(file)).expect("a file");
-            assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{file}");
-            let size = [16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().expect("four bytes")));
-            assert_eq!(size, PICTURE_SIZE, "{file}");
+            assert_eq!(picture_size(&format!("{out}/{file}")), PICTURE_SIZE, "{file}");
         }
     }
     let file = std::fs::read(Path::new(&out).join("report.json")).expect("a file");
@@ -129,7 +127,7 @@ fn the_pictures_are_there_and_their_numbers_agree() {
         assert!((least..1.1 * least).contains(&bytes(store)), "{store}");
     }
     assert!((4..8).all(|store| bytes(store) > 0.5 * bytes(store - 4)));
-    assert_eq!(list(&json, "/bytes/stores").len(), 10);
+    assert_eq!(list(&json, "/bytes/stores").len(), 9);
 
     // Time: a quarter of the context to twice the context.
     let lengths = list(&json, "/time/lengths");
@@ -156,6 +154,45 @@ fn the_pictures_are_there_and_their_numbers_agree() {
     assert_eq!(count(&["skipped"]), kernel("skipped_values"));
     assert_eq!(count(&["window", "sinks", "deltas", "skipped"]), 192.0 * 193.0 / 2.0);
     assert!(count(&["skipped"]) > 0.0);
+}
+
+/// Width and height of a PNG that a program has written.
+#[track_caller]
+fn picture_size(path: &str) -> [u32; 2] {
+    let png = std::fs::read(path).expect("a file");
+    assert_eq!(&png[..8], b"\x89PNG\r\n\x1a\n", "{path}");
+    [16, 20].map(|at| u32::from_be_bytes(png[at..at + 4].try_into().expect("four bytes")))
+}
+
+#[test]
+fn the_pictures_of_the_documentation_are_drawn() {
+    let (out, text) = (path("method.png"), text());
+    let args =
+        ["method", "--text", &text, "--out", &out, "--start", "What `deltallm` computes", "--tokens", "96"];
+    let head = ["--layer", "2", "--head", "1", "--shown", "32"];
+    let kernel = ["--theta", "0.6", "--window", "16", "--skip-margin", "2", "--kv", "f32"];
+    let output = run("pictures", &[&args[..], &head, &kernel].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).starts_with("layer 2, kv head 1, 96 tokens: "));
+    assert_eq!(picture_size(&out), [2800, 1000]);
+    assert_refused(
+        "pictures",
+        &[&args[..], &["--layer", "5"], &kernel].concat(),
+        &["--layer", "less than 5"],
+    );
+    assert_refused("pictures", &[&args[..], &head].concat(), &["--theta"]);
+
+    let data =
+        |name: &str| format!("{}/../docs/results/data/bitnet-2b4t-{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let (out, prompts, decode, attention) =
+        (path("curves.png"), data("prefill"), data("decode"), data("attention"));
+    let curves = |decode| {
+        ["curves", "--prompts", &prompts, "--decode", decode, "--attention", &attention, "--out", &out]
+    };
+    let output = run("pictures", &curves(&decode));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(picture_size(&out), [1400, 1260]);
+    assert_refused("pictures", &curves(&attention), &["--decode", "printed with --json"]);
 }
 
 #[test]

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use clap::Parser;
 use deltallm::models::{LinearForm, Model, ModelError, Session};
 use deltallm::{
-    AtLimit, AttentionError, AttentionKernel, Footprint, HeadsView, HeadsViewMut, MemoryBudget, SparsityStats,
+    AtLimit, AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper, MemoryBudget,
 };
 use deltallm_examples::{KernelArgs, KernelChoice, KernelKind, LoadedModel};
 use ndarray::Array1;
@@ -35,7 +35,7 @@ const KERNELS: [&[&str]; 8] = [
     &["--kernel", "delta", "--theta", "0.5"],
     &["--kernel", "hybrid"],
     &["--kernel", "hybrid", "--kv", "compact"],
-    &["--kernel", "hybrid", "--kv", "int4", "--theta", "0.6", "--window", "16"],
+    &["--kernel", "hybrid", "--kv", "int8", "--theta", "0.6", "--window", "16"],
     &["--kernel", "hybrid", "--kv", "f32", "--target-sparsity", "0.5"],
 ];
 
@@ -283,8 +283,7 @@ fn assert_full(subject: &Subject, session: &mut Session, rng: &mut ChaCha8Rng) {
 
 /// A session whose budget runs out again and again.
 fn run_out(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, tally: &mut Tally) {
-    let at_limit =
-        *[AtLimit::Error, AtLimit::NarrowStore, AtLimit::RaiseThresholds].choose(rng).expect("policies");
+    let at_limit = *[AtLimit::Error, AtLimit::NarrowStore].choose(rng).expect("policies");
     let budget = MemoryBudget::new(rng.random_range(200_000..1_500_000));
     let mut session = subject.session(&kernel.with_budget(budget.clone()));
     session.limit_memory(budget.clone(), at_limit);
@@ -314,7 +313,7 @@ fn run_out(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, tally
     // What was refused has left no trace; a hybrid window is an exception, and so is a cache that has been made narrower.
     let step = Step::Decode(5);
     if kernel.kind() != KernelKind::Hybrid
-        && session.relief().times == 0
+        && session.narrowed().times == 0
         && session.tokens().len() < subject.context()
         && let Ok(Some(answer)) = step.take(&mut session)
     {
@@ -362,8 +361,18 @@ fn talk(session: &mut Session, prompt: &[u32], listener: Sender<u32>) {
 /// Panics when it is called for the last time.
 struct Panicking(Box<dyn AttentionKernel>, usize);
 
-impl AttentionKernel for Panicking {
-    fn forward_heads(
+impl KernelWrapper for Panicking {
+    type Inner = dyn AttentionKernel;
+
+    fn inner(&self) -> &Self::Inner {
+        &*self.0
+    }
+
+    fn inner_mut(&mut self) -> &mut Self::Inner {
+        &mut *self.0
+    }
+
+    fn attend(
         &mut self,
         q: HeadsView,
         k: HeadsView,
@@ -375,22 +384,6 @@ impl AttentionKernel for Panicking {
             None => resume_unwind(Box::new("the kernel panics")), // without a message on the screen
         }
         self.0.forward_heads(q, k, v, out)
-    }
-
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        self.0.truncate(len)
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.0.footprint()
-    }
-
-    fn stats(&self) -> SparsityStats {
-        self.0.stats()
     }
 }
 

@@ -5,12 +5,13 @@
 
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
-    AtLimit, AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
     HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
     Window, query_tile,
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
+use deltallm_testing::Random;
 
 const HEAD_DIMS: [usize; 8] = [1, 5, 8, 16, 31, 32, 33, 64];
 
@@ -49,7 +50,7 @@ enum Step {
     WrongShape,
     Truncate(usize),
     BeginPrompt(usize),
-    Relieve(AtLimit),
+    Narrow,
 }
 
 impl Setting {
@@ -75,7 +76,6 @@ impl Setting {
         };
         let precision = match byte()? {
             0..192 => Precision::F32,
-            192..224 => Precision::Bf16,
             _ => Precision::Int16,
         };
         let budget = match byte()? {
@@ -129,7 +129,7 @@ impl Step {
             11 => Self::WrongShape,
             12..14 => Self::Truncate(size),
             14 => Self::BeginPrompt(size),
-            _ => Self::Relieve(if size % 2 == 0 { AtLimit::NarrowStore } else { AtLimit::RaiseThresholds }),
+            _ => Self::Narrow,
         })
     }
 }
@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
                 self.announced = self.tokens() + tokens;
                 self.kernels.iter_mut().for_each(|kernel| kernel.begin_prompt(tokens));
             }
-            Step::Relieve(at_limit) => self.relieve(at_limit),
+            Step::Narrow => self.narrow(),
         }
         for (kernel, budget) in self.kernels.iter().zip(&self.budgets) {
             assert_eq!(kernel.len(), self.tokens(), "tokens after {step:?}");
@@ -260,7 +260,7 @@ impl<'a> Run<'a> {
         let mut answers = Vec::new();
         for (kernel, budget) in self.kernels.iter_mut().zip(&self.budgets) {
             let mut out = vec![f32::NAN; q.len()];
-            let (used, growth) = (budget.used(), kernel.growth(tokens));
+            let (used, growth) = (budget.used(), kernel.growth(tokens).expect("a kernel that knows"));
             let result = kernel.forward_heads(
                 HeadsView::new(q, of_queries).expect("as long as its shape"),
                 HeadsView::new(k, of_keys).expect("as long as its shape"),
@@ -302,7 +302,7 @@ impl<'a> Run<'a> {
             self.calls.push(Call { first, end, expected, exact_from, out });
         }
         // What is dropped after the call: whole pages before this.
-        let needed = self.window_start(end).min(self.unfinished(end + 1));
+        let needed = self.window_start(end);
         self.exact_from = self.exact_from.max(needed);
     }
 
@@ -332,11 +332,6 @@ impl<'a> Run<'a> {
             return 0;
         }
         (position + 1).saturating_sub(self.window_keys())
-    }
-
-    /// The first of `tokens` tokens whose group is not whole.
-    fn unfinished(&self, tokens: usize) -> usize {
-        if self.setting.store == KvStore::Int4 { tokens / 32 * 32 } else { tokens }
     }
 
     fn wrong_shape(&mut self) {
@@ -372,19 +367,17 @@ impl<'a> Run<'a> {
         self.expected.whole_until = self.expected.whole_until.min(len);
         self.announced = self.announced.min(len);
         self.exact_from = self.exact_from.min(len);
-        // A group that becomes unfinished again is coded anew, from what is left of it.
-        self.changed |= len > self.unfinished(len) && self.exact_from > self.unfinished(len);
         let (q_row, kv_row) = (self.q_row(), self.kv_row());
         self.q.truncate(len * q_row);
         self.k.truncate(len * kv_row);
         self.v.truncate(len * kv_row);
     }
 
-    fn relieve(&mut self, at_limit: AtLimit) {
+    fn narrow(&mut self) {
         self.settle();
         for (kernel, budget) in self.kernels.iter_mut().zip(&self.budgets) {
             let before = budget.used();
-            match kernel.relieve(at_limit) {
+            match kernel.narrow() {
                 Ok(freed) => {
                     assert_eq!(before - freed, budget.used());
                     self.changed = true;
@@ -460,7 +453,7 @@ impl<'a> Run<'a> {
     /// The first key that query `m` of a call sees exactly.
     fn exact_start(&self, call: &Call, m: usize) -> usize {
         let Expected { window, prompt_end, whole_until } = call.expected;
-        let start = match window {
+        match window {
             _ if m < whole_until => 0,
             Window::Sliding(keys) => (m + 1).saturating_sub(keys),
             Window::Block { scale } => {
@@ -468,8 +461,7 @@ impl<'a> Run<'a> {
                 if m < prompt_end { m / keys * keys } else { (m + 1).saturating_sub(keys) }
             }
             other => panic!("{other}"),
-        };
-        start.min(self.unfinished(m + 1))
+        }
     }
 
     fn method(&self, expected: Expected) -> Method {
@@ -537,38 +529,32 @@ impl Pattern {
         [q_row, kv_row]: [usize; 2],
         last_key: Option<Vec<f32>>,
     ) -> [Vec<f32>; 3] {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
+        let mut random = Random::scattered(seed);
         let key_scale = 2_f32.powi(self.key_scale);
         let value_scale = 2_f32.powi(self.value_scale);
         let mut key = last_key.unwrap_or_else(|| vec![0.0; kv_row]);
         let (mut q, mut k, mut v) = (Vec::new(), Vec::new(), Vec::new());
         for _ in 0..tokens {
-            q.extend((0..q_row).map(|_| 2.0 * random()));
+            q.extend((0..q_row).map(|_| 2.0 * random.number()));
             for (j, x) in key.iter_mut().enumerate() {
                 *x = match self.kind {
                     // Walks, so that deltas are partly zero.
-                    0 | 1 => 0.9 * *x + 0.5 * key_scale * random(),
+                    0 | 1 => 0.9 * *x + 0.5 * key_scale * random.number(),
                     // Ties.
-                    2 => key_scale * (2.0 * random()).round(),
+                    2 => key_scale * (2.0 * random.number()).round(),
                     // Channels of very different size, and some that are always zero.
                     3 if j % 3 == 0 => 0.0,
-                    3 => key_scale * random() * 2_f32.powi((j % 7) as i32 - 5),
+                    3 => key_scale * random.number() * 2_f32.powi((j % 7) as i32 - 5),
                     // The same key again and again.
-                    _ if *x == 0.0 => key_scale * random(),
+                    _ if *x == 0.0 => key_scale * random.number(),
                     _ => *x,
                 };
             }
             k.extend_from_slice(&key);
             v.extend((0..kv_row).map(|j| match self.kind {
-                2 => value_scale * (4.0 * random()).round() / 4.0,
+                2 => value_scale * (4.0 * random.number()).round() / 4.0,
                 3 if j % 3 == 1 => 0.0,
-                _ => value_scale * random(),
+                _ => value_scale * random.number(),
             }));
         }
         [q, k, v]

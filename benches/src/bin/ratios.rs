@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use deltallm::{AttentionOptions, Isa};
+use deltallm::{Isa, KernelContext};
 use deltallm_benches::args::{Args, CANDLE};
 use deltallm_benches::measure::Plan;
 use deltallm_benches::peak::Peak;
@@ -31,7 +31,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         level: isa.to_string(),
         threads,
         settings: inputs.description.clone(),
-        layers: inputs.layers(),
+        layers: inputs.layers,
         windows: inputs.windows.len(),
         repetitions: args.repetitions.into(),
         decode_steps: args.decode_steps.into(),
@@ -71,16 +71,16 @@ fn subjects<'a>(
     torch: Option<&'a mut Torch>,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject<'a>>> {
-    let options = AttentionOptions {
+    let context = KernelContext {
         isa: Isa::from_env()?,
         parallel: args.threads > 1,
-        ..AttentionOptions::new(inputs.shape)
+        ..KernelContext::new(inputs.shape)
     };
-    let settings = inputs.settings_for(plan.phase, plan.n)?.into();
+    let spec = inputs.spec_for(plan.phase, plan.n)?;
     let mut subjects = Vec::new();
     for variant in OURS {
         if variant.name == baseline(plan.phase) || args.wants(variant.name) {
-            let subject = variant.subject(inputs, &options, plan, &settings);
+            let subject = variant.subject(inputs, &context, plan, &spec);
             subjects.push(subject.with_context(|| format!("{} at n = {}", variant.name, plan.n))?);
         }
     }

@@ -35,7 +35,7 @@ pub fn capture(
          or --windows",
         ids.len()
     );
-    let (description, settings) = settings.for_model(&model.graph)?;
+    let (description, spec) = settings.for_model(&model.graph)?;
     let mut progress = Progress::new("capturing");
     let mut captured = Vec::new();
     for (done, ids) in cut.iter().enumerate() {
@@ -46,7 +46,8 @@ pub fn capture(
         name: format!("captured {}", model.name),
         shape: model.graph.attention_shape(),
         windows: captured,
-        settings,
+        layers: model.graph.config().layers,
+        spec,
         values_skipped: None,
         description,
     })

@@ -10,23 +10,14 @@
 use std::rc::Rc;
 
 use deltallm::core::DeltaEncoder;
-use deltallm::{
-    AttentionOptions, AttentionShape, ElementType, HeadsView, HeadsViewMut, HybridConfig, SkipMargin, Window,
-    attend_hybrid,
-};
+use deltallm::{AttentionShape, ElementType};
+use deltallm_testing::Random;
 
 use super::shapes::NamedShape;
-use crate::{Inputs, Layer, settings::SettingsArgs, subject::Phase};
+use crate::{Inputs, Layer, settings::SettingsArgs};
 
-/// Steps of the bisections: more digits than a share of a few thousand keys has.
+/// Steps of the bisection: more digits than a share of a few thousand keys has.
 const STEPS: usize = 16;
-/// Skip margins among which one is sought, in nats, and the steps of that search.
-const MARGINS: [f32; 2] = [0.05, 20.0];
-const MARGIN_STEPS: usize = 10;
-/// Tokens near the end of the input that stand for those that are decoded, and how far they are apart.
-const TRIAL_TOKENS: usize = 16;
-const TRIAL_STRIDE: usize = 4;
-
 /// What is asked of synthetic inputs.
 #[derive(Debug, Clone)]
 pub struct Request {
@@ -55,13 +46,14 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
     };
     let values_skipped =
         (request.values_skipped > 0.0 && !settings.has_margin()).then_some(request.values_skipped);
-    let (description, settings) = settings.uniform(request.layers, theta, values_skipped);
+    let (description, spec) = settings.uniform(request.layers, theta, values_skipped);
     let layer = Rc::new(layer);
     Ok(Inputs {
         name: format!("synthetic {}", request.shape.name),
         shape,
         windows: vec![vec![layer; request.layers]],
-        settings,
+        layers: request.layers,
+        spec,
         values_skipped,
         description,
     })
@@ -69,14 +61,9 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
 
 /// The same numbers for the same arguments.
 pub fn layer(shape: AttentionShape, tokens: usize) -> Layer {
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    // xorshift64: uniform with mean 0 and variance 1.
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        ((state >> 40) as f32 / (1 << 23) as f32 - 1.0) * 3_f32.sqrt()
-    };
+    let mut random = Random::scattered(1);
+    // Uniform with mean 0 and variance 1.
+    let mut random = move || random.number() * 3_f32.sqrt();
     let (heads, kv_heads, d) = (shape.heads(), shape.kv_heads(), shape.head_dim());
     let pull: Vec<f32> =
         (0..d).map(|j| 1.0 - 0.5 * 0.01_f32.powf(j as f32 / (d - 1).max(1) as f32)).collect();
@@ -124,105 +111,22 @@ fn theta(layer: &Layer, zero_fraction: f64) -> anyhow::Result<f32> {
 /// Share of zero entries of the delta matrices of all kv heads.
 fn zeros(layer: &Layer, theta: f32) -> anyhow::Result<f64> {
     let (kv_heads, d) = (layer.shape.kv_heads(), layer.shape.head_dim());
-    let mut sent = 0;
+    let mut sent: u32 = 0;
     for head in 0..kv_heads {
         let mut encoder = DeltaEncoder::new(vec![theta; d], ElementType::F32)?;
         for key in layer.k.chunks(d).skip(head).step_by(kv_heads) {
-            sent += encoder.encode(key)?.count();
+            sent += encoder.encode(key)?.iter().map(|word| word.count_ones()).sum::<u32>();
         }
     }
-    Ok(1.0 - sent as f64 / layer.k.len().max(1) as f64)
-}
-
-/// The skip margin at which this share of the far values is skipped, in the first kv head.
-///
-/// # Errors
-/// For settings that a kernel refuses.
-pub fn margin(
-    layer: &Layer,
-    config: &HybridConfig,
-    values_skipped: f64,
-    phase: Phase,
-    n: usize,
-) -> anyhow::Result<SkipMargin> {
-    Ok(SkipMargin::Fixed(match phase {
-        Phase::Prefill => prefill_margin(layer, config, values_skipped, n)?,
-        Phase::Decode => decode_margin(layer, config, values_skipped, n)?,
-    }))
-}
-
-/// In prefill the queries of a tile decide together, so it is tried out.
-fn prefill_margin(
-    layer: &Layer,
-    config: &HybridConfig,
-    values_skipped: f64,
-    n: usize,
-) -> anyhow::Result<f32> {
-    let [mut low, mut high] = MARGINS;
-    for _ in 0..MARGIN_STEPS {
-        let middle = 0.5 * (low + high);
-        if skipped(layer, config, middle, n)? > values_skipped {
-            low = middle;
-        } else {
-            high = middle;
-        }
-    }
-    Ok(high)
-}
-
-fn skipped(layer: &Layer, config: &HybridConfig, margin: f32, n: usize) -> anyhow::Result<f64> {
-    let (shape, d) = (layer.shape, layer.shape.head_dim());
-    let config = HybridConfig { skip_margin: Some(SkipMargin::Fixed(margin)), ..config.clone() };
-    let row = shape.kv_heads() * d;
-    let dims = [n, shape.group(), d];
-    let mut out = vec![0.0; dims.iter().product()];
-    let stats = attend_hybrid(
-        &AttentionOptions::new(AttentionShape::new(shape.group(), 1, d)?),
-        &config,
-        HeadsView::strided(&layer.q, dims, shape.heads() * d, d)?,
-        HeadsView::strided(&layer.k, [n, 1, d], row, d)?,
-        HeadsView::strided(&layer.v, [n, 1, d], row, d)?,
-        HeadsViewMut::new(&mut out, dims)?,
-    )?;
-    Ok(stats.total().values_skipped())
-}
-
-/// In decoding the heads of a group decide: a value is kept if its key scores within the margin of the best exact key for
-/// any of them. Far keys are put in order of that.
-fn decode_margin(layer: &Layer, config: &HybridConfig, values_skipped: f64, n: usize) -> anyhow::Result<f32> {
-    let (shape, d) = (layer.shape, layer.shape.head_dim());
-    let window = match config.window {
-        Window::Sliding(keys) => keys,
-        Window::Block { scale } => (f64::from(scale) * n as f64) as usize,
-        _ => anyhow::bail!("--window: expected N or block:SCALE, got {}", config.window),
-    };
-    let mut gaps = Vec::new();
-    let heads = (0..shape.kv_heads()).flat_map(|head| (1..=TRIAL_TOKENS).map(move |trial| (head, trial)));
-    for (kv_head, trial) in heads {
-        let token = n.saturating_sub(trial * TRIAL_STRIDE);
-        let far = config.sinks..(token + 1).saturating_sub(window).max(config.sinks);
-        let mut gap = vec![f32::NEG_INFINITY; far.len()];
-        let queries = layer.q[token * shape.heads() * d..].chunks(d);
-        for q in queries.skip(kv_head * shape.group()).take(shape.group()) {
-            let score = |key: usize| {
-                let key = &layer.k[(key * shape.kv_heads() + kv_head) * d..][..d];
-                q.iter().zip(key).map(|(q, k)| q * k).sum::<f32>() / (d as f32).sqrt()
-            };
-            let exact = (0..=token).filter(|key| !far.contains(key));
-            let best = exact.map(score).fold(f32::NEG_INFINITY, f32::max);
-            gap.iter_mut().zip(far.clone()).for_each(|(gap, key)| *gap = gap.max(score(key) - best));
-        }
-        gaps.extend(gap);
-    }
-    gaps.sort_by(f32::total_cmp);
-    let at = (values_skipped * gaps.len() as f64) as usize;
-    Ok(gaps.get(at).map_or(MARGINS[1], |gap| -gap).clamp(MARGINS[0], MARGINS[1]))
+    Ok(1.0 - f64::from(sent) / layer.k.len().max(1) as f64)
 }
 
 #[cfg(test)]
 mod tests {
+    use deltallm::KernelContext;
+
     use super::*;
-    use crate::{measure, measure::Plan, peak::Peak, variants::OURS};
+    use crate::{measure, measure::Plan, peak::Peak, subject::Phase, variants::OURS};
 
     #[test]
     fn the_threshold_gives_the_zero_fraction_that_was_asked_for() {
@@ -246,9 +150,9 @@ mod tests {
         for phase in [Phase::Prefill, Phase::Decode] {
             let plan = Plan { phase, n: 700, repetitions: 1, steps: 8 };
             let hybrid = OURS.iter().find(|variant| variant.name == "hybrid-f32").unwrap();
-            let options = AttentionOptions::new(inputs.shape);
-            let settings = inputs.settings_for(phase, plan.n).unwrap().into();
-            let mut subjects = [hybrid.subject(&inputs, &options, &plan, &settings).unwrap()];
+            let context = KernelContext::new(inputs.shape);
+            let spec = inputs.spec_for(phase, plan.n).unwrap();
+            let mut subjects = [hybrid.subject(&inputs, &context, &plan, &spec).unwrap()];
             let peak = Peak::new(deltallm::Isa::best(), 1);
             let results = measure(&mut subjects, &inputs, &plan, &peak, &mut |_| ()).unwrap();
             let got = results.subjects[0].counts.unwrap().sparsity.values_skipped();

@@ -93,7 +93,7 @@ mod tests {
             ("candle", "candle"),
             ("dense", "dense-f16"),
             ("hybrid-compact", "hybrid-compact"),
-            ("dense-bf16-bf16", "dense-bf16-bf16"),
+            ("dense-f16-int16", "dense-f16-int16"),
         ] {
             assert_eq!(name.parse::<EngineName>().unwrap().to_string(), full);
         }

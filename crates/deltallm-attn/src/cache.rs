@@ -1,8 +1,9 @@
 //! The cache of one kv head of hybrid attention.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CachePlan, Charge, CoreError, DeltaMatrix, ElementType, Footprint, GroupedKeys,
-    HeadThresholds, KvStore, PagedRows, RowFormat,
+    BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
+    Reservation,
+    internal::{PagedRows, RowFormat},
 };
 
 /// Keys and values of one kv head: all of them coded as the store says, and exact copies of some.
@@ -22,7 +23,6 @@ pub(crate) struct HybridHead {
 pub(crate) enum FarKeys {
     Delta(DeltaMatrix),
     Int8(PagedRows),
-    Int4(GroupedKeys),
 }
 
 /// Exact keys, and their values where the values of the whole history are not exact.
@@ -37,8 +37,7 @@ impl FarKeys {
         let channels = thresholds.start().len();
         Ok(match store {
             KvStore::Int8 => Self::Int8(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS)),
-            KvStore::Int4 => Self::Int4(GroupedKeys::new(channels)),
-            KvStore::Compact => Self::Delta(DeltaMatrix::int8(thresholds)?),
+            KvStore::Compact => Self::Delta(DeltaMatrix::in_steps(thresholds)?),
             float => Self::Delta(DeltaMatrix::new(thresholds, float.exact())?),
         })
     }
@@ -51,10 +50,11 @@ impl FarKeys {
         }
     }
 
-    pub(crate) fn deltas_mut(&mut self) -> Option<&mut DeltaMatrix> {
+    /// The float type whose numbers fit.
+    fn takes(&self) -> ElementType {
         match self {
-            Self::Delta(matrix) => Some(matrix),
-            _ => None,
+            Self::Delta(matrix) => matrix.takes(),
+            Self::Int8(rows) => rows.format().takes(),
         }
     }
 
@@ -62,23 +62,20 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.len(),
             Self::Int8(rows) => rows.len(),
-            Self::Int4(keys) => keys.len(),
         }
     }
 
-    fn push(&mut self, key: &[f32], charge: &mut Charge) -> Result<(), CoreError> {
+    fn push(&mut self, key: &[f32], charge: &mut Reservation) -> Result<(), CoreError> {
         match self {
-            Self::Delta(matrix) => matrix.push(key, charge),
-            Self::Int8(rows) => rows.push(key, charge),
-            Self::Int4(keys) => keys.push(key, charge),
+            Self::Delta(matrix) => matrix.push_checked(key, charge),
+            Self::Int8(rows) => rows.push_checked(key, charge),
         }
     }
 
-    fn truncate(&mut self, len: usize, charge: &mut Charge) -> Result<(), CoreError> {
+    fn truncate(&mut self, len: usize, charge: &mut Reservation) -> Result<(), CoreError> {
         match self {
             Self::Delta(matrix) => matrix.truncate(len, charge),
             Self::Int8(rows) => rows.truncate(len, charge),
-            Self::Int4(keys) => keys.truncate(len, charge),
         }
     }
 
@@ -86,7 +83,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.growth(tokens),
             Self::Int8(rows) => rows.growth(tokens),
-            Self::Int4(keys) => keys.growth(tokens),
         }
     }
 
@@ -95,7 +91,6 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => (matrix.key_bytes(), matrix.bookkeeping_bytes()),
             Self::Int8(rows) => (rows.held_bytes(), rows.bookkeeping_bytes()),
-            Self::Int4(keys) => (keys.held_bytes(), keys.bookkeeping_bytes()),
         }
     }
 }
@@ -110,9 +105,9 @@ impl ExactRows {
         self.keys.len()
     }
 
-    fn push(&mut self, key: &[f32], value: &[f32], charge: &mut Charge) -> Result<(), CoreError> {
-        self.keys.push(key, charge)?;
-        self.values.as_mut().map_or(Ok(()), |values| values.push(value, charge))
+    fn push(&mut self, key: &[f32], value: &[f32], charge: &mut Reservation) -> Result<(), CoreError> {
+        self.keys.push_checked(key, charge)?;
+        self.values.as_mut().map_or(Ok(()), |values| values.push_checked(value, charge))
     }
 
     fn rows(&self) -> impl Iterator<Item = &PagedRows> {
@@ -124,7 +119,7 @@ impl ExactRows {
     }
 
     /// Exact copies in f16, with the values of all tokens in `values`.
-    fn to_quantised(&self, values: &PagedRows, charge: &mut Charge) -> Result<Self, CoreError> {
+    fn to_quantised(&self, values: &PagedRows, charge: &mut Reservation) -> Result<Self, CoreError> {
         let keys = self.keys.converted(ElementType::F16, charge)?;
         let mut copies =
             PagedRows::starting_at(keys.first(), values.channels(), ElementType::F16, keys.page_tokens());
@@ -145,13 +140,20 @@ impl HybridHead {
         let channels = thresholds.start().len();
         Ok(Self {
             keys: FarKeys::new(store, thresholds)?,
-            values: PagedRows::new(channels, store.values(), BLOCK_TOKENS),
+            values: PagedRows::new(channels, RowFormat::of(store), BLOCK_TOKENS),
             tail: ExactRows::new(store, channels, CachePlan::WINDOW_PAGE_TOKENS),
             sinks: ExactRows::new(store, channels, CachePlan::sink_page_tokens(sinks)),
         })
     }
 
-    /// Appends a token; `exact` says whether the latest tokens are kept exactly, and how many of the first.
+    /// The float types that keys and values must fit; `exact` as in [`push`](Self::push).
+    pub(crate) fn takes(&self, exact: Option<usize>) -> [ElementType; 2] {
+        // What fits an exact copy fits the far keys, too.
+        let keys = exact.map_or_else(|| self.keys.takes(), |_| self.tail.keys.format().takes());
+        [keys, self.values.format().takes()]
+    }
+
+    /// Appends a token that has been checked ([`takes`](Self::takes)); `exact` says whether the latest tokens are kept exactly, and how many of the first.
     ///
     /// # Errors
     /// As the stores' `push`; some parts may hold the token then, and others not.
@@ -160,7 +162,7 @@ impl HybridHead {
         key: &[f32],
         value: &[f32],
         exact: Option<usize>,
-        charge: &mut Charge,
+        charge: &mut Reservation,
     ) -> Result<(), CoreError> {
         self.keys.push(key, charge)?;
         if let Some(sinks) = exact {
@@ -169,28 +171,21 @@ impl HybridHead {
                 self.sinks.push(key, value, charge)?;
             }
         }
-        self.values.push(value, charge)
+        self.values.push_checked(value, charge)
     }
 
     /// Back to `len` tokens, or to as many as there are.
-    pub(crate) fn roll_back(&mut self, len: usize, charge: &mut Charge) {
+    pub(crate) fn roll_back(&mut self, len: usize, charge: &mut Reservation) {
         // None of these can fail: none is asked for more than it holds.
         let _ = self.keys.truncate(len.min(self.keys.len()), charge);
         let rows = self.tail.rows_mut().chain(self.sinks.rows_mut()).chain([&mut self.values]);
         for rows in rows {
             let _ = rows.truncate(len.min(rows.len()), charge);
         }
-        if let FarKeys::Int4(keys) = &mut self.keys {
-            // A group that has become unfinished again is coded anew from exact keys, as far as they are there.
-            let mut scratch = Vec::new();
-            for token in keys.first_waiting().max(self.tail.keys.first())..keys.len().min(self.tail.len()) {
-                keys.restore(token, self.tail.keys.read(token..token + 1, &mut scratch));
-            }
-        }
     }
 
     /// Drops exact copies of tokens before `needed`.
-    pub(crate) fn drop_before(&mut self, needed: usize, charge: &mut Charge) {
+    pub(crate) fn drop_before(&mut self, needed: usize, charge: &mut Reservation) {
         self.tail.rows_mut().for_each(|rows| rows.drop_before(needed, charge));
     }
 
@@ -225,7 +220,7 @@ impl HybridHead {
     }
 
     /// Converts a float store to a narrower float type.
-    pub(crate) fn narrow(&mut self, element: ElementType, charge: &mut Charge) -> Result<(), CoreError> {
+    pub(crate) fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         if let FarKeys::Delta(matrix) = &mut self.keys {
             matrix.narrow(element, charge)?;
         }
@@ -234,11 +229,11 @@ impl HybridHead {
     }
 
     /// A copy of a float store in [`KvStore::Compact`]; `None` if it is not one.
-    pub(crate) fn to_compact(&self, charge: &mut Charge) -> Result<Option<Self>, CoreError> {
+    pub(crate) fn to_compact(&self, charge: &mut Reservation) -> Result<Option<Self>, CoreError> {
         let FarKeys::Delta(matrix) = &self.keys else { return Ok(None) };
         Ok(Some(Self {
-            keys: FarKeys::Delta(matrix.to_int8(charge)?),
-            values: self.values.converted(KvStore::Compact.values(), charge)?,
+            keys: FarKeys::Delta(matrix.to_steps(charge)?),
+            values: self.values.converted(RowFormat::of(KvStore::Compact), charge)?,
             tail: self.tail.to_quantised(&self.values, charge)?,
             sinks: self.sinks.to_quantised(&self.values, charge)?,
         }))

@@ -1,10 +1,8 @@
 //! Delta attention without a window: the paper's ablation.
 
-use deltallm_core::{AtLimit, Footprint, SparsityStats, ThresholdPolicy};
+use deltallm_core::ThresholdPolicy;
 
-use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, HybridAttention, HybridConfig,
-};
+use crate::{AttentionError, AttentionOptions, HybridAttention, HybridConfig, KernelWrapper};
 
 /// Delta attention everywhere: every key, the query's own included, is seen through its reconstruction.
 ///
@@ -35,38 +33,15 @@ impl DeltaAttention {
     }
 }
 
-impl AttentionKernel for DeltaAttention {
-    fn forward_heads(
-        &mut self,
-        q: HeadsView,
-        k: HeadsView,
-        v: HeadsView,
-        out: HeadsViewMut,
-    ) -> Result<(), AttentionError> {
-        self.0.forward_heads(q, k, v, out)
+/// Hybrid attention whose window is empty.
+impl KernelWrapper for DeltaAttention {
+    type Inner = HybridAttention;
+
+    fn inner(&self) -> &HybridAttention {
+        &self.0
     }
 
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-
-    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        self.0.truncate(len)
-    }
-
-    fn footprint(&self) -> Footprint {
-        self.0.footprint()
-    }
-
-    fn stats(&self) -> SparsityStats {
-        self.0.stats()
-    }
-
-    fn growth(&self, tokens: usize) -> usize {
-        self.0.growth(tokens)
-    }
-
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
-        self.0.relieve(at_limit)
+    fn inner_mut(&mut self) -> &mut HybridAttention {
+        &mut self.0
     }
 }

@@ -1,14 +1,15 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget,
-    PagedRows, SparsityStats,
+    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation,
+    SparsityStats,
+    internal::{PagedRows, RowFormat},
 };
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
-    forward::attend,
-    tile::{HeadRows, Keys, Phase, Phases, Rows},
+    attend::attend,
+    segment::{HeadRows, Keys, Rows, Segment, Segments},
     window::{Part, Split, WindowState},
 };
 
@@ -40,7 +41,7 @@ pub struct DenseAttention {
 #[derive(Debug)]
 struct HeadCache {
     rows: PagedRows,
-    charge: Charge,
+    charge: Reservation,
 }
 
 impl DenseAttention {
@@ -48,19 +49,17 @@ impl DenseAttention {
     ///
     /// # Errors
     /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number;
-    /// [`AttentionError::Store`] for [`KvStore::Int4`] and [`KvStore::Compact`]: keys of 4 bits within the window cost too
-    /// much, and without a window there is nothing else.
+    /// [`AttentionError::Store`] for [`KvStore::Compact`]: dense attention has no deltas to keep.
     pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
         options.check()?;
         let kv_heads = options.shape.kv_heads();
         if options.store != options.store.dense() {
-            let expected =
-                "f32, f16, bf16 or int8 (int4 and compact are for hybrid attention, whose window is exact)";
+            let expected = "f32, f16, bf16 or int8 (compact holds deltas: use delta or hybrid attention)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
         let cache = |_| HeadCache {
-            rows: PagedRows::new(options.shape.head_dim(), options.store.values(), BLOCK_TOKENS),
-            charge: options.budget.charge(),
+            rows: PagedRows::new(options.shape.head_dim(), RowFormat::of(options.store), BLOCK_TOKENS),
+            charge: options.budget.reservation(),
         };
         Ok(Self {
             keys: (0..kv_heads).map(cache).collect(),
@@ -72,7 +71,7 @@ impl DenseAttention {
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
         let push = |view: &HeadsView, (head, HeadCache { rows, charge }): (usize, &mut HeadCache)| {
-            (0..view.tokens()).try_for_each(|token| rows.push(view.row(token, head), charge))
+            (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, head), charge))
         };
         #[cfg(feature = "rayon")]
         if self.options.parallel
@@ -123,8 +122,8 @@ impl DenseAttention {
         let mut narrow = Vec::with_capacity(2 * self.keys.len());
         for cache in self.caches() {
             // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
-            let mut charge = MemoryBudget::unlimited().charge();
-            narrow.push((cache.rows.converted(KvStore::Int8.values(), &mut charge)?, charge.bytes()));
+            let mut charge = MemoryBudget::unlimited().reservation();
+            narrow.push((cache.rows.converted(RowFormat::Int8, &mut charge)?, charge.bytes()));
         }
         for (HeadCache { rows, charge }, (converted, bytes)) in self.caches_mut().zip(narrow) {
             *rows = converted;
@@ -144,16 +143,20 @@ impl AttentionKernel for DenseAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         let cached = self.len();
-        let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
+        let fits = RowFormat::of(self.options.store).takes();
+        let first = cached + self.options.shape.check_call_for([fits; 2], &q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
-            let phases = |head: usize| exact_phase(&self.keys[head].rows, &self.values[head].rows);
-            attend(&self.options, &q, first, &ALL, &phases, out, &mut self.counts)
+            let segments = |head: usize| exact_segment(&self.keys[head].rows, &self.values[head].rows);
+            attend(&self.options, &q, first, &ALL, &segments, out, &mut self.counts)
         });
         if result.is_err() {
             self.roll_back(cached);
         }
         result
     }
+
+    /// Every query sees all keys before it, whatever belongs to one prompt.
+    fn begin_prompt(&mut self, _: usize) {}
 
     fn len(&self) -> usize {
         self.values.last().map_or(0, |cache| cache.rows.len())
@@ -184,16 +187,16 @@ impl AttentionKernel for DenseAttention {
         SparsityStats::new(self.counts.clone())
     }
 
-    fn growth(&self, tokens: usize) -> usize {
-        self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens)))
+    fn growth(&self, tokens: usize) -> Option<usize> {
+        Some(self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens))))
     }
 
-    /// [`AtLimit::NarrowStore`] converts f32 to f16, and 16 bits to 8 the next time; there are no thresholds to raise.
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+    /// From f32 to f16, and the next time from 16 bits to 8.
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.charged();
-        match (at_limit, self.options.store) {
-            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
-            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_int8()?,
+        match self.options.store {
+            KvStore::F32 => self.narrow_to_f16()?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to_int8()?,
             _ => {}
         }
         Ok(held - self.charged())
@@ -231,12 +234,12 @@ pub fn attend_dense(
     let rows = |view| (0..options.shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
     let (keys, values) = (rows(k), rows(v));
     let mut counts = vec![HeadSparsity::default(); options.shape.kv_heads()];
-    attend(options, &q, first, &ALL, &|head| exact_phase(&keys[head], &values[head]), out, &mut counts)
+    attend(options, &q, first, &ALL, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
 }
 
 /// All keys are one part; window and sinks play no role.
-const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0, group: 1 };
+const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0 };
 
-fn exact_phase<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Phases<'a> {
-    Phases::One([Phase { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])
+fn exact_segment<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Segments<'a> {
+    Segments::One([Segment { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])
 }

@@ -88,22 +88,32 @@ pub enum AttentionError {
         /// The text that came.
         got: String,
     },
-    /// A query is larger than the limits that its score error bound rests on.
-    #[error(
-        "q: expected scores within {epsilon} nats, got a bound of {got} at token {token}, head {head}: \
-         the query limits are too small"
-    )]
-    ScoreBound {
-        /// Token within this call.
-        token: usize,
-        /// Query head.
-        head: usize,
-        /// The bound that was asked for.
-        epsilon: f32,
-        /// The bound of this query.
-        got: f32,
-    },
+    /// Settings that no kernel takes.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// Coding, storing or charging failed.
     #[error(transparent)]
     Core(#[from] CoreError),
+}
+
+/// A field of a [`KernelSpec`](crate::KernelSpec) that does not fit.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: expected {expected}, got {got}")]
+pub struct SpecError {
+    /// Which field, such as `window` or `layers[3].store`.
+    pub field: String,
+    /// What is accepted.
+    pub expected: String,
+    /// What came.
+    pub got: String,
+}
+
+impl SpecError {
+    pub(crate) fn new(
+        field: impl Into<String>,
+        expected: impl Into<String>,
+        got: impl std::fmt::Display,
+    ) -> Self {
+        Self { field: field.into(), expected: expected.into(), got: got.to_string() }
+    }
 }

@@ -1,17 +1,17 @@
 //! Delta attention with an exact window: the product.
 
 use deltallm_core::{
-    AtLimit, BLOCK_TOKENS, Charge, CoreError, DeltaMatrix, ElementType, Footprint, GROUP, HeadSparsity,
-    KvStore, MemoryBudget, PagedRows, SparsityStats, TargetSparsity, ThresholdPolicy,
+    CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation, SparsityStats,
+    TargetSparsity, ThresholdPolicy, internal::PagedRows,
 };
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
+    attend::attend,
     cache::{ExactRows, FarKeys, HybridHead},
-    forward::attend,
     query_tile,
-    tile::{Keys, Phase, Phases},
-    window::{Part, Split, WindowState, unfinished},
+    segment::{Keys, Segment, Segments},
+    window::{Part, Split, WindowState},
 };
 
 /// The method of [`HybridAttention`].
@@ -100,10 +100,11 @@ impl From<PaperRule> for HybridConfig {
 /// Hybrid attention (`docs/method.md`, equations 1 to 6): exact scores inside a local window and for the first keys,
 /// delta-coded keys for the rest of the history, values untouched but skipped where they cannot matter.
 ///
-/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. The stores
-/// [`KvStore::Int8`] and [`KvStore::Int4`] hold keys in fewer bits without deltas, and do not use the thresholds; they and
-/// [`KvStore::Compact`] hold far values in fewer bits and keep exact copies of values as well. Exact copies that have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just
-/// before that point are scored through their deltas (within the bound) until the window has filled up again.
+/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. The store
+/// [`KvStore::Int8`] holds keys in fewer bits without deltas, and does not use the thresholds; it and
+/// [`KvStore::Compact`] hold far values in fewer bits and keep exact copies of values as well. Exact copies that have left
+/// the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that
+/// point are scored through their deltas (within the bound) until the window has filled up again.
 ///
 /// ```
 /// use deltallm_attn::{
@@ -130,17 +131,13 @@ pub struct HybridAttention {
     exact_prompt: usize,
     sinks: usize,
     skip_margin: Option<SkipMargin>,
-    /// What every score must keep to, where that is the policy.
-    error_bound: Option<f32>,
     heads: Vec<HybridHead>,
     /// What each of the heads is charged, so that they can be filled side by side.
-    charges: Vec<Charge>,
+    charges: Vec<Reservation>,
     counts: Vec<HeadSparsity>,
     state: WindowState,
     /// Where an announced prompt ends.
     prompt_end: usize,
-    /// How often the thresholds have been raised.
-    raises: u32,
 }
 
 impl HybridAttention {
@@ -164,8 +161,7 @@ impl HybridAttention {
         options.check()?;
         let (kv_heads, head_dim, store) = (options.shape.kv_heads(), options.shape.head_dim(), options.store);
         if window.is_none() && !store.is_delta() {
-            let expected =
-                "f32, f16, bf16 or compact (int8 and int4 have no deltas: use dense or hybrid attention)";
+            let expected = "f32, f16, bf16 or compact (int8 has no deltas: use dense or hybrid attention)";
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
@@ -178,57 +174,35 @@ impl HybridAttention {
             exact_prompt: config.exact_prompt,
             sinks: if window.is_some() { config.sinks } else { 0 },
             skip_margin: config.skip_margin,
-            error_bound: match &config.thresholds {
-                ThresholdPolicy::ErrorBound(bound) => Some(bound.epsilon()),
-                _ => None,
-            },
             heads,
-            charges: (0..kv_heads).map(|_| options.budget.charge()).collect(),
+            charges: (0..kv_heads).map(|_| options.budget.reservation()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
-            raises: 0,
             options: options.clone(),
         })
     }
-
-    /// What [`AtLimit::RaiseThresholds`] multiplies the thresholds by, each time. More than 2, or the keys that are
-    /// coded already would not shrink ([`DeltaMatrix::coarsen`]).
-    pub const RAISE: f32 = 2.5;
-
-    /// How often thresholds are raised at most, to about six times what they were: hardly anything is transmitted then.
-    pub const MOST_RAISES: u32 = 2;
 
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
         query_tile(self.options.shape.group())
     }
 
-    /// Checks that the bound of every query's scores (`docs/method.md`, equation 3) is what the policy promises.
-    fn check_bound(&self, q: &HeadsView) -> Result<(), AttentionError> {
-        let Some(epsilon) = self.error_bound else { return Ok(()) };
-        // Keys that are coded whole keep to no threshold.
-        let thresholds: Option<Vec<Vec<f32>>> =
-            self.heads.iter().map(|head| head.keys.deltas().map(DeltaMatrix::thresholds)).collect();
-        let Some(thresholds) = thresholds else { return Ok(()) };
-        for token in 0..q.tokens() {
-            for head in 0..self.options.shape.heads() {
-                let thresholds = &thresholds[head / self.options.shape.group()];
-                let error = |(q, theta): (&f32, &f32)| q.abs() * theta;
-                let sum: f32 = q.row(token, head).iter().zip(thresholds).map(error).sum();
-                let got = sum * self.options.scale;
-                // A little more is the rounding of this very sum.
-                if got > epsilon * 1.0001 {
-                    return Err(AttentionError::ScoreBound { token, head, epsilon, got });
-                }
-            }
-        }
-        Ok(())
+    /// Checks a call's arguments, once for all stores; returns how many of its keys come before the first query's.
+    fn check_call(
+        &self,
+        q: &HeadsView,
+        k: &HeadsView,
+        v: &HeadsView,
+        out: &HeadsViewMut,
+    ) -> Result<usize, AttentionError> {
+        let fits = self.heads.first().map_or_else(Default::default, |head| head.takes(self.exact()));
+        self.options.shape.check_call_for(fits, q, k, v, out)
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
         let exact = self.exact();
-        let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Charge)| {
+        let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Reservation)| {
             (0..k.tokens())
                 .try_for_each(|token| head.push(k.row(token, kv_head), v.row(token, kv_head), exact, charge))
         };
@@ -246,23 +220,18 @@ impl HybridAttention {
     }
 
     /// Every head with its account.
-    fn accounts(&mut self) -> impl Iterator<Item = (&mut HybridHead, &mut Charge)> {
+    fn accounts(&mut self) -> impl Iterator<Item = (&mut HybridHead, &mut Reservation)> {
         self.heads.iter_mut().zip(&mut self.charges)
     }
 
     /// Bytes charged.
     fn charged(&self) -> usize {
-        self.charges.iter().map(Charge::bytes).sum()
+        self.charges.iter().map(Reservation::bytes).sum()
     }
 
     /// Whether the latest tokens are kept exactly, and then how many of the first.
     fn exact(&self) -> Option<usize> {
         self.window.map(|_| self.sinks)
-    }
-
-    /// Tokens that are coded together: until all have come they are exact.
-    fn group(&self) -> usize {
-        if self.options.store == KvStore::Int4 { GROUP } else { 1 }
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far.
@@ -273,26 +242,25 @@ impl HybridAttention {
     /// Attends the last tokens of the cache, of which `q` are the queries.
     fn attend(&mut self, q: &HeadsView, first: usize, out: HeadsViewMut) -> Result<(), AttentionError> {
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
-        let split = Split { window: self.state, exact_from, sinks: self.sinks, group: self.group() };
-        let phases = |head: usize| {
+        let split = Split { window: self.state, exact_from, sinks: self.sinks };
+        let segments = |head: usize| {
             let head = &self.heads[head];
             let keys = match &head.keys {
-                FarKeys::Delta(matrix) => Keys::Delta(matrix),
+                FarKeys::Delta(matrix) => Keys::Deltas(matrix),
                 FarKeys::Int8(rows) => Keys::Rows(rows),
-                FarKeys::Int4(keys) => Keys::Rows(keys),
             };
-            let far = Phase { keys, values: &head.values, part: Part::Far, skip_margin: None };
+            let far = Segment { keys, values: &head.values, part: Part::Far, skip_margin: None };
             if self.window.is_none() {
-                return Phases::One([far]);
+                return Segments::One([far]);
             }
-            // The exact phases come first: they fix the scores that a far value has to come near to.
-            Phases::Three([
-                exact_phase(&head.sinks, &head.values, Part::Sinks),
-                exact_phase(&head.tail, &head.values, Part::Window),
-                Phase { skip_margin: self.skip_margin, ..far },
+            // The exact segments come first: they fix the scores that a far value has to come near to.
+            Segments::Three([
+                exact_segment(&head.sinks, &head.values, Part::Sinks),
+                exact_segment(&head.tail, &head.values, Part::Window),
+                Segment { skip_margin: self.skip_margin, ..far },
             ])
         };
-        attend(&self.options, q, first, &split, &phases, out, &mut self.counts)
+        attend(&self.options, q, first, &split, &segments, out, &mut self.counts)
     }
 
     /// Fixes the window for the tokens `first..end` and returns the one before, should it have to come back.
@@ -322,7 +290,7 @@ impl HybridAttention {
         let mut heads = Vec::with_capacity(self.heads.len());
         let mut narrow = Vec::with_capacity(self.heads.len());
         for head in &self.heads {
-            let mut charge = MemoryBudget::unlimited().charge();
+            let mut charge = MemoryBudget::unlimited().reservation();
             heads.extend(head.to_compact(&mut charge)?);
             narrow.push(charge.bytes());
         }
@@ -337,30 +305,17 @@ impl HybridAttention {
         Ok(())
     }
 
-    /// Raises the thresholds, if there are blocks that could shrink (the one being written keeps its room) and no bound on
-    /// the scores forbids it.
-    fn raise_thresholds(&mut self) -> Result<(), CoreError> {
-        if self.error_bound.is_none() && self.raises < Self::MOST_RAISES && self.len() > BLOCK_TOKENS {
-            self.raises += 1;
-            for (head, charge) in self.accounts() {
-                head.keys.deltas_mut().map_or(Ok(()), |matrix| matrix.coarsen(Self::RAISE, charge))?;
-            }
-        }
-        Ok(())
-    }
-
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
-        let next = self.len() + 1;
-        let needed = self.state.needed_from(self.len()).min(unfinished(next, self.group()));
+        let needed = self.state.needed_from(self.len());
         self.accounts().for_each(|(head, charge)| head.drop_before(needed, charge));
     }
 }
 
 /// Window or sinks; `values` are those of all tokens.
-fn exact_phase<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Phase<'a> {
+fn exact_segment<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Segment<'a> {
     let values = rows.values.as_ref().unwrap_or(values);
-    Phase { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
+    Segment { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
 }
 
 impl AttentionKernel for HybridAttention {
@@ -372,8 +327,7 @@ impl AttentionKernel for HybridAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         let cached = self.len();
-        let first = cached + self.options.shape.check_call(&q, &k, &v, &out)?;
-        self.check_bound(&q)?;
+        let first = cached + self.check_call(&q, &k, &v, &out)?;
         let before = self.enter_window(cached, cached + k.tokens());
         match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
             Ok(()) => {
@@ -425,21 +379,17 @@ impl AttentionKernel for HybridAttention {
         SparsityStats::new(heads.collect())
     }
 
-    fn growth(&self, tokens: usize) -> usize {
+    fn growth(&self, tokens: usize) -> Option<usize> {
         let exact = self.exact();
-        self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact)))
+        Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact))))
     }
 
-    /// [`AtLimit::NarrowStore`] converts everything from f32 to f16, and the next time from 16 bits to
-    /// [`KvStore::Compact`]. [`AtLimit::RaiseThresholds`] multiplies the thresholds by
-    /// [`RAISE`](Self::RAISE) and codes the keys again; the exact window and the sinks stay exact. It helps at most
-    /// [`MOST_RAISES`](Self::MOST_RAISES) times. Neither is undone by [`truncate`](AttentionKernel::truncate).
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
+    /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.charged();
-        match (at_limit, self.options.store) {
-            (AtLimit::NarrowStore, KvStore::F32) => self.narrow_to_f16()?,
-            (AtLimit::NarrowStore, KvStore::F16 | KvStore::Bf16) => self.narrow_to_compact()?,
-            (AtLimit::RaiseThresholds, _) => self.raise_thresholds()?,
+        match self.options.store {
+            KvStore::F32 => self.narrow_to_f16()?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to_compact()?,
             _ => {}
         }
         Ok(held - self.charged())
@@ -462,8 +412,7 @@ pub fn attend_hybrid(
     out: HeadsViewMut,
 ) -> Result<SparsityStats, AttentionError> {
     let mut attention = HybridAttention::new(options, config)?;
-    let first = options.shape.check_call(&q, &k, &v, &out)?;
-    attention.check_bound(&q)?;
+    let first = attention.check_call(&q, &k, &v, &out)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
     attention.append(&k, &v)?;

@@ -1,6 +1,6 @@
 //! The interface between a model and its attention.
 
-use deltallm_core::{AtLimit, Footprint, SparsityStats};
+use deltallm_core::{Footprint, SparsityStats};
 use ndarray::{ArrayView3, ArrayViewMut3};
 
 use crate::{
@@ -48,9 +48,7 @@ pub trait AttentionKernel: Send {
 
     /// Announces that the next `tokens` tokens are one prompt, however many calls bring them. A window that depends on
     /// the prompt's length is fixed by this; without it every call of more than one token counts as a whole prompt.
-    fn begin_prompt(&mut self, tokens: usize) {
-        let _ = tokens;
-    }
+    fn begin_prompt(&mut self, tokens: usize);
 
     /// Tokens in the cache: the position of the next one. Tokens that a kernel has dropped of its own accord count.
     fn len(&self) -> usize;
@@ -74,26 +72,92 @@ pub trait AttentionKernel: Send {
     /// Sparsity per kv head: of the keys in the cache, and of all pairs attended since the kernel was made.
     fn stats(&self) -> SparsityStats;
 
-    /// Bytes that appending `tokens` tokens in one call would charge at most. For one token it is close enough that a
-    /// call never fails for want of memory when the budget has this much left. 0 where the kernel does not know.
-    fn growth(&self, tokens: usize) -> usize {
-        let _ = tokens;
-        0
-    }
+    /// Bytes that appending `tokens` tokens in one call would charge to the kernel's
+    /// [`MemoryBudget`](deltallm_core::MemoryBudget) at most; `None` when the kernel cannot say. For one token it is close
+    /// enough that a call never fails for want of memory when the budget has this much left.
+    fn growth(&self, tokens: usize) -> Option<usize>;
 
-    /// Makes the cache smaller in the way the caller chose and returns the bytes given back: 0 when there is nothing
-    /// (left) to gain. No token is lost; what later calls answer may change by what [`AtLimit`] says.
+    /// Holds the cache in the next narrower store and returns the bytes given back: 0 when it is as narrow as it gets. No
+    /// token is lost; keys and values are off by their rounding from then on, also after
+    /// [`truncate`](Self::truncate).
     ///
     /// # Errors
     /// [`deltallm_core::CoreError::NotStorable`] for numbers that the narrower type cannot hold; the cache is unchanged
     /// then.
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
-        let _ = at_limit;
-        Ok(0)
+    fn narrow(&mut self) -> Result<usize, AttentionError>;
+}
+
+/// A kernel around another one: it changes what comes in or goes out, and the other one holds the cache.
+///
+/// Implement this and [`AttentionKernel`] comes with it: everything about the cache is asked of [`inner`](Self::inner), so
+/// that a wrapper cannot forget to pass a question on. `Box<K>` and `&mut K` are such wrappers.
+///
+/// ```
+/// use deltallm_attn::{
+///     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView, HeadsViewMut,
+///     KernelWrapper,
+/// };
+///
+/// /// Counts the calls.
+/// struct Counting(DenseAttention, usize);
+///
+/// impl KernelWrapper for Counting {
+///     type Inner = DenseAttention;
+///
+///     fn inner(&self) -> &DenseAttention {
+///         &self.0
+///     }
+///
+///     fn inner_mut(&mut self) -> &mut DenseAttention {
+///         &mut self.0
+///     }
+///
+///     fn attend(&mut self, q: HeadsView, k: HeadsView, v: HeadsView, out: HeadsViewMut) -> Result<(), AttentionError> {
+///         self.1 += 1;
+///         self.0.forward_heads(q, k, v, out)
+///     }
+/// }
+///
+/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
+/// let mut kernel = Counting(DenseAttention::new(&options)?, 0);
+/// let (q, k) = (vec![1.0; 4 * 8], vec![1.0; 2 * 8]);
+/// let (q, k) = (HeadsView::new(&q, [1, 4, 8])?, HeadsView::new(&k, [1, 2, 8])?);
+/// let grows = kernel.growth(1);
+/// kernel.forward_heads(q, k, k, HeadsViewMut::new(&mut [0.0; 4 * 8], [1, 4, 8])?)?;
+/// assert_eq!((kernel.1, kernel.len(), grows), (1, 1, Some(kernel.footprint().total())));
+/// # Ok::<(), AttentionError>(())
+/// ```
+pub trait KernelWrapper: Send {
+    /// The kernel inside.
+    type Inner: AttentionKernel + ?Sized;
+
+    /// The kernel inside.
+    fn inner(&self) -> &Self::Inner;
+
+    /// The kernel inside, to be changed.
+    fn inner_mut(&mut self) -> &mut Self::Inner;
+
+    /// What [`AttentionKernel::forward_heads`] is to do, if not what the kernel inside does.
+    ///
+    /// # Errors
+    /// As there.
+    fn attend(
+        &mut self,
+        q: HeadsView,
+        k: HeadsView,
+        v: HeadsView,
+        out: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        self.inner_mut().forward_heads(q, k, v, out)
+    }
+
+    /// What [`AttentionKernel::begin_prompt`] is to do, if not what the kernel inside does.
+    fn announce(&mut self, tokens: usize) {
+        self.inner_mut().begin_prompt(tokens);
     }
 }
 
-impl<K: AttentionKernel + ?Sized> AttentionKernel for Box<K> {
+impl<W: KernelWrapper> AttentionKernel for W {
     fn forward_heads(
         &mut self,
         q: HeadsView,
@@ -101,34 +165,58 @@ impl<K: AttentionKernel + ?Sized> AttentionKernel for Box<K> {
         v: HeadsView,
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        (**self).forward_heads(q, k, v, out)
+        self.attend(q, k, v, out)
     }
 
     fn begin_prompt(&mut self, tokens: usize) {
-        (**self).begin_prompt(tokens);
+        self.announce(tokens);
     }
 
     fn len(&self) -> usize {
-        (**self).len()
+        self.inner().len()
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        (**self).truncate(len)
+        self.inner_mut().truncate(len)
     }
 
     fn footprint(&self) -> Footprint {
-        (**self).footprint()
+        self.inner().footprint()
     }
 
     fn stats(&self) -> SparsityStats {
-        (**self).stats()
+        self.inner().stats()
     }
 
-    fn growth(&self, tokens: usize) -> usize {
-        (**self).growth(tokens)
+    fn growth(&self, tokens: usize) -> Option<usize> {
+        self.inner().growth(tokens)
     }
 
-    fn relieve(&mut self, at_limit: AtLimit) -> Result<usize, AttentionError> {
-        (**self).relieve(at_limit)
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        self.inner_mut().narrow()
+    }
+}
+
+impl<K: AttentionKernel + ?Sized> KernelWrapper for Box<K> {
+    type Inner = K;
+
+    fn inner(&self) -> &K {
+        self
+    }
+
+    fn inner_mut(&mut self) -> &mut K {
+        self
+    }
+}
+
+impl<K: AttentionKernel + ?Sized> KernelWrapper for &mut K {
+    type Inner = K;
+
+    fn inner(&self) -> &K {
+        self
+    }
+
+    fn inner_mut(&mut self) -> &mut K {
+        self
     }
 }

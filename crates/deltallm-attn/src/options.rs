@@ -1,64 +1,8 @@
 //! Settings that every kernel shares.
 
-use std::{fmt, str::FromStr};
-
 use deltallm_core::{KvStore, MemoryBudget};
 
-use crate::{AttentionError, AttentionShape, Isa, simd::Pairs};
-
-/// The numbers that a prompt's products are made of; sums are 32 bits wide always.
-///
-/// 16 bits are used where the instruction set has dot products for them ([`is_multiplied_by`](Self::is_multiplied_by)), and where
-/// several tiles of queries share the cost of converting keys and values; everything else, decoding included, is f32.
-///
-/// ```
-/// use deltallm_attn::{Isa, Precision};
-///
-/// assert_eq!("int16".parse::<Precision>()?, Precision::Int16);
-/// assert!(Precision::F32.is_multiplied_by(Isa::best())); // the others only where the CPU has instructions
-/// # Ok::<(), deltallm_attn::AttentionError>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Precision {
-    /// binary32.
-    #[default]
-    F32,
-    /// bfloat16, with AVX512-BF16 or Arm's bf16 extension. Not every CPU that has these instructions is fast at them.
-    Bf16,
-    /// Integers of 13 bits or more with a scale per key, query, and channel of a block of values, with AVX512-VNNI: twice
-    /// as fast as f32, and more accurate than bf16.
-    Int16,
-}
-
-impl Precision {
-    /// Whether this instruction set multiplies numbers of this precision; otherwise f32 takes their place.
-    pub fn is_multiplied_by(self, isa: Isa) -> bool {
-        self == Self::F32 || Pairs::of(isa, self).is_some()
-    }
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-            Self::Int16 => "int16",
-        })
-    }
-}
-
-impl FromStr for Precision {
-    type Err = AttentionError;
-
-    fn from_str(name: &str) -> Result<Self, AttentionError> {
-        let all = [Self::F32, Self::Bf16, Self::Int16];
-        all.into_iter().find(|precision| precision.to_string() == name).ok_or_else(|| AttentionError::Name {
-            what: "precision",
-            expected: "f32, bf16 or int16",
-            got: name.to_owned(),
-        })
-    }
-}
+use crate::{AttentionError, AttentionShape, Isa, Precision};
 
 /// What an attention kernel needs to know besides its method.
 ///

@@ -2,12 +2,9 @@
 
 use std::sync::Arc;
 
-use deltallm_core::{CoreError, KvStore, ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+use deltallm_core::{CoreError, ModelFingerprint, ThresholdPolicy, ThresholdProfile};
 
-use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    SkipMargin, Window, calibration::AllocationRule,
-};
+use crate::{AttentionError, AttentionShape, KernelSpec};
 
 /// The attention settings of all layers of one model, as `calibrate` writes them.
 ///
@@ -16,17 +13,19 @@ use crate::{
 ///
 /// ```
 /// use std::sync::Arc;
-/// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, LayerPlan, Window};
+/// use deltallm_attn::{AttentionKernel, AttentionProfile, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, SpecOverrides};
 /// use deltallm_core::{ModelFingerprint, ThresholdProfile};
 ///
 /// // Two layers with 2 kv heads of 8 channels; the first is to stay exact.
 /// let thresholds = ThresholdProfile::new(ModelFingerprint(1), [2, 2, 8], vec![0.5; 32])?;
-/// let layers = vec![LayerPlan { dense: true, ..LayerPlan::default() }, LayerPlan::default()];
-/// let profile = AttentionProfile::new(Arc::new(thresholds), Window::Sliding(64), 4, layers)?;
+/// let layers = vec![LayerSpec { dense: true, ..LayerSpec::default() }, LayerSpec::default()];
+/// let profile = AttentionProfile::new(Arc::new(thresholds), KernelSpec { layers, ..KernelSpec::default() })?;
 /// profile.check(ModelFingerprint(1), [2, 2, 8])?;
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
-/// let kernels: Vec<_> = (0..2).map(|layer| profile.kernel(&options, layer)).collect::<Result<_, _>>()?;
+/// // What the caller decides comes on top.
+/// let spec = profile.spec().clone().with(&SpecOverrides { store: Some(KvStore::F16), ..SpecOverrides::default() });
+/// let context = KernelContext::new(AttentionShape::new(4, 2, 8)?);
+/// let kernels: Vec<_> = (0..2).map(|layer| spec.build(layer, &context)).collect::<Result<_, _>>()?;
 /// assert!(kernels.iter().all(|kernel| kernel.is_empty()));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -38,34 +37,9 @@ use crate::{
 )]
 pub struct AttentionProfile {
     thresholds: Arc<ThresholdProfile>,
-    window: Window,
-    sinks: usize,
-    layers: Vec<LayerPlan>,
+    /// With these thresholds.
+    spec: KernelSpec,
     provenance: Option<Provenance>,
-}
-
-/// What one layer does.
-///
-/// ```
-/// use deltallm_attn::{KvStore, LayerPlan};
-///
-/// let plan = LayerPlan { store: Some(KvStore::Int8), exact_prompt: 800, ..LayerPlan::default() };
-/// assert!(!plan.dense && plan.skip_margin.is_none());
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
-pub struct LayerPlan {
-    /// Exact attention, because deltas and skipping would gain nothing here.
-    pub dense: bool,
-    /// Prompts that end within this many tokens are attended exactly ([`HybridConfig::exact_prompt`]), because with so few
-    /// keys nothing would be gained.
-    #[cfg_attr(feature = "serde", serde(default))]
-    pub exact_prompt: usize,
-    /// Margin of value skipping.
-    pub skip_margin: Option<SkipMargin>,
-    /// Store of this layer's cache, if it is to differ from that of the others; a dense layer takes the nearest that dense
-    /// attention has ([`KvStore::dense`]).
-    pub store: Option<KvStore>,
 }
 
 /// How a profile came about, and what it was measured to cost.
@@ -82,8 +56,6 @@ pub struct Provenance {
     pub context: usize,
     /// What was asked for.
     pub goal: CalibrationGoal,
-    /// How the thresholds follow from the sensitivities.
-    pub rule: AllocationRule,
     /// Zero fraction on the calibration text.
     pub zero_fraction: f64,
     /// Accuracy on text that was not used for the calibration.
@@ -123,25 +95,15 @@ pub struct HeldOut {
 }
 
 impl AttentionProfile {
-    /// Settings for all layers of the threshold profile.
+    /// Settings for all layers of the threshold profile; they get its thresholds, whatever thresholds they had.
     ///
     /// # Errors
-    /// [`CoreError::ProfileShape`] when there is not one plan per layer; [`AttentionError::Setting`] for a window or a
-    /// margin out of range.
-    pub fn new(
-        thresholds: Arc<ThresholdProfile>,
-        window: Window,
-        sinks: usize,
-        layers: Vec<LayerPlan>,
-    ) -> Result<Self, AttentionError> {
-        let [expected, ..] = thresholds.shape();
-        if layers.len() != expected {
-            let (what, got) = ("layer plans", layers.len());
-            return Err(CoreError::ProfileShape { what, expected, got }.into());
-        }
-        window.check()?;
-        layers.iter().filter_map(|layer| layer.skip_margin).try_for_each(SkipMargin::check)?;
-        Ok(Self { thresholds, window, sinks, layers, provenance: None })
+    /// [`AttentionError::Spec`] for settings that no kernel takes, or are not for that many layers.
+    pub fn new(thresholds: Arc<ThresholdProfile>, spec: KernelSpec) -> Result<Self, AttentionError> {
+        let spec = KernelSpec { thresholds: ThresholdPolicy::Profile(Arc::clone(&thresholds)), ..spec };
+        let [layers, kv_heads, head_dim] = thresholds.shape();
+        spec.validate(AttentionShape::new(kv_heads, kv_heads, head_dim)?, layers)?;
+        Ok(Self { thresholds, spec, provenance: None })
     }
 
     /// Adds how the profile came about.
@@ -163,54 +125,14 @@ impl AttentionProfile {
         &self.thresholds
     }
 
-    /// Keys scored exactly.
-    pub fn window(&self) -> Window {
-        self.window
-    }
-
-    /// First keys that are always scored exactly.
-    pub fn sinks(&self) -> usize {
-        self.sinks
-    }
-
-    /// One plan per layer.
-    pub fn layers(&self) -> &[LayerPlan] {
-        &self.layers
+    /// The settings, with these thresholds.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.spec
     }
 
     /// How the profile came about, if it says so.
     pub fn provenance(&self) -> Option<&Provenance> {
         self.provenance.as_ref()
-    }
-
-    /// The kernel of one layer, with an empty cache.
-    ///
-    /// # Errors
-    /// [`CoreError::ProfileShape`] for a layer that the profile does not have, or heads of another shape.
-    pub fn kernel(
-        &self,
-        options: &AttentionOptions,
-        layer: usize,
-    ) -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        let Some(plan) = self.layers.get(layer) else {
-            let (expected, got) = (layer + 1, self.layers.len());
-            return Err(CoreError::ProfileShape { what: "layers", expected, got }.into());
-        };
-        let store = plan.store.unwrap_or(options.store);
-        if plan.dense {
-            let options = AttentionOptions { store: store.dense(), ..options.clone() };
-            return Ok(Box::new(DenseAttention::new(&options)?));
-        }
-        let options = AttentionOptions { store, ..options.clone() };
-        let config = HybridConfig {
-            thresholds: ThresholdPolicy::Profile(self.thresholds.clone()),
-            layer,
-            window: self.window,
-            exact_prompt: plan.exact_prompt,
-            sinks: self.sinks,
-            skip_margin: plan.skip_margin,
-        };
-        Ok(Box::new(HybridAttention::new(&options, &config)?))
     }
 }
 
@@ -220,133 +142,101 @@ mod stored {
 
     use std::sync::Arc;
 
-    use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
+    use deltallm_core::{ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+    use serde::{Deserialize, Deserializer, de::Error};
 
-    use super::{AttentionProfile, LayerPlan, Provenance};
-    use crate::{AttentionError, Window};
+    use super::{AttentionProfile, Provenance};
+    use crate::{AttentionError, KernelSpec, SpecError};
 
     /// Version of the JSON form that is written, and the only one that is read.
-    const VERSION: usize = 2;
+    const VERSION: u32 = 3;
 
     #[derive(serde::Serialize, serde::Deserialize)]
     #[serde(deny_unknown_fields)]
     pub(super) struct StoredProfile {
-        version: usize,
+        // First in the file, so that a profile of another version is refused for that and not for its fields.
+        #[serde(deserialize_with = "version")]
+        version: u32,
         model: ModelFingerprint,
         kv_heads: usize,
         head_dim: usize,
-        window: Window,
-        sinks: usize,
         provenance: Option<Provenance>,
-        layers: Vec<StoredLayer>,
+        spec: KernelSpec,
     }
 
-    #[derive(serde::Serialize, serde::Deserialize)]
-    struct StoredLayer {
-        #[serde(flatten)]
-        plan: LayerPlan,
-        /// `[kv_heads, head_dim]`.
-        thresholds: Vec<f32>,
+    fn version<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u32, D::Error> {
+        match u32::deserialize(deserializer)? {
+            VERSION => Ok(VERSION),
+            got => Err(D::Error::custom(format!(
+                "expected a profile of version {VERSION}, got version {got}: make a new one with \
+                 `calibrate --model MODEL --text TEXT --sparsity S --out PROFILE`"
+            ))),
+        }
     }
 
     impl TryFrom<StoredProfile> for AttentionProfile {
         type Error = AttentionError;
 
         fn try_from(stored: StoredProfile) -> Result<Self, AttentionError> {
-            let StoredProfile { version, model, kv_heads, head_dim, window, sinks, provenance, layers } =
-                stored;
-            let shape = |what, expected, got| Err(CoreError::ProfileShape { what, expected, got }.into());
-            if version != VERSION {
-                return shape("version", VERSION, version);
-            }
-            let size = kv_heads.saturating_mul(head_dim);
-            if let Some(layer) = layers.iter().find(|layer| layer.thresholds.len() != size) {
-                return shape("thresholds of a layer", size, layer.thresholds.len());
-            }
-            let plans = layers.iter().map(|layer| layer.plan).collect();
-            let dimensions = [layers.len(), kv_heads, head_dim];
-            let thresholds = layers.into_iter().flat_map(|layer| layer.thresholds).collect();
-            let thresholds = ThresholdProfile::new(model, dimensions, thresholds)?;
-            Ok(Self { provenance, ..Self::new(Arc::new(thresholds), window, sinks, plans)? })
+            let StoredProfile { version: _, model, kv_heads, head_dim, provenance, spec } = stored;
+            let ThresholdPolicy::Profile(list) = &spec.thresholds else {
+                let expected = "channels, the thresholds of all layers";
+                return Err(SpecError::new("thresholds", expected, "others, or none").into());
+            };
+            let thresholds = list.thresholds().to_vec();
+            let size = kv_heads.saturating_mul(head_dim).max(1);
+            let layers = if spec.layers.is_empty() { thresholds.len() / size } else { spec.layers.len() };
+            let thresholds = ThresholdProfile::new(model, [layers, kv_heads, head_dim], thresholds)?;
+            Ok(Self { provenance, ..Self::new(Arc::new(thresholds), spec)? })
         }
     }
 
     impl From<AttentionProfile> for StoredProfile {
         fn from(profile: AttentionProfile) -> Self {
-            let AttentionProfile { thresholds, window, sinks, layers, provenance } = profile;
+            let AttentionProfile { thresholds, spec, provenance } = profile;
             let [_, kv_heads, head_dim] = thresholds.shape();
-            let rows = thresholds.thresholds().chunks(kv_heads * head_dim);
-            let layers = layers
-                .into_iter()
-                .zip(rows)
-                .map(|(plan, thresholds)| StoredLayer { plan, thresholds: thresholds.to_vec() })
-                .collect();
-            let model = thresholds.model();
-            Self { version: VERSION, model, kv_heads, head_dim, window, sinks, provenance, layers }
+            Self { version: VERSION, model: thresholds.model(), kv_heads, head_dim, provenance, spec }
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use deltallm_core::KvStore;
+
     use super::*;
-    use crate::AttentionShape;
+    use crate::{LayerSpec, SkipMargin, Window};
+
+    fn thresholds() -> Arc<ThresholdProfile> {
+        let thresholds = (0..8).map(|i| i as f32 / 8.0).collect();
+        Arc::new(ThresholdProfile::new(ModelFingerprint(7), [2, 1, 4], thresholds).unwrap())
+    }
 
     fn profile() -> AttentionProfile {
-        let thresholds = (0..8).map(|i| i as f32 / 8.0).collect();
-        let thresholds = ThresholdProfile::new(ModelFingerprint(7), [2, 1, 4], thresholds).unwrap();
-        let margin = Some(SkipMargin::length(2.5));
         let layers = vec![
-            LayerPlan { dense: true, ..LayerPlan::default() },
-            LayerPlan {
-                exact_prompt: 19,
-                skip_margin: margin,
+            LayerSpec { dense: true, ..LayerSpec::default() },
+            LayerSpec {
+                exact_prompt: Some(19),
+                skip_margin: Some(SkipMargin::length(2.5)),
                 store: Some(KvStore::Bf16),
-                ..LayerPlan::default()
+                ..LayerSpec::default()
             },
         ];
-        AttentionProfile::new(Arc::new(thresholds), Window::Sliding(8), 2, layers).unwrap()
+        let spec = KernelSpec { window: Window::Sliding(8), sinks: 2, layers, ..KernelSpec::default() };
+        AttentionProfile::new(thresholds(), spec).unwrap()
     }
 
     #[test]
-    fn every_layer_gets_its_own_kernel() {
-        let options = AttentionOptions::of_tests(AttentionShape::new(2, 1, 4).unwrap());
-        let (q, k) = (ndarray::Array3::ones((20, 2, 4)), ndarray::Array3::ones((20, 1, 4)));
-        let mut out = ndarray::Array3::zeros((20, 2, 4));
-        let stats: Vec<_> = (0..2)
-            .map(|layer| {
-                let mut kernel = profile().kernel(&options, layer).unwrap();
-                kernel.forward(q.view(), k.view(), k.view(), out.view_mut()).unwrap();
-                kernel.stats().total()
-            })
-            .collect();
-        assert_eq!(stats[0].elements, 0, "dense");
-        assert_eq!(stats[1].elements, 80, "coded");
-        assert!(matches!(
-            profile().kernel(&options, 2),
-            Err(AttentionError::Core(CoreError::ProfileShape { what: "layers", expected: 3, got: 2 }))
-        ));
-        let other = AttentionOptions::of_tests(AttentionShape::new(2, 1, 8).unwrap());
-        assert!(profile().kernel(&other, 1).is_err());
-    }
-
-    #[test]
-    fn a_dense_layer_of_a_compact_cache_has_8_bits() {
-        let options = AttentionOptions::of_tests(AttentionShape::new(2, 1, 4).unwrap());
-        let options = AttentionOptions { store: KvStore::Compact, ..options };
-        let int8 = AttentionOptions { store: KvStore::Int8, ..options.clone() };
-        let dense = profile().kernel(&options, 0).unwrap();
-        assert_eq!(dense.growth(100), DenseAttention::new(&int8).unwrap().growth(100));
-    }
-
-    #[test]
-    fn plans_that_do_not_fit_are_refused() {
-        let thresholds = profile().thresholds;
-        let new = |window, layers| AttentionProfile::new(thresholds.clone(), window, 0, layers);
-        assert!(new(Window::Sliding(8), vec![LayerPlan::default()]).is_err());
-        assert!(new(Window::Sliding(0), vec![LayerPlan::default(); 2]).is_err());
-        let bad = LayerPlan { skip_margin: Some(SkipMargin::Fixed(-1.0)), ..LayerPlan::default() };
-        assert!(new(Window::Sliding(8), vec![bad; 2]).is_err());
+    fn layers_that_do_not_fit_are_refused() {
+        let new = |window, layers| {
+            AttentionProfile::new(thresholds(), KernelSpec { window, layers, ..KernelSpec::default() })
+        };
+        assert!(new(Window::Sliding(8), vec![LayerSpec::default()]).is_err());
+        assert!(new(Window::Sliding(0), vec![LayerSpec::default(); 2]).is_err());
+        let bad = LayerSpec { skip_margin: Some(SkipMargin::Fixed(-1.0)), ..LayerSpec::default() };
+        let error = new(Window::Sliding(8), vec![LayerSpec::default(), bad]).unwrap_err().to_string();
+        assert_eq!(error, "layers[1].skip_margin: expected a finite number of nats > 0, got -1");
+        new(Window::Sliding(8), Vec::new()).unwrap();
     }
 
     #[cfg(feature = "serde")]
@@ -355,20 +245,45 @@ mod tests {
         let json = serde_json::to_string(&profile()).unwrap();
         assert_eq!(serde_json::from_str::<AttentionProfile>(&json).unwrap(), profile());
         for (from, to, complaint) in [
-            ("\"version\":2", "\"version\":1", "version = 2, got 1"),
-            ("\"head_dim\":4", "\"head_dim\":3", "thresholds of a layer = 3, got 4"),
+            ("\"head_dim\":4", "\"head_dim\":3", "expected thresholds = 6, got 8"),
             ("0.875", "-0.875", "finite number >= 0, got -0.875"),
             ("0.875", "1e999", "number out of range"),
             ("0.875", "null", "invalid type: null"),
+            ("\"channels\":", "\"channels\":[0.5],\"channels\":", "expected value"),
             ("\"sinks\"", "\"basins\"", "unknown field"),
-            ("\"dense\"", "\"tense\"", "missing field `dense`"),
+            ("\"dense\"", "\"tense\"", "unknown field `tense`"),
+            ("\"spec\"", "\"specs\"", "unknown field `specs`"),
             ("0000000000000007", "seven", "16 hexadecimal digits"),
             ("\"ln:2.5\"", "\"ln:x\"", "skip margin: expected a number of nats"),
             ("\"window\":\"8\"", "\"window\":\"0\"", "window: expected a number of keys"),
         ] {
+            assert!(json.contains(from), "{from} is not in {json}");
             let json = json.replace(from, to);
             let error = serde_json::from_str::<AttentionProfile>(&json).unwrap_err().to_string();
             assert!(error.contains(complaint), "{from} -> {to}: {error}");
+        }
+        let (channels, end) = (json.find("{\"channels\"").unwrap(), json.find("]}").unwrap() + 2);
+        for other in ["{\"theta\":0.5}", "{\"target_sparsity\":0.5}"] {
+            let json = format!("{}{other}{}", &json[..channels], &json[end..]);
+            let error = serde_json::from_str::<AttentionProfile>(&json).unwrap_err().to_string();
+            assert!(error.contains("thresholds: expected channels"), "{error}");
+        }
+    }
+
+    /// As `calibrate` wrote them before.
+    #[cfg(feature = "serde")]
+    #[test]
+    fn older_versions_are_refused_with_the_command_that_makes_a_new_one() {
+        for version in [1, 2] {
+            let old = format!(
+                r#"{{"version":{version},"model":"0000000000000007","kv_heads":1,"head_dim":2,"window":"8","sinks":2,
+                "provenance":null,"layers":[{{"dense":true,"skip_margin":null,"store":null,"thresholds":[0.0,0.5]}}]}}"#
+            );
+            let error = serde_json::from_str::<AttentionProfile>(&old).unwrap_err().to_string();
+            let expected = format!(
+                "expected a profile of version 3, got version {version}: make a new one with `calibrate --model"
+            );
+            assert!(error.contains(&expected), "{error}");
         }
     }
 }

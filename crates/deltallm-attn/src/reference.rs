@@ -7,13 +7,13 @@ use std::ops::Range;
 use deltallm_core::KvStore;
 use half::f16;
 
-use crate::{AttentionShape, HeadsView, SkipMargin, Window, window::WindowState};
+use crate::{AttentionShape, HeadsView, SkipMargin, Window};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
 pub struct Method {
-    /// Thresholds `[kv_heads][head_dim]`; `None` keeps every key exact (dense attention). [`KvStore::Int8`] and
-    /// [`KvStore::Int4`] do not use them, but for telling hybrid from dense attention.
+    /// Thresholds `[kv_heads][head_dim]`; `None` keeps every key exact (dense attention). [`KvStore::Int8`] does
+    /// not use them, but for telling hybrid from dense attention.
     pub thresholds: Option<Vec<Vec<f32>>>,
     /// Exact window; `None` is delta everywhere. Unused in dense attention.
     pub window: Option<Window>,
@@ -138,7 +138,7 @@ impl Stored {
         let float = |row: &[f32]| row.iter().map(|x| method.store.exact().round(*x)).collect();
         let far: &dyn Fn(&[f32]) -> Vec<f32> = match method.store {
             KvStore::Int8 => &|row| groups(row, &eight_bits),
-            KvStore::Int4 | KvStore::Compact => &|row| groups(row, &four_bits),
+            KvStore::Compact => &|row| groups(row, &four_bits),
             _ => &float,
         };
         let Some(thresholds) = &method.thresholds else {
@@ -147,7 +147,6 @@ impl Stored {
         };
         let far_keys = match method.store {
             KvStore::Int8 => FarKeys::Rows(rows(keys, far)),
-            KvStore::Int4 => FarKeys::Rows(four_bit_channels(&rows(keys, &float))),
             store => FarKeys::Deltas(delta_matrix(keys, store, &thresholds[kv_head])),
         };
         Self {
@@ -194,22 +193,6 @@ fn four_bits(group: &[f32]) -> Vec<f32> {
     group.iter().map(|x| rounded(*x) * scale).collect()
 }
 
-/// Equation 13: keys in 4 bits with scale and minimum per channel and 32 tokens; the rest of the tokens as they are.
-fn four_bit_channels(keys: &[Vec<f64>]) -> Vec<Vec<f64>> {
-    let mut rounded = keys.to_vec();
-    for (group, rounded) in keys.chunks_exact(32).zip(rounded.chunks_exact_mut(32)) {
-        for j in 0..group[0].len() {
-            let low = group.iter().fold(f64::MAX, |low, key| low.min(key[j])) as f32;
-            let high = group.iter().fold(f64::MIN, |high, key| high.max(key[j])) as f32;
-            let scale = up((high - low) / 15.0);
-            for (key, rounded) in group.iter().zip(&mut *rounded) {
-                rounded[j] = f64::from(code(key[j] as f32 - low, scale) * scale + low);
-            }
-        }
-    }
-    rounded
-}
-
 /// Equation 1: what has moved by more than its threshold since it was last transmitted, and by how much.
 fn delta_matrix(keys: &[Vec<f32>], store: KvStore, thresholds: &[f32]) -> Vec<Vec<f64>> {
     let mut reference = vec![0.0_f32; thresholds.len()];
@@ -228,7 +211,7 @@ fn delta_matrix(keys: &[Vec<f32>], store: KvStore, thresholds: &[f32]) -> Vec<Ve
     deltas
 }
 
-/// Equation 14: a transmitted value in steps of its threshold, and as it is where that is not near enough.
+/// Equation 13: a transmitted value in steps of its threshold, and as it is where that is not near enough.
 fn transmitted(x: f32, store: KvStore, threshold: f32) -> f32 {
     if store != KvStore::Compact {
         return store.exact().round(x);
@@ -257,12 +240,24 @@ fn scores(method: &Method, m: usize, q: &[f32], stored: &Stored) -> Vec<f64> {
         .collect()
 }
 
-/// Equation 4: whether query `m` sees key `t` exactly. Keys that are coded in groups of 32 are exact until the group is
-/// whole.
+/// Equation 4: whether query `m` sees key `t` exactly.
 fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.window else { return method.thresholds.is_none() };
     method.thresholds.is_none()
         || t < method.sinks
-        || t >= WindowState::new(window, method.prompt_end).whole_until(method.whole_until).start(m)
-        || (method.store == KvStore::Int4 && t >= (m + 1) / 32 * 32)
+        || m < method.whole_until
+        || in_window(method, window, m, t)
+}
+
+/// Whether key `t <= m` is in the window of query `m`.
+fn in_window(method: &Method, window: Window, m: usize, t: usize) -> bool {
+    let latest = |keys: usize| m - t < keys;
+    match window {
+        Window::Sliding(keys) => latest(keys),
+        Window::Block { scale } => {
+            let block = ((f64::from(scale) * method.prompt_end as f64).round() as usize).max(1);
+            // Within the prompt query and key are in the same block; after it the latest keys, as many as a block has.
+            if m < method.prompt_end { m / block == t / block } else { latest(block) }
+        }
+    }
 }

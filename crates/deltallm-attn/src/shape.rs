@@ -1,5 +1,7 @@
 //! Head counts and sizes of one attention layer.
 
+use deltallm_core::ElementType;
+
 use crate::{AttentionError, HeadsView, HeadsViewMut};
 
 /// Heads of one layer. Query head `h` reads kv head `h / (heads / kv_heads)` (grouped-query attention).
@@ -85,14 +87,29 @@ impl AttentionShape {
         v: &HeadsView,
         out: &HeadsViewMut,
     ) -> Result<usize, AttentionError> {
+        self.check_call_for([ElementType::F32; 2], q, k, v, out)
+    }
+
+    /// The same for a cache whose keys and values must fit these types. What comes behind it is not checked again.
+    ///
+    /// # Errors
+    /// As above, and [`CoreError::NotStorable`](deltallm_core::CoreError::NotStorable).
+    pub(crate) fn check_call_for(
+        &self,
+        [keys, values]: [ElementType; 2],
+        q: &HeadsView,
+        k: &HeadsView,
+        v: &HeadsView,
+        out: &HeadsViewMut,
+    ) -> Result<usize, AttentionError> {
         let wrong =
             |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
         if q.tokens() == 0 {
             return Err(wrong("q", "tokens", 1, 0));
         }
-        q.check("q", q.tokens(), self.heads, self.head_dim)?;
-        k.check("k", k.tokens(), self.kv_heads, self.head_dim)?;
-        v.check("v", k.tokens(), self.kv_heads, self.head_dim)?;
+        q.check("q", [q.tokens(), self.heads, self.head_dim], ElementType::F32)?;
+        k.check("k", [k.tokens(), self.kv_heads, self.head_dim], keys)?;
+        v.check("v", [k.tokens(), self.kv_heads, self.head_dim], values)?;
         out.check(q.tokens(), self.heads, self.head_dim)?;
         let before = k.tokens().checked_sub(q.tokens());
         before.ok_or_else(|| wrong("k", "tokens (at least those of q)", q.tokens(), k.tokens()))

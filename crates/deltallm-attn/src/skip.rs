@@ -3,6 +3,8 @@
 use std::{fmt, str::FromStr};
 
 use crate::AttentionError;
+#[cfg(feature = "serde")]
+use crate::json::NumberOrText;
 
 /// The margin of value skipping (`docs/method.md`, equation 5), in nats.
 ///
@@ -22,7 +24,7 @@ use crate::AttentionError;
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
+    serde(try_from = "NumberOrText", into = "String")
 )]
 #[non_exhaustive]
 pub enum SkipMargin {
@@ -109,11 +111,11 @@ impl FromStr for SkipMargin {
 }
 
 #[cfg(feature = "serde")]
-impl TryFrom<String> for SkipMargin {
+impl TryFrom<NumberOrText> for SkipMargin {
     type Error = AttentionError;
 
-    fn try_from(text: String) -> Result<Self, AttentionError> {
-        text.parse()
+    fn try_from(text: NumberOrText) -> Result<Self, AttentionError> {
+        text.to_string().parse()
     }
 }
 

@@ -148,29 +148,30 @@ impl<'a> HeadsView<'a> {
         (&self.data[self.layout.start(token, head)..], self.layout.token_stride)
     }
 
-    /// Checks shape and finiteness; `input` names the argument in errors.
+    /// Checks the shape, and that every number is finite and fits `element`; `input` names the argument in errors.
     pub(crate) fn check(
         &self,
         input: &'static str,
-        tokens: usize,
-        heads: usize,
-        head_dim: usize,
+        [tokens, heads, head_dim]: [usize; 3],
+        element: ElementType,
     ) -> Result<(), AttentionError> {
         check_shape(input, &self.layout, tokens, heads, head_dim)?;
-        let bad = dispatch!(Isa::best(), _simd => self.first_not_finite());
-        bad.map_or(Ok(()), |[token, head]| {
-            let row = self.row(token, head);
-            let channel = row.iter().position(|x| !x.is_finite()).unwrap_or(0);
-            Err(AttentionError::NotFinite { input, token, head, channel, got: row[channel] })
-        })
+        let Some([token, head]) = dispatch!(Isa::best(), _simd => self.first_beyond(element)) else {
+            return Ok(());
+        };
+        let row = self.row(token, head);
+        if let Some(channel) = row.iter().position(|x| !x.is_finite()) {
+            return Err(AttentionError::NotFinite { input, token, head, channel, got: row[channel] });
+        }
+        Ok(element.check(row)?)
     }
 
-    /// Token and head of the first row with a number that is not finite.
+    /// Token and head of the first row with a number that `element` does not hold.
     #[inline(always)]
-    fn first_not_finite(&self) -> Option<[usize; 2]> {
+    fn first_beyond(&self, element: ElementType) -> Option<[usize; 2]> {
         let Layout { tokens, heads, .. } = self.layout;
         let mut rows = (0..tokens).flat_map(|token| (0..heads).map(move |head| [token, head]));
-        rows.find(|[token, head]| !ElementType::F32.holds(self.row(*token, *head)))
+        rows.find(|[token, head]| !element.holds(self.row(*token, *head)))
     }
 }
 

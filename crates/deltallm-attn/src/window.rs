@@ -3,6 +3,8 @@
 use std::{fmt, ops::Range, str::FromStr};
 
 use crate::AttentionError;
+#[cfg(feature = "serde")]
+use crate::json::NumberOrText;
 
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
 ///
@@ -18,7 +20,7 @@ use crate::AttentionError;
 #[cfg_attr(
     feature = "serde",
     derive(serde::Serialize, serde::Deserialize),
-    serde(try_from = "String", into = "String")
+    serde(try_from = "NumberOrText", into = "String")
 )]
 #[non_exhaustive]
 pub enum Window {
@@ -58,11 +60,11 @@ impl FromStr for Window {
 }
 
 #[cfg(feature = "serde")]
-impl TryFrom<String> for Window {
+impl TryFrom<NumberOrText> for Window {
     type Error = AttentionError;
 
-    fn try_from(text: String) -> Result<Self, AttentionError> {
-        text.parse()
+    fn try_from(text: NumberOrText) -> Result<Self, AttentionError> {
+        text.to_string().parse()
     }
 }
 
@@ -150,13 +152,6 @@ pub(crate) struct Split {
     /// Exact keys before this one are no longer held (after a cut they do not come back), so they count as far.
     pub(crate) exact_from: usize,
     pub(crate) sinks: usize,
-    /// Keys are coded in groups of this many, and those of a group that is not finished are exact.
-    pub(crate) group: usize,
-}
-
-/// The first of `tokens` tokens that is in an unfinished group of `group`.
-pub(crate) fn unfinished(tokens: usize, group: usize) -> usize {
-    tokens / group * group
 }
 
 /// A share of the keys of a query.
@@ -176,8 +171,7 @@ impl Split {
     /// The keys that the query at `position` takes from `part`. Sinks, window and far make up all.
     pub(crate) fn range(&self, part: Part, position: usize) -> Range<usize> {
         let end = position + 1;
-        let window = self.window.start(position).min(unfinished(end, self.group));
-        let window = window.max(self.exact_from).min(end);
+        let window = self.window.start(position).max(self.exact_from).min(end);
         let sinks = self.sinks.min(window);
         match part {
             Part::All => 0..end,

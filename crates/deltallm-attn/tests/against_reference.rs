@@ -5,95 +5,17 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin,
-    ThresholdPolicy, Window, attend_dense, attend_hybrid, query_tile,
-    reference::{Method, attention},
+    HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin, ThresholdPolicy,
+    Window, attend_dense, attend_hybrid, query_tile, reference::Method,
 };
-use deltallm_core::{ErrorBound, QueryLimits, TargetSparsity};
+use deltallm_core::TargetSparsity;
 use proptest::prelude::*;
 
+mod common;
+
+use common::{Inputs, isa, worst};
+
 const TOLERANCE: f64 = 2e-5;
-
-/// The instruction set of tests that do not go through all of them: the best, or the one that `DELTALLM_SIMD` names.
-fn isa() -> Isa {
-    Isa::from_env().unwrap()
-}
-
-/// Inputs of one layer: q is `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`.
-struct Inputs {
-    shape: AttentionShape,
-    tokens: usize,
-    q: Vec<f32>,
-    k: Vec<f32>,
-    v: Vec<f32>,
-}
-
-impl Inputs {
-    /// Keys walk along the tokens, so that deltas are partly zero.
-    fn new(shape: AttentionShape, tokens: usize, seed: u64) -> Self {
-        let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-        let mut random = move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        };
-        let (d, heads, kv_heads) = (shape.head_dim(), shape.heads(), shape.kv_heads());
-        let q = (0..tokens * heads * d).map(|_| 2.0 * random()).collect();
-        let v = (0..tokens * kv_heads * d).map(|_| random()).collect();
-        let mut key: Vec<f32> = (0..kv_heads * d).map(|_| random()).collect();
-        let mut k = Vec::new();
-        for _ in 0..tokens {
-            key.iter_mut().for_each(|x| *x = 0.9 * *x + 0.5 * random());
-            k.extend_from_slice(&key);
-        }
-        Self { shape, tokens, q, k, v }
-    }
-
-    fn q_row(&self) -> usize {
-        self.shape.heads() * self.shape.head_dim()
-    }
-
-    fn kv_row(&self) -> usize {
-        self.shape.kv_heads() * self.shape.head_dim()
-    }
-
-    fn q(&self, tokens: std::ops::Range<usize>) -> HeadsView<'_> {
-        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
-        HeadsView::new(&self.q[tokens.start * self.q_row()..], shape).unwrap()
-    }
-
-    fn kv<'a>(&self, data: &'a [f32], tokens: std::ops::Range<usize>) -> HeadsView<'a> {
-        let shape = [tokens.len(), self.shape.kv_heads(), self.shape.head_dim()];
-        HeadsView::new(&data[tokens.start * self.kv_row()..], shape).unwrap()
-    }
-
-    /// Runs a kernel over the next tokens, in calls that end at `ends`.
-    fn run(&self, kernel: &mut dyn AttentionKernel, ends: &[usize]) -> Vec<f32> {
-        let first = kernel.len();
-        let mut out = vec![0.0; (ends.last().unwrap() - first) * self.q_row()];
-        for &end in ends {
-            let start = kernel.len();
-            let out = &mut out[(start - first) * self.q_row()..(end - first) * self.q_row()];
-            let shape = [end - start, self.shape.heads(), self.shape.head_dim()];
-            let out = HeadsViewMut::new(out, shape).unwrap();
-            let (k, v) = (self.kv(&self.k, start..end), self.kv(&self.v, start..end));
-            kernel.forward_heads(self.q(start..end), k, v, out).unwrap();
-        }
-        out
-    }
-
-    fn reference(&self, method: &Method) -> (Vec<f64>, u64) {
-        let all = 0..self.tokens;
-        attention(
-            &self.shape,
-            method,
-            &self.q(all.clone()),
-            &self.kv(&self.k, all.clone()),
-            &self.kv(&self.v, all),
-        )
-    }
-}
 
 fn options(shape: AttentionShape, isa: Isa, store: KvStore) -> AttentionOptions {
     AttentionOptions { isa, store, ..AttentionOptions::new(shape) }
@@ -101,11 +23,6 @@ fn options(shape: AttentionShape, isa: Isa, store: KvStore) -> AttentionOptions 
 
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
     Some(vec![vec![theta; shape.head_dim()]; shape.kv_heads()])
-}
-
-fn worst(got: &[f32], expected: &[f64]) -> f64 {
-    assert_eq!(got.len(), expected.len());
-    got.iter().zip(expected).map(|(g, e)| (f64::from(*g) - e).abs()).fold(0.0, f64::max)
 }
 
 fn assert_close(got: &[f32], expected: &[f64], what: &str) {
@@ -586,35 +503,6 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
 }
 
-#[test]
-fn scores_beyond_their_bound_are_refused_and_others_are_not() {
-    let shape = AttentionShape::new(2, 1, 4).unwrap();
-    let inputs = Inputs::new(shape, 50, 5);
-    // The limits of these queries, and half of them.
-    let scale = 0.5;
-    let largest = inputs.q.iter().fold(0.0_f32, |max, q| max.max(q.abs())) * scale;
-    for (limit, fits) in [(largest, true), (largest / 20.0, false)] {
-        let limits = QueryLimits::new([1, 1, 4], vec![limit; 4]).unwrap();
-        let policy = ThresholdPolicy::ErrorBound(ErrorBound::new(0.3, limits).unwrap());
-        let options = options(shape, isa(), KvStore::F32);
-        let config = HybridConfig { window: Window::Sliding(1), sinks: 0, ..HybridConfig::new(policy) };
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
-        let view = |x| HeadsView::new(x, [50, 1, 4]).unwrap();
-        let mut out = vec![0.0; inputs.q.len()];
-        let result = kernel.forward_heads(
-            HeadsView::new(&inputs.q, [50, 2, 4]).unwrap(),
-            view(&inputs.k),
-            view(&inputs.v),
-            HeadsViewMut::new(&mut out, [50, 2, 4]).unwrap(),
-        );
-        match result {
-            Ok(()) => assert!(fits && kernel.len() == 50),
-            Err(AttentionError::ScoreBound { epsilon: 0.3, .. }) => assert!(!fits && kernel.is_empty()),
-            Err(other) => panic!("{other}"),
-        }
-    }
-}
-
 /// The last token alone, after all others in one call: decoding.
 fn decoded(inputs: &Inputs, kernel: &mut dyn AttentionKernel) -> Vec<f32> {
     if inputs.tokens > 1 {
@@ -818,6 +706,27 @@ proptest! {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn f32_takes_the_place_of_a_precision_that_a_level_lacks() {
+    let inputs = Inputs::new(smollm(), 150, 4);
+    let config = HybridConfig {
+        window: Window::Sliding(9),
+        skip_margin: Some(SkipMargin::Fixed(3.0)),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    };
+    for simd in Isa::available() {
+        let run = |precision| {
+            let options = AttentionOptions { precision, ..options(smollm(), simd, KvStore::F32) };
+            inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[150])
+        };
+        let f32s = run(Precision::F32);
+        for precision in [Precision::Bf16, Precision::Int16] {
+            assert_eq!(run(precision) == f32s, !precision.is_multiplied_by(simd), "{simd} {precision}");
+        }
+        assert!(!cfg!(target_arch = "x86_64") || !Precision::Bf16.is_multiplied_by(simd), "{simd}");
     }
 }
 

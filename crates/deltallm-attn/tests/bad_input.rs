@@ -8,21 +8,17 @@ use deltallm_attn::{
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
 use ndarray::{Array3, s};
 
+mod common;
+
 const SHAPE: [usize; 3] = [4, 2, 8];
 
 fn options() -> AttentionOptions {
     let [heads, kv_heads, head_dim] = SHAPE;
-    let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
-    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
+    common::options(AttentionShape::new(heads, kv_heads, head_dim).unwrap())
 }
 
 fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
-    let policy = ThresholdPolicy::Uniform(0.1);
-    vec![
-        Box::new(DenseAttention::new(options).unwrap()),
-        Box::new(DeltaAttention::new(options, policy.clone(), 0).unwrap()),
-        Box::new(HybridAttention::new(options, &HybridConfig::new(policy)).unwrap()),
-    ]
+    common::kernels(options, 0.1)
 }
 
 type Dims = (usize, usize, usize);
@@ -115,6 +111,30 @@ fn numbers_too_large_for_the_cache_are_refused() {
         assert_eq!(kernel.len(), 0);
         forward(&mut *kernel, (1, 4, 8), (1, 2, 8), (1, 2, 8), (1, 4, 8)).unwrap();
     }
+}
+
+/// Exact copies are f16 in the compact store, but coded keys take what f32 does.
+#[test]
+fn what_a_store_takes_is_checked_before_anything_is_held() {
+    let options = AttentionOptions { store: KvStore::Compact, ..options() };
+    let policy = || ThresholdPolicy::Uniform(0.1);
+    let mut delta = DeltaAttention::new(&options, policy(), 0).unwrap();
+    let mut hybrid = HybridAttention::new(&options, &HybridConfig::new(policy())).unwrap();
+    let (small, mut large) = (Array3::ones((2, 2, 8)), Array3::ones((2, 2, 8)));
+    large[[1, 1, 3]] = 70_000.0;
+    let forward = |kernel: &mut dyn AttentionKernel, k: &Array3<f32>, v: &Array3<f32>| {
+        let (q, mut out) = (Array3::from_elem((2, 4, 8), 0.01), Array3::zeros((2, 4, 8)));
+        kernel.forward(q.view(), k.view(), v.view(), out.view_mut())
+    };
+    let refuses = |kernel: &mut dyn AttentionKernel, k, v| {
+        let error = forward(kernel, k, v).unwrap_err();
+        assert!(matches!(error, AttentionError::Core(CoreError::NotStorable { channel: 3, .. })), "{error}");
+        assert_eq!((kernel.len(), kernel.footprint().total()), (0, 0));
+    };
+    refuses(&mut delta, &small, &large);
+    refuses(&mut hybrid, &large, &small);
+    refuses(&mut hybrid, &small, &large);
+    forward(&mut delta, &large, &small).unwrap();
 }
 
 /// A far key whose score is no number must not be taken for one that may be skipped.

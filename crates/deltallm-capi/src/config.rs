@@ -1,12 +1,10 @@
 //! The JSON text that a kernel is made from; the fields are described in the crate's documentation.
 
-use std::sync::Arc;
-
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HybridAttention, HybridConfig, Isa, IsaError, KvStore, MemoryBudget, ThresholdPolicy,
+    AttentionError, AttentionKernel, AttentionProfile, AttentionShape, Isa, IsaError, KernelContext,
+    KernelKind, KernelSpec, KvStore, MemoryBudget, Precision, SkipMargin, SpecError, SpecOverrides,
+    ThresholdPolicy, Window,
 };
-use deltallm_core::{CoreError, ErrorBound, ModelFingerprint, QueryLimits, TargetSparsity, ThresholdProfile};
 use serde::Deserialize;
 
 /// Heads of a layer at most, and channels of a head: far more than any model has, and little enough that the tables a
@@ -35,15 +33,12 @@ pub(crate) enum ConfigError {
     #[error(transparent)]
     Environment(IsaError),
     #[error(transparent)]
+    Spec(#[from] SpecError),
+    #[error(transparent)]
     Attention(#[from] AttentionError),
 }
 
-impl From<CoreError> for ConfigError {
-    fn from(error: CoreError) -> Self {
-        Self::Attention(error.into())
-    }
-}
-
+/// The fields of a [`KernelSpec`], each of which may be missing, and those that only C has.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct KernelConfig {
@@ -51,55 +46,20 @@ pub(crate) struct KernelConfig {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
-    #[serde(default)]
-    store: KvStore,
+    store: Option<KvStore>,
     scale: Option<f32>,
     softcap: Option<f32>,
-    precision: Option<String>,
+    precision: Option<Precision>,
     simd: Option<String>,
     parallel: Option<bool>,
     budget_bytes: Option<usize>,
-    thresholds: Option<Thresholds>,
-    window: Option<Text>,
+    thresholds: Option<ThresholdPolicy>,
+    window: Option<Window>,
     sinks: Option<usize>,
-    skip_margin: Option<Text>,
+    skip_margin: Option<SkipMargin>,
     exact_prompt: Option<usize>,
     profile: Option<AttentionProfile>,
     layer: Option<usize>,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "lowercase")]
-enum KernelKind {
-    Dense,
-    Delta,
-    Hybrid,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "snake_case", deny_unknown_fields)]
-enum Thresholds {
-    Theta(f32),
-    TargetSparsity(f32),
-    Channels(Vec<f32>),
-    ErrorBound { nats: f32, query_limits: Vec<f32> },
-}
-
-/// A setting with a form of its own, such as `64` or `"block:0.05"`.
-#[derive(Debug, Deserialize)]
-#[serde(untagged, expecting = "expected a number or a text")]
-enum Text {
-    Number(serde_json::Number),
-    Text(String),
-}
-
-impl Text {
-    fn parse<T: std::str::FromStr<Err = AttentionError>>(&self) -> Result<T, AttentionError> {
-        match self {
-            Self::Number(number) => number.to_string().parse(),
-            Self::Text(text) => text.parse(),
-        }
-    }
 }
 
 impl KernelConfig {
@@ -124,55 +84,45 @@ impl KernelConfig {
 
     /// The kernel, with an empty cache.
     pub(crate) fn kernel(&self) -> Result<Box<dyn AttentionKernel>, ConfigError> {
-        let options = self.options()?;
-        let config = self.hybrid()?;
-        Ok(match (self.kernel, &self.profile) {
-            (KernelKind::Dense, _) => Box::new(DenseAttention::new(&options)?),
-            (KernelKind::Delta, _) => {
-                Box::new(DeltaAttention::new(&options, config.thresholds, config.layer)?)
-            }
-            (KernelKind::Hybrid, Some(profile)) => profile.kernel(&options, config.layer)?,
-            (KernelKind::Hybrid, None) => Box::new(HybridAttention::new(&options, &config)?),
-        })
+        let context = self.context()?;
+        let (spec, layer, layers) = match &self.profile {
+            Some(profile) => (profile.spec().clone(), self.profile_layer(profile)?, layers(profile)),
+            None => (KernelSpec::default(), 0, 1),
+        };
+        // Dense attention has no use for a profile, and keeps its keys and values as the configuration says.
+        let spec = if self.kernel == KernelKind::Dense { KernelSpec::default() } else { spec };
+        let spec = spec.with(&self.given());
+        spec.validate(context.shape, layers)?;
+        Ok(spec.build(layer, &context)?)
     }
 
-    fn options(&self) -> Result<AttentionOptions, ConfigError> {
-        let usual = AttentionOptions::new(self.shape()?);
-        Ok(AttentionOptions {
-            scale: self.scale.unwrap_or(usual.scale),
-            softcap: self.softcap,
-            store: self.store,
+    fn context(&self) -> Result<KernelContext, ConfigError> {
+        let usual = KernelContext::new(self.shape()?);
+        let isa = match &self.simd {
+            Some(name) => name.parse().map_err(ConfigError::Simd)?,
+            None => Isa::from_env().map_err(ConfigError::Environment)?,
+        };
+        Ok(KernelContext {
+            isa,
             budget: self.budget_bytes.map_or(usual.budget, MemoryBudget::new),
-            isa: self.isa()?,
-            precision: self.precision.as_ref().map_or(Ok(usual.precision), |name| name.parse())?,
             parallel: self.parallel.unwrap_or(usual.parallel),
             ..usual
         })
     }
 
-    fn isa(&self) -> Result<Isa, ConfigError> {
-        match &self.simd {
-            Some(name) => name.parse().map_err(ConfigError::Simd),
-            None => Isa::from_env().map_err(ConfigError::Environment),
+    fn given(&self) -> SpecOverrides {
+        SpecOverrides {
+            kernel: Some(self.kernel),
+            store: self.store,
+            precision: self.precision,
+            scale: self.scale,
+            softcap: self.softcap,
+            thresholds: self.thresholds.clone(),
+            window: self.window,
+            sinks: self.sinks,
+            skip_margin: self.skip_margin.map(Some),
+            exact_prompt: self.exact_prompt,
         }
-    }
-
-    /// The settings of delta and hybrid attention; of a profile only the thresholds, because the rest is its layer's.
-    fn hybrid(&self) -> Result<HybridConfig, ConfigError> {
-        let usual = HybridConfig::default();
-        if let Some(profile) = &self.profile {
-            let layer = self.profile_layer(profile)?;
-            let thresholds = ThresholdPolicy::Profile(Arc::clone(profile.thresholds()));
-            return Ok(HybridConfig { thresholds, layer, ..usual });
-        }
-        Ok(HybridConfig {
-            thresholds: self.thresholds.as_ref().map_or(Ok(usual.thresholds), |t| self.policy(t))?,
-            window: self.window.as_ref().map_or(Ok(usual.window), Text::parse)?,
-            sinks: self.sinks.unwrap_or(usual.sinks),
-            skip_margin: self.skip_margin.as_ref().map(Text::parse).transpose()?,
-            exact_prompt: self.exact_prompt.unwrap_or(usual.exact_prompt),
-            layer: 0,
-        })
     }
 
     fn profile_layer(&self, profile: &AttentionProfile) -> Result<usize, ConfigError> {
@@ -186,24 +136,12 @@ impl KernelConfig {
         if let Some((field, _)) = own.into_iter().find(|(_, given)| *given) {
             return Err(ConfigError::BesideProfile { field });
         }
-        let (layers, got) = (profile.layers().len(), self.layer.ok_or(ConfigError::NoLayer)?);
+        let (layers, got) = (layers(profile), self.layer.ok_or(ConfigError::NoLayer)?);
         if got < layers { Ok(got) } else { Err(ConfigError::Layer { layers, got }) }
     }
+}
 
-    fn policy(&self, thresholds: &Thresholds) -> Result<ThresholdPolicy, ConfigError> {
-        let one_layer = [1, self.kv_heads, self.head_dim];
-        Ok(match thresholds {
-            Thresholds::Theta(theta) => ThresholdPolicy::Uniform(*theta),
-            Thresholds::TargetSparsity(share) => ThresholdPolicy::TargetSparsity(TargetSparsity::new(*share)),
-            Thresholds::Channels(thetas) => {
-                // The fingerprint is not looked at: these thresholds come from the caller and not from a file.
-                let profile = ThresholdProfile::new(ModelFingerprint(0), one_layer, thetas.clone())?;
-                ThresholdPolicy::Profile(Arc::new(profile))
-            }
-            Thresholds::ErrorBound { nats, query_limits } => {
-                let limits = QueryLimits::new(one_layer, query_limits.clone())?;
-                ThresholdPolicy::ErrorBound(ErrorBound::new(*nats, limits)?)
-            }
-        })
-    }
+fn layers(profile: &AttentionProfile) -> usize {
+    let [layers, ..] = profile.thresholds().shape();
+    layers
 }

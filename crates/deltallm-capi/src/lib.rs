@@ -18,14 +18,14 @@
 //! | `heads` | | query heads, 1 to 4096, a multiple of `kv_heads` | required |
 //! | `kv_heads` | | key-value heads | required |
 //! | `head_dim` | | channels of a head, 1 to 4096 | required |
-//! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"int4"` for hybrid, `"compact"` for delta and hybrid | `"f32"` |
+//! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"compact"` for delta and hybrid | `"f32"` |
 //! | `scale` | | scores are `q . k * scale` | 1/sqrt(`head_dim`) |
 //! | `softcap` | | scores become `softcap * tanh(score / softcap)` | none |
-//! | `precision` | | the numbers that a prompt's products are made of: `"f32"`; `"bf16"` or `"int16"`, which are f32 on CPUs without the instructions | `"f32"` |
+//! | `precision` | | the numbers that a prompt's products are made of: `"f32"`; `"int16"` (AVX-512) or `"bf16"` (Arm), which are f32 on CPUs without the instructions | `"f32"` |
 //! | `simd` | | instruction set: `"scalar"`, `"avx2"`, `"avx512"`, `"neon"` | the best of this CPU, or what the environment variable `DELTALLM_SIMD` names |
 //! | `parallel` | | whether to spread work over threads (as many as `RAYON_NUM_THREADS` says); results do not depend on it | `true` |
 //! | `budget_bytes` | | bytes the cache may hold; a call that would take more is refused with status `BUDGET` | no limit |
-//! | `thresholds` | delta, hybrid | one of the four below | `{"target_sparsity": 0.45}` |
+//! | `thresholds` | delta, hybrid | one of the three below | `{"target_sparsity": 0.45}` |
 //! | `window` | hybrid | keys scored exactly: `64`, the latest, or `"block:0.05"`, blocks of that share of the prompt | `64` |
 //! | `sinks` | hybrid | first keys, always scored exactly | `4` |
 //! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"ln:3"` is ln(keys) - 3, at least 3; `"ln:3:2"`, at least 2 | nothing is skipped |
@@ -38,9 +38,10 @@
 //! | `{"theta": 0.6}` | one for all key channels |
 //! | `{"target_sparsity": 0.45}` | rise and fall until that share of the deltas is zero |
 //! | `{"channels": [...]}` | `kv_heads * head_dim` of them, head after head |
-//! | `{"error_bound": {"nats": 100, "query_limits": [...]}}` | such that every score is within that many nats as long as no `scale * q` exceeds its limit in magnitude: `kv_heads * head_dim` limits, each for all query heads that share a kv head |
 //!
-//! Fields for other kernels are read and not used, so the same text with another `kernel` makes the exact counterpart.
+//! Fields for other kernels are checked and not used, so the same text with another `kernel` makes the exact counterpart.
+//! What a profile says of `store`, `precision`, `scale` and `softcap` holds where the configuration does not say it; `calibrate` writes none of
+//! them. A layer's own store in a profile holds in any case.
 //!
 //! # Errors
 //!

@@ -8,7 +8,7 @@ use std::{
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView,
-    HeadsViewMut, Isa,
+    HeadsViewMut, Isa, KernelWrapper,
 };
 use deltallm_core::{Footprint, SparsityStats};
 
@@ -353,6 +353,10 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "heads": 4"#, "duplicate field `heads`"),
         ("} {", "trailing characters"),
         (r#", "store": "q8""#, "store: unknown variant `q8`"),
+        (
+            r#", "store": "int4""#,
+            "store: unknown variant `int4`, expected one of `f32`, `f16`, `bf16`, `int8`, `compact`",
+        ),
         (r#", "sinks": -1"#, "sinks: invalid value: integer `-1`"),
         (r#", "scale": 0"#, "scale: expected a finite number > 0, got 0"),
         (r#", "scale": 1e300"#, "scale: expected a finite number > 0, got inf"),
@@ -360,20 +364,30 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#", "window": 0"#, "window: expected a number of keys >= 1, or block:SCALE"),
         (r#", "window": []"#, "window: expected a number or a text"),
         (r#", "skip_margin": "off""#, "skip margin: expected a number of nats > 0"),
-        (r#", "precision": "f64""#, "precision: expected f32, bf16 or int16, got \"f64\""),
+        (
+            r#", "precision": "f64""#,
+            "precision: unknown variant `f64`, expected one of `f32`, `bf16`, `int16`",
+        ),
         (r#", "simd": "mmx""#, "simd: expected an instruction set that this machine has, one of scalar"),
         (r#", "budget_bytes": 1.5"#, "budget_bytes: invalid type: floating point `1.5`"),
         (r#", "thresholds": {"beta": 1}"#, "thresholds: unknown variant `beta`, expected one of `theta`"),
-        (r#", "thresholds": {"theta": -1}"#, "threshold 0: expected a finite number >= 0, got -1"),
-        (r#", "thresholds": {"target_sparsity": 2}"#, "zero fraction: expected a number in 0..=1, got 2"),
-        (r#", "thresholds": {"channels": [1, 2]}"#, "expected thresholds = 16, got 2"),
-        (r#", "thresholds": {"channels": [1, "2"]}"#, "thresholds.channels[1]: invalid type: string \"2\""),
-        (r#", "thresholds": {"error_bound": {"nats": 1}}"#, "missing field `query_limits`"),
+        (r#", "thresholds": {"theta": -1}"#, "thresholds.theta: expected a finite number >= 0, got -1"),
         (
-            r#", "thresholds": {"error_bound": {"nats": 1, "query_limits": [1]}}"#,
-            "expected query limits = 16, got 1",
+            r#", "thresholds": {"target_sparsity": 2}"#,
+            "thresholds.target_sparsity: expected a number in 0..=1, got 2",
         ),
-        (r#", "profile": {"version": 2}"#, "profile: missing field `model`"),
+        (
+            r#", "thresholds": {"channels": [1, 2]}"#,
+            "thresholds.channels: expected 16 numbers, layers * kv_heads * head_dim, got 2",
+        ),
+        (
+            r#", "thresholds": {"channels": [1, -2]}"#,
+            "thresholds: threshold 1: expected a finite number >= 0",
+        ),
+        (r#", "thresholds": {"channels": [1, "2"]}"#, "thresholds.channels[1]: invalid type: string \"2\""),
+        (r#", "thresholds": {"error_bound": {"nats": 1}}"#, "thresholds: unknown variant `error_bound`"),
+        (r#", "profile": {"version": 3}"#, "profile: missing field `model`"),
+        (r#", "profile": {"version": 2}"#, "profile.version: expected a profile of version 3, got version 2"),
     ] {
         let (status, error) = hybrid(more).err().unwrap_or_else(|| panic!("{more} has been taken"));
         assert_eq!(status, Config);
@@ -386,11 +400,11 @@ fn a_configuration_is_refused_by_the_name_of_its_field() {
         (r#""delta", "heads": 4, "kv_heads": 2, "head_dim": 1000000000000"#, "head_dim: expected 1 to 4096"),
         (
             r#""dense", "heads": 4, "kv_heads": 2, "head_dim": 8, "store": "compact""#,
-            "dense attention: expected a store of",
+            "store: expected f32, f16, bf16 or int8 for dense attention",
         ),
         (
             r#""delta", "heads": 4, "kv_heads": 2, "head_dim": 8, "store": "int8""#,
-            "delta attention: expected a store of",
+            "store: expected f32, f16, bf16 or compact for delta attention",
         ),
     ] {
         let (status, error) = json(&format!(r#"{{"kernel": {sizes}}}"#));
@@ -412,7 +426,6 @@ fn every_setting_is_taken() {
         r#", "window": "block:0.1", "skip_margin": "ln:2.5", "thresholds": {"theta": 0.1}"#,
         r#", "window": null, "skip_margin": null, "thresholds": {"target_sparsity": 0.6}, "layer": 7"#,
         &format!(r#", "thresholds": {{"channels": {sixteen}}}"#),
-        &format!(r#", "thresholds": {{"error_bound": {{"nats": 100, "query_limits": {sixteen}}}}}"#),
     ] {
         for kernel in ["dense", "delta", "hybrid"] {
             let more = if kernel == "dense" { more.replace("compact", "int8") } else { more.to_owned() };
@@ -425,17 +438,11 @@ fn every_setting_is_taken() {
 
 #[test]
 fn a_profile_brings_the_settings_of_its_layers() {
-    let layer = |dense| {
-        format!(
-            r#"{{"dense": {dense}, "exact_prompt": 0, "skip_margin": "ln:3", "store": null, "thresholds": {:?}}}"#,
-            [0.5; 16]
-        )
-    };
     let profile = format!(
-        r#", "profile": {{"version": 2, "model": "0000000000000007", "kv_heads": 2, "head_dim": 8, "window": "16",
-        "sinks": 2, "provenance": null, "layers": [{}, {}]}}"#,
-        layer(true),
-        layer(false)
+        r#", "profile": {{"version": 3, "model": "0000000000000007", "kv_heads": 2, "head_dim": 8, "provenance": null,
+        "spec": {{"thresholds": {{"channels": {:?}}}, "window": 16, "sinks": 2, "skip_margin": "ln:3",
+        "layers": [{{"dense": true}}, {{"dense": false}}]}}}}"#,
+        [0.5; 32]
     );
     for (layer, elements) in [(0, 0), (1, 100 * KV as u64)] {
         let kernel = hybrid(&format!(r#"{profile}, "layer": {layer}"#)).unwrap();
@@ -564,11 +571,21 @@ fn a_panic_becomes_a_status() {
     assert_eq!(last_error(), "");
 }
 
-/// A kernel with a bug.
-struct Broken;
+/// A kernel with a bug, around one without.
+struct Broken(DenseAttention);
 
-impl AttentionKernel for Broken {
-    fn forward_heads(
+impl KernelWrapper for Broken {
+    type Inner = DenseAttention;
+
+    fn inner(&self) -> &DenseAttention {
+        &self.0
+    }
+
+    fn inner_mut(&mut self) -> &mut DenseAttention {
+        &mut self.0
+    }
+
+    fn attend(
         &mut self,
         _: HeadsView,
         _: HeadsView,
@@ -577,27 +594,13 @@ impl AttentionKernel for Broken {
     ) -> Result<(), AttentionError> {
         panic!("half done")
     }
-
-    fn len(&self) -> usize {
-        0
-    }
-
-    fn truncate(&mut self, _: usize) -> Result<(), AttentionError> {
-        Result::Ok(())
-    }
-
-    fn footprint(&self) -> Footprint {
-        Footprint::default()
-    }
-
-    fn stats(&self) -> SparsityStats {
-        SparsityStats::default()
-    }
 }
 
 #[test]
 fn a_kernel_that_panicked_is_not_used_again() {
-    let kernel = DeltallmKernel::new(AttentionShape::new(4, 2, 8).unwrap(), Box::new(Broken));
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    let whole = DenseAttention::new(&AttentionOptions::new(shape)).unwrap();
+    let kernel = DeltallmKernel::new(shape, Box::new(Broken(whole)));
     assert_eq!(len(&kernel), 0);
     assert_error(forward(&kernel, 0, 1).0, Panic, "half done");
     assert_error(forward(&kernel, 0, 1).0, Panic, "expected a kernel that never panicked");

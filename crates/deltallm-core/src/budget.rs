@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering},
 };
 
-use crate::CoreError;
+use crate::error::CoreError;
 
 /// Bytes that caches may hold together. Clones share one account, so all layers of a model draw on the same limit.
 ///
@@ -13,7 +13,7 @@ use crate::CoreError;
 /// use deltallm_core::MemoryBudget;
 ///
 /// let budget = MemoryBudget::new(1000);
-/// let mut layer = budget.charge();
+/// let mut layer = budget.reservation();
 /// layer.grow(600)?;
 /// assert!(layer.grow(600).is_err()); // nothing changed
 /// assert_eq!(budget.used(), 600);
@@ -56,9 +56,9 @@ impl MemoryBudget {
         self.0.limit - self.used()
     }
 
-    /// Opens an account of zero bytes for one cache.
-    pub fn charge(&self) -> Charge {
-        Charge { budget: self.clone(), bytes: 0 }
+    /// An empty reservation, for one cache.
+    pub fn reservation(&self) -> Reservation {
+        Reservation { budget: self.clone(), bytes: 0 }
     }
 }
 
@@ -74,19 +74,19 @@ impl Default for MemoryBudget {
 /// use deltallm_core::MemoryBudget;
 ///
 /// let budget = MemoryBudget::new(100);
-/// let mut charge = budget.charge();
-/// charge.grow(80)?;
-/// charge.shrink(30);
-/// assert_eq!((charge.bytes(), budget.available()), (50, 50));
+/// let mut reservation = budget.reservation();
+/// reservation.grow(80)?;
+/// reservation.shrink(30);
+/// assert_eq!((reservation.bytes(), budget.available()), (50, 50));
 /// # Ok::<(), deltallm_core::CoreError>(())
 /// ```
 #[derive(Debug)]
-pub struct Charge {
+pub struct Reservation {
     budget: MemoryBudget,
     bytes: usize,
 }
 
-impl Charge {
+impl Reservation {
     /// Charges `bytes` more. Call it before the allocation it pays for.
     ///
     /// # Errors
@@ -119,7 +119,7 @@ impl Charge {
     }
 }
 
-impl Drop for Charge {
+impl Drop for Reservation {
     fn drop(&mut self) {
         self.shrink(self.bytes);
     }
@@ -127,7 +127,6 @@ impl Drop for Charge {
 
 /// What a cache does when its [`MemoryBudget`] does not cover the next token.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
 pub enum AtLimit {
     /// Nothing: [`CoreError::BudgetExhausted`].
     #[default]
@@ -135,23 +134,39 @@ pub enum AtLimit {
     /// Goes one store narrower, each time: from f32 to f16; then to 8 bits in dense attention, and to the compact store
     /// where there are deltas. Keys and values are off by their rounding from then on.
     NarrowStore,
-    /// Codes the far history again with higher thresholds, and goes on with those. Each time less is left to gain, and
-    /// the bound on the keys grows.
-    RaiseThresholds,
 }
 
 /// Makes room for one more element in a table, charging what the table grows by.
-pub(crate) fn reserve_slot<T>(table: &mut Vec<T>, charge: &mut Charge) -> Result<(), CoreError> {
+pub(crate) fn reserve_slot<T>(table: &mut Vec<T>, reservation: &mut Reservation) -> Result<(), CoreError> {
     if table.len() == table.capacity() {
         let more = table_growth(table.capacity());
-        charge.grow(more * size_of::<T>())?;
+        reservation.grow(more * size_of::<T>())?;
         table.reserve_exact(more);
     }
     Ok(())
 }
 
+/// Bytes of a store: of the pages or blocks that it holds, and of their table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct StoreBytes {
+    pub(crate) data: usize,
+    pub(crate) table: usize,
+}
+
+impl StoreBytes {
+    /// All bytes.
+    pub(crate) fn total(self) -> usize {
+        self.data.saturating_add(self.table)
+    }
+
+    /// Bytes that this is more than `before`.
+    pub(crate) fn beyond(self, before: Self) -> usize {
+        self.total() - before.total()
+    }
+}
+
 /// Slots by which a full table of `capacity` slots grows: it doubles, starting with four.
-pub(crate) fn table_growth(capacity: usize) -> usize {
+fn table_growth(capacity: usize) -> usize {
     capacity.max(4)
 }
 
@@ -170,21 +185,21 @@ mod tests {
     #[test]
     fn a_refused_charge_changes_nothing() {
         let budget = MemoryBudget::new(100);
-        let mut charge = budget.charge();
-        charge.grow(70).unwrap();
-        let error = charge.grow(31).unwrap_err();
+        let mut reservation = budget.reservation();
+        reservation.grow(70).unwrap();
+        let error = reservation.grow(31).unwrap_err();
         assert_eq!(error, CoreError::BudgetExhausted { requested: 31, available: 30, limit: 100 });
-        assert_eq!((charge.bytes(), budget.used()), (70, 70));
-        charge.grow(30).unwrap();
+        assert_eq!((reservation.bytes(), budget.used()), (70, 70));
+        reservation.grow(30).unwrap();
         assert_eq!(budget.available(), 0);
     }
 
     #[test]
     fn a_huge_request_does_not_wrap_around() {
         let budget = MemoryBudget::unlimited();
-        let mut charge = budget.charge();
-        charge.grow(1).unwrap();
-        assert!(charge.grow(usize::MAX).is_err());
+        let mut reservation = budget.reservation();
+        reservation.grow(1).unwrap();
+        assert!(reservation.grow(usize::MAX).is_err());
         assert_eq!(budget.used(), 1);
     }
 
@@ -193,12 +208,12 @@ mod tests {
         let budget = MemoryBudget::new(8 * 1000);
         std::thread::scope(|scope| {
             for _ in 0..8 {
-                let mut charge = budget.charge();
+                let mut reservation = budget.reservation();
                 scope.spawn(move || {
                     for _ in 0..1000 {
-                        charge.grow(1).unwrap();
+                        reservation.grow(1).unwrap();
                     }
-                    assert_eq!(charge.bytes(), 1000);
+                    assert_eq!(reservation.bytes(), 1000);
                 });
             }
         });

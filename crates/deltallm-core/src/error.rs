@@ -1,17 +1,17 @@
 //! What can go wrong when keys are coded or memory is charged.
 
-use crate::ModelFingerprint;
+use crate::{element::ElementType, fingerprint::ModelFingerprint};
 
 /// Errors of this crate. Every variant says what was expected and what came.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum CoreError {
-    /// A key or value does not have one number per channel.
+    /// A key or value does not have one number per channel, or thresholds are given for none or for more than can be coded.
     #[error("expected {expected} channels, got {got}")]
     Channels {
-        /// Channels of the encoder or store.
+        /// Channels of the encoder or store; the least or the most there can be.
         expected: usize,
-        /// Length of the slice that was passed.
+        /// Length of what was passed.
         got: usize,
     },
     /// A number cannot be stored: NaN, infinite, or beyond the largest value of the element type.
@@ -22,7 +22,7 @@ pub enum CoreError {
         /// Where in the row.
         channel: usize,
         /// The element type of the store.
-        element: crate::ElementType,
+        element: ElementType,
         /// Largest magnitude the element type holds.
         limit: f32,
         /// The offending number.
@@ -42,26 +42,12 @@ pub enum CoreError {
         /// The target that was passed.
         got: f32,
     },
-    /// A score error bound, or a limit of a query, that is not a positive number.
-    #[error("{what}: expected a finite number > 0, got {got}")]
-    ScoreBound {
-        /// Which number.
-        what: &'static str,
-        /// The number that was passed.
-        got: f32,
-    },
-    /// Thresholds can be raised and not lowered: what was not transmitted is gone.
-    #[error("factor for thresholds: expected a finite number >= 1, got {got}")]
-    Factor {
-        /// The offending factor.
-        got: f32,
-    },
     /// A threshold profile has been made for other dimensions.
     #[error("threshold profile: expected {what} = {expected}, got {got}")]
     ProfileShape {
-        /// Which dimension: `layers`, `kv_heads`, `head_dim`, `thresholds` or `version`.
+        /// Which dimension: `layers`, `kv_heads`, `head_dim` or `thresholds`.
         what: &'static str,
-        /// The value the model (or the format) calls for.
+        /// The value the model calls for.
         expected: usize,
         /// The value in the profile.
         got: usize,

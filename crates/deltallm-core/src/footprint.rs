@@ -3,7 +3,10 @@
 use std::ops::AddAssign;
 
 use crate::{
-    BLOCK_TOKENS, DeltaMatrix, GROUP, GroupedKeys, KvStore, PagedRows, RowFormat, budget::table_capacity,
+    budget::{StoreBytes, table_capacity},
+    delta::{Expected, planned_bytes},
+    rows::{Layout, RowFormat},
+    store::{BLOCK_TOKENS, KvStore},
 };
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
@@ -60,7 +63,7 @@ pub enum KeyPlan {
         zero_fraction: f64,
         /// Expected share of the transmitted codes that change by more than 4 bits hold, in 0..=1; in [`KvStore::Compact`].
         wide: f64,
-        /// Expected values per key that no code holds ([`Escape`](crate::Escape)); in [`KvStore::Compact`].
+        /// Expected values per key that no code holds (see [`DeltaMatrix::in_steps`](crate::DeltaMatrix::in_steps)); in [`KvStore::Compact`].
         escapes: f64,
         /// Keys in the exact sliding window.
         window: usize,
@@ -105,77 +108,62 @@ impl CachePlan {
 
     /// Bytes of the layer's cache once it holds `tokens` tokens.
     pub fn footprint(&self, tokens: usize) -> Footprint {
-        let mut head = Footprint::default();
-        if tokens > 0 {
-            let rows = |format: RowFormat| {
-                let pages = tokens.div_ceil(BLOCK_TOKENS);
-                (pages * BLOCK_TOKENS * format.row_bytes(self.head_dim), page_table(pages))
-            };
-            let (values, values_table) = rows(self.store.values());
-            let (keys, keys_table) = match (self.keys, self.store) {
-                (KeyPlan::Delta { zero_fraction, wide, escapes, .. }, store) if store.is_delta() => {
-                    self.delta_keys(tokens, zero_fraction, wide, escapes)
-                }
-                (KeyPlan::Delta { .. }, KvStore::Int4) => GroupedKeys::planned(self.head_dim, tokens),
-                (_, store) => rows(store.values()),
-            };
-            head = Footprint { keys, values, window: 0, bookkeeping: keys_table + values_table };
-            if let KeyPlan::Delta { window, sinks, .. } = self.keys {
-                let (window, window_tables) = self.exact_rows(tokens, window, sinks);
-                head.window = window;
-                head.bookkeeping += window_tables;
-            }
+        if tokens == 0 {
+            return Footprint::default();
         }
-        Footprint {
-            keys: head.keys * self.kv_heads,
-            values: head.values * self.kv_heads,
-            window: head.window * self.kv_heads,
-            bookkeeping: head.bookkeeping * self.kv_heads,
-        }
-    }
-
-    /// Delta-coded keys of one head, and the table of blocks.
-    fn delta_keys(&self, tokens: usize, zero_fraction: f64, wide: f64, escapes: f64) -> (usize, usize) {
-        // The last block stays open until a key comes that does not fit.
-        let sealed = tokens.div_ceil(BLOCK_TOKENS) - 1;
-        let per_block = |per_token: f64| (BLOCK_TOKENS as f64 * per_token.max(0.0)).round() as usize;
-        let nonzeros = per_block(self.head_dim as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0)));
-        let (element, escapes, room) = match self.store {
-            KvStore::Compact => {
-                let escapes = per_block(escapes);
-                (None, escapes, DeltaMatrix::planned_escape_room(self.head_dim, escapes))
-            }
-            float => (Some(float.exact()), 0, 0),
+        let rows = || {
+            let pages = tokens.div_ceil(BLOCK_TOKENS);
+            self.rows(RowFormat::of(self.store), BLOCK_TOKENS).bytes(pages, table_capacity(0, pages))
         };
-        let open = DeltaMatrix::open_bytes(self.head_dim, element) + room;
-        let wide = (nonzeros as f64 * wide.clamp(0.0, 1.0)).round() as usize;
-        let block = DeltaMatrix::block_bytes(self.head_dim, element, nonzeros, wide, escapes);
-        (open + sealed * block, table_capacity(0, sealed) * DeltaMatrix::SLOT_BYTES)
+        let values = rows();
+        let (keys, exact) = match self.keys {
+            KeyPlan::Dense => (rows(), StoreBytes::default()),
+            KeyPlan::Delta { zero_fraction, wide, escapes, window, sinks } => {
+                let keys = match self.store.is_delta() {
+                    true => self.delta_keys(tokens, zero_fraction, wide, escapes),
+                    false => rows(),
+                };
+                (keys, self.exact_rows(tokens, window, sinks))
+            }
+        };
+        Footprint {
+            keys: keys.data * self.kv_heads,
+            values: values.data * self.kv_heads,
+            window: exact.data * self.kv_heads,
+            bookkeeping: (keys.table + values.table + exact.table) * self.kv_heads,
+        }
     }
 
-    /// Exact copies of window and sinks, of keys alone where far values are exact, and their tables.
-    fn exact_rows(&self, tokens: usize, window: usize, sinks: usize) -> (usize, usize) {
+    fn rows(&self, format: RowFormat, page_tokens: usize) -> Layout {
+        Layout { channels: self.head_dim, format, page_tokens }
+    }
+
+    /// Delta-coded keys of one head.
+    fn delta_keys(&self, tokens: usize, zero_fraction: f64, wide: f64, escapes: f64) -> StoreBytes {
+        let per_block = |per_token: f64| (BLOCK_TOKENS as f64 * per_token.max(0.0)).round() as usize;
+        let sent = per_block(self.head_dim as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0)));
+        let wide = (sent as f64 * wide.clamp(0.0, 1.0)).round() as usize;
+        let expected = Expected { sent, wide, escapes: per_block(escapes) };
+        planned_bytes(self.store, self.head_dim, tokens, expected)
+    }
+
+    /// Exact copies of window and sinks of one head, of keys alone where far values are exact.
+    fn exact_rows(&self, tokens: usize, window: usize, sinks: usize) -> StoreBytes {
         if window == 0 {
-            return (0, 0);
+            return StoreBytes::default();
         }
-        let row = self.head_dim * self.store.exact().bytes();
         let copies = if self.store.is_quantised() { 2 } else { 1 };
+        let format = RowFormat::from(self.store.exact());
         let page = Self::WINDOW_PAGE_TOKENS;
-        let mut needed = (tokens + 1).saturating_sub(window).min(tokens);
-        if self.store == KvStore::Int4 {
-            needed = needed.min((tokens + 1) / GROUP * GROUP);
-        }
+        let needed = (tokens + 1).saturating_sub(window).min(tokens);
         let held = tokens.div_ceil(page) - needed / page;
         // Before a page is dropped, the window can touch one more than it fills.
         let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
-        let (mut bytes, mut tables) = (held * page * row, page_table(most));
-        if sinks > 0 {
-            let page = Self::sink_page_tokens(sinks);
-            let held = sinks.min(tokens).div_ceil(page);
-            bytes += held * page * row;
-            tables += page_table(held);
-        }
-        (copies * bytes, copies * tables)
+        let tail = self.rows(format, page).bytes(held, table_capacity(0, most));
+        let page = Self::sink_page_tokens(sinks);
+        let held = sinks.min(tokens).div_ceil(page);
+        let sinks = self.rows(format, page).bytes(held, table_capacity(0, held));
+        StoreBytes { data: copies * (tail.data + sinks.data), table: copies * (tail.table + sinks.table) }
     }
 
     /// The largest number of tokens whose cache fits in `bytes`.
@@ -200,39 +188,34 @@ impl CachePlan {
     }
 }
 
-/// Bytes of a table that has grown to `pages` pages.
-fn page_table(pages: usize) -> usize {
-    table_capacity(0, pages) * PagedRows::SLOT_BYTES
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{ElementType, MemoryBudget};
+    use crate::{DeltaMatrix, ElementType, MemoryBudget, internal::PagedRows};
 
     #[test]
     fn a_dense_plan_is_exact_at_every_length() {
-        let (mut rows, mut charge) =
-            (PagedRows::new(8, ElementType::F16, BLOCK_TOKENS), MemoryBudget::unlimited().charge());
+        let (mut rows, mut reservation) =
+            (PagedRows::new(8, ElementType::F16, BLOCK_TOKENS), MemoryBudget::unlimited().reservation());
         for tokens in 1..600 {
-            rows.push(&[0.5; 8], &mut charge).unwrap();
+            rows.push(&[0.5; 8], &mut reservation).unwrap();
             let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F16, keys: KeyPlan::Dense };
-            assert_eq!(plan.footprint(tokens).total(), 2 * charge.bytes());
+            assert_eq!(plan.footprint(tokens).total(), 2 * reservation.bytes());
         }
     }
 
     #[test]
     fn a_delta_plan_is_exact_when_the_zero_fraction_is() {
         let mut matrix = DeltaMatrix::new(vec![0.0; 8], ElementType::F32).unwrap();
-        let mut charge = MemoryBudget::unlimited().charge();
+        let mut reservation = MemoryBudget::unlimited().reservation();
         for t in 0..1000_usize {
             // Half of the channels change at every step.
             let key: Vec<f32> = (0..8).map(|j| if j % 2 == 0 { t as f32 + 1.0 } else { 0.0 }).collect();
-            matrix.push(&key, &mut charge).unwrap();
+            matrix.push(&key, &mut reservation).unwrap();
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window: 0, sinks: 0 };
             let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F32, keys }.footprint(t + 1);
             assert_eq!(plan.keys, matrix.key_bytes());
-            assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), charge.bytes());
+            assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), reservation.bytes());
         }
     }
 

@@ -4,14 +4,15 @@
 //! by more than a threshold since it was last stored. In reading order:
 //!
 //! 1. [`DeltaEncoder`]: the element rule, one key at a time, with the reconstruction and its bound.
-//! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere; [`DeltaStream`] is one
-//!    block unpacked for arithmetic.
+//! 2. [`DeltaMatrix`]: the coded keys of one kv head, in blocks that can be entered anywhere.
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
-//!    ([`ThresholdProfile`]), those that meet a zero fraction ([`TargetSparsity`]) or keep scores within a bound ([`ErrorBound`]).
-//! 4. [`KvStore`]: how a cache keeps its keys and values; [`PagedRows`] and [`ElementType`]: uncoded rows.
-//! 5. [`MemoryBudget`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while running, and
-//!    what is done when they run out.
+//!    ([`ThresholdProfile`]), or those that meet a zero fraction ([`TargetSparsity`]).
+//! 4. [`KvStore`]: how a cache keeps its keys and values; [`ElementType`]: the float types.
+//! 5. [`MemoryBudget`], [`Reservation`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while
+//!    running, and what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
+//!
+//! Rows that are not coded, and what kernels read of coded ones, are for `deltallm-attn` alone and not part of this interface.
 //!
 //! ```
 //! use deltallm_core::{DeltaEncoder, ElementType};
@@ -19,7 +20,7 @@
 //! let mut encoder = DeltaEncoder::new(vec![0.5, 0.5], ElementType::F32)?;
 //! encoder.encode(&[1.0, -1.0])?; // the first key is transmitted whole
 //! let sent = encoder.encode(&[1.4, 0.0])?; // channel 0 moved by 0.4 only
-//! assert_eq!(sent.iter().collect::<Vec<_>>(), [1]);
+//! assert_eq!(sent, [0b10]); // a bit for each channel
 //! assert_eq!(encoder.reconstruction(), [1.0, 0.0]);
 //! # Ok::<(), deltallm_core::CoreError>(())
 //! ```
@@ -28,47 +29,41 @@
 //!
 //! | feature | by default | what |
 //! |---|---|---|
-//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdProfile`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
+//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdPolicy`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod block;
-mod bound;
 mod budget;
-mod coding;
-mod differences;
-mod elements;
-mod encoder;
+mod buffer;
+mod check;
+mod delta;
+mod element;
 mod error;
+mod fingerprint;
 mod footprint;
-mod grouped;
-mod matrix;
-mod profile;
+mod mask;
 mod quantise;
 mod rows;
 mod stats;
 mod store;
-mod stream;
-mod target;
 mod threshold;
 
-pub use block::{BlockCodes, DeltaBlock, Escape};
-pub use bound::{ErrorBound, QueryLimits};
-pub use budget::{AtLimit, Charge, MemoryBudget};
-pub use elements::{ElementType, Elements};
-pub use encoder::{ChannelMask, DeltaEncoder};
+pub use budget::{AtLimit, MemoryBudget, Reservation};
+pub use delta::{DeltaEncoder, DeltaMatrix};
+pub use element::ElementType;
 pub use error::CoreError;
+pub use fingerprint::ModelFingerprint;
 pub use footprint::{CachePlan, Footprint, KeyPlan};
-pub use grouped::{GroupedKeys, KeyGroup};
-pub use matrix::DeltaMatrix;
-pub use profile::{ModelFingerprint, ThresholdProfile};
-pub use quantise::GROUP;
-pub use rows::{PagedRows, RowFormat, RowsPage};
 pub use stats::{HeadSparsity, SparsityStats};
-pub use store::KvStore;
-pub use stream::DeltaStream;
-pub use target::TargetSparsity;
-pub use threshold::{HeadThresholds, ThresholdPolicy};
+pub use store::{BLOCK_TOKENS, KvStore};
+pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdProfile};
 
-/// Tokens in one block of the cache: a page of rows, and the distance between two key frames of a delta matrix.
-pub const BLOCK_TOKENS: usize = 64;
+/// For `deltallm-attn`, no promises: the forms in which keys and values are held, which its kernels read. They change with
+/// any release.
+#[doc(hidden)]
+pub mod internal {
+    pub use crate::{
+        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes},
+        rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
+    };
+}

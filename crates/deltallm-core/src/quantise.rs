@@ -1,11 +1,12 @@
-//! Rounding to 8 and 4 bits: small pure loops over slices, without branches inside, so that they can be vectorised.
+//! What rounding to codes has in common: groups with a scale, and the nearest integer. Small pure functions without branches, so that
+//! loops over them can be vectorised.
 //!
 //! A *group* is [`GROUP`] neighbouring channels of a row that share a scale; the last group of a row may be shorter.
 //! Scales are f16, rounded away from zero, so that rounding a scale never pushes a code out of its range.
 
 use half::f16;
 
-/// Numbers that share a scale: channels of a row, or tokens of a channel.
+/// Channels of a row that share a scale.
 pub const GROUP: usize = 32;
 
 /// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer (ties to even) in the low bits.
@@ -20,11 +21,6 @@ pub(crate) fn nearest(x: f32) -> u8 {
 /// Groups in a row.
 pub(crate) fn groups(channels: usize) -> usize {
     channels.div_ceil(GROUP)
-}
-
-/// Bytes of a row of 4-bit codes: two channels of the same group a byte.
-pub(crate) fn nibble_bytes(channels: usize) -> usize {
-    channels / GROUP * (GROUP / 2) + (channels % GROUP).div_ceil(2)
 }
 
 /// The smallest f16 that is not below `x` (which is not negative).
@@ -42,7 +38,7 @@ pub(crate) fn inverse(x: f32) -> f32 {
 
 /// Smallest and largest of `row`, and zero.
 #[inline(always)]
-fn extremes(row: &[f32]) -> (f32, f32) {
+pub(crate) fn extremes(row: &[f32]) -> (f32, f32) {
     // Comparisons of values in registers, not `f32::min`: these are single instructions.
     let (smaller, larger) =
         (|a: f32, b: f32| if a < b { a } else { b }, |a: f32, b: f32| if a > b { a } else { b });
@@ -59,201 +55,15 @@ fn extremes(row: &[f32]) -> (f32, f32) {
     (low.into_iter().fold(0.0, smaller), high.into_iter().fold(0.0, larger))
 }
 
-/// Rounds one row to 8 bits: per group the scale is the largest magnitude over 127 (GGUF's `q8_0`). No number is off by
-/// more than half its scale.
-///
-/// `codes` is `[channels]`, `scales` `[groups]`.
-#[inline(always)]
-pub(crate) fn to_int8(row: &[f32], codes: &mut [i8], scales: &mut [f16]) {
-    for ((row, codes), stored) in row.chunks(GROUP).zip(codes.chunks_mut(GROUP)).zip(scales) {
-        let (low, high) = extremes(row);
-        *stored = round_up(high.max(-low) / 127.0);
-        let inverse = inverse(stored.to_f32());
-        for (x, code) in row.iter().zip(codes) {
-            *code = nearest(x * inverse) as i8;
-        }
-    }
-}
-
-/// Appends rows of 8-bit codes, `[tokens, channels]`, to `rows` as f32.
-pub(crate) fn from_int8(codes: &[i8], scales: &[f16], channels: usize, rows: &mut Vec<f32>) {
-    for (codes, scales) in codes.chunks_exact(channels).zip(scales.chunks_exact(groups(channels))) {
-        for (codes, scale) in codes.chunks(GROUP).zip(scales) {
-            let scale = scale.to_f32();
-            rows.extend(codes.iter().map(|code| f32::from(*code) * scale));
-        }
-    }
-}
-
-/// Rounds one row to 4 bits: per group the scale is the number of largest magnitude over -8 (GGUF's `q4_0`), so codes
-/// minus 8 are -8..=7. No number is off by more than the magnitude of its scale.
-///
-/// `codes` is `[nibble_bytes]`: byte `b` of a group of `g` channels holds channel `b` in its low half and channel
-/// `ceil(g/2) + b` in its high half. `scales` is `[groups]`.
-#[inline(always)]
-pub(crate) fn to_int4(row: &[f32], codes: &mut [u8], scales: &mut [f16]) {
-    for ((row, codes), stored) in row.chunks(GROUP).zip(codes.chunks_mut(GROUP / 2)).zip(scales) {
-        let (low, high) = extremes(row);
-        let magnitude = round_up(high.max(-low) / 8.0);
-        *stored = if high > -low { -magnitude } else { magnitude };
-        let inverse = inverse(stored.to_f32());
-        let (first, second) = row.split_at(codes.len());
-        let code = |x: f32| {
-            let x = x * inverse + 8.0;
-            nearest(if x < 15.0 { x } else { 15.0 })
-        };
-        for (byte, x) in codes.iter_mut().zip(first) {
-            *byte = code(*x);
-        }
-        for (byte, x) in codes.iter_mut().zip(second) {
-            *byte |= code(*x) << 4;
-        }
-    }
-}
-
-/// Appends rows of 4-bit codes, `[tokens, nibble_bytes]`, to `rows` as f32.
-pub(crate) fn from_int4(codes: &[u8], scales: &[f16], channels: usize, rows: &mut Vec<f32>) {
-    let codes = codes.chunks_exact(nibble_bytes(channels));
-    for (codes, scales) in codes.zip(scales.chunks_exact(groups(channels))) {
-        for (group, (codes, scale)) in codes.chunks(GROUP / 2).zip(scales).enumerate() {
-            let (scale, width) = (scale.to_f32(), GROUP.min(channels - group * GROUP));
-            let value = |code: u8| (f32::from(code) - 8.0) * scale;
-            rows.extend(codes.iter().map(|byte| value(byte & 15)));
-            rows.extend(codes[..width / 2].iter().map(|byte| value(byte >> 4)));
-        }
-    }
-}
-
-/// Rounds [`GROUP`] rows, `[tokens, channels]`, to 4 bits with a scale and a minimum per channel. Codes are laid out as in
-/// [`to_int4`]; no number is off by more than half the scale of its channel.
-///
-/// `codes` is `[tokens, nibble_bytes]`, `scales` and `minima` are `[channels]`; every number is one that f16 holds.
-pub(crate) fn to_int4_columns(rows: &[f32], codes: &mut [u8], scales: &mut [f16], minima: &mut [f16]) {
-    let channels = scales.len();
-    let (mut low, mut high) = (rows[..channels].to_vec(), rows[..channels].to_vec());
-    for row in rows.chunks_exact(channels) {
-        for ((low, high), x) in low.iter_mut().zip(&mut high).zip(row) {
-            *low = if *x < *low { *x } else { *low };
-            *high = if *x > *high { *x } else { *high };
-        }
-    }
-    for (((scale, minimum), low), high) in scales.iter_mut().zip(minima).zip(&low).zip(&mut high) {
-        *scale = round_up((*high - low) / 15.0);
-        *minimum = f16::from_f32(*low);
-        // From here on the inverse of the scale.
-        *high = inverse(scale.to_f32());
-    }
-    for (row, codes) in rows.chunks_exact(channels).zip(codes.chunks_exact_mut(nibble_bytes(channels))) {
-        let groups = row.chunks(GROUP).zip(low.chunks(GROUP)).zip(high.chunks(GROUP));
-        for (((row, low), inverse), codes) in groups.zip(codes.chunks_mut(GROUP / 2)) {
-            let (first, second) = row.split_at(codes.len());
-            for (((byte, x), low), inverse) in codes.iter_mut().zip(first).zip(low).zip(inverse) {
-                *byte = nearest((x - low) * inverse);
-            }
-            let (low, inverse) = (&low[codes.len()..], &inverse[codes.len()..]);
-            for (((byte, x), low), inverse) in codes.iter_mut().zip(second).zip(low).zip(inverse) {
-                *byte |= nearest((x - low) * inverse) << 4;
-            }
-        }
-    }
-}
-
-/// Appends rows of 4-bit codes with a scale and a minimum per channel to `rows` as f32.
-pub(crate) fn from_int4_columns(codes: &[u8], scales: &[f16], minima: &[f16], rows: &mut Vec<f32>) {
-    let columns = |x: &[f16]| x.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
-    let (scales, minima) = (columns(scales), columns(minima));
-    for codes in codes.chunks_exact(nibble_bytes(scales.len())) {
-        let groups = scales.chunks(GROUP).zip(minima.chunks(GROUP));
-        for (codes, (scales, minima)) in codes.chunks(GROUP / 2).zip(groups) {
-            let value = |code: u8, scale: &f32, low: &f32| f32::from(code) * scale + low;
-            let low = codes.iter().zip(scales).zip(minima);
-            rows.extend(low.map(|((byte, scale), low)| value(byte & 15, scale, low)));
-            let high = codes.iter().zip(&scales[codes.len()..]).zip(&minima[codes.len()..]);
-            rows.extend(high.map(|((byte, scale), low)| value(byte >> 4, scale, low)));
-        }
-    }
-}
-
+/// Rows for the tests of the codecs, of very different sizes.
 #[cfg(test)]
-mod tests {
-    use super::*;
+pub(crate) mod tests {
     use proptest::prelude::*;
 
-    fn row() -> impl Strategy<Value = Vec<f32>> {
+    pub(crate) fn row() -> impl Strategy<Value = Vec<f32>> {
         let size = prop_oneof![Just(1.0_f32), Just(60_000.0), Just(1e-4), Just(1e-7), Just(0.0)];
         (1_usize..131, size).prop_flat_map(|(len, size)| {
             prop::collection::vec((-1.0_f32..1.0).prop_map(move |x| x * size), len)
         })
-    }
-
-    proptest! {
-        #[test]
-        fn eight_bits_are_off_by_half_a_scale_at_most(row in row()) {
-            let channels = row.len();
-            let (mut codes, mut scales) = (vec![0; channels], vec![f16::ZERO; groups(channels)]);
-            to_int8(&row, &mut codes, &mut scales);
-            let mut back = Vec::new();
-            from_int8(&codes, &scales, channels, &mut back);
-            prop_assert_eq!(back.len(), channels);
-            prop_assert!(codes.iter().all(|code| *code != i8::MIN));
-            for (j, (x, y)) in row.iter().zip(&back).enumerate() {
-                let scale = scales[j / GROUP].to_f32();
-                prop_assert!((x - y).abs() <= 0.5001 * scale, "{x} {y} {scale}");
-                let largest = row[j / GROUP * GROUP..channels.min((j / GROUP + 1) * GROUP)].iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-                prop_assert!(scale <= largest / 127.0 * 1.001 + 6e-8);
-            }
-        }
-
-        #[test]
-        fn four_bits_are_off_by_a_scale_at_most(row in row()) {
-            let channels = row.len();
-            let (mut codes, mut scales) = (vec![0xff; nibble_bytes(channels)], vec![f16::ZERO; groups(channels)]);
-            to_int4(&row, &mut codes, &mut scales);
-            let mut back = Vec::new();
-            from_int4(&codes, &scales, channels, &mut back);
-            prop_assert_eq!(back.len(), channels);
-            for (j, (x, y)) in row.iter().zip(&back).enumerate() {
-                let scale = scales[j / GROUP].to_f32().abs();
-                prop_assert!((x - y).abs() <= 1.0001 * scale, "{x} {y} {scale}");
-                // Only the side opposite to the largest magnitude can be clipped.
-                let clipped = x * scales[j / GROUP].to_f32() > 7.5 * scale * scale;
-                prop_assert!(clipped || (x - y).abs() <= 0.5001 * scale, "{x} {y} {scale}");
-            }
-        }
-
-        #[test]
-        fn columns_are_off_by_half_a_scale_at_most(channels in 1_usize..100, seed: u64, size in prop_oneof![Just(1.0_f32), Just(3e4), Just(1e-6)]) {
-            let mut state = seed | 1;
-            let mut random = move || {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-            };
-            let rows: Vec<f32> = (0..GROUP * channels).map(|i| {
-                f16::from_f32(size * (random() + (i % channels) as f32 / 100.0)).to_f32()
-            }).collect();
-            let mut codes = vec![0xff; GROUP * nibble_bytes(channels)];
-            let [mut scales, mut minima] = [vec![f16::ZERO; channels], vec![f16::ZERO; channels]];
-            to_int4_columns(&rows, &mut codes, &mut scales, &mut minima);
-            let mut back = Vec::new();
-            from_int4_columns(&codes, &scales, &minima, &mut back);
-            prop_assert_eq!(back.len(), rows.len());
-            for (i, (x, y)) in rows.iter().zip(&back).enumerate() {
-                let scale = scales[i % channels].to_f32();
-                prop_assert!((x - y).abs() <= 0.501 * scale, "{x} {y} {scale}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_short_group_is_laid_out_like_a_whole_one() {
-        // Five channels: 0, 1, 2 low, then 3, 4 high.
-        let row = [-8.0, -7.0, 1.0, 2.0, 7.0];
-        let (mut codes, mut scales) = (vec![0; nibble_bytes(5)], vec![f16::ZERO]);
-        to_int4(&row, &mut codes, &mut scales);
-        assert_eq!(scales[0].to_f32(), 1.0);
-        assert_eq!(codes, [0xa0, 0xf1, 0x09]);
-        assert_eq!([1, 31, 32, 33, 64, 80].map(nibble_bytes), [1, 16, 16, 17, 32, 40]);
     }
 }

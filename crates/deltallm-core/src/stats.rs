@@ -1,6 +1,8 @@
 //! What delta coding and value skipping saved.
 
-use crate::CoreError;
+use std::ops::AddAssign;
+
+use crate::error::CoreError;
 
 /// Counts of one kv head (and of the query heads that share it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -38,9 +40,11 @@ impl HeadSparsity {
     pub fn values_skipped(&self) -> f64 {
         ratio(self.skipped_values, self.pairs - self.exact_pairs)
     }
+}
 
+impl AddAssign for HeadSparsity {
     /// Adds the counts of another head, layer or run.
-    pub fn add(&mut self, other: &Self) {
+    fn add_assign(&mut self, other: Self) {
         self.elements += other.elements;
         self.nonzeros += other.nonzeros;
         self.pairs += other.pairs;
@@ -84,7 +88,7 @@ impl SparsityStats {
     /// All heads together: every pair and every entry weighs the same.
     pub fn total(&self) -> HeadSparsity {
         let mut total = HeadSparsity::default();
-        self.heads.iter().for_each(|head| total.add(head));
+        self.heads.iter().for_each(|head| total += *head);
         total
     }
 
@@ -97,7 +101,7 @@ impl SparsityStats {
         if self.heads.is_empty() {
             self.heads.clone_from(&other.heads);
         } else if other.heads.len() == self.heads.len() {
-            self.heads.iter_mut().zip(&other.heads).for_each(|(head, more)| head.add(more));
+            self.heads.iter_mut().zip(&other.heads).for_each(|(head, more)| *head += *more);
         } else if !other.heads.is_empty() {
             return Err(CoreError::Heads { expected: self.heads.len(), got: other.heads.len() });
         }

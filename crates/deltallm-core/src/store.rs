@@ -2,7 +2,10 @@
 
 use std::{fmt, str::FromStr};
 
-use crate::{CoreError, ElementType, RowFormat};
+use crate::{element::ElementType, error::CoreError};
+
+/// Tokens in one block of the cache: a page of rows, and the distance between two key frames of a delta matrix.
+pub const BLOCK_TOKENS: usize = 64;
 
 /// The store of a layer's keys and values.
 ///
@@ -30,9 +33,6 @@ pub enum KvStore {
     Bf16,
     /// 8 bits per number, in groups of 32 channels with a scale; in hybrid attention without deltas.
     Int8,
-    /// Far keys in 4 bits with a scale and a minimum per channel and 32 tokens, far values in 4 bits with a scale per
-    /// 32 channels. For hybrid attention only.
-    Int4,
     /// Far keys delta-coded in 8-bit codes, most of whose differences take 4 bits, far values in 4 bits with a scale per 32 channels. For
     /// attention with deltas.
     Compact,
@@ -40,7 +40,7 @@ pub enum KvStore {
 
 impl KvStore {
     /// Every store, in the order of the documentation.
-    pub const ALL: [Self; 6] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Int4, Self::Compact];
+    pub const ALL: [Self; 5] = [Self::F32, Self::F16, Self::Bf16, Self::Int8, Self::Compact];
 
     /// The type of the exact window and the sinks; in the float stores, of everything.
     pub fn exact(self) -> ElementType {
@@ -51,31 +51,22 @@ impl KvStore {
         }
     }
 
-    /// How far values are held.
-    pub fn values(self) -> RowFormat {
-        match self {
-            Self::Int8 => RowFormat::Int8,
-            Self::Int4 | Self::Compact => RowFormat::Int4,
-            float => RowFormat::Float(float.exact()),
-        }
-    }
-
     /// Whether far keys and values are held in fewer bits than the exact ones.
     pub fn is_quantised(self) -> bool {
-        matches!(self, Self::Int8 | Self::Int4 | Self::Compact)
+        matches!(self, Self::Int8 | Self::Compact)
     }
 
-    /// The store of a layer that is to run dense: this one, or 8 bits for those that dense attention does not take.
+    /// The store of a layer that is to run dense: this one, or 8 bits for the compact one, which dense attention does not take.
     pub fn dense(self) -> Self {
         match self {
-            Self::Int4 | Self::Compact => Self::Int8,
+            Self::Compact => Self::Int8,
             store => store,
         }
     }
 
     /// Whether hybrid attention delta-codes far keys in this store.
     pub fn is_delta(self) -> bool {
-        !matches!(self, Self::Int8 | Self::Int4)
+        self != Self::Int8
     }
 
     /// The name, as on the command line and in profiles.
@@ -85,7 +76,6 @@ impl KvStore {
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
             Self::Int8 => "int8",
-            Self::Int4 => "int4",
             Self::Compact => "compact",
         }
     }
@@ -114,7 +104,7 @@ impl FromStr for KvStore {
     fn from_str(name: &str) -> Result<Self, CoreError> {
         Self::ALL.into_iter().find(|store| store.name() == name).ok_or_else(|| CoreError::UnknownName {
             what: "store",
-            expected: "f32, f16, bf16, int8, int4, compact",
+            expected: "f32, f16, bf16, int8, compact",
             got: name.to_owned(),
         })
     }
@@ -129,7 +119,14 @@ mod tests {
         for store in KvStore::ALL {
             assert_eq!(store.to_string().parse(), Ok(store));
         }
-        assert!("q8_0".parse::<KvStore>().is_err());
+        for unknown in ["q8_0", "int4", ""] {
+            let error = CoreError::UnknownName {
+                what: "store",
+                expected: "f32, f16, bf16, int8, compact",
+                got: unknown.to_owned(),
+            };
+            assert_eq!(unknown.parse::<KvStore>(), Err(error));
+        }
     }
 
     #[test]

@@ -1,40 +1,48 @@
 //! Properties of the delta encoder and matrix against the definition in f64.
 
-use deltallm_core::{BLOCK_TOKENS, DeltaMatrix, DeltaStream, ElementType, MemoryBudget};
+use deltallm_core::{
+    BLOCK_TOKENS, DeltaMatrix, ElementType, MemoryBudget,
+    internal::{DeltaCodes, FloatCodes},
+};
+use half::{bf16, f16};
 use proptest::prelude::*;
 
-/// Smooth random keys, `[tokens][channels]`: steps of a random walk, so that some deltas are zero and some are not.
-fn keys(channels: usize, tokens: usize, seed: u64) -> Vec<Vec<f32>> {
-    let mut state = seed | 1;
-    let mut random = move || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-    };
-    let mut key: Vec<f32> = (0..channels).map(|_| 4.0 * random()).collect();
-    (0..tokens)
-        .map(|_| {
-            key.iter_mut().for_each(|x| *x += random());
-            key.clone()
-        })
-        .collect()
-}
+mod common;
+
+use common::{bytes, element, keys, push, reconstruction};
 
 fn coded(keys: &[Vec<f32>], theta: f32, element: ElementType) -> DeltaMatrix {
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut reservation = MemoryBudget::unlimited().reservation();
     let mut matrix = DeltaMatrix::new(vec![theta; keys[0].len()], element).unwrap();
-    keys.iter().for_each(|key| matrix.push(key, &mut charge).unwrap());
+    push(&mut matrix, keys, &mut reservation);
     matrix
 }
 
-fn reconstruction(matrix: &DeltaMatrix) -> Vec<f32> {
-    let (mut all, mut rows) = (Vec::new(), Vec::new());
-    for block in 0..matrix.blocks() {
-        matrix.reconstruct(block, &mut rows);
-        all.extend_from_slice(&rows);
+/// What a reader of the blocks as they are held makes of a matrix, in plain loops: the keys, and how many values it has read.
+fn decoded(matrix: &DeltaMatrix) -> (Vec<f32>, usize) {
+    let (channels, mut all, mut nonzeros) = (matrix.channels(), Vec::new(), 0);
+    for number in 0..matrix.blocks() {
+        let block = matrix.coded(number).unwrap();
+        let wide = |row: &[f16]| row.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let wide_bf16 = |row: &[bf16]| row.iter().map(|x| x.to_f32()).collect::<Vec<f32>>();
+        let (mut key, values) = match block.codes {
+            DeltaCodes::F32(FloatCodes { frame, values }) => (frame.to_vec(), values.to_vec()),
+            DeltaCodes::F16(FloatCodes { frame, values }) => (wide(frame), wide(values)),
+            DeltaCodes::Bf16(FloatCodes { frame, values }) => (wide_bf16(frame), wide_bf16(values)),
+            other => panic!("{other:?}"),
+        };
+        nonzeros += values.len();
+        let mut values = values.into_iter();
+        for mask in block.masks.chunks(channels.div_ceil(64)) {
+            for j in (0..channels).filter(|j| mask[j / 64] >> (j % 64) & 1 == 1) {
+                key[j] = values.next().unwrap();
+            }
+            all.extend_from_slice(&key);
+        }
+        assert!(values.next().is_none());
     }
-    all
+    assert!(matrix.coded(matrix.blocks()).is_none());
+    (all, nonzeros)
 }
 
 /// Equation 1 of `docs/method.md`, for storage without rounding: the reconstruction and the count of nonzeros.
@@ -52,10 +60,6 @@ fn definition(keys: &[Vec<f32>], theta: f64) -> (Vec<f64>, usize) {
         all.extend_from_slice(&reference);
     }
     (all, nonzeros)
-}
-
-fn element() -> impl Strategy<Value = ElementType> {
-    prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
 }
 
 proptest! {
@@ -86,25 +90,10 @@ proptest! {
     }
 
     #[test]
-    fn the_stream_sums_to_the_reconstruction(tokens in 1_usize..200, seed: u64, theta in 0.0_f32..2.0) {
-        let keys = keys(70, tokens, seed);
-        let matrix = coded(&keys, theta, ElementType::F16);
-        let (mut stream, mut rows, mut nonzeros) = (DeltaStream::default(), Vec::new(), 0);
-        for block in 0..matrix.blocks() {
-            matrix.stream(block, &mut stream);
-            matrix.reconstruct(block, &mut rows);
-            let mut key: Vec<f64> = stream.frame().iter().map(|x| f64::from(*x)).collect();
-            prop_assert_eq!(stream.len(), rows.len() / 70);
-            for (deltas, expected) in stream.tokens().zip(rows.chunks_exact(70)) {
-                for (channel, delta) in deltas {
-                    key[channel] += f64::from(delta);
-                    nonzeros += 1;
-                }
-                for (got, expected) in key.iter().zip(expected) {
-                    prop_assert!((got - f64::from(*expected)).abs() <= 1e-4, "{got} {expected}");
-                }
-            }
-        }
+    fn masks_and_values_give_back_the_reconstruction(channels in 1_usize..130, tokens in 1_usize..200, seed: u64, theta in 0.0_f32..2.0, element in element()) {
+        let matrix = coded(&keys(channels, tokens, seed), theta, element);
+        let (keys, nonzeros) = decoded(&matrix);
+        prop_assert_eq!(keys, reconstruction(&matrix));
         prop_assert_eq!(nonzeros, matrix.nonzeros());
     }
 
@@ -113,21 +102,21 @@ proptest! {
         cuts in prop::collection::vec((0_usize..300, 0_usize..200), 1..6), seed: u64, element in element()
     ) {
         let budget = MemoryBudget::unlimited();
-        let mut charge = budget.charge();
+        let mut reservation = budget.reservation();
         let mut matrix = DeltaMatrix::new(vec![0.7; 5], element).unwrap();
         let mut history: Vec<Vec<f32>> = Vec::new();
         for (round, (len, more)) in cuts.into_iter().enumerate() {
             let len = len.min(history.len());
-            matrix.truncate(len, &mut charge).unwrap();
+            matrix.truncate(len, &mut reservation).unwrap();
             history.truncate(len);
             for key in keys(5, more + 1, seed.wrapping_add(round as u64)) {
-                matrix.push(&key, &mut charge).unwrap();
+                matrix.push(&key, &mut reservation).unwrap();
                 history.push(key);
             }
             let fresh = coded(&history, 0.7, element);
             prop_assert_eq!(reconstruction(&matrix), reconstruction(&fresh));
             prop_assert_eq!(matrix.nonzeros(), fresh.nonzeros());
-            prop_assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), budget.used());
+            prop_assert_eq!(bytes(&matrix), budget.used());
         }
     }
 }
@@ -135,33 +124,33 @@ proptest! {
 #[test]
 fn every_cut_around_block_edges_equals_a_fresh_start() {
     let keys = keys(3, 3 * BLOCK_TOKENS + 1, 5);
-    let mut charge = MemoryBudget::unlimited().charge();
+    let mut reservation = MemoryBudget::unlimited().reservation();
     for len in 0..keys.len() {
         let mut matrix = coded(&keys, 0.7, ElementType::F32);
-        matrix.truncate(len, &mut charge).unwrap();
+        matrix.truncate(len, &mut reservation).unwrap();
         assert_eq!(matrix.len(), len);
-        keys[len..].iter().for_each(|key| matrix.push(key, &mut charge).unwrap());
+        push(&mut matrix, &keys[len..], &mut reservation);
         assert_eq!(
             reconstruction(&matrix),
             reconstruction(&coded(&keys, 0.7, ElementType::F32)),
             "cut at {len}"
         );
     }
-    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1, &mut charge).is_err());
+    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1, &mut reservation).is_err());
 }
 
 #[test]
 fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     let keys = keys(8, 1000, 3);
     let budget = MemoryBudget::new(20_000);
-    let mut charge = budget.charge();
+    let mut reservation = budget.reservation();
     let mut matrix = DeltaMatrix::new(vec![0.3; 8], ElementType::F32).unwrap();
-    let stored = keys.iter().take_while(|key| matrix.push(key, &mut charge).is_ok()).count();
+    let stored = keys.iter().take_while(|key| matrix.push(key, &mut reservation).is_ok()).count();
     assert!(stored > BLOCK_TOKENS && stored < keys.len(), "{stored}");
     assert_eq!(matrix.len(), stored);
     assert_eq!(reconstruction(&matrix), reconstruction(&coded(&keys[..stored], 0.3, ElementType::F32)));
     assert!(budget.used() <= 20_000);
-    assert!(matrix.push(&keys[stored], &mut charge).is_err(), "still refused");
-    matrix.truncate(10, &mut charge).unwrap();
-    matrix.push(&keys[10], &mut charge).unwrap();
+    assert!(matrix.push(&keys[stored], &mut reservation).is_err(), "still refused");
+    matrix.truncate(10, &mut reservation).unwrap();
+    matrix.push(&keys[10], &mut reservation).unwrap();
 }

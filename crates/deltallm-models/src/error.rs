@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::config::ConfigError;
+use crate::files::config::ConfigError;
 use crate::quant::QuantError;
 
 /// Why a model could not be opened, read or run.
@@ -226,6 +226,15 @@ pub enum ModelError {
         layer: usize,
         /// What failed.
         source: deltallm_attn::AttentionError,
+    },
+    /// The caches are to be narrowed before a call would use up the memory budget, and a kernel does not say what it charges.
+    #[error(
+        "layer {layer}: expected a kernel that knows how much a call charges, to narrow its cache at the memory limit, got \
+         one that cannot say"
+    )]
+    UnknownGrowth {
+        /// Counted from 0.
+        layer: usize,
     },
     /// Sessions that are to be continued together belong to different models.
     #[error("expected sessions of one model, got another model's at index {index}")]

@@ -15,41 +15,32 @@
 #![deny(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod chat;
-mod config;
 mod error;
-#[cfg(feature = "gguf")]
-pub mod gguf;
-mod halves;
-mod inputs;
-mod json;
-mod kernels;
-mod layers;
-mod mmap;
+mod files;
+mod linear;
 mod model;
-pub mod quant;
-mod quantised;
-#[cfg(feature = "safetensors")]
-mod safetensors;
-mod sampling;
 mod session;
-mod ternary;
-mod tokenizer;
+mod text;
 mod weights;
-mod workspace;
 
-pub use chat::{ChatError, ChatMessage, ChatTemplate};
-pub use config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
 pub use deltallm_simd::dot::ByteKernel;
 pub use error::ModelError;
-pub use halves::HalfLinear;
-pub use mmap::Bytes;
-pub use model::{AttentionInput, LogitRows, Model, Sequence};
-pub use quantised::{QuantisedError, QuantisedLinear};
+pub use files::config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
+#[cfg(feature = "gguf")]
+pub use files::gguf;
+pub use files::mmap::Bytes;
+pub use files::names::{LayerTensor, TensorId};
+pub use files::quant;
 #[cfg(feature = "safetensors")]
-pub use safetensors::SafetensorsModel;
-pub use sampling::{Sampler, SamplerConfig, SamplingError};
-pub use session::{Relief, Session};
-pub use ternary::{TernaryError, TernaryLinear};
-pub use tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
-pub use weights::{LayerTensor, LayerWeights, Linear, LinearForm, Matrix, ModelFile, ModelWeights, TensorId};
+pub use files::safetensors::SafetensorsModel;
+pub use linear::half::HalfLinear;
+pub use linear::matrix::Matrix;
+pub use linear::quantised::{QuantisedError, QuantisedLinear};
+pub use linear::ternary::{TernaryError, TernaryLinear};
+pub use linear::{Linear, LinearForm};
+pub use model::{AttentionInput, LogitRows, Model, Sequence};
+pub use session::{Narrowed, Session};
+pub use text::chat::{ChatError, ChatMessage, ChatTemplate};
+pub use text::sampling::{Sampler, SamplerConfig, SamplingError};
+pub use text::tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};
+pub use weights::{LayerWeights, ModelFile, ModelWeights};

@@ -41,13 +41,13 @@ pub struct Session<'m> {
     tokens: Vec<u32>,
     chunk: usize,
     limit: Option<(MemoryBudget, AtLimit)>,
-    relief: Relief,
+    narrowed: Narrowed,
 }
 
 /// What a session has done to stay within its budget.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Relief {
-    /// How often the caches were made smaller, all layers together counting once.
+pub struct Narrowed {
+    /// How often the caches went to a narrower store, all layers together counting once.
     pub times: usize,
     /// Bytes that gave back.
     pub bytes: usize,
@@ -74,7 +74,7 @@ impl<'m> Session<'m> {
             tokens: Vec::new(),
             chunk: Self::DEFAULT_CHUNK,
             limit: None,
-            relief: Relief::default(),
+            narrowed: Narrowed::default(),
         })
     }
 
@@ -83,12 +83,15 @@ impl<'m> Session<'m> {
         self.chunk = tokens.max(1);
     }
 
-    /// Says what to do when `budget`, the one that the kernels charge, does not cover the next call of the model: first
-    /// smaller chunks in prefill, then `at_limit` for all layers, as often as it helps. Only then the error comes out
-    /// that [`AtLimit::Error`] (and a session that has not been told) gives at once.
+    /// Says what to do when `budget`, the one that the kernels charge, does not cover the next call of the model. With
+    /// [`AtLimit::NarrowStore`] that is first smaller chunks in prefill, and then a narrower store for all layers, as often
+    /// as it helps. Only then the error comes out that [`AtLimit::Error`] (and a session that has not been told) gives at
+    /// once.
     ///
     /// This is settled before the model is called, so a token that does not fit costs nothing, not even the exact
-    /// copies of a hybrid window. What has been narrowed or raised stays so, also after [`rewind`](Self::rewind).
+    /// copies of a hybrid window. It takes kernels that know what a call charges: one whose
+    /// [`growth`](AttentionKernel::growth) is `None` makes the call answer [`ModelError::UnknownGrowth`], because it
+    /// might use up the budget at any token. What has been narrowed stays so, also after [`rewind`](Self::rewind).
     ///
     /// ```
     /// use deltallm_attn::{AtLimit, AttentionOptions, DenseAttention, MemoryBudget};
@@ -103,7 +106,7 @@ impl<'m> Session<'m> {
     /// session.limit_memory(budget.clone(), AtLimit::NarrowStore);
     /// session.prefill(&[1; 70], &mut |_| {})?; // two pages a layer: in f32 that would be twice the budget
     /// assert!(budget.used() <= 80_000);
-    /// assert_eq!(session.relief().times, 1);
+    /// assert_eq!(session.narrowed().times, 1);
     /// # Ok(())
     /// # }
     /// ```
@@ -112,8 +115,8 @@ impl<'m> Session<'m> {
     }
 
     /// What has been done so far to stay within the budget.
-    pub fn relief(&self) -> Relief {
-        self.relief
+    pub fn narrowed(&self) -> Narrowed {
+        self.narrowed
     }
 
     /// Appends a prompt and returns the logits after its last token, `[vocab_size]`. `progress` is told after every
@@ -246,52 +249,57 @@ impl<'m> Session<'m> {
         Ok(())
     }
 
-    /// Of at most `most` tokens, how many the next call of the model may have; relieves the kernels where not even one
+    /// Of at most `most` tokens, how many the next call of the model may have; narrows the caches where not even one
     /// fits.
     fn make_room(&mut self, most: usize) -> Result<usize, ModelError> {
-        let (budget, at_limit) = match &self.limit {
+        let budget = match &self.limit {
             None | Some((_, AtLimit::Error)) => return Ok(most),
-            Some((budget, at_limit)) => (budget.clone(), *at_limit),
+            Some((budget, AtLimit::NarrowStore)) => budget.clone(),
         };
         let mut helped = true;
         loop {
             let mut tokens = most;
             let refused = loop {
-                match self.check_room(&budget, tokens) {
-                    Ok(()) => return Ok(tokens),
-                    Err(refused) if tokens == 1 => break refused,
-                    Err(_) => tokens /= 2,
+                match self.refusal(&budget, tokens)? {
+                    None => return Ok(tokens),
+                    Some(refused) if tokens == 1 => break refused,
+                    Some(_) => tokens /= 2,
                 }
             };
             if !helped {
                 return Err(refused);
             }
-            helped = self.relieve(at_limit);
+            helped = self.narrow();
         }
     }
 
-    /// Whether the budget covers `tokens` tokens more; else the error that the first layer without room would give.
-    fn check_room(&self, budget: &MemoryBudget, tokens: usize) -> Result<(), ModelError> {
+    /// The error that the first layer without room for `tokens` tokens more would give, if the budget does not cover them.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownGrowth`] for a layer that cannot say.
+    fn refusal(&self, budget: &MemoryBudget, tokens: usize) -> Result<Option<ModelError>, ModelError> {
         let mut available = budget.available();
         for (layer, kernel) in self.kernels.iter().enumerate() {
-            let requested = kernel.growth(tokens);
-            available = available.checked_sub(requested).ok_or_else(|| {
-                let limit = budget.limit().unwrap_or(usize::MAX);
-                let source = CoreError::BudgetExhausted { requested, available, limit }.into();
-                ModelError::Attention { layer, source }
-            })?;
+            let requested = kernel.growth(tokens).ok_or(ModelError::UnknownGrowth { layer })?;
+            match available.checked_sub(requested) {
+                Some(left) => available = left,
+                None => {
+                    let limit = budget.limit().unwrap_or(usize::MAX);
+                    let source = CoreError::BudgetExhausted { requested, available, limit }.into();
+                    return Ok(Some(ModelError::Attention { layer, source }));
+                }
+            }
         }
-        Ok(())
+        Ok(None)
     }
 
-    /// Relieves every layer and says whether that gave anything back. A layer that cannot be relieved (its numbers may
-    /// not fit in a narrower type) stays as it is.
-    fn relieve(&mut self, at_limit: AtLimit) -> bool {
-        let freed: usize =
-            self.kernels.iter_mut().map(|kernel| kernel.relieve(at_limit).unwrap_or_default()).sum();
+    /// Narrows the cache of every layer and says whether that gave anything back. A layer that cannot be narrowed (its
+    /// numbers may not fit in a narrower type) stays as it is.
+    fn narrow(&mut self) -> bool {
+        let freed: usize = self.kernels.iter_mut().map(|kernel| kernel.narrow().unwrap_or_default()).sum();
         if freed > 0 {
-            self.relief.times += 1;
-            self.relief.bytes += freed;
+            self.narrowed.times += 1;
+            self.narrowed.bytes += freed;
         }
         freed > 0
     }

@@ -53,6 +53,16 @@ impl AttentionKernel for Echo {
     fn stats(&self) -> SparsityStats {
         SparsityStats::default()
     }
+
+    fn begin_prompt(&mut self, _: usize) {}
+
+    fn growth(&self, _: usize) -> Option<usize> {
+        Some(0)
+    }
+
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        Ok(0)
+    }
 }
 
 #[test]

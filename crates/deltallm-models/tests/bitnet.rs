@@ -7,13 +7,12 @@ use std::path::Path;
 
 use common::bitnet::{Form, Masters};
 use common::files::fixture;
-use common::models::{argmax, dense_kernels, load_model, options_for};
+use common::models::{argmax, dense_kernels, harmless_kernels, load_model, options_for};
 use deltallm_attn::{
-    AttentionKernel, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
+    AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
 };
-use deltallm_core::ErrorBound;
 use deltallm_models::quant::TensorType;
-use deltallm_models::{Architecture, AttentionInput, LogitRows, Matrix, Model, ModelFile, Sequence, Session};
+use deltallm_models::{Architecture, LogitRows, Matrix, Model, ModelFile, Sequence, Session};
 use ndarray::{Array2, s};
 use serde::Deserialize;
 
@@ -170,43 +169,10 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
     for case in CASES {
         let (model, golden) = (model(case, "kernels", Form::Online), golden(case.0));
         let expected = logits(&model, &golden.tokens);
-        let options = options_for(&model);
-        let hybrid = |window, theta| {
-            let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-            Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
-        };
-        let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-            &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
-            &|| hybrid(Window::Sliding(5), 0.0),
-            &|| hybrid(Window::Sliding(40), 100.0),
-        ];
-        for make in makers {
-            let mut kernels: Vec<_> = (0..model.config().layers).map(|_| make()).collect();
+        for mut kernels in harmless_kernels(&model) {
             let got = model.forward(&golden.tokens, &mut kernels, LogitRows::All).unwrap();
             assert!(largest_difference(&got, &expected) <= 1e-3 * spread(&expected), "{}", case.0);
         }
-    }
-}
-
-#[test]
-fn no_query_exceeds_the_limits_that_the_weights_give() {
-    for case in CASES {
-        let (model, golden) = (model(case, "limits", Form::Online), golden(case.0));
-        let config = model.config();
-        let (group, d) = (config.heads / config.kv_heads, config.head_dim);
-        // With an epsilon of d, thresholds are the inverse of the limits.
-        let bound = ErrorBound::new(d as f32, model.query_limits().unwrap()).unwrap();
-        let mut largest = 0.0_f32;
-        let mut observe = |input: AttentionInput| {
-            let thresholds = bound.for_layer(input.layer, config.kv_heads, d).unwrap();
-            for ((_, head, channel), q) in input.q.indexed_iter() {
-                let share = q.abs() / (d as f32).sqrt() * thresholds[head / group].start()[channel];
-                largest = largest.max(share);
-            }
-        };
-        let kernels = &mut dense_kernels(&model);
-        model.forward_observed(&golden.tokens, kernels, LogitRows::None, &mut observe).unwrap();
-        assert!(largest <= 1.0 && largest > 0.05, "{}: {largest}", case.0);
     }
 }
 

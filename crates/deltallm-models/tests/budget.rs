@@ -7,9 +7,11 @@ use common::{
     models::{argmax, load_model, options_for},
 };
 use deltallm_attn::{
-    AtLimit, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    HybridConfig, KvStore, MemoryBudget, ThresholdPolicy, Window,
+    AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HeadsView,
+    HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy,
+    Window,
 };
+use deltallm_core::Footprint;
 use deltallm_models::{Model, ModelError, ModelFile, Session};
 
 const KINDS: [&str; 3] = ["dense", "delta", "hybrid"];
@@ -38,7 +40,7 @@ fn session<'m>(model: &'m Model, kind: &str, store: KvStore, budget: &MemoryBudg
 }
 
 fn growth(session: &Session) -> usize {
-    session.kernels().iter().map(|kernel| kernel.growth(1)).sum()
+    session.kernels().iter().map(|kernel| kernel.growth(1).unwrap()).sum()
 }
 
 /// Continues greedily until `len` tokens are cached or the session refuses, and returns the tokens and the refusal.
@@ -59,7 +61,7 @@ fn continue_to(session: &mut Session, budget: &MemoryBudget, len: usize) -> (Vec
 }
 
 #[test]
-fn relief_reaches_more_tokens_than_the_error_and_the_tokens_before_it_are_the_same() {
+fn narrowing_reaches_more_tokens_than_the_error_and_the_tokens_before_it_are_the_same() {
     let model = model();
     for kind in KINDS {
         // One byte less than token 129 takes.
@@ -68,23 +70,18 @@ fn relief_reaches_more_tokens_than_the_error_and_the_tokens_before_it_are_the_sa
         let (expected, _) = continue_to(&mut unlimited, &free, 128);
         let limit = free.used() + growth(&unlimited) - 1;
 
-        for at_limit in [AtLimit::Error, AtLimit::NarrowStore, AtLimit::RaiseThresholds] {
+        for at_limit in [AtLimit::Error, AtLimit::NarrowStore] {
             let budget = MemoryBudget::new(limit);
             let mut limited = session(&model, kind, KvStore::F32, &budget);
             limited.limit_memory(budget.clone(), at_limit);
             let (tokens, error) = continue_to(&mut limited, &budget, 256);
             assert_eq!(tokens[..expected.len()], expected, "{kind}, {at_limit:?}");
-            let (reached, relief) = (limited.tokens().len(), limited.relief());
-            let helps = match at_limit {
-                AtLimit::NarrowStore => true,
-                AtLimit::RaiseThresholds => kind != "dense",
-                _ => false,
-            };
-            if helps {
+            let (reached, narrowed) = (limited.tokens().len(), limited.narrowed());
+            if at_limit == AtLimit::NarrowStore {
                 assert!(reached > 128, "{kind}, {at_limit:?}: {reached} tokens");
-                assert!(relief.times > 0 && relief.bytes > 0);
+                assert!(narrowed.times > 0 && narrowed.bytes > 0);
             } else {
-                assert_eq!((reached, relief.times), (128, 0), "{kind}, {at_limit:?}");
+                assert_eq!((reached, narrowed.times), (128, 0), "{kind}, {at_limit:?}");
             }
             let full = error.is_none_or(|error| error.is_budget_exhausted());
             assert!(full, "{kind}, {at_limit:?}");
@@ -106,7 +103,7 @@ fn a_refused_token_costs_nothing_not_even_exact_keys() {
         let mut limited = session(&model, kind, store, &budget);
         limited.limit_memory(budget.clone(), AtLimit::NarrowStore);
         continue_to(&mut limited, &budget, 64);
-        let mut other = budget.charge();
+        let mut other = budget.reservation();
         other.grow(budget.available()).unwrap();
         let footprint = limited.footprint();
         for _ in 0..3 {
@@ -119,7 +116,7 @@ fn a_refused_token_costs_nothing_not_even_exact_keys() {
         // Not to the bit: a budget that is nearly used up makes smaller chunks of the prompt, down to single tokens.
         let (got, expected) = (limited.decode(7).unwrap(), unlimited.decode(7).unwrap());
         assert!((&got - &expected).iter().all(|difference| difference.abs() < 1e-4), "{kind}");
-        assert_eq!(limited.relief().times, 0);
+        assert_eq!(limited.narrowed().times, 0);
     }
 }
 
@@ -144,12 +141,12 @@ fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
         let mut chunks = Vec::new();
         let result = limited.prefill(&prompt, &mut |done| chunks.push(done));
         assert!(budget.used() <= limit);
-        (result, chunks, limited.relief())
+        (result, chunks, limited.narrowed())
     };
     let (result, ..) = prefill(AtLimit::Error);
     assert!(result.unwrap_err().is_budget_exhausted(), "the copies of a whole chunk are too much");
-    let (result, chunks, relief) = prefill(AtLimit::RaiseThresholds);
-    assert_eq!(relief.times, 0);
+    let (result, chunks, narrowed) = prefill(AtLimit::NarrowStore);
+    assert_eq!(narrowed.times, 0);
     assert!(chunks.len() > 1 && chunks.last() == Some(&200), "{chunks:?}");
     for (got, expected) in result.unwrap().iter().zip(&expected.unwrap()) {
         // Sums in another order round single keys and values to another f16: 2e-4 with scalar code, 4e-6 in an f32 cache.
@@ -182,4 +179,67 @@ fn tokens_that_are_refused_anyway_give_nothing_up() {
     let wide = growth(&session(&model, "dense", KvStore::F32, &MemoryBudget::unlimited()));
     assert_eq!(growth(&limited), wide);
     assert!(limited.decode(1).unwrap_err().is_budget_exhausted());
+}
+
+/// Counts tokens, and does not know what that takes.
+struct Unplanned(usize);
+
+impl AttentionKernel for Unplanned {
+    fn forward_heads(
+        &mut self,
+        _: HeadsView,
+        k: HeadsView,
+        _: HeadsView,
+        _: HeadsViewMut,
+    ) -> Result<(), AttentionError> {
+        self.0 += k.tokens();
+        Ok(())
+    }
+
+    fn begin_prompt(&mut self, _: usize) {}
+
+    fn len(&self) -> usize {
+        self.0
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.0 = len;
+        Ok(())
+    }
+
+    fn footprint(&self) -> Footprint {
+        Footprint::default()
+    }
+
+    fn stats(&self) -> SparsityStats {
+        SparsityStats::default()
+    }
+
+    fn growth(&self, _: usize) -> Option<usize> {
+        None
+    }
+
+    fn narrow(&mut self) -> Result<usize, AttentionError> {
+        Ok(0)
+    }
+}
+
+#[test]
+fn a_kernel_that_does_not_know_its_growth_is_not_narrowed_in_silence() {
+    let model = model();
+    let budget = MemoryBudget::new(1 << 30);
+    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
+    let mixed = |layer| -> Result<Box<dyn AttentionKernel>, AttentionError> {
+        Ok(if layer == 0 { Box::new(DenseAttention::new(&options)?) } else { Box::new(Unplanned(0)) })
+    };
+    let mut session = Session::new(&model, mixed).unwrap();
+    session.prefill(&PROMPT, &mut |_| {}).unwrap();
+    session.limit_memory(budget.clone(), AtLimit::NarrowStore);
+    for error in [session.decode(7).unwrap_err(), session.prefill(&PROMPT, &mut |_| {}).unwrap_err()] {
+        assert!(matches!(error, ModelError::UnknownGrowth { layer: 1 }), "{error}");
+        assert!(!error.is_budget_exhausted());
+    }
+    assert_eq!((session.tokens().len(), session.kernels()[0].len()), (PROMPT.len(), PROMPT.len()));
+    session.limit_memory(budget, AtLimit::Error);
+    session.decode(7).unwrap();
 }

@@ -4,14 +4,14 @@ mod common;
 
 use common::{
     files::fixture,
-    models::{argmax, dense_kernels, load_model, options_for},
+    models::{argmax, dense_kernels, harmless_kernels, load_model, options_for},
 };
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention,
-    HybridConfig, MemoryBudget, ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
+    MemoryBudget, ThresholdPolicy,
 };
-use deltallm_core::{CoreError, ErrorBound};
-use deltallm_models::{AttentionInput, LogitRows, Model, ModelError, ModelFile, Sequence, Session};
+use deltallm_core::CoreError;
+use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
 use ndarray::aview1;
 use serde::Deserialize;
 
@@ -80,18 +80,7 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
         let (model, golden) = (load(case), golden(case));
         let expected = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::Last).unwrap();
         let largest = expected.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
-        let options = options_for(&model);
-        let hybrid = |window, theta| {
-            let config = HybridConfig { window, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-            Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
-        };
-        let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-            &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
-            &|| hybrid(Window::Sliding(5), 0.0),
-            &|| hybrid(Window::Sliding(40), 100.0),
-        ];
-        for make in makers {
-            let mut kernels: Vec<_> = (0..model.config().layers).map(|_| make()).collect();
+        for mut kernels in harmless_kernels(&model) {
             let got = model.forward(&golden.tokens, &mut kernels, LogitRows::Last).unwrap();
             for (got, expected) in got.iter().zip(&expected) {
                 assert!((got - expected).abs() <= 1e-5 * largest, "{case}: {got}, expected {expected}");
@@ -310,41 +299,4 @@ fn an_observer_sees_what_every_layer_attends() {
     assert_ne!(outputs[0], outputs[1]);
     let expected = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::Last).unwrap();
     assert_eq!(logits.unwrap(), expected);
-}
-
-#[test]
-fn no_query_exceeds_the_limits_that_the_weights_give() {
-    for case in CASES {
-        let (model, golden) = (load(case), golden(case));
-        let config = model.config();
-        let (group, d) = (config.heads / config.kv_heads, config.head_dim);
-        // With an epsilon of d, thresholds are the inverse of the limits.
-        let bound = ErrorBound::new(d as f32, model.query_limits().unwrap()).unwrap();
-        let mut largest = 0.0_f32;
-        let mut kernels = dense_kernels(&model);
-        let mut observe = |input: AttentionInput| {
-            let thresholds = bound.for_layer(input.layer, config.kv_heads, d).unwrap();
-            for ((_, head, channel), q) in input.q.indexed_iter() {
-                let share = q.abs() / (d as f32).sqrt() * thresholds[head / group].start()[channel];
-                largest = largest.max(share);
-            }
-        };
-        model.forward_observed(&golden.tokens, &mut kernels, LogitRows::None, &mut observe).unwrap();
-        assert!(largest <= 1.0 && largest > 0.05, "{case}: {largest}");
-    }
-}
-
-#[test]
-fn a_session_keeps_its_score_error_bound() {
-    let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
-    let options = options_for(&model);
-    let bound = ErrorBound::new(0.5, model.query_limits().unwrap()).unwrap();
-    let mut session = Session::new(&model, |layer| {
-        let policy = ThresholdPolicy::ErrorBound(bound.clone());
-        let config = HybridConfig { layer, window: Window::Sliding(4), ..HybridConfig::new(policy) };
-        Ok(Box::new(HybridAttention::new(&options, &config)?))
-    })
-    .unwrap();
-    session.prefill(&golden.tokens, &mut |_| {}).unwrap();
-    session.decode(1).unwrap();
 }

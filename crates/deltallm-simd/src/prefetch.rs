@@ -32,11 +32,11 @@ pub fn prefetch_l2(address: *const u8) {
     let _ = address;
 }
 
-/// Asks for the picked rows of `[rows, channels]`.
+/// Asks for the selected rows of `[rows, channels]`.
 #[inline(always)]
-pub fn prefetch_rows(rows: &[f32], picks: &[usize], channels: usize) {
-    for pick in picks {
-        let row = &rows[pick * channels..][..channels];
+pub fn prefetch_rows(rows: &[f32], selected: &[usize], channels: usize) {
+    for index in selected {
+        let row = &rows[index * channels..][..channels];
         row.chunks(LINE / size_of::<f32>()).for_each(|line| prefetch(line.as_ptr().cast()));
     }
 }

@@ -54,8 +54,8 @@ pub const LEAST_NUMBERS: usize = 1 << 16;
 /// Numbers of a thread's share in the gate of a feed-forward layer. Xeon, 23 November 2026.
 pub const GATE_PART: usize = 1 << 14;
 
-/// Tokens of a call whose products are so short that threads should wait for the next one awake. EPYC, 23 November 2026.
-pub const AWAKE_TOKENS: usize = 16;
+/// Tokens of a call whose products are so short that threads should spin until the next one. EPYC, 23 November 2026.
+pub const SPIN_TOKENS: usize = 16;
 
 /// Tokens that go through a quantised feed-forward layer together: `gate` and `up` of so many stay in the L2 cache. Xeon, 23 November
 /// 2026.

@@ -65,12 +65,13 @@ pub use deltallm_models as models;
 
 pub use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, IsaError, LayerPlan,
-    PaperRule, Precision, SkipMargin, Window, attend_dense, attend_hybrid,
+    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, IsaError, KernelContext,
+    KernelKind, KernelSpec, KernelWrapper, LayerSpec, PaperRule, Precision, SkipMargin, SpecError,
+    SpecOverrides, Window, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    AtLimit, CachePlan, CoreError, ElementType, ErrorBound, Footprint, KeyPlan, KvStore, MemoryBudget,
-    ModelFingerprint, QueryLimits, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
+    AtLimit, CachePlan, CoreError, ElementType, Footprint, KeyPlan, KvStore, MemoryBudget, ModelFingerprint,
+    SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 
 /// The code in the README and in the guide for engines, compiled and run as tests.

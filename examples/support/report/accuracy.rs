@@ -4,15 +4,14 @@ use std::sync::Arc;
 
 use deltallm::attn::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ModelFingerprint,
-    PaperRule, ThresholdPolicy, ThresholdProfile, Window,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
+    ModelFingerprint, PaperRule, ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, legend};
-use super::canvas::{Dash, Marker, PICTURE_SIZE, SeriesStyle, palette, png};
 use super::subject::{Captured, Cost, Subject};
 use crate::HeldOutText;
+use crate::drawing::{Axis, Dash, Marker, PICTURE_SIZE, Panel, SeriesStyle, legend, palette, png};
 
 /// Zero fractions that every rule is brought to.
 const ZERO_FRACTIONS: [f64; 5] = [0.35, 0.45, 0.55, 0.65, 0.75];
@@ -109,6 +108,9 @@ impl Rule {
         let Some(base) = &self.layers[layer] else { return Ok(Box::new(DenseAttention::new(&options)?)) };
         let thresholds = thresholds.clone();
         let config = HybridConfig { thresholds, layer, skip_margin: None, ..base.clone() };
+        // A rule may code keys where the profile has dense attention.
+        let store = subject.kernel.spec().layer(layer).store.unwrap_or(options.store);
+        let options = AttentionOptions { store, ..options };
         Ok(Box::new(HybridAttention::new(&options, &config)?))
     }
 

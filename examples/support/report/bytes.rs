@@ -3,11 +3,11 @@
 use deltallm::KvStore;
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, legend, step};
-use super::canvas::{
-    Align, Dash, LINE, Marker, PICTURE_SIZE, Place, SeriesStyle, TEXT, palette, png, text_width,
-};
 use super::subject::{Cost, Subject};
+use crate::drawing::{
+    Align, Axis, Dash, LINE, Marker, PICTURE_SIZE, Panel, Place, SeriesStyle, TEXT, legend, palette, png,
+    step, text_width,
+};
 use crate::{HeldOutText, KernelChoice, Measured};
 
 /// Stores that dense attention takes; hybrid attention takes all.
@@ -113,10 +113,7 @@ impl Bytes {
             )))?;
             let entries = [
                 (DENSE, "dense: every key and value in the same type".to_owned()),
-                (
-                    HYBRID,
-                    "hybrid: exact window and sinks; other keys as deltas (int8, int4: rounded)".to_owned(),
-                ),
+                (HYBRID, "hybrid: exact window and sinks; other keys as deltas (int8: rounded)".to_owned()),
             ];
             let top = legend(canvas, 76.0, &entries)? + 16.0;
             let width = f64::from(PICTURE_SIZE[0]);

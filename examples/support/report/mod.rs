@@ -3,9 +3,7 @@
 //! [`Report::measure`] runs the model, [`Report::pictures`] draws; each picture has a file here with both of its halves.
 
 mod accuracy;
-mod axes;
 mod bytes;
-mod canvas;
 mod pairs;
 mod sparsity;
 mod subject;
@@ -16,9 +14,9 @@ use serde::Serialize;
 
 use crate::KernelSettings;
 
+pub use crate::drawing::PICTURE_SIZE;
 pub use accuracy::{Accuracy, RuleCost, RuleCosts};
 pub use bytes::{Bytes, Store};
-pub use canvas::PICTURE_SIZE;
 pub use pairs::{Pair, PairChoice, PairCounts, Pairs};
 pub use sparsity::{LayerSparsity, Sparsity};
 pub use subject::{Cost, Subject};

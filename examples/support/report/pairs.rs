@@ -7,9 +7,8 @@ use ndarray::{Array3, s};
 use plotters::style::RGBColor;
 use serde::{Serialize, Serializer};
 
-use super::axes::{Axis, Panel, step};
-use super::canvas::{Align, LINE, palette, png};
 use super::subject::{Captured, Subject};
+use crate::drawing::{Align, Axis, Canvas, LINE, Panel, Place, palette, png, step};
 
 /// Tokens of the text that are looked at, at most.
 const TOKENS: usize = 384;
@@ -111,7 +110,7 @@ impl PairChoice {
 
 impl Pairs {
     /// `layers` is the sparsity of the kernel on the measured text.
-    pub(super) fn measure(
+    pub(crate) fn measure(
         subject: &Subject,
         captured: &Captured,
         layers: &[SparsityStats],
@@ -155,11 +154,12 @@ impl Pairs {
         Ok(Self { layer, kv_head, tokens, query_tile: tile, counts, kernel: counted, group, map })
     }
 
-    fn share(&self, count: usize) -> f64 {
+    /// Per cent of all pairs.
+    pub(crate) fn share(&self, count: usize) -> f64 {
         100.0 * count as f64 / self.counts.total() as f64
     }
 
-    pub(super) fn summary(&self) -> String {
+    pub(crate) fn summary(&self) -> String {
         let counts = &self.counts;
         format!(
             "layer {}, kv head {}, {} tokens: {:.1} % of pairs exact, {:.1} % through the deltas, {:.1} % skipped",
@@ -172,8 +172,8 @@ impl Pairs {
         )
     }
 
-    pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
-        let n = self.tokens as f64;
+    /// Colour, name and number of the pairs of each kind.
+    pub(crate) fn kinds(&self, subject: &Subject) -> [(RGBColor, String, usize); 4] {
         let (window, sinks) = match subject.kernel.hybrid_config(self.layer) {
             Some(config) => {
                 (format!("exact: window {}", config.window), format!("exact: {} sinks", config.sinks))
@@ -186,28 +186,42 @@ impl Pairs {
             (Pair::Delta, "far: through the deltas".into(), self.counts.deltas),
             (Pair::Skipped, "far: value skipped".into(), self.counts.skipped),
         ];
+        entries.map(|(pair, name, count)| (colour(pair), name, count))
+    }
+
+    /// The map with its axes.
+    pub(crate) fn draw_map<'c, 'b>(
+        &self,
+        canvas: &'c Canvas<'b>,
+        area: [Place; 2],
+    ) -> anyhow::Result<Panel<'c, 'b>> {
+        let n = self.tokens as f64;
+        let axis = |title: &str, low, high| Axis::fixed(title, low, high, step(n / 4.0));
+        let panel = Panel::new(canvas, area, axis("key", 0.0, n), axis("query", n, 0.0))?;
+        for (m, row) in self.map.iter().enumerate() {
+            let mut start = 0;
+            for run in row.chunk_by(|a, b| a == b) {
+                let end = start + run.len();
+                let corner = |t: usize, m: usize| panel.at(t as f64, m as f64);
+                canvas.fill([corner(start, m), corner(end, m + 1)], colour(run[0]))?;
+                start = end;
+            }
+        }
+        panel.frame()?;
+        Ok(panel)
+    }
+
+    pub(super) fn draw(&self, subject: &Subject) -> anyhow::Result<Vec<u8>> {
         png(|canvas| {
             canvas.headline(&format!(
                 "What becomes of each query-key pair: layer {}, kv head {}",
                 self.layer, self.kv_head
             ))?;
             let bottom = canvas.caption(&subject.caption(&format!("first {} tokens", self.tokens)))?;
-            let axis = |title: &str, low, high| Axis::fixed(title, low, high, step(n / 4.0));
-            let area = [(16.0, 80.0), (860.0, bottom)];
-            let panel = Panel::new(canvas, area, axis("key", 0.0, n), axis("query", n, 0.0))?;
-            for (m, row) in self.map.iter().enumerate() {
-                let mut start = 0;
-                for run in row.chunk_by(|a, b| a == b) {
-                    let end = start + run.len();
-                    let corner = |t: usize, m: usize| panel.at(t as f64, m as f64);
-                    canvas.fill([corner(start, m), corner(end, m + 1)], colour(run[0]))?;
-                    start = end;
-                }
-            }
-            panel.frame()?;
+            self.draw_map(canvas, [(16.0, 80.0), (860.0, bottom)])?;
             let mut y = 150.0;
-            for (pair, name, count) in entries {
-                canvas.fill([(890.0, y - 20.0), (930.0, y + 20.0)], colour(pair))?;
+            for (colour, name, count) in self.kinds(subject) {
+                canvas.fill([(890.0, y - 20.0), (930.0, y + 20.0)], colour)?;
                 canvas.text((944.0, y), Align::Left, &name)?;
                 let count = format!("{} pairs, {:.1} %", grouped(count), self.share(count));
                 canvas.text((944.0, y + LINE), Align::Left, &count)?;

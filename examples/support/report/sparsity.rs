@@ -3,10 +3,11 @@
 use plotters::style::RGBColor;
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, step};
-use super::canvas::{Align, Canvas, Dash, LINE, MARGIN, Place, TEXT, palette, png, text_width};
 use super::subject::Subject;
 use crate::Measured;
+use crate::drawing::{
+    Align, Axis, Canvas, Dash, LINE, MARGIN, Panel, Place, TEXT, between, palette, png, step, text_width,
+};
 
 /// Rows of the heat map that are readable below each other.
 const ROWS: usize = 16;
@@ -172,12 +173,7 @@ impl ColourScale {
     }
 
     fn colour(&self, value: f64) -> RGBColor {
-        const STOPS: [(u8, u8, u8); 3] = [(250, 252, 255), (86, 180, 233), (0, 50, 95)];
-        let place = 2.0 * self.place(value);
-        let (from, to) = if place < 1.0 { (STOPS[0], STOPS[1]) } else { (STOPS[1], STOPS[2]) };
-        let part = if place < 1.0 { place } else { place - 1.0 };
-        let mix = |a: u8, b: u8| (f64::from(a) + part * (f64::from(b) - f64::from(a))).round() as u8;
-        RGBColor(mix(from.0, to.0), mix(from.1, to.1), mix(from.2, to.2))
+        between([RGBColor(250, 252, 255), palette::SKY, RGBColor(0, 50, 95)], self.place(value))
     }
 
     fn is_dark(&self, value: f64) -> bool {

@@ -61,7 +61,7 @@ impl Cost {
 }
 
 /// Queries, keys and values of all layers, as dense attention gets them.
-pub(super) struct Captured(pub(super) Vec<[Array3<f32>; 3]>);
+pub(crate) struct Captured(pub(crate) Vec<[Array3<f32>; 3]>);
 
 impl Subject<'_> {
     pub(super) fn graph(&self) -> &Model {
@@ -92,7 +92,7 @@ impl Subject<'_> {
     }
 
     /// The first `tokens` tokens of the text through dense attention.
-    pub(super) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
+    pub(crate) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
         let dense = self.kernel.dense().with_store(KvStore::F32);
         let layers = 0..self.graph().config().layers;
         let mut kernels =
@@ -125,7 +125,6 @@ impl Subject<'_> {
         parts.extend(settings.profile.map(|_| "calibrated profile".to_owned()));
         parts.extend(settings.theta.map(|theta| format!("θ = {theta}")));
         parts.extend(settings.target_sparsity.map(|share| format!("target {share} zeros")));
-        parts.extend(settings.error_bound.map(|nats| format!("scores within {nats} nats")));
         parts.extend(settings.window.map(|window| format!("window {window}")));
         parts.extend(settings.sinks.map(|sinks| format!("{sinks} sinks")));
         parts.extend(settings.skip_margin.map(|margin| format!("skip {margin}")));

@@ -6,10 +6,11 @@ use deltallm::{AttentionError, AttentionKernel};
 use ndarray::{Array3, s};
 use serde::Serialize;
 
-use super::axes::{Axis, Panel, legend};
-use super::canvas::{Canvas, Dash, Marker, PICTURE_SIZE, Place, SeriesStyle, palette, png};
 use super::subject::{Captured, Cost, Subject};
 use crate::MakeKernel;
+use crate::drawing::{
+    Axis, Canvas, Dash, Marker, PICTURE_SIZE, Panel, Place, SeriesStyle, legend, palette, png,
+};
 
 /// Runs of each kernel at each length, taken in turns.
 const REPETITIONS: usize = 5;

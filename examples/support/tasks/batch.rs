@@ -67,7 +67,7 @@ pub(super) fn prefill(
 /// Sparsity of all layers and heads of a sequence.
 pub(super) fn sparsity(kernels: &[Box<dyn AttentionKernel>]) -> HeadSparsity {
     let mut sum = HeadSparsity::default();
-    kernels.iter().for_each(|kernel| sum.add(&kernel.stats().total()));
+    kernels.iter().for_each(|kernel| sum += kernel.stats().total());
     sum
 }
 

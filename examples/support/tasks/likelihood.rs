@@ -76,7 +76,7 @@ pub fn score_requests(
             setup.dense.as_ref().map(|dense| prefill(&setup.model.graph, dense, &prompts)).transpose()?;
         for (index, (pass, run)) in batch.iter().zip(&runs).enumerate() {
             let result = &mut results[pass.example];
-            result.sparsity.add(&sparsity(&run.kernels));
+            result.sparsity += sparsity(&run.kernels);
             let dense = dense.as_ref().map(|dense| dense[index].logits.view());
             for &(request, targets) in &pass.requests {
                 result.add(request, targets, run.logits.view(), dense);

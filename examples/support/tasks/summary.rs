@@ -58,7 +58,7 @@ impl Summary {
         let mut comparison = Comparison::default();
         for example in examples {
             lengths.merge(&example.lengths);
-            sparsity.add(&example.sparsity);
+            sparsity += example.sparsity;
             example.comparison.iter().for_each(|more| comparison.merge(more));
         }
         let unfinished = |outcomes: &[&Outcome]| outcomes.iter().filter(|o| o.unfinished).count();

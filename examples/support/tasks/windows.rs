@@ -46,7 +46,7 @@ pub fn score_window(
     if let Some(error) = failure {
         return Err(error);
     }
-    result.run.sparsity.add(&run.stats().total());
+    result.run.sparsity += run.stats().total();
     Ok(result)
 }
 

@@ -1,62 +1,48 @@
 //! Thresholds of all layers for a wanted zero fraction.
 
-use super::{ChannelWeights, RateCurves};
+use super::RateCurves;
 use crate::AttentionError;
 
-/// How thresholds follow from the measurements.
-#[derive(Debug, Clone, Copy, PartialEq)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(rename_all = "lowercase"))]
-#[non_exhaustive]
-pub enum AllocationRule {
-    /// `alpha * mass^(-power / 2)`.
-    Mass {
-        /// 1 is the optimum for errors that are uniform within the threshold.
-        power: f64,
-    },
-    /// `alpha * output^(-power / 2)`.
-    Output {
-        /// As in `Mass`.
-        power: f64,
-    },
-}
+/// `c` of equation 10 in `docs/method.md`; `docs/results/calibration.md` has what other powers cost.
+const POWER: f64 = 0.75;
 
-/// Measurements of all layers, from which thresholds for any zero fraction can be read off.
+/// Measurements of all layers, from which thresholds for any zero fraction can be read off: those of equation 10 in
+/// `docs/method.md`.
 #[derive(Debug)]
 pub struct Allocation {
-    layers: Vec<(ChannelWeights, RateCurves)>,
+    layers: Vec<(Vec<f64>, RateCurves)>,
 }
 
 impl Allocation {
-    /// Weights and curves of every layer, measured on the same texts.
+    /// Sensitivities ([`Sensitivity::finish`](super::Sensitivity::finish)) and rates of every layer, measured on the same texts.
     ///
     /// # Errors
-    /// [`AttentionError::Shape`] for a layer whose weights and curves are not of the same channels.
-    pub fn new(layers: Vec<(ChannelWeights, RateCurves)>) -> Result<Self, AttentionError> {
-        for (weights, curves) in &layers {
-            for (input, got) in [("mass", weights.mass.len()), ("output", weights.output.len())] {
-                let expected = curves.channels();
-                if got != expected {
-                    return Err(AttentionError::Shape { input, dimension: "channels", expected, got });
-                }
+    /// [`AttentionError::Shape`] for a layer whose sensitivities and rates are not of the same channels.
+    pub fn new(layers: Vec<(Vec<f64>, RateCurves)>) -> Result<Self, AttentionError> {
+        for (sensitivities, curves) in &layers {
+            let (expected, got) = (curves.channels(), sensitivities.len());
+            if got != expected {
+                let (input, dimension) = ("sensitivities", "channels");
+                return Err(AttentionError::Shape { input, dimension, expected, got });
             }
         }
         Ok(Self { layers })
     }
 
     /// Thresholds, `[layers, kv_heads * head_dim]`, whose zero fraction on the calibration texts is `zero_fraction` (as near as
-    /// the rule can come, above rather than below).
-    pub fn thresholds(&self, rule: AllocationRule, zero_fraction: f64) -> Vec<Vec<f32>> {
+    /// they can come, above rather than below).
+    pub fn thresholds(&self, zero_fraction: f64) -> Vec<Vec<f32>> {
         // The zero fraction rises with the parameter: bisect its logarithm over 120 octaves.
         let (mut low, mut high) = (-60.0_f64, 60.0_f64);
         for _ in 0..60 {
             let middle = 0.5 * (low + high);
-            if self.zero_fraction(&self.at(rule, middle.exp2())) < zero_fraction {
+            if self.zero_fraction(&self.at(middle.exp2())) < zero_fraction {
                 low = middle;
             } else {
                 high = middle;
             }
         }
-        self.at(rule, high.exp2())
+        self.at(high.exp2())
     }
 
     /// The zero fraction of `thresholds`, `[layers, kv_heads * head_dim]`, on the calibration texts.
@@ -69,16 +55,9 @@ impl Allocation {
         1.0 - sent / f64::max(all, 1.0)
     }
 
-    fn at(&self, rule: AllocationRule, alpha: f64) -> Vec<Vec<f32>> {
-        let layer = |(weights, _): &(ChannelWeights, RateCurves)| {
-            let (weights, power) = match rule {
-                AllocationRule::Mass { power } => (&weights.mass, power),
-                AllocationRule::Output { power } => (&weights.output, power),
-            };
-            let threshold = |w: &f64| (alpha * w.powf(-0.5 * power)) as f32;
-            weights.iter().map(|w| threshold(w).min(RateCurves::LARGEST)).collect()
-        };
-        self.layers.iter().map(layer).collect()
+    fn at(&self, alpha: f64) -> Vec<Vec<f32>> {
+        let threshold = |g: &f64| ((alpha * g.powf(-0.5 * POWER)) as f32).min(RateCurves::LARGEST);
+        self.layers.iter().map(|(sensitivities, _)| sensitivities.iter().map(threshold).collect()).collect()
     }
 }
 
@@ -90,46 +69,39 @@ mod tests {
 
     /// Two layers of two channels; keys wander by different strides.
     fn allocation() -> Allocation {
-        let layer = |stride: f32, weights: [f64; 2]| {
+        let layer = |stride: f32, sensitivities: [f64; 2]| {
             let mut curves = RateCurves::new(2);
             let key = |t: usize, j: usize| stride * (j + 1) as f32 * ((t * t) as f32 * 0.3).sin();
             curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view());
-            (ChannelWeights { mass: weights.to_vec(), output: weights.map(|w| w * w).to_vec() }, curves)
+            (sensitivities.to_vec(), curves)
         };
-        Allocation::new(vec![layer(1.0, [1.0, 4.0]), layer(0.3, [16.0, 1e-4])]).unwrap()
+        Allocation::new(vec![layer(1.0, [1.0, 16.0]), layer(0.3, [256.0, 1e-8])]).unwrap()
     }
-
-    const RULES: [AllocationRule; 2] =
-        [AllocationRule::Mass { power: 1.0 }, AllocationRule::Output { power: 0.75 }];
 
     #[test]
     fn the_zero_fraction_is_met() {
-        for rule in RULES {
-            for wanted in [0.1, 0.5, 0.9] {
-                let thresholds = allocation().thresholds(rule, wanted);
-                assert!((allocation().zero_fraction(&thresholds) - wanted).abs() < 1e-3, "{rule:?} {wanted}");
-            }
+        for wanted in [0.1, 0.5, 0.9] {
+            let thresholds = allocation().thresholds(wanted);
+            assert!((allocation().zero_fraction(&thresholds) - wanted).abs() < 1e-3, "{wanted}");
         }
     }
 
     #[test]
-    fn a_channel_with_four_times_the_weight_gets_half_the_threshold() {
-        let thresholds = allocation().thresholds(AllocationRule::Mass { power: 1.0 }, 0.3);
-        assert!((thresholds[0][0] / thresholds[0][1] - 2.0).abs() < 1e-4);
-        assert!((thresholds[0][1] / thresholds[1][0] - 2.0).abs() < 1e-4);
+    fn a_channel_that_is_16_times_as_sensitive_gets_a_threshold_lower_by_its_power() {
+        let thresholds = allocation().thresholds(0.3);
+        let expected = 16.0_f32.powf(0.75 / 2.0);
+        assert!((thresholds[0][0] / thresholds[0][1] - expected).abs() < 1e-4);
+        assert!((thresholds[0][1] / thresholds[1][0] - expected).abs() < 1e-4);
     }
 
     #[test]
     fn what_cannot_be_had_gives_the_nearest_thresholds() {
-        for rule in RULES {
-            for wanted in [-1.0, 0.0, 1.0, 2.0] {
-                let thresholds = allocation().thresholds(rule, wanted);
-                assert!(thresholds.concat().iter().all(|t| (0.0..=RateCurves::LARGEST).contains(t)));
-            }
+        for wanted in [-1.0, 0.0, 1.0, 2.0] {
+            let thresholds = allocation().thresholds(wanted);
+            assert!(thresholds.concat().iter().all(|t| (0.0..=RateCurves::LARGEST).contains(t)));
         }
-        let silent = ChannelWeights { mass: vec![0.0; 2], output: vec![0.0; 2] };
-        let allocation = Allocation::new(vec![(silent.clone(), RateCurves::new(2))]).unwrap();
-        assert_eq!(allocation.thresholds(RULES[0], 0.5), [[RateCurves::LARGEST; 2]]);
-        assert!(Allocation::new(vec![(silent, RateCurves::new(3))]).is_err());
+        let silent = Allocation::new(vec![(vec![0.0; 2], RateCurves::new(2))]).unwrap();
+        assert_eq!(silent.thresholds(0.5), [[RateCurves::LARGEST; 2]]);
+        assert!(Allocation::new(vec![(vec![0.0; 2], RateCurves::new(3))]).is_err());
     }
 }

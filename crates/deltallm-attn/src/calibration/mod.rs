@@ -13,6 +13,6 @@ mod allocation;
 mod rates;
 mod sensitivity;
 
-pub use allocation::{Allocation, AllocationRule};
+pub use allocation::Allocation;
 pub use rates::RateCurves;
-pub use sensitivity::{ChannelWeights, Sensitivity};
+pub use sensitivity::Sensitivity;

@@ -34,20 +34,10 @@ pub struct Sensitivity {
     stride: usize,
     /// `Wo^T Wo` of each query head, `[head_dim, head_dim]`.
     grams: Vec<Array2<f32>>,
-    sums: ChannelWeights,
+    /// `[kv_heads, head_dim]`.
+    sums: Vec<f64>,
     /// Squared norms of the residual stream.
     residuals: Vec<f32>,
-}
-
-/// Weights of the key channels of one layer, `[kv_heads, head_dim]` in row-major order: the mean over the calibration
-/// queries of what a unit error in the channel does, squared.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ChannelWeights {
-    /// `q[j]^2` times the attention mass beyond window and sinks. Needs probabilities only.
-    pub mass: Vec<f64>,
-    /// `q[j]^2 sum_t p_t^2 |Wo (v_t - o)|^2` over the keys beyond window and sinks, relative to the median squared norm of
-    /// the residual stream.
-    pub output: Vec<f64>,
 }
 
 impl Sensitivity {
@@ -70,7 +60,6 @@ impl Sensitivity {
                 part.t().dot(&part)
             })
             .collect();
-        let zeros = vec![0.0; shape.kv_heads() * d];
         Ok(Self {
             shape,
             scale: options.scale,
@@ -79,7 +68,7 @@ impl Sensitivity {
             sinks,
             stride: stride.max(1),
             grams,
-            sums: ChannelWeights { mass: zeros.clone(), output: zeros },
+            sums: vec![0.0; shape.kv_heads() * d],
             residuals: Vec::new(),
         })
     }
@@ -114,27 +103,19 @@ impl Sensitivity {
             self.head_sums(&part(&q, head), &part(&k, kv_head), &part(&v, kv_head), &self.grams[head])
         });
         let d = self.shape.head_dim();
-        for (head, [mass, output]) in sums.iter().enumerate() {
+        for (head, more) in sums.iter().enumerate() {
             let channels = head / self.shape.group() * d..(head / self.shape.group() + 1) * d;
-            let add = |sum: &mut [f64], more: &[f64]| sum.iter_mut().zip(more).for_each(|(s, m)| *s += m);
-            add(&mut self.sums.mass[channels.clone()], mass);
-            add(&mut self.sums.output[channels], output);
+            self.sums[channels].iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
         }
         Ok(())
     }
 
     /// The sums of one query head: `q`, `k`, `v` are `[tokens, head_dim]`, `gram` is `Wo^T Wo`.
-    fn head_sums(
-        &self,
-        q: &Array2<f32>,
-        k: &Array2<f32>,
-        v: &Array2<f32>,
-        gram: &Array2<f32>,
-    ) -> [Vec<f64>; 2] {
+    fn head_sums(&self, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>, gram: &Array2<f32>) -> Vec<f64> {
         let (tokens, d) = k.dim();
         let values = v.dot(gram); // of token t: G v_t
         let norms: Vec<f32> = v.outer_iter().zip(values.outer_iter()).map(|(v, g)| v.dot(&g)).collect();
-        let [mut mass, mut output] = [vec![0.0; d], vec![0.0; d]];
+        let mut sums = vec![0.0; d];
         // Before this position no key is far.
         let first = self.window.saturating_add(self.sinks);
         let rows: Vec<usize> = (first..tokens).step_by(self.stride).collect();
@@ -150,20 +131,17 @@ impl Sensitivity {
             let own = (&out.dot(gram) * &out).sum_axis(Axis(1)); // of query m: o_m G o_m
             Zip::from(p.rows()).and(cross.rows()).and(&own).and(q.rows()).and(rows).for_each(
                 |p, cross, own, q, &position| {
-                    let (mut far_mass, mut far_output) = (0.0_f64, 0.0_f64);
+                    let mut far = 0.0_f64;
                     for t in self.sinks..position + 1 - self.window {
-                        far_mass += f64::from(p[t]);
-                        far_output += f64::from(p[t] * p[t] * (norms[t] - 2.0 * cross[t] + own).max(0.0));
+                        far += f64::from(p[t] * p[t] * (norms[t] - 2.0 * cross[t] + own).max(0.0));
                     }
-                    for (j, q) in q.iter().enumerate() {
-                        let q = f64::from(*q * *q);
-                        mass[j] += q * far_mass;
-                        output[j] += q * far_output;
+                    for (sum, q) in sums.iter_mut().zip(q) {
+                        *sum += f64::from(*q * *q) * far;
                     }
                 },
             );
         }
-        [mass, output]
+        sums
     }
 
     /// Turns the products `q . k` of the query at `position` into probabilities; later keys get none.
@@ -183,13 +161,14 @@ impl Sensitivity {
         seen.iter_mut().for_each(|x| *x /= total);
     }
 
-    /// The weights of the channels. All zero if no text was long enough to have far keys.
-    pub fn finish(mut self) -> ChannelWeights {
+    /// The sensitivities of the channels, `[kv_heads, head_dim]` in row-major order: of each the mean over the queries of
+    /// `q[j]^2 sum_t p_t^2 |Wo (v_t - o)|^2` over the keys beyond window and sinks, relative to the median squared norm of the
+    /// residual stream. All zero if no text was long enough to have far keys.
+    pub fn finish(mut self) -> Vec<f64> {
         self.residuals.sort_by(f32::total_cmp);
         let median = self.residuals.get(self.residuals.len() / 2).map_or(1.0, |x| f64::from(*x));
         let mean = 1.0 / (self.residuals.len().max(1) as f64);
-        self.sums.mass.iter_mut().for_each(|x| *x *= mean);
-        self.sums.output.iter_mut().for_each(|x| *x *= mean / median.max(f64::MIN_POSITIVE));
+        self.sums.iter_mut().for_each(|x| *x *= mean / median.max(f64::MIN_POSITIVE));
         self.sums
     }
 }
@@ -215,22 +194,12 @@ fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<
 
 #[cfg(test)]
 mod tests {
+    use deltallm_testing::Random;
     use ndarray::Array3;
 
     use super::*;
 
-    /// Numbers in -1..1.
-    fn random(seed: u64) -> impl FnMut() -> f32 {
-        let mut state = seed | 1;
-        move || {
-            state ^= state << 13;
-            state ^= state >> 7;
-            state ^= state << 17;
-            (state >> 40) as f32 / (1 << 23) as f32 - 1.0
-        }
-    }
-
-    /// Equations 9 and 10 in plain f64 loops: `[mass, output]`, `[kv_heads * head_dim]`.
+    /// Equations 9 and 10 in plain f64 loops: `[kv_heads * head_dim]`.
     fn plain(
         shape: AttentionShape,
         [window, sinks]: [usize; 2],
@@ -238,9 +207,9 @@ mod tests {
         (q, k, v): (&Array3<f32>, &Array3<f32>, &Array3<f32>),
         wo: &Array2<f32>,
         residual: &Array2<f32>,
-    ) -> [Vec<f64>; 2] {
+    ) -> Vec<f64> {
         let (n, d) = (k.dim().0, shape.head_dim());
-        let mut sums = [vec![0.0; shape.kv_heads() * d], vec![0.0; shape.kv_heads() * d]];
+        let mut sums = vec![0.0; shape.kv_heads() * d];
         for head in 0..shape.heads() {
             let kv = head / shape.group();
             for m in (window + sinks..n).step_by(stride) {
@@ -265,8 +234,7 @@ mod tests {
                         .sum();
                     for j in 0..d {
                         let q2 = f64::from(q[[m, head, j]]).powi(2);
-                        sums[0][kv * d + j] += q2 * p[t];
-                        sums[1][kv * d + j] += q2 * p[t] * p[t] * moved;
+                        sums[kv * d + j] += q2 * p[t] * p[t] * moved;
                     }
                 }
             }
@@ -274,31 +242,28 @@ mod tests {
         let mut norms: Vec<f64> =
             residual.outer_iter().map(|row| row.iter().map(|x| f64::from(x * x)).sum()).collect();
         norms.sort_by(f64::total_cmp);
-        sums[0].iter_mut().for_each(|x| *x /= n as f64);
-        sums[1].iter_mut().for_each(|x| *x /= n as f64 * norms[n / 2]);
+        sums.iter_mut().for_each(|x| *x /= n as f64 * norms[n / 2]);
         sums
     }
 
     #[test]
     fn the_sums_equal_plain_loops() {
         let shape = AttentionShape::new(4, 2, 8).unwrap();
-        let mut next = random(11);
+        let mut random = Random::new(11);
         let n = 300; // more than one group of queries
-        let mut heads = |heads| Array3::from_shape_simple_fn((n, heads, 8), &mut next);
+        let mut heads = |heads| Array3::from_shape_simple_fn((n, heads, 8), || random.number());
         let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
-        let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), &mut next);
+        let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), || random.number());
         let (wo, residual) = (rows(20, 32), rows(n, 20));
         let options = AttentionOptions::of_tests(shape);
         for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
             let mut sensitivity = Sensitivity::new(&options, exact, wo.view(), stride).unwrap();
             sensitivity.add(q.view(), k.view(), v.view(), residual.view()).unwrap();
             let got = sensitivity.finish();
-            let [mass, output] = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
-            let close = |got: &[f64], expected: &[f64]| {
-                got.iter().zip(expected).all(|(a, b)| (a - b).abs() <= 1e-4 * b.abs() && *b > 0.0)
-            };
-            assert!(close(&got.mass, &mass), "{exact:?}");
-            assert!(close(&got.output, &output), "{exact:?}");
+            let expected = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
+            assert_eq!(got.len(), expected.len());
+            let close = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-4 * b.abs() && *b > 0.0;
+            assert!(got.iter().zip(&expected).all(close), "{exact:?}");
         }
     }
 
@@ -311,8 +276,7 @@ mod tests {
         let x = Array3::ones((20, 2, 4));
         let kv = Array3::ones((20, 1, 4));
         sensitivity.add(x.view(), kv.view(), kv.view(), Array2::ones((20, 3)).view()).unwrap();
-        let weights = sensitivity.finish();
-        assert!(weights.mass.iter().chain(&weights.output).all(|w| *w == 0.0));
+        assert_eq!(sensitivity.finish(), [0.0; 4]);
     }
 
     #[test]
@@ -336,7 +300,6 @@ mod tests {
                 other => panic!("{other:?}"),
             }
         }
-        let weights = sensitivity.finish();
-        assert!(weights.mass.iter().chain(&weights.output).all(|w| *w == 0.0));
+        assert_eq!(sensitivity.finish(), [0.0; 4]);
     }
 }

@@ -1,7 +1,8 @@
 //! 16-bit floats that stay what they are in the file.
 
-use super::{ModelFile, RawTensor, TensorId, fill_rows};
-use crate::{HalfLinear, ModelConfig, ModelError};
+use super::file::{ModelFile, RawTensor};
+use super::read::fill_rows;
+use crate::{HalfLinear, ModelConfig, ModelError, TensorId};
 
 impl ModelFile {
     /// Reads rows of 16-bit numbers in parallel, in canonical order.

@@ -2,8 +2,7 @@
 
 use ndarray::Array1;
 
-use super::{LayerTensor, Linear, Matrix, ModelFile, TensorId};
-use crate::{ModelConfig, ModelError};
+use crate::{LayerTensor, Linear, Matrix, ModelConfig, ModelError, ModelFile, TensorId};
 
 /// The weights of one layer.
 #[derive(Debug, Clone)]

@@ -2,8 +2,9 @@
 
 use deltallm_simd::dot::ByteKernel;
 
-use super::{LinearForm, ModelFile, Part, TensorId};
-use crate::{ModelConfig, ModelError, QuantisedError, QuantisedLinear};
+use super::file::ModelFile;
+use crate::files::names::Part;
+use crate::{LinearForm, ModelConfig, ModelError, QuantisedError, QuantisedLinear, TensorId};
 
 impl ModelFile {
     /// The weights of a projection, the embedding or the head, `[out, in]`, rows of queries and keys in half-split order;

@@ -9,15 +9,16 @@
 use deltallm_simd::dot::ByteKernel;
 use rayon::prelude::*;
 
-use super::{ModelFile, Part, RawTensor, Source, TensorId};
+use super::file::{ModelFile, RawTensor, Source};
 #[cfg(feature = "safetensors")]
-use crate::config::Quantization;
+use crate::SafetensorsModel;
+#[cfg(feature = "safetensors")]
+use crate::files::config::Quantization;
+use crate::files::names::Part;
 #[cfg(feature = "gguf")]
 use crate::quant::ternary;
 use crate::quant::{self, TensorType};
-#[cfg(feature = "safetensors")]
-use crate::safetensors::SafetensorsModel;
-use crate::{ModelConfig, ModelError, TernaryError, TernaryLinear};
+use crate::{ModelConfig, ModelError, TensorId, TernaryError, TernaryLinear};
 
 /// What a tensor of float weights holds.
 struct Magnitudes {

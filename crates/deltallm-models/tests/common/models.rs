@@ -1,6 +1,9 @@
 //! Models and kernels for tests of whole graphs.
 
-use deltallm_attn::{AttentionKernel, AttentionOptions, DenseAttention, Isa};
+use deltallm_attn::{
+    AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, Isa,
+    ThresholdPolicy, Window,
+};
 use deltallm_models::{Model, ModelError, ModelFile};
 use ndarray::ArrayView1;
 
@@ -23,6 +26,25 @@ pub(crate) fn options_for(model: &Model) -> AttentionOptions {
 pub(crate) fn dense_kernels(model: &Model) -> Vec<Box<dyn AttentionKernel>> {
     let options = options_for(model);
     (0..model.config().layers).map(|_| Box::new(DenseAttention::new(&options).unwrap()) as _).collect()
+}
+
+/// Attention that approximates nothing, three times for every layer: thresholds of 0 without and with a window, and a window
+/// over everything.
+pub(crate) fn harmless_kernels(model: &Model) -> [Vec<Box<dyn AttentionKernel>>; 3] {
+    let options = options_for(model);
+    let hybrid = |window, theta| {
+        let config = HybridConfig {
+            window: Window::Sliding(window),
+            ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
+        };
+        Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
+    };
+    let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
+        &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
+        &|| hybrid(5, 0.0),
+        &|| hybrid(40, 100.0),
+    ];
+    makers.map(|make| (0..model.config().layers).map(|_| make()).collect())
 }
 
 /// The id of the largest logit; the first of several.

@@ -46,12 +46,8 @@ pub(crate) fn llama() -> GgufWriter {
     })
 }
 
-pub(crate) fn bitnet() -> GgufWriter {
-    bitnet_named("bitnet")
-}
-
-/// A BitNet model of that `general.architecture`: 4 heads over 2 of 64 channels, MLP of 512, projections of several types.
-pub(crate) fn bitnet_named(architecture: &str) -> GgufWriter {
+/// The parameters of one layer: 4 heads over 2 of 64 channels, MLP of 512.
+pub(crate) fn parameters(architecture: &str, vocab: u32) -> GgufWriter {
     let mut writer = GgufWriter::new().set("general.architecture", Value::String(architecture.into()));
     for (key, size) in [
         ("embedding_length", 256),
@@ -60,13 +56,23 @@ pub(crate) fn bitnet_named(architecture: &str) -> GgufWriter {
         ("attention.head_count_kv", 2),
         ("feed_forward_length", 512),
         ("context_length", 64),
-        ("vocab_size", VOCAB as u32),
+        ("vocab_size", vocab),
     ] {
         writer = writer.set(&format!("{architecture}.{key}"), Value::U32(size));
     }
     for (key, number) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 10_000.0)] {
         writer = writer.set(&format!("{architecture}.{key}"), Value::F32(number));
     }
+    writer
+}
+
+pub(crate) fn bitnet() -> GgufWriter {
+    bitnet_named("bitnet")
+}
+
+/// A BitNet model of that `general.architecture`: 4 heads over 2 of 64 channels, MLP of 512, projections of several types.
+pub(crate) fn bitnet_named(architecture: &str) -> GgufWriter {
+    let mut writer = parameters(architecture, VOCAB as u32);
     for (name, length) in [
         ("output_norm", 256),
         ("blk.0.attn_norm", 256),

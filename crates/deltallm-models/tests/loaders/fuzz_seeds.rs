@@ -166,9 +166,10 @@ const BYTE_LEVEL_TOKENIZER: &str = r#"{"added_tokens":[{"id":3,"content":"<s>","
 "post_processor":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":false,"use_regex":true},"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
 "model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}}"#;
 
-const PROFILE: &str = r#"{"version":2,"model":"0000000000000007","kv_heads":1,"head_dim":2,"window":"8","sinks":2,
-"provenance":{"model":"m","text_sha256":"00","tokens":8,"context":4,"goal":{"kl":0.01},"rule":{"mass":{"power":1.0}},"zero_fraction":0.5,"held_out":{"tokens":4,"zero_fraction":0.5,"sparsity":0.4,"values_skipped":0.3,"perplexity_dense":9.0,"perplexity_change":0.001,"kl":0.01,"top1_agreement":0.9}},
-"layers":[{"dense":true,"exact_prompt":0,"skip_margin":null,"store":null,"thresholds":[0.0,0.5]},{"dense":false,"exact_prompt":9,"skip_margin":"ln:2.5","store":"compact","thresholds":[0.25,1]}]}"#;
+const PROFILE: &str = r#"{"version":3,"model":"0000000000000007","kv_heads":1,"head_dim":2,
+"provenance":{"model":"m","text_sha256":"00","tokens":8,"context":4,"goal":{"kl":0.01},"zero_fraction":0.5,"held_out":{"tokens":4,"zero_fraction":0.5,"sparsity":0.4,"values_skipped":0.3,"perplexity_dense":9.0,"perplexity_change":0.001,"kl":0.01,"top1_agreement":0.9}},
+"spec":{"kernel":"hybrid","store":"f16","precision":"int16","scale":0.5,"softcap":50,"thresholds":{"channels":[0.0,0.5,0.25,1]},"window":"8","sinks":2,"skip_margin":4.5,"exact_prompt":3,
+"layers":[{"dense":true,"exact_prompt":0,"skip_margin":null,"store":null},{"dense":false,"exact_prompt":9,"skip_margin":"ln:2.5","store":"compact"}]}}"#;
 
 /// What the target `attention` reads: group, kv heads, head size, store, window, sinks, exact prompt, skip margin, soft cap,
 /// precision, budget, threshold, seed, kind of numbers, scales of keys and values; then steps of a kind and a size.
@@ -178,7 +179,7 @@ const ATTENTION: [[u8; 16]; 6] = [
     [1, 0, 3, 2, 7, 2, 0, 120, 0, 0, 0, 60, 3, 3, 5, 9],
     [3, 0, 5, 3, 31, 3, 0, 0, 0, 0, 0, 40, 4, 2, 4, 7],
     [0, 0, 6, 4, 9, 1, 0, 225, 0, 0, 0, 30, 5, 0, 5, 8],
-    [1, 1, 2, 5, 40, 8, 60, 0, 0, 230, 210, 45, 6, 4, 6, 10],
+    [1, 1, 2, 4, 40, 8, 60, 0, 0, 230, 210, 45, 6, 4, 6, 10],
 ];
 const STEPS: [[u8; 2]; 14] = [
     [14, 40],

@@ -1,6 +1,5 @@
 //! Quantised weights that stay packed.
 
-use deltallm_models::gguf::Value;
 use deltallm_models::quant::TensorType::{self, Q4_0, Q4_1, Q4_K, Q5_0, Q5_1, Q5_K, Q6_K, Q8_0};
 use deltallm_models::{LayerTensor, LinearForm, LogitRows, Matrix, Model, ModelError, ModelFile, TensorId};
 
@@ -21,6 +20,7 @@ const PROJECTIONS: [(LayerTensor, &str, [usize; 2], TensorType); 7] = [
 
 /// Blocks that look random, with weights of a few hundredths.
 fn blocks(ty: TensorType, [rows, columns]: [usize; 2]) -> Vec<u8> {
+    // The bound on the logits below was set for these numbers: how far rounding carries depends on the weights.
     let mut state = rows as u64 * 7 + columns as u64;
     let mut next = || {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
@@ -48,21 +48,7 @@ fn blocks(ty: TensorType, [rows, columns]: [usize; 2]) -> Vec<u8> {
 
 /// A Llama of one layer and 5 tokens, with an embedding of type Q5_1.
 fn llama() -> GgufWriter {
-    let mut writer = GgufWriter::new().set("general.architecture", Value::String("llama".into()));
-    for (key, size) in [
-        ("embedding_length", 256),
-        ("block_count", 1),
-        ("attention.head_count", 4),
-        ("attention.head_count_kv", 2),
-        ("feed_forward_length", 512),
-        ("context_length", 64),
-        ("vocab_size", 5),
-    ] {
-        writer = writer.set(&format!("llama.{key}"), Value::U32(size));
-    }
-    for (key, number) in [("attention.layer_norm_rms_epsilon", 1e-5), ("rope.freq_base", 10_000.0)] {
-        writer = writer.set(&format!("llama.{key}"), Value::F32(number));
-    }
+    let mut writer = tiny::parameters("llama", 5);
     for name in ["output_norm", "blk.0.attn_norm", "blk.0.ffn_norm"] {
         writer = writer.f32_tensor(&format!("{name}.weight"), &[256], &[1.0; 256]);
     }

@@ -1,0 +1,148 @@
+//! How a vector of f32 is made of each form in which rows are stored.
+
+use deltallm_core::internal::{FloatRows, GROUP};
+use deltallm_simd::{convert::finite_f16_to_f32, fearless_simd::prelude::*};
+use half::{bf16, f16};
+
+use super::{
+    expand::grow,
+    lanes::{Lanes, lanes},
+};
+
+/// Rows that can be read vector by vector.
+pub(crate) trait Rows: Copy {
+    /// Registers that its conversions occupy all the time, with constants.
+    const HELD: usize = 0;
+
+    /// One row.
+    type Row: Row;
+
+    /// The first `channels` channels of row `index`.
+    fn row(self, index: usize, channels: usize) -> Self::Row;
+}
+
+/// A row in its stored form.
+pub(crate) trait Row: Copy {
+    /// The channels `vector * LEN .. (vector + 1) * LEN`.
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
+}
+
+impl<'a, T: Number> Rows for FloatRows<'a, T> {
+    type Row = &'a [T];
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> &'a [T] {
+        &self.data[index * self.stride..][..channels]
+    }
+}
+
+impl<T: Number> Row for &[T] {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        T::vector(simd, &self[vector * lanes::<S>()..][..lanes::<S>()])
+    }
+}
+
+/// A plain number type.
+pub(crate) trait Number: Copy + Default {
+    /// One vector of them as f32.
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s;
+}
+
+impl Number for f32 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        S::f32s::from_slice(simd, x)
+    }
+}
+
+impl Number for i8 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.i8s(x)
+    }
+}
+
+impl Number for f16 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.f16s(x)
+    }
+}
+
+impl Number for bf16 {
+    #[inline(always)]
+    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+        simd.bf16s(x)
+    }
+}
+
+/// [`Int8Rows`](deltallm_core::internal::Int8Rows) with their scales as f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Int8Kernel<'a> {
+    pub(crate) codes: &'a [i8],
+    pub(crate) scales: &'a [f32],
+}
+
+impl<'a> Rows for Int8Kernel<'a> {
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        let groups = channels.div_ceil(GROUP);
+        let (codes, scales) = (&self.codes[index * channels..], &self.scales[index * groups..]);
+        Self { codes: &codes[..channels], scales: &scales[..groups] }
+    }
+}
+
+impl Row for Int8Kernel<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let first = vector * lanes::<S>();
+        simd.i8s(&self.codes[first..][..lanes::<S>()]) * self.scales[first / GROUP]
+    }
+}
+
+/// [`Int4Rows`](deltallm_core::internal::Int4Rows) with their scales as f32.
+#[derive(Clone, Copy)]
+pub(crate) struct Int4Kernel<'a> {
+    pub(crate) codes: &'a [u8],
+    pub(crate) scales: &'a [f32],
+}
+
+impl<'a> Rows for Int4Kernel<'a> {
+    /// The mask of a nibble, the code of zero and the scale.
+    const HELD: usize = 3;
+
+    type Row = Self;
+
+    #[inline(always)]
+    fn row(self, index: usize, channels: usize) -> Self {
+        let (bytes, groups) = (channels / 2, channels / GROUP);
+        let (codes, scales) = (&self.codes[index * bytes..], &self.scales[index * groups..]);
+        Self { codes: &codes[..bytes], scales: &scales[..groups] }
+    }
+}
+
+impl Row for Int4Kernel<'_> {
+    #[inline(always)]
+    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
+        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
+        let first = group * (GROUP / 2) + channel % (GROUP / 2);
+        simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2) * self.scales[group]
+    }
+}
+
+/// Scales as f32.
+#[inline(always)]
+pub(crate) fn scales_to_f32<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+    grow(scales, stored.len());
+    let whole = stored.len() / lanes::<S>() * lanes::<S>();
+    for (x, out) in stored.chunks_exact(lanes::<S>()).zip(scales.chunks_exact_mut(lanes::<S>())) {
+        simd.f16s(x).store_slice(out);
+    }
+    for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {
+        *out = finite_f16_to_f32(*x);
+    }
+    &scales[..stored.len()]
+}

@@ -1,0 +1,164 @@
+//! Scores of a block of keys, in whatever form it is stored.
+
+use deltallm_core::{
+    BLOCK_TOKENS,
+    internal::{DeltaBlock, DeltaCodes, FloatCodes, FloatRows, Int4Rows, StepCodes, StoredRows},
+};
+use deltallm_simd::{Isa, dispatch};
+use half::{bf16, f16, slice::HalfBitsSliceExt};
+
+use super::{
+    ahead::{Ahead, block_memory, rows_memory},
+    dots::Dots,
+    expand::Masked,
+    lanes::{Lanes, ToScore},
+    passes::in_passes,
+    queries::{CodedQueries, MOST_CHANNELS},
+    rows::{Int4Kernel, Int8Kernel, Rows, scales_to_f32},
+    scratch::KernelScratch,
+};
+
+/// The scores of one block of keys, `[group, BLOCK_TOKENS]`, and the queries they are for.
+pub(crate) struct Scoring<'a> {
+    /// Scaled queries of the group, `[group, channels]`, padded with zeros to a multiple of [`CHANNELS`].
+    pub(crate) queries: &'a [f32],
+    /// Padded channels.
+    pub(crate) channels: usize,
+    /// The scores.
+    pub(crate) scores: &'a mut [f32],
+}
+
+/// Scores of `count` rows, the first of which is the block's key `at`. The memory of the rows `ahead` is asked for.
+pub(crate) fn scores(
+    isa: Isa,
+    rows: StoredRows,
+    ahead: Option<StoredRows>,
+    count: usize,
+    at: usize,
+    to: &mut Scoring,
+    scratch: &mut KernelScratch,
+) {
+    let KernelScratch { scales, coded, .. } = scratch;
+    let (queries, channels, out) = (to.queries, to.channels, &mut to.scores[at..]);
+    let memory = ahead.map_or([Ahead::default(); 2], |rows| rows_memory(rows, channels));
+    let ahead = memory[0];
+    match rows {
+        StoredRows::F32(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::F16(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::Bf16(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::Int8(rows) => {
+            if channels <= MOST_CHANNELS {
+                prepare(isa, coded, queries, channels, &[], 1.0);
+                let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
+                if dispatch!(isa, simd => simd.int8_scores(rows, count, to)) {
+                    return;
+                }
+            }
+            let rows = Int8Kernel { codes: rows.codes, scales: to_f32(isa, rows.scales, scales) };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
+            let rows = Int4Kernel { codes, scales: to_f32(isa, stored, scales) };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+    }
+}
+
+/// A function of its own for every form of rows: one for all of them takes minutes to compile.
+fn score_rows<R: Rows>(isa: Isa, mut dots: Dots<R>) {
+    let heads = dots.queries.len() / dots.channels;
+    dispatch!(isa, simd => in_passes(simd, heads, &mut dots));
+}
+
+/// See [`CodedQueries::prepare`].
+fn prepare(isa: Isa, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+    if !coded.are_for(factor) {
+        dispatch!(isa, simd => {
+            coded.prepare(queries, channels, steps, factor);
+        });
+    }
+}
+
+/// f16 scales as f32.
+fn to_f32<'a>(isa: Isa, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+    dispatch!(isa, simd => scales_to_f32(simd, stored, scales))
+}
+
+/// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
+///
+/// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
+/// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
+pub(crate) fn delta_scores(
+    isa: Isa,
+    block: DeltaBlock,
+    ahead: Option<DeltaBlock>,
+    skip: usize,
+    count: usize,
+    to: &mut Scoring,
+    scratch: &mut KernelScratch,
+) {
+    let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
+    let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
+    let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
+    let ahead = memory[1];
+    if !matches!(block.codes, DeltaCodes::Steps(_)) {
+        memory[0].steps(1).prefetch();
+    }
+    match block.codes {
+        DeltaCodes::F32(FloatCodes { frame, values }) => {
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+            let stride = keys.room(f32s);
+            dispatch!(isa, simd => simd.expand_f32(keys, f32s));
+            let rows = FloatRows { data: &f32s[skip * stride..], stride };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        DeltaCodes::F16(FloatCodes { frame, values }) => {
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+            let stride = keys.room(halves);
+            dispatch!(isa, simd => simd.expand_u16(keys, halves));
+            let data: &[f16] = halves[skip * stride..].reinterpret_cast();
+            let rows = FloatRows { data, stride };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        DeltaCodes::Bf16(FloatCodes { frame, values }) => {
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
+            let stride = keys.room(halves);
+            dispatch!(isa, simd => simd.expand_u16(keys, halves));
+            let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
+            let rows = FloatRows { data, stride };
+            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+        }
+        DeltaCodes::Steps(StepCodes { frame, differences: packed, wide, steps, factor, escapes }) => {
+            if let Some(DeltaBlock { codes: DeltaCodes::Steps(StepCodes { frame, wide, .. }), .. }) =
+                ahead_block
+            {
+                // A few lines, one allocation.
+                Ahead::of(frame).and(wide).steps(1).prefetch();
+            }
+            let values = differences.unpack(isa, packed, wide);
+            let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+            prepare(isa, coded, queries, channels, steps, factor);
+            let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
+            let done =
+                channels <= MOST_CHANNELS && dispatch!(isa, simd => simd.delta_scores(keys, to, bytes));
+            if !done {
+                let stride = keys.room(bytes);
+                dispatch!(isa, simd => {
+                    simd.expand_i8(keys, bytes);
+                    coded.times_steps(queries, channels, steps, factor);
+                });
+                let rows = FloatRows { data: &bytes[skip * stride..], stride };
+                score_rows(isa, Dots { rows, count, ahead, queries: &coded.exact, channels, out });
+            }
+            for escape in escapes {
+                let first = usize::from(escape.from).max(skip);
+                let last = usize::from(escape.to).min(skip + count);
+                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK_TOKENS)) {
+                    let more = query[usize::from(escape.channel)] * escape.residual;
+                    let scores = out.get_mut(first - skip..last.max(first) - skip).unwrap_or_default();
+                    scores.iter_mut().for_each(|score| *score += more);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,144 @@
+//! Prompts: many queries at a time, in tiles. In reading order:
+//!
+//! - here: a call's tiles, shared among threads;
+//! - [`prepare`]: keys and values in the form in which tiles read them, once for all tiles;
+//! - [`tile`]: one tile from its queries to its outputs;
+//! - [`keys`], [`values`]: what a tile needs of them, a trait each; [`rows`] (f32), [`deltas`], [`pairs`] (16 bits): the forms
+//!   there are, each with its arithmetic;
+//! - [`first_pass`]: in 8 bits, which keys can matter at all;
+//! - [`matmul`], [`softmax`], [`transpose`], [`stream`]: micro-kernels, written once over `fearless_simd`'s vectors. A matrix with a row
+//!   for each channel or key and a column for each query lane is *lane-contiguous*, `[rows, lanes]`. Functions take the `Isa` first;
+//! - `arch`: faster kernels of single instruction sets.
+
+mod aligned;
+mod arch;
+mod deltas;
+mod first_pass;
+mod keys;
+mod lanes;
+mod matmul;
+mod pairs;
+mod prepare;
+mod rows;
+mod softmax;
+mod stream;
+mod tile;
+mod transpose;
+mod values;
+
+use std::ops::Range;
+
+use deltallm_core::HeadSparsity;
+
+use crate::{
+    AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    segment::{Segment, Segments},
+    window::Split,
+};
+
+use prepare::{Prepared, prepare_head};
+pub use tile::query_tile;
+use tile::{Scratch, Tile, attend_tile, union};
+
+/// Attends `q`, whose first token stands at position `first`, and writes `out`. `segments` knows the segments of each
+/// kv head. If all goes well, the pairs of each kv head are added to `counts`.
+pub(crate) fn attend<'a>(
+    options: &AttentionOptions,
+    q: &HeadsView,
+    first: usize,
+    split: &Split,
+    segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
+    mut out: HeadsViewMut,
+    counts: &mut [HeadSparsity],
+) -> Result<(), AttentionError> {
+    let shape = options.shape;
+    let segments: Vec<Segments> = (0..shape.kv_heads()).map(segments).collect();
+    let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
+    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow.
+    let prepared = match q.tokens() > query_tile(shape.group()) {
+        true => prepare(options, first..first + q.tokens(), split, &segments)?,
+        false => segments.iter().map(|segments| segments.iter().map(Prepared::as_held).collect()).collect(),
+    };
+    let work = |scratch: &mut Scratch, tile: &Tile| {
+        let kv_head = tile.kv_head;
+        attend_tile(options, q, first, tile, split, &segments[kv_head], &prepared[kv_head], scratch)
+    };
+    let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
+    for_each(options.parallel, &tiles, work, |tile, output| {
+        counted[tile.kv_head] += output.counts;
+        let rows = output.rows.chunks_exact(shape.head_dim());
+        let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
+        for ((position, head), row) in places.zip(rows) {
+            out.row_mut(position - first, tile.kv_head * shape.group() + head).copy_from_slice(row);
+        }
+    })?;
+    counts.iter_mut().zip(&counted).for_each(|(sum, more)| *sum += *more);
+    Ok(())
+}
+
+/// Every segment of every kv head, prepared for the queries at `positions`.
+fn prepare<'a>(
+    options: &AttentionOptions,
+    positions: Range<usize>,
+    split: &Split,
+    segments: &[Segments<'a>],
+) -> Result<Vec<Vec<Prepared<'a>>>, AttentionError> {
+    let mut prepared = Vec::with_capacity(segments.len());
+    let work = |scratch: &mut Vec<f32>, segments: &Segments<'a>| {
+        let tokens =
+            |segment: &Segment| union(positions.clone().map(|position| split.range(segment.part, position)));
+        let segments: Vec<_> = segments.iter().map(|segment| (segment, tokens(segment))).collect();
+        Ok(prepare_head(options, &segments, scratch))
+    };
+    for_each(options.parallel, segments, work, |_, head| prepared.push(head))?;
+    Ok(prepared)
+}
+
+/// Cuts `positions` at multiples of `size`, for every kv head.
+fn tiles(positions: Range<usize>, size: usize, kv_heads: usize) -> Vec<Tile> {
+    let mut tiles = Vec::new();
+    let mut start = positions.start;
+    while start < positions.end {
+        let end = positions.end.min((start / size + 1) * size);
+        tiles.extend((0..kv_heads).map(|kv_head| Tile { kv_head, positions: start..end }));
+        start = end;
+    }
+    tiles
+}
+
+/// Does `work` for all items and hands the results to `take`, in order. Items do not depend on each other, so neither
+/// does the result on the number of threads.
+fn for_each<T: Sync, S: Default + Send, O: Send>(
+    parallel: bool,
+    items: &[T],
+    work: impl Fn(&mut S, &T) -> Result<O, AttentionError> + Sync,
+    mut take: impl FnMut(&T, O),
+) -> Result<(), AttentionError> {
+    #[cfg(feature = "rayon")]
+    if parallel && items.len() > 1 && rayon::current_num_threads() > 1 {
+        use std::sync::{Mutex, PoisonError};
+
+        use rayon::prelude::*;
+        // Working memory goes from item to item as with one thread: fresh memory for each costs page faults.
+        let idle = Mutex::new(Vec::new());
+        let work = |item: &T| {
+            let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut scratch: S = idle().pop().unwrap_or_default();
+            let output = work(&mut scratch, item);
+            idle().push(scratch);
+            output
+        };
+        // As many at a time as keep all threads busy; more results would have to wait in memory.
+        for items in items.chunks(32 * rayon::current_num_threads()) {
+            let outputs: Vec<O> = items.par_iter().with_max_len(1).map(&work).collect::<Result<_, _>>()?;
+            items.iter().zip(outputs).for_each(|(item, output)| take(item, output));
+        }
+        return Ok(());
+    }
+    let _ = parallel;
+    let mut scratch = S::default();
+    items.iter().try_for_each(|item| {
+        take(item, work(&mut scratch, item)?);
+        Ok(())
+    })
+}

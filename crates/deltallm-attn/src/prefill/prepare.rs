@@ -1,0 +1,140 @@
+//! What is done once for all tiles of a call: keys and values brought into the form in which tiles read them.
+
+use std::{ops::Range, sync::Arc};
+
+use deltallm_core::BLOCK_TOKENS;
+
+use super::{
+    deltas::{HeldDeltas, streams},
+    first_pass::{FirstPass, KeyCodes},
+    keys::TileKeys,
+    pairs::{
+        PairKeys, Pairs,
+        tile::{TilePairKeys, TilePairValues},
+    },
+    rows::{ConvertedRows, HeldRows, read_rows},
+    stream::MOST_CHANNELS,
+    values::TileValues,
+};
+use crate::{
+    AttentionOptions,
+    segment::{Keys, Rows, Segment},
+};
+
+/// A segment's keys and values, ready for tiles.
+pub(crate) struct Prepared<'a> {
+    pub(crate) keys: Box<dyn TileKeys + 'a>,
+    pub(crate) values: Arc<dyn TileValues + 'a>,
+    /// Codes for the first pass, where values may be skipped.
+    pub(crate) first_pass: Option<KeyCodes>,
+}
+
+impl<'a> Prepared<'a> {
+    /// For a single tile, which would not earn a conversion back: rows are read block by block.
+    pub(crate) fn as_held(segment: &Segment<'a>) -> Self {
+        Self { keys: held(segment.keys), values: Arc::new(HeldRows(segment.values)), first_pass: None }
+    }
+}
+
+fn held<'a>(keys: Keys<'a>) -> Box<dyn TileKeys + 'a> {
+    match keys {
+        Keys::Rows(rows) => Box::new(HeldRows(rows)),
+        Keys::Deltas(matrix) => Box::new(HeldDeltas(matrix)),
+    }
+}
+
+/// Values in 16 bits of some tokens, for segments that share rows.
+struct SharedValues<'a> {
+    of: &'a dyn Rows,
+    tokens: Range<usize>,
+    values: Arc<TilePairValues>,
+}
+
+/// Prepares the keys `tokens` of each of the segments of a kv head.
+pub(crate) fn prepare_head<'a>(
+    options: &AttentionOptions,
+    segments: &[(&Segment<'a>, Range<usize>)],
+    scratch: &mut Vec<f32>,
+) -> Vec<Prepared<'a>> {
+    let (isa, head_dim) = (options.isa, options.shape.head_dim());
+    let pairs = Pairs::of(isa, options.precision);
+    let mut shared: Vec<SharedValues> = Vec::new();
+    let mut rows = Vec::new();
+    let prepare = |(segment, tokens): &(&Segment<'a>, Range<usize>)| {
+        let first = tokens.start;
+        // A cap changes the scores after the product, and so what the product says about them.
+        let skips = segment.skip_margin.is_some() && options.softcap.is_none();
+        let first_pass = FirstPass::of(isa).filter(|_| skips);
+        // Whether keys are scored through their deltas: their scores are there when they have been tested, without a first pass.
+        // Not where there is a first pass: the choice changes the last bits of scores, so it is the same for all CPUs of an
+        // instruction set, and no matter of timing. On a Xeon with AVX-512 a key costs about 50 cycles in the first pass and 125 to
+        // 190 through its deltas. On Zen 4 the deltas are faster: prompts of 1024 to 4096 tokens in f32 took 1.31 to 2.00 times
+        // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/attention.md).
+        let deltas = match segment.keys {
+            Keys::Deltas(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
+                Some(matrix).filter(|_| !skips || first_pass.is_none())
+            }
+            _ => None,
+        };
+        let first_pass = first_pass.filter(|_| deltas.is_none());
+        if first_pass.is_some() || pairs.is_some() {
+            read_keys(&segment.keys, tokens.clone(), head_dim, &mut rows);
+        }
+        let first_pass = first_pass.and_then(|pass| pass.keys(tokens.clone(), &rows, head_dim));
+        let keys: Box<dyn TileKeys> = match (pairs, deltas) {
+            (Some(pairs), _) => {
+                let mut keys = PairKeys::default();
+                pairs.push_keys(&rows, head_dim, &mut keys);
+                Box::new(TilePairKeys { pairs, first, keys })
+            }
+            (None, Some(matrix)) => Box::new(streams(isa, matrix, tokens.end)),
+            _ if first_pass.is_some() => Box::new(ConvertedRows { first, rows: std::mem::take(&mut rows) }),
+            _ => held(segment.keys),
+        };
+        let values: Arc<dyn TileValues> = match pairs {
+            Some(pairs) => {
+                let there = shared.iter().find(|shared| {
+                    let has = shared.tokens.start <= tokens.start && tokens.end <= shared.tokens.end;
+                    std::ptr::addr_eq(shared.of, segment.values) && has
+                });
+                match there {
+                    Some(shared) => shared.values.clone(),
+                    None => {
+                        read_rows(segment.values, tokens.clone(), scratch);
+                        let values = pairs.values(scratch, head_dim);
+                        let values = Arc::new(TilePairValues { pairs, tokens: tokens.clone(), values });
+                        let of = segment.values;
+                        shared.push(SharedValues { of, tokens: tokens.clone(), values: values.clone() });
+                        values
+                    }
+                }
+            }
+            // Those that are left of several blocks are multiplied together.
+            None if skips && (deltas.is_some() || first_pass.is_some()) => {
+                let mut rows = Vec::new();
+                read_rows(segment.values, tokens.clone(), &mut rows);
+                Arc::new(ConvertedRows { first, rows })
+            }
+            None => Arc::new(HeldRows(segment.values)),
+        };
+        Prepared { keys, values, first_pass }
+    };
+    segments.iter().map(prepare).collect()
+}
+
+/// Keys as f32, `[tokens, head_dim]`.
+fn read_keys(keys: &Keys, tokens: Range<usize>, head_dim: usize, out: &mut Vec<f32>) {
+    let matrix = match keys {
+        Keys::Rows(rows) => return read_rows(*rows, tokens, out),
+        Keys::Deltas(matrix) => matrix,
+    };
+    out.clear();
+    out.reserve(tokens.len() * head_dim);
+    let mut block_rows = Vec::new();
+    for block in tokens.start / BLOCK_TOKENS..tokens.end.div_ceil(BLOCK_TOKENS) {
+        matrix.reconstruct(block, &mut block_rows);
+        let first = block * BLOCK_TOKENS;
+        let rows = tokens.start.max(first) - first..tokens.end.min(first + BLOCK_TOKENS) - first;
+        out.extend_from_slice(&block_rows[rows.start * head_dim..rows.end * head_dim]);
+    }
+}

@@ -1,0 +1,337 @@
+//! Attention of one tile of queries: flash-style, key block by key block, with an online softmax.
+//!
+//! A tile is [`query_tile`] consecutive queries times the heads that share a kv head, side by side in the lanes of the
+//! vectors: `lane = head_in_group * queries + query`. Its keys come in [segments](crate::segment); a segment gives each query a
+//! range of keys and says how they are scored.
+
+use std::{f32::consts::LOG2_E, ops::Range};
+
+use deltallm_core::{BLOCK_TOKENS, HeadSparsity};
+use deltallm_simd::tuning::ENOUGH_VALUES;
+
+use super::{
+    aligned::Aligned,
+    first_pass::{FirstPass, KeyCodes, QueryCodes},
+    keys::{KeyScratch, TileQueries},
+    lanes::{all_finite, lanes},
+    pairs::{PairQueries, Pairs},
+    prepare::Prepared,
+    softmax,
+    transpose::transpose,
+    values::ValueScratch,
+};
+use crate::{
+    AttentionError, AttentionOptions, HeadsView,
+    segment::Segment,
+    softcap::softcap,
+    window::{Part, Split},
+};
+
+/// Queries in a tile, for a group of `group` query heads per kv head: 64 to 128 lanes for groups of up to 32, so
+/// that the tile of queries stays in the L1 or L2 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
+///
+/// ```
+/// assert_eq!(deltallm_attn::query_tile(3), 32); // 32 queries of 3 heads are 96 lanes
+/// ```
+pub fn query_tile(group: usize) -> usize {
+    (64 / group.max(1)).next_power_of_two().clamp(4, 64)
+}
+
+/// One tile of one kv head.
+#[derive(Debug, Clone)]
+pub(crate) struct Tile {
+    pub(crate) kv_head: usize,
+    /// Positions of the queries in the sequence.
+    pub(crate) positions: Range<usize>,
+}
+
+/// Result of a tile.
+pub(crate) struct TileOutput {
+    /// `[queries, group, head_dim]`.
+    pub(crate) rows: Vec<f32>,
+    /// Pairs, exact pairs and skipped values.
+    pub(crate) counts: HeadSparsity,
+}
+
+// So many and what comes of one block more are still about a block, which is one part of `TileSegment::accumulate`.
+const _: () = assert!(ENOUGH_VALUES < BLOCK_TOKENS);
+
+/// Working memory that is reused from tile to tile.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    queries: Aligned,
+    pair_queries: PairQueries,
+    /// Scores, then weights, of keys whose values are still to be added, and room for another block of them:
+    /// `[2 * BLOCK_TOKENS, lanes]`.
+    scores: Aligned,
+    /// These keys.
+    pending: Vec<usize>,
+    /// Weighted sum of values so far, `[head_dim, lanes]`.
+    sums: Aligned,
+    /// Per lane: largest score, sum of weights, rescale factor, skip threshold.
+    max: Aligned,
+    total: Aligned,
+    rescale: Aligned,
+    thresholds: Aligned,
+    /// Keys that come through the first pass.
+    candidates: Vec<usize>,
+    /// Keys that are scored together, and the places among them of those that are kept.
+    tokens: Vec<usize>,
+    kept: Vec<usize>,
+    /// Per lane: first row of the block that its query sees, and the row after the last.
+    starts: Aligned,
+    ends: Aligned,
+    /// For the first pass.
+    codes: QueryCodes,
+    keys: KeyScratch,
+    values: ValueScratch,
+}
+
+/// Attends the tile's queries to the keys of all segments, in order; `prepared` has each segment's keys and values. `first` is the
+/// position of `q`'s first token.
+#[expect(clippy::too_many_arguments, reason = "one call's inputs, and one tile of it")]
+pub(crate) fn attend_tile(
+    options: &AttentionOptions,
+    q: &HeadsView,
+    first: usize,
+    tile: &Tile,
+    split: &Split,
+    segments: &[Segment],
+    prepared: &[Prepared],
+    scratch: &mut Scratch,
+) -> Result<TileOutput, AttentionError> {
+    let (isa, group, head_dim) = (options.isa, options.shape.group(), options.shape.head_dim());
+    let count = tile.positions.len();
+    let lanes = (count * group).next_multiple_of(lanes(isa));
+    let needs_pairs = prepared.iter().any(|prepared| prepared.keys.needs_pairs());
+    let pairs = Pairs::of(isa, options.precision).filter(|_| needs_pairs);
+    let queries = take_queries(options, q, first, tile, lanes, pairs, scratch);
+    scratch.scores.resize(2 * BLOCK_TOKENS * lanes);
+    scratch.sums.reset(head_dim * lanes, 0.0);
+    scratch.max.reset(lanes, f32::NEG_INFINITY);
+    scratch.total.reset(lanes, 0.0);
+    scratch.rescale.reset(lanes, 1.0);
+
+    let mut counts = HeadSparsity::default();
+    for (segment, prepared) in segments.iter().zip(prepared) {
+        let ranges: Vec<Range<usize>> =
+            tile.positions.clone().map(|position| split.range(segment.part, position)).collect();
+        let part = TileSegment { options, segment, prepared, tile, ranges: &ranges, queries: &queries };
+        part.attend(scratch, &mut counts);
+    }
+    (scratch.queries, scratch.pair_queries) = (queries.rows, queries.pairs);
+
+    scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
+    softmax::rescale(isa, &mut scratch.sums, &scratch.rescale);
+    let mut rows = vec![0.0; count * group * head_dim];
+    for head in 0..group {
+        let (sums, out) = (&scratch.sums[head * count..], &mut rows[head * head_dim..]);
+        transpose(isa, sums, lanes, [head_dim, count], 1.0, out, group * head_dim);
+    }
+    // Inputs are finite, so anything else here is a score that left the range of f32.
+    let real = &scratch.max[..count * group];
+    if !all_finite(isa, real) || !all_finite(isa, &rows) {
+        return Err(AttentionError::Overflow);
+    }
+    Ok(TileOutput { rows, counts })
+}
+
+/// The queries of a tile in its lanes, scaled; and in 16 bits for the `arithmetic` that needs them so.
+fn take_queries(
+    options: &AttentionOptions,
+    q: &HeadsView,
+    first: usize,
+    tile: &Tile,
+    lanes: usize,
+    arithmetic: Option<Pairs>,
+    scratch: &mut Scratch,
+) -> TileQueries {
+    let (isa, group, head_dim) = (options.isa, options.shape.group(), options.shape.head_dim());
+    let count = tile.positions.len();
+    let (mut rows, mut pairs) =
+        (std::mem::take(&mut scratch.queries), std::mem::take(&mut scratch.pair_queries));
+    // The cap is a function of nats; its result changes the unit.
+    let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
+    rows.reset(head_dim * lanes, 0.0);
+    for head in 0..group {
+        let (queries, stride) = q.rows_from(tile.positions.start - first, tile.kv_head * group + head);
+        transpose(isa, queries, stride, [count, head_dim], scale, &mut rows[head * count..], lanes);
+    }
+    if let Some(arithmetic) = arithmetic {
+        arithmetic.set_queries(&rows, lanes, &mut pairs);
+    }
+    TileQueries { isa, lanes, rows, pairs }
+}
+
+/// The keys that any of the ranges has.
+pub(crate) fn union(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
+    let filled = ranges.filter(|range| !range.is_empty());
+    filled.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
+}
+
+/// A tile and one segment of its keys.
+#[derive(Clone, Copy)]
+struct TileSegment<'a> {
+    options: &'a AttentionOptions,
+    segment: &'a Segment<'a>,
+    prepared: &'a Prepared<'a>,
+    tile: &'a Tile,
+    /// The keys of each query of the tile.
+    ranges: &'a [Range<usize>],
+    queries: &'a TileQueries,
+}
+
+impl TileSegment<'_> {
+    fn attend(self, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+        let Self { options, segment, prepared, tile, ranges, queries } = self;
+        let group = options.shape.group();
+        let pairs = (ranges.iter().map(ExactSizeIterator::len).sum::<usize>() * group) as u64;
+        counts.pairs += pairs;
+        if segment.part != Part::Far {
+            counts.exact_pairs += pairs;
+        }
+        if let Some(margin) = segment.skip_margin {
+            // Lanes that stand for no query must keep nothing alive.
+            scratch.thresholds.reset(queries.lanes, 1e30);
+            let margins = || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
+            let margins = (0..group).flat_map(|_| margins());
+            for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&*scratch.max).zip(margins) {
+                *threshold = max - margin * LOG2_E;
+            }
+            counts.skipped_values += pairs;
+        }
+        let all = union(ranges.iter().cloned());
+        match &prepared.first_pass {
+            _ if all.is_empty() => {}
+            Some(codes) => self.attend_candidates(codes, &all, scratch, counts),
+            None => self.attend_blocks(&all, scratch, counts),
+        }
+        self.accumulate(scratch);
+    }
+
+    /// The keys that every query sees.
+    fn seen_by_all(self) -> Range<usize> {
+        let start = self.ranges.iter().map(|range| range.start).max().unwrap_or(0);
+        start..self.ranges.iter().map(|range| range.end).min().unwrap_or(0)
+    }
+
+    /// Attends the keys `tokens` by way of a first pass in 8 bits.
+    fn attend_candidates(
+        self,
+        keys: &KeyCodes,
+        tokens: &Range<usize>,
+        scratch: &mut Scratch,
+        counts: &mut HeadSparsity,
+    ) {
+        let Some(first_pass) = FirstPass::of(self.options.isa) else { return };
+        let Scratch { codes, thresholds, candidates, .. } = &mut *scratch;
+        first_pass.set_queries(keys, &self.queries.rows, self.queries.lanes, codes);
+        candidates.clear();
+        first_pass.candidates(keys, tokens.clone(), codes, thresholds, candidates);
+        let candidates = std::mem::take(candidates);
+        let seen_by_all = self.seen_by_all();
+        // Before, inside and behind what every query sees.
+        let (before, rest) = candidates.split_at(candidates.partition_point(|t| *t < seen_by_all.start));
+        let (inside, behind) = rest.split_at(rest.partition_point(|t| *t < seen_by_all.end));
+        for (tokens, whole) in [(before, false), (inside, true), (behind, false)] {
+            for tokens in tokens.chunks(BLOCK_TOKENS) {
+                scratch.tokens.clear();
+                scratch.tokens.extend_from_slice(tokens);
+                self.attend_tokens(whole, scratch, counts);
+            }
+        }
+        scratch.candidates = candidates;
+    }
+
+    /// Attends the keys `tokens`, block by block.
+    fn attend_blocks(self, tokens: &Range<usize>, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+        let seen_by_all = self.seen_by_all();
+        let mut start = tokens.start;
+        while start < tokens.end {
+            let block = start..tokens.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
+            start = block.end;
+            let whole = seen_by_all.start <= block.start && block.end <= seen_by_all.end;
+            scratch.tokens.clear();
+            scratch.tokens.extend(block);
+            self.attend_tokens(whole, scratch, counts);
+        }
+    }
+
+    /// Attends the keys `scratch.tokens`, which ascend; `whole` if every query sees them.
+    fn attend_tokens(self, whole: bool, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+        let Self { options, segment, prepared, ranges, queries, .. } = self;
+        let lanes = queries.lanes;
+        self.score(whole, scratch);
+        if !whole {
+            let Scratch { scores, pending, tokens, starts, ends, thresholds, kept, .. } = &mut *scratch;
+            let scores = &mut scores[pending.len() * lanes..][..tokens.len() * lanes];
+            let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
+            let row = |token: usize| tokens.partition_point(|other| *other < token) as f32;
+            starts.reset(lanes, 0.0);
+            ends.reset(lanes, 0.0);
+            starts.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.start));
+            ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
+            softmax::mask(options.isa, scores, starts, ends);
+            if segment.skip_margin.is_some() {
+                softmax::keep_above(options.isa, scores, thresholds, kept);
+            }
+        }
+        self.count_kept(whole, scratch, counts);
+        let Scratch { pending, tokens, kept, .. } = &mut *scratch;
+        pending.extend(kept.iter().map(|place| tokens[*place]));
+        if !prepared.values.spans_blocks() || pending.len() >= ENOUGH_VALUES {
+            self.accumulate(scratch);
+        }
+    }
+
+    /// Takes the keys that were kept, `whole` ones seen by every query, out of the count of those that are skipped.
+    fn count_kept(self, whole: bool, scratch: &Scratch, counts: &mut HeadSparsity) {
+        if self.segment.skip_margin.is_some() {
+            let sees = |token: usize| self.ranges.iter().filter(|range| range.contains(&token)).count();
+            let kept: usize = match whole {
+                true => scratch.kept.len() * self.ranges.len(),
+                false => scratch.kept.iter().map(|place| sees(scratch.tokens[*place])).sum(),
+            };
+            counts.skipped_values -= (kept * self.options.shape.group()) as u64;
+        }
+    }
+
+    /// Scores the keys `scratch.tokens`, behind the scores of those that are pending. Where something may be skipped and every query
+    /// sees the `whole` of them, the scores of those that are above the threshold of any query, packed; otherwise all. `kept` says
+    /// which.
+    fn score(self, whole: bool, scratch: &mut Scratch) {
+        let Self { options, segment, prepared, queries, .. } = self;
+        let Scratch { scores, pending, thresholds, tokens, kept, keys, .. } = &mut *scratch;
+        let scores = &mut scores[pending.len() * queries.lanes..][..tokens.len() * queries.lanes];
+        let limits: Option<&[f32]> = (segment.skip_margin.is_some() && whole).then_some(thresholds);
+        let Some(cap) = options.softcap else {
+            return prepared.keys.score(tokens, queries, limits, scores, kept, keys);
+        };
+        // A cap changes the scores after the product and before the test.
+        prepared.keys.score(tokens, queries, None, scores, kept, keys);
+        softcap(options.isa, scores, cap);
+        if let Some(limits) = limits {
+            softmax::keep_above(options.isa, scores, limits, kept);
+        }
+    }
+
+    /// Adds the values of the keys that are pending, weighted by their scores.
+    fn accumulate(self, scratch: &mut Scratch) {
+        let Self { options, prepared, queries, .. } = self;
+        let (isa, lanes) = (options.isa, queries.lanes);
+        let Scratch { scores, pending, sums, max, total, rescale, values, .. } = scratch;
+        if pending.is_empty() {
+            return;
+        }
+        let scores = &mut scores[..pending.len() * lanes];
+        if softmax::update(isa, scores, lanes, max, total, rescale) {
+            softmax::rescale(isa, sums, rescale);
+        }
+        // In parts of equal size, each as much as a sum in 16 bits takes.
+        let part = pending.len().div_ceil(pending.len().div_ceil(BLOCK_TOKENS));
+        for (tokens, weights) in pending.chunks(part).zip(scores.chunks(part * lanes)) {
+            prepared.values.add(isa, tokens, weights, lanes, sums, values);
+        }
+        pending.clear();
+    }
+}

@@ -1,0 +1,362 @@
+//! Attention settings of all layers of a model, and the kernels they stand for.
+
+use std::sync::Arc;
+
+use deltallm_core::{CoreError, KvStore, MemoryBudget, ThresholdPolicy, ThresholdProfile};
+
+use super::{kind::KernelKind, layer::LayerSpec};
+use crate::{
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    HybridAttention, HybridConfig, Isa, PaperRule, Precision, SkipMargin, Window,
+};
+
+/// Attention settings of all layers of a model.
+///
+/// A profile, a command line, a benchmark and a configuration in C all end here, and every kernel is made by
+/// [`build`](Self::build). What a caller says besides a profile is a [`SpecOverrides`](crate::SpecOverrides).
+///
+/// With the feature `serde` it reads and writes as JSON, with the names of the fields here; what is missing has its
+/// [default](Self::default), and unknown names are errors.
+///
+/// ```
+/// use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, Window};
+///
+/// // Two layers, the first of them exact.
+/// let spec = KernelSpec {
+///     store: KvStore::F16,
+///     window: Window::Sliding(128),
+///     layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }, LayerSpec::default()],
+///     ..KernelSpec::default()
+/// };
+/// let context = KernelContext::new(AttentionShape::new(4, 2, 8)?);
+/// spec.validate(context.shape, 2)?;
+/// let kernels: Vec<_> = (0..2).map(|layer| spec.build(layer, &context)).collect::<Result<_, _>>()?;
+/// assert!(kernels.iter().all(|kernel| kernel.is_empty()));
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
+#[derive(Debug, Clone, PartialEq)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+pub struct KernelSpec {
+    /// Which attention runs.
+    pub kernel: KernelKind,
+    /// How keys and values are cached.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub store: KvStore,
+    /// Numbers that a prompt's products are made of.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub precision: Precision,
+    /// Scores are `q . k * scale`; `None` is 1/sqrt(head_dim).
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub scale: Option<f32>,
+    /// Scores become `cap * tanh(score / cap)`; `None` for most models.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    pub softcap: Option<f32>,
+    /// Thresholds of the delta coding, for delta and hybrid attention.
+    ///
+    /// A profile that says one layer of one head, as the list `channels` in JSON is read, is cut into the layers and heads of the
+    /// model: `layers * kv_heads * head_dim` thresholds.
+    pub thresholds: ThresholdPolicy,
+    /// Keys scored exactly in hybrid attention.
+    pub window: Window,
+    /// First keys of the sequence, always scored exactly in hybrid attention.
+    pub sinks: usize,
+    /// Hybrid attention skips a far value by this margin ([`HybridConfig::skip_margin`]); `None` skips nothing.
+    pub skip_margin: Option<SkipMargin>,
+    /// Hybrid attention attends prompts of up to this many tokens exactly ([`HybridConfig::exact_prompt`]).
+    pub exact_prompt: usize,
+    /// What single layers do otherwise: none, or one for each layer.
+    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
+    pub layers: Vec<LayerSpec>,
+}
+
+#[cfg(feature = "serde")]
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
+}
+
+/// What kernels need besides their settings: the heads of the model, and what they run on.
+#[derive(Debug, Clone)]
+pub struct KernelContext {
+    /// Heads of a layer.
+    pub shape: AttentionShape,
+    /// Instruction set.
+    pub isa: Isa,
+    /// The account that the caches' memory is charged to. Clones share it.
+    pub budget: MemoryBudget,
+    /// Whether to spread work over the current rayon pool ([`AttentionOptions::parallel`]).
+    pub parallel: bool,
+}
+
+impl KernelContext {
+    /// As [`AttentionOptions::new`] has it: the best instruction set of this machine, no limit on memory, parallel where the
+    /// feature `rayon` is on.
+    pub fn new(shape: AttentionShape) -> Self {
+        let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::new(shape);
+        Self { shape, isa, budget, parallel }
+    }
+}
+
+impl Default for KernelSpec {
+    /// Hybrid attention with the settings of [`HybridConfig::default`] and a cache in f32.
+    fn default() -> Self {
+        HybridConfig::default().into()
+    }
+}
+
+impl From<HybridConfig> for KernelSpec {
+    /// The same in every layer.
+    fn from(config: HybridConfig) -> Self {
+        let HybridConfig { thresholds, layer: _, window, exact_prompt, sinks, skip_margin } = config;
+        Self {
+            kernel: KernelKind::Hybrid,
+            store: KvStore::default(),
+            precision: Precision::default(),
+            scale: None,
+            softcap: None,
+            thresholds,
+            window,
+            sinks,
+            skip_margin,
+            exact_prompt,
+            layers: Vec::new(),
+        }
+    }
+}
+
+impl From<PaperRule> for KernelSpec {
+    fn from(rule: PaperRule) -> Self {
+        HybridConfig::from(rule).into()
+    }
+}
+
+impl KernelSpec {
+    /// What a layer does, with everything filled in that it does like the others.
+    pub fn layer(&self, layer: usize) -> LayerSpec {
+        let own = self.layers.get(layer).copied().unwrap_or_default();
+        LayerSpec {
+            dense: own.dense,
+            exact_prompt: own.exact_prompt.or(Some(self.exact_prompt)),
+            skip_margin: own.skip_margin.or(self.skip_margin),
+            store: own.store.or(Some(self.store)),
+        }
+    }
+
+    /// The kernel of a layer, with an empty cache.
+    ///
+    /// # Errors
+    /// [`CoreError::ProfileShape`] for a layer that the spec does not have; else what the kernels' constructors refuse, and
+    /// [`validate`](Self::validate) says more clearly.
+    pub fn build(
+        &self,
+        layer: usize,
+        context: &KernelContext,
+    ) -> Result<Box<dyn AttentionKernel>, AttentionError> {
+        if !self.layers.is_empty() && layer >= self.layers.len() {
+            let (expected, got) = (layer.saturating_add(1), self.layers.len());
+            return Err(CoreError::ProfileShape { what: "layers", expected, got }.into());
+        }
+        let options = self.options(layer, context);
+        Ok(match (self.kernel, self.hybrid_config(layer, context.shape)) {
+            (KernelKind::Delta, _) => {
+                Box::new(DeltaAttention::new(&options, self.thresholds_for(context.shape), layer)?)
+            }
+            (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(&options, &config)?),
+            _ => Box::new(DenseAttention::new(&options)?),
+        })
+    }
+
+    /// What the kernel of a layer is given, whichever it is. A dense layer gets the nearest store that dense attention has.
+    pub fn options(&self, layer: usize, context: &KernelContext) -> AttentionOptions {
+        let usual = AttentionOptions::new(context.shape);
+        AttentionOptions {
+            shape: context.shape,
+            scale: self.scale.unwrap_or(usual.scale),
+            softcap: self.softcap,
+            store: self.store(layer),
+            budget: context.budget.clone(),
+            isa: context.isa,
+            precision: self.precision,
+            parallel: context.parallel,
+        }
+    }
+
+    /// Settings of hybrid attention in a layer; `None` in a layer that is to be dense. The kernel of the spec is not looked at, so
+    /// that other kernels can be compared with it.
+    pub fn hybrid_config(&self, layer: usize, shape: AttentionShape) -> Option<HybridConfig> {
+        let plan = self.layer(layer);
+        let config = || HybridConfig {
+            thresholds: self.thresholds_for(shape),
+            layer,
+            window: self.window,
+            exact_prompt: plan.exact_prompt.unwrap_or(self.exact_prompt),
+            sinks: self.sinks,
+            skip_margin: plan.skip_margin,
+        };
+        (!plan.dense).then(config)
+    }
+
+    /// The store of a layer. A layer that is dense while others are not takes the nearest that dense attention has, and so does
+    /// a layer with a store of its own when all are to be dense; a store for all that dense attention does not have is left to
+    /// be refused.
+    fn store(&self, layer: usize) -> KvStore {
+        let LayerSpec { dense, store, .. } = self.layers.get(layer).copied().unwrap_or_default();
+        match (self.kernel, store) {
+            (KernelKind::Dense, Some(own)) => own.dense(),
+            (KernelKind::Hybrid, _) if dense => store.unwrap_or(self.store).dense(),
+            _ => store.unwrap_or(self.store),
+        }
+    }
+
+    /// The thresholds, with a bare list cut into layers and heads.
+    fn thresholds_for(&self, shape: AttentionShape) -> ThresholdPolicy {
+        let size = shape.kv_heads().saturating_mul(shape.head_dim());
+        match &self.thresholds {
+            ThresholdPolicy::Profile(list) if is_list(list) => {
+                let dimensions = [list.thresholds().len() / size, shape.kv_heads(), shape.head_dim()];
+                let cut = ThresholdProfile::new(list.model(), dimensions, list.thresholds().to_vec());
+                // A list of another length stays as it is, and is refused by the kernel.
+                ThresholdPolicy::Profile(cut.map_or_else(|_| Arc::clone(list), Arc::new))
+            }
+            policy => policy.clone(),
+        }
+    }
+}
+
+/// Whether thresholds came without dimensions.
+pub(super) fn is_list(profile: &ThresholdProfile) -> bool {
+    matches!(profile.shape(), [1, 1, _])
+}
+
+#[cfg(test)]
+mod tests {
+    use deltallm_core::ModelFingerprint;
+
+    use super::*;
+
+    fn context(shape: AttentionShape) -> KernelContext {
+        KernelContext { isa: Isa::from_env().unwrap(), ..KernelContext::new(shape) }
+    }
+
+    fn shape() -> AttentionShape {
+        AttentionShape::new(2, 1, 4).unwrap()
+    }
+
+    /// Two layers of one kv head of 4 channels: one dense, one hybrid.
+    fn two_layers() -> KernelSpec {
+        let thresholds = (0..8).map(|i| i as f32 / 8.0).collect();
+        let thresholds = ThresholdProfile::new(ModelFingerprint(7), [2, 1, 4], thresholds).unwrap();
+        KernelSpec {
+            thresholds: ThresholdPolicy::Profile(Arc::new(thresholds)),
+            window: Window::Sliding(8),
+            layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }, LayerSpec::default()],
+            ..KernelSpec::default()
+        }
+    }
+
+    #[test]
+    fn every_layer_gets_its_own_kernel() {
+        let (q, k) = (ndarray::Array3::ones((20, 2, 4)), ndarray::Array3::ones((20, 1, 4)));
+        let mut out = ndarray::Array3::zeros((20, 2, 4));
+        let mut elements = |kernel| {
+            let spec = KernelSpec { kernel, ..two_layers() };
+            [0, 1].map(|layer| {
+                let mut kernel = spec.build(layer, &context(shape())).unwrap();
+                kernel.forward(q.view(), k.view(), k.view(), out.view_mut()).unwrap();
+                kernel.stats().total().elements
+            })
+        };
+        assert_eq!(elements(KernelKind::Hybrid), [0, 80], "the first is dense");
+        assert_eq!(elements(KernelKind::Delta), [80, 80], "delta is delta everywhere");
+        assert_eq!(elements(KernelKind::Dense), [0, 0]);
+        assert!(matches!(
+            two_layers().build(2, &context(shape())),
+            Err(AttentionError::Core(CoreError::ProfileShape { what: "layers", expected: 3, got: 2 }))
+        ));
+        let other = AttentionShape::new(2, 1, 8).unwrap();
+        assert!(two_layers().build(1, &context(other)).is_err());
+    }
+
+    #[test]
+    fn a_dense_layer_of_a_compact_cache_has_8_bits() {
+        let spec = KernelSpec { store: KvStore::Compact, ..two_layers() };
+        let context = context(shape());
+        let dense = spec.build(0, &context).unwrap();
+        let int8 = AttentionOptions { store: KvStore::Int8, ..AttentionOptions::new(shape()) };
+        assert_eq!(dense.growth(100), DenseAttention::new(&int8).unwrap().growth(100));
+        assert_eq!(
+            [0, 1].map(|layer| spec.options(layer, &context).store),
+            [KvStore::Int8, KvStore::Compact]
+        );
+    }
+
+    #[test]
+    fn a_layer_is_filled_in_from_the_spec() {
+        let own = LayerSpec {
+            dense: false,
+            exact_prompt: Some(3),
+            skip_margin: Some(SkipMargin::Fixed(2.0)),
+            store: Some(KvStore::Bf16),
+        };
+        let spec = KernelSpec {
+            exact_prompt: 7,
+            skip_margin: Some(SkipMargin::Fixed(4.0)),
+            layers: vec![LayerSpec::default(), own],
+            ..two_layers()
+        };
+        let config = |layer| spec.hybrid_config(layer, shape()).unwrap();
+        assert_eq!((config(0).exact_prompt, config(1).exact_prompt), (7, 3));
+        let margins = [0, 1].map(|layer| config(layer).skip_margin);
+        assert_eq!(margins, [Some(SkipMargin::Fixed(4.0)), Some(SkipMargin::Fixed(2.0))]);
+        assert_eq!((config(1).layer, config(1).window, config(1).sinks), (1, Window::Sliding(8), 4));
+        assert_eq!([0, 1].map(|layer| spec.layer(layer).store), [Some(KvStore::F32), Some(KvStore::Bf16)]);
+        assert!(two_layers().hybrid_config(0, shape()).is_none());
+    }
+
+    #[test]
+    fn a_list_of_thresholds_is_cut_into_layers_and_heads() {
+        let numbers: Vec<f32> = (0..12).map(|i| i as f32).collect();
+        let list = ThresholdProfile::new(ModelFingerprint(0), [1, 1, 12], numbers).unwrap();
+        let spec =
+            KernelSpec { thresholds: ThresholdPolicy::Profile(Arc::new(list)), ..KernelSpec::default() };
+        let shape = AttentionShape::new(4, 2, 3).unwrap();
+        let config = spec.hybrid_config(1, shape).unwrap();
+        let heads = config.thresholds.for_layer(1, 2, 3).unwrap();
+        assert_eq!([heads[0].start(), heads[1].start()], [[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]]);
+        spec.build(1, &context(shape)).unwrap();
+        assert!(spec.build(0, &context(AttentionShape::new(5, 5, 1).unwrap())).is_err());
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn json_reads_back_and_what_is_missing_has_its_default() {
+        let full = r#"{"kernel":"hybrid","store":"compact","precision":"int16","scale":0.25,"softcap":50.0,
+            "thresholds":{"channels":[0.5,0.25]},"window":"block:0.05","sinks":2,"skip_margin":"ln:3","exact_prompt":9,
+            "layers":[{"dense":true,"exact_prompt":null,"skip_margin":"4.5","store":"int8"}]}"#;
+        let spec: KernelSpec = serde_json::from_str(full).unwrap();
+        let again = serde_json::to_string(&spec).unwrap();
+        assert_eq!(again, full.split_whitespace().collect::<String>());
+        assert_eq!(serde_json::from_str::<KernelSpec>("{}").unwrap(), KernelSpec::default());
+        let short: KernelSpec = serde_json::from_str(r#"{"window":16,"skip_margin":4.5}"#).unwrap();
+        let expected = KernelSpec {
+            window: Window::Sliding(16),
+            skip_margin: Some(SkipMargin::Fixed(4.5)),
+            ..KernelSpec::default()
+        };
+        assert_eq!(short, expected);
+        for (bad, complaint) in [
+            (r#"{"windows":16}"#, "unknown field `windows`"),
+            (r#"{"window":16.0}"#, "window: expected a number of keys"),
+            (r#"{"window":[]}"#, "expected a number or a text"),
+            (r#"{"kernel":"flash"}"#, "unknown variant `flash`, expected one of `dense`, `delta`, `hybrid`"),
+            (r#"{"layers":[{"denser":true}]}"#, "unknown field `denser`"),
+            (r#"{"sinks":-1}"#, "invalid value: integer `-1`"),
+        ] {
+            let error = serde_json::from_str::<KernelSpec>(bad).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{bad}: {error}");
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! What single layers do otherwise.
+
+use deltallm_core::KvStore;
+
+use crate::SkipMargin;
+
+/// What one layer of a [`KernelSpec`](crate::KernelSpec) does otherwise than the others.
+///
+/// ```
+/// use deltallm_attn::{KvStore, LayerSpec};
+///
+/// let layer = LayerSpec { store: Some(KvStore::Int8), exact_prompt: Some(800), ..LayerSpec::default() };
+/// assert!(!layer.dense && layer.skip_margin.is_none());
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(default, deny_unknown_fields)
+)]
+pub struct LayerSpec {
+    /// In a spec of hybrid attention: exact attention here, because deltas and skipping would gain nothing.
+    pub dense: bool,
+    /// [`KernelSpec::exact_prompt`](crate::KernelSpec::exact_prompt) of this layer; `None` is that of the spec.
+    pub exact_prompt: Option<usize>,
+    /// Margin of value skipping of this layer; `None` is that of the spec.
+    pub skip_margin: Option<SkipMargin>,
+    /// Store of this layer's cache; `None` is that of the spec. A dense layer takes the nearest that dense attention has
+    /// ([`KvStore::dense`]).
+    pub store: Option<KvStore>,
+}

@@ -1,0 +1,12 @@
+//! From settings to kernels: one type for profiles, programs, benchmarks and C.
+
+mod kernel_spec;
+mod kind;
+mod layer;
+mod overrides;
+mod validate;
+
+pub use kernel_spec::{KernelContext, KernelSpec};
+pub use kind::KernelKind;
+pub use layer::LayerSpec;
+pub use overrides::SpecOverrides;

@@ -1,0 +1,177 @@
+//! What a caller says over what a profile says.
+
+use std::sync::Arc;
+
+use deltallm_core::{KvStore, ThresholdPolicy};
+
+use super::{kernel_spec::KernelSpec, kind::KernelKind};
+use crate::{Precision, SkipMargin, Window};
+
+/// What a caller says explicitly, on a command line or in a configuration; `None` leaves what the spec has.
+///
+/// ```
+/// use deltallm_attn::{KernelSpec, SpecOverrides, Window};
+///
+/// let given = SpecOverrides { window: Some(Window::Sliding(16)), ..SpecOverrides::default() };
+/// let spec = KernelSpec::default().with(&given);
+/// assert_eq!((spec.window, spec.sinks), (Window::Sliding(16), 4));
+/// ```
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct SpecOverrides {
+    /// [`KernelSpec::kernel`].
+    pub kernel: Option<KernelKind>,
+    /// [`KernelSpec::store`]; a layer with a store of its own keeps it.
+    pub store: Option<KvStore>,
+    /// [`KernelSpec::precision`].
+    pub precision: Option<Precision>,
+    /// [`KernelSpec::scale`].
+    pub scale: Option<f32>,
+    /// [`KernelSpec::softcap`].
+    pub softcap: Option<f32>,
+    /// [`KernelSpec::thresholds`]; a target sparsity starts from the calibrated thresholds that the spec has, if it has any.
+    pub thresholds: Option<ThresholdPolicy>,
+    /// [`KernelSpec::window`].
+    pub window: Option<Window>,
+    /// [`KernelSpec::sinks`].
+    pub sinks: Option<usize>,
+    /// [`KernelSpec::skip_margin`], or `Some(None)` for none, in all layers. From what length of a prompt on skipping gains anything
+    /// is known for the profile's own margins only: with another one no prompt is attended exactly, unless
+    /// [`exact_prompt`](Self::exact_prompt) says so.
+    pub skip_margin: Option<Option<SkipMargin>>,
+    /// [`KernelSpec::exact_prompt`], in all layers.
+    pub exact_prompt: Option<usize>,
+}
+
+impl KernelSpec {
+    /// These settings, but for what the caller has said.
+    #[must_use]
+    pub fn with(mut self, given: &SpecOverrides) -> Self {
+        self.kernel = given.kernel.unwrap_or(self.kernel);
+        self.store = given.store.unwrap_or(self.store);
+        self.precision = given.precision.unwrap_or(self.precision);
+        self.scale = given.scale.or(self.scale);
+        self.softcap = given.softcap.or(self.softcap);
+        self.window = given.window.unwrap_or(self.window);
+        self.sinks = given.sinks.unwrap_or(self.sinks);
+        self.thresholds = match (given.thresholds.clone(), self.thresholds) {
+            (Some(ThresholdPolicy::TargetSparsity(target)), ThresholdPolicy::Profile(calibrated)) => {
+                ThresholdPolicy::TargetSparsity(target.from_profile(Arc::clone(&calibrated)))
+            }
+            (given, own) => given.unwrap_or(own),
+        };
+        let exact_prompt = given.exact_prompt.or(given.skip_margin.map(|_| 0));
+        if let Some(margin) = given.skip_margin {
+            self.skip_margin = margin;
+            self.layers.iter_mut().for_each(|layer| layer.skip_margin = None);
+        }
+        if let Some(tokens) = exact_prompt {
+            self.exact_prompt = tokens;
+            self.layers.iter_mut().for_each(|layer| layer.exact_prompt = None);
+        }
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use deltallm_core::{ModelFingerprint, TargetSparsity, ThresholdProfile};
+
+    use super::*;
+    use crate::LayerSpec;
+
+    const OWN: SkipMargin = SkipMargin::Fixed(5.0);
+    const GIVEN: SkipMargin = SkipMargin::Fixed(2.0);
+
+    fn calibrated() -> Arc<ThresholdProfile> {
+        Arc::new(ThresholdProfile::new(ModelFingerprint(1), [2, 1, 4], vec![0.5; 8]).unwrap())
+    }
+
+    /// A profile's settings: a margin, a store and a length of exact prompts for each layer.
+    fn profile() -> KernelSpec {
+        let layer = LayerSpec {
+            exact_prompt: Some(700),
+            skip_margin: Some(OWN),
+            store: Some(KvStore::Compact),
+            ..LayerSpec::default()
+        };
+        KernelSpec {
+            thresholds: ThresholdPolicy::Profile(calibrated()),
+            layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }, layer],
+            ..KernelSpec::default()
+        }
+    }
+
+    fn with(given: SpecOverrides) -> KernelSpec {
+        profile().with(&given)
+    }
+
+    #[test]
+    fn nothing_said_changes_nothing() {
+        assert_eq!(with(SpecOverrides::default()), profile());
+    }
+
+    #[test]
+    fn a_margin_of_the_callers_holds_in_all_layers_and_drops_the_exact_prompts_of_the_profile() {
+        let spec = with(SpecOverrides { skip_margin: Some(Some(GIVEN)), ..Default::default() });
+        for layer in [0, 1] {
+            let plan = spec.layer(layer);
+            assert_eq!((plan.skip_margin, plan.exact_prompt), (Some(GIVEN), Some(0)), "layer {layer}");
+        }
+        assert!(spec.layer(0).dense, "what is dense stays so");
+        let off = with(SpecOverrides { skip_margin: Some(None), ..Default::default() });
+        assert_eq!((off.layer(1).skip_margin, off.layer(1).exact_prompt), (None, Some(0)));
+    }
+
+    #[test]
+    fn exact_prompts_of_the_callers_hold_with_any_margin() {
+        let spec = with(SpecOverrides { exact_prompt: Some(9), ..Default::default() });
+        assert_eq!((spec.layer(1).skip_margin, spec.layer(1).exact_prompt), (Some(OWN), Some(9)));
+        let given =
+            SpecOverrides { exact_prompt: Some(9), skip_margin: Some(Some(GIVEN)), ..Default::default() };
+        let spec = with(given);
+        assert_eq!((spec.layer(1).skip_margin, spec.layer(1).exact_prompt), (Some(GIVEN), Some(9)));
+    }
+
+    #[test]
+    fn a_store_of_a_layer_wins_over_that_of_the_caller() {
+        let spec = with(SpecOverrides { store: Some(KvStore::F16), ..Default::default() });
+        assert_eq!([0, 1].map(|layer| spec.layer(layer).store), [Some(KvStore::F16), Some(KvStore::Compact)]);
+    }
+
+    #[test]
+    fn a_target_starts_from_the_calibrated_thresholds() {
+        let target = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.5));
+        let given = SpecOverrides { thresholds: Some(target.clone()), ..Default::default() };
+        let ThresholdPolicy::TargetSparsity(led) = with(given.clone()).thresholds else {
+            panic!("no target")
+        };
+        assert_eq!((led.zero_fraction(), led.profile()), (0.5, Some(&calibrated())));
+        assert_eq!(KernelSpec::default().with(&given).thresholds, target);
+        let theta = ThresholdPolicy::Uniform(0.6);
+        let given = SpecOverrides { thresholds: Some(theta.clone()), ..Default::default() };
+        assert_eq!(with(given).thresholds, theta);
+    }
+
+    #[test]
+    fn single_settings_are_taken_one_by_one() {
+        let given = SpecOverrides {
+            kernel: Some(KernelKind::Delta),
+            precision: Some(Precision::Int16),
+            scale: Some(0.5),
+            softcap: Some(50.0),
+            window: Some(Window::Sliding(3)),
+            sinks: Some(1),
+            ..Default::default()
+        };
+        let expected = KernelSpec {
+            kernel: KernelKind::Delta,
+            precision: Precision::Int16,
+            scale: Some(0.5),
+            softcap: Some(50.0),
+            window: Window::Sliding(3),
+            sinks: 1,
+            ..profile()
+        };
+        assert_eq!(with(given), expected);
+    }
+}

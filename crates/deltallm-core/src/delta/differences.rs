@@ -1,0 +1,137 @@
+//! The codes of an 8-bit block: half a byte for most of what is transmitted.
+
+/// The 8-bit codes of a block: those of its key frame, and for every transmitted channel the difference to its code before.
+///
+/// A step is a threshold, and a channel is sent when it has moved by little more than one: nearly all differences fit
+/// 4 bits (`docs/results/stores.md`). Differences of 8 bits wrap around, so any code can follow any other.
+#[derive(Debug, Clone)]
+pub(super) struct Differences {
+    /// The frame, `[channels]`, and behind it the differences that take 8 bits.
+    pub(super) whole: Vec<i8>,
+    /// All differences, two to a byte, the first one in the low half: -8..=7, and 0 for the next one of 8 bits.
+    nibbles: Vec<u8>,
+    /// How many there are.
+    len: usize,
+}
+
+impl Differences {
+    /// Room for a frame and so many differences, whatever their size.
+    pub(super) fn with_capacity(frame: usize, differences: usize) -> Self {
+        Self {
+            whole: Vec::with_capacity(frame + differences),
+            nibbles: Vec::with_capacity(differences.div_ceil(2)),
+            len: 0,
+        }
+    }
+
+    /// Forgets everything and begins with a key frame.
+    pub(super) fn start(&mut self, frame: &[i8]) {
+        self.clear();
+        self.whole.extend_from_slice(frame);
+    }
+
+    pub(super) fn clear(&mut self) {
+        self.whole.clear();
+        self.nibbles.clear();
+        self.len = 0;
+    }
+
+    pub(super) fn push(&mut self, differences: &[i8]) {
+        for difference in differences {
+            let fits = (-8..8).contains(difference) && *difference != 0;
+            let nibble = if fits { *difference as u8 & 15 } else { 0 };
+            if !fits {
+                self.whole.push(*difference);
+            }
+            match self.nibbles.last_mut() {
+                Some(last) if self.len % 2 == 1 => *last |= nibble << 4,
+                _ => self.nibbles.push(nibble),
+            }
+            self.len += 1;
+        }
+    }
+
+    /// Differences.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The differences as they are held.
+    pub(super) fn nibbles(&self) -> &[u8] {
+        &self.nibbles
+    }
+
+    /// All differences of a block whose frame has `channels` codes.
+    pub(super) fn iter(&self, channels: usize) -> impl Iterator<Item = i8> + '_ {
+        let mut whole = self.whole.iter().skip(channels);
+        let nibbles = self.nibbles.iter().flat_map(|pair| [pair << 4, *pair]).take(self.len);
+        nibbles.map(move |nibble| match nibble as i8 >> 4 {
+            0 => whole.next().copied().unwrap_or(0),
+            difference => difference,
+        })
+    }
+
+    /// Keeps the first `len` differences.
+    pub(super) fn truncate(&mut self, len: usize) {
+        let nibble = |at: usize| self.nibbles[at / 2] >> (4 * (at % 2)) & 15;
+        let gone = (len..self.len).filter(|at| nibble(*at) == 0).count();
+        self.whole.truncate(self.whole.len() - gone);
+        self.nibbles.truncate(len.div_ceil(2));
+        if len % 2 == 1
+            && let Some(last) = self.nibbles.last_mut()
+        {
+            *last &= 15;
+        }
+        self.len = len;
+    }
+
+    /// Becomes a copy of `other`, within the room it has.
+    pub(super) fn copy_from(&mut self, other: &Self) {
+        self.start(&other.whole);
+        self.nibbles.extend_from_slice(&other.nibbles);
+        self.len = other.len;
+    }
+
+    /// Whether there is room for anything.
+    pub(super) fn has_room(&self) -> bool {
+        self.whole.capacity() > 0
+    }
+
+    /// Bytes of all there is room for.
+    pub(super) fn room_bytes(&self) -> usize {
+        self.whole.capacity() + self.nibbles.capacity()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_difference_reads_back_from_every_cut() {
+        let all: Vec<i8> = (-128..=127).chain([0, 0, 7, -8, 8, -9, 1]).collect();
+        let frame = [3, -4, 5];
+        let mut whole = Differences::with_capacity(3, all.len());
+        whole.start(&frame);
+        whole.push(&all);
+        for len in 0..=all.len() {
+            let mut cut = whole.clone();
+            cut.truncate(len);
+            let mut fresh = Differences::with_capacity(3, all.len());
+            fresh.start(&frame);
+            fresh.push(&all[..len]);
+            assert_eq!((&cut.whole, &cut.nibbles, cut.len), (&fresh.whole, &fresh.nibbles, fresh.len));
+            assert_eq!(cut.iter(3).collect::<Vec<_>>(), all[..len]);
+            assert_eq!(fresh.room_bytes(), whole.room_bytes(), "within the room");
+        }
+    }
+
+    #[test]
+    fn small_differences_take_half_a_byte() {
+        let mut differences = Differences::with_capacity(0, 100);
+        differences.push(&[-8, -1, 1, 7, 2]);
+        assert_eq!((differences.whole.len(), differences.nibbles.len()), (0, 3));
+        differences.push(&[8]);
+        assert_eq!((differences.whole.len(), differences.nibbles.len()), (1, 3));
+    }
+}

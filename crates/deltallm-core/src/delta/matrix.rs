@@ -1,0 +1,290 @@
+//! Coded keys in blocks, for any codec.
+
+use super::{
+    codec::{Codec, Codes},
+    float::FloatCodec,
+    rule::Rule,
+};
+use crate::{
+    budget::{Reservation, StoreBytes, reserve_slot, table_capacity},
+    element::ElementType,
+    error::CoreError,
+    mask::{count, words},
+    store::BLOCK_TOKENS,
+};
+
+/// Coded keys of one kv head.
+#[derive(Debug)]
+pub(super) struct Matrix<C: Codec> {
+    rule: Rule,
+    codec: C,
+    sealed: Vec<Block<C::Codes>>,
+    /// The block that is being written, with room for a whole one once the first key has come.
+    open: Block<C::Codes>,
+}
+
+/// Up to [`BLOCK_TOKENS`] coded keys.
+#[derive(Debug, Clone)]
+pub(super) struct Block<T> {
+    pub(super) codes: T,
+    /// `[tokens, words]`: the channels each token transmits.
+    pub(super) masks: Vec<u64>,
+}
+
+/// Bytes of the masks of a block that is full, or has room for it.
+fn mask_bytes(channels: usize) -> usize {
+    BLOCK_TOKENS * words(channels) * size_of::<u64>()
+}
+
+impl<T: Codes> Block<T> {
+    fn tokens(&self, channels: usize) -> usize {
+        self.masks.len() / words(channels)
+    }
+
+    fn clear(&mut self) {
+        self.codes.clear();
+        self.masks.clear();
+    }
+
+    /// Keeps the first `tokens` tokens.
+    fn truncate(&mut self, tokens: usize, channels: usize) {
+        self.masks.truncate(tokens * words(channels));
+        self.codes.truncate(tokens, count(&self.masks), channels);
+    }
+
+    /// Becomes what the sealed block `other` is, within the room it has.
+    fn reopen(&mut self, other: Self) {
+        self.masks.clear();
+        self.masks.extend_from_slice(&other.masks);
+        self.codes.reopen(other.codes);
+    }
+
+    fn used_bytes(&self) -> usize {
+        self.codes.used_bytes() + size_of_val(&self.masks[..])
+    }
+
+    fn room_bytes(&self) -> usize {
+        self.codes.room_bytes() + self.masks.capacity() * size_of::<u64>()
+    }
+}
+
+impl<C: Codec> Matrix<C> {
+    pub(super) fn new(rule: Rule, codec: C) -> Self {
+        let open = Block { codes: codec.empty(), masks: Vec::new() };
+        Self { rule, codec, sealed: Vec::new(), open }
+    }
+
+    pub(super) fn rule(&self) -> &Rule {
+        &self.rule
+    }
+
+    pub(super) fn codec(&self) -> &C {
+        &self.codec
+    }
+
+    fn channels(&self) -> usize {
+        self.rule.channels()
+    }
+
+    fn open_tokens(&self) -> usize {
+        self.open.tokens(self.channels())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.sealed.len() * BLOCK_TOKENS + self.open_tokens()
+    }
+
+    pub(super) fn nonzeros(&self) -> usize {
+        self.blocks().map(|block| block.codes.sent(self.channels())).sum()
+    }
+
+    /// The blocks with at least one token.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block<C::Codes>> {
+        let open = (self.open_tokens() > 0).then_some(&self.open);
+        self.sealed.iter().chain(open)
+    }
+
+    /// Block `number`, or `None` for one that is not there.
+    pub(super) fn block(&self, number: usize) -> Option<&Block<C::Codes>> {
+        let open = (number == self.sealed.len() && self.open_tokens() > 0).then_some(&self.open);
+        self.sealed.get(number).or(open)
+    }
+
+    /// Appends a key that has been checked.
+    pub(super) fn push(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        self.prepare(reservation)?;
+        self.rule.choose(key);
+        self.append(key);
+        Ok(())
+    }
+
+    /// Makes room for the next key, and begins its block.
+    fn prepare(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
+        if self.open_tokens() == BLOCK_TOKENS {
+            self.seal(reservation)?;
+        }
+        let written = self.open_tokens();
+        reservation.grow(self.missing(1))?;
+        self.codec.make_room(&mut self.open.codes, written);
+        if self.open.masks.capacity() == 0 {
+            self.open.masks.reserve_exact(BLOCK_TOKENS * words(self.channels()));
+        }
+        if written == 0 {
+            self.codec.start(&mut self.rule, &mut self.open.codes);
+        }
+        Ok(())
+    }
+
+    /// Appends the channels of a key that the rule has chosen.
+    fn append(&mut self, key: &[f32]) {
+        let token = self.open_tokens();
+        self.open.masks.extend_from_slice(&self.rule.sent);
+        self.codec.append(key, &mut self.rule, token, &mut self.open.codes);
+    }
+
+    /// Moves the full open block into an allocation of exactly its size.
+    fn seal(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
+        reserve_slot(&mut self.sealed, reservation)?;
+        reservation.grow(self.open.used_bytes())?;
+        // A clone has room for what it holds and no more.
+        self.sealed.push(self.open.clone());
+        self.open.clear();
+        Ok(())
+    }
+
+    /// Back to the state in which token `len - 1` had just been pushed; `len` is less than there are.
+    pub(super) fn truncate(&mut self, len: usize, reservation: &mut Reservation) {
+        let (channels, held) = (self.channels(), self.bytes());
+        let full = len / BLOCK_TOKENS;
+        if full < self.sealed.len() {
+            // Block `full` goes back into the open block's room, the ones after it go.
+            self.sealed.truncate(full + 1);
+            if let Some(block) = self.sealed.pop() {
+                self.open.reopen(block);
+            }
+        }
+        self.open.truncate(len % BLOCK_TOKENS, channels);
+        reservation.shrink(held.beyond(self.bytes()));
+        let last = if self.open_tokens() > 0 { Some(&self.open) } else { self.sealed.last() };
+        match last {
+            Some(block) => self.codec.resume(&mut self.rule, &block.masks, &block.codes),
+            None => self.rule.reference.fill(0.0),
+        }
+        let nonzeros = self.nonzeros();
+        self.rule.rewind(len, nonzeros);
+    }
+
+    /// The keys of a block, `[tokens, channels]`, into `rows` (overwritten).
+    pub(super) fn keys(&self, block: &Block<C::Codes>, rows: &mut Vec<f32>) {
+        self.codec.keys(&self.rule, &block.masks, &block.codes, rows);
+    }
+
+    /// The same transmitted channels in another codec's codes.
+    pub(super) fn converted<D: Codec>(
+        &self,
+        codec: D,
+        reservation: &mut Reservation,
+    ) -> Result<Matrix<D>, CoreError> {
+        let mut copy = Matrix::new(Rule::new(self.rule.thresholds.clone())?, codec);
+        let mut rows = Vec::new();
+        for block in self.blocks() {
+            self.keys(block, &mut rows);
+            // The frame of the copy is rounded from this frame and not from the copy's last key: no error adds up.
+            copy.rule.reference = self.codec.frame(&block.masks, &block.codes);
+            let masks = block.masks.chunks_exact(words(self.channels()));
+            for (key, sent) in rows.chunks_exact(self.channels()).zip(masks) {
+                copy.prepare(reservation)?;
+                copy.rule.sent.copy_from_slice(sent);
+                copy.append(key);
+            }
+        }
+        Ok(copy)
+    }
+}
+
+/// Bytes.
+impl<C: Codec> Matrix<C> {
+    pub(super) fn bytes(&self) -> StoreBytes {
+        let sealed: usize = self.sealed.iter().map(Block::used_bytes).sum();
+        Self::in_table(sealed + self.open.room_bytes(), self.sealed.capacity())
+    }
+
+    fn in_table(data: usize, slots: usize) -> StoreBytes {
+        StoreBytes { data, table: slots.saturating_mul(size_of::<Block<C::Codes>>()) }
+    }
+
+    /// Bytes to be charged before `tokens` more keys come, besides those of sealed blocks.
+    fn missing(&self, tokens: usize) -> usize {
+        let masks = if self.open.masks.capacity() == 0 { mask_bytes(self.channels()) } else { 0 };
+        masks + self.codec.missing(&self.open.codes, self.open_tokens(), tokens)
+    }
+
+    /// Bytes that appending `tokens` keys would charge at most; for one key exactly.
+    pub(super) fn growth(&self, tokens: usize) -> usize {
+        if tokens == 0 {
+            return 0;
+        }
+        // A full block is sealed when the next key comes. What will be in it is not known before it is full.
+        let written = self.open_tokens();
+        let seals = (written.saturating_add(tokens) - 1) / BLOCK_TOKENS;
+        let slots = self.sealed.capacity();
+        let table = table_capacity(slots, self.sealed.len().saturating_add(seals));
+        let most =
+            |codes: &C::Codes, tokens| self.codec.most_bytes(codes, tokens) + mask_bytes(self.channels());
+        let sealed = match seals {
+            0 => 0,
+            _ => {
+                let others = (seals - 1).saturating_mul(most(&self.codec.empty(), BLOCK_TOKENS));
+                most(&self.open.codes, BLOCK_TOKENS - written).saturating_add(others)
+            }
+        };
+        Self::in_table(sealed, table - slots).total().saturating_add(self.missing(tokens))
+    }
+
+    /// Bytes once `tokens` keys are held, should the codes of a sealed block take `sealed` bytes and those of the open one
+    /// `open`.
+    pub(super) fn bytes_at(tokens: usize, channels: usize, [sealed, open]: [usize; 2]) -> StoreBytes {
+        // The last block stays open until a key comes that does not fit.
+        let full = tokens.div_ceil(BLOCK_TOKENS) - 1;
+        let data = full * (sealed + mask_bytes(channels)) + open + mask_bytes(channels);
+        Self::in_table(data, table_capacity(0, full))
+    }
+}
+
+/// A narrower float type.
+impl Matrix<FloatCodec> {
+    fn narrows_to(&self, element: ElementType) -> bool {
+        element.bytes() < self.codec.element().bytes()
+    }
+
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is too large.
+    pub(super) fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
+        let mut rows = Vec::new();
+        if self.narrows_to(element) {
+            for block in self.blocks() {
+                // A key frame is the last row of the block before.
+                self.keys(block, &mut rows);
+                rows.chunks_exact(self.channels()).try_for_each(|row| element.check(row))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub(super) fn narrow(
+        &mut self,
+        element: ElementType,
+        reservation: &mut Reservation,
+    ) -> Result<(), CoreError> {
+        self.check_narrow(element)?;
+        if self.narrows_to(element) {
+            self.codec.narrow(element, &mut self.rule);
+            for block in self.sealed.iter_mut().chain([&mut self.open]) {
+                block.codes.narrow(element, reservation);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,343 @@
+//! The delta matrix: the coded keys of one kv head, and the list of the forms they are held in.
+//!
+//! In reading order: [`rule`] (which channels are transmitted), [`encoder`] (the rule alone), [`codec`] (what a form has to do),
+//! [`float`] and [`steps`] (the forms), [`matrix`] (blocks of any of them), [`loops`] and [`differences`] (what runs inside).
+
+mod codec;
+mod differences;
+mod encoder;
+mod float;
+mod loops;
+mod matrix;
+mod rule;
+mod steps;
+
+use half::{bf16, f16};
+
+use crate::{
+    budget::{Reservation, StoreBytes},
+    buffer::FloatBuffer,
+    check::check_row,
+    element::ElementType,
+    error::CoreError,
+    store::{BLOCK_TOKENS, KvStore},
+    threshold::HeadThresholds,
+};
+use codec::Codec;
+use float::{FloatBlock, FloatCodec};
+use matrix::Matrix;
+use rule::Rule;
+use steps::StepCodec;
+
+pub use encoder::DeltaEncoder;
+pub use float::FloatCodes;
+pub use steps::{Escape, StepCodes};
+
+/// Coded keys of one kv head in blocks of [`BLOCK_TOKENS`] tokens.
+///
+/// Per token a block stores a bit mask over the channels and the *new values* of the channels that were transmitted,
+/// packed. New values rather than differences, so that the reconstruction is exact in any storage type. Each block
+/// starts with a *key frame*, the reconstruction just before its first token, so a block can be read on its own.
+///
+/// Values are of a float type, or 8-bit codes ([`in_steps`](Self::in_steps)), of which differences are stored: codes add up exactly.
+///
+/// ```
+/// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
+///
+/// let mut reservation = MemoryBudget::unlimited().reservation();
+/// let mut keys = DeltaMatrix::new(vec![0.5, 0.5], ElementType::F32)?;
+/// for key in [[1.0, 2.0], [1.1, 3.0], [1.2, 3.1]] {
+///     keys.push(&key, &mut reservation)?;
+/// }
+/// let mut rows = Vec::new();
+/// keys.reconstruct(0, &mut rows);
+/// assert_eq!(rows, [1.0, 2.0, 1.0, 3.0, 1.0, 3.0]);
+/// assert_eq!(keys.nonzeros(), 3); // of 6: the first key and one channel of the second
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
+#[derive(Debug)]
+pub struct DeltaMatrix(Form);
+
+/// The forms of coded keys. Another one is a [`Codec`] in a file of its own, a line in each `match` on this and on
+/// [`DeltaCodes`], and a kernel in attention that reads it.
+#[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "one for each kv head")]
+enum Form {
+    Float(Matrix<FloatCodec>),
+    Steps(Matrix<StepCodec>),
+}
+
+/// A block of a [`DeltaMatrix`] as it is held: up to [`BLOCK_TOKENS`] tokens.
+#[derive(Debug, Clone, Copy)]
+pub struct DeltaBlock<'a> {
+    /// The channels that each token transmits, `[tokens, words]`: channel `j` is bit `j % 64` of word `j / 64`.
+    pub masks: &'a [u64],
+    /// The key frame and the transmitted values.
+    pub codes: DeltaCodes<'a>,
+}
+
+/// The numbers of a [`DeltaBlock`]: what kernels match on.
+#[derive(Debug, Clone, Copy)]
+pub enum DeltaCodes<'a> {
+    /// binary32.
+    F32(FloatCodes<'a, f32>),
+    /// binary16.
+    F16(FloatCodes<'a, f16>),
+    /// bfloat16.
+    Bf16(FloatCodes<'a, bf16>),
+    /// 8-bit codes.
+    Steps(StepCodes<'a>),
+}
+
+impl<'a> DeltaCodes<'a> {
+    fn of_floats(FloatBlock(numbers): &'a FloatBlock, channels: usize) -> Self {
+        fn split<T>(numbers: &[T], channels: usize) -> FloatCodes<'_, T> {
+            let (frame, values) = numbers.split_at(channels.min(numbers.len()));
+            FloatCodes { frame, values }
+        }
+        match numbers {
+            FloatBuffer::F32(numbers) => Self::F32(split(numbers, channels)),
+            FloatBuffer::F16(numbers) => Self::F16(split(numbers, channels)),
+            FloatBuffer::Bf16(numbers) => Self::Bf16(split(numbers, channels)),
+        }
+    }
+}
+
+impl DeltaMatrix {
+    /// An empty matrix; `thresholds` is `[channels]`, in the units of the keys.
+    ///
+    /// # Errors
+    /// As [`DeltaEncoder::new`].
+    pub fn new(thresholds: impl Into<HeadThresholds>, element: ElementType) -> Result<Self, CoreError> {
+        let rule = Rule::new(thresholds.into())?;
+        let codec = FloatCodec::new(element, rule.channels());
+        Ok(Self(Form::Float(Matrix::new(rule, codec))))
+    }
+
+    /// An empty matrix of 8-bit codes. A transmitted value is `code * step`; a channel's step is its threshold at the
+    /// beginning of the block, so the code is off by less than the threshold, and the encoder compares with what the codes
+    /// give back: `|k[j] - khat[j]| <= threshold[j]`, always. A value that no code comes near enough to *escapes*
+    /// and is stored as f32: one beyond 127 steps, and every one of a channel whose threshold is zero or next
+    /// to it. That is correct and large: thresholds of zero take more room here than in f32.
+    ///
+    /// # Errors
+    /// As [`DeltaEncoder::new`]; [`CoreError::Channels`] for more than 65536 channels.
+    pub fn in_steps(thresholds: impl Into<HeadThresholds>) -> Result<Self, CoreError> {
+        let rule = Rule::new(thresholds.into())?;
+        let codec = StepCodec::new(&rule.thresholds)?;
+        Ok(Self(Form::Steps(Matrix::new(rule, codec))))
+    }
+
+    fn rule(&self) -> &Rule {
+        match &self.0 {
+            Form::Float(matrix) => matrix.rule(),
+            Form::Steps(matrix) => matrix.rule(),
+        }
+    }
+
+    fn bytes(&self) -> StoreBytes {
+        match &self.0 {
+            Form::Float(matrix) => matrix.bytes(),
+            Form::Steps(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// Channels of a key.
+    pub fn channels(&self) -> usize {
+        self.rule().channels()
+    }
+
+    /// The thresholds that the next key will be held to, `[channels]`.
+    pub fn thresholds(&self) -> Vec<f32> {
+        self.rule().next_thresholds()
+    }
+
+    /// Tokens coded.
+    pub fn len(&self) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.len(),
+            Form::Steps(matrix) => matrix.len(),
+        }
+    }
+
+    /// Whether no token has been coded.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Transmitted channels over all tokens: the nonzeros of the delta matrix.
+    pub fn nonzeros(&self) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.nonzeros(),
+            Form::Steps(matrix) => matrix.nonzeros(),
+        }
+    }
+
+    /// Blocks with at least one token.
+    pub fn blocks(&self) -> usize {
+        self.len().div_ceil(BLOCK_TOKENS)
+    }
+
+    /// Codes and appends one key (`[channels]`). Memory is charged before it is allocated.
+    ///
+    /// # Errors
+    /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; the matrix is unchanged
+    /// then.
+    pub fn push(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        check_row(key, self.channels(), self.takes(), self.rule().isa)?;
+        self.push_checked(key, reservation)
+    }
+
+    /// The same with a key that is known to have the right length and to fit the form ([`takes`](Self::takes)).
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; the matrix is unchanged then.
+    #[doc(hidden)]
+    pub fn push_checked(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        debug_assert!(key.len() == self.channels() && self.takes().holds(key));
+        match &mut self.0 {
+            Form::Float(matrix) => matrix.push(key, reservation),
+            Form::Steps(matrix) => matrix.push(key, reservation),
+        }
+    }
+
+    /// The float type whose numbers can be coded.
+    #[doc(hidden)]
+    pub fn takes(&self) -> ElementType {
+        match &self.0 {
+            Form::Float(matrix) => matrix.codec().takes(),
+            Form::Steps(matrix) => matrix.codec().takes(),
+        }
+    }
+
+    /// Forgets every token from `len` on. The matrix and its encoder are then as they were when token `len - 1` had
+    /// just been pushed.
+    ///
+    /// # Errors
+    /// [`CoreError::TruncateBeyondEnd`].
+    pub fn truncate(&mut self, len: usize, reservation: &mut Reservation) -> Result<(), CoreError> {
+        if len > self.len() {
+            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len });
+        }
+        if len < self.len() {
+            match &mut self.0 {
+                Form::Float(matrix) => matrix.truncate(len, reservation),
+                Form::Steps(matrix) => matrix.truncate(len, reservation),
+            }
+        }
+        Ok(())
+    }
+
+    /// Checks that every key frame and value can be stored in `element`, should that be narrower than the store's type.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is too large.
+    pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
+        match &self.0 {
+            Form::Float(matrix) => matrix.check_narrow(element),
+            Form::Steps(_) => Ok(()),
+        }
+    }
+
+    /// Converts block by block to a narrower type and gives the freed bytes back; later keys are stored in it too, and
+    /// compared with the reference as rounded. A matrix that is as narrow already, or in steps, stays as it is.
+    ///
+    /// What has been coded before is off by at most its threshold *plus* the rounding error of the new type, because
+    /// it was compared with the reference before rounding (`docs/method.md`, equation 7).
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) -> Result<(), CoreError> {
+        match &mut self.0 {
+            Form::Float(matrix) => matrix.narrow(element, reservation),
+            Form::Steps(_) => Ok(()),
+        }
+    }
+
+    /// A copy [in steps](Self::in_steps), with the same transmitted channels. What has been coded before is off by at most its
+    /// threshold *plus* half a step, or another threshold (`docs/method.md`, equation 7); keys that come keep to the threshold.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; [`CoreError::Channels`] for more than 65536 channels.
+    pub fn to_steps(&self, reservation: &mut Reservation) -> Result<Self, CoreError> {
+        let codec = StepCodec::new(&self.rule().thresholds)?;
+        let copy = match &self.0 {
+            Form::Float(matrix) => matrix.converted(codec, reservation),
+            Form::Steps(matrix) => matrix.converted(codec, reservation),
+        };
+        Ok(Self(Form::Steps(copy?)))
+    }
+
+    /// Bytes that appending `tokens` keys would charge at most; for one key exactly.
+    pub fn growth(&self, tokens: usize) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.growth(tokens),
+            Form::Steps(matrix) => matrix.growth(tokens),
+        }
+    }
+
+    /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized); nothing for a block that is not
+    /// there.
+    pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
+        rows.clear();
+        match &self.0 {
+            Form::Float(matrix) => matrix.block(block).into_iter().for_each(|block| matrix.keys(block, rows)),
+            Form::Steps(matrix) => matrix.block(block).into_iter().for_each(|block| matrix.keys(block, rows)),
+        }
+    }
+
+    /// Block `block` as it is held, or `None` for a block that is not there.
+    #[doc(hidden)]
+    pub fn coded(&self, block: usize) -> Option<DeltaBlock<'_>> {
+        match &self.0 {
+            Form::Float(matrix) => matrix.block(block).map(|block| DeltaBlock {
+                masks: &block.masks,
+                codes: DeltaCodes::of_floats(&block.codes, self.channels()),
+            }),
+            Form::Steps(matrix) => matrix.block(block).map(|block| DeltaBlock {
+                masks: &block.masks,
+                codes: DeltaCodes::Steps(matrix.codec().view(&block.codes)),
+            }),
+        }
+    }
+
+    /// Bytes of the coded keys, the open block's spare room included.
+    pub fn key_bytes(&self) -> usize {
+        self.bytes().data
+    }
+
+    /// Bytes of the table of blocks.
+    pub fn bookkeeping_bytes(&self) -> usize {
+        self.bytes().table
+    }
+}
+
+/// What a plan expects of a block of coded keys.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Expected {
+    /// Transmitted values.
+    pub(crate) sent: usize,
+    /// Differences of codes that take 8 bits, and values that no code holds; in steps.
+    pub(crate) wide: usize,
+    pub(crate) escapes: usize,
+}
+
+/// Bytes of the delta matrix of `store` once it holds `tokens` (at least 1) keys.
+pub(crate) fn planned_bytes(
+    store: KvStore,
+    channels: usize,
+    tokens: usize,
+    expected: Expected,
+) -> StoreBytes {
+    let Expected { sent, wide, escapes } = expected;
+    match store {
+        KvStore::Compact => {
+            let codes = StepCodec::planned_bytes(channels, sent, wide, escapes);
+            Matrix::<StepCodec>::bytes_at(tokens, channels, codes)
+        }
+        float => {
+            let codes = FloatCodec::planned_bytes(float.exact(), channels, sent);
+            Matrix::<FloatCodec>::bytes_at(tokens, channels, codes)
+        }
+    }
+}

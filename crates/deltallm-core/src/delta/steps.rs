@@ -1,0 +1,391 @@
+//! Deltas in steps of the threshold: 8-bit codes, of which differences are stored.
+
+use deltallm_simd::{dispatch, fearless_simd::prelude::*};
+
+use super::{
+    codec::{Codec, Codes},
+    differences::Differences,
+    loops::{compress_codes, from_codes, moved, select, select_codes, to_codes},
+    rule::Rule,
+};
+use crate::{
+    element::ElementType,
+    error::CoreError,
+    mask::{bits, contains, unpack, words},
+    quantise::inverse,
+    store::BLOCK_TOKENS,
+    threshold::HeadThresholds,
+};
+
+/// A value that its code does not express. For the tokens `from..to` of the block the key is `code * step + residual` in this
+/// channel; the code is 0, so that no rounding comes in.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Escape {
+    /// Channel of the key.
+    pub channel: u16,
+    /// First token of the block that it is for; 0 also for a value of the key frame.
+    pub from: u8,
+    /// The token that transmits the channel next, or the length of a whole block.
+    pub to: u8,
+    /// What is added to the code's value.
+    pub residual: f32,
+}
+
+/// The end of an escape whose channel has not been transmitted again.
+const OPEN_END: u8 = BLOCK_TOKENS as u8;
+
+/// The numbers of a block in steps: a number is `code * (steps[channel] * factor)`, and escapes on top. A channel whose step is of
+/// no use (0, or not a normal f32 after the product) has codes of 0 only.
+#[derive(Debug, Clone, Copy)]
+pub struct StepCodes<'a> {
+    /// Codes of the key frame, `[channels]`.
+    pub frame: &'a [i8],
+    /// What is added to the code of each transmitted channel, token by token, channels ascending, two to a byte, the first one in
+    /// the low half: -8..=7, and 0 for the next one of `wide`.
+    pub differences: &'a [u8],
+    /// Differences that do not fit 4 bits, and those of 0. They are added modulo 256.
+    pub wide: &'a [i8],
+    /// `[channels]`, the same for all blocks.
+    pub steps: &'a [f32],
+    /// The factor of this block.
+    pub factor: f32,
+    /// In the order of `from`.
+    pub escapes: &'a [Escape],
+}
+
+/// Rounds to `code * step`, with a step per channel that is fixed for a block. A value whose code would be off by more than the
+/// threshold *escapes*: its code is 0, and the value is stored beside.
+#[derive(Debug, Clone)]
+pub(super) struct StepCodec {
+    /// Steps when the factor is 1, `[channels]`.
+    base: Vec<f32>,
+    /// `[channels]`, for the factor of the block being written.
+    steps: Vec<f32>,
+    inverse: Vec<f32>,
+    /// The latest key, and which channels of it escaped.
+    codes: Vec<i8>,
+    escaped: Vec<u64>,
+    /// The codes that the receiver has, and what those of the latest key differ by from those it had before, modulo 256.
+    held: Vec<i8>,
+    differences: Vec<i8>,
+    /// Working memory: a key as it would be stored.
+    stored: Vec<f32>,
+}
+
+/// The numbers of a block: codes of the frame, differences, and what no code holds.
+#[derive(Debug, Clone)]
+pub(super) struct StepBlock {
+    differences: Differences,
+    escapes: Vec<Escape>,
+    /// Of the steps.
+    factor: f32,
+}
+
+/// Numbers of a block, of each kind.
+#[derive(Debug, Clone, Copy)]
+struct Counts {
+    /// Codes of the frame, and differences of 8 bits.
+    whole: usize,
+    /// All differences.
+    differences: usize,
+    escapes: usize,
+}
+
+impl Counts {
+    /// Of a block without escapes in which every token transmits every channel, all by more than 4 bits hold.
+    fn most(channels: usize) -> Self {
+        let differences = BLOCK_TOKENS * channels;
+        Self { whole: channels + differences, differences, escapes: 0 }
+    }
+
+    fn bytes(self) -> usize {
+        self.whole + self.differences.div_ceil(2) + self.escapes * size_of::<Escape>()
+    }
+}
+
+/// What a step is in units of its threshold. Of 1/2, 1 and 2 this keeps most zeros and bytes
+/// (`docs/results/stores.md`): twice the step leaves channels closer to their thresholds, so that they are sent again sooner.
+const STEP: f32 = 1.0;
+
+/// The step of a channel; 0 where it would be too small or too large to count in.
+#[inline]
+fn step(base: f32, factor: f32) -> f32 {
+    let step = base * factor;
+    if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { step } else { 0.0 }
+}
+
+impl StepCodec {
+    /// # Errors
+    /// [`CoreError::Channels`] for more channels than an [`Escape`] can name.
+    pub(super) fn new(thresholds: &HeadThresholds) -> Result<Self, CoreError> {
+        let (channels, most) = (thresholds.start().len(), usize::from(u16::MAX) + 1);
+        if channels > most {
+            return Err(CoreError::Channels { expected: most, got: channels });
+        }
+        let mut codec = Self {
+            base: thresholds.start().iter().map(|theta| step(*theta, STEP)).collect(),
+            steps: vec![0.0; channels],
+            inverse: vec![0.0; channels],
+            codes: vec![0; channels],
+            escaped: vec![0; words(channels)],
+            held: vec![0; channels],
+            differences: vec![0; channels],
+            stored: vec![0.0; channels],
+        };
+        codec.set_factor(1.0);
+        Ok(codec)
+    }
+
+    fn channels(&self) -> usize {
+        self.base.len()
+    }
+
+    fn set_factor(&mut self, factor: f32) {
+        for ((s, i), base) in self.steps.iter_mut().zip(&mut self.inverse).zip(&self.base) {
+            *s = step(*base, factor);
+            *i = inverse(*s);
+        }
+    }
+
+    /// Codes a row into `codes` and `stored`, and finds the channels whose codes are further off than the threshold.
+    #[inline(always)]
+    fn round<S: Simd>(&mut self, simd: S, row: &[f32], thresholds: &[f32], factor: f32) {
+        to_codes(row, &self.inverse, &mut self.codes);
+        from_codes(&self.codes, &self.steps, &mut self.stored);
+        moved(simd, row, &self.stored, thresholds, factor, &mut self.escaped);
+    }
+
+    /// Takes the channels `rule.sent` of a key into the reference, rounded, and counts it.
+    fn transmit(&mut self, key: &[f32], rule: &mut Rule) {
+        let factor = rule.factor();
+        let Rule { thresholds, sent, reference, isa, .. } = &mut *rule;
+        dispatch!(*isa, simd => self.round(simd, key, thresholds.start(), factor));
+        dispatch!(*isa, simd => select(simd, sent, &self.stored, reference));
+        // Wherever the stored value is not within the threshold, a transmitted channel escapes.
+        for (escaped, sent) in self.escaped.iter_mut().zip(&*sent) {
+            *escaped &= sent;
+        }
+        for channel in bits(&self.escaped) {
+            self.codes[channel] = 0;
+            reference[channel] = key[channel];
+        }
+        for ((difference, code), held) in self.differences.iter_mut().zip(&self.codes).zip(&self.held) {
+            *difference = code.wrapping_sub(*held);
+        }
+        dispatch!(*isa, simd => select_codes(simd, sent, &self.codes, &mut self.held));
+        rule.count();
+    }
+
+    /// The channels of the latest key or key frame that escaped, as escapes from token `from` on.
+    fn escapes<'a>(&'a self, rule: &'a Rule, from: usize) -> impl Iterator<Item = Escape> + 'a {
+        bits(&self.escaped).map(move |channel| Escape {
+            channel: channel as u16, // see `new`
+            from: from as u8,
+            to: OPEN_END,
+            residual: rule.reference[channel],
+        })
+    }
+
+    /// The codes of a block's last key, `[channels]`.
+    fn last_codes(&self, masks: &[u64], codes: &StepBlock) -> Vec<i8> {
+        let mut key = codes.differences.whole[..self.channels()].to_vec();
+        let mut differences = codes.differences.iter(self.channels());
+        for mask in masks.chunks_exact(words(self.channels())) {
+            for (channel, difference) in bits(mask).zip(&mut differences) {
+                key[channel] = key[channel].wrapping_add(difference);
+            }
+        }
+        key
+    }
+
+    /// A block as it is held.
+    pub(super) fn view<'a>(&'a self, block: &'a StepBlock) -> StepCodes<'a> {
+        let StepBlock { differences, escapes, factor } = block;
+        let (frame, wide) = differences.whole.split_at(self.channels().min(differences.whole.len()));
+        let differences = differences.nibbles();
+        StepCodes { frame, differences, wide, steps: &self.base, factor: *factor, escapes }
+    }
+
+    /// Escapes to make room for before a block takes its token number `token`.
+    fn escape_room(&self, StepBlock { escapes, .. }: &StepBlock, token: usize) -> usize {
+        let (room, most) = match token % BLOCK_TOKENS {
+            // A block begins without escapes: those of its frame and of its first token.
+            0 => (escapes.capacity(), 2 * self.channels()),
+            _ => (escapes.capacity() - escapes.len(), self.channels()),
+        };
+        if room >= most { 0 } else { escapes.capacity().max(most - room) }
+    }
+
+    /// Bytes of the codes of a sealed block with `sent` differences, `wide` of them of 8 bits, and `escapes` of these or of the
+    /// frame; and of the open one when every block is like that.
+    pub(super) fn planned_bytes(channels: usize, sent: usize, wide: usize, escapes: usize) -> [usize; 2] {
+        let mut room = 2 * channels;
+        while room < escapes + channels {
+            room *= 2;
+        }
+        let sealed = Counts { whole: channels + wide, differences: sent, escapes };
+        [sealed, Counts { escapes: room, ..Counts::most(channels) }].map(Counts::bytes)
+    }
+}
+
+impl Codec for StepCodec {
+    type Codes = StepBlock;
+
+    /// Whatever does not fit a code escapes as f32.
+    fn takes(&self) -> ElementType {
+        ElementType::F32
+    }
+
+    fn empty(&self) -> StepBlock {
+        StepBlock { differences: Differences::with_capacity(0, 0), escapes: Vec::new(), factor: 1.0 }
+    }
+
+    /// The reference is no longer the reconstruction of the key before, and the next key is compared with it.
+    fn start(&mut self, rule: &mut Rule, codes: &mut StepBlock) {
+        let factor = rule.factor();
+        self.set_factor(factor);
+        dispatch!(rule.isa, simd => self.round(simd, &rule.reference, rule.thresholds.start(), factor));
+        for channel in bits(&self.escaped) {
+            self.codes[channel] = 0;
+            self.stored[channel] = rule.reference[channel];
+        }
+        self.held.copy_from_slice(&self.codes);
+        rule.reference.copy_from_slice(&self.stored);
+        codes.factor = factor;
+        codes.differences.start(&self.held);
+        codes.escapes.clear();
+        codes.escapes.extend(self.escapes(rule, 0));
+    }
+
+    fn append(&mut self, key: &[f32], rule: &mut Rule, token: usize, codes: &mut StepBlock) {
+        self.transmit(key, rule);
+        let mut packed = [0; 64];
+        for (word, differences) in rule.sent.iter().zip(self.differences.chunks(64)) {
+            let count = compress_codes(*word, differences, &mut packed);
+            codes.differences.push(&packed[..count]);
+        }
+        for escape in codes.escapes.iter_mut().filter(|escape| escape.to == OPEN_END) {
+            if contains(&rule.sent, usize::from(escape.channel)) {
+                escape.to = token as u8;
+            }
+        }
+        if token == 0 {
+            // What the first key transmits was never read from the frame.
+            codes.escapes.retain(|escape| escape.to > 0);
+        }
+        codes.escapes.extend(self.escapes(rule, token));
+    }
+
+    fn resume(&mut self, rule: &mut Rule, masks: &[u64], codes: &StepBlock) {
+        self.set_factor(codes.factor);
+        self.held = self.last_codes(masks, codes);
+        let mut rows = Vec::new();
+        self.keys(rule, masks, codes, &mut rows);
+        let last = rows.len() - rule.channels();
+        rule.reference.copy_from_slice(&rows[last..]);
+    }
+
+    fn frame(&self, masks: &[u64], codes: &StepBlock) -> Vec<f32> {
+        let frame = codes.differences.whole.iter().zip(&self.base);
+        let mut row: Vec<f32> =
+            frame.map(|(code, base)| f32::from(*code) * step(*base, codes.factor)).collect();
+        row.resize(self.channels(), 0.0);
+        let first = &masks[..words(self.channels()).min(masks.len())];
+        for escape in codes.escapes.iter().take_while(|escape| escape.from == 0) {
+            let channel = usize::from(escape.channel);
+            if !contains(first, channel) {
+                row[channel] = escape.residual;
+            }
+        }
+        row
+    }
+
+    fn values<'a>(&self, masks: &[u64], codes: &'a StepBlock, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let channels = self.channels();
+        let (of, ends) = unpack(masks, words(channels));
+        let steps: Vec<f32> = self.base.iter().map(|base| step(*base, codes.factor)).collect();
+        let mut key = codes.differences.whole.get(..channels).unwrap_or_default().to_vec();
+        scratch.clear();
+        scratch.extend(codes.differences.iter(channels).zip(&of).map(|(difference, channel)| {
+            let code = &mut key[*channel as usize];
+            *code = code.wrapping_add(difference);
+            f32::from(*code) * steps[*channel as usize]
+        }));
+        for escape in &codes.escapes {
+            let token = usize::from(escape.from);
+            let start = token.checked_sub(1).map_or(0, |before| ends[before] as usize);
+            let sent = &of[start..ends[token] as usize];
+            if let Ok(index) = sent.binary_search(&u32::from(escape.channel)) {
+                scratch[start + index] += escape.residual;
+            }
+        }
+        scratch
+    }
+
+    fn missing(&self, codes: &StepBlock, written: usize, tokens: usize) -> usize {
+        // There is room for a whole block without escapes, or for nothing yet.
+        let room = if codes.differences.has_room() { 0 } else { Counts::most(self.channels()).bytes() };
+        // Of several keys every value might escape, and the room doubles.
+        let escapes = match tokens {
+            1 => self.escape_room(codes, written),
+            _ => (2 * (BLOCK_TOKENS + 2) * self.channels()).saturating_sub(codes.escapes.capacity()),
+        };
+        room + escapes * size_of::<Escape>()
+    }
+
+    fn make_room(&self, codes: &mut StepBlock, written: usize) {
+        if !codes.differences.has_room() {
+            codes.differences = Differences::with_capacity(self.channels(), BLOCK_TOKENS * self.channels());
+        }
+        let more = self.escape_room(codes, written);
+        codes.escapes.reserve_exact(codes.escapes.capacity() - codes.escapes.len() + more);
+    }
+
+    fn most_bytes(&self, codes: &StepBlock, tokens: usize) -> usize {
+        let (more, whole) = (tokens * self.channels(), codes.differences.whole.len());
+        // A channel escapes from the frame or from the first token on, not both.
+        let counts = Counts {
+            whole: whole.max(self.channels()) + more,
+            differences: codes.differences.len() + more,
+            escapes: codes.escapes.len() + more,
+        };
+        counts.bytes()
+    }
+}
+
+impl Codes for StepBlock {
+    fn sent(&self, _channels: usize) -> usize {
+        self.differences.len()
+    }
+
+    fn clear(&mut self) {
+        self.differences.clear();
+        self.escapes.clear();
+    }
+
+    fn truncate(&mut self, tokens: usize, sent: usize, _channels: usize) {
+        self.differences.truncate(sent);
+        self.escapes.retain(|escape| usize::from(escape.from) < tokens);
+        for escape in &mut self.escapes {
+            if usize::from(escape.to) >= tokens {
+                escape.to = OPEN_END;
+            }
+        }
+    }
+
+    /// For escapes it takes over the room of `other`.
+    fn reopen(&mut self, other: Self) {
+        self.differences.copy_from(&other.differences);
+        self.escapes = other.escapes;
+        self.factor = other.factor;
+    }
+
+    fn used_bytes(&self) -> usize {
+        let (whole, differences) = (self.differences.whole.len(), self.differences.len());
+        Counts { whole, differences, escapes: self.escapes.len() }.bytes()
+    }
+
+    fn room_bytes(&self) -> usize {
+        self.differences.room_bytes() + self.escapes.capacity() * size_of::<Escape>()
+    }
+}

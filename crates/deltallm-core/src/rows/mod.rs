@@ -1,0 +1,422 @@
+//! Rows of keys or values, in pages.
+
+mod float;
+mod forms;
+mod int4;
+mod int8;
+
+use std::{collections::VecDeque, ops::Range};
+
+use deltallm_simd::Isa;
+
+use crate::{
+    budget::{Reservation, StoreBytes, table_capacity},
+    check::check_row,
+    element::ElementType,
+    error::CoreError,
+};
+
+pub use crate::quantise::GROUP;
+use forms::Page;
+pub use {
+    float::FloatRows,
+    forms::{RowFormat, StoredRows},
+    int4::Int4Rows,
+    int8::Int8Rows,
+};
+
+/// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
+///
+/// Rows are appended at the end, can be cut off at the end, and pages can be dropped from the front: the exact window
+/// of a hybrid cache is such a tail. Pages never move, so the bytes held are exactly what is charged.
+///
+/// ```
+/// use deltallm_core::MemoryBudget;
+/// use deltallm_core::internal::{PagedRows, RowFormat};
+///
+/// let mut reservation = MemoryBudget::unlimited().reservation();
+/// let mut rows = PagedRows::new(2, RowFormat::Int8, 64);
+/// for t in 0..10 {
+///     rows.push(&[t as f32, -1.0], &mut reservation)?;
+/// }
+/// rows.truncate(5, &mut reservation)?;
+/// let mut scratch = Vec::new();
+/// let last = rows.read(4..5, &mut scratch);
+/// assert!((last[0] - 4.0).abs() < 0.02); // half a step of 4 / 127
+/// assert_eq!(rows.len(), 5);
+/// # Ok::<(), deltallm_core::CoreError>(())
+/// ```
+#[derive(Debug)]
+pub struct PagedRows {
+    layout: Layout,
+    pages: VecDeque<Page>,
+    /// Number of the first page in `pages`, counted from token 0.
+    first_page: usize,
+    /// First token whose row is held.
+    first: usize,
+    len: usize,
+    /// The instruction set of the conversions.
+    isa: Isa,
+}
+
+/// What the pages of a store have in common.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layout {
+    pub(crate) channels: usize,
+    pub(crate) format: RowFormat,
+    pub(crate) page_tokens: usize,
+}
+
+impl Layout {
+    /// Bytes of so many pages, in a table with so many slots.
+    pub(crate) fn bytes(&self, pages: usize, slots: usize) -> StoreBytes {
+        let page = self.page_tokens * self.format.row_bytes(self.channels);
+        StoreBytes { data: pages.saturating_mul(page), table: slots.saturating_mul(size_of::<Page>()) }
+    }
+}
+
+impl PagedRows {
+    /// An empty store of rows of `channels` numbers, in pages of `page_tokens` (at least 1) tokens.
+    pub fn new(channels: usize, format: impl Into<RowFormat>, page_tokens: usize) -> Self {
+        Self {
+            layout: Layout { channels, format: format.into(), page_tokens: page_tokens.max(1) },
+            pages: VecDeque::new(),
+            first_page: 0,
+            first: 0,
+            len: 0,
+            isa: Isa::best(),
+        }
+    }
+
+    /// An empty store whose first token is to be number `first`, as if those before it had been dropped.
+    pub fn starting_at(
+        first: usize,
+        channels: usize,
+        format: impl Into<RowFormat>,
+        page_tokens: usize,
+    ) -> Self {
+        let rows = Self::new(channels, format, page_tokens);
+        Self { first_page: first / rows.layout.page_tokens, first, len: first, ..rows }
+    }
+
+    /// Tokens appended so far, those dropped from the front included.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no token has been appended.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Numbers in a row.
+    pub fn channels(&self) -> usize {
+        self.layout.channels
+    }
+
+    /// How the numbers are held.
+    pub fn format(&self) -> RowFormat {
+        self.layout.format
+    }
+
+    /// Tokens in a page.
+    pub fn page_tokens(&self) -> usize {
+        self.layout.page_tokens
+    }
+
+    /// The first of `tokens` as they are held, as many as stand in one page, and how many these are. `None` if their page is not
+    /// held. Rows before [`first`](Self::first) in it mean nothing.
+    pub fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
+        let page = self.pages.get((tokens.start / self.layout.page_tokens).checked_sub(self.first_page)?)?;
+        let first = tokens.start % self.layout.page_tokens;
+        let count = tokens.len().min(self.layout.page_tokens - first);
+        Some((page.view(first..first + count, self.layout.channels), count))
+    }
+
+    /// The first token whose row is held (the length if none is).
+    pub fn first(&self) -> usize {
+        self.first
+    }
+
+    /// Appends a row (`[channels]`). A new page is charged before it is allocated.
+    ///
+    /// # Errors
+    /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; nothing changes then.
+    pub fn push(&mut self, row: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        check_row(row, self.layout.channels, self.layout.format.takes(), self.isa)?;
+        self.push_checked(row, reservation)
+    }
+
+    /// The same with a row that is known to have the right length and to fit the format ([`RowFormat::takes`]).
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; nothing changes then.
+    pub fn push_checked(&mut self, row: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+        debug_assert!(row.len() == self.layout.channels && self.layout.format.takes().holds(row));
+        let page = self.len / self.layout.page_tokens - self.first_page;
+        if page == self.pages.len() {
+            self.add_page(reservation)?;
+        }
+        self.pages[page].push(row, self.isa);
+        self.len += 1;
+        Ok(())
+    }
+
+    fn add_page(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
+        let slots = table_capacity(self.pages.capacity(), self.pages.len() + 1);
+        let bytes = self.layout.bytes(self.pages.len() + 1, slots).beyond(self.bytes());
+        reservation.grow(bytes)?;
+        self.pages.reserve_exact(slots - self.pages.len());
+        let Layout { channels, format, page_tokens } = self.layout;
+        let mut page = format.page(page_tokens, channels);
+        // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
+        let lost = self.len % page_tokens;
+        if lost > 0 {
+            let zeros = vec![0.0; channels];
+            (0..lost).for_each(|_| page.push(&zeros, self.isa));
+        }
+        self.pages.push_back(page);
+        Ok(())
+    }
+
+    /// Forgets every token from `len` on. Rows dropped from the front do not come back.
+    ///
+    /// # Errors
+    /// [`CoreError::TruncateBeyondEnd`].
+    pub fn truncate(&mut self, len: usize, reservation: &mut Reservation) -> Result<(), CoreError> {
+        if len > self.len {
+            return Err(CoreError::TruncateBeyondEnd { len: self.len, got: len });
+        }
+        self.len = len;
+        self.first = self.first.min(len);
+        // After an earlier cut into pages dropped from the front, the page that `len` stands in may not be held.
+        let pages =
+            len.div_ceil(self.layout.page_tokens).saturating_sub(self.first_page).min(self.pages.len());
+        let held = self.bytes();
+        self.pages.truncate(pages);
+        reservation.shrink(held.beyond(self.bytes()));
+        if pages == 0 {
+            self.first_page = len / self.layout.page_tokens;
+        } else if let Some(page) = self.pages.back_mut() {
+            page.truncate(
+                len - (self.first_page + pages - 1) * self.layout.page_tokens,
+                self.layout.channels,
+            );
+        }
+        Ok(())
+    }
+
+    /// Drops the pages that hold nothing but tokens before `first`, and a table that has become far too large.
+    pub fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
+        let (held, end) = (self.bytes(), first.min(self.len));
+        while (self.first_page + 1) * self.layout.page_tokens <= end && self.pages.pop_front().is_some() {
+            self.first_page += 1;
+            self.first = self.first.max(self.first_page * self.layout.page_tokens);
+        }
+        if self.pages.capacity() > table_capacity(0, 4 * self.pages.len().max(2)) {
+            self.pages.shrink_to(table_capacity(0, 2 * self.pages.len()));
+        }
+        reservation.shrink(held.beyond(self.bytes()));
+    }
+
+    /// Checks that every number held can be stored in `element`, should that be narrower than the store's type.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is too large.
+    pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
+        self.pages.iter().try_for_each(|page| page.check_narrow(element, self.layout.channels))
+    }
+
+    /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
+    /// store that is as narrow already stays as it is.
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) -> Result<(), CoreError> {
+        self.check_narrow(element)?;
+        if matches!(self.layout.format, RowFormat::Float(wide) if element.bytes() < wide.bytes()) {
+            self.layout.format = element.into();
+            self.pages.iter_mut().for_each(|page| page.narrow(element, reservation));
+        }
+        Ok(())
+    }
+
+    /// A copy in another format, with the same tokens.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`].
+    pub fn converted(
+        &self,
+        format: impl Into<RowFormat>,
+        reservation: &mut Reservation,
+    ) -> Result<Self, CoreError> {
+        let mut copy = Self::starting_at(self.first, self.layout.channels, format, self.layout.page_tokens);
+        let mut scratch = Vec::new();
+        for token in self.first..self.len {
+            copy.push(self.read(token..token + 1, &mut scratch), reservation)?;
+        }
+        Ok(copy)
+    }
+
+    /// Bytes that appending `tokens` rows would reservation.
+    pub fn growth(&self, tokens: usize) -> usize {
+        if tokens == 0 {
+            return 0;
+        }
+        let end = self.len.saturating_add(tokens).div_ceil(self.layout.page_tokens) - self.first_page;
+        let pages = end.max(self.pages.len());
+        self.layout.bytes(pages, table_capacity(self.pages.capacity(), pages)).beyond(self.bytes())
+    }
+
+    /// The rows of `tokens` as f32, `[tokens, channels]`: borrowed where they already are, else gathered into
+    /// `scratch`. All of them must be held.
+    pub fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        let at = |token: usize| {
+            (token / self.layout.page_tokens - self.first_page, token % self.layout.page_tokens)
+        };
+        let (page, row) = at(tokens.start);
+        if row + tokens.len() <= self.layout.page_tokens {
+            return self.pages[page].read(row..row + tokens.len(), self.layout.channels, scratch);
+        }
+        scratch.clear();
+        let mut token = tokens.start;
+        while token < tokens.end {
+            let (page, row) = at(token);
+            let rows = (self.layout.page_tokens - row).min(tokens.end - token);
+            self.pages[page].gather(row..row + rows, self.layout.channels, scratch);
+            token += rows;
+        }
+        scratch
+    }
+
+    /// Bytes of all pages held.
+    pub fn held_bytes(&self) -> usize {
+        self.bytes().data
+    }
+
+    /// Bytes of the table of pages.
+    pub fn bookkeeping_bytes(&self) -> usize {
+        self.bytes().table
+    }
+
+    fn bytes(&self) -> StoreBytes {
+        self.layout.bytes(self.pages.len(), self.pages.capacity())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::budget::MemoryBudget;
+
+    #[test]
+    fn quantised_rows_read_back_within_a_scale_wherever_they_are_cut() {
+        let row = |t: usize| {
+            (0..37).map(|j| (0.7 * (t * 37 + j) as f32).sin() * (1 + t % 5) as f32).collect::<Vec<_>>()
+        };
+        for (format, bound) in [(RowFormat::Int8, 5.0 / 254.0), (RowFormat::Int4, 5.0 / 8.0)] {
+            let budget = MemoryBudget::unlimited();
+            let (mut rows, mut reservation) = (PagedRows::new(37, format, 4), budget.reservation());
+            (0..30).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+            let all = rows.read(0..30, &mut Vec::new()).to_vec();
+            for (x, y) in all.iter().zip((0..30).flat_map(row)) {
+                assert!((x - y).abs() <= 1.01 * bound, "{format:?}: {x} {y}");
+            }
+            assert_eq!(rows.read(6..8, &mut Vec::new()), &all[6 * 37..8 * 37]);
+            let copy = rows.converted(ElementType::F32, &mut reservation).unwrap();
+            assert_eq!(copy.read(0..30, &mut Vec::new()), all);
+            drop(copy);
+            rows.drop_before(9, &mut reservation);
+            rows.truncate(14, &mut reservation).unwrap();
+            (14..20).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+            assert_eq!(rows.read(8..20, &mut Vec::new()), &all[8 * 37..20 * 37]);
+            let copy = rows.converted(ElementType::F16, &mut reservation).unwrap();
+            assert_eq!((copy.first(), copy.len()), (8, 20));
+        }
+    }
+
+    #[test]
+    fn pages_show_their_codes() {
+        let (mut rows, mut reservation) =
+            (PagedRows::new(64, RowFormat::Int4, 4), MemoryBudget::unlimited().reservation());
+        (0..6).for_each(|t| rows.push(&[t as f32; 64], &mut reservation).unwrap());
+        let Some((StoredRows::Int4(Int4Rows { codes, scales }), 2)) = rows.stored(4..6) else {
+            panic!("the second page")
+        };
+        assert_eq!((codes.len(), scales.len()), (2 * 32, 2 * 2));
+        // The largest magnitude has the code 0: -8 times a negative scale.
+        assert!(codes.iter().all(|byte| *byte == 0));
+        assert_eq!(scales[2].to_f32(), -5.0 / 8.0);
+        assert!(rows.stored(8..9).is_none());
+    }
+
+    fn filled(tokens: usize, budget: &MemoryBudget) -> (PagedRows, Reservation) {
+        let (mut rows, mut reservation) = (PagedRows::new(2, ElementType::F32, 4), budget.reservation());
+        for t in 0..tokens {
+            rows.push(&[t as f32, -(t as f32)], &mut reservation).unwrap();
+        }
+        (rows, reservation)
+    }
+
+    fn first_column(rows: &PagedRows, tokens: Range<usize>) -> Vec<f32> {
+        rows.read(tokens, &mut Vec::new()).iter().step_by(2).copied().collect()
+    }
+
+    #[test]
+    fn reads_across_pages() {
+        let (rows, _reservation) = filled(11, &MemoryBudget::unlimited());
+        assert_eq!(first_column(&rows, 2..10), [2., 3., 4., 5., 6., 7., 8., 9.]);
+        assert_eq!(first_column(&rows, 4..8), [4., 5., 6., 7.]);
+    }
+
+    #[test]
+    fn every_cut_and_refill_reads_back() {
+        let budget = MemoryBudget::unlimited();
+        for dropped in 0..12 {
+            for len in 0..=11 {
+                let (mut rows, mut reservation) = filled(11, &budget);
+                rows.drop_before(dropped, &mut reservation);
+                rows.truncate(len, &mut reservation).unwrap();
+                let held = rows.first();
+                assert!(held <= len && held >= (dropped / 4 * 4).min(len), "{dropped} {len} {held}");
+                for t in len..20 {
+                    rows.push(&[t as f32, 0.0], &mut reservation).unwrap();
+                }
+                let expected: Vec<f32> = (held..20).map(|t| t as f32).collect();
+                assert_eq!(first_column(&rows, held..20), expected);
+                assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
+                drop(reservation);
+                assert_eq!(budget.used(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn cuts_into_dropped_pages_can_follow_each_other() {
+        for cuts in [[10, 6, 6], [6, 6, 5], [5, 4, 0], [3, 3, 3]] {
+            let budget = MemoryBudget::unlimited();
+            let (mut rows, mut reservation) = filled(11, &budget);
+            rows.drop_before(11, &mut reservation);
+            for cut in cuts {
+                rows.truncate(cut, &mut reservation).unwrap();
+                assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes(), "{cuts:?}");
+            }
+            let [.., len] = cuts;
+            for t in len..20 {
+                rows.push(&[t as f32, 0.0], &mut reservation).unwrap();
+            }
+            let expected: Vec<f32> = (len..20).map(|t| t as f32).collect();
+            assert_eq!(first_column(&rows, len..20), expected, "{cuts:?}");
+        }
+    }
+
+    #[test]
+    fn a_page_beyond_the_budget_is_refused_and_nothing_is_lost() {
+        let (rows, reservation) = filled(4, &MemoryBudget::unlimited());
+        let budget = MemoryBudget::new(reservation.bytes());
+        let (mut rows2, mut reservation2) = filled(4, &budget);
+        assert!(matches!(rows2.push(&[0.0; 2], &mut reservation2), Err(CoreError::BudgetExhausted { .. })));
+        assert_eq!(first_column(&rows2, 0..4), first_column(&rows, 0..4));
+        assert_eq!(rows2.len(), 4);
+    }
+}

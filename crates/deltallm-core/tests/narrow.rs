@@ -1,0 +1,145 @@
+//! Narrowing: the bound of `docs/method.md`, equation 7, and the bytes that come back.
+
+use deltallm_core::{CoreError, DeltaMatrix, ElementType, MemoryBudget, Reservation, internal::PagedRows};
+use proptest::prelude::*;
+
+mod common;
+
+use common::{bytes, element, keys, push, reconstruction};
+
+fn coded(keys: &[Vec<f32>], theta: f32, reservation: &mut Reservation) -> DeltaMatrix {
+    let mut matrix = DeltaMatrix::new(vec![theta; 5], ElementType::F32).unwrap();
+    push(&mut matrix, keys, reservation);
+    matrix
+}
+
+/// Asserts that every coded key is within `bound(key)` of the key, up to the rounding of f32 differences.
+fn assert_within(matrix: &DeltaMatrix, keys: &[Vec<f32>], bound: impl Fn(f32) -> f32) {
+    assert_eq!(matrix.len(), keys.len());
+    for (k, khat) in keys.concat().iter().zip(reconstruction(matrix)) {
+        let rounding = 4.0 * f32::EPSILON * (k.abs() + khat.abs());
+        assert!((k - khat).abs() <= bound(*k) + rounding, "{k} {khat} {}", bound(*k));
+    }
+}
+
+proptest! {
+    #[test]
+    fn narrow_keys_are_off_by_the_threshold_and_their_rounding(
+        before in 1_usize..200, after in 0_usize..150, seed: u64, theta in 0.0_f32..2.0, bf16: bool,
+    ) {
+        let element = if bf16 { ElementType::Bf16 } else { ElementType::F16 };
+        let keys = keys(5, before + after, seed);
+        let budget = MemoryBudget::unlimited();
+        let mut reservation = budget.reservation();
+        let mut matrix = coded(&keys[..before], theta, &mut reservation);
+        let rounded: Vec<f32> = reconstruction(&matrix).iter().map(|x| element.round(*x)).collect();
+        let wide = matrix.key_bytes();
+        matrix.narrow(element, &mut reservation).unwrap();
+        prop_assert_eq!(reconstruction(&matrix), rounded);
+        prop_assert!(matrix.key_bytes() < wide);
+        prop_assert_eq!(bytes(&matrix), budget.used());
+        push(&mut matrix, &keys[before..], &mut reservation);
+        // Off by the rounding of what is stored, whose magnitude is the key's or the threshold more.
+        let epsilon = if bf16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
+        assert_within(&matrix, &keys, |k| theta + epsilon * (k.abs() + theta));
+        prop_assert_eq!(bytes(&matrix), budget.used());
+    }
+
+    #[test]
+    fn a_cut_after_narrowing_goes_on_as_if_the_later_keys_had_never_been(
+        len in 0_usize..=200, seed: u64, element in element(),
+    ) {
+        let keys = keys(5, 200, seed);
+        let narrowed = |keys: &[Vec<f32>], reservation: &mut Reservation| {
+            let mut matrix = coded(keys, 0.7, reservation);
+            matrix.narrow(element, reservation).unwrap();
+            matrix
+        };
+        let budget = MemoryBudget::unlimited();
+        let mut reservation = budget.reservation();
+        let mut matrix = narrowed(&keys, &mut reservation);
+        matrix.truncate(len, &mut reservation).unwrap();
+        prop_assert_eq!(bytes(&matrix), budget.used());
+        let mut fresh = narrowed(&keys[..len], &mut reservation);
+        push(&mut matrix, &keys[..100], &mut reservation);
+        push(&mut fresh, &keys[..100], &mut reservation);
+        prop_assert_eq!(reconstruction(&matrix), reconstruction(&fresh));
+        prop_assert_eq!(matrix.nonzeros(), fresh.nonzeros());
+    }
+
+    #[test]
+    fn growth_is_exact_for_one_key_and_an_upper_bound_for_several(tokens in 0_usize..300, more in 1_usize..200, seed: u64) {
+        let keys = keys(5, tokens + more, seed);
+        let mut reservation = MemoryBudget::unlimited().reservation();
+        let mut matrix = DeltaMatrix::new(vec![0.7; 5], ElementType::F32).unwrap();
+        for key in &keys[..tokens] {
+            let (held, growth) = (reservation.bytes(), matrix.growth(1));
+            matrix.push(key, &mut reservation).unwrap();
+            prop_assert_eq!(reservation.bytes() - held, growth);
+        }
+        let (held, growth) = (reservation.bytes(), matrix.growth(more));
+        push(&mut matrix, &keys[tokens..], &mut reservation);
+        prop_assert!(reservation.bytes() - held <= growth, "{} > {growth}", reservation.bytes() - held);
+    }
+
+    #[test]
+    fn growth_of_rows_is_exact(steps in prop::collection::vec((0_usize..40, 0_usize..40, 0_usize..40), 1..6), page in 1_usize..9) {
+        let mut reservation = MemoryBudget::unlimited().reservation();
+        let mut rows = PagedRows::new(2, ElementType::F32, page);
+        for (more, cut, dropped) in steps {
+            let (held, growth) = (reservation.bytes(), rows.growth(more));
+            (0..more).for_each(|_| rows.push(&[1.0, 2.0], &mut reservation).unwrap());
+            prop_assert_eq!(reservation.bytes() - held, growth);
+            rows.drop_before(dropped, &mut reservation);
+            rows.truncate(rows.len().saturating_sub(cut), &mut reservation).unwrap();
+            prop_assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
+        }
+    }
+}
+
+#[test]
+fn rows_are_rounded_in_place_and_later_rows_too() {
+    let budget = MemoryBudget::unlimited();
+    let mut reservation = budget.reservation();
+    let mut rows = PagedRows::new(2, ElementType::F32, 4);
+    let row = |t: usize| [0.1 * t as f32, 7.7];
+    (0..11).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+    rows.drop_before(5, &mut reservation);
+    let held = rows.held_bytes();
+    rows.narrow(ElementType::F16, &mut reservation).unwrap();
+    assert_eq!(rows.held_bytes(), held / 2);
+    (11..20).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+    let expected: Vec<f32> = (4..20).flat_map(row).map(|x| ElementType::F16.round(x)).collect();
+    assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
+    assert_eq!(rows.held_bytes() + rows.bookkeeping_bytes(), budget.used());
+    // As narrow already: nothing to do, whatever the type.
+    rows.narrow(ElementType::Bf16, &mut reservation).unwrap();
+    rows.narrow(ElementType::F32, &mut reservation).unwrap();
+    assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
+}
+
+#[test]
+fn numbers_too_large_for_the_narrow_type_are_named_and_nothing_changes() {
+    let mut reservation = MemoryBudget::unlimited().reservation();
+    let mut rows = PagedRows::new(3, ElementType::F32, 4);
+    let mut matrix = DeltaMatrix::new(vec![0.5; 3], ElementType::F32).unwrap();
+    for t in 0..150 {
+        let key = [1.0, t as f32, if t == 100 { 1e5 } else { 2.0 }];
+        rows.push(&key, &mut reservation).unwrap();
+        matrix.push(&key, &mut reservation).unwrap();
+    }
+    let (held, before) = (reservation.bytes(), reconstruction(&matrix));
+    let errors = [
+        rows.narrow(ElementType::F16, &mut reservation).unwrap_err(),
+        matrix.narrow(ElementType::F16, &mut reservation).unwrap_err(),
+    ];
+    for error in errors {
+        let limit = ElementType::F16.max_magnitude();
+        assert_eq!(error, CoreError::NotStorable { channel: 2, element: ElementType::F16, limit, got: 1e5 });
+    }
+    assert_eq!(reservation.bytes(), held);
+    assert_eq!(reconstruction(&matrix), before);
+    assert_eq!(rows.read(100..101, &mut Vec::new()), [1.0, 100.0, 1e5]);
+    rows.narrow(ElementType::Bf16, &mut reservation).unwrap();
+    matrix.narrow(ElementType::Bf16, &mut reservation).unwrap();
+}

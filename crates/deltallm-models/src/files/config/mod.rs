@@ -1,0 +1,22 @@
+//! The parameters of a model, read from GGUF metadata or from a `config.json`.
+
+mod architecture;
+mod error;
+#[cfg(feature = "gguf")]
+mod from_gguf;
+#[cfg(feature = "safetensors")]
+mod from_json;
+#[cfg(feature = "safetensors")]
+mod json_fields;
+mod model_config;
+#[cfg(feature = "safetensors")]
+mod quantization;
+mod rope;
+mod sizes;
+
+pub use architecture::{Activation, Architecture};
+pub use error::ConfigError;
+pub use model_config::ModelConfig;
+#[cfg(feature = "safetensors")]
+pub(crate) use quantization::Quantization;
+pub use rope::{RopeConfig, RopeScaling};

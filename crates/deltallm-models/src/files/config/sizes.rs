@@ -1,0 +1,32 @@
+//! Checks of single parameters.
+
+use super::ConfigError;
+
+/// The most that any size may be: larger than every published model, and small enough that products of two cannot
+/// overflow.
+const MAX_SIZE: u64 = 1 << 24;
+
+/// The number as a size, if it is one that a model can have.
+pub(super) fn checked_size(what: &'static str, got: u64) -> Result<usize, ConfigError> {
+    if (1..=MAX_SIZE).contains(&got) {
+        Ok(got as usize)
+    } else {
+        Err(ConfigError::Size { what, most: MAX_SIZE, got })
+    }
+}
+
+/// Refuses what is not a positive finite number.
+pub(super) fn positive(what: &'static str, got: f32) -> Result<(), ConfigError> {
+    if got.is_finite() && got > 0.0 { Ok(()) } else { Err(ConfigError::NotPositive { what, got }) }
+}
+
+/// Channels per head where the file does not say.
+pub(super) fn default_head_dim(hidden_size: u64, heads: u64) -> Result<u64, ConfigError> {
+    if heads == 0 {
+        return Err(ConfigError::Size { what: "heads", most: MAX_SIZE, got: 0 });
+    }
+    if !hidden_size.is_multiple_of(heads) {
+        return Err(ConfigError::HiddenNotDivisible { hidden_size, heads });
+    }
+    Ok(hidden_size / heads)
+}

@@ -1,0 +1,221 @@
+//! How quantised weights lie in memory: panels of 16 rows, cut into blocks of 32 columns (16 of `Q6_K`), one scale for each row
+//! of a block.
+//!
+//! A weight is `scale * (code - offset)`, or `scale * code + minimum` for types with minima. Codes are not negative. Byte
+//! `4 r + b` of a line belongs to row `r`, as in [`ternary`](crate::linear::ternary); what it holds of block columns:
+//!
+//! ```text
+//! 4-bit codes   line i of 4: column 8 i + b in the low half, column 8 i + 4 + b in the high half
+//! wider codes   line i of 8 (4 of Q6_K): column 4 i + b
+//! ```
+//!
+//! Beside the lines lie the factors, 16 numbers of 16 bits each, one a row: for every block of a panel the scales and, if the
+//! type has them, the minima.
+//!
+//! | type | code | offset | bits a weight, here | in the file |
+//! |---|---|---|---|---|
+//! | `Q4_0` | 4 bits | 8 | 4.5 | 4.5 |
+//! | `Q4_1` | 4 bits | minima | 5 | 5 |
+//! | `Q4_K` | 4 bits | minima | 5 | 4.5 |
+//! | `Q5_0` | a byte | 16 | 8.5 | 5.5 |
+//! | `Q5_1` | a byte | minima | 9 | 6 |
+//! | `Q5_K` | a byte | minima | 9 | 5.5 |
+//! | `Q6_K` | a byte | 32 | 9 | 6.6 |
+//! | `Q8_0` | a byte | 128 | 8.5 | 8.5 |
+//!
+//! Factors of K-quants are products of a 16-bit number and a small integer, rounded to 16 bits again: to 11 bits of precision
+//! (a share of at most 2^-11), or to multiples of 2^-24 where they are below 2^-14. All others are those of the file.
+//!
+//! Rows are padded to a multiple of 16 with scales of 0. Columns are whole blocks.
+
+use half::f16;
+use rayon::prelude::*;
+
+use super::QuantisedError;
+use crate::linear::kernels::{LargePages, Line, PANEL, RowFactors};
+use crate::quant::{Factors, TensorType, codes};
+
+/// What is different between types.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Form {
+    /// Columns of a block: 32 or 16.
+    pub(super) block: usize,
+    /// Whether a code takes a byte, or half of one.
+    pub(super) wide: bool,
+    /// Whether blocks have minima.
+    pub(super) minima: bool,
+    /// What is taken from a code before it is scaled; 0 with minima.
+    pub(super) offset: u8,
+}
+
+impl Form {
+    pub(super) fn of(ty: TensorType) -> Option<Self> {
+        let (block, wide, minima, offset) = match ty {
+            TensorType::Q4_0 => (32, false, false, 8),
+            TensorType::Q4_1 | TensorType::Q4_K => (32, false, true, 0),
+            TensorType::Q5_0 => (32, true, false, 16),
+            TensorType::Q5_1 | TensorType::Q5_K => (32, true, true, 0),
+            TensorType::Q6_K => (16, true, false, 32),
+            TensorType::Q8_0 => (32, true, false, 128),
+            _ => return None,
+        };
+        Some(Self { block, wide, minima, offset })
+    }
+
+    /// Lines of a block.
+    pub(super) fn lines(self) -> usize {
+        if self.wide { self.block / 4 } else { self.block / 8 }
+    }
+
+    /// Factors of a block, each for 16 rows.
+    pub(super) fn factors(self) -> usize {
+        1 + usize::from(self.minima)
+    }
+}
+
+/// 16 rows of weights.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Panel<'a> {
+    pub(super) lines: &'a [Line],
+    pub(super) factors: &'a [RowFactors],
+}
+
+/// A matrix of quantised weights.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct QuantisedPanels {
+    form: Form,
+    rows: usize,
+    columns: usize,
+    lines: LargePages<Line>,
+    factors: LargePages<RowFactors>,
+}
+
+impl QuantisedPanels {
+    /// Packs rows of blocks of type `ty`, of which `form` is the form. The sizes have been checked, apart from those of what
+    /// `row_bytes` answers.
+    pub(super) fn pack<'a>(
+        ty: TensorType,
+        form: Form,
+        rows: usize,
+        columns: usize,
+        row_bytes: impl Fn(usize) -> &'a [u8] + Sync,
+    ) -> Result<Self, QuantisedError> {
+        let blocks = columns / form.block;
+        let panels = rows.div_ceil(PANEL);
+        let (lines_of, factors_of) = (blocks * form.lines(), blocks * form.factors());
+        let mut lines = LargePages::<Line>::zeros(panels * lines_of);
+        let mut factors = LargePages::<RowFactors>::zeros(panels * factors_of);
+        let expected = columns / ty.block_elements() * ty.block_bytes();
+        lines
+            .par_chunks_exact_mut(lines_of)
+            .zip(factors.par_chunks_exact_mut(factors_of))
+            .enumerate()
+            .try_for_each_init(
+                || (vec![0; PANEL * columns], vec![Factors::default(); blocks]),
+                |(codes, row_factors), (panel, (lines, factors))| {
+                    codes.fill(0);
+                    for (r, codes) in codes.chunks_exact_mut(columns).enumerate() {
+                        let row = panel * PANEL + r;
+                        if row >= rows {
+                            break;
+                        }
+                        let bytes = row_bytes(row);
+                        if bytes.len() != expected {
+                            return Err(QuantisedError::RowBytes { row, expected, got: bytes.len() });
+                        }
+                        codes::unpack(ty, bytes, codes, row_factors);
+                        for (block, from) in row_factors.iter().enumerate() {
+                            let to = &mut factors[block * form.factors()..][..form.factors()];
+                            for (to, from) in to.iter_mut().zip([from.scale, from.minimum]) {
+                                to.0[r] = narrow(from, row, block * form.block)?;
+                            }
+                        }
+                    }
+                    for (index, line) in lines.iter_mut().enumerate() {
+                        *line = pack_line(form, codes, columns, index);
+                    }
+                    Ok(())
+                },
+            )?;
+        Ok(Self { form, rows, columns, lines, factors })
+    }
+
+    pub(super) fn form(&self) -> Form {
+        self.form
+    }
+
+    pub(super) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// How many panels there are.
+    pub(super) fn count(&self) -> usize {
+        self.rows.div_ceil(PANEL)
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        size_of_val(&*self.lines) + size_of_val(&*self.factors)
+    }
+
+    /// Panel `index`.
+    pub(super) fn panel(&self, index: usize) -> Panel<'_> {
+        let blocks = self.columns / self.form.block;
+        let (lines, factors) = (blocks * self.form.lines(), blocks * self.form.factors());
+        Panel {
+            lines: &self.lines[index * lines..][..lines],
+            factors: &self.factors[index * factors..][..factors],
+        }
+    }
+
+    /// The weights of a row.
+    pub(super) fn row(&self, row: usize, out: &mut [f32]) {
+        let (form, panel, r) = (self.form, self.panel(row / PANEL), row % PANEL);
+        let blocks = panel.lines.chunks_exact(form.lines()).zip(panel.factors.chunks_exact(form.factors()));
+        for ((lines, factors), out) in blocks.zip(out.chunks_exact_mut(form.block)) {
+            let scale = factors[0].0[r].to_f32();
+            for (column, out) in out.iter_mut().enumerate() {
+                let (quad, b) = (column / 4, column % 4);
+                let code = if form.wide {
+                    lines[quad].0[4 * r + b]
+                } else {
+                    (lines[quad / 2].0[4 * r + b] >> (4 * (quad % 2))) & 0xf
+                };
+                *out = match factors.get(1) {
+                    Some(minima) => scale * f32::from(code) + minima.0[r].to_f32(),
+                    None => scale * (f32::from(code) - f32::from(form.offset)),
+                };
+            }
+        }
+    }
+}
+
+/// A factor in 16 bits.
+fn narrow(factor: f32, row: usize, column: usize) -> Result<f16, QuantisedError> {
+    if !factor.is_finite() {
+        return Err(QuantisedError::NonFinite { row, column, got: factor });
+    }
+    let narrow = f16::from_f32(factor);
+    if narrow.is_finite() { Ok(narrow) } else { Err(QuantisedError::ScaleRange { row, column, got: factor }) }
+}
+
+/// Line `index` of a panel of 16 rows of codes.
+#[inline(always)]
+fn pack_line(form: Form, codes: &[u8], columns: usize, index: usize) -> Line {
+    let mut line = Line::ZERO;
+    let rows = line.0.as_chunks_mut::<4>().0.iter_mut().zip(codes.chunks_exact(columns));
+    for (bytes, codes) in rows {
+        if form.wide {
+            bytes.copy_from_slice(&codes[index * 4..][..4]);
+        } else {
+            let (low, high) = codes[index * 8..][..8].split_at(4);
+            for (byte, (low, high)) in bytes.iter_mut().zip(low.iter().zip(high)) {
+                *byte = low | (high << 4);
+            }
+        }
+    }
+    line
+}

@@ -1,0 +1,386 @@
+//! The decoder graph: tokens in, logits out.
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
+use deltallm_simd::{
+    Isa,
+    tuning::{LEAST_WORK, SPIN_TOKENS},
+    weight_order::OrderTrial,
+};
+use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
+use rayon::prelude::*;
+
+use super::{
+    layers::{Rope, add, gated_mlp, rms_norm, rms_norm_in_place},
+    spinning_threads::with_spinning_threads,
+    workspace::Workspace,
+};
+use crate::{ModelConfig, ModelError, ModelFile, ModelWeights, linear::inputs::Inputs};
+
+/// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
+///
+/// The model is immutable; all state of a conversation lives in the attention kernels, one per layer, that the caller
+/// passes in. [`Session`](crate::Session) keeps them. What a call needs for its intermediate results is kept for the next.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    weights: ModelWeights,
+    rope: Rope,
+    shape: AttentionShape,
+    isa: Isa,
+    /// Finds the order in which weights are asked for.
+    order: OrderTrial,
+    /// As many as there were calls at the same time.
+    workspaces: Mutex<Vec<Workspace>>,
+}
+
+/// Which tokens of a call the caller wants logits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogitRows {
+    /// Every token's.
+    All,
+    /// The last token's.
+    Last,
+    /// Those of the last so many tokens (of all, if the call has fewer).
+    Tail(usize),
+    /// None: the call only fills the caches.
+    None,
+}
+
+impl LogitRows {
+    /// How many of a call of `tokens` tokens.
+    fn of(self, tokens: usize) -> usize {
+        match self {
+            Self::All => tokens,
+            Self::Last => 1,
+            Self::Tail(rows) => rows.min(tokens),
+            Self::None => 0,
+        }
+    }
+}
+
+/// One sequence of a batch.
+#[derive(Debug)]
+pub struct Sequence<'a, K> {
+    /// Its next tokens.
+    pub tokens: &'a [u32],
+    /// Its attention kernels, one per layer, each with the same number of cached tokens.
+    pub kernels: &'a mut [K],
+    /// The logits wanted.
+    pub rows: LogitRows,
+}
+
+/// What a layer's attention is given, for whoever looks on ([`Model::forward_observed`]).
+#[derive(Debug)]
+pub struct AttentionInput<'a> {
+    /// Which layer.
+    pub layer: usize,
+    /// The residual stream that the layer's output is added to, before its norm: `[tokens, hidden_size]`.
+    pub residual: ArrayView2<'a, f32>,
+    /// Queries after RoPE, `[tokens, heads, head_dim]`.
+    pub q: ArrayView3<'a, f32>,
+    /// Keys after RoPE, `[tokens, kv_heads, head_dim]`.
+    pub k: ArrayView3<'a, f32>,
+    /// Values, `[tokens, kv_heads, head_dim]`.
+    pub v: ArrayView3<'a, f32>,
+}
+
+impl Model {
+    /// Reads a model's weights. `progress` is told the steps done and their total. The model computes with the instruction set of
+    /// [the file](ModelFile::with_isa).
+    ///
+    /// # Errors
+    /// [`ModelError`] for parameters or weights that are missing, inconsistent or not finite.
+    pub fn load(file: &ModelFile, progress: &mut dyn FnMut(usize, usize)) -> Result<Self, ModelError> {
+        let config = file.config()?;
+        let weights = ModelWeights::load(file, &config, progress)?;
+        let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
+        let rope = Rope::new(config.rope.frequencies(config.head_dim));
+        Ok(Self {
+            config,
+            weights,
+            rope,
+            shape,
+            isa: file.isa(),
+            order: OrderTrial::default(),
+            workspaces: Mutex::default(),
+        })
+    }
+
+    /// The model's parameters.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The instruction set that it computes with.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// The model's weights.
+    pub fn weights(&self) -> &ModelWeights {
+        &self.weights
+    }
+
+    /// Head counts of every layer, for making attention kernels.
+    pub fn attention_shape(&self) -> AttentionShape {
+        self.shape
+    }
+
+    /// Runs the next `tokens` through the model. `kernels` holds one attention kernel per layer, each with the same
+    /// number of cached tokens; they are extended by `tokens`. Returns logits, `[rows, vocab_size]`.
+    ///
+    /// # Errors
+    /// [`ModelError`] for no tokens, a token outside the vocabulary, more tokens than the context holds, a wrong number
+    /// of kernels, or a failing kernel. The kernels then hold the tokens they held before (those of layers that had already
+    /// finished by [`truncate`](AttentionKernel::truncate), with what that means for a hybrid window).
+    pub fn forward<K: AttentionKernel>(
+        &self,
+        tokens: &[u32],
+        kernels: &mut [K],
+        rows: LogitRows,
+    ) -> Result<Array2<f32>, ModelError> {
+        self.run(&mut [Sequence { tokens, kernels, rows }], &mut |_| {})
+    }
+
+    /// [`forward`](Self::forward), and shows `observer` what every layer's attention is given, layer by layer.
+    ///
+    /// # Errors
+    /// The same.
+    pub fn forward_observed<K: AttentionKernel>(
+        &self,
+        tokens: &[u32],
+        kernels: &mut [K],
+        rows: LogitRows,
+        observer: &mut dyn FnMut(AttentionInput),
+    ) -> Result<Array2<f32>, ModelError> {
+        self.run(&mut [Sequence { tokens, kernels, rows }], observer)
+    }
+
+    /// [`forward`](Self::forward) for several sequences at once, which share one pass over the weights. Returns the
+    /// logits of each.
+    ///
+    /// # Errors
+    /// The same; no sequence has moved then.
+    pub fn forward_batch<K: AttentionKernel>(
+        &self,
+        batch: &mut [Sequence<K>],
+    ) -> Result<Vec<Array2<f32>>, ModelError> {
+        let logits = self.run(batch, &mut |_| {})?;
+        let mut start = 0;
+        let parts = batch.iter().map(|sequence| {
+            let rows = start..start + sequence.rows.of(sequence.tokens.len());
+            start = rows.end;
+            logits.slice(s![rows, ..]).to_owned()
+        });
+        Ok(parts.collect())
+    }
+
+    /// Returns the wanted logits of all sequences, one after the other.
+    fn run<K: AttentionKernel>(
+        &self,
+        batch: &mut [Sequence<K>],
+        observer: &mut dyn FnMut(AttentionInput),
+    ) -> Result<Array2<f32>, ModelError> {
+        batch.iter().try_for_each(|sequence| self.check(sequence.tokens, sequence.kernels))?;
+        let mut workspace = self.workspaces().pop().unwrap_or_default();
+        workspace.positions.clear();
+        workspace.positions.extend(batch.iter().map(|sequence| position(sequence.kernels)));
+        let order = self.order.order();
+        workspace.rounded.order = order;
+        // One token is a pass over all weights.
+        let start = (self.order.is_open() && total_tokens(batch) == 1).then(Instant::now);
+        let small_steps = total_tokens(batch) <= SPIN_TOKENS && self.has_shared_steps();
+        let mut pass = || {
+            self.decoder(batch, observer, &mut workspace)?;
+            Ok(self.head(batch, &mut workspace))
+        };
+        let logits = if small_steps { with_spinning_threads(pass) } else { pass() };
+        if let (Some(start), Ok(logits)) = (start, &logits)
+            && !logits.is_empty()
+        {
+            self.order.add(order, start.elapsed());
+        }
+        if logits.is_err() {
+            // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
+            for (sequence, position) in batch.iter_mut().zip(&workspace.positions) {
+                for kernel in sequence.kernels.iter_mut() {
+                    let _ = kernel.truncate(*position);
+                }
+            }
+        }
+        self.workspaces().push(workspace);
+        logits
+    }
+
+    /// Whether a token's products are large enough for threads to share.
+    fn has_shared_steps(&self) -> bool {
+        self.config.hidden_size * self.config.intermediate_size >= 2 * LEAST_WORK
+    }
+
+    /// Memory of calls that have ended.
+    fn workspaces(&self) -> MutexGuard<'_, Vec<Workspace>> {
+        self.workspaces.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Checks the arguments of `forward`.
+    pub(crate) fn check<K: AttentionKernel>(&self, tokens: &[u32], kernels: &[K]) -> Result<(), ModelError> {
+        let (layers, vocab_size) = (self.config.layers, self.config.vocab_size);
+        if kernels.len() != layers {
+            return Err(ModelError::KernelCount { expected: layers, got: kernels.len() });
+        }
+        let position = position(kernels);
+        if let Some((layer, kernel)) = kernels.iter().enumerate().find(|(_, kernel)| kernel.len() != position)
+        {
+            return Err(ModelError::KernelLength { layer, expected: position, got: kernel.len() });
+        }
+        if tokens.is_empty() {
+            return Err(ModelError::NoTokens);
+        }
+        if let Some(&id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
+            return Err(ModelError::TokenOutOfRange { vocab_size, id });
+        }
+        let (context_length, needed) = (self.config.context_length, position + tokens.len());
+        if needed > context_length {
+            return Err(ModelError::ContextFull { context_length, got: needed });
+        }
+        Ok(())
+    }
+
+    /// Embedding and all layers. Leaves the residual stream of all sequences, one after the other, in the workspace.
+    fn decoder<K: AttentionKernel>(
+        &self,
+        batch: &mut [Sequence<K>],
+        observer: &mut dyn FnMut(AttentionInput),
+        workspace: &mut Workspace,
+    ) -> Result<(), ModelError> {
+        let Workspace {
+            positions,
+            rotations,
+            residual,
+            normed,
+            q,
+            k,
+            v,
+            attended,
+            gate,
+            up,
+            update,
+            rounded,
+        } = workspace;
+        let ModelConfig { hidden_size, heads, kv_heads, head_dim, norm_eps, .. } = self.config;
+        self.rope.rotations_into(
+            token_ranges(batch).zip(positions).flat_map(|(tokens, first)| *first..*first + tokens.len()),
+            rotations,
+        );
+        let tokens = total_tokens(batch);
+        let stream = Ix2(tokens, hidden_size);
+        let (of_queries, of_keys) = (Ix3(tokens, heads, head_dim), Ix3(tokens, kv_heads, head_dim));
+        let (query_rows, key_rows) = (Ix2(tokens, heads * head_dim), Ix2(tokens, kv_heads * head_dim));
+        let mut x = residual.array(stream);
+        let ids = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize);
+        self.weights.token_embedding.rows_into(ids, x.view_mut());
+        for (index, layer) in self.weights.layers.iter().enumerate() {
+            let mut input = normed.array(stream);
+            rms_norm(&x.view(), &layer.attention_norm, norm_eps, input.view_mut());
+            let mut inputs = Inputs::new(input.view(), rounded);
+            layer.query.apply_into(&mut inputs, q.array(query_rows));
+            layer.key.apply_into(&mut inputs, k.array(key_rows));
+            layer.value.apply_into(&mut inputs, v.array(key_rows));
+            rotations.apply(q.array(of_queries));
+            rotations.apply(k.array(of_keys));
+            let (q, k, v) = (q.array(of_queries), k.array(of_keys), v.array(of_keys));
+            let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
+            observer(AttentionInput { layer: index, residual, q, k, v });
+            attend(batch, index, [q, k, v], attended.array(of_queries))
+                .map_err(|source| ModelError::Attention { layer: index, source })?;
+            let mut attended = attended.array(query_rows);
+            if let Some(norm) = &layer.attention_sub_norm {
+                rms_norm_in_place(attended.view_mut(), norm, norm_eps);
+            }
+            layer
+                .attention_output
+                .apply_into(&mut Inputs::new(attended.view(), rounded), update.array(stream));
+            add(x.view_mut(), &update.array(stream).view());
+            let mut input = normed.array(stream);
+            rms_norm(&x.view(), &layer.mlp_norm, norm_eps, input.view_mut());
+            gated_mlp(
+                self.isa,
+                &self.config,
+                layer,
+                &input.view(),
+                (gate, up, rounded),
+                update.array(stream),
+            );
+            add(x.view_mut(), &update.array(stream).view());
+        }
+        Ok(())
+    }
+
+    /// Final norm and output projection of the tokens whose logits are wanted: logits `[rows, vocab_size]`.
+    fn head<K>(&self, batch: &[Sequence<K>], workspace: &mut Workspace) -> Array2<f32> {
+        let hidden_size = self.config.hidden_size;
+        let x = workspace.residual.array(Ix2(total_tokens(batch), hidden_size));
+        let wanted = || {
+            batch.iter().zip(token_ranges(batch)).flat_map(|(sequence, tokens)| {
+                let rows = sequence.rows.of(tokens.len());
+                tokens.end - rows..tokens.end
+            })
+        };
+        let mut normed = workspace.normed.array(Ix2(wanted().count(), hidden_size));
+        for (token, mut row) in wanted().zip(normed.outer_iter_mut()) {
+            row.assign(&x.row(token));
+        }
+        rms_norm_in_place(normed.view_mut(), &self.weights.final_norm, self.config.norm_eps);
+        let head = self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding);
+        head.apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded))
+    }
+}
+
+/// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer` into `out`, of the queries'
+/// shape.
+fn attend<K: AttentionKernel>(
+    batch: &mut [Sequence<K>],
+    layer: usize,
+    [q, k, v]: [ArrayView3<f32>; 3],
+    out: ArrayViewMut3<f32>,
+) -> Result<(), AttentionError> {
+    // Spares the single sequence, which is every decoding step, the way through the thread pool.
+    if let [sequence] = batch {
+        return sequence.kernels[layer].forward(q, k, v, out);
+    }
+    let mut rest = out;
+    let ranges: Vec<_> = token_ranges(batch).collect();
+    let mut tasks = Vec::new();
+    for (sequence, range) in batch.iter_mut().zip(ranges) {
+        let (own, others) = rest.split_at(Axis(0), range.len());
+        rest = others;
+        tasks.push((&mut sequence.kernels[layer], range, own));
+    }
+    tasks.into_par_iter().try_for_each(|(kernel, range, out)| {
+        let part = s![range, .., ..];
+        kernel.forward(q.slice(part), k.slice(part), v.slice(part), out)
+    })
+}
+
+/// The position of the next token.
+fn position<K: AttentionKernel>(kernels: &[K]) -> usize {
+    kernels.first().map_or(0, AttentionKernel::len)
+}
+
+/// The tokens of all sequences.
+fn total_tokens<K>(batch: &[Sequence<K>]) -> usize {
+    batch.iter().map(|sequence| sequence.tokens.len()).sum()
+}
+
+/// Where each sequence's tokens stand when all are put one after the other.
+fn token_ranges<K>(batch: &[Sequence<K>]) -> impl Iterator<Item = Range<usize>> {
+    batch.iter().scan(0, |start, sequence| {
+        let range = *start..*start + sequence.tokens.len();
+        *start = range.end;
+        Some(range)
+    })
+}

@@ -1,0 +1,79 @@
+//! Threads that wait for the next product of a token by spinning instead of sleeping.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rayon::Yield;
+
+/// Whether threads are spinning: one call at a time is enough, and a thread that served two would let the first wait for the second.
+static SPINNING: AtomicBool = AtomicBool::new(false);
+
+/// Does `work`, and until it ends the other threads of the current rayon pool spin: they look for its tasks without pause.
+///
+/// A token goes through a few hundred products of some ten microseconds each. A thread that falls asleep between them takes longer
+/// than that to wake up.
+pub(crate) fn with_spinning_threads<R>(work: impl FnOnce() -> R) -> R {
+    if rayon::current_num_threads() == 1 || SPINNING.swap(true, Ordering::Acquire) {
+        return work();
+    }
+    let this = rayon::current_thread_index();
+    let done = AtomicBool::new(false);
+    rayon::in_place_scope(|scope| {
+        scope.spawn_broadcast(|_, context| {
+            // The pool's copy for this thread comes when the work is done.
+            while Some(context.index()) != this && !done.load(Ordering::Acquire) {
+                if rayon::yield_now() != Some(Yield::Executed) {
+                    spin_loop();
+                }
+            }
+        });
+        let _end = End(&done);
+        work()
+    })
+}
+
+/// Lets the threads go, also when the work panics.
+struct End<'a>(&'a AtomicBool);
+
+impl Drop for End<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+        SPINNING.store(false, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+
+    use rayon::prelude::*;
+
+    use super::*;
+
+    fn sum() -> u64 {
+        (0..100_000_u64).into_par_iter().sum()
+    }
+
+    #[test]
+    fn work_is_done_inside_and_outside_of_the_pool_by_several_at_once() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(3).build().unwrap();
+        let ten = || (0..10).map(|_| with_spinning_threads(sum)).sum::<u64>();
+        std::thread::scope(|scope| {
+            for inside in [true, false, true] {
+                let pool = &pool;
+                scope.spawn(move || {
+                    let got = if inside { pool.install(ten) } else { ten() };
+                    assert_eq!(got, 10 * 4_999_950_000);
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_panic_passes_through_and_lets_the_threads_go() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let call = || with_spinning_threads(|| -> u64 { panic!("on purpose") });
+        assert!(catch_unwind(AssertUnwindSafe(|| pool.install(call))).is_err());
+        assert_eq!(pool.install(|| with_spinning_threads(sum)), 4_999_950_000);
+    }
+}

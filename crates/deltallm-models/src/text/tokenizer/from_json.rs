@@ -1,0 +1,402 @@
+//! `tokenizer.json` of the `tokenizers` library, and the configuration files that lie beside it.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokenizers::{
+    Encoding, NormalizerWrapper, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper, Token,
+};
+
+use super::bpe::{self, BpeOptions};
+use super::pieces::Pieces;
+use super::special::{SpecialToken, SpecialTokens};
+use super::vocabulary::{MAX_TOKEN_IDS, TokenKind};
+use super::{Tokenizer, TokenizerError, byte_level, sentencepiece};
+use crate::files::json::{self, ReadError};
+
+/// The largest published tokenizer.json has about 33 MB.
+const MAX_FILE_BYTES: u64 = 64 << 20;
+/// Ids without a token, at most: published files have a few hundred, and each takes memory as if it had one.
+const MAX_HOLES: usize = 1 << 14;
+
+/// Just enough to tell the kind of model before reading the rest.
+#[derive(Deserialize)]
+struct Probe {
+    model: ProbeModel,
+}
+
+#[derive(Deserialize)]
+struct ProbeModel {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+}
+
+#[derive(Deserialize)]
+struct File {
+    #[serde(default)]
+    added_tokens: Vec<AddedToken>,
+    normalizer: Option<NormalizerWrapper>,
+    pre_tokenizer: Option<PreTokenizerWrapper>,
+    post_processor: Option<PostProcessorWrapper>,
+    #[serde(default)]
+    decoder: Value,
+    model: BpeModel,
+}
+
+#[derive(Deserialize)]
+struct AddedToken {
+    id: u32,
+    content: String,
+    #[serde(default)]
+    special: bool,
+    #[serde(default)]
+    single_word: bool,
+    #[serde(default)]
+    lstrip: bool,
+    #[serde(default)]
+    rstrip: bool,
+}
+
+#[derive(Deserialize)]
+struct BpeModel {
+    vocab: HashMap<String, u32>,
+    merges: Vec<Merge>,
+    unk_token: Option<String>,
+    continuing_subword_prefix: Option<String>,
+    end_of_word_suffix: Option<String>,
+    dropout: Option<f32>,
+    #[serde(default)]
+    fuse_unk: bool,
+    #[serde(default)]
+    byte_fallback: bool,
+    #[serde(default)]
+    ignore_merges: bool,
+}
+
+/// A merge in the new or in the old spelling.
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum Merge {
+    Pair((String, String)),
+    Line(String),
+}
+
+impl Merge {
+    fn parts(&self, index: usize) -> Result<(&str, &str), TokenizerError> {
+        match self {
+            Self::Pair((left, right)) => Ok((left, right)),
+            Self::Line(line) => bpe::split_merge(index, line),
+        }
+    }
+}
+
+impl Tokenizer {
+    /// Reads a `tokenizer.json` and what lies beside it: `tokenizer_config.json`, `generation_config.json`,
+    /// `special_tokens_map.json` and `chat_template.jinja`, each where there is one.
+    ///
+    /// # Errors
+    /// A [`TokenizerError`] that names the file, or the part of it, that cannot be read.
+    pub fn from_json_file(path: impl AsRef<Path>) -> Result<Self, TokenizerError> {
+        let path = path.as_ref();
+        let text = read_file(path)?;
+        let probe: Probe = parse(path, &text)?;
+        if let Some(got) = probe.model.kind.filter(|kind| kind != "BPE") {
+            return Err(TokenizerError::UnsupportedModel { got, supported: &["BPE"] });
+        }
+        let file: File = parse(path, &text)?;
+        drop(text);
+        let mut tokenizer = build(file)?;
+        let folder = path.parent().unwrap_or(Path::new(""));
+        configure(&mut tokenizer, folder)?;
+        Ok(tokenizer)
+    }
+}
+
+fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, TokenizerError> {
+    json::from_slice(text).map_err(|source| TokenizerError::Json { path: path.to_owned(), source })
+}
+
+fn build(file: File) -> Result<Tokenizer, TokenizerError> {
+    let File { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } = file;
+    refuse_unsupported(&model, &added_tokens, pre_tokenizer.as_ref())?;
+    let style = Style::of(&decoder)?;
+
+    let (tokens, kinds) = table(&model, &added_tokens)?;
+    let ids = bpe::index((0u32..).zip(tokens.iter()).filter_map(|(id, token)| Some((id, (*token)?))))?;
+    let merges = model.merges.iter().enumerate().map(|(index, merge)| merge.parts(index));
+    let options = BpeOptions {
+        ignore_merges: model.ignore_merges,
+        byte_fallback: model.byte_fallback,
+        unk_token: model.unk_token.clone().filter(|unk| ids.contains_key(unk.as_str())),
+        fuse_unk: model.fuse_unk,
+    };
+    let bpe = bpe::build(&ids, &kinds, merges, options)?;
+
+    let (prefix, suffix) = surroundings(post_processor)?;
+    let is_missing = |id: u32| kinds.get(id as usize).is_none_or(|kind| *kind == TokenKind::Absent);
+    if let Some(&id) = prefix.iter().chain(&suffix).find(|id| is_missing(**id)) {
+        return Err(TokenizerError::IdOutOfRange { what: "post_processor", id, vocab_size: kinds.len() });
+    }
+    let pieces = Pieces::new(kinds, |id, kind, bytes| {
+        let Some(token) = tokens[id] else { return };
+        match (kind, style.byte_level) {
+            (TokenKind::Control | TokenKind::UserDefined, _) => bytes.extend_from_slice(token.as_bytes()),
+            (_, true) => byte_level::push_bytes(token, bytes),
+            (_, false) => sentencepiece::push_bytes(token, kind, bytes),
+        }
+    });
+    let special = added_tokens
+        .iter()
+        .map(|token| SpecialToken {
+            id: token.id,
+            content: token.content.clone(),
+            control: token.special,
+            lstrip: token.lstrip,
+            rstrip: token.rstrip,
+        })
+        .collect();
+    Ok(Tokenizer {
+        normalizer,
+        pre_tokenizer,
+        model: bpe,
+        special: SpecialTokens::new(special)?,
+        pieces,
+        bos: None,
+        eos_ids: Vec::new(),
+        prefix,
+        suffix,
+        strips_space: style.strips_space,
+        chat_template: None,
+    })
+}
+
+/// The token and kind of each id.
+fn table<'a>(
+    model: &'a BpeModel,
+    added: &'a [AddedToken],
+) -> Result<(Vec<Option<&'a str>>, Vec<TokenKind>), TokenizerError> {
+    let all = || {
+        let vocab = model.vocab.iter().map(|(token, &id)| (token.as_str(), id));
+        vocab.chain(added.iter().map(|token| (token.content.as_str(), token.id)))
+    };
+    let Some(highest) = all().map(|(_, id)| id as usize).max() else {
+        return Err(TokenizerError::EmptyVocabulary);
+    };
+    let limit = MAX_TOKEN_IDS.min(all().count() + MAX_HOLES);
+    if highest >= limit {
+        return Err(TokenizerError::VocabularyTooLarge { limit, got: highest + 1 });
+    }
+    let mut tokens: Vec<Option<&str>> = vec![None; highest + 1];
+    for (token, id) in all() {
+        match tokens[id as usize].replace(token) {
+            Some(first) if first != token => {
+                let (first, second) = (first.to_owned(), token.to_owned());
+                return Err(TokenizerError::DuplicateId { id, first, second });
+            }
+            _ => {}
+        }
+    }
+    let mut kinds: Vec<TokenKind> = tokens
+        .iter()
+        .map(|token| match token {
+            None => TokenKind::Absent,
+            Some(token) if model.byte_fallback && sentencepiece::byte_of(token).is_some() => TokenKind::Byte,
+            Some(_) => TokenKind::Normal,
+        })
+        .collect();
+    for token in added {
+        kinds[token.id as usize] = match token.special {
+            // The model emits it, so it stays in the model's vocabulary.
+            true if model.unk_token.as_ref() == Some(&token.content) => TokenKind::Unknown,
+            true => TokenKind::Control,
+            false => TokenKind::UserDefined,
+        };
+    }
+    Ok((tokens, kinds))
+}
+
+/// Refuses what would change the result if it were left out.
+fn refuse_unsupported(
+    model: &BpeModel,
+    added: &[AddedToken],
+    pre_tokenizer: Option<&PreTokenizerWrapper>,
+) -> Result<(), TokenizerError> {
+    let refuse = |field, expected, got| Err(TokenizerError::UnsupportedField { field, expected, got });
+    for (field, value) in [
+        ("model.continuing_subword_prefix", &model.continuing_subword_prefix),
+        ("model.end_of_word_suffix", &model.end_of_word_suffix),
+    ] {
+        if let Some(value) = value.as_ref().filter(|value| !value.is_empty()) {
+            return refuse(field, "null", format!("`{value}`"));
+        }
+    }
+    if let Some(dropout) = model.dropout.filter(|&dropout| dropout != 0.0) {
+        return refuse("model.dropout", "null", dropout.to_string());
+    }
+    if let Some(token) = added.iter().find(|token| token.single_word) {
+        return refuse("added_tokens.single_word", "false", format!("true for `{}`", token.content));
+    }
+    if pre_tokenizer.is_some_and(has_fixed_length) {
+        return refuse("pre_tokenizer", "rules for text", "`FixedLength`".to_owned());
+    }
+    Ok(())
+}
+
+fn has_fixed_length(step: &PreTokenizerWrapper) -> bool {
+    match step {
+        PreTokenizerWrapper::FixedLength(_) => true,
+        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().any(has_fixed_length),
+        _ => false,
+    }
+}
+
+/// How token strings spell bytes, as the decoder tells.
+#[derive(Clone, Copy)]
+struct Style {
+    byte_level: bool,
+    strips_space: bool,
+}
+
+impl Style {
+    fn of(decoder: &Value) -> Result<Self, TokenizerError> {
+        let mut steps = vec![decoder];
+        let (mut byte_level, mut pieces, mut strips_space) = (false, false, false);
+        while let Some(step) = steps.pop() {
+            match step["type"].as_str() {
+                Some("Sequence") => steps.extend(step["decoders"].as_array().into_iter().flatten()),
+                Some("ByteLevel") => byte_level = true,
+                Some("ByteFallback" | "Replace") => pieces = true,
+                Some("Strip") => strips_space |= step["content"] == " " && step["start"].as_u64() > Some(0),
+                Some("Metaspace") => {
+                    pieces = true;
+                    strips_space |=
+                        step["prepend_scheme"].as_str() != Some("never") && step["add_prefix_space"] != false;
+                }
+                Some("Fuse") => {}
+                other => return Err(Self::unsupported(other)),
+            }
+        }
+        match byte_level != pieces {
+            true => Ok(Self { byte_level, strips_space }),
+            false => Err(Self::unsupported(None)),
+        }
+    }
+
+    fn unsupported(got: Option<&str>) -> TokenizerError {
+        TokenizerError::UnsupportedField {
+            field: "decoder",
+            expected: "ByteLevel, or Metaspace, ByteFallback, Replace, Strip and Fuse",
+            got: got.map_or("neither".to_owned(), |got| format!("`{got}`")),
+        }
+    }
+}
+
+/// What the post-processor puts before and after a text: tried out on a text of one token.
+fn surroundings(
+    post_processor: Option<PostProcessorWrapper>,
+) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+    let Some(post_processor) = post_processor else { return Ok(Default::default()) };
+    // A step that cannot be written as JSON was not read from it.
+    if let Some(token) = serde_json::to_value(&post_processor).ok().as_ref().and_then(undefined_token) {
+        return Err(TokenizerError::UnsupportedField {
+            field: "post_processor",
+            expected: "a template whose special tokens all stand in `special_tokens`",
+            got: format!("`{token}`, which does not"),
+        });
+    }
+    let text = Encoding::from_tokens(vec![Token::new(0, "a".to_owned(), (0, 1))], 0);
+    let around = post_processor
+        .process(text, None, true)
+        .map_err(|source| TokenizerError::Pipeline { step: "post-processor", source })?;
+    let (ids, mask) = (around.get_ids(), around.get_special_tokens_mask());
+    let Some(text) = mask.iter().position(|&special| special == 0) else { return Ok(Default::default()) };
+    Ok((ids[..text].to_vec(), ids[text + 1..].to_vec()))
+}
+
+/// A special token that a template names and does not define: the `tokenizers` crate panics over it.
+fn undefined_token(post_processor: &Value) -> Option<&str> {
+    let templates = [&post_processor["single"], &post_processor["pair"]];
+    let pieces = templates.into_iter().filter_map(Value::as_array).flatten();
+    let mut named = pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str());
+    let undefined = named.find(|token| post_processor["special_tokens"].get(token).is_none());
+    let mut steps = post_processor["processors"].as_array().into_iter().flatten();
+    undefined.or_else(|| steps.find_map(undefined_token))
+}
+
+/// Takes `bos`, `eos` and the chat template from the files beside tokenizer.json.
+fn configure(tokenizer: &mut Tokenizer, folder: &Path) -> Result<(), TokenizerError> {
+    let config = read_beside(folder, "tokenizer_config.json")?;
+    let map = read_beside(folder, "special_tokens_map.json")?;
+    let generation = read_beside(folder, "generation_config.json")?;
+
+    let named = |name: &str| {
+        [&config, &map].into_iter().find_map(|file| {
+            // A token is a string, or an object with the string in `content`.
+            let token = &file[name];
+            token
+                .as_str()
+                .or_else(|| token["content"].as_str())
+                .and_then(|token| tokenizer.token_to_id(token))
+        })
+    };
+    let in_range = |what, id: u64| match u32::try_from(id) {
+        Ok(id) if (id as usize) < tokenizer.vocab_size() => Ok(id),
+        _ => Err(TokenizerError::IdOutOfRange {
+            what,
+            id: u32::try_from(id).unwrap_or(u32::MAX),
+            vocab_size: tokenizer.vocab_size(),
+        }),
+    };
+    let bos = match named("bos_token") {
+        Some(id) => Some(id),
+        None => generation["bos_token_id"].as_u64().map(|id| in_range("bos_token_id", id)).transpose()?,
+    };
+    let mut eos: Vec<u32> = named("eos_token").into_iter().collect();
+    let generation_eos = &generation["eos_token_id"];
+    for id in generation_eos.as_array().map_or(std::slice::from_ref(generation_eos), Vec::as_slice) {
+        if let Some(id) = id.as_u64() {
+            eos.push(in_range("eos_token_id", id)?);
+        }
+    }
+    let jinja = folder.join("chat_template.jinja");
+    let chat_template = match read_optional(&jinja)? {
+        Some(text) => Some(String::from_utf8_lossy(&text).into_owned()),
+        None => template_in(&config["chat_template"]).map(str::to_owned),
+    };
+    tokenizer.bos = bos;
+    tokenizer.chat_template = chat_template;
+    tokenizer.set_eos_ids(eos);
+    Ok(())
+}
+
+/// A template is a string, or a list of named ones of which `default` is meant.
+fn template_in(value: &Value) -> Option<&str> {
+    value.as_str().or_else(|| {
+        let named = value.as_array()?;
+        named.iter().find(|entry| entry["name"] == "default").or(named.first())?["template"].as_str()
+    })
+}
+
+fn read_beside(folder: &Path, name: &str) -> Result<Value, TokenizerError> {
+    let path = folder.join(name);
+    read_optional(&path)?.map_or(Ok(Value::Null), |text| parse(&path, &text))
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>, TokenizerError> {
+    match read_file(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(TokenizerError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn read_file(path: &Path) -> Result<Vec<u8>, TokenizerError> {
+    let path = path.to_owned();
+    json::read_bounded(&path, MAX_FILE_BYTES).map_err(|error| match error {
+        ReadError::Io(source) => TokenizerError::Io { path, source },
+        ReadError::TooLarge(got) => TokenizerError::FileTooLarge { path, limit: MAX_FILE_BYTES, got },
+    })
+}

@@ -1,0 +1,5 @@
+//! What the tests and benchmarks of several crates share. Depends on none of them, so that all can use it.
+
+mod random;
+
+pub use random::{Random, numbers};
