@@ -89,7 +89,7 @@ pub(crate) fn row_stride(channels: usize) -> usize {
     channels.next_multiple_of(64)
 }
 
-/// Writes each token's key to `out`, `[tokens, row_stride(channels)]`, for levels that cannot expand in registers: the
+/// Writes each token's key to `out`, `[tokens, row_stride(channels)]`, for instruction sets that cannot expand in registers: the
 /// values go to their places one by one, and then a vector at a time takes them and the key before.
 /// (Values written into a copy of the key before would be read again before they had left the store buffer.)
 #[inline(always)]

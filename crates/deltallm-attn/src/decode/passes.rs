@@ -20,7 +20,7 @@ pub(crate) fn in_passes<S: Lanes>(simd: S, heads: usize, work: &mut impl Pass<S>
             2 if const { S::HEADS >= 2 } => work.pass::<2>(simd, head),
             3 if const { S::HEADS >= 3 } => work.pass::<3>(simd, head),
             4 if const { S::HEADS >= 4 } => work.pass::<4>(simd, head),
-            // Not reached: a pass has at most `HEADS` heads, which no level has more than four of.
+            // Not reached: a pass has at most `HEADS` heads, which no instruction set has more than four of.
             _ => {}
         }
         head += pass;

@@ -34,6 +34,10 @@ use crate::quant::TensorType;
 /// The most sums of a call.
 const MOST_SUMS: usize = 2 * BATCH;
 
+/// Sums of rows, each panel's in a cache line of its own: a vector that crosses lines costs two accesses.
+#[repr(align(64))]
+struct Sums<const N: usize>([[f32; PANEL]; N]);
+
 /// A linear map whose weights stay quantised: blocks of 32 (or 16) codes of 4 to 8 bits with a scale, as GGUF files have them.
 ///
 /// A token is rounded to 8 bits first, block by block: `s = max |x| / 127` and `q = round(x / s)`, half to even. Products of
@@ -187,11 +191,11 @@ impl QuantisedLinear {
     ) {
         let (mut few, mut many);
         let sums: &mut [[f32; PANEL]] = if y.nrows() == 1 {
-            few = [[0.0; PANEL]; MOST_PANELS];
-            &mut few
+            few = Sums([[0.0; PANEL]; MOST_PANELS]);
+            &mut few.0
         } else {
-            many = [[0.0; PANEL]; MOST_SUMS];
-            &mut many
+            many = Sums([[0.0; PANEL]; MOST_SUMS]);
+            &mut many.0
         };
         let blocks = y.axis_chunks_iter_mut(Axis(0), BATCH);
         for (batch, mut y) in activations.batches().zip(blocks) {
