@@ -20,7 +20,7 @@ use crate::{Precision, SkipMargin, Window};
 pub struct SpecOverrides {
     /// [`KernelSpec::kernel`].
     pub kernel: Option<KernelKind>,
-    /// [`KernelSpec::store`]; a layer with a store of its own keeps it.
+    /// The spec's `store`; a layer with a store of its own keeps it.
     pub store: Option<KvStore>,
     /// [`KernelSpec::precision`].
     pub precision: Option<Precision>,
