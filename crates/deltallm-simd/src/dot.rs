@@ -1,4 +1,4 @@
-//! Products of bytes: which instructions this machine has for them, and these instructions.
+//! Products of bytes: which instructions this machine has for them, and these instructions; and Arm's for bf16.
 #![allow(
     unsafe_code,
     reason = "instructions that the language has no name for, and calls that a token proves"
@@ -15,13 +15,13 @@ use fearless_simd::Fallback;
 #[cfg(target_arch = "x86_64")]
 use fearless_simd::{Avx2, Avx512, i8x32, i8x64, i32x8, i32x16, kernel, prelude::*, u8x32, u8x64};
 #[cfg(target_arch = "aarch64")]
-use fearless_simd::{Neon, i8x16, i32x4, prelude::*};
+use fearless_simd::{Neon, f32x4, i8x16, i32x4, prelude::*, u32x4};
 
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
 use crate::features::AvxVnni;
 #[cfg(target_arch = "aarch64")]
-use crate::features::DotProd;
+use crate::features::{Bf16Dot, DotProd};
 
 /// The instructions that multiply bytes: a proof that this machine has them.
 #[derive(Clone, Copy)]
@@ -188,6 +188,34 @@ impl DotProd {
         // SAFETY: the token proves that the CPU has the instruction.
         unsafe { sdot_lane::<LANE>(sums.into(), a.into(), b.into()) }.simd_into(self.neon())
     }
+}
+
+#[cfg(target_arch = "aarch64")]
+impl Bf16Dot {
+    /// Adds to every lane the products of its two numbers with its two of the other; two bf16 to a lane.
+    #[inline(always)]
+    pub fn dot(self, sums: f32x4<Neon>, a: u32x4<Neon>, b: u32x4<Neon>) -> f32x4<Neon> {
+        // SAFETY: the token proves that the CPU has the instruction.
+        unsafe { bfdot(sums.into(), a.into(), b.into()) }.simd_into(self.neon())
+    }
+}
+
+/// The intrinsic, `vbfdotq_f32`, is not stable yet.
+#[cfg(target_arch = "aarch64")]
+#[inline]
+#[target_feature(enable = "neon,bf16")]
+fn bfdot(mut sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
+    // SAFETY: this function has the instruction, which reads and writes these registers alone.
+    unsafe {
+        asm!(
+            "bfdot {sums:v}.4s, {a:v}.8h, {b:v}.8h",
+            sums = inout(vreg) sums,
+            a = in(vreg) a,
+            b = in(vreg) b,
+            options(pure, nomem, nostack, preserves_flags),
+        );
+    }
+    sums
 }
 
 /// The intrinsic, `vdotq_s32`, is not stable yet.

@@ -40,6 +40,37 @@ impl AvxVnni {
     }
 }
 
+/// The dot products of bf16 of Arm, `bfdot`, beside NEON.
+#[cfg(target_arch = "aarch64")]
+#[derive(Debug, Clone, Copy)]
+pub struct Bf16Dot(Neon);
+
+#[cfg(target_arch = "aarch64")]
+impl Bf16Dot {
+    /// The proof, if this CPU has them.
+    pub fn of(neon: Neon) -> Option<Self> {
+        std::arch::is_aarch64_feature_detected!("bf16").then_some(Self(neon))
+    }
+
+    /// The instruction set.
+    #[inline(always)]
+    pub const fn neon(self) -> Neon {
+        self.0
+    }
+
+    /// Runs `work` inside a function that is compiled with these instructions. What it calls must be `#[inline(always)]`.
+    #[inline(always)]
+    pub fn vectorize<R>(self, work: impl FnOnce() -> R) -> R {
+        #[inline]
+        #[target_feature(enable = "neon,bf16")]
+        fn compiled<R>(work: impl FnOnce() -> R) -> R {
+            work()
+        }
+        // SAFETY: a token of NEON proves the first of these instructions, and `of` has found the other.
+        unsafe { compiled(work) }
+    }
+}
+
 /// The dot products of bytes of Arm, `sdot`, beside NEON.
 #[cfg(target_arch = "aarch64")]
 #[derive(Debug, Clone, Copy)]

@@ -6,10 +6,21 @@ use std::arch::x86_64::*;
 
 use deltallm_simd::fearless_simd::Avx512;
 
-use crate::prefill::pairs::operands::{LARGEST_WEIGHT, Operands, PairKeys, PairQueries, keep_above};
+use crate::prefill::pairs::operands::{LARGEST_WEIGHT, PairKeys, PairQueries, keep_above};
 
 /// f32 or pairs in a vector.
 const WIDTH: usize = 16;
+
+/// What a product `c = a b` is made of besides the rows of `a`, which is broadcast pair by pair; `b` is read in vectors.
+#[derive(Clone, Copy)]
+struct Operands<'a> {
+    /// From one pair of a row of `a` to the next.
+    pair_stride: usize,
+    /// `[depth, lanes]`.
+    b: &'a [u32],
+    lanes: usize,
+    depth: usize,
+}
 
 /// See [`crate::prefill::pairs::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
 pub(crate) fn scores(

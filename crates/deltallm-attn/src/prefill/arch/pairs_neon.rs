@@ -1,18 +1,15 @@
 //! The products of pairs of bf16 with the dot product of Arm's bf16 extension, `bfdot`.
 
-use std::arch::{aarch64::*, asm, is_aarch64_feature_detected};
-
+use deltallm_simd::{
+    fearless_simd::{f32x4, prelude::*, u32x4},
+    features::Bf16Dot,
+};
 use half::bf16;
 
-use crate::prefill::pairs::operands::{Operands, PairKeys, PairQueries, PairValues, keep_above, key_len};
+use crate::prefill::pairs::operands::{PairKeys, PairQueries, PairValues, keep_above, key_len};
 
 /// Lanes of a vector.
 const WIDTH: usize = 4;
-
-/// Whether the CPU has what this module needs.
-pub(crate) fn detect() -> bool {
-    is_aarch64_feature_detected!("neon") && is_aarch64_feature_detected!("bf16")
-}
 
 /// See [`crate::prefill::pairs::Pairs::push_keys`].
 pub(crate) fn push_keys(keys: &[f32], head_dim: usize, out: &mut PairKeys) {
@@ -46,8 +43,9 @@ fn bits_of(x: f32) -> u16 {
     bf16::from_f32(x).to_bits()
 }
 
-/// See [`crate::prefill::pairs::Pairs::scores`]. Panics for sizes that do not fit: the kernels below rely on them.
+/// See [`crate::prefill::pairs::Pairs::scores`].
 pub(crate) fn scores(
+    token: Bf16Dot,
     keys: &PairKeys,
     selected: &[usize],
     queries: &PairQueries,
@@ -57,148 +55,159 @@ pub(crate) fn scores(
 ) {
     let lanes = queries.scales.len();
     let depth = queries.pairs.len() / lanes;
-    let tokens = keys.rows.len() / (2 * depth);
-    assert!(lanes.is_multiple_of(WIDTH) && queries.pairs.len() == depth * lanes);
-    assert!(selected.iter().all(|index| *index < tokens) && out.len() >= selected.len() * lanes);
-    let keys = keys.rows.as_ptr().cast::<u32>();
-    let rows: Vec<_> = selected.iter().map(|index| keys.wrapping_add(index * depth)).collect();
-    let operands = Operands { pair_stride: 1, b: &queries.pairs, lanes, depth };
+    let keys = Keys { pairs: keys.rows.as_chunks().0, selected, depth };
     let out_rows = &mut out[..selected.len() * lanes];
-    // SAFETY: `Pairs` is set to these instructions by `detect` alone. The selected are keys of `depth` pairs; `b` and the
-    // rows of `out` have the lengths checked above.
-    unsafe { product::<false>(operands, &rows, out_rows) };
+    token.vectorize(
+        #[inline(always)]
+        || product::<false>(token, keys, [selected.len(), depth], &queries.pairs, lanes, out_rows),
+    );
     kept.extend(0..selected.len());
     if let Some(limits) = thresholds {
         keep_above(limits, out, kept);
     }
 }
 
-/// See [`crate::prefill::pairs::Pairs::accumulate`]. Panics for sizes that do not fit.
-pub(crate) fn accumulate(values: &[u32], weights: &[u32], lanes: usize, out: &mut [f32]) {
+/// See [`crate::prefill::pairs::Pairs::accumulate`].
+pub(crate) fn accumulate(token: Bf16Dot, values: &[u32], weights: &[u32], lanes: usize, out: &mut [f32]) {
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
-    assert!(lanes.is_multiple_of(WIDTH) && out.len() == head_dim * lanes && weights.len() == depth * lanes);
-    assert!(values.len() == head_dim * depth);
-    let rows: Vec<_> = (0..head_dim).map(|channel| values.as_ptr().wrapping_add(channel)).collect();
-    let operands = Operands { pair_stride: head_dim, b: weights, lanes, depth };
-    // SAFETY: as in `scores`; a channel's values are `head_dim` apart.
-    unsafe { product::<true>(operands, &rows, out) };
+    let values = Values { pairs: values, head_dim };
+    token.vectorize(
+        #[inline(always)]
+        || product::<true>(token, values, [head_dim, depth], weights, lanes, out),
+    );
 }
 
-/// `out[row] = rows[row] . b`, or `+=` with `ADD`: `out` is `[rows, lanes]`.
-///
-/// # Safety
-/// The CPU has the bf16 extension; every row has `depth` pairs, `pair_stride` apart, `b` is `[depth, lanes]` with lanes in
-/// whole vectors, and `out` has as many rows.
-#[target_feature(enable = "neon,bf16")]
-unsafe fn product<const ADD: bool>(operands: Operands, rows: &[*const u32], out: &mut [f32]) {
-    let lanes = operands.lanes;
+/// The factor that is broadcast, rows of pairs.
+trait Broadcast: Copy {
+    /// Pair `k` of the `R` rows from `row` on, as a function of `k`.
+    fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [u32; R];
+}
+
+/// The rows of some keys.
+#[derive(Clone, Copy)]
+struct Keys<'a> {
+    /// `[tokens, depth]`.
+    pairs: &'a [[u16; 2]],
+    selected: &'a [usize],
+    depth: usize,
+}
+
+impl Broadcast for Keys<'_> {
+    #[inline(always)]
+    fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [u32; R] {
+        let mut rows = [&[][..]; R];
+        for (keys, index) in rows.iter_mut().zip(&self.selected[row..][..R]) {
+            *keys = &self.pairs[index * self.depth..][..self.depth];
+        }
+        #[inline(always)]
+        move |k| {
+            let mut column = [0; R];
+            for (pair, keys) in column.iter_mut().zip(&rows) {
+                *pair = u32::from(keys[k][0]) | u32::from(keys[k][1]) << 16;
+            }
+            column
+        }
+    }
+}
+
+/// The channels of values, `[depth, head_dim]`.
+#[derive(Clone, Copy)]
+struct Values<'a> {
+    pairs: &'a [u32],
+    head_dim: usize,
+}
+
+impl Broadcast for Values<'_> {
+    #[inline(always)]
+    fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [u32; R] {
+        #[inline(always)]
+        move |k| {
+            let mut column = [0; R];
+            column.copy_from_slice(&self.pairs[k * self.head_dim + row..][..R]);
+            column
+        }
+    }
+}
+
+/// `out[row] = a[row] . b`, or `+=` with `ADD`: `a` is `[rows, depth]`, `b` `[depth, lanes]`, with lanes in whole vectors, and `out` `[rows,
+/// lanes]`.
+#[inline(always)]
+fn product<const ADD: bool>(
+    token: Bf16Dot,
+    a: impl Broadcast,
+    shape: [usize; 2],
+    b: &[u32],
+    lanes: usize,
+    out: &mut [f32],
+) {
     let mut lane = 0;
     while lane < lanes {
-        // SAFETY: the features are those of this function, rows and `b` are as it needs them; no more vectors than are left at `lane`.
         lane += WIDTH
-            * unsafe {
-                match (lanes - lane) / WIDTH {
-                    1 => panel::<ADD, 1>(operands, rows, lane, out),
-                    2 => panel::<ADD, 2>(operands, rows, lane, out),
-                    3 => panel::<ADD, 3>(operands, rows, lane, out),
-                    _ => panel::<ADD, 4>(operands, rows, lane, out),
-                }
+            * match (lanes - lane) / WIDTH {
+                1 => panel::<ADD, 1>(token, a, shape, b, lanes, lane, out),
+                2 => panel::<ADD, 2>(token, a, shape, b, lanes, lane, out),
+                3 => panel::<ADD, 3>(token, a, shape, b, lanes, lane, out),
+                _ => panel::<ADD, 4>(token, a, shape, b, lanes, lane, out),
             };
     }
 }
 
 /// All rows of the `N` vectors at `lane`, four at a time; answers `N`.
-///
-/// # Safety
-/// As [`product`], and there are `N` vectors of lanes at `lane`.
 #[inline(always)]
-unsafe fn panel<const ADD: bool, const N: usize>(
-    operands: Operands,
-    rows: &[*const u32],
+fn panel<const ADD: bool, const N: usize>(
+    token: Bf16Dot,
+    a: impl Broadcast,
+    [rows, depth]: [usize; 2],
+    b: &[u32],
+    lanes: usize,
     lane: usize,
     out: &mut [f32],
 ) -> usize {
-    let (fours, rest) = rows.as_chunks::<4>();
-    let mut out = out.chunks_exact_mut(operands.lanes).map(|row| &mut row[lane..][..N * WIDTH]);
-    // SAFETY: the rows, `b` and the features are those of `product`; `out` is cut into slices of `N` vectors.
-    unsafe {
-        for four in fours {
-            for sums in dot::<4, N>(operands, *four, lane) {
-                if let Some(out) = out.next() {
-                    store::<ADD, N>(&sums, out);
-                }
-            }
-        }
-        for (row, out) in rest.iter().zip(out) {
-            let [sums] = dot::<1, N>(operands, [*row], lane);
-            store::<ADD, N>(&sums, out);
-        }
+    let mut row = 0;
+    while row + 4 <= rows {
+        tile::<ADD, 4, N>(token, a.strip(row), depth, b, lanes, lane, &mut out[row * lanes..]);
+        row += 4;
+    }
+    while row < rows {
+        tile::<ADD, 1, N>(token, a.strip(row), depth, b, lanes, lane, &mut out[row * lanes..]);
+        row += 1;
     }
     N
 }
 
-/// # Safety
-/// `out` has `N` vectors.
-#[inline(always)]
-unsafe fn store<const ADD: bool, const N: usize>(sums: &[float32x4_t; N], out: &mut [f32]) {
-    for n in 0..N {
-        // SAFETY: `out` has `N` vectors.
-        unsafe {
-            let out = out.as_mut_ptr().add(n * WIDTH);
-            let sum = if ADD { vaddq_f32(vld1q_f32(out), sums[n]) } else { sums[n] };
-            vst1q_f32(out, sum);
-        }
-    }
-}
-
 /// `R` rows by `N` vectors of sums, kept in registers: every loop over them has a constant count.
-///
-/// # Safety
-/// As [`product`]; vectors `lane / 4..lane / 4 + N` are inside `b`.
 #[inline(always)]
-unsafe fn dot<const R: usize, const N: usize>(
-    Operands { pair_stride, b, lanes, depth }: Operands,
-    mut a: [*const u32; R],
+fn tile<const ADD: bool, const R: usize, const N: usize>(
+    token: Bf16Dot,
+    a: impl Fn(usize) -> [u32; R],
+    depth: usize,
+    b: &[u32],
+    lanes: usize,
     lane: usize,
-) -> [[float32x4_t; N]; R] {
-    // SAFETY: every row is read at its `depth` pairs and `b` at `depth` rows of `N` vectors at `lane`, and these are there. Pointers
-    // that have gone past them are not read. Pairs of 16-bit numbers may stand at any even address. The CPU has `bfdot`.
-    unsafe {
-        let mut sums = [[vdupq_n_f32(0.0); N]; R];
-        let mut b = b.as_ptr().add(lane);
-        for _ in 0..depth {
-            let mut columns = [vdupq_n_u32(0); N];
-            for n in 0..N {
-                columns[n] = vld1q_u32(b.add(n * WIDTH));
-            }
-            for r in 0..R {
-                let pair = vdupq_n_u32(a[r].read_unaligned());
-                a[r] = a[r].wrapping_add(pair_stride);
-                for n in 0..N {
-                    sums[r][n] = bfdot(sums[r][n], pair, columns[n]);
-                }
-            }
-            b = b.wrapping_add(lanes);
+    out: &mut [f32],
+) {
+    let simd = token.neon();
+    let mut sums = [[f32x4::splat(simd, 0.0); N]; R];
+    for (k, b) in b.chunks_exact(lanes).enumerate().take(depth) {
+        let b = &b[lane..][..N * WIDTH];
+        let mut columns = [u32x4::splat(simd, 0); N];
+        for n in 0..N {
+            columns[n] = u32x4::from_slice(simd, &b[n * WIDTH..][..WIDTH]);
         }
-        sums
+        let a = a(k);
+        for r in 0..R {
+            let pair = u32x4::splat(simd, a[r]);
+            for n in 0..N {
+                sums[r][n] = token.dot(sums[r][n], pair, columns[n]);
+            }
+        }
     }
-}
-
-/// `sums[i] + a[i] . b[i]` for pairs of bf16. The intrinsic, `vbfdotq_f32`, is not stable yet.
-///
-/// # Safety
-/// The CPU has the bf16 extension.
-#[inline(always)]
-unsafe fn bfdot(mut sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
-    // SAFETY: the CPU has the instruction, which reads and writes these registers alone.
-    unsafe {
-        asm!(
-            "bfdot {sums:v}.4s, {a:v}.8h, {b:v}.8h",
-            sums = inout(vreg) sums,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
+    for r in 0..R {
+        let out = &mut out[r * lanes + lane..][..N * WIDTH];
+        for n in 0..N {
+            let out = &mut out[n * WIDTH..][..WIDTH];
+            let sum = if ADD { f32x4::from_slice(simd, out) + sums[r][n] } else { sums[r][n] };
+            sum.store_slice(out);
+        }
     }
-    sums
 }

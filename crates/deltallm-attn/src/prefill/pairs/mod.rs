@@ -17,6 +17,8 @@ pub(crate) mod tile;
 use deltallm_core::BLOCK_TOKENS;
 #[cfg(target_arch = "x86_64")]
 use deltallm_simd::fearless_simd::Avx512;
+#[cfg(target_arch = "aarch64")]
+use deltallm_simd::features::Bf16Dot;
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 #[cfg(target_arch = "x86_64")]
@@ -47,9 +49,9 @@ enum Dots {
     /// Integers, with the instructions of [`avx512`].
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
-    /// bf16, with those of [`neon`]: only where they were detected.
+    /// bf16, with those of [`neon`].
     #[cfg(target_arch = "aarch64")]
-    Neon,
+    Neon(Bf16Dot),
 }
 
 /// The largest integer of which `terms` squares add up to less than 2^31.
@@ -99,7 +101,7 @@ impl Pairs {
             #[cfg(target_arch = "x86_64")]
             (Isa::Avx512(avx512), Precision::Int16) => Dots::Avx512(avx512),
             #[cfg(target_arch = "aarch64")]
-            (Isa::Neon(_), Precision::Bf16) if neon::detect() => Dots::Neon,
+            (Isa::Neon(neon), Precision::Bf16) => Dots::Neon(Bf16Dot::of(neon)?),
             _ => return None,
         };
         Some(Self { dots, isa })
@@ -108,7 +110,7 @@ impl Pairs {
     /// Appends keys, `[tokens, head_dim]`.
     pub(crate) fn push_keys(self, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon) {
+        if matches!(self.dots, Dots::Neon(_)) {
             return neon::push_keys(keys, head_dim, out);
         }
         dispatch!(self.isa, simd => push_codes(simd, keys, head_dim, out));
@@ -117,7 +119,7 @@ impl Pairs {
     /// Values, `[tokens, head_dim]`.
     pub(crate) fn values(self, values: &[f32], head_dim: usize) -> PairValues {
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon) {
+        if matches!(self.dots, Dots::Neon(_)) {
             return neon::values(values);
         }
         dispatch!(self.isa, simd => code_values(simd, values, head_dim))
@@ -129,7 +131,7 @@ impl Pairs {
         scales.clear();
         scales.resize(lanes, 0.0);
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon) {
+        if matches!(self.dots, Dots::Neon(_)) {
             return neon::pack(queries, lanes, pairs);
         }
         dispatch!(self.isa, simd => magnitudes(simd, queries, scales));
@@ -142,7 +144,7 @@ impl Pairs {
     /// Pairs of keys of a block of weights in 0..=1: from `[keys, lanes]` to `[keys / 2, lanes]`.
     pub(crate) fn weights(self, weights: &[f32], lanes: usize, out: &mut Vec<u32>) {
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon) {
+        if matches!(self.dots, Dots::Neon(_)) {
             return neon::pack(weights, lanes, out);
         }
         self.pack(weights, lanes, &vec![LARGEST_WEIGHT; lanes], out);
@@ -183,7 +185,7 @@ impl Pairs {
                 return avx512::scores(token, keys, selected, queries, thresholds, out, kept);
             }
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon => return neon::scores(keys, selected, queries, thresholds, out, kept),
+            Dots::Neon(token) => return neon::scores(token, keys, selected, queries, thresholds, out, kept),
             Dots::Portable => {}
         }
         let len = queries.pairs.len() / lanes * 2;
@@ -222,7 +224,7 @@ impl Pairs {
             #[cfg(target_arch = "x86_64")]
             Dots::Avx512(token) => return avx512::accumulate(token, paired, scales, weights, lanes, out),
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon => return neon::accumulate(paired, weights, lanes, out),
+            Dots::Neon(token) => return neon::accumulate(token, paired, weights, lanes, out),
             Dots::Portable => {}
         }
         for (channel, out) in out.chunks_exact_mut(lanes).enumerate() {

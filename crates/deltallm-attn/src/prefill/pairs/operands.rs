@@ -5,17 +5,6 @@ use crate::prefill::softmax::above;
 /// Codes of the weights, which are at most 1.
 pub(crate) const LARGEST_WEIGHT: f32 = 8191.0;
 
-/// What a product `c = a b` is made of besides the rows of `a`, which is broadcast pair by pair; `b` is read in vectors.
-#[derive(Clone, Copy)]
-pub(crate) struct Operands<'a> {
-    /// From one pair of a row of `a` to the next.
-    pub(crate) pair_stride: usize,
-    /// `[depth, lanes]`.
-    pub(crate) b: &'a [u32],
-    pub(crate) lanes: usize,
-    pub(crate) depth: usize,
-}
-
 /// Keys of one kv head in 16 bits.
 #[derive(Debug, Default)]
 pub(crate) struct PairKeys {
