@@ -17,14 +17,14 @@ pub(crate) struct KernelScratch {
 }
 
 impl KernelScratch {
-    /// What is derived from queries and keys is derived again if `keys` (kv head and phase) are others than before.
+    /// What is derived from queries and keys is derived again if `keys` (kv head and segment) are others than before.
     pub(crate) fn begin(&mut self, keys: [usize; 2]) {
         if self.keys.replace(keys) != Some(keys) {
             self.coded.forget();
         }
     }
 
-    /// Other queries follow, whatever their kv head and phase.
+    /// Other queries follow, whatever their kv head and segment.
     pub(crate) fn forget(&mut self) {
         self.keys = None;
     }
