@@ -9,14 +9,15 @@ use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::ModelWeights;
 use tokenizers::Tokenizer;
 
-use crate::engines::{Engine, Original, most_probable};
+use super::embedding::Original;
+use super::{Engine, most_probable};
 
 /// A GGUF file as candle reads it.
-pub struct Candle {
+pub(crate) struct Candle {
     /// The file.
-    pub file: File,
+    pub(crate) file: File,
     /// Its metadata, and where its tensors are.
-    pub content: Content,
+    pub(crate) content: Content,
     tokenizer: Tokenizer,
     path: PathBuf,
 }
@@ -26,7 +27,7 @@ impl Candle {
     ///
     /// # Errors
     /// candle's.
-    pub fn open(path: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn open(path: &Path) -> anyhow::Result<Self> {
         let expected = || format!("--model: expected a GGUF file of a Llama, got {}", path.display());
         let mut file = File::open(path).with_context(expected)?;
         let content = Content::read(&mut file).with_context(expected)?;

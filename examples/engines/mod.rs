@@ -1,19 +1,17 @@
 //! Engines of other makers beside ours: greedy texts, and interleaved rounds on the clock.
 
-#[cfg(feature = "candle")]
 mod candle;
 mod embedding;
+mod threads;
 mod timing;
 
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "candle")]
-pub use candle::Candle;
-pub use embedding::{EmbedArgs, Original};
-pub use timing::{EngineRow, TimingArgs, time_engines};
+pub(crate) use candle::Candle;
+pub(crate) use embedding::{EmbedArgs, Kernels};
 
 /// A model with its cache.
-pub trait Engine {
+pub(crate) trait Engine {
     /// Empties the cache; the next `tokens` tokens are a prompt.
     ///
     /// # Errors
@@ -28,25 +26,25 @@ pub trait Engine {
 }
 
 /// The index of the largest logit; of several, the first.
-pub fn most_probable(logits: &[f32]) -> u32 {
+pub(crate) fn most_probable(logits: &[f32]) -> u32 {
     let best = logits.iter().enumerate().reduce(|best, next| if next.1 > best.1 { next } else { best });
     best.map_or(0, |(token, _)| token as u32)
 }
 
 /// A text with its times.
 #[derive(Debug, Clone, Default)]
-pub struct GreedyText {
+pub(crate) struct GreedyText {
     /// The new tokens, the one that ended the text included.
-    pub tokens: Vec<u32>,
+    pub(crate) tokens: Vec<u32>,
     /// Time for the prompt.
-    pub prefill: Duration,
+    pub(crate) prefill: Duration,
     /// Time for all new tokens but the first, which comes with the prompt.
-    pub decode: Duration,
+    pub(crate) decode: Duration,
 }
 
 impl GreedyText {
     /// New tokens a second; `None` without a second one.
-    pub fn decode_tokens_per_second(&self) -> Option<f64> {
+    pub(crate) fn decode_tokens_per_second(&self) -> Option<f64> {
         (self.tokens.len() > 1).then(|| (self.tokens.len() - 1) as f64 / self.decode.as_secs_f64())
     }
 }
@@ -55,7 +53,7 @@ impl GreedyText {
 ///
 /// # Errors
 /// What the engine says.
-pub fn continue_greedily(
+pub(crate) fn continue_greedily(
     engine: &mut dyn Engine,
     prompt: &[u32],
     chunk: usize,

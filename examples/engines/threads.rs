@@ -10,25 +10,15 @@ const THREADS: [&str; 2] = ["RAYON_NUM_THREADS", "CANDLE_NUM_THREADS"];
 /// With this candle unpacks quantised weights when it reads them.
 const UNPACK: &str = "CANDLE_DEQUANTIZE_ALL";
 
-/// Runs this program again with the variables that candle takes its number of threads from, unless they are right already.
+/// Runs this program again with the variables that candle takes its number of threads from, and that has it unpack quantised
+/// weights or not, unless they are right already. What is `None` is left as it is.
 ///
 /// # Errors
 /// When the program cannot be started again.
-pub fn restart_with(threads: u16) -> anyhow::Result<()> {
-    restart(&THREADS.map(|name| (name, threads.to_string())))
-}
-
-/// The same, where a number of threads is given, with the variable that has candle unpack quantised weights, or not.
-///
-/// # Errors
-/// As [`restart_with`].
-pub fn restart_with_weights(threads: Option<u16>, unpacked: bool) -> anyhow::Result<()> {
+pub(crate) fn restart_with(threads: Option<u16>, unpacked: Option<bool>) -> anyhow::Result<()> {
     let threads = threads.into_iter().flat_map(|threads| THREADS.map(|name| (name, threads.to_string())));
-    let weights = [(UNPACK, u8::from(unpacked).to_string())];
-    restart(&threads.chain(weights).collect::<Vec<_>>())
-}
-
-fn restart(variables: &[(&str, String)]) -> anyhow::Result<()> {
+    let weights = unpacked.map(|unpacked| (UNPACK, u8::from(unpacked).to_string()));
+    let variables: Vec<(&str, String)> = threads.chain(weights).collect();
     if variables.iter().all(|(name, value)| std::env::var(name).is_ok_and(|is| is == *value)) {
         return Ok(());
     }

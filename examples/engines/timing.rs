@@ -4,69 +4,69 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-use crate::engines::{Engine, read};
+use super::{Engine, read};
 
 /// What is timed.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Timing")]
-pub struct TimingArgs {
+pub(crate) struct TimingArgs {
     /// Time the engines on a text: a prompt of every length, and tokens decoded behind it
     #[arg(long)]
-    pub bench: bool,
+    pub(crate) bench: bool,
     /// Tokens of the prompts
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_values_t = [512, 2048])]
-    pub lengths: Vec<usize>,
+    pub(crate) lengths: Vec<usize>,
     /// Rounds of all engines; the medians count
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..))]
-    pub rounds: u32,
+    pub(crate) rounds: u32,
     /// Tokens decoded behind each prompt
     #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u32).range(1..))]
-    pub decoded: u32,
+    pub(crate) decoded: u32,
     /// Most tokens of a prompt in one call [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    pub chunk: Option<u32>,
+    pub(crate) chunk: Option<u32>,
 }
 
 impl TimingArgs {
     /// Most tokens of a call.
-    pub fn chunk(&self) -> usize {
+    pub(crate) fn chunk(&self) -> usize {
         self.chunk.map_or(usize::MAX, |tokens| tokens as usize)
     }
 
     /// Tokens of text that are needed.
-    pub fn tokens(&self) -> usize {
+    pub(crate) fn tokens(&self) -> usize {
         self.lengths.iter().max().map_or(0, |longest| longest + self.decoded as usize)
     }
 }
 
 /// One engine behind one prompt. Ratios are the first engine's time over this one's.
 #[derive(Debug, Clone, Serialize)]
-pub struct EngineRow {
+pub(crate) struct EngineRow {
     /// Its name.
-    pub engine: String,
+    pub(crate) engine: String,
     /// Tokens of the prompt.
-    pub prompt_tokens: usize,
+    pub(crate) prompt_tokens: usize,
     /// Median over the rounds.
-    pub prefill_tokens_per_second: f64,
+    pub(crate) prefill_tokens_per_second: f64,
     /// Median over the rounds.
-    pub decode_tokens_per_second: f64,
+    pub(crate) decode_tokens_per_second: f64,
     /// Above 1 is faster than the first engine.
-    pub prefill_ratio: f64,
+    pub(crate) prefill_ratio: f64,
     /// Above 1 is faster than the first engine.
-    pub decode_ratio: f64,
+    pub(crate) decode_ratio: f64,
     /// Of the tokens behind the prompt, all engines being given the text's, how many the engine and the first would have chosen alike, 0 to 1.
-    pub agreement: f64,
+    pub(crate) agreement: f64,
     /// Seconds of every round.
-    pub prefill_seconds: Vec<f64>,
+    pub(crate) prefill_seconds: Vec<f64>,
     /// Seconds of every round.
-    pub decode_seconds: Vec<f64>,
+    pub(crate) decode_seconds: Vec<f64>,
 }
 
 /// Times all engines on the beginning of `text`, in an order that rotates from round to round.
 ///
 /// # Errors
 /// For a text that is too short, and what an engine says.
-pub fn time_engines(
+pub(crate) fn time_engines(
     engines: &mut [(String, Box<dyn Engine>)],
     text: &[u32],
     timing: &TimingArgs,

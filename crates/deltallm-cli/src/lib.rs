@@ -1,63 +1,61 @@
-//! Shared parts of the example programs.
+//! The program `deltallm`: [`main()`] is all of it.
 //!
-//! - [`KernelArgs`]: the attention settings of every program, and the kernels they stand for.
-//! - [`MemoryArgs`]: bytes for the caches, and what to do when they are used up.
-//! - [`ModelArgs`], [`LoadedModel`]: a model with its tokenizer, from a file or one that is embedded here.
-//! - [`generate`], [`Perplexity`]: what the programs of those names do, apart from printing.
-//! - [`report`]: the pictures of the program of that name; [`pictures`]: those of the documentation.
-//! - [`Setup`], [`read_dataset`], [`Summary`]: the tasks of `evaluate`.
-//! - [`Engine`], [`EmbedArgs`]: other engines, with our attention in them and without.
-//! - [`CommonArgs`], [`main_with`]: threads and JSON, and how a program ends.
+//! The rest is what its commands are made of, and no interface: it is open to their tests and to the benchmarks, and changes with
+//! any release. In reading order:
+//!
+//! - `commands`: a file for each command, with its options and what it prints.
+//! - `args`: options that several commands share; [`KernelArgs`] are the attention settings of all of them.
+//! - `kernels`: the kernels that the settings stand for. `model`: a model with its tokenizer, from a file or embedded.
+//! - `generation`, `tasks`, `measure`, `calibration`, `bench`: what the commands do, apart from printing.
+//! - `report`, `pictures`, `drawing`: pictures, and the numbers behind them. `output`: JSON, files, bytes in words.
 
+mod args;
+#[doc(hidden)]
+pub mod bench;
 mod calibration;
-mod common;
-mod digest;
+mod commands;
 mod drawing;
-mod engines;
 mod generation;
-mod held_out;
-mod json;
-mod kernel_args;
-mod kernel_choice;
-mod memory;
-mod memory_limit;
+mod kernels;
+mod measure;
 mod model;
-mod one_by_one;
 mod output;
-mod perplexity;
+#[doc(hidden)]
 pub mod pictures;
-mod prefill_only;
-mod profile;
-mod progress;
+mod program;
+#[doc(hidden)]
 pub mod report;
-mod skip_margins;
 mod tasks;
-mod threads;
 
-pub use calibration::{Calibration, Measurements, Request, SkipSearch};
-pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
-pub use deltallm::KernelKind;
-pub use digest::sha256_hex;
-#[cfg(feature = "candle")]
-pub use engines::Candle;
-pub use engines::{
-    EmbedArgs, Engine, EngineRow, GreedyText, Original, TimingArgs, continue_greedily, most_probable,
-    time_engines,
+#[doc(hidden)]
+pub use args::{
+    CommonArgs, KernelArgs, LimitPolicy, LinearKind, MemoryArgs, MemoryLimit, ModelArgs, interrupted,
+    main_with, stop_on_ctrl_c,
 };
+#[doc(hidden)]
+pub use calibration::{Calibration, Measurements, Request, SkipSearch, describe_margins};
+#[doc(hidden)]
+pub use deltallm::KernelKind;
+#[doc(hidden)]
 pub use generation::{Generation, Stop, first_difference, generate};
-pub use held_out::{HeldOutText, MakeKernel, Measured};
-pub use json::print_json;
-pub use kernel_args::{KernelArgs, Phases};
-pub use kernel_choice::{KernelChoice, KernelSettings};
-pub use memory::{dense_f16_bytes, format_bytes, peak_rss_bytes};
-pub use memory_limit::{LimitPolicy, MemoryArgs, MemoryLimit};
-pub use model::{LinearKind, LoadedModel, ModelArgs, read_text};
-pub use one_by_one::OneByOne;
-pub use output::write_whole;
-pub use perplexity::{Comparison, Perplexity, TokenScore, score_rows, windows};
-pub use prefill_only::PrefillOnly;
-pub use profile::ModelProfile;
-pub use progress::Progress;
-pub use skip_margins::describe_margins;
-pub use tasks::*;
-pub use threads::{restart_with, restart_with_weights};
+#[doc(hidden)]
+pub use kernels::{AttentionTime, KernelChoice, KernelSettings, OneByOne, Phases, PrefillOnly, Timed};
+#[doc(hidden)]
+pub use measure::{
+    Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,
+};
+#[doc(hidden)]
+pub use model::{LoadedModel, ModelProfile, read_text};
+pub(crate) use model::{model_file, model_name};
+#[doc(hidden)]
+pub use output::{
+    Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, sha256_hex, write_whole,
+};
+pub use program::main;
+#[doc(hidden)]
+pub use tasks::{
+    ANSWER_TOKENS, Answer, ChoiceExample, Dataset, Estimate, ExampleResult, ExampleScores, Examples,
+    LastWordExample, Lengths, LikelihoodExample, Outcome, Pair, Plan, Question, RequestScore, ResumeLog,
+    Resumed, Score, Setup, Shape, Summary, TaskKind, WindowResult, answer_all, answer_questions, exact_match,
+    f1, normalise, read_dataset, run_windows, score_examples, score_requests, score_window, sum_windows,
+};

@@ -1,4 +1,4 @@
-//! The programs as a user runs them: bad input is one line and exit code 2, good input gives the promised JSON.
+//! The program as a user runs it: bad input is one line and exit code 2, good input gives the promised JSON.
 
 mod common;
 
@@ -7,11 +7,11 @@ use std::process::Output;
 
 use common::{assert_refused, file, json, path, refusal, run};
 use deltallm::{AttentionProfile, KernelSpec, ModelFingerprint, ThresholdProfile};
-use deltallm_examples::LoadedModel;
+use deltallm_cli::LoadedModel;
 use serde_json::Value;
 
 /// A text of some thousand tokens that is the same everywhere.
-const LONG_TEXT: &str = include_str!("../../docs/method.md");
+const LONG_TEXT: &str = include_str!("../../../docs/method.md");
 
 #[test]
 fn prompt_longer_than_the_context() {
@@ -120,7 +120,18 @@ fn a_prompt_that_cannot_fit_is_refused_before_it_is_read() {
 const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 56);
 
 fn with_budget<'a>(budget: &'a str, more: &[&'a str]) -> Output {
-    let args = ["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--kv-budget", budget];
+    let args = [
+        "--temperature",
+        "0",
+        "--json",
+        "--kernel",
+        "dense",
+        "--kv",
+        "f32",
+        "--kv-budget",
+        budget,
+        "--verbose",
+    ];
     run("generate", &[&args[..], more].concat())
 }
 
@@ -143,7 +154,19 @@ fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
 
     let unlimited = json(&run(
         "generate",
-        &["--temperature", "0", "--json", "--kernel", "dense", "--kv", "f32", "--max-tokens", "59"],
+        &[
+            "--temperature",
+            "0",
+            "--json",
+            "--kernel",
+            "dense",
+            "--kv",
+            "f32",
+            "--max-tokens",
+            "59",
+            "--prompt",
+            "Once upon a time there was",
+        ],
     ));
     assert_eq!(unlimited["text"], report["text"]);
     assert!(unlimited.get("kv_budget_bytes").is_none() && unlimited.get("times_relieved").is_none());

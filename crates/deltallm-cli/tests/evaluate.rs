@@ -2,12 +2,11 @@
 
 mod common;
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
-use common::{assert_refused, file, json, program, run};
+use common::{assert_refused, command, file, json, run};
 use deltallm::models::{SamplerConfig, Session};
-use deltallm_examples::{
+use deltallm_cli::{
     ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Setup,
     answer_all, generate, score_examples,
 };
@@ -247,7 +246,7 @@ fn a_killed_run_goes_on_and_ends_with_the_same_numbers() {
     let whole = numbers(evaluate("choices", &data, &options));
 
     let args = [&["--task", "choices", "--data", &data, "--resume", &log][..], &options].concat();
-    let mut child = Command::new(program("evaluate")).args(&args).spawn().expect("the program starts");
+    let mut child = command("evaluate", &args).spawn().expect("the program starts");
     let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
     let start = Instant::now();
     while lines() < 20 && start.elapsed() < Duration::from_secs(60) {
@@ -310,7 +309,7 @@ fn the_log_of_another_run_is_refused() {
 
 #[test]
 fn attention_token_by_token_is_the_same_where_nothing_is_skipped() {
-    let data = file("decode.txt", include_bytes!("../../docs/method.md"));
+    let data = file("decode.txt", include_bytes!("../../../docs/method.md"));
     let report = |more: &[&str]| {
         // Rounding activations to 8 bits would make more of the last bits in which the two ways differ.
         let args = ["--context", "200", "--limit", "1", "--window", "16", "--kv", "f32", "--linear", "f32"];

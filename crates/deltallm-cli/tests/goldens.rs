@@ -1,14 +1,14 @@
 //! Log-likelihoods and answers of SmolLM2-135M-Instruct against `transformers` (`tools/goldens/tasks.py`), with weights as f32 numbers.
 //!
 //! Neither the model nor the task files are in the repository: `tools/fetch-smollm2` brings the model, and the task files
-//! belong into `../shared/data/tasks`. Then `cargo test --release -p deltallm-examples --test goldens -- --ignored --nocapture`.
+//! belong into `../shared/data/tasks`. Then `cargo test --release -p deltallm-cli --test goldens -- --ignored --nocapture`.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
 use deltallm::models::LinearForm;
-use deltallm_examples::{
+use deltallm_cli::{
     Dataset, Examples, KernelArgs, LastWordExample, LikelihoodExample, LoadedModel, Setup, TaskKind,
     answer_questions, read_dataset, score_examples,
 };
@@ -38,7 +38,7 @@ struct Options {
 }
 
 fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
 fn goldens() -> Goldens {

@@ -8,8 +8,8 @@ use std::sync::Arc;
 
 use common::{assert_refused, file, json, path, run};
 use deltallm::{AttentionProfile, KernelSpec, LayerSpec, ModelFingerprint, ThresholdProfile};
-use deltallm_examples::LoadedModel;
-use deltallm_examples::report::PICTURE_SIZE;
+use deltallm_cli::LoadedModel;
+use deltallm_cli::report::PICTURE_SIZE;
 use serde_json::Value;
 
 const FILES: [&str; 6] =
@@ -17,7 +17,7 @@ const FILES: [&str; 6] =
 
 /// A text of some 6000 tokens.
 fn text() -> String {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/method.md").display().to_string()
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/method.md").display().to_string()
 }
 
 /// A profile for the embedded model whose first layer is dense.
@@ -182,8 +182,9 @@ fn the_pictures_of_the_documentation_are_drawn() {
     );
     assert_refused("pictures", &[&args[..], &head].concat(), &["--theta"]);
 
-    let data =
-        |name: &str| format!("{}/../docs/results/data/bitnet-2b4t-{name}.json", env!("CARGO_MANIFEST_DIR"));
+    let data = |name: &str| {
+        format!("{}/../../docs/results/data/bitnet-2b4t-{name}.json", env!("CARGO_MANIFEST_DIR"))
+    };
     let (out, prompts, decode, attention) =
         (path("curves.png"), data("prefill"), data("decode"), data("attention"));
     let curves = |decode| {

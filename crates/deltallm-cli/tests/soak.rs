@@ -3,7 +3,7 @@
 //! fresh session and memory must stay as it is.
 //!
 //! `cargo test` gives it 20 seconds. For longer, `DELTALLM_SOAK_SECONDS` (one hour unless it says otherwise):
-//! `cargo test --release -p deltallm-examples --test soak -- --ignored --nocapture`. `DELTALLM_SOAK_SEED` repeats a run's
+//! `cargo test --release -p deltallm-cli --test soak -- --ignored --nocapture`. `DELTALLM_SOAK_SEED` repeats a run's
 //! random choices.
 
 use std::panic::resume_unwind;
@@ -16,7 +16,7 @@ use deltallm::models::{LinearForm, Model, ModelError, Session};
 use deltallm::{
     AtLimit, AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper, MemoryBudget,
 };
-use deltallm_examples::{KernelArgs, KernelChoice, KernelKind, LoadedModel};
+use deltallm_cli::{KernelArgs, KernelChoice, KernelKind, LoadedModel};
 use ndarray::Array1;
 use rand::{Rng, SeedableRng, seq::IndexedRandom};
 use rand_chacha::ChaCha8Rng;

@@ -1,13 +1,15 @@
-//! What all programs share: threads, JSON, Ctrl-C, and one line for whatever goes wrong.
+//! What all commands share: threads, JSON, Ctrl-C, and one line for whatever goes wrong.
 
 use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::Parser;
+use clap::{CommandFactory, FromArgMatches};
 
-/// Options of every program.
+use super::rules;
+
+/// Options of most commands.
 #[derive(Debug, clap::Args)]
 pub struct CommonArgs {
     /// Worker threads [default: one per CPU]
@@ -53,15 +55,16 @@ pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
-/// Parses the command line and runs the program. Errors, those of the command line included, become one line on
+/// Parses the command line, refuses settings that would have no effect, and runs the program. Errors, those of the command line included, become one line on
 /// stderr and exit code 2.
-pub fn main_with<A: Parser>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
-    let args = match A::try_parse() {
-        Ok(args) => args,
+pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
+    let parsed = A::command().try_get_matches().and_then(|given| Ok((A::from_arg_matches(&given)?, given)));
+    let (args, given) = match parsed {
+        Ok(parsed) => parsed,
         Err(error) if error.use_stderr() => return fail(&usage_line(&error.render().to_string())),
         Err(help_or_version) => help_or_version.exit(),
     };
-    match run(args) {
+    match rules::check(&given).and_then(|()| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe (`| head`) has seen enough: nothing is wrong.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,

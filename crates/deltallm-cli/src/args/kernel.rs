@@ -8,19 +8,8 @@ use deltallm::{
     AttentionError, KernelContext, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
     SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy, Window,
 };
-use serde::Serialize;
 
-use crate::{KernelChoice, ModelProfile};
-
-/// When attention is approximate.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phases {
-    /// While a prompt is read and while text is generated
-    Both,
-    /// While a prompt is read only
-    Prefill,
-}
+use crate::{KernelChoice, ModelProfile, Phases};
 
 /// Attention settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -55,9 +44,9 @@ pub struct KernelArgs {
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N")]
     exact_prompt: Option<usize>,
-    /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid)
-    #[arg(long, value_name = "STORE", default_value = "f16", value_parser = parse_store)]
-    kv: KvStore,
+    /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid) [default: f16]
+    #[arg(long, value_name = "STORE", value_parser = parse_store)]
+    kv: Option<KvStore>,
     /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: int16 (AVX512-VNNI)
     /// or bf16 (Arm)
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_precision)]
@@ -106,6 +95,17 @@ fn parse_precision(text: &str) -> Result<Precision, String> {
 }
 
 impl KernelArgs {
+    /// Which kernel.
+    pub fn kind(&self) -> KernelKind {
+        self.kernel
+    }
+
+    /// The same with this store, unless another one was asked for.
+    #[must_use]
+    pub fn or_store(self, store: KvStore) -> Self {
+        Self { kv: self.kv.or(Some(store)), ..self }
+    }
+
     /// Checks the settings against the model.
     ///
     /// # Errors
@@ -131,7 +131,7 @@ impl KernelArgs {
         let target = self.target_sparsity.map(TargetSparsity::new).map(ThresholdPolicy::TargetSparsity);
         SpecOverrides {
             kernel: Some(self.kernel),
-            store: Some(self.kv),
+            store: Some(self.kv.unwrap_or(KvStore::F16)),
             precision: Some(self.precision),
             thresholds: target.or(self.theta.map(ThresholdPolicy::Uniform)),
             window: self.window,
@@ -147,9 +147,9 @@ impl KernelArgs {
     fn profile(&self, model: &Model) -> anyhow::Result<Option<ModelProfile>> {
         match &self.profile {
             Some(path) if path.as_os_str() == "none" => Ok(None),
-            Some(path) => ModelProfile::read(path, model).map(Some),
+            Some(path) => ModelProfile::read(path, model.config()).map(Some),
             None if self.theta.or(self.target_sparsity).is_some() || self.paper => Ok(None),
-            None => Ok(ModelProfile::built_in(model)),
+            None => Ok(ModelProfile::built_in(model.config())),
         }
     }
 }

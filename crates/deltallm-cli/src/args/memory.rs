@@ -6,7 +6,7 @@ use deltallm::models::{ModelConfig, Session};
 use deltallm::{AtLimit, CachePlan, KeyPlan, KvStore, MemoryBudget};
 use serde::Serialize;
 
-use crate::{KernelChoice, KernelKind, LoadedModel, format_bytes};
+use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, format_bytes};
 
 /// Memory settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -61,6 +61,11 @@ fn parse_bytes(text: &str) -> Result<usize, String> {
 }
 
 impl MemoryArgs {
+    /// Whether there is a limit.
+    pub fn is_limited(&self) -> bool {
+        self.kv_budget.is_some()
+    }
+
     /// Checks the settings against the kernel's: the limit, or `None` without one.
     ///
     /// # Errors
@@ -86,14 +91,19 @@ pub struct MemoryLimit {
 }
 
 impl MemoryLimit {
-    /// An empty sequence that stays within the limit.
+    /// An empty sequence that stays within the limit, with the time of its attention.
     ///
     /// # Errors
     /// As [`Session::new`].
-    pub fn session<'m>(&self, model: &'m LoadedModel, kernel: &KernelChoice) -> anyhow::Result<Session<'m>> {
+    pub fn session<'m>(
+        &self,
+        model: &'m LoadedModel,
+        kernel: &KernelChoice,
+        time: &AttentionTime,
+    ) -> anyhow::Result<Session<'m>> {
         let budget = MemoryBudget::new(self.bytes);
         let kernel = kernel.with_budget(budget.clone());
-        let mut session = Session::new(&model.graph, |layer| kernel.make(layer))?;
+        let mut session = Session::new(&model.graph, |layer| kernel.make_timed(layer, time))?;
         session.limit_memory(
             budget,
             match self.policy {

@@ -1,6 +1,7 @@
 //! What is timed: the interface between the rounds and a model with its cache.
 
 use std::fmt;
+use std::path::Path;
 use std::str::FromStr;
 
 /// A model with a cache.
@@ -33,18 +34,18 @@ pub trait Engine {
     fn cache_bytes(&self) -> Option<usize>;
 }
 
-/// Who takes part: `candle`, or our attention as `KIND[-STORE[-PRECISION]]`, such as `hybrid-compact`.
+/// Who takes part: our attention as `KIND[-STORE[-PRECISION]]`, such as `hybrid-compact`, or another engine by its name.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum EngineName {
-    /// candle-transformers' quantized Llama.
-    Candle,
+    /// Another engine.
+    Rival(String),
     /// Ours.
     Ours {
-        /// As `--kernel` of the example programs.
+        /// As `--kernel` of `generate`.
         kind: String,
-        /// As their `--kv`.
+        /// As its `--kv`.
         store: String,
-        /// As their `--precision`.
+        /// As its `--precision`.
         precision: String,
     },
 }
@@ -52,7 +53,7 @@ pub enum EngineName {
 impl FromStr for EngineName {
     type Err = String;
 
-    /// Whether kind, store and precision exist, and fit together, is found out when the model is there.
+    /// Whether a rival, a store or a precision exists, and fits, is found out when the model is there.
     fn from_str(name: &str) -> Result<Self, String> {
         let parts: Vec<&str> = name.split('-').collect();
         let ours = |kind: &str, store: &str, precision: &str| Self::Ours {
@@ -61,13 +62,11 @@ impl FromStr for EngineName {
             precision: precision.to_owned(),
         };
         match parts[..] {
-            ["candle"] => Ok(Self::Candle),
             [kind @ ("dense" | "delta" | "hybrid")] => Ok(ours(kind, "f16", "f32")),
             [kind @ ("dense" | "delta" | "hybrid"), store] => Ok(ours(kind, store, "f32")),
             [kind @ ("dense" | "delta" | "hybrid"), store, precision] => Ok(ours(kind, store, precision)),
-            _ => {
-                Err("expected candle, or dense, delta or hybrid with a store, such as hybrid-compact".into())
-            }
+            [rival] if !rival.is_empty() => Ok(Self::Rival(rival.to_owned())),
+            _ => Err("expected dense, delta or hybrid with a store, such as hybrid-compact".into()),
         }
     }
 }
@@ -76,11 +75,24 @@ impl FromStr for EngineName {
 impl fmt::Display for EngineName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Candle => f.write_str("candle"),
+            Self::Rival(name) => f.write_str(name),
             Self::Ours { kind, store, precision } if precision == "f32" => write!(f, "{kind}-{store}"),
             Self::Ours { kind, store, precision } => write!(f, "{kind}-{store}-{precision}"),
         }
     }
+}
+
+/// Another engine, which reads the same file.
+#[derive(Debug, Clone, Copy)]
+pub struct Rival {
+    /// As it is named on the command line.
+    pub name: &'static str,
+    /// What it is, in words.
+    pub settings: &'static str,
+    /// The longest sequence that it takes.
+    pub longest: usize,
+    /// Reads a model file.
+    pub open: fn(&Path) -> anyhow::Result<Box<dyn Engine>>,
 }
 
 #[cfg(test)]
@@ -97,7 +109,7 @@ mod tests {
         ] {
             assert_eq!(name.parse::<EngineName>().unwrap().to_string(), full);
         }
-        for bad in ["", "fast", "candle-f16", "dense-f16-f32-x"] {
+        for bad in ["", "candle-f16", "dense-f16-f32-x"] {
             assert!(bad.parse::<EngineName>().unwrap_err().contains("hybrid-compact"), "{bad}");
         }
     }

@@ -3,9 +3,9 @@
 use anyhow::Context;
 use clap::Parser;
 use deltallm::models::{Model, Session};
-use deltallm_examples::{KernelArgs, KernelChoice};
 
-use crate::model::engine::Engine;
+use super::engine::Engine;
+use crate::{KernelArgs, KernelChoice};
 
 /// The command line of an attention kernel alone.
 #[derive(Debug, Parser)]
@@ -15,7 +15,7 @@ struct KernelLine {
 }
 
 /// A session that is made anew for every prompt.
-pub struct Ours<'m> {
+pub(super) struct Ours<'m> {
     model: &'m Model,
     kernel: KernelChoice,
     session: Session<'m>,
@@ -23,12 +23,12 @@ pub struct Ours<'m> {
     prompt: usize,
 }
 
-/// Attention settings as the example programs resolve them: with `profile`, or the model's built-in one, where it has one.
+/// Attention settings as `generate` resolves them: with `profile`, or the model's built-in one, where it has one.
 ///
 /// # Errors
 /// For a store or a precision that does not exist, or that the kind of attention does not take; for a profile that is not
 /// for this model.
-pub fn kernel(
+pub(super) fn kernel(
     model: &Model,
     kind: &str,
     store: &str,
@@ -48,7 +48,7 @@ impl<'m> Ours<'m> {
     ///
     /// # Errors
     /// When a kernel cannot be made.
-    pub fn new(model: &'m Model, kernel: KernelChoice) -> anyhow::Result<Self> {
+    pub(super) fn new(model: &'m Model, kernel: KernelChoice) -> anyhow::Result<Self> {
         let session = Session::new(model, |layer| kernel.make(layer))?;
         Ok(Self { model, kernel, session, prompt: 0 })
     }

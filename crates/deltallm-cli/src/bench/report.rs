@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use crate::model::rounds::{Entry, Measured, Plan};
-use crate::subject::Phase;
-use crate::timing::Summary;
+use super::phase::Phase;
+use super::rounds::{Entry, Measured, Plan};
+use super::timing::Summary;
 
 /// Everything, as it is printed with `--json`.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub(super) struct Report {
     /// One for every phase, length and engine.
     pub rows: Vec<Row>,
     /// Name of the model.
@@ -29,7 +29,7 @@ pub struct Report {
 
 /// One engine in one phase at one length.
 #[derive(Debug, Serialize)]
-pub struct Row {
+pub(super) struct Row {
     /// Its name, as on the command line.
     pub engine: String,
     /// Its settings in words.
@@ -59,7 +59,7 @@ pub struct Row {
 }
 
 /// The rows of one measurement.
-pub fn rows(entries: &[Entry], plan: &Plan, measured: &[Measured]) -> Vec<Row> {
+pub(super) fn rows(entries: &[Entry], plan: &Plan, measured: &[Measured]) -> Vec<Row> {
     let tokens = match plan.phase {
         Phase::Prefill => plan.prompt,
         Phase::Decode => plan.decoded,
@@ -87,7 +87,7 @@ pub fn rows(entries: &[Entry], plan: &Plan, measured: &[Measured]) -> Vec<Row> {
 }
 
 /// The line above the rows.
-pub fn header() -> String {
+pub(super) fn header() -> String {
     format!(
         "{:8} {:>6} {:18} {:>10} {:>7} {:>10} {:>19} {:>9} {:>7}",
         "phase", "tokens", "engine", "tokens/s", "ratio", "median ms", "min..max", "cache MB", "next"
@@ -95,7 +95,7 @@ pub fn header() -> String {
 }
 
 /// One row.
-pub fn line(row: &Row) -> String {
+pub(super) fn line(row: &Row) -> String {
     format!(
         "{:8} {:6} {:18} {:10.1} {:6.2}x {:10.1} {:>19} {:>9} {:>7}",
         row.phase,
@@ -112,7 +112,7 @@ pub fn line(row: &Row) -> String {
 
 /// A prompt in a new process, as it is printed with `--first-token`.
 #[derive(Debug, Serialize)]
-pub struct FirstToken {
+pub(super) struct FirstToken {
     /// Name of the engine.
     pub engine: String,
     /// Tokens of the prompt.

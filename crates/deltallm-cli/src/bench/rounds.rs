@@ -2,12 +2,12 @@
 
 use std::time::Instant;
 
-use crate::model::engine::Engine;
-use crate::subject::Phase;
-use crate::timing::rotated;
+use super::engine::Engine;
+use super::phase::Phase;
+use super::timing::rotated;
 
 /// An engine with its name.
-pub struct Entry<'m> {
+pub(super) struct Entry<'m> {
     /// In results.
     pub name: String,
     /// The settings in words.
@@ -18,7 +18,7 @@ pub struct Entry<'m> {
 
 /// What a round does.
 #[derive(Debug, Clone, Copy)]
-pub struct Plan {
+pub(super) struct Plan {
     /// A prompt, or tokens behind one.
     pub phase: Phase,
     /// Tokens of the prompt.
@@ -31,7 +31,7 @@ pub struct Plan {
 
 /// What came of it for one engine.
 #[derive(Debug, Clone, Default)]
-pub struct Measured {
+pub(super) struct Measured {
     /// Of every round that counts: for the prompt, or for all decoded tokens together.
     pub seconds: Vec<f64>,
     /// The most probable token after the prompt.
@@ -45,7 +45,7 @@ pub struct Measured {
 ///
 /// # Errors
 /// What an engine says.
-pub fn measure(
+pub(super) fn measure(
     entries: &mut [Entry],
     tokens: &[u32],
     plan: &Plan,
@@ -92,7 +92,7 @@ pub fn measure(
 }
 
 /// The index of the largest logit.
-pub fn most_probable(logits: &[f32]) -> Option<usize> {
+pub(super) fn most_probable(logits: &[f32]) -> Option<usize> {
     logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token)
 }
 

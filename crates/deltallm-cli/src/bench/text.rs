@@ -2,23 +2,19 @@
 
 use std::path::Path;
 
-use deltallm_examples::{LoadedModel, read_text};
+use crate::{LoadedModel, read_text};
 
 /// Read where no text is named.
-const DEFAULT: &str = concat!(
-    include_str!("../../../docs/method.md"),
-    include_str!("../../../docs/architecture.md"),
-    include_str!("../../../docs/formats.md")
-);
+const DEFAULT: &str = include_str!("../../assets/grimm.txt");
 
 /// Of a text, so much more than a token has is tokenised first: a long text takes longer than a short prompt.
 const BYTES_PER_TOKEN: usize = 16;
 
-/// The first `count` tokens of a text, or of this project's documentation.
+/// The first `count` tokens of a text, or of tales by the brothers Grimm.
 ///
 /// # Errors
 /// For a text that cannot be read, or is too short.
-pub fn tokens(model: &LoadedModel, path: Option<&Path>, count: usize) -> anyhow::Result<Vec<u32>> {
+pub(super) fn tokens(model: &LoadedModel, path: Option<&Path>, count: usize) -> anyhow::Result<Vec<u32>> {
     let text = path.map(|path| read_text("--text", path)).transpose()?;
     let text = text.as_deref().unwrap_or(DEFAULT);
     let mut tokens = model.encode(beginning(text, count.saturating_mul(BYTES_PER_TOKEN)))?;
@@ -41,7 +37,7 @@ fn beginning(text: &str, bytes: usize) -> &str {
 }
 
 /// `count` tokens for an engine without a tokenizer, all below 256: every vocabulary has so many.
-pub fn made_up(count: usize) -> Vec<u32> {
+pub(super) fn made_up(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| 1 + i.wrapping_mul(97) % 255).collect()
 }
 

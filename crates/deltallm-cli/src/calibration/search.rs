@@ -11,10 +11,8 @@ use deltallm::{
     ThresholdPolicy, ThresholdProfile, Window,
 };
 
-use crate::{
-    HeldOutText, Measured,
-    skip_margins::{PROBES, SkipCost, at_context},
-};
+use super::skip_margins::{PROBES, SkipCost, at_context, four_digits};
+use crate::{HeldOutText, Measured};
 
 /// Every so many queries of the calibration text one is looked at: neighbours say much the same.
 const QUERY_STRIDE: usize = 2;
@@ -377,11 +375,6 @@ fn with_margins(
     with_plans(profile, plans.collect())
 }
 
-/// Four significant digits say all that a measured threshold can.
-pub(crate) fn four_digits(x: f32) -> f32 {
-    format!("{x:.3e}").parse().unwrap_or(x)
-}
-
 #[cfg(test)]
 mod tests {
     use deltallm::core::HeadSparsity;
@@ -427,10 +420,5 @@ mod tests {
         assert_eq!(layer_store(KvStore::Compact, &layer(80)), Some(KvStore::Compact));
         assert_eq!(layer_store(KvStore::Compact, &layer(10)), Some(KvStore::F16));
         assert_eq!(layer_store(KvStore::F16, &layer(10)), None);
-    }
-
-    #[test]
-    fn four_digits_are_kept() {
-        assert_eq!([0.123_456, 1234.56, 0.0].map(four_digits), [0.123_5, 1235.0, 0.0]);
     }
 }

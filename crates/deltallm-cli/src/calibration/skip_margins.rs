@@ -2,8 +2,6 @@
 
 use deltallm::SkipMargin;
 
-use crate::calibration::four_digits;
-
 /// Margins at which a layer is tried, nats.
 pub(crate) const PROBES: [f64; 2] = [2.0, 4.0];
 /// Margins that a layer can get.
@@ -18,6 +16,11 @@ pub(crate) struct SkipCost {
     pub(crate) kl: [f64; 2],
     /// Share of far values skipped.
     pub(crate) skipped: [f64; 2],
+}
+
+/// Four significant digits say all that a measured threshold can.
+pub(crate) fn four_digits(x: f32) -> f32 {
+    format!("{x:.3e}").parse().unwrap_or(x)
 }
 
 /// The margin of so many nats for a query that sees `context` keys; it grows with the length as [`SkipMargin::Length`] does.
@@ -69,6 +72,11 @@ impl SkipCost {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn four_digits_are_kept() {
+        assert_eq!([0.123_456, 1234.56, 0.0].map(four_digits), [0.123_5, 1235.0, 0.0]);
+    }
 
     const CHEAP: SkipCost = SkipCost { kl: [1e-4, 1e-5], skipped: [0.8, 0.7] };
 

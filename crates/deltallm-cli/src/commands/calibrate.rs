@@ -1,24 +1,22 @@
 //! Finds the attention settings of a model: from a text to a profile.
 //!
-//! `cargo run --release --example calibrate -- --text TEXT --sparsity 0.6 --out PROFILE.json`
+//! `cargo run --release -- calibrate --text TEXT --sparsity 0.6 --out PROFILE.json`
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
-use clap::Parser;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerSpec};
-use deltallm_examples::{
-    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
-    describe_margins, main_with, print_json, read_text, sha256_hex, windows, write_whole,
-};
 use serde::Serialize;
 
-/// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model.
-#[derive(Debug, Parser)]
-#[command(name = "calibrate", version)]
-struct Args {
+use crate::{
+    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
+    describe_margins, print_json, read_text, sha256_hex, windows, write_whole,
+};
+
+/// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text like what the model will read, UTF-8; its first tokens are calibrated on, the next ones held out
@@ -84,11 +82,7 @@ fn parse_skip(text: &str) -> Result<SkipSearch, String> {
 /// Above this, the text means so little to the model that what it attends to says nothing.
 const STRANGE_PERPLEXITY: f64 = 1000.0;
 
-fn main() -> ExitCode {
-    main_with(run)
-}
-
-fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;

@@ -1,24 +1,24 @@
 //! Measures what delta attention costs in accuracy: perplexity and downstream tasks, alone or beside dense attention.
 //!
-//! `cargo run --release --example evaluate -- --task choices --data arc_easy.jsonl --compare dense`; `docs/evaluation.md`
+//! `cargo run --release -- evaluate --task choices --data arc_easy.jsonl --compare dense`; `docs/evaluation.md`
 //! explains tasks and results.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use clap::{Parser, ValueEnum};
+use clap::ValueEnum;
 use deltallm::core::HeadSparsity;
-use deltallm_examples::{
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Map, Value, json};
+
+use crate::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
     KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs,
     ModelProfile, Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind,
-    WindowResult, answer_questions, main_with, print_json, read_dataset, read_text, run_windows,
-    score_examples, score_window, sha256_hex, sum_windows, windows,
+    WindowResult, answer_questions, print_json, read_dataset, read_text, run_windows, score_examples,
+    score_window, sha256_hex, sum_windows, windows,
 };
-use serde::{Serialize, de::DeserializeOwned};
-use serde_json::{Map, Value, json};
 
 /// Tokens in a window of perplexity, unless --context says otherwise.
 const PERPLEXITY_CONTEXT: usize = 1024;
@@ -27,10 +27,10 @@ const EXAMPLES_AT_ONCE: usize = 32;
 /// Questions that are answered together: all their caches are in memory.
 const QUESTIONS_AT_ONCE: usize = 16;
 
-/// Measure a model with delta attention, alone or beside dense attention: perplexity and downstream tasks.
-#[derive(Debug, Parser)]
-#[command(name = "evaluate", version, after_help = FIELDS)]
-struct Args {
+/// Measure a model with delta attention, alone or beside dense attention: perplexity and downstream tasks
+#[derive(Debug, clap::Args)]
+#[command(after_help = FIELDS)]
+pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// perplexity, choices, schema, last-word or squad
@@ -79,16 +79,8 @@ enum Baseline {
     Dense,
 }
 
-fn main() -> ExitCode {
-    main_with(run)
-}
-
-fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
-    ensure!(
-        !args.decode || matches!(args.task, TaskKind::Perplexity),
-        "--decode: expected --task perplexity, which it belongs to"
-    );
     // Read before the model: a wrong file is the more likely mistake, and is noticed at once.
     let input = Input::read(&args)?;
     let model = args.model.open()?;

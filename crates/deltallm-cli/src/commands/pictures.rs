@@ -1,20 +1,19 @@
 //! Draws the pictures of the documentation that `report` does not.
 //!
-//! `cargo run --release --example pictures -- --help`
+//! `cargo run --release -- pictures --help`
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 use anyhow::Context;
-use clap::{Parser, Subcommand};
-use deltallm_examples::pictures::{CurveFiles, MethodChoice, curves, method};
-use deltallm_examples::report::Subject;
-use deltallm_examples::{KernelArgs, ModelArgs, main_with, read_text, write_whole};
+use clap::Subcommand;
 
-/// Draw a picture of the documentation.
-#[derive(Debug, Parser)]
-#[command(name = "pictures", version)]
-struct Args {
+use crate::pictures::{CurveFiles, MethodChoice, curves, method};
+use crate::report::Subject;
+use crate::{KernelArgs, ModelArgs, read_text, write_whole};
+
+/// Draw a picture of the documentation
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
     #[command(subcommand)]
     picture: Picture,
 }
@@ -55,11 +54,11 @@ struct MethodArgs {
     kernel: KernelArgs,
 }
 
-fn main() -> ExitCode {
-    main_with(|args: Args| match args.picture {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    match args.picture {
         Picture::Method(args) => draw_method(&args),
         Picture::Curves { files, out } => write(&out, &curves(&files)?),
-    })
+    }
 }
 
 fn draw_method(args: &MethodArgs) -> anyhow::Result<()> {

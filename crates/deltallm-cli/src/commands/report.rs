@@ -1,20 +1,19 @@
 //! Draws what delta attention does to a model on a text: sparsity, accuracy, bytes, time.
 //!
-//! `cargo run --release --example report -- --text TEXT --out DIR`
+//! `cargo run --release -- report --text TEXT --out DIR`
 
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::Context;
-use clap::Parser;
 use deltallm::Window;
-use deltallm_examples::report::{PairChoice, Report, Subject};
-use deltallm_examples::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, main_with,
-    print_json, read_text, write_whole,
-};
 use serde::Serialize;
+
+use crate::report::{PairChoice, Report, Subject};
+use crate::{
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, print_json,
+    read_text, write_whole,
+};
 
 /// The files that the help names.
 const FILES: &str = "Files in DIR:
@@ -25,10 +24,10 @@ const FILES: &str = "Files in DIR:
   pairs.png     what becomes of each query-key pair of one head
   report.json   the numbers behind them";
 
-/// Draw what hybrid attention does to a model on a text, in five pictures.
-#[derive(Debug, Parser)]
-#[command(name = "report", version, after_help = FILES)]
-struct Args {
+/// Draw what hybrid attention does to a model on a text, in five pictures
+#[derive(Debug, clap::Args)]
+#[command(after_help = FILES)]
+pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Text like what the model will read, UTF-8
@@ -55,11 +54,7 @@ struct Args {
     kernel: KernelArgs,
 }
 
-fn main() -> ExitCode {
-    main_with(run)
-}
-
-fn run(args: Args) -> anyhow::Result<()> {
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     check_out(&args.out)?;
     let text = read_text("--text", &args.text)?;

@@ -2,14 +2,18 @@
 
 use std::fmt;
 
+use deltallm::models::ModelConfig;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridConfig, KernelContext,
-    KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides, ThresholdPolicy,
-    Window,
+    AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, HybridConfig,
+    KernelContext, KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides,
+    ThresholdPolicy, Window,
 };
 use serde::Serialize;
 
-use crate::{ModelProfile, Phases, PrefillOnly, describe_margins};
+use super::phases::Phases;
+use super::prefill_only::PrefillOnly;
+use super::timed::{AttentionTime, Timed};
+use crate::{ModelProfile, describe_margins};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
@@ -60,6 +64,18 @@ impl KernelChoice {
             }
             _ => kernel,
         })
+    }
+
+    /// The same, with the time that its calls take added to `time`.
+    ///
+    /// # Errors
+    /// As [`make`](Self::make).
+    pub fn make_timed(
+        &self,
+        layer: usize,
+        time: &AttentionTime,
+    ) -> Result<Box<dyn AttentionKernel>, AttentionError> {
+        Ok(Box::new(Timed::new(self.make(layer)?, time.clone())))
     }
 
     /// The settings of all layers.
@@ -153,6 +169,19 @@ impl KernelChoice {
             _ => (0, 0),
         };
         KeyPlan::Delta { zero_fraction, wide: WIDE, escapes: ESCAPES, window, sinks }
+    }
+
+    /// Bytes of the caches of all layers that hold `tokens` tokens, before they exist.
+    pub fn planned_bytes(&self, config: &ModelConfig, tokens: usize) -> usize {
+        let coded = self.key_plan(self.expected_zero_fraction(), config.context_length);
+        let layer = |layer: usize| {
+            let dense = self.kind() == KernelKind::Hybrid && self.hybrid_config(layer).is_none();
+            let keys = if dense { KeyPlan::Dense } else { coded };
+            let ModelConfig { kv_heads, head_dim, .. } = *config;
+            let plan = CachePlan { kv_heads, head_dim, store: self.options(layer).store, keys };
+            plan.footprint(tokens).total()
+        };
+        (0..config.layers).map(layer).sum()
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

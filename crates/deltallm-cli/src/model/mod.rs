@@ -1,60 +1,24 @@
 //! A model with its tokenizer.
 
-use std::path::{Path, PathBuf};
+mod path;
+mod profile;
+
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use deltallm::Isa;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
-use serde::Serialize;
 
 use crate::Progress;
+use path::in_folder;
+pub use profile::ModelProfile;
 
 /// The models that come with the programs, the default first; the cards in `assets` say what they are.
 const EMBEDDED: [(&str, &[u8]); 2] = [
-    ("fairy-tales", include_bytes!("../assets/fairy-tales.gguf")),
-    ("bitnet-tiny", include_bytes!("../assets/bitnet-tiny.gguf")),
+    ("fairy-tales", include_bytes!("../../assets/fairy-tales.gguf")),
+    ("bitnet-tiny", include_bytes!("../../assets/bitnet-tiny.gguf")),
 ];
-
-/// Which model a program runs.
-#[derive(Debug, clap::Args)]
-pub struct ModelArgs {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
-    #[arg(long, value_name = "FILE|DIR")]
-    model: Option<PathBuf>,
-    /// How to hold quantised weights: packed, inputs of linear layers being rounded to 8 bits, or as f32: exact, slower
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = LinearKind::Packed)]
-    pub linear: LinearKind,
-}
-
-/// How quantised weights are held: the names of [`LinearForm`] on the command line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LinearKind {
-    /// Packed.
-    Packed,
-    /// As `f32`.
-    F32,
-}
-
-impl ModelArgs {
-    /// The path, if one was given.
-    pub fn path(&self) -> Option<&Path> {
-        self.model.as_deref()
-    }
-
-    /// Opens the model.
-    ///
-    /// # Errors
-    /// As [`LoadedModel::open`].
-    pub fn open(&self) -> anyhow::Result<LoadedModel> {
-        let form = match self.linear {
-            LinearKind::Packed => LinearForm::Packed,
-            LinearKind::F32 => LinearForm::F32,
-        };
-        LoadedModel::open_as(self.model.as_deref(), form)
-    }
-}
 
 /// What a program runs.
 #[derive(Debug)]
@@ -70,8 +34,8 @@ pub struct LoadedModel {
 }
 
 impl LoadedModel {
-    /// Opens a GGUF file, a safetensors file, a model directory or, by its name, an embedded model; without a path, the
-    /// first of these.
+    /// Opens a GGUF file, a folder with one, a safetensors file, a model directory or, by its name, an embedded model; without a
+    /// path, the first of these.
     ///
     /// # Errors
     /// With what is wrong with the file, and what to do where a wrong path is the likely reason.
@@ -85,19 +49,12 @@ impl LoadedModel {
     /// As [`open`](Self::open).
     pub fn open_as(path: Option<&Path>, form: LinearForm) -> anyhow::Result<Self> {
         let start = Instant::now();
-        let embedded = match path {
-            Some(path) => EMBEDDED.iter().find(|(name, _)| path == Path::new(name) && !path.exists()),
-            None => EMBEDDED.first(),
-        };
-        let file = match (embedded, path) {
-            (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
-            (None, path) => ModelFile::open(path.unwrap_or(Path::new(""))).map_err(with_advice)?,
-        };
+        let file = model_file(path)?;
         let file = file.with_linear_form(form).with_isa(Isa::from_env()?);
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
         let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;
-        Ok(Self { name: name(&file), graph, tokenizer, loading: start.elapsed() })
+        Ok(Self { name: model_name(&file), graph, tokenizer, loading: start.elapsed() })
     }
 
     /// The tokens of `text` as a text to be continued.
@@ -148,6 +105,21 @@ impl LoadedModel {
     }
 }
 
+/// Opens the file of a model: see [`LoadedModel::open`].
+///
+/// # Errors
+/// As there.
+pub(crate) fn model_file(path: Option<&Path>) -> anyhow::Result<ModelFile> {
+    let embedded = match path {
+        Some(path) => EMBEDDED.iter().find(|(name, _)| path == Path::new(name) && !path.exists()),
+        None => EMBEDDED.first(),
+    };
+    Ok(match (embedded, path) {
+        (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
+        (None, path) => ModelFile::open(in_folder(path.unwrap_or(Path::new("")))?).map_err(with_advice)?,
+    })
+}
+
 /// Reads a text; `option` is the option that named it.
 ///
 /// # Errors
@@ -161,7 +133,7 @@ pub fn read_text(option: &str, path: &Path) -> anyhow::Result<String> {
 }
 
 /// The file's name without `.gguf`: what is inside often says less (not the quantisation, for one).
-fn name(file: &ModelFile) -> String {
+pub(crate) fn model_name(file: &ModelFile) -> String {
     let path = file.path();
     let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy();
     name.strip_suffix(".gguf").unwrap_or(&name).to_owned()

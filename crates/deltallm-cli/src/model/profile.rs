@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use anyhow::Context;
-use deltallm::models::Model;
+use deltallm::models::ModelConfig;
 use deltallm::{AttentionProfile, ModelFingerprint};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
 const BUILT_IN: [(&str, &str); 3] = [
-    ("bitnet-tiny (built in)", include_str!("../assets/profiles/bitnet-tiny.json")),
-    ("fairy-tales (built in)", include_str!("../assets/profiles/fairy-tales.json")),
-    ("smollm2-135m (built in)", include_str!("../assets/profiles/smollm2-135m.json")),
+    ("bitnet-tiny (built in)", include_str!("../../assets/profiles/bitnet-tiny.json")),
+    ("fairy-tales (built in)", include_str!("../../assets/profiles/fairy-tales.json")),
+    ("smollm2-135m (built in)", include_str!("../../assets/profiles/smollm2-135m.json")),
 ];
 
 /// A profile that has been checked against its model.
@@ -27,7 +27,7 @@ impl ModelProfile {
     ///
     /// # Errors
     /// For a file that cannot be read, is not a profile, or belongs to another model.
-    pub fn read(path: &Path, model: &Model) -> anyhow::Result<Self> {
+    pub fn read(path: &Path, model: &ModelConfig) -> anyhow::Result<Self> {
         let name = || format!("--profile {}", path.display());
         let expected = || format!("{}: expected a file that calibrate has written", name());
         let text = std::fs::read_to_string(path).with_context(expected)?;
@@ -38,7 +38,7 @@ impl ModelProfile {
     }
 
     /// The profile that comes with the programs, if there is one for this model.
-    pub fn built_in(model: &Model) -> Option<Self> {
+    pub fn built_in(model: &ModelConfig) -> Option<Self> {
         BUILT_IN.iter().find_map(|(name, json)| {
             let settings: AttentionProfile = serde_json::from_str(json).ok()?;
             check(&settings, model).ok()?;
@@ -47,8 +47,7 @@ impl ModelProfile {
     }
 }
 
-fn check(settings: &AttentionProfile, model: &Model) -> Result<(), deltallm::CoreError> {
-    let config = model.config();
+fn check(settings: &AttentionProfile, config: &ModelConfig) -> Result<(), deltallm::CoreError> {
     settings.check(ModelFingerprint(config.fingerprint()), [config.layers, config.kv_heads, config.head_dim])
 }
 
@@ -65,7 +64,7 @@ mod tests {
         }
         for model in ["fairy-tales", "bitnet-tiny"] {
             let graph = LoadedModel::open(Some(Path::new(model))).unwrap().graph;
-            assert_eq!(ModelProfile::built_in(&graph).unwrap().name, format!("{model} (built in)"));
+            assert_eq!(ModelProfile::built_in(graph.config()).unwrap().name, format!("{model} (built in)"));
         }
     }
 }

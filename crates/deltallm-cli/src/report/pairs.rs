@@ -304,7 +304,7 @@ mod tests {
     #[test]
     fn the_map_has_the_pairs_that_the_kernel_has_counted() {
         let model = LoadedModel::open(None).unwrap();
-        let text = include_str!("../../../docs/method.md");
+        let text = include_str!("../../../../docs/method.md");
         let tokens = model.encode(&text[..2000]).unwrap();
         for settings in [
             "--theta 0.6 --window 16 --skip-margin 2",

@@ -1,29 +1,11 @@
 //! From an example to its result.
 
+use anyhow::Context;
 use deltallm::core::HeadSparsity;
 use serde::{Deserialize, Serialize};
 
-use super::{ExampleScores, Pair, Request, RequestScore, score_requests};
-use crate::{Comparison, KernelChoice, LoadedModel};
-
-use anyhow::Context;
-
-/// How examples are run.
-#[derive(Debug)]
-pub struct Setup<'m> {
-    /// The model.
-    pub model: &'m LoadedModel,
-    /// The attention that is measured.
-    pub kernel: KernelChoice,
-    /// Exact attention to compare with, if wanted.
-    pub dense: Option<KernelChoice>,
-    /// Between context and continuation.
-    pub delimiter: String,
-    /// Most tokens of a sequence.
-    pub context: usize,
-    /// Perplexity: whether attention goes through the text as in generation.
-    pub decode: bool,
-}
+use super::{ExampleScores, Pair, Request, RequestScore, Setup, score_requests};
+use crate::Comparison;
 
 /// What one kernel made of an example.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

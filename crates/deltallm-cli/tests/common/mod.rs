@@ -1,24 +1,21 @@
-//! Running the programs.
+//! Running the program.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output};
 
 use serde_json::Value;
 
-/// Cargo builds the examples beside this test before it runs it.
-pub(crate) fn program(name: &str) -> PathBuf {
-    let test = std::env::current_exe().expect("a test has a path");
-    let profile = test.parent().and_then(Path::parent).expect("tests are in target/PROFILE/deps");
-    let path = profile.join("examples").join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
-    assert!(path.exists(), "{} is missing: run `cargo test -p deltallm-examples`", path.display());
-    path
+pub(crate) fn command(name: &str, args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_deltallm"));
+    command.arg(name).args(args);
+    command
 }
 
 pub(crate) fn run(name: &str, args: &[&str]) -> Output {
-    Command::new(program(name)).args(args).output().expect("the program starts")
+    command(name, args).output().expect("the program starts")
 }
 
-/// Runs a program that must refuse its arguments, and returns the line it says.
+/// Runs a command that must refuse its arguments, and returns the line it says.
 #[track_caller]
 pub(crate) fn refusal(name: &str, args: &[&str]) -> String {
     let output = run(name, args);

@@ -8,7 +8,7 @@ use candle_core::quantized::gguf_file::Content;
 use candle_core::{Device, Tensor};
 use candle_transformers::models::quantized_llama::{MAX_SEQ_LEN, ModelWeights};
 
-use crate::model::engine::Engine;
+use deltallm_cli::bench::{Engine, Rival};
 
 /// The model with its cache, which its layers hold.
 pub struct Candle {
@@ -19,10 +19,15 @@ pub struct Candle {
     decoded: usize,
 }
 
-impl Candle {
-    /// The longest sequence its positions are computed for.
-    pub const LONGEST: usize = MAX_SEQ_LEN;
+/// candle, as it takes part in the rounds.
+pub const CANDLE: Rival = Rival {
+    name: "candle",
+    settings: "candle-transformers, quantized_llama",
+    longest: MAX_SEQ_LEN,
+    open: |path| Ok(Box::new(Candle::open(path)?)),
+};
 
+impl Candle {
     /// Reads a GGUF file.
     ///
     /// # Errors
