@@ -16,9 +16,12 @@ use program::Streaming;
 
 const SINKS: usize = 2;
 
+fn shape() -> AttentionShape {
+    AttentionShape::new(4, 2, 8).unwrap()
+}
+
 fn options() -> AttentionOptions {
-    let shape = AttentionShape::new(4, 2, 8).unwrap();
-    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
+    AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap())
 }
 
 fn streaming(window: usize) -> Streaming {
@@ -47,7 +50,7 @@ fn assert_close(a: &Array3<f32>, b: &Array3<f32>) {
 #[test]
 fn a_window_of_the_whole_text_is_dense_attention() {
     for window in [24, usize::MAX] {
-        let (mut own, mut dense) = (streaming(window), DenseAttention::new(&options()).unwrap());
+        let (mut own, mut dense) = (streaming(window), DenseAttention::new(shape(), options()).unwrap());
         for (from, to) in [(0, 16), (16, 17), (17, 24)] {
             assert_close(&feed(&mut own, from, to).unwrap(), &feed(&mut dense, from, to).unwrap());
         }
@@ -69,7 +72,7 @@ fn a_query_sees_sinks_and_window_alone_and_chunks_do_not_matter() {
         |x: &Array3<f32>| concatenate![Axis(0), x.slice(s![..SINKS, .., ..]), x.slice(s![19.., .., ..])];
     let (q, k, v) = (pick(&q), pick(&k), pick(&v));
     let mut out = Array3::zeros(q.dim());
-    let mut dense = DenseAttention::new(&options()).unwrap();
+    let mut dense = DenseAttention::new(shape(), options()).unwrap();
     dense.forward(q.view(), k.view(), v.view(), out.view_mut()).unwrap();
     assert_close(&out.slice(s![6.., .., ..]).to_owned(), &all.slice(s![23.., .., ..]).to_owned());
 }
@@ -131,10 +134,11 @@ fn a_refused_call_leaves_everything_as_it_was() {
 fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
     let model = LoadedModel::open(None).unwrap();
     let shape = model.graph.attention_shape();
-    let options = AttentionOptions { isa: model.graph.isa(), ..AttentionOptions::new(shape) };
-    let own =
-        |_| Ok(Box::new(Streaming { options: options.clone(), sinks: 0, window: 1024, rows: vec![] }) as _);
-    let dense = |_| Ok(Box::new(DenseAttention::new(&options)?) as _);
+    let options = AttentionOptions::default().store(KvStore::F32).isa(model.graph.isa());
+    let own = |_| {
+        Ok(Box::new(Streaming { shape, options: options.clone(), sinks: 0, window: 1024, rows: vec![] }) as _)
+    };
+    let dense = |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?) as _);
     let prompt = model.encode("Once upon a time there was a king").unwrap();
     let (mut own, mut dense) =
         (Session::new(&model.graph, own).unwrap(), Session::new(&model.graph, dense).unwrap());
