@@ -31,7 +31,7 @@ pub const LAYER_CHANNELS: usize = 1 << 20;
 /// # Errors
 /// [`CoreError::Channels`] for more than [`LAYER_CHANNELS`].
 pub(crate) fn check_layer(kv_heads: usize, head_dim: usize) -> Result<(), CoreError> {
-    let got = kv_heads.saturating_mul(head_dim.max(1));
+    let got = kv_heads.max(1).saturating_mul(head_dim.max(1));
     if got > LAYER_CHANNELS { Err(CoreError::Channels { expected: LAYER_CHANNELS, got }) } else { Ok(()) }
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deltallm::attn::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    ModelFingerprint, PaperRule, ThresholdPolicy, ThresholdProfile, Window,
+    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ModelFingerprint,
+    PaperRule, ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
 

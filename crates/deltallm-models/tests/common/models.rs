@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, Isa,
-    ThresholdPolicy, Window,
+    KvStore, ThresholdPolicy, Window,
 };
 use deltallm_models::{Model, ModelError, ModelFile};
 use ndarray::ArrayView1;
