@@ -8,7 +8,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use deltallm::core::{DeltaEncoder, DeltaMatrix, HeadThresholds};
 use deltallm::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsViewMut, HybridAttention, HybridConfig, Isa, MemoryBudget, SkipMargin, ThresholdPolicy,
+    HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, SkipMargin, ThresholdPolicy,
 };
 use deltallm_benches::{Layer, inputs::synthetic};
 

@@ -9,6 +9,7 @@ mod program;
 use deltallm::models::Session;
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention, Isa,
+    KvStore,
 };
 use deltallm_examples::LoadedModel;
 use ndarray::{Array3, Axis, concatenate, s};
@@ -25,7 +26,7 @@ fn options() -> AttentionOptions {
 }
 
 fn streaming(window: usize) -> Streaming {
-    Streaming { options: options(), sinks: SINKS, window, rows: Vec::new() }
+    Streaming { shape: shape(), options: options(), sinks: SINKS, window, rows: Vec::new() }
 }
 
 fn input(tokens: usize, heads: usize, phase: f32) -> Array3<f32> {

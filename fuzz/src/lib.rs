@@ -4,7 +4,7 @@ pub mod attention;
 
 use std::path::{Path, PathBuf};
 
-use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig};
+use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, KvStore};
 use deltallm_models::{LinearForm, Model, ModelFile, Session};
 
 /// Keeps rayon on one thread: runs are the same each time, and several targets can run side by side.

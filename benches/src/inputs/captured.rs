@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use deltallm::models::{LogitRows, Model};
-use deltallm::{AttentionOptions, DenseAttention};
+use deltallm::{AttentionOptions, DenseAttention, KvStore};
 use deltallm_examples::{LoadedModel, Progress, windows};
 use ndarray::ArrayView3;
 

@@ -1,7 +1,7 @@
 //! The skip margin that skips a share of the far values.
 
 use deltallm::{
-    AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, HybridConfig, SkipMargin, Window,
+    AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, HybridConfig, KvStore, SkipMargin, Window,
     attend_hybrid,
 };
 

@@ -8,7 +8,7 @@ pub mod synthetic;
 
 use std::rc::Rc;
 
-use deltallm::{AttentionShape, KernelSpec, SpecOverrides};
+use deltallm::{AttentionShape, KernelContext, KernelSpec, SpecOverrides};
 pub use layer::Layer;
 
 use crate::subject::Phase;

@@ -8,7 +8,7 @@ use std::{
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView,
-    HeadsViewMut, Isa, KernelWrapper,
+    HeadsViewMut, Isa, KernelWrapper, KvStore,
 };
 use deltallm_core::{Footprint, SparsityStats};
 

@@ -7,8 +7,8 @@ use common::{
     models::{argmax, dense_kernels, harmless_kernels, load_model, options},
 };
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    MemoryBudget, ThresholdPolicy,
+    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, MemoryBudget,
+    ThresholdPolicy,
 };
 use deltallm_core::CoreError;
 use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
