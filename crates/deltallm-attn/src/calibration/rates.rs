@@ -25,7 +25,9 @@ const SMALLEST_EXPONENT: f32 = -7.0;
 #[derive(Debug, Clone)]
 pub struct RateCurves {
     tokens: usize,
-    /// Entries sent at every threshold of the grid, `[kv_heads * head_dim]`.
+    /// `kv_heads * head_dim`.
+    channels: usize,
+    /// Entries sent at every threshold of the grid, `[channels]`, once keys have come.
     sent: Vec<[u32; STEPS]>,
 }
 
@@ -35,7 +37,7 @@ impl RateCurves {
 
     /// Curves of `kv_heads * head_dim` channels.
     pub fn new(channels: usize) -> Self {
-        Self { tokens: 0, sent: vec![[0; STEPS]; channels] }
+        Self { tokens: 0, channels, sent: Vec::new() }
     }
 
     /// Adds the keys of one text, `[tokens, kv_heads, head_dim]`, coded from its beginning.
@@ -44,6 +46,7 @@ impl RateCurves {
             std::array::from_fn(|i| (SMALLEST_EXPONENT + i as f32 / STEPS_PER_OCTAVE).exp2());
         let (tokens, kv_heads, head_dim) = k.dim();
         self.tokens += tokens;
+        self.sent.resize(self.channels.min(kv_heads * head_dim).max(self.sent.len()), [0; STEPS]);
         let channels = (0..kv_heads).flat_map(|head| (0..head_dim).map(move |channel| (head, channel)));
         for ((head, channel), sent) in channels.zip(&mut self.sent) {
             // The first key is sent whole, so every threshold starts from it.
@@ -70,7 +73,7 @@ impl RateCurves {
 
     /// Channels of the layer.
     pub fn channels(&self) -> usize {
-        self.sent.len()
+        self.channels
     }
 
     /// Entries that channel `channel` transmits with a threshold, interpolated between those of the grid; none for a channel

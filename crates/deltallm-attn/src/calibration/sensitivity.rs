@@ -2,7 +2,7 @@
 
 use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Slice, Zip};
 
-use crate::{AttentionError, AttentionOptions, AttentionShape};
+use crate::{AttentionError, AttentionOptions, AttentionShape, options::Settings};
 
 /// Queries whose probabilities are in memory at a time.
 const QUERY_ROWS: usize = 128;
@@ -18,9 +18,9 @@ const QUERY_ROWS: usize = 128;
 /// use ndarray::Array2;
 ///
 /// // 2 query heads of 4 channels, a residual stream of 16; window 8, 2 sinks, every query.
-/// let options = AttentionOptions::new(AttentionShape::new(2, 1, 4)?);
-/// Sensitivity::new(&options, [8, 2], Array2::<f32>::eye(16).slice(ndarray::s![.., ..8]), 1)?;
-/// assert!(Sensitivity::new(&options, [8, 2], Array2::eye(16).view(), 1).is_err());
+/// let (shape, options) = (AttentionShape::new(2, 1, 4)?, AttentionOptions::default());
+/// Sensitivity::new(shape, &options, [8, 2], Array2::<f32>::eye(16).slice(ndarray::s![.., ..8]), 1)?;
+/// assert!(Sensitivity::new(shape, &options, [8, 2], Array2::eye(16).view(), 1).is_err());
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone)]
@@ -45,14 +45,17 @@ impl Sensitivity {
     /// `window` keys and `sinks` sinks. Every `stride`-th query (at least 1) is looked at.
     ///
     /// # Errors
-    /// [`AttentionError::Shape`] if `output` does not have `heads * head_dim` columns.
+    /// [`AttentionError::Shape`] if `output` does not have `heads * head_dim` columns, [`AttentionError::Setting`] for a scale or
+    /// soft cap out of range.
     pub fn new(
+        shape: AttentionShape,
         options: &AttentionOptions,
         [window, sinks]: [usize; 2],
         output: ArrayView2<f32>,
         stride: usize,
     ) -> Result<Self, AttentionError> {
-        let (shape, d) = (options.shape, options.shape.head_dim());
+        let Settings { scale, softcap, .. } = Settings::new(shape, options.clone())?;
+        let d = shape.head_dim();
         check("output projection", "columns", shape.heads() * d, output.ncols())?;
         let grams = (0..shape.heads())
             .map(|head| {
@@ -62,8 +65,8 @@ impl Sensitivity {
             .collect();
         Ok(Self {
             shape,
-            scale: options.scale,
-            softcap: options.softcap,
+            scale,
+            softcap,
             window,
             sinks,
             stride: stride.max(1),
@@ -255,9 +258,9 @@ mod tests {
         let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
         let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), || random.number());
         let (wo, residual) = (rows(20, 32), rows(n, 20));
-        let options = AttentionOptions::of_tests(shape);
+        let options = AttentionOptions::of_tests();
         for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
-            let mut sensitivity = Sensitivity::new(&options, exact, wo.view(), stride).unwrap();
+            let mut sensitivity = Sensitivity::new(shape, &options, exact, wo.view(), stride).unwrap();
             sensitivity.add(q.view(), k.view(), v.view(), residual.view()).unwrap();
             let got = sensitivity.finish();
             let expected = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
@@ -270,9 +273,9 @@ mod tests {
     #[test]
     fn a_text_without_far_keys_says_nothing() {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
-        let options = AttentionOptions::of_tests(shape);
+        let options = AttentionOptions::of_tests();
         let wo = Array2::ones((3, 8));
-        let mut sensitivity = Sensitivity::new(&options, [64, 4], wo.view(), 1).unwrap();
+        let mut sensitivity = Sensitivity::new(shape, &options, [64, 4], wo.view(), 1).unwrap();
         let x = Array3::ones((20, 2, 4));
         let kv = Array3::ones((20, 1, 4));
         sensitivity.add(x.view(), kv.view(), kv.view(), Array2::ones((20, 3)).view()).unwrap();
@@ -282,11 +285,12 @@ mod tests {
     #[test]
     fn other_shapes_are_refused_and_add_nothing() {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
-        let options = AttentionOptions::of_tests(shape);
-        let wrong = Sensitivity::new(&options, [2, 0], Array2::ones((3, 7)).view(), 1).unwrap_err();
+        let options = AttentionOptions::of_tests();
+        let wrong = Sensitivity::new(shape, &options, [2, 0], Array2::ones((3, 7)).view(), 1).unwrap_err();
         assert!(matches!(wrong, AttentionError::Shape { dimension: "columns", expected: 8, got: 7, .. }));
 
-        let mut sensitivity = Sensitivity::new(&options, [2, 0], Array2::ones((3, 8)).view(), 1).unwrap();
+        let mut sensitivity =
+            Sensitivity::new(shape, &options, [2, 0], Array2::ones((3, 8)).view(), 1).unwrap();
         let (q, kv, residual) = (Array3::ones((9, 2, 4)), Array3::ones((9, 1, 4)), Array2::ones((9, 3)));
         for (q, k, v, input, dimension) in [
             (Array3::ones((9, 1, 4)), kv.clone(), kv.clone(), "q", "heads"),

@@ -97,7 +97,7 @@ impl Measurements {
         request: &Request,
         step: &mut dyn FnMut(),
     ) -> anyhow::Result<Self> {
-        let config = model.config();
+        let (config, shape) = (model.config(), model.attention_shape());
         let exact = [request.window, request.sinks];
         let mut layers: Vec<(Sensitivity, RateCurves)> = (model.weights().layers.iter())
             .map(|layer| {
@@ -106,13 +106,14 @@ impl Measurements {
                     // Its weights; by how much it stretches a token is left out.
                     output = (output.into_owned() * norm).into();
                 }
-                let sensitivity = Sensitivity::new(options, exact, output.view(), QUERY_STRIDE)?;
+                let sensitivity = Sensitivity::new(shape, options, exact, output.view(), QUERY_STRIDE)?;
                 Ok((sensitivity, RateCurves::new(config.kv_heads * config.head_dim)))
             })
             .collect::<Result<_, AttentionError>>()?;
         for window in windows {
-            let mut kernels =
-                (0..config.layers).map(|_| DenseAttention::new(options)).collect::<Result<Vec<_>, _>>()?;
+            let mut kernels = (0..config.layers)
+                .map(|_| DenseAttention::new(shape, options.clone()))
+                .collect::<Result<Vec<_>, _>>()?;
             let mut failure = None;
             model.forward_observed(window, &mut kernels, LogitRows::None, &mut |input| {
                 let (sensitivity, curves) = &mut layers[input.layer];
@@ -257,9 +258,10 @@ impl Search<'_> {
     }
 
     fn measure(&mut self, profile: &AttentionProfile) -> anyhow::Result<Measured> {
-        let AttentionOptions { shape, isa, store, budget, parallel, .. } = self.options.clone();
-        let (spec, context) =
-            (KernelSpec { store, ..profile.spec().clone() }, KernelContext { shape, isa, budget, parallel });
+        let AttentionOptions { isa, store, budget, parallel, .. } = self.options.clone();
+        let spec = KernelSpec { store, ..profile.spec().clone() };
+        let context =
+            KernelContext::new(self.model.attention_shape()).isa(isa).budget(budget).parallel(parallel);
         let measured = self.held_out.measure(self.model, &|layer| spec.build(layer, &context))?;
         (self.step)();
         Ok(measured)
@@ -322,18 +324,18 @@ impl Search<'_> {
 
     /// What skipping costs in a layer that is exact but for that, while all others are exact.
     fn skip_cost(&mut self, layer: usize) -> anyhow::Result<SkipCost> {
-        let exact = AttentionOptions { store: self.options.store.exact().into(), ..self.options.clone() };
+        let exact = self.options.clone().store(self.options.store.exact().into());
+        let shape = self.model.attention_shape();
         let mut cost = SkipCost { kl: [0.0; 2], skipped: [0.0; 2] };
         for (probe, nats) in PROBES.into_iter().enumerate() {
-            let config = HybridConfig {
-                window: Window::Sliding(self.request.window),
-                sinks: self.request.sinks,
-                skip_margin: Some(at_context(nats, self.held_out.context())),
-                ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
-            };
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.0))
+                .window(Window::Sliding(self.request.window))
+                .sinks(self.request.sinks)
+                .skip_margin(at_context(nats, self.held_out.context()))
+                .options(exact.clone());
             let measured = self.held_out.measure(self.model, &|other| match other == layer {
-                true => Ok(Box::new(HybridAttention::new(&exact, &config)?)),
-                false => Ok(Box::new(DenseAttention::new(&exact)?)),
+                true => Ok(Box::new(HybridAttention::new(shape, config.clone())?)),
+                false => Ok(Box::new(DenseAttention::new(shape, exact.clone())?)),
             })?;
             (self.step)();
             cost.kl[probe] = measured.total.kl;

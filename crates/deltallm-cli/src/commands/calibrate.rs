@@ -91,12 +91,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let (tokens, context) =
         (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
-    let options = AttentionOptions {
-        store: args.kv,
-        isa: model.graph.isa(),
-        ..AttentionOptions::new(model.graph.attention_shape())
-    };
-    let exact = AttentionOptions { store: args.kv.exact().into(), ..options.clone() };
+    let options = AttentionOptions::default().store(args.kv).isa(model.graph.isa());
+    let exact = options.clone().store(args.kv.exact().into());
     let request = Request {
         goal: match (args.sparsity, args.max_kl) {
             (_, Some(kl)) => CalibrationGoal::Kl(kl),
@@ -118,7 +114,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     step(0);
     let measurements = Measurements::new(&model.graph, &exact, &calibration, &request, &mut || step(1))?;
-    let dense = HeldOutText::new(&model.graph, &held_out, &|_| Ok(Box::new(DenseAttention::new(&exact)?)))?;
+    let dense = HeldOutText::new(&model.graph, &held_out, &|_| {
+        Ok(Box::new(DenseAttention::new(model.graph.attention_shape(), exact.clone())?))
+    })?;
     step(held_out.len());
     let found = Calibration::find(&model.graph, &options, &measurements, &dense, &request, &mut || {
         step(held_out.len());
