@@ -77,9 +77,9 @@ fn main() -> anyhow::Result<()> {
     let shape = model.graph.attention_shape();
     let options = AttentionOptions { isa: model.graph.isa(), ..AttentionOptions::new(shape) };
     let new = || Streaming { options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
-    let own = Session::new(&model.graph, |_| Ok(Box::new(new())))?;
-    let dense = Session::new(&model.graph, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
-    let sampling = SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() };
+    let own = Session::new(model.graph.clone(), |_| Ok(Box::new(new())))?;
+    let dense = Session::new(model.graph.clone(), |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    let sampling = SamplerConfig::default().with_temperature(0.7).with_top_k(40);
     let prompt = model.encode("Once upon a time there was")?;
     for (name, session) in [("sinks and window", own), ("dense", dense)] {
         let text = generate(&model, session, &prompt, true, sampling, 200, &mut |_| Ok(()))?;

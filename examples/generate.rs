@@ -200,7 +200,13 @@ impl Run {
         args: &Args,
     ) -> anyhow::Result<Self> {
         let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed } = args.sampling;
-        let sampling = SamplerConfig { repetition_penalty, temperature, top_k, top_p, min_p, seed };
+        let sampling = SamplerConfig::default()
+            .with_repetition_penalty(repetition_penalty)
+            .with_temperature(temperature)
+            .with_top_k(top_k)
+            .with_top_p(top_p)
+            .with_min_p(min_p)
+            .with_seed(seed);
         let mut stdout = std::io::stdout();
         let mut shown = prompt.shown.as_deref();
         let mut write = |text: &str| -> anyhow::Result<()> {
@@ -211,7 +217,7 @@ impl Run {
         };
         let session = match limit {
             Some(limit) => limit.session(model, kernel)?,
-            None => Session::new(&model.graph, |layer| kernel.make(layer))?,
+            None => Session::new(model.graph.clone(), |layer| kernel.make(layer))?,
         };
         let generation = generate(
             model,

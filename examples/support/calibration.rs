@@ -7,7 +7,7 @@ use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{LogitRows, Model};
 use deltallm::{
     AttentionError, AttentionOptions, AttentionProfile, DenseAttention, HybridAttention, HybridConfig,
-    KernelContext, KernelSpec, KvStore, LayerSpec, ModelFingerprint, SkipMargin, SparsityStats,
+    KernelContext, KernelSpec, KvStore, LayerSpec, SkipMargin, SparsityStats,
     ThresholdPolicy, ThresholdProfile, Window,
 };
 
@@ -93,7 +93,7 @@ impl Measurements {
     /// # Errors
     /// A failing model.
     pub fn new(
-        model: &Model,
+        model: &Arc<Model>,
         options: &AttentionOptions,
         windows: &[&[u32]],
         request: &Request,
@@ -146,7 +146,7 @@ impl Calibration {
     /// # Errors
     /// A failing model, and a divergence that cannot be had.
     pub fn find(
-        model: &Model,
+        model: &Arc<Model>,
         options: &AttentionOptions,
         measurements: &Measurements,
         held_out: &HeldOutText,
@@ -233,7 +233,7 @@ fn rows(profile: &AttentionProfile) -> Vec<Vec<f32>> {
 }
 
 struct Search<'a> {
-    model: &'a Model,
+    model: &'a Arc<Model>,
     options: &'a AttentionOptions,
     allocation: &'a Allocation,
     held_out: &'a HeldOutText,
@@ -248,7 +248,7 @@ impl Search<'_> {
         let shape = [config.layers, config.kv_heads, config.head_dim];
         let thresholds = self.allocation.thresholds(zero_fraction).concat();
         let thresholds = thresholds.into_iter().map(four_digits).collect();
-        let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds)?;
+        let thresholds = ThresholdProfile::new(config.fingerprint(), shape, thresholds)?;
         let spec = KernelSpec {
             window: Window::Sliding(self.request.window),
             sinks: self.request.sinks,

@@ -98,7 +98,7 @@ pub fn generate(
     let start = Instant::now();
     let mut progress = Progress::new("reading the prompt");
     let mut logits = session
-        .prefill(prompt, &mut |done| progress.update(done, prompt.len()))
+        .prefill_with(prompt, |done| progress.update(done, prompt.len()))
         .map_err(|error| advise(error, prompt.len()))?;
     drop(progress);
     let prefill = start.elapsed();

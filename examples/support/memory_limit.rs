@@ -90,10 +90,10 @@ impl MemoryLimit {
     ///
     /// # Errors
     /// As [`Session::new`].
-    pub fn session<'m>(&self, model: &'m LoadedModel, kernel: &KernelChoice) -> anyhow::Result<Session<'m>> {
+    pub fn session(&self, model: &LoadedModel, kernel: &KernelChoice) -> anyhow::Result<Session> {
         let budget = MemoryBudget::new(self.bytes);
         let kernel = kernel.with_budget(budget.clone());
-        let mut session = Session::new(&model.graph, |layer| kernel.make(layer))?;
+        let mut session = Session::new(model.graph.clone(), |layer| kernel.make(layer))?;
         session.limit_memory(
             budget,
             match self.policy {

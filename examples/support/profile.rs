@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use deltallm::models::Model;
-use deltallm::{AttentionProfile, ModelFingerprint};
+use deltallm::AttentionProfile;
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
 const BUILT_IN: [(&str, &str); 3] = [
@@ -49,7 +49,7 @@ impl ModelProfile {
 
 fn check(settings: &AttentionProfile, model: &Model) -> Result<(), deltallm::CoreError> {
     let config = model.config();
-    settings.check(ModelFingerprint(config.fingerprint()), [config.layers, config.kv_heads, config.head_dim])
+    settings.check(config.fingerprint(), [config.layers, config.kv_heads, config.head_dim])
 }
 
 #[cfg(test)]

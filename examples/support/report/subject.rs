@@ -1,5 +1,7 @@
 //! What a report is about, and one measurement of it.
 
+use std::sync::Arc;
+
 use deltallm::models::{LogitRows, Model};
 use deltallm::{DenseAttention, Footprint, KvStore};
 use ndarray::Array3;
@@ -64,7 +66,7 @@ impl Cost {
 pub(crate) struct Captured(pub(crate) Vec<[Array3<f32>; 3]>);
 
 impl Subject<'_> {
-    pub(super) fn graph(&self) -> &Model {
+    pub(super) fn graph(&self) -> &Arc<Model> {
         &self.model.graph
     }
 
