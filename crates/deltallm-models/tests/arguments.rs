@@ -53,7 +53,7 @@ fn changed(config: &ModelConfig) -> Vec<ModelConfig> {
         |config| &mut config.vocab_size,
         |config| &mut config.context_length,
     ];
-    let values = [0, usize::MAX, usize::MAX / 2 + 1, 1 << 24, 1];
+    let values = [0, usize::MAX, usize::MAX / 2 + 1, 1 << 18, 1];
     let all = fields.iter().flat_map(|field| values.map(|value| (field, value)));
     all.map(|(field, value)| {
         let mut config = config.clone();

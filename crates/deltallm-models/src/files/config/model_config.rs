@@ -2,7 +2,7 @@
 
 use deltallm_core::ModelFingerprint;
 
-use super::sizes::{MAX_SIZE, checked_size, positive};
+use super::sizes::{checked_size, positive};
 use super::{Architecture, ConfigError, RopeConfig};
 
 /// The parameters of a model. Values made by this crate have passed [`ModelConfig::validate`].
@@ -98,8 +98,7 @@ impl ModelConfig {
             self.vocab_size,
             self.norm_eps,
         );
-        // No valid head is larger.
-        for frequency in self.rope.each_frequency(self.head_dim).take(MAX_SIZE as usize / 2) {
+        for frequency in self.rope.frequencies(self.head_dim).unwrap_or_default() {
             text.push_str(&format!("{frequency:.2e},"));
         }
         ModelFingerprint(fnv1a(text.as_bytes()))

@@ -48,16 +48,12 @@ impl RopeConfig {
     /// [`ConfigError::Size`] for heads of 0 channels or more than any model has.
     pub fn frequencies(&self, head_dim: usize) -> Result<Vec<f32>, ConfigError> {
         checked_size("head size", head_dim as u64)?;
-        Ok(self.each_frequency(head_dim).collect())
-    }
-
-    /// The same one by one, for any number of channels.
-    pub(super) fn each_frequency(&self, head_dim: usize) -> impl Iterator<Item = f32> {
         let theta = f64::from(self.theta);
-        (0..head_dim / 2).map(move |pair| {
+        let frequencies = (0..head_dim / 2).map(|pair| {
             let frequency = theta.powf(-((2 * pair) as f64) / head_dim as f64);
             self.scaling.apply(pair, frequency) as f32
-        })
+        });
+        Ok(frequencies.collect())
     }
 
     pub(super) fn validate(&self, head_dim: usize) -> Result<(), ConfigError> {

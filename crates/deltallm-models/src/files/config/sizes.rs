@@ -4,7 +4,7 @@ use super::ConfigError;
 
 /// The most that any size may be: larger than every published model, and small enough that products of two cannot
 /// overflow.
-pub(super) const MAX_SIZE: u64 = 1 << 24;
+const MAX_SIZE: u64 = 1 << 24;
 
 /// The number as a size, if it is one that a model can have.
 pub(super) fn checked_size(what: &'static str, got: u64) -> Result<usize, ConfigError> {
