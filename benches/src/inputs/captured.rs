@@ -5,7 +5,7 @@ use std::rc::Rc;
 use anyhow::Context;
 use deltallm::models::{LogitRows, Model};
 use deltallm::{AttentionOptions, DenseAttention};
-use deltallm_examples::{LoadedModel, Progress, windows};
+use deltallm_cli::{LoadedModel, Progress, windows};
 use ndarray::ArrayView3;
 
 use crate::{Inputs, Layer, settings::SettingsArgs};
@@ -61,7 +61,7 @@ fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let mut captured = Vec::new();
     let owned = |x: ArrayView3<f32>| x.iter().copied().collect();
     model
-        .forward_observed(ids, &mut kernels, LogitRows::None, &mut |input| {
+        .forward_observed(ids, &mut kernels, LogitRows::None, |input| {
             let (q, k, v) = (owned(input.q), owned(input.k), owned(input.v));
             captured.push(Rc::new(Layer { shape, q, k, v }));
         })

@@ -62,7 +62,7 @@ pub enum StopReason {
 /// use deltallm_models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// # let path = "../../examples/assets/fairy-tales.gguf";
+/// # let path = "../deltallm-cli/assets/fairy-tales.gguf";
 /// let file = ModelFile::open(path)?;
 /// let tokenizer = Tokenizer::from_model(&file)?;
 /// let mut session = Session::with_spec(Model::load(&file)?, &KernelSpec::default())?;

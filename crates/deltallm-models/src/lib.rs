@@ -7,7 +7,7 @@
 //! use deltallm_models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! # let path = "../../examples/assets/fairy-tales.gguf";
+//! # let path = "../deltallm-cli/assets/fairy-tales.gguf";
 //! let file = ModelFile::open(path)?; // a GGUF file, or a directory with safetensors files
 //! let tokenizer = Tokenizer::from_model(&file)?;
 //! let model = Model::load(&file)?;

@@ -1,0 +1,168 @@
+//! Continuing a prompt, measured.
+
+use std::time::{Duration, Instant};
+
+use deltallm::Footprint;
+use deltallm::core::HeadSparsity;
+use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, Session, StopReason};
+
+use crate::{LoadedModel, Progress, interrupted};
+
+/// Why a generation ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Stop {
+    /// The model said so.
+    EndOfText,
+    /// As many tokens as were asked for.
+    MaxTokens,
+    /// The model has no further positions.
+    ContextFull,
+    /// The caches may not grow any further.
+    BudgetExhausted,
+    /// Ctrl-C.
+    Interrupted,
+}
+
+impl std::fmt::Display for Stop {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::EndOfText => "the model ended the text",
+            Self::MaxTokens => "as many as asked for",
+            Self::ContextFull => "stopped: the context is full",
+            Self::BudgetExhausted => "stopped: the memory budget is used up",
+            Self::Interrupted => "interrupted",
+        })
+    }
+}
+
+/// A continued prompt.
+#[derive(Debug)]
+pub struct Generation {
+    /// The new tokens, the one that ended the text included.
+    pub tokens: Vec<u32>,
+    /// Their text.
+    pub text: String,
+    /// Why there are no more.
+    pub stop: Stop,
+    /// Time to read the prompt.
+    pub prefill: Duration,
+    /// From the start to the first new token.
+    pub first_token: Duration,
+    /// From the first new token to the last.
+    pub decode: Duration,
+    /// Tokens in the cache at the end.
+    pub cached_tokens: usize,
+    /// Bytes of all layers' caches at the end.
+    pub footprint: Footprint,
+    /// What was done to stay within a memory budget.
+    pub narrowed: Narrowed,
+    /// Sparsity of all layers and heads together.
+    pub sparsity: HeadSparsity,
+}
+
+impl Generation {
+    /// New tokens per second, the first one not counted: it comes with the prompt. `None` without a second one.
+    pub fn decode_tokens_per_second(&self) -> Option<f64> {
+        (self.tokens.len() > 1).then(|| (self.tokens.len() - 1) as f64 / self.decode.as_secs_f64())
+    }
+}
+
+/// Continues `prompt` in an empty `session` by at most `max_tokens` tokens; `on_text` gets the text as it comes. `continues_text` says that
+/// the new text goes on in the middle of the prompt's, rather than answering it.
+///
+/// # Errors
+/// For a prompt that does not fit in the context or in the session's memory budget, settings the sampler refuses, a failing model, and whatever
+/// `on_text` fails with.
+pub fn generate(
+    model: &LoadedModel,
+    mut session: Session,
+    prompt: &[u32],
+    continues_text: bool,
+    sampling: SamplerConfig,
+    max_tokens: usize,
+    on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
+) -> anyhow::Result<Generation> {
+    let context = model.graph.config().context_length;
+    anyhow::ensure!(
+        prompt.len() <= context,
+        "the prompt has {} tokens: expected at most {context}, the model's context; shorten it",
+        prompt.len()
+    );
+    let mut sampler = Sampler::new(sampling)?;
+
+    let start = Instant::now();
+    let mut progress = Progress::new("reading the prompt");
+    let logits = session
+        .prefill_with(prompt, |done| progress.update(done, prompt.len()))
+        .map_err(|error| advise(error, prompt.len()))?;
+    drop(progress);
+    let prefill = start.elapsed();
+
+    let mut new = session.generate(logits, &model.tokenizer, &mut sampler);
+    if !continues_text {
+        new = new.as_answer();
+    }
+    let mut first_token = prefill;
+    let stop = loop {
+        match new.stop_reason() {
+            Some(StopReason::EndOfText) => break Stop::EndOfText,
+            Some(_) => break Stop::ContextFull,
+            None if new.tokens().len() >= max_tokens => break Stop::MaxTokens,
+            None if interrupted() => break Stop::Interrupted,
+            None => {}
+        }
+        match new.next() {
+            Some(Err(error)) if error.is_budget_exhausted() => break Stop::BudgetExhausted,
+            Some(generated) => on_text(&generated?.text)?,
+            // It says why.
+            None => continue,
+        }
+        if new.tokens().len() == 1 {
+            first_token = start.elapsed();
+        }
+    };
+    let decode = start.elapsed().saturating_sub(first_token);
+    let (tokens, shown) = (new.tokens().to_vec(), new.text().len());
+    let text = new.finish();
+    on_text(&text[shown..])?;
+    Ok(Generation {
+        tokens,
+        text,
+        stop,
+        prefill,
+        first_token,
+        decode,
+        cached_tokens: session.tokens().len(),
+        footprint: session.footprint(),
+        narrowed: session.narrowed(),
+        sparsity: session.stats().total(),
+    })
+}
+
+fn advise(error: ModelError, tokens: usize) -> anyhow::Error {
+    if !error.is_budget_exhausted() {
+        return error.into();
+    }
+    anyhow::Error::new(error).context(format!(
+        "--kv-budget: expected enough for the prompt of {tokens} tokens; give more, shorten the prompt, or choose \
+         another --at-limit"
+    ))
+}
+
+/// The index of the first token in which two generations differ, or `None` if one is the other or its beginning.
+pub fn first_difference(a: &[u32], b: &[u32]) -> Option<usize> {
+    a.iter().zip(b).position(|(a, b)| a != b)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences_are_found() {
+        assert_eq!(first_difference(&[1, 2, 3], &[1, 2, 4]), Some(2));
+        assert_eq!(first_difference(&[1, 2], &[1, 2, 4]), None);
+        assert_eq!(first_difference(&[], &[]), None);
+    }
+}
