@@ -1,5 +1,7 @@
 //! A kernel of your own in our models: the first tokens and a sliding window, nothing else (StreamingLLM, arXiv 2309.17453).
 
+use std::sync::Arc;
+
 use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention,
@@ -80,17 +82,16 @@ impl AttentionKernel for Streaming {
 
 fn main() -> anyhow::Result<()> {
     let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL)?;
-    let (tokenizer, model) = (Tokenizer::from_model(&file)?, Model::load(&file, &mut |_, _| {})?);
+    let (tokenizer, model) = (Tokenizer::from_model(&file)?, Arc::new(Model::load(&file)?));
     let shape = model.attention_shape();
     let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
     let new = || Streaming { shape, options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
-    let own = Session::new(&model, |_| Ok(Box::new(new())))?;
-    let dense = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)))?;
+    let own = Session::new(model.clone(), |_| Ok(Box::new(new())))?;
+    let dense = Session::new(model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)))?;
     let prompt = tokenizer.encode("Once upon a time there was", true)?;
     for (name, mut session) in [("sinks and window", own), ("dense", dense)] {
-        let mut sampler =
-            Sampler::new(SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() })?;
-        let mut logits = session.prefill(&prompt, &mut |_| {})?;
+        let mut sampler = Sampler::new(SamplerConfig::default().with_temperature(0.7).with_top_k(40))?;
+        let mut logits = session.prefill(&prompt)?;
         for _ in 0..200 {
             logits = session.decode(sampler.sample(&logits.to_vec())?)?;
         }

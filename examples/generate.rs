@@ -3,11 +3,11 @@
 //! `cargo run --release --example generate [PROMPT [MODEL.gguf]]`; the program `deltallm` has options for everything.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Instant;
 
-use anyhow::Context;
-use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, StreamDecoder, Tokenizer};
-use deltallm::{AttentionProfile, Footprint, KernelContext, KernelKind, KernelSpec, KvStore};
+use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
+use deltallm::{AttentionProfile, Footprint, KernelKind, KernelSpec, KvStore};
 
 /// A language model of 3.7 MB that tells fairy tales, its attention settings, and the beginning of a tale.
 const MODEL: &[u8] = include_bytes!("../crates/deltallm-cli/assets/fairy-tales.gguf");
@@ -26,7 +26,7 @@ fn main() -> anyhow::Result<()> {
         None => ModelFile::from_gguf_bytes("fairy-tales", MODEL)?,
     };
     let tokenizer = Tokenizer::from_model(&file)?;
-    let model = Model::load(&file, &mut |_, _| {})?;
+    let model = Arc::new(Model::load(&file)?);
 
     // Attention settings come from a calibration; without one, thresholds find a share of zeros by themselves. The compact store
     // keeps deltas of keys and values in 4 bits.
@@ -79,40 +79,30 @@ struct Continued {
 
 impl Continued {
     fn new(
-        model: &Model,
+        model: &Arc<Model>,
         tokenizer: &Tokenizer,
         spec: &KernelSpec,
         prompt: &[u32],
         shown: bool,
     ) -> anyhow::Result<Self> {
         // A session has one attention kernel, with its cache, for each layer.
-        let shape = model.attention_shape();
-        spec.validate(shape, model.config().layers)?;
-        let context = KernelContext::new(shape).isa(model.isa());
-        let mut session = Session::new(model, |layer| spec.build(layer, &context))?;
+        let mut session = Session::with_spec(model.clone(), spec)?;
 
         // The prompt in large pieces, then one token after the other.
         let start = Instant::now();
-        let mut logits = session.prefill(prompt, &mut |_| {})?;
+        let logits = session.prefill(prompt)?;
         let prompt_speed = prompt.len() as f64 / start.elapsed().as_secs_f64();
-        let sampling = SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() };
-        let mut sampler = Sampler::new(sampling)?;
-        let mut decoder = StreamDecoder::continuing(tokenizer);
-        let (start, mut tokens) = (Instant::now(), Vec::new());
-        let room = model.config().context_length.saturating_sub(prompt.len());
-        while tokens.len() < TOKENS.min(room) {
-            let token = sampler.sample(logits.as_slice().context("logits lie in one piece")?)?;
-            if tokenizer.eos_ids().contains(&token) {
-                break;
-            }
-            tokens.push(token);
-            // Some characters take several tokens.
-            if let Some(piece) = decoder.push(token)?.filter(|_| shown) {
-                print!("{piece}");
+        let mut sampler = Sampler::new(SamplerConfig::default().with_temperature(0.7).with_top_k(40))?;
+        let start = Instant::now();
+        let mut generation = session.generate(logits, tokenizer, &mut sampler);
+        for generated in generation.by_ref().take(TOKENS) {
+            let text = generated?.text;
+            if shown {
+                print!("{text}");
                 std::io::stdout().flush()?;
             }
-            logits = session.decode(token)?;
         }
+        let tokens = generation.tokens().to_vec();
         let sparsity = session.stats().total();
         Ok(Self {
             prompt_speed,

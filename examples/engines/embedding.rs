@@ -9,7 +9,7 @@ use clap::{Parser, ValueEnum};
 use deltallm::models::ModelFile;
 use deltallm::{
     AttentionError, AttentionKernel, AttentionProfile, AttentionShape, Isa, KernelContext, KernelKind,
-    KernelSpec, KvStore, ModelFingerprint, SpecOverrides,
+    KernelSpec, KvStore, SpecOverrides,
 };
 use serde::Serialize;
 
@@ -151,7 +151,7 @@ impl EmbedArgs {
                 let profile: AttentionProfile =
                     serde_json::from_slice(&std::fs::read(path).with_context(name)?)?;
                 let sizes = [config.layers, config.kv_heads, config.head_dim];
-                profile.check(ModelFingerprint(config.fingerprint()), sizes).with_context(name)?;
+                profile.check(config.fingerprint(), sizes).with_context(name)?;
                 profile.spec().clone()
             }
             None => KernelSpec::default(),

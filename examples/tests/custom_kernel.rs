@@ -5,6 +5,8 @@ mod common;
 #[allow(dead_code, reason = "the program's main is not called")]
 mod program;
 
+use std::sync::Arc;
+
 use deltallm::models::{Model, ModelFile, Session, Tokenizer};
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention, Isa,
@@ -132,7 +134,7 @@ fn a_refused_call_leaves_everything_as_it_was() {
 #[test]
 fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
     let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL).unwrap().with_isa(Isa::from_env().unwrap());
-    let model = Model::load(&file, &mut |_, _| {}).unwrap();
+    let model = Arc::new(Model::load(&file).unwrap());
     let shape = model.attention_shape();
     let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
     let own = |_| {
@@ -141,9 +143,10 @@ fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
     let dense = |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?) as _);
     let tokenizer = Tokenizer::from_model(&file).unwrap();
     let prompt = tokenizer.encode("Once upon a time there was a king", true).unwrap();
-    let (mut own, mut dense) = (Session::new(&model, own).unwrap(), Session::new(&model, dense).unwrap());
-    let mut logits = dense.prefill(&prompt, &mut |_| {}).unwrap();
-    let mut ours = own.prefill(&prompt, &mut |_| {}).unwrap();
+    let (mut own, mut dense) =
+        (Session::new(model.clone(), own).unwrap(), Session::new(model, dense).unwrap());
+    let mut logits = dense.prefill(&prompt).unwrap();
+    let mut ours = own.prefill(&prompt).unwrap();
     for _ in 0..32 {
         let best =
             |x: &ndarray::Array1<f32>| (0..x.len()).max_by(|a, b| x[*a].total_cmp(&x[*b])).unwrap() as u32;

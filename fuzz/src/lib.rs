@@ -3,6 +3,7 @@
 pub mod attention;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, KvStore};
 use deltallm_models::{LinearForm, Model, ModelFile, Session};
@@ -18,13 +19,13 @@ pub fn run_model(file: ModelFile) {
     let mut file = file;
     for form in [LinearForm::default(), LinearForm::F32] {
         file = file.with_linear_form(form);
-        let Ok(model) = Model::load(&file, &mut |_, _| {}) else { return };
-        let options = AttentionOptions::default().store(KvStore::F32);
-        let kernel = |_| Ok(Box::new(HybridAttention::new(model.attention_shape(), HybridConfig::default().options(options.clone()))?) as _);
-        let mut session = Session::new(&model, kernel).expect("kernels for a checked shape");
+        let Ok(model) = Model::load(&file).map(Arc::new) else { return };
+        let config = HybridConfig::default().store(KvStore::F32);
+        let kernel = |_| Ok(Box::new(HybridAttention::new(model.attention_shape(), config.clone())?) as _);
+        let mut session = Session::new(model.clone(), kernel).expect("kernels for a checked shape");
         let last = model.config().vocab_size as u32 - 1;
         // Weights may be so large that the products overflow; that is an error, not a panic.
-        if session.prefill(&[0, last, last / 2], &mut |_| {}).is_ok() {
+        if session.prefill(&[0, last, last / 2]).is_ok() {
             let _ = session.decode(0);
         }
     }

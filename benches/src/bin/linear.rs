@@ -181,9 +181,7 @@ fn with_kernel(matrix: &Matrix, kernel: ByteKernel) -> Matrix {
 
 /// The weights as numbers.
 fn unpacked(matrix: &Matrix) -> Array2<f32> {
-    let mut weights = Array2::zeros(matrix.dim());
-    weights.outer_iter_mut().enumerate().for_each(|(row, mut out)| out.assign(&matrix.row(row)));
-    weights
+    matrix.to_dense().into_owned()
 }
 
 fn weight(row: usize, column: usize) -> i8 {

@@ -62,7 +62,7 @@ fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let mut captured = Vec::new();
     let owned = |x: ArrayView3<f32>| x.iter().copied().collect();
     model
-        .forward_observed(ids, &mut kernels, LogitRows::None, &mut |input| {
+        .forward_observed(ids, &mut kernels, LogitRows::None, |input| {
             let (q, k, v) = (owned(input.q), owned(input.k), owned(input.v));
             captured.push(Rc::new(Layer { shape, q, k, v }));
         })

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deltallm::Footprint;
 use deltallm::core::HeadSparsity;
-use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, Session, StreamDecoder};
+use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, Session, StopReason};
 
 use crate::{LoadedModel, Progress, interrupted};
 
@@ -90,53 +90,42 @@ pub fn generate(
         prompt.len()
     );
     let mut sampler = Sampler::new(sampling)?;
-    let mut decoder = match continues_text {
-        true => StreamDecoder::continuing(&model.tokenizer),
-        false => StreamDecoder::new(&model.tokenizer),
-    };
 
     let start = Instant::now();
     let mut progress = Progress::new("reading the prompt");
-    let mut logits = session
-        .prefill(prompt, &mut |done| progress.update(done, prompt.len()))
+    let logits = session
+        .prefill_with(prompt, |done| progress.update(done, prompt.len()))
         .map_err(|error| advise(error, prompt.len()))?;
     drop(progress);
     let prefill = start.elapsed();
 
-    let (mut tokens, mut text, mut first_token) = (Vec::new(), String::new(), prefill);
+    let mut new = session.generate(logits, &model.tokenizer, &mut sampler);
+    if !continues_text {
+        new = new.as_answer();
+    }
+    let mut first_token = prefill;
     let stop = loop {
-        if interrupted() {
-            break Stop::Interrupted;
+        match new.stop_reason() {
+            Some(StopReason::EndOfText) => break Stop::EndOfText,
+            Some(_) => break Stop::ContextFull,
+            None if new.tokens().len() >= max_tokens => break Stop::MaxTokens,
+            None if interrupted() => break Stop::Interrupted,
+            None => {}
         }
-        // A vector of its own is contiguous; the sampler refuses an empty slice.
-        let token = sampler.sample_after(logits.as_slice().unwrap_or_default(), session.tokens())?;
-        tokens.push(token);
-        if tokens.len() == 1 {
+        match new.next() {
+            Some(Err(error)) if error.is_budget_exhausted() => break Stop::BudgetExhausted,
+            Some(generated) => on_text(&generated?.text)?,
+            // It says why.
+            None => continue,
+        }
+        if new.tokens().len() == 1 {
             first_token = start.elapsed();
         }
-        if model.tokenizer.eos_ids().contains(&token) {
-            break Stop::EndOfText;
-        }
-        if let Some(piece) = decoder.push(token)? {
-            on_text(&piece)?;
-            text.push_str(&piece);
-        }
-        if tokens.len() >= max_tokens {
-            break Stop::MaxTokens;
-        }
-        if session.tokens().len() == context {
-            break Stop::ContextFull;
-        }
-        logits = match session.decode(token) {
-            Err(error) if error.is_budget_exhausted() => break Stop::BudgetExhausted,
-            result => result?,
-        };
     };
     let decode = start.elapsed().saturating_sub(first_token);
-    if let Some(rest) = decoder.finish() {
-        on_text(&rest)?;
-        text.push_str(&rest);
-    }
+    let (tokens, shown) = (new.tokens().to_vec(), new.text().len());
+    let text = new.finish();
+    on_text(&text[shown..])?;
     Ok(Generation {
         tokens,
         text,

@@ -208,7 +208,8 @@ fn answers_in_a_batch_are_what_greedy_generation_writes() {
         let answers = answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("answers");
         for (prompt, answer) in prompts.iter().zip(&answers) {
             let greedy = SamplerConfig::default();
-            let session = Session::new(&model.graph, |layer| setup.kernel.make(layer)).expect("a session");
+            let session =
+                Session::new(model.graph.clone(), |layer| setup.kernel.make(layer)).expect("a session");
             let alone = generate(&model, session, prompt, true, greedy, ANSWER_TOKENS, &mut |_| Ok(()));
             let alone = alone.expect("a text").text;
             assert_eq!(answer.text, alone.split('\n').next().expect("a first line"));

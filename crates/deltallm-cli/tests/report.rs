@@ -7,7 +7,7 @@ use std::process::Output;
 use std::sync::Arc;
 
 use common::{assert_refused, file, json, path, run};
-use deltallm::{AttentionProfile, KernelSpec, LayerSpec, ModelFingerprint, ThresholdProfile};
+use deltallm::{AttentionProfile, KernelSpec, LayerSpec, ThresholdProfile};
 use deltallm_cli::LoadedModel;
 use deltallm_cli::report::PICTURE_SIZE;
 use serde_json::Value;
@@ -26,7 +26,7 @@ fn profile() -> String {
     let config = model.graph.config();
     let shape = [config.layers, config.kv_heads, config.head_dim];
     let thresholds = (0..shape.iter().product()).map(|i: usize| 0.4 + 0.1 * (i % 5) as f32).collect();
-    let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds);
+    let thresholds = ThresholdProfile::new(config.fingerprint(), shape, thresholds);
     let layers = (0..config.layers).map(|layer| LayerSpec { dense: layer == 0, ..LayerSpec::default() });
     let thresholds = Arc::new(thresholds.expect("valid"));
     let spec = KernelSpec { layers: layers.collect(), ..KernelSpec::default() };

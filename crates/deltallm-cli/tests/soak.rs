@@ -7,6 +7,7 @@
 //! random choices.
 
 use std::panic::resume_unwind;
+use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread::scope;
 use std::time::{Duration, Instant, SystemTime};
@@ -77,7 +78,7 @@ impl Tally {
 
 /// A model with the kernels that are tried on it.
 struct Subject {
-    model: Model,
+    model: Arc<Model>,
     kernels: Vec<KernelChoice>,
     /// Whether linear layers round their inputs, which makes large differences of small ones.
     packed: bool,
@@ -94,8 +95,8 @@ impl Subject {
         Self { model, kernels, packed: form == LinearForm::Packed }
     }
 
-    fn session(&self, kernel: &KernelChoice) -> Session<'_> {
-        Session::new(&self.model, |layer| kernel.make(layer)).expect("a session")
+    fn session(&self, kernel: &KernelChoice) -> Session {
+        Session::new(self.model.clone(), |layer| kernel.make(layer)).expect("a session")
     }
 
     fn context(&self) -> usize {
@@ -119,7 +120,7 @@ impl Step {
     /// The logits that the step gives, if it gives some.
     fn take(&self, session: &mut Session) -> Result<Option<Array1<f32>>, ModelError> {
         match self {
-            Self::Prefill(tokens) => session.prefill(tokens, &mut |_| {}).map(Some),
+            Self::Prefill(tokens) => session.prefill(tokens).map(Some),
             Self::Decode(token) => session.decode(*token).map(Some),
             Self::Rewind(len) => session.rewind(*len).map(|()| None),
         }
@@ -345,7 +346,7 @@ fn leave(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, tally: 
 
 /// Generates until nobody listens, or the context ends.
 fn talk(session: &mut Session, prompt: &[u32], listener: Sender<u32>) {
-    let Ok(mut logits) = session.prefill(prompt, &mut |_| {}) else { return };
+    let Ok(mut logits) = session.prefill(prompt) else { return };
     loop {
         let best = logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(token, _)| token);
         if listener.send(best as u32).is_err() {
@@ -393,17 +394,17 @@ fn panic_beside(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, 
     let in_kernel = rng.random_bool(0.5);
     scope(|threads| {
         let broken = threads.spawn(|| {
-            let mut session = Session::new(&subject.model, |index| {
+            let mut session = Session::new(subject.model.clone(), |index| {
                 let inner = kernel.make(index)?;
                 Ok(if in_kernel && index == layer { Box::new(Panicking(inner, calls)) } else { inner })
             })
             .expect("a session");
-            let interrupt = &mut |_| {
+            let interrupt = |_| {
                 if !in_kernel {
                     resume_unwind(Box::new("the caller panics"))
                 }
             };
-            let _ = session.prefill(&prompt, interrupt);
+            let _ = session.prefill_with(&prompt, interrupt);
             (0..12).for_each(|_| drop(session.decode(1)));
         });
         walk(subject, kernel, rng, tally);

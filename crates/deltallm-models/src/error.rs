@@ -53,7 +53,7 @@ pub enum ModelError {
         /// The file.
         file: PathBuf,
         /// Which rule.
-        source: ::safetensors::SafeTensorError,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A JSON file is malformed.
     #[error("{}: {source}", file.display())]
@@ -61,7 +61,7 @@ pub enum ModelError {
         /// The file.
         file: PathBuf,
         /// Where and why.
-        source: serde_json::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A side file is larger than any real one.
     #[error("{}: expected at most {limit} bytes, got {got}", file.display())]
@@ -216,6 +216,9 @@ pub enum ModelError {
         /// What was expected and got.
         source: crate::QuantisedError,
     },
+    /// Attention settings do not fit the model.
+    #[error("attention settings: {0}")]
+    Spec(#[source] deltallm_attn::SpecError),
     /// The head counts make no attention layer.
     #[error(transparent)]
     Shape(#[from] deltallm_attn::AttentionError),

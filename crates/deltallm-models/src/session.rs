@@ -1,6 +1,9 @@
 //! A sequence of tokens together with its caches.
 
-use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, MemoryBudget, SparsityStats};
+use std::fmt;
+use std::sync::Arc;
+
+use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, KernelSpec, MemoryBudget, SparsityStats};
 use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
 
@@ -8,34 +11,30 @@ use crate::{LogitRows, Model, ModelError, Sequence};
 
 /// One sequence being read and continued: the tokens so far and one attention kernel per layer.
 ///
-/// A session prefills a prompt in chunks, decodes token by token, can be rewound to any earlier length, and be used
-/// again. Kernels of several kinds can be mixed, one kind per layer.
+/// A session prefills a prompt in chunks, decodes token by token or [generates](Self::generate) text, can be rewound to any
+/// earlier length, and be used again. It shares its model with whoever else holds the [`Arc`]: any number of sessions of one
+/// model can be read and continued at once, on any threads.
 ///
 /// ```
-/// use deltallm_attn::{HybridAttention, HybridConfig, ThresholdPolicy};
-/// use deltallm_models::{Model, ModelFile, Sampler, SamplerConfig, Session};
+/// use deltallm_attn::KernelSpec;
+/// use deltallm_models::{Model, ModelFile, Session};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-/// let model = Model::load(&file, &mut |done, total| println!("{done} of {total}"))?;
-/// let mut session = Session::new(&model, |layer| {
-///     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.6)).layer(layer);
-///     Ok(Box::new(HybridAttention::new(model.attention_shape(), config)?))
-/// })?;
+/// let mut session = Session::with_spec(Model::load(&file)?, &KernelSpec::default())?;
 ///
-/// let mut sampler = Sampler::new(SamplerConfig::default())?; // greedy
-/// let mut logits = session.prefill(&[1, 2, 3], &mut |_| {})?.to_vec();
+/// let mut logits = session.prefill(&[1, 2, 3])?;
 /// for _ in 0..4 {
-///     let token = sampler.sample(&logits)?;
-///     logits = session.decode(token)?.to_vec();
+///     let best = (0..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best });
+///     logits = session.decode(best as u32)?;
 /// }
 /// assert_eq!(session.tokens().len(), 7);
-/// println!("{} bytes", session.footprint().total());
+/// println!("{} bytes of cache", session.footprint().total());
 /// # Ok(())
 /// # }
 /// ```
-pub struct Session<'m> {
-    model: &'m Model,
+pub struct Session {
+    model: Arc<Model>,
     kernels: Vec<Box<dyn AttentionKernel>>,
     tokens: Vec<u32>,
     chunk: usize,
@@ -52,18 +51,60 @@ pub struct Narrowed {
     pub bytes: usize,
 }
 
-impl<'m> Session<'m> {
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("config", self.model.config())
+            .field("layers", &self.kernels.len())
+            .field("tokens", &self.tokens.len())
+            .field("chunk", &self.chunk)
+            .field("limit", &self.limit)
+            .field("narrowed", &self.narrowed)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Session {
     /// Tokens per call of the model during prefill, unless [`set_chunk`](Self::set_chunk) says otherwise.
     pub const DEFAULT_CHUNK: usize = 512;
 
-    /// An empty sequence; `kernel` makes the attention of each layer.
+    /// An empty sequence with the attention that `spec` describes, on [all of the machine](Model::kernel_context) and without
+    /// a limit on memory.
+    ///
+    /// # Errors
+    /// [`ModelError::Spec`] for settings that do not fit the model, [`ModelError::Attention`] with the layer whose kernel
+    /// could not be made.
+    pub fn with_spec(model: impl Into<Arc<Model>>, spec: &KernelSpec) -> Result<Self, ModelError> {
+        let model = model.into();
+        let context = model.kernel_context();
+        spec.validate(context.shape, model.config().layers).map_err(ModelError::Spec)?;
+        Self::new(model, |layer| spec.build(layer, &context))
+    }
+
+    /// An empty sequence; `kernel` makes the attention of each layer. Kernels of several kinds can be mixed, one kind per layer.
+    ///
+    /// ```
+    /// use deltallm_attn::{KernelContext, KernelSpec, MemoryBudget};
+    /// use deltallm_models::{Model, ModelFile, Session};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// # let model = Model::load(&file)?;
+    /// // The kernels of a spec, charged to a budget.
+    /// let (spec, budget) = (KernelSpec::default(), MemoryBudget::new(1 << 20));
+    /// let context = KernelContext { budget, ..model.kernel_context() };
+    /// let session = Session::new(model, |layer| spec.build(layer, &context))?;
+    /// # Ok(())
+    /// # }
+    /// ```
     ///
     /// # Errors
     /// [`ModelError::Attention`] with the layer whose kernel could not be made.
     pub fn new(
-        model: &'m Model,
+        model: impl Into<Arc<Model>>,
         mut kernel: impl FnMut(usize) -> Result<Box<dyn AttentionKernel>, AttentionError>,
     ) -> Result<Self, ModelError> {
+        let model = model.into();
         let kernels = (0..model.config().layers)
             .map(|layer| kernel(layer).map_err(|source| ModelError::Attention { layer, source }))
             .collect::<Result<_, _>>()?;
@@ -93,18 +134,18 @@ impl<'m> Session<'m> {
     /// might use up the budget at any token. What has been narrowed stays so, also after [`rewind`](Self::rewind).
     ///
     /// ```
-    /// use deltallm_attn::{AtLimit, AttentionOptions, DenseAttention, KvStore, MemoryBudget};
+    /// use deltallm_attn::{AtLimit, KernelContext, KernelKind, KernelSpec, KvStore, MemoryBudget};
     /// use deltallm_models::{Model, ModelFile, Session};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-    /// # let model = Model::load(&file, &mut |_, _| {})?;
+    /// # let model = Model::load(&file)?;
     /// let budget = MemoryBudget::new(80_000);
-    /// let options = AttentionOptions::default().store(KvStore::F32).budget(budget.clone());
-    /// let shape = model.attention_shape();
-    /// let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)))?;
+    /// let context = model.kernel_context().budget(budget.clone());
+    /// let spec = KernelSpec { kernel: KernelKind::Dense, store: KvStore::F32, ..KernelSpec::default() };
+    /// let mut session = Session::new(model, |layer| spec.build(layer, &context))?;
     /// session.limit_memory(budget.clone(), AtLimit::NarrowStore);
-    /// session.prefill(&[1; 70], &mut |_| {})?; // two pages a layer: in f32 that would be twice the budget
+    /// session.prefill(&[1; 70])?; // two pages a layer: in f32 that would be twice the budget
     /// assert!(budget.used() <= 80_000);
     /// assert_eq!(session.narrowed().times, 1);
     /// # Ok(())
@@ -119,16 +160,23 @@ impl<'m> Session<'m> {
         self.narrowed
     }
 
-    /// Appends a prompt and returns the logits after its last token, `[vocab_size]`. `progress` is told after every
-    /// chunk how many of the tokens are done.
+    /// Appends a prompt and returns the logits after its last token, `[vocab_size]`.
     ///
     /// # Errors
     /// [`ModelError`] for an empty prompt, one that does not fit in the context, a token outside the vocabulary, or a
     /// failing kernel; the session then holds the tokens it held before.
-    pub fn prefill(
+    pub fn prefill(&mut self, prompt: &[u32]) -> Result<Array1<f32>, ModelError> {
+        self.prefill_with(prompt, |_| {})
+    }
+
+    /// [`prefill`](Self::prefill) that tells `progress`, after every chunk, how many of the tokens are done.
+    ///
+    /// # Errors
+    /// As [`prefill`](Self::prefill).
+    pub fn prefill_with(
         &mut self,
         prompt: &[u32],
-        progress: &mut dyn FnMut(usize),
+        mut progress: impl FnMut(usize),
     ) -> Result<Array1<f32>, ModelError> {
         let mut last = None;
         self.run(prompt, LogitRows::Last, &mut |done, logits| {
@@ -147,9 +195,9 @@ impl<'m> Session<'m> {
     pub fn score(
         &mut self,
         tokens: &[u32],
-        chunk: &mut dyn FnMut(usize, Array2<f32>),
+        mut chunk: impl FnMut(usize, Array2<f32>),
     ) -> Result<(), ModelError> {
-        self.run(tokens, LogitRows::All, chunk)
+        self.run(tokens, LogitRows::All, &mut chunk)
     }
 
     /// Appends one token and returns the logits after it, `[vocab_size]`.
@@ -171,17 +219,18 @@ impl<'m> Session<'m> {
     /// order for a batch than for one token, and may so differ in their last digits.
     ///
     /// ```
-    /// use deltallm_attn::{AttentionOptions, DenseAttention};
+    /// use std::sync::Arc;
+    ///
+    /// use deltallm_attn::KernelSpec;
     /// use deltallm_models::{Model, ModelFile, Session};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-    /// # let model = Model::load(&file, &mut |_, _| {})?;
-    /// let (shape, options) = (model.attention_shape(), AttentionOptions::default());
-    /// let session = || Session::new(&model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)));
-    /// let (mut a, mut b) = (session()?, session()?);
-    /// a.prefill(&[1, 2, 3], &mut |_| {})?;
-    /// b.prefill(&[4, 5], &mut |_| {})?;
+    /// let (model, spec) = (Arc::new(Model::load(&file)?), KernelSpec::default());
+    /// let mut a = Session::with_spec(model.clone(), &spec)?;
+    /// let mut b = Session::with_spec(model, &spec)?;
+    /// a.prefill(&[1, 2, 3])?;
+    /// b.prefill(&[4, 5])?;
     /// let logits = Session::decode_together(&mut [(&mut a, 6), (&mut b, 7)])?;
     /// assert_eq!((logits.len(), a.tokens().len(), b.tokens().len()), (2, 4, 3));
     /// # Ok(())
@@ -191,9 +240,11 @@ impl<'m> Session<'m> {
     /// # Errors
     /// As [`prefill`](Self::prefill), and [`ModelError::OtherModel`]; no session has moved then.
     pub fn decode_together(batch: &mut [(&mut Self, u32)]) -> Result<Vec<Array1<f32>>, ModelError> {
-        let Some(model) = batch.first().map(|(session, _)| session.model) else { return Ok(Vec::new()) };
+        let Some(model) = batch.first().map(|(session, _)| Arc::clone(&session.model)) else {
+            return Ok(Vec::new());
+        };
         for (index, (session, token)) in batch.iter().enumerate() {
-            if !std::ptr::eq(session.model, model) {
+            if !Arc::ptr_eq(&session.model, &model) {
                 return Err(ModelError::OtherModel { index });
             }
             model.check(&[*token], &session.kernels)?;
@@ -314,6 +365,11 @@ impl<'m> Session<'m> {
         }
         self.tokens.truncate(len);
         Ok(())
+    }
+
+    /// The model.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
     }
 
     /// The tokens so far.

@@ -2,6 +2,8 @@
 //!
 //! One test in a program of its own, because the allocator counts for the whole process.
 
+use std::sync::Arc;
+
 use deltallm_attn::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut, SparsityStats};
 use deltallm_core::Footprint;
 use deltallm_models::{Model, ModelFile, Session};
@@ -71,10 +73,10 @@ fn a_step_of_decoding_allocates_its_logits_and_nothing_else() {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
     for model in MODELS {
         let file = ModelFile::open(model).unwrap();
-        let model = Model::load(&file, &mut |_, _| {}).unwrap();
+        let model = Arc::new(Model::load(&file).unwrap());
         pool.install(|| {
-            let mut session = Session::new(&model, |_| Ok(Box::new(Echo { len: 0 }))).unwrap();
-            session.prefill(&[1; 70], &mut |_| {}).unwrap();
+            let mut session = Session::new(model.clone(), |_| Ok(Box::new(Echo { len: 0 }))).unwrap();
+            session.prefill(&[1; 70]).unwrap();
             session.decode(1).unwrap(); // the list of tokens grows
             let before = dhat::HeapStats::get();
             for token in 0..10 {

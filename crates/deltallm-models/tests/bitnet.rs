@@ -4,6 +4,7 @@
 mod common;
 
 use std::path::Path;
+use std::sync::Arc;
 
 use common::bitnet::{Form, Masters};
 use common::files::fixture;
@@ -11,6 +12,7 @@ use common::models::{argmax, dense_kernels, harmless_kernels, load_model, option
 use deltallm_attn::{
     AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
 };
+use deltallm_core::ModelFingerprint;
 use deltallm_models::quant::TensorType;
 use deltallm_models::{Architecture, LogitRows, Matrix, Model, ModelFile, Sequence, Session};
 use ndarray::{Array2, s};
@@ -190,7 +192,7 @@ fn fingerprints_tell_the_architectures_apart_and_not_the_formats() {
 }
 
 /// Of `llama/gqa1-d32`, as it was when Llama was the only architecture.
-const LLAMA_FINGERPRINT: u64 = 0x321d_0ba2_6527_6d2b;
+const LLAMA_FINGERPRINT: ModelFingerprint = ModelFingerprint(0x321d_0ba2_6527_6d2b);
 
 /// The published model, as anybody has it: ids and the mean logit after each of them.
 #[test]
@@ -232,7 +234,7 @@ fn activations_beyond_the_range_of_f16_are_fine() {
 #[test]
 fn a_session_decodes_with_hybrid_attention() {
     let (model, golden) = (model(CASES[0], "session", Form::Gguf(TensorType::I2_S)), golden(CASES[0].0));
-    let options = options();
+    let (model, options) = (Arc::new(model), options());
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(8));
     let hybrid = |layer| {
         Ok(Box::new(HybridAttention::new(
@@ -240,15 +242,15 @@ fn a_session_decodes_with_hybrid_attention() {
             config.clone().layer(layer).options(options.clone()),
         )?) as Box<_>)
     };
-    let mut session = Session::new(&model, hybrid).unwrap();
-    let last = session.prefill(&golden.tokens, &mut |_| {}).unwrap();
+    let mut session = Session::new(model.clone(), hybrid).unwrap();
+    let last = session.prefill(&golden.tokens).unwrap();
     let next = session.decode(argmax(last.view())).unwrap();
     assert!(next.iter().all(|logit| logit.is_finite()));
     assert!(session.kernels().iter().all(|kernel| kernel.stats().total().zero_fraction() > 0.0));
-    let mut dense = Session::new(&model, |_| {
+    let mut dense = Session::new(model.clone(), |_| {
         Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?) as Box<_>)
     })
     .unwrap();
-    let exact = dense.prefill(&golden.tokens, &mut |_| {}).unwrap();
+    let exact = dense.prefill(&golden.tokens).unwrap();
     assert_ne!(exact, last);
 }

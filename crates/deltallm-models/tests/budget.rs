@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{
     files::fixture,
     models::{argmax, load_model, options},
@@ -17,15 +19,15 @@ use deltallm_models::{Model, ModelError, ModelFile, Session};
 const KINDS: [&str; 3] = ["dense", "delta", "hybrid"];
 const PROMPT: [u32; 5] = [3, 14, 15, 9, 26];
 
-fn model() -> Model {
+fn model() -> Arc<Model> {
     let file = ModelFile::open(fixture("llama").join("gqa3-d64-llama3")).unwrap();
-    load_model(file).unwrap()
+    Arc::new(load_model(file).unwrap())
 }
 
-fn session<'m>(model: &'m Model, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
+fn session(model: &Arc<Model>, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session {
     let options = options().store(store).budget(budget.clone());
     let policy = ThresholdPolicy::Uniform(0.1);
-    Session::new(model, |layer| {
+    Session::new(model.clone(), |layer| {
         Ok(match kind {
             "dense" => Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)
                 as Box<dyn AttentionKernel>,
@@ -54,7 +56,7 @@ fn growth(session: &Session) -> usize {
 
 /// Continues greedily until `len` tokens are cached or the session refuses, and returns the tokens and the refusal.
 fn continue_to(session: &mut Session, budget: &MemoryBudget, len: usize) -> (Vec<u32>, Option<ModelError>) {
-    let mut logits = session.prefill(&PROMPT, &mut |_| {}).unwrap();
+    let mut logits = session.prefill(&PROMPT).unwrap();
     let mut tokens = Vec::new();
     while session.tokens().len() < len {
         let token = argmax(logits.view());
@@ -118,7 +120,7 @@ fn a_refused_token_costs_nothing_not_even_exact_keys() {
         for _ in 0..3 {
             let error = limited.decode(7).unwrap_err();
             assert!(error.is_budget_exhausted(), "{error}");
-            assert!(limited.prefill(&[7, 8], &mut |_| panic!("nothing must be computed")).is_err());
+            assert!(limited.prefill_with(&[7, 8], |_| panic!("nothing must be computed")).is_err());
             assert_eq!((limited.footprint(), limited.tokens().len()), (footprint, 64));
         }
         drop(other);
@@ -148,7 +150,7 @@ fn a_prompt_is_read_in_smaller_chunks_before_anything_is_given_up() {
         let mut limited = session(&model, "hybrid", KvStore::F16, &budget);
         limited.limit_memory(budget.clone(), at_limit);
         let mut chunks = Vec::new();
-        let result = limited.prefill(&prompt, &mut |done| chunks.push(done));
+        let result = limited.prefill_with(&prompt, |done| chunks.push(done));
         assert!(budget.used() <= limit);
         (result, chunks, limited.narrowed())
     };
@@ -170,7 +172,7 @@ fn an_empty_session_is_narrowed_when_the_first_token_would_not_fit() {
     let budget = MemoryBudget::new(wide - 1);
     let mut limited = session(&model, "dense", KvStore::F32, &budget);
     limited.limit_memory(budget.clone(), AtLimit::NarrowStore);
-    limited.prefill(&PROMPT, &mut |_| {}).unwrap();
+    limited.prefill(&PROMPT).unwrap();
     let error = continue_to(&mut limited, &budget, 256).1.unwrap();
     assert!(error.is_budget_exhausted(), "{error}");
     // Three pages of 8 bits instead of one of 32.
@@ -184,7 +186,7 @@ fn tokens_that_are_refused_anyway_give_nothing_up() {
     let mut limited = session(&model, "dense", KvStore::F32, &budget);
     limited.limit_memory(budget, AtLimit::NarrowStore);
     assert!(matches!(limited.decode(80), Err(ModelError::TokenOutOfRange { .. })));
-    assert!(matches!(limited.prefill(&[1; 257], &mut |_| {}), Err(ModelError::ContextFull { .. })));
+    assert!(matches!(limited.prefill(&[1; 257]), Err(ModelError::ContextFull { .. })));
     let wide = growth(&session(&model, "dense", KvStore::F32, &MemoryBudget::unlimited()));
     assert_eq!(growth(&limited), wide);
     assert!(limited.decode(1).unwrap_err().is_budget_exhausted());
@@ -245,10 +247,10 @@ fn a_kernel_that_does_not_know_its_growth_is_not_narrowed_in_silence() {
             Box::new(Unplanned(0))
         })
     };
-    let mut session = Session::new(&model, mixed).unwrap();
-    session.prefill(&PROMPT, &mut |_| {}).unwrap();
+    let mut session = Session::new(model, mixed).unwrap();
+    session.prefill(&PROMPT).unwrap();
     session.limit_memory(budget.clone(), AtLimit::NarrowStore);
-    for error in [session.decode(7).unwrap_err(), session.prefill(&PROMPT, &mut |_| {}).unwrap_err()] {
+    for error in [session.decode(7).unwrap_err(), session.prefill(&PROMPT).unwrap_err()] {
         assert!(matches!(error, ModelError::UnknownGrowth { layer: 1 }), "{error}");
         assert!(!error.is_budget_exhausted());
     }

@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::sync::Arc;
+
 use common::{
     files::fixture,
     models::{argmax, dense_kernels, harmless_kernels, load_model, options},
@@ -28,9 +30,9 @@ fn golden(case: &str) -> Golden {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
-fn load(file: &str) -> Model {
+fn load(file: &str) -> Arc<Model> {
     let file = ModelFile::open(fixture("llama").join(file)).unwrap();
-    load_model(file).unwrap()
+    Arc::new(load_model(file).unwrap())
 }
 
 /// Logits of the last tokens agree to 1e-4 of their largest magnitude, and greedy continuation is the same.
@@ -89,22 +91,21 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
     }
 }
 
-fn session(model: &Model) -> Session<'_> {
-    let options = options();
-    Session::new(model, |_| Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)))
-        .unwrap()
+fn session(model: &Arc<Model>) -> Session {
+    let (shape, options) = (model.attention_shape(), options());
+    Session::new(model.clone(), |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?))).unwrap()
 }
 
 #[test]
 fn chunks_rewinding_and_reuse_do_not_show() {
     let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
     let mut whole = session(&model);
-    let expected = whole.prefill(&golden.tokens, &mut |_| {}).unwrap();
+    let expected = whole.prefill(&golden.tokens).unwrap();
 
     let mut chunked = session(&model);
     chunked.set_chunk(7);
     let mut progress = Vec::new();
-    let got = chunked.prefill(&golden.tokens, &mut |done| progress.push(done)).unwrap();
+    let got = chunked.prefill_with(&golden.tokens, |done| progress.push(done)).unwrap();
     assert_eq!(progress, [7, 14, 21, 28, 35, 40]);
     let close = |a: &ndarray::Array1<f32>, b: &ndarray::Array1<f32>| {
         a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-4)
@@ -113,7 +114,7 @@ fn chunks_rewinding_and_reuse_do_not_show() {
 
     chunked.rewind(13).unwrap();
     assert_eq!(chunked.tokens(), &golden.tokens[..13]);
-    let again = chunked.prefill(&golden.tokens[13..], &mut |_| {}).unwrap();
+    let again = chunked.prefill(&golden.tokens[13..]).unwrap();
     assert!(close(&again, &expected));
     assert_eq!(chunked.footprint(), whole.footprint());
 
@@ -129,10 +130,10 @@ fn chunks_rewinding_and_reuse_do_not_show() {
 fn a_prompt_longer_than_the_context_is_refused_at_once() {
     let model = load("gqa1-d32");
     let mut session = session(&model);
-    let error = session.prefill(&vec![1; 257], &mut |_| panic!("nothing must be computed")).unwrap_err();
+    let error = session.prefill_with(&vec![1; 257], |_| panic!("nothing must be computed")).unwrap_err();
     assert_eq!(error.to_string(), "expected at most 256 tokens of context, got 257");
     assert!(session.tokens().is_empty());
-    session.prefill(&[1; 256], &mut |_| {}).unwrap();
+    session.prefill(&[1; 256]).unwrap();
     assert!(matches!(session.decode(1), Err(ModelError::ContextFull { context_length: 256, got: 257 })));
     assert_eq!(session.tokens().len(), 256);
 }
@@ -141,7 +142,7 @@ fn a_prompt_longer_than_the_context_is_refused_at_once() {
 fn no_tokens_and_unknown_tokens_are_refused() {
     let model = load("gqa1-d32");
     let mut session = session(&model);
-    assert!(matches!(session.prefill(&[], &mut |_| {}), Err(ModelError::NoTokens)));
+    assert!(matches!(session.prefill(&[]), Err(ModelError::NoTokens)));
     assert!(matches!(session.decode(97), Err(ModelError::TokenOutOfRange { vocab_size: 97, id: 97 })));
     assert!(matches!(session.rewind(1), Err(ModelError::Attention { layer: 0, .. })));
     assert!(session.tokens().is_empty());
@@ -168,16 +169,16 @@ fn an_exhausted_budget_leaves_every_layer_as_it_was() {
     // The first layer's cache fits, the second's does not.
     let one_layer = {
         let mut session = session(&model);
-        session.prefill(&golden.tokens, &mut |_| {}).unwrap();
+        session.prefill(&golden.tokens).unwrap();
         session.footprint().total() / 2
     };
     let budget = MemoryBudget::new(one_layer + one_layer / 2);
     let options = options().budget(budget.clone());
-    let mut session = Session::new(&model, |_| {
+    let mut session = Session::new(model.clone(), |_| {
         Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?))
     })
     .unwrap();
-    let error = session.prefill(&golden.tokens, &mut |_| {}).unwrap_err();
+    let error = session.prefill(&golden.tokens).unwrap_err();
     match error {
         ModelError::Attention {
             layer: 1,
@@ -221,7 +222,7 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
 #[test]
 fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
     let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
-    let model = load_model(file).unwrap();
+    let model = Arc::new(load_model(file).unwrap());
     let options = options();
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
     // Prompts of different lengths, and kernels of different kinds.
@@ -237,8 +238,8 @@ fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
                     )?)),
                 }
             };
-            let mut session = Session::new(&model, kernel).unwrap();
-            let logits = session.prefill(prompt, &mut |_| {}).unwrap().to_vec();
+            let mut session = Session::new(model.clone(), kernel).unwrap();
+            let logits = session.prefill(prompt).unwrap().to_vec();
             (session, logits)
         };
         prompts.into_iter().enumerate().map(prefilled).collect()
@@ -263,11 +264,6 @@ fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
 #[test]
 fn sessions_that_cannot_decode_together_stay_where_they_are() {
     let (model, other) = (load("gqa3-d64-llama3"), load("gqa3-d64-llama3"));
-    let options = options();
-    let session = |model| {
-        Session::new(model, |_| Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)))
-            .unwrap()
-    };
     let (mut a, mut b, mut c) = (session(&model), session(&model), session(&other));
     let wrong = Session::decode_together(&mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)]);
     assert!(matches!(wrong, Err(ModelError::OtherModel { index: 2 })));
@@ -300,7 +296,7 @@ fn an_observer_sees_what_every_layer_attends() {
     let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
     let (mut seen, mut outputs) = (Vec::new(), Vec::new());
     let mut kernels = dense_kernels(&model);
-    let logits = model.forward_observed(&golden.tokens, &mut kernels, LogitRows::Last, &mut |input| {
+    let logits = model.forward_observed(&golden.tokens, &mut kernels, LogitRows::Last, |input| {
         assert_eq!(input.residual.dim(), (golden.tokens.len(), model.config().hidden_size));
         assert_eq!(input.q.len_of(ndarray::Axis(1)), model.config().heads);
         // The embedding, and then something else in every layer.

@@ -4,7 +4,7 @@ use deltallm_models::{Sampler, SamplerConfig, SamplingError};
 use proptest::prelude::*;
 
 fn config() -> SamplerConfig {
-    SamplerConfig { temperature: 1.0, seed: 7, ..SamplerConfig::default() }
+    SamplerConfig::default().with_temperature(1.0).with_seed(7)
 }
 
 fn sampler(config: SamplerConfig) -> Sampler {
@@ -68,15 +68,12 @@ const LOGITS: [f32; 10] = [1.0, 0.5, -0.3, 2.0, 0.0, 1.9, -1.0, f32::NEG_INFINIT
 #[test]
 fn frequencies_equal_probabilities() {
     assert_frequencies(&LOGITS, config());
-    assert_frequencies(&LOGITS, SamplerConfig { temperature: 0.5, ..config() });
-    assert_frequencies(&LOGITS, SamplerConfig { temperature: 3.0, ..config() });
-    assert_frequencies(&LOGITS, SamplerConfig { top_k: 4, ..config() });
-    assert_frequencies(&LOGITS, SamplerConfig { top_p: 0.6, ..config() });
-    assert_frequencies(&LOGITS, SamplerConfig { min_p: 0.3, ..config() });
-    assert_frequencies(
-        &LOGITS,
-        SamplerConfig { top_k: 6, top_p: 0.8, min_p: 0.2, temperature: 0.8, ..config() },
-    );
+    assert_frequencies(&LOGITS, config().with_temperature(0.5));
+    assert_frequencies(&LOGITS, config().with_temperature(3.0));
+    assert_frequencies(&LOGITS, config().with_top_k(4));
+    assert_frequencies(&LOGITS, config().with_top_p(0.6));
+    assert_frequencies(&LOGITS, config().with_min_p(0.3));
+    assert_frequencies(&LOGITS, config().with_top_k(6).with_top_p(0.8).with_min_p(0.2).with_temperature(0.8));
 }
 
 /// Logits on a coarse grid (ties are common) with some tokens masked; never all.
@@ -92,7 +89,7 @@ proptest! {
     #[test]
     fn top_k_of_one_equals_greedy(logits in logits(), seed: u64) {
         let greedy = sampler(SamplerConfig::default()).sample(&logits).unwrap();
-        prop_assert_eq!(sampler(SamplerConfig { top_k: 1, seed, ..config() }).sample(&logits).unwrap(), greedy);
+        prop_assert_eq!(sampler(config().with_top_k(1).with_seed(seed)).sample(&logits).unwrap(), greedy);
         let first = logits.iter().position(|&l| logits.iter().all(|&other| other <= l)).unwrap();
         prop_assert_eq!(greedy as usize, first);
     }
@@ -106,12 +103,7 @@ proptest! {
         min_p in 0.0f32..1.0,
         which in 1u8..8,
     ) {
-        let config = SamplerConfig {
-            top_k: if which & 1 > 0 { top_k } else { 0 },
-            top_p: if which & 2 > 0 { top_p } else { 1.0 },
-            min_p: if which & 4 > 0 { min_p } else { 0.0 },
-            ..config()
-        };
+        let config = config().with_top_k(if which & 1 > 0 { top_k } else { 0 }).with_top_p(if which & 2 > 0 { top_p } else { 1.0 }).with_min_p(if which & 4 > 0 { min_p } else { 0.0 });
         let expected = expected_probabilities(&logits, &config);
         let mut sampler = sampler(config);
         let mut drawn = vec![false; logits.len()];
@@ -127,7 +119,7 @@ proptest! {
 
     #[test]
     fn same_seed_same_tokens(logits in logits(), seed: u64) {
-        let config = SamplerConfig { top_p: 0.9, seed, ..config() };
+        let config = config().with_top_p(0.9).with_seed(seed);
         let (mut one, mut other) = (sampler(config), sampler(config));
         for _ in 0..20 {
             prop_assert_eq!(one.sample(&logits).unwrap(), other.sample(&logits).unwrap());
@@ -138,7 +130,7 @@ proptest! {
 #[test]
 fn other_seed_other_tokens() {
     let draw = |seed| {
-        let mut sampler = sampler(SamplerConfig { seed, ..config() });
+        let mut sampler = sampler(config().with_seed(seed));
         (0..50).map(|_| sampler.sample(&[0.0; 1000]).unwrap()).collect::<Vec<_>>()
     };
     assert_ne!(draw(1), draw(2));
@@ -155,7 +147,7 @@ fn greedy_takes_the_first_maximum() {
 
 #[test]
 fn infinite_logits_share_the_probability() {
-    let mut sampler = sampler(SamplerConfig { top_p: 0.99, min_p: 0.1, top_k: 3, ..config() });
+    let mut sampler = sampler(config().with_top_p(0.99).with_min_p(0.1).with_top_k(3));
     let mut counts = [0; 4];
     for _ in 0..1000 {
         counts
@@ -168,13 +160,13 @@ fn infinite_logits_share_the_probability() {
 
 #[test]
 fn tiny_temperature_is_greedy() {
-    let mut sampler = sampler(SamplerConfig { temperature: f32::MIN_POSITIVE, ..config() });
+    let mut sampler = sampler(config().with_temperature(f32::MIN_POSITIVE));
     assert_eq!(sampler.sample(&[1.0, 1.5, 1.25]).unwrap(), 1);
 }
 
 #[test]
 fn repetition_penalty_lowers_logits_once() {
-    let mut sampler = sampler(SamplerConfig { repetition_penalty: 2.0, ..SamplerConfig::default() });
+    let mut sampler = sampler(SamplerConfig::default().with_repetition_penalty(2.0));
     assert_eq!(sampler.sample_after(&[3.0, 2.0], &[0]).unwrap(), 1);
     assert_eq!(sampler.sample_after(&[-1.0, -1.5], &[0, 0]).unwrap(), 1);
     // Penalised twice, token 0 would be at 0.75 and lose.
@@ -220,17 +212,17 @@ fn errors_draw_no_random_number() {
 fn settings_out_of_range_by_name() {
     let good = config();
     for (field, bad) in [
-        ("temperature", SamplerConfig { temperature: -0.1, ..good }),
-        ("temperature", SamplerConfig { temperature: f32::NAN, ..good }),
-        ("temperature", SamplerConfig { temperature: f32::INFINITY, ..good }),
-        ("top_p", SamplerConfig { top_p: 0.0, ..good }),
-        ("top_p", SamplerConfig { top_p: 1.1, ..good }),
-        ("top_p", SamplerConfig { top_p: f32::NAN, ..good }),
-        ("min_p", SamplerConfig { min_p: -0.1, ..good }),
-        ("min_p", SamplerConfig { min_p: 1.1, ..good }),
-        ("min_p", SamplerConfig { min_p: f32::NAN, ..good }),
-        ("repetition_penalty", SamplerConfig { repetition_penalty: 0.0, ..good }),
-        ("repetition_penalty", SamplerConfig { repetition_penalty: f32::NAN, ..good }),
+        ("temperature", good.with_temperature(-0.1)),
+        ("temperature", good.with_temperature(f32::NAN)),
+        ("temperature", good.with_temperature(f32::INFINITY)),
+        ("top_p", good.with_top_p(0.0)),
+        ("top_p", good.with_top_p(1.1)),
+        ("top_p", good.with_top_p(f32::NAN)),
+        ("min_p", good.with_min_p(-0.1)),
+        ("min_p", good.with_min_p(1.1)),
+        ("min_p", good.with_min_p(f32::NAN)),
+        ("repetition_penalty", good.with_repetition_penalty(0.0)),
+        ("repetition_penalty", good.with_repetition_penalty(f32::NAN)),
     ] {
         let error = Sampler::new(bad).unwrap_err();
         assert!(

@@ -95,15 +95,15 @@ impl MemoryLimit {
     ///
     /// # Errors
     /// As [`Session::new`].
-    pub fn session<'m>(
+    pub fn session(
         &self,
-        model: &'m LoadedModel,
+        model: &LoadedModel,
         kernel: &KernelChoice,
         time: &AttentionTime,
-    ) -> anyhow::Result<Session<'m>> {
+    ) -> anyhow::Result<Session> {
         let budget = MemoryBudget::new(self.bytes);
         let kernel = kernel.with_budget(budget.clone());
-        let mut session = Session::new(&model.graph, |layer| kernel.make_timed(layer, time))?;
+        let mut session = Session::new(model.graph.clone(), |layer| kernel.make_timed(layer, time))?;
         session.limit_memory(
             budget,
             match self.policy {

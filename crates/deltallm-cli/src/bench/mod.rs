@@ -133,7 +133,7 @@ fn entry<'m>(
             let profile = args.profile.as_deref().filter(|_| kind == "hybrid");
             let kernel = kernel(&model.graph, kind, store, precision, profile)
                 .with_context(|| format!("--kernels {name}"))?;
-            (kernel.to_string(), Box::new(Ours::new(&model.graph, kernel)?))
+            (kernel.to_string(), Box::new(Ours::new(model.graph.clone(), kernel)?))
         }
         (EngineName::Ours { .. }, None) => anyhow::bail!("{name}: expected a model, got none"),
         (EngineName::Rival(name), _) => {

@@ -1,5 +1,7 @@
 //! Our model, in a session.
 
+use std::sync::Arc;
+
 use anyhow::Context;
 use clap::Parser;
 use deltallm::models::{Model, Session};
@@ -15,10 +17,10 @@ struct KernelLine {
 }
 
 /// A session that is made anew for every prompt.
-pub(super) struct Ours<'m> {
-    model: &'m Model,
+pub(super) struct Ours {
+    model: Arc<Model>,
     kernel: KernelChoice,
-    session: Session<'m>,
+    session: Session,
     /// Tokens of the prompt.
     prompt: usize,
 }
@@ -43,26 +45,26 @@ pub(super) fn kernel(
     line.kernel.resolve(model)
 }
 
-impl<'m> Ours<'m> {
+impl Ours {
     /// An empty session.
     ///
     /// # Errors
     /// When a kernel cannot be made.
-    pub(super) fn new(model: &'m Model, kernel: KernelChoice) -> anyhow::Result<Self> {
-        let session = Session::new(model, |layer| kernel.make(layer))?;
+    pub(super) fn new(model: Arc<Model>, kernel: KernelChoice) -> anyhow::Result<Self> {
+        let session = Session::new(model.clone(), |layer| kernel.make(layer))?;
         Ok(Self { model, kernel, session, prompt: 0 })
     }
 }
 
-impl Engine for Ours<'_> {
+impl Engine for Ours {
     fn clear(&mut self) -> anyhow::Result<()> {
-        self.session = Session::new(self.model, |layer| self.kernel.make(layer))?;
+        self.session = Session::new(self.model.clone(), |layer| self.kernel.make(layer))?;
         self.prompt = 0;
         Ok(())
     }
 
     fn prefill(&mut self, prompt: &[u32]) -> anyhow::Result<Vec<f32>> {
-        let logits = self.session.prefill(prompt, &mut |_| {}).context("reading a prompt")?;
+        let logits = self.session.prefill(prompt).context("reading a prompt")?;
         self.prompt = prompt.len();
         Ok(logits.to_vec())
     }

@@ -7,8 +7,8 @@ use deltallm::attn::{CalibrationGoal, HeldOut};
 use deltallm::models::{LogitRows, Model};
 use deltallm::{
     AttentionError, AttentionOptions, AttentionProfile, DenseAttention, HybridAttention, HybridConfig,
-    KernelContext, KernelSpec, KvStore, LayerSpec, ModelFingerprint, SkipMargin, SparsityStats,
-    ThresholdPolicy, ThresholdProfile, Window,
+    KernelContext, KernelSpec, KvStore, LayerSpec, SkipMargin, SparsityStats, ThresholdPolicy,
+    ThresholdProfile, Window,
 };
 
 use super::skip_margins::{PROBES, SkipCost, at_context, four_digits};
@@ -91,7 +91,7 @@ impl Measurements {
     /// # Errors
     /// A failing model.
     pub fn new(
-        model: &Model,
+        model: &Arc<Model>,
         options: &AttentionOptions,
         windows: &[&[u32]],
         request: &Request,
@@ -115,7 +115,7 @@ impl Measurements {
                 .map(|_| DenseAttention::new(shape, options.clone()))
                 .collect::<Result<Vec<_>, _>>()?;
             let mut failure = None;
-            model.forward_observed(window, &mut kernels, LogitRows::None, &mut |input| {
+            model.forward_observed(window, &mut kernels, LogitRows::None, |input| {
                 let (sensitivity, curves) = &mut layers[input.layer];
                 failure = failure.take().or(sensitivity.add(input.q, input.k, input.v, input.residual).err());
                 curves.add(input.k);
@@ -145,7 +145,7 @@ impl Calibration {
     /// # Errors
     /// A failing model, and a divergence that cannot be had.
     pub fn find(
-        model: &Model,
+        model: &Arc<Model>,
         options: &AttentionOptions,
         measurements: &Measurements,
         held_out: &HeldOutText,
@@ -232,7 +232,7 @@ fn rows(profile: &AttentionProfile) -> Vec<Vec<f32>> {
 }
 
 struct Search<'a> {
-    model: &'a Model,
+    model: &'a Arc<Model>,
     options: &'a AttentionOptions,
     allocation: &'a Allocation,
     held_out: &'a HeldOutText,
@@ -247,7 +247,7 @@ impl Search<'_> {
         let shape = [config.layers, config.kv_heads, config.head_dim];
         let thresholds = self.allocation.thresholds(zero_fraction).concat();
         let thresholds = thresholds.into_iter().map(four_digits).collect();
-        let thresholds = ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, thresholds)?;
+        let thresholds = ThresholdProfile::new(config.fingerprint(), shape, thresholds)?;
         let spec = KernelSpec {
             window: Window::Sliding(self.request.window),
             sinks: self.request.sinks,
@@ -379,6 +379,7 @@ fn with_margins(
 
 #[cfg(test)]
 mod tests {
+    use deltallm::ModelFingerprint;
     use deltallm::core::HeadSparsity;
 
     use super::*;

@@ -197,7 +197,7 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
     let profile_sha256 = setup.kernel.profile().map(hash).transpose()?;
     let bytes = args.model.path().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
     Ok(json!({
-        "model": {"name": setup.model.name, "fingerprint": config.fingerprint(), "bytes": bytes},
+        "model": {"name": setup.model.name, "fingerprint": config.fingerprint().0, "bytes": bytes},
         "linear": args.model.linear,
         "task": args.task,
         "data_sha256": data_sha256,

@@ -166,8 +166,8 @@ fn heading(text: &str) -> anyhow::Result<()> {
 
 /// Lets a kernel, and the model around it, do everything once: the first of two runs would pay for both.
 fn warm_up(model: &LoadedModel, kernel: &KernelChoice, tokens: &[u32]) -> anyhow::Result<()> {
-    let mut session = Session::new(&model.graph, |layer| kernel.make(layer))?;
-    session.prefill(&tokens[..tokens.len().min(WARM_UP)], &mut |_| {})?;
+    let mut session = Session::new(model.graph.clone(), |layer| kernel.make(layer))?;
+    session.prefill(&tokens[..tokens.len().min(WARM_UP)])?;
     session.decode(tokens[0])?;
     Ok(())
 }
@@ -268,7 +268,13 @@ impl Run {
         shown: bool,
     ) -> anyhow::Result<Self> {
         let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed } = args.sampling;
-        let sampling = SamplerConfig { repetition_penalty, temperature, top_k, top_p, min_p, seed };
+        let sampling = SamplerConfig::default()
+            .with_repetition_penalty(repetition_penalty)
+            .with_temperature(temperature)
+            .with_top_k(top_k)
+            .with_top_p(top_p)
+            .with_min_p(min_p)
+            .with_seed(seed);
         let mut stdout = std::io::stdout();
         let mut before = prompt.shown.as_deref();
         let mut write = |text: &str| -> anyhow::Result<()> {
@@ -283,7 +289,7 @@ impl Run {
         let attention = AttentionTime::default();
         let session = match limit {
             Some(limit) => limit.session(model, kernel, &attention)?,
-            None => Session::new(&model.graph, |layer| kernel.make_timed(layer, &attention))?,
+            None => Session::new(model.graph.clone(), |layer| kernel.make_timed(layer, &attention))?,
         };
         let generation = generate(
             model,

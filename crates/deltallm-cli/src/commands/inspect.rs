@@ -124,7 +124,7 @@ impl Report {
             intermediate_size,
             vocab_size,
             context_length,
-            fingerprint: format!("{:016x}", config.fingerprint()),
+            fingerprint: config.fingerprint().to_string(),
             tensors: tensors(file),
             tokenizer,
             tokenizer_error,

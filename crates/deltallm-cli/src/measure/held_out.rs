@@ -1,5 +1,7 @@
 //! Text on which settings are measured against dense attention.
 
+use std::sync::Arc;
+
 use deltallm::attn::HeldOut;
 use deltallm::models::{Model, Session};
 use deltallm::{AttentionError, AttentionKernel, Footprint, SparsityStats};
@@ -41,7 +43,7 @@ impl HeldOutText {
     ///
     /// # Errors
     /// A failing model.
-    pub fn new(model: &Model, windows: &[&[u32]], dense: &MakeKernel) -> anyhow::Result<Self> {
+    pub fn new(model: &Arc<Model>, windows: &[&[u32]], dense: &MakeKernel) -> anyhow::Result<Self> {
         let mut text =
             Self { windows: Vec::new(), dense: Perplexity::default(), footprint: Footprint::default() };
         for tokens in windows {
@@ -73,7 +75,7 @@ impl HeldOutText {
     ///
     /// # Errors
     /// A failing model.
-    pub fn measure(&self, model: &Model, make: &MakeKernel) -> anyhow::Result<Measured> {
+    pub fn measure(&self, model: &Arc<Model>, make: &MakeKernel) -> anyhow::Result<Measured> {
         let (mut perplexity, mut comparison) = (Perplexity::default(), Comparison::default());
         let mut layers = vec![SparsityStats::default(); model.config().layers];
         let mut footprint = Footprint::default();
@@ -105,14 +107,10 @@ impl HeldOutText {
 }
 
 /// The logits of all tokens, `[tokens, vocab_size]`, and the session that has read them.
-fn logits<'m>(
-    model: &'m Model,
-    tokens: &[u32],
-    make: &MakeKernel,
-) -> anyhow::Result<(Array2<f32>, Session<'m>)> {
-    let mut session = Session::new(model, make)?;
+fn logits(model: &Arc<Model>, tokens: &[u32], make: &MakeKernel) -> anyhow::Result<(Array2<f32>, Session)> {
+    let mut session = Session::new(model.clone(), make)?;
     session.set_chunk(tokens.len());
     let mut all = Array2::default((0, 0));
-    session.score(tokens, &mut |_, logits| all = logits)?;
+    session.score(tokens, |_, logits| all = logits)?;
     Ok((all, session))
 }

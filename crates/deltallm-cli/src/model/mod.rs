@@ -4,6 +4,7 @@ mod path;
 mod profile;
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -26,7 +27,7 @@ pub struct LoadedModel {
     /// The name of the file or directory.
     pub name: String,
     /// The graph with its weights.
-    pub graph: Model,
+    pub graph: Arc<Model>,
     /// Text to tokens and back.
     pub tokenizer: Tokenizer,
     /// How long it took to read the file and to bring its weights into the form that they are multiplied in.
@@ -53,7 +54,7 @@ impl LoadedModel {
         let file = file.with_linear_form(form).with_isa(Isa::from_env()?);
         let tokenizer = Tokenizer::from_model(&file)?;
         let mut progress = Progress::new("loading");
-        let graph = Model::load(&file, &mut |done, total| progress.update(done, total))?;
+        let graph = Arc::new(Model::load_with(&file, |done, total| progress.update(done, total))?);
         Ok(Self { name: model_name(&file), graph, tokenizer, loading: start.elapsed() })
     }
 

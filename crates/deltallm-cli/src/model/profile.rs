@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::Context;
+use deltallm::AttentionProfile;
 use deltallm::models::ModelConfig;
-use deltallm::{AttentionProfile, ModelFingerprint};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
 const BUILT_IN: [(&str, &str); 3] = [
@@ -48,7 +48,7 @@ impl ModelProfile {
 }
 
 fn check(settings: &AttentionProfile, config: &ModelConfig) -> Result<(), deltallm::CoreError> {
-    settings.check(ModelFingerprint(config.fingerprint()), [config.layers, config.kv_heads, config.head_dim])
+    settings.check(config.fingerprint(), [config.layers, config.kv_heads, config.head_dim])
 }
 
 #[cfg(test)]

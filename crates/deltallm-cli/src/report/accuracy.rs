@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deltallm::attn::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ModelFingerprint,
+    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig,
     PaperRule, ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
@@ -71,7 +71,7 @@ impl Rule {
         let config = subject.graph().config();
         let shape = [config.layers, config.kv_heads, config.head_dim];
         let ones = vec![1.0; shape.iter().product()];
-        let ones = Arc::new(ThresholdProfile::new(ModelFingerprint(config.fingerprint()), shape, ones)?);
+        let ones = Arc::new(ThresholdProfile::new(config.fingerprint(), shape, ones)?);
         let uniform = |name, base: HybridConfig| Self {
             name,
             thresholds: Arc::clone(&ones),

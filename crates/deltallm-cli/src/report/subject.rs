@@ -1,5 +1,7 @@
 //! What a report is about, and one measurement of it.
 
+use std::sync::Arc;
+
 use deltallm::models::{LogitRows, Model};
 use deltallm::{DenseAttention, Footprint, KvStore};
 use ndarray::Array3;
@@ -64,7 +66,7 @@ impl Cost {
 pub(crate) struct Captured(pub(crate) Vec<[Array3<f32>; 3]>);
 
 impl Subject<'_> {
-    pub(super) fn graph(&self) -> &Model {
+    pub(super) fn graph(&self) -> &Arc<Model> {
         &self.model.graph
     }
 
@@ -100,12 +102,9 @@ impl Subject<'_> {
             .map(|layer| DenseAttention::new(shape, dense.options(layer)))
             .collect::<Result<Vec<_>, _>>()?;
         let mut captured = Vec::new();
-        self.graph().forward_observed(
-            &self.tokens[..tokens],
-            &mut kernels,
-            LogitRows::None,
-            &mut |input| captured.push([input.q, input.k, input.v].map(|x| x.to_owned())),
-        )?;
+        self.graph().forward_observed(&self.tokens[..tokens], &mut kernels, LogitRows::None, |input| {
+            captured.push([input.q, input.k, input.v].map(|x| x.to_owned()))
+        })?;
         Ok(Captured(captured))
     }
 

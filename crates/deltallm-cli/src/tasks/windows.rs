@@ -35,7 +35,7 @@ pub fn score_window(
     let mut result = WindowResult::default();
     let mut failure = None;
     // Both kernels go through the window side by side, so that the logits of one chunk each are all that is in memory.
-    run.score(window, &mut |done, logits| {
+    run.score(window, |done, logits| {
         let start = done - logits.nrows();
         match dense.as_mut().map(|session| logits_of(session, &window[start..done])).transpose() {
             Ok(dense) => result.add(&window[start + 1..window.len().min(done + 1)], &logits, dense.as_ref()),
@@ -79,8 +79,8 @@ pub fn sum_windows(windows: &[WindowResult]) -> WindowResult {
     sum
 }
 
-fn session<'m>(setup: &Setup<'m>, kernel: &KernelChoice) -> anyhow::Result<Session<'m>> {
-    let mut session = Session::new(&setup.model.graph, |layer| {
+fn session(setup: &Setup, kernel: &KernelChoice) -> anyhow::Result<Session> {
+    let mut session = Session::new(setup.model.graph.clone(), |layer| {
         let kernel = kernel.make(layer)?;
         Ok(if setup.decode { Box::new(OneByOne(kernel)) } else { kernel })
     })?;
@@ -91,6 +91,6 @@ fn session<'m>(setup: &Setup<'m>, kernel: &KernelChoice) -> anyhow::Result<Sessi
 /// The logits of the next tokens, at most a chunk of them, `[tokens, vocab_size]`.
 fn logits_of(session: &mut Session, tokens: &[u32]) -> anyhow::Result<Array2<f32>> {
     let mut result = Array2::default((0, 0));
-    session.score(tokens, &mut |_, logits| result = logits)?;
+    session.score(tokens, |_, logits| result = logits)?;
     Ok(result)
 }

@@ -8,6 +8,7 @@ use crate::ModelConfig;
 /// [`LayerTensor::Key`] reordered for interleaved RoPE, all others in half-split order. Readers of this crate answer
 /// half-split order always.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum TensorId {
     /// The token embedding.
     TokenEmbedding,
@@ -21,6 +22,7 @@ pub enum TensorId {
 
 /// A tensor of a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LayerTensor {
     /// The norm before attention.
     AttentionNorm,

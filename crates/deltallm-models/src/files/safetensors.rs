@@ -101,7 +101,7 @@ impl SafetensorsModel {
     }
 
     /// The parsed `config.json`.
-    pub fn config(&self) -> &Value {
+    pub(crate) fn config(&self) -> &Value {
         &self.config
     }
 
@@ -169,7 +169,10 @@ impl SafetensorsModel {
     fn add_shard(&mut self, path: &Path, wanted: impl Fn(&str) -> bool) -> Result<(), ModelError> {
         let bytes = Bytes::map(path)?;
         // Checks the header: sizes, overlaps, gaps and that the tensors fill the file exactly.
-        let error = |source| ModelError::Safetensors { file: path.to_owned(), source };
+        let error = |source: SafeTensorError| ModelError::Safetensors {
+            file: path.to_owned(),
+            source: source.into(),
+        };
         let (header, metadata) = SafeTensors::read_metadata(&bytes).map_err(error)?;
         let data = 8 + header;
         // Of two tensors with one name it would take either.
@@ -206,5 +209,5 @@ fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T, ModelErr
         ReadError::Io(source) => ModelError::Io { file: path.to_owned(), source },
         ReadError::TooLarge(got) => ModelError::FileTooLarge { file: path.to_owned(), limit, got },
     })?;
-    json::from_slice(&text).map_err(|source| ModelError::Json { file: path.to_owned(), source })
+    json::from_slice(&text).map_err(|error| ModelError::Json { file: path.to_owned(), source: error.into() })
 }

@@ -3,6 +3,7 @@
 use half::{bf16, f16};
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, Zip};
 
+use super::error::LinearError;
 use super::half::apply_half;
 use super::inputs::{Inputs, Rounded};
 use super::kernels::matmul_transposed;
@@ -49,13 +50,14 @@ impl Matrix {
 
     /// `x weight^T`: `x` is `[tokens, in]`, the result `[tokens, out]`. Runs on the current rayon pool.
     ///
-    /// # Panics
-    /// Where `x` has another number of columns than the weight.
-    pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
-        self.apply_inputs(&mut Inputs::new(x.view(), &mut Rounded::default()))
+    /// # Errors
+    /// [`LinearError::Columns`] where `x` has another number of columns than the weight.
+    pub fn apply(&self, x: &ArrayView2<f32>) -> Result<Array2<f32>, LinearError> {
+        LinearError::check_columns(self.dim().1, x.ncols())?;
+        Ok(self.apply_inputs(&mut Inputs::new(x.view(), &mut Rounded::default())))
     }
 
-    /// [`apply`](Self::apply), with memory for rounding.
+    /// [`apply`](Self::apply), with memory for rounding. The columns are those of the weight.
     pub(crate) fn apply_inputs(&self, inputs: &mut Inputs<'_>) -> Array2<f32> {
         let mut y = Array2::zeros((inputs.x.nrows(), self.dim().0));
         self.apply_into(inputs, y.view_mut());
@@ -75,23 +77,25 @@ impl Matrix {
 
     /// The weights of output `index` as numbers, `[in]`.
     ///
-    /// # Panics
-    /// Where there is no such output.
-    pub fn row(&self, index: usize) -> Array1<f32> {
-        self.rows(&[index]).index_axis_move(Axis(0), 0)
+    /// # Errors
+    /// [`LinearError::Row`] where there is no such output.
+    pub fn row(&self, index: usize) -> Result<Array1<f32>, LinearError> {
+        Ok(self.rows(&[index])?.index_axis_move(Axis(0), 0))
     }
 
     /// The weights of some outputs as numbers, `[outputs, in]`.
     ///
-    /// # Panics
-    /// Where there is no such output.
-    pub fn rows(&self, indices: &[usize]) -> Array2<f32> {
-        let mut rows = Array2::zeros((indices.len(), self.dim().1));
+    /// # Errors
+    /// [`LinearError::Row`] where there is no such output.
+    pub fn rows(&self, indices: &[usize]) -> Result<Array2<f32>, LinearError> {
+        let (outputs, columns) = self.dim();
+        indices.iter().try_for_each(|index| LinearError::check_row(outputs, *index))?;
+        let mut rows = Array2::zeros((indices.len(), columns));
         self.rows_into(indices.iter().copied(), rows.view_mut());
-        rows
+        Ok(rows)
     }
 
-    /// [`rows`](Self::rows) into `rows`, which is in standard layout.
+    /// [`rows`](Self::rows) that exist, into `rows`, which is in standard layout.
     pub(crate) fn rows_into(&self, indices: impl IntoIterator<Item = usize>, mut rows: ArrayViewMut2<f32>) {
         for (index, mut row) in indices.into_iter().zip(rows.outer_iter_mut()) {
             match self {
@@ -104,12 +108,12 @@ impl Matrix {
                 }
                 Self::Ternary(weight) => {
                     let mut codes = vec![0; weight.columns()];
-                    weight.row(index, &mut codes);
+                    weight.codes_of(index, &mut codes);
                     row.iter_mut().zip(codes).for_each(|(x, code)| *x = f32::from(code) * weight.scale());
                 }
                 Self::Quantised(weight) => {
                     if let Some(row) = row.as_slice_mut() {
-                        weight.row(index, row);
+                        weight.weights_of(index, row);
                     }
                 }
             }
@@ -150,10 +154,10 @@ mod tests {
         let x = array![[1.0, -0.123, 0.5017]];
         let exact = x.dot(&weight.to_dense().t()) + array![10.0, 20.0];
         let y = Linear { weight, bias: Some(array![10.0, 20.0]) };
-        let off = (y.apply(&x.view()) - exact).mapv(f32::abs);
+        let off = (y.apply(&x.view()).unwrap() - exact).mapv(f32::abs);
         for index in 0..2 {
             // Half a step of the largest input, which is 1, for every weight.
-            let bound = y.weight.row(index).mapv(f32::abs).sum() / 254.0;
+            let bound = y.weight.row(index).unwrap().mapv(f32::abs).sum() / 254.0;
             assert!(off[[0, index]] > 0.0 && off[[0, index]] <= bound, "{off} {bound}");
         }
     }
@@ -169,8 +173,8 @@ mod tests {
         for weight in halves {
             assert_eq!((weight.dim(), weight.bytes()), ((2, 3), 12));
             assert_eq!(weight.to_dense(), dense);
-            assert_eq!(weight.row(1), dense.row(1));
-            assert_eq!(weight.apply(&x.view()), x.dot(&dense.t()));
+            assert_eq!(weight.row(1).unwrap(), dense.row(1));
+            assert_eq!(weight.apply(&x.view()).unwrap(), x.dot(&dense.t()));
         }
     }
 }

@@ -4,6 +4,7 @@
 //! crate `gemm` multiplies. [`inputs`] rounds what they multiply, once for all maps of the same input; [`kernels`] is what the packed
 //! forms share.
 
+pub(crate) mod error;
 pub(crate) mod half;
 pub(crate) mod inputs;
 pub(crate) mod kernels;
@@ -13,10 +14,20 @@ pub(crate) mod ternary;
 
 use ndarray::{Array1, Array2, ArrayView2, ArrayViewMut2};
 
+use self::error::LinearError;
 use self::inputs::{Inputs, Rounded};
 use self::matrix::Matrix;
 
 /// A linear map: `y = weight x + bias`.
+///
+/// ```
+/// use deltallm_models::{Linear, Matrix};
+/// use ndarray::array;
+///
+/// let linear = Linear { weight: Matrix::F32(array![[1.0, 2.0], [0.0, -1.0]]), bias: Some(array![0.5, 0.0]) };
+/// assert_eq!(linear.apply(&array![[3.0, 4.0]].view())?, array![[11.5, -4.0]]);
+/// # Ok::<(), deltallm_models::LinearError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Linear {
     /// `[out, in]`.
@@ -28,6 +39,7 @@ pub struct Linear {
 /// How the weights of a GGUF file's quantised types (see [`QuantisedLinear`](crate::QuantisedLinear)) are held in memory.
 /// Ternary weights are always packed; types that are not quantised stay what they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[non_exhaustive]
 pub enum LinearForm {
     /// As codes and scales, multiplied with activations of 8 bits: less memory, much faster, and off by the rounding of the
     /// activations.
@@ -40,12 +52,18 @@ pub enum LinearForm {
 impl Linear {
     /// `x weight^T + bias`: `x` is `[tokens, in]`, the result `[tokens, out]`.
     ///
-    /// # Panics
-    /// Where `x` has another number of columns than the weight.
-    pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
-        let mut y = Array2::zeros((x.nrows(), self.weight.dim().0));
+    /// # Errors
+    /// [`LinearError::Columns`] where `x` has another number of columns than the weight, [`LinearError::Bias`] where the bias
+    /// has another length than there are outputs.
+    pub fn apply(&self, x: &ArrayView2<f32>) -> Result<Array2<f32>, LinearError> {
+        let (rows, columns) = self.weight.dim();
+        LinearError::check_columns(columns, x.ncols())?;
+        if let Some(got) = self.bias.as_ref().map(Array1::len).filter(|len| *len != rows) {
+            return Err(LinearError::Bias { expected: rows, got });
+        }
+        let mut y = Array2::zeros((x.nrows(), rows));
         self.apply_into(&mut Inputs::new(x.view(), &mut Rounded::default()), y.view_mut());
-        y
+        Ok(y)
     }
 
     /// [`apply`](Self::apply) into `y`, which is in standard layout. Maps of the same inputs round them once.

@@ -1,10 +1,11 @@
 //! The decoder graph: tokens in, logits out.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape};
+use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape, KernelContext};
 use deltallm_simd::{
     Isa,
     tuning::{LEAST_WORK, SPIN_TOKENS},
@@ -23,7 +24,24 @@ use crate::{ModelConfig, ModelError, ModelFile, ModelWeights, linear::inputs::In
 /// A decoder-only transformer of one of the families in [`Architecture`](crate::Architecture).
 ///
 /// The model is immutable; all state of a conversation lives in the attention kernels, one per layer, that the caller
-/// passes in. [`Session`](crate::Session) keeps them. What a call needs for its intermediate results is kept for the next.
+/// passes in. [`Session`](crate::Session) keeps them, and shares the model. What a call needs for its intermediate results is
+/// kept for the next.
+///
+/// ```
+/// use deltallm_attn::{AttentionKernel, KernelSpec};
+/// use deltallm_models::{LogitRows, Model, ModelFile};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let model = Model::load(&ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?)?;
+/// let (spec, context) = (KernelSpec::default(), model.kernel_context());
+/// let layers = 0..model.config().layers;
+/// let mut kernels = layers.map(|layer| spec.build(layer, &context)).collect::<Result<Vec<_>, _>>()?;
+/// let logits = model.forward(&[1, 2, 3], &mut kernels, LogitRows::All)?;
+/// assert_eq!(logits.dim(), (3, model.config().vocab_size));
+/// assert_eq!(kernels[0].len(), 3);
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug)]
 pub struct Model {
     config: ModelConfig,
@@ -63,7 +81,6 @@ impl LogitRows {
 }
 
 /// One sequence of a batch.
-#[derive(Debug)]
 pub struct Sequence<'a, K> {
     /// Its next tokens.
     pub tokens: &'a [u32],
@@ -73,8 +90,19 @@ pub struct Sequence<'a, K> {
     pub rows: LogitRows,
 }
 
+impl<K> fmt::Debug for Sequence<'_, K> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sequence")
+            .field("tokens", &self.tokens)
+            .field("kernels", &self.kernels.len())
+            .field("rows", &self.rows)
+            .finish()
+    }
+}
+
 /// What a layer's attention is given, for whoever looks on ([`Model::forward_observed`]).
 #[derive(Debug)]
+#[non_exhaustive]
 pub struct AttentionInput<'a> {
     /// Which layer.
     pub layer: usize,
@@ -89,16 +117,32 @@ pub struct AttentionInput<'a> {
 }
 
 impl Model {
-    /// Reads a model's weights. `progress` is told the steps done and their total. The model computes with the instruction set of
-    /// [the file](ModelFile::with_isa).
+    /// Reads a model's weights. The model computes with the instruction set of [the file](ModelFile::with_isa).
     ///
     /// # Errors
     /// [`ModelError`] for parameters or weights that are missing, inconsistent or not finite.
-    pub fn load(file: &ModelFile, progress: &mut dyn FnMut(usize, usize)) -> Result<Self, ModelError> {
+    pub fn load(file: &ModelFile) -> Result<Self, ModelError> {
+        Self::load_with(file, |_, _| {})
+    }
+
+    /// [`load`](Self::load) that tells `progress` the steps done and their total.
+    ///
+    /// ```
+    /// use deltallm_models::{Model, ModelFile};
+    ///
+    /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// let model = Model::load_with(&file, |done, total| eprintln!("{done} of {total}"))?;
+    /// # Ok::<(), deltallm_models::ModelError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn load_with(file: &ModelFile, progress: impl FnMut(usize, usize)) -> Result<Self, ModelError> {
         let config = file.config()?;
-        let weights = ModelWeights::load(file, &config, progress)?;
+        let weights = ModelWeights::load_with(file, &config, progress)?;
         let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
-        let rope = Rope::new(config.rope.frequencies(config.head_dim));
+        let frequencies = config.rope.frequencies(config.head_dim);
+        let rope = Rope::new(frequencies.map_err(|source| file.config_error(source))?);
         Ok(Self {
             config,
             weights,
@@ -130,6 +174,12 @@ impl Model {
         self.shape
     }
 
+    /// What attention kernels of this model need besides their settings: its heads and its instruction set, no limit on memory,
+    /// and the threads of the current rayon pool.
+    pub fn kernel_context(&self) -> KernelContext {
+        KernelContext { isa: self.isa, ..KernelContext::new(self.shape) }
+    }
+
     /// Runs the next `tokens` through the model. `kernels` holds one attention kernel per layer, each with the same
     /// number of cached tokens; they are extended by `tokens`. Returns logits, `[rows, vocab_size]`.
     ///
@@ -155,9 +205,9 @@ impl Model {
         tokens: &[u32],
         kernels: &mut [K],
         rows: LogitRows,
-        observer: &mut dyn FnMut(AttentionInput),
+        mut observer: impl FnMut(AttentionInput),
     ) -> Result<Array2<f32>, ModelError> {
-        self.run(&mut [Sequence { tokens, kernels, rows }], observer)
+        self.run(&mut [Sequence { tokens, kernels, rows }], &mut observer)
     }
 
     /// [`forward`](Self::forward) for several sequences at once, which share one pass over the weights. Returns the
@@ -169,6 +219,9 @@ impl Model {
         &self,
         batch: &mut [Sequence<K>],
     ) -> Result<Vec<Array2<f32>>, ModelError> {
+        if batch.is_empty() {
+            return Ok(Vec::new());
+        }
         let logits = self.run(batch, &mut |_| {})?;
         let mut start = 0;
         let parts = batch.iter().map(|sequence| {
@@ -243,7 +296,8 @@ impl Model {
         if let Some(&id) = tokens.iter().find(|id| **id as usize >= vocab_size) {
             return Err(ModelError::TokenOutOfRange { vocab_size, id });
         }
-        let (context_length, needed) = (self.config.context_length, position + tokens.len());
+        // A kernel that is not ours may say that it holds anything.
+        let (context_length, needed) = (self.config.context_length, position.saturating_add(tokens.len()));
         if needed > context_length {
             return Err(ModelError::ContextFull { context_length, got: needed });
         }

@@ -43,8 +43,16 @@ pub enum SamplingError {
     },
 }
 
-/// How tokens are chosen. Filters apply in the order of the fields.
+/// How tokens are chosen: greedily, unless settings say otherwise. Filters apply in the order of the fields.
+///
+/// ```
+/// use deltallm_models::SamplerConfig;
+///
+/// let config = SamplerConfig::default().with_temperature(0.7).with_top_k(40).with_seed(1);
+/// assert_eq!((config.temperature, config.top_p), (0.7, 1.0));
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct SamplerConfig {
     /// Divides the logits of tokens in the history if positive, multiplies them if negative (CTRL, arXiv
     /// 1909.05858, section 4.1). Above 0; 1 is off.
@@ -67,6 +75,45 @@ impl Default for SamplerConfig {
     /// Greedy.
     fn default() -> Self {
         Self { repetition_penalty: 1.0, temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: 0 }
+    }
+}
+
+/// One setting changed. What is out of its range is refused by [`Sampler::new`].
+impl SamplerConfig {
+    /// With this [`repetition_penalty`](Self::repetition_penalty).
+    #[must_use]
+    pub fn with_repetition_penalty(self, repetition_penalty: f32) -> Self {
+        Self { repetition_penalty, ..self }
+    }
+
+    /// With this [`temperature`](Self::temperature).
+    #[must_use]
+    pub fn with_temperature(self, temperature: f32) -> Self {
+        Self { temperature, ..self }
+    }
+
+    /// With this [`top_k`](Self::top_k).
+    #[must_use]
+    pub fn with_top_k(self, top_k: usize) -> Self {
+        Self { top_k, ..self }
+    }
+
+    /// With this [`top_p`](Self::top_p).
+    #[must_use]
+    pub fn with_top_p(self, top_p: f32) -> Self {
+        Self { top_p, ..self }
+    }
+
+    /// With this [`min_p`](Self::min_p).
+    #[must_use]
+    pub fn with_min_p(self, min_p: f32) -> Self {
+        Self { min_p, ..self }
+    }
+
+    /// With this [`seed`](Self::seed).
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
     }
 }
 
@@ -108,7 +155,7 @@ struct Candidate {
 ///
 /// let mut greedy = Sampler::new(SamplerConfig::default())?;
 /// assert_eq!(greedy.sample(&[0.1, 2.0, -1.0])?, 1);
-/// let mut two_best = Sampler::new(SamplerConfig { temperature: 1.0, top_k: 2, seed: 7, ..SamplerConfig::default() })?;
+/// let mut two_best = Sampler::new(SamplerConfig::default().with_temperature(1.0).with_top_k(2).with_seed(7))?;
 /// assert_ne!(two_best.sample(&[0.1, 2.0, -1.0])?, 2);
 /// # Ok::<(), deltallm_models::SamplingError>(())
 /// ```

@@ -113,7 +113,7 @@ impl ModelFile {
     /// use deltallm_models::{LinearForm, Model, ModelFile};
     ///
     /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-    /// let exact = Model::load(&file.with_linear_form(LinearForm::F32), &mut |_, _| {})?;
+    /// let exact = Model::load(&file.with_linear_form(LinearForm::F32))?;
     /// # Ok::<(), deltallm_models::ModelError>(())
     /// ```
     pub fn with_linear_form(self, form: LinearForm) -> Self {
@@ -128,7 +128,7 @@ impl ModelFile {
     /// use deltallm_models::{Model, ModelFile};
     ///
     /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
-    /// let model = Model::load(&file.with_isa(Isa::from_env()?), &mut |_, _| {})?;
+    /// let model = Model::load(&file.with_isa(Isa::from_env()?))?;
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn with_isa(self, isa: Isa) -> Self {
@@ -175,17 +175,27 @@ impl ModelFile {
             #[cfg(feature = "gguf")]
             Source::Gguf { header, bytes } => ModelConfig::from_gguf(header, bytes),
             #[cfg(feature = "safetensors")]
-            Source::Safetensors(model) => ModelConfig::from_json(model.config()),
+            Source::Safetensors(model) => ModelConfig::from_value(model.config()),
         };
-        let error = |source| ModelError::Config { file: self.path.clone(), source };
-        let config = config.map_err(error)?;
+        let config = config.map_err(|source| self.config_error(source))?;
         let rows =
             self.raw(TensorId::TokenEmbedding, Part::Weight)?.shape.first().copied().unwrap_or_default();
         if config.vocab_size == rows {
             Ok(config)
         } else {
-            Err(error(ConfigError::Vocabulary { rows, got: config.vocab_size }))
+            Err(self.config_error(ConfigError::Vocabulary { rows, got: config.vocab_size }))
         }
+    }
+
+    /// The parameters are not usable.
+    pub(crate) fn config_error(&self, source: ConfigError) -> ModelError {
+        ModelError::Config { file: self.path.clone(), source }
+    }
+
+    /// `[out, in]` of a tensor, of parameters that are consistent: whoever asks may have changed them.
+    pub(super) fn shape(&self, config: &ModelConfig, id: TensorId) -> Result<[usize; 2], ModelError> {
+        config.validate().map_err(|source| self.config_error(source))?;
+        Ok(id.shape(config))
     }
 
     pub(super) fn format(&self) -> Format {

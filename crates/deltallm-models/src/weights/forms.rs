@@ -16,12 +16,12 @@ impl ModelFile {
     ///
     /// # Errors
     /// [`ModelError::MissingTensor`], [`ModelError::TensorShape`], [`ModelError::ElementType`] or
-    /// [`ModelError::NonFiniteWeight`]; for ternary weights those of [`ModelFile::ternary`].
+    /// [`ModelError::NonFiniteWeight`]; [`ModelError::Config`] for parameters that are not consistent; for ternary weights those of [`ModelFile::ternary`].
     pub fn matrix(&self, config: &ModelConfig, id: TensorId) -> Result<Array2<f32>, ModelError> {
         if id.is_ternary(config) {
             return Ok(Matrix::Ternary(self.ternary(config, id)?).to_dense().into_owned());
         }
-        let [rows, columns] = id.shape(config);
+        let [rows, columns] = self.shape(config, id)?;
         self.table(id, [rows, columns], self.read(id, Part::Weight, &[rows, columns], config)?)
     }
 
@@ -48,7 +48,7 @@ impl ModelFile {
         if id.is_ternary(config) {
             return Ok(Matrix::Ternary(self.ternary(config, id)?));
         }
-        let raw = self.raw_of_shape(id, Part::Weight, &id.shape(config))?;
+        let raw = self.raw_of_shape(id, Part::Weight, &self.shape(config, id)?)?;
         Ok(match raw.ty {
             TensorType::F16 => {
                 Matrix::F16(self.halves(config, id, &raw, f16::from_le_bytes, f16::is_finite)?)

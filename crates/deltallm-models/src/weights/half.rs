@@ -14,7 +14,7 @@ impl ModelFile {
         read: impl Fn([u8; 2]) -> T + Sync,
         finite: impl Fn(T) -> bool + Sync,
     ) -> Result<HalfLinear<T>, ModelError> {
-        let [rows, columns] = id.shape(config);
+        let [rows, columns] = self.shape(config, id)?;
         let bytes = raw.bytes.as_chunks().0;
         let source_row = self.source_row(config, id);
         let values = fill_rows(bytes.len(), columns, |row, values: &mut [T]| {

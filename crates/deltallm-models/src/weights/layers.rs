@@ -47,15 +47,24 @@ pub struct ModelWeights {
 }
 
 impl ModelWeights {
-    /// Reads all weights. `progress` is told the steps done and their total: one for each layer and one for each end.
+    /// Reads all weights.
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
-    pub fn load(
+    pub fn load(file: &ModelFile, config: &ModelConfig) -> Result<Self, ModelError> {
+        Self::load_with(file, config, |_, _| {})
+    }
+
+    /// [`load`](Self::load) that tells `progress` the steps done and their total: one for each layer and one for each end.
+    ///
+    /// # Errors
+    /// As [`ModelFile::matrix`].
+    pub fn load_with(
         file: &ModelFile,
         config: &ModelConfig,
-        progress: &mut dyn FnMut(usize, usize),
+        mut progress: impl FnMut(usize, usize),
     ) -> Result<Self, ModelError> {
+        config.validate().map_err(|source| file.config_error(source))?;
         let steps = config.layers + 2;
         progress(0, steps);
         let token_embedding = file.weight(config, TensorId::TokenEmbedding)?;

@@ -18,7 +18,7 @@ impl ModelFile {
         config: &ModelConfig,
         id: TensorId,
     ) -> Result<Option<QuantisedLinear>, ModelError> {
-        let shape @ [rows, columns] = id.shape(config);
+        let shape @ [rows, columns] = self.shape(config, id)?;
         let raw = self.raw_of_shape(id, Part::Weight, &shape)?;
         if self.form == LinearForm::F32 || !QuantisedLinear::supports(raw.ty) {
             return Ok(None);

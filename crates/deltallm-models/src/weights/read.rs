@@ -14,7 +14,7 @@ impl ModelFile {
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn norm(&self, config: &ModelConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
-        let [length, _] = id.shape(config);
+        let [length, _] = self.shape(config, id)?;
         self.read(id, Part::Weight, &[length], config).map(Array1::from)
     }
 
@@ -27,7 +27,7 @@ impl ModelFile {
         if !id.has_bias(config) {
             return Ok(None);
         }
-        let [rows, _] = id.shape(config);
+        let [rows, _] = self.shape(config, id)?;
         self.read(id, Part::Bias, &[rows], config).map(|values| Some(Array1::from(values)))
     }
 

@@ -40,7 +40,7 @@ impl ModelFile {
     /// [`ModelError::NonFiniteWeight`]; [`ModelError::TernaryScale`], [`ModelError::BlockScale`],
     /// [`ModelError::PackedRows`], [`ModelError::NotTernary`] or [`ModelError::Ternary`].
     pub fn ternary(&self, config: &ModelConfig, id: TensorId) -> Result<TernaryLinear, ModelError> {
-        let shape = id.shape(config);
+        let shape = self.shape(config, id)?;
         match &self.source {
             #[cfg(feature = "safetensors")]
             Source::Safetensors(model) => self.ternary_of_directory(model, id, shape),
@@ -56,8 +56,8 @@ impl ModelFile {
         id: TensorId,
         shape: [usize; 2],
     ) -> Result<TernaryLinear, ModelError> {
-        let form = Quantization::from_json(model.config());
-        let form = form.map_err(|source| ModelError::Config { file: self.path.clone(), source })?;
+        let form = Quantization::from_value(model.config());
+        let form = form.map_err(|source| self.config_error(source))?;
         match form {
             Quantization::Online => self.online(&self.raw_of_shape(id, Part::Weight, &shape)?, shape),
             Quantization::PackedTimesScale => self.unpack(model, id, shape, |scale| scale),

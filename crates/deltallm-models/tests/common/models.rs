@@ -14,7 +14,7 @@ pub(crate) fn isa() -> Isa {
 
 /// The model of a file.
 pub(crate) fn load_model(file: ModelFile) -> Result<Model, ModelError> {
-    Model::load(&file.with_isa(isa()), &mut |_, _| {})
+    Model::load(&file.with_isa(isa()))
 }
 
 /// The usual settings for its attention kernels.

@@ -13,7 +13,7 @@ use crate::measured;
 /// From a `config.json`.
 fn from_json(json: &Json) -> Result<ModelConfig, ConfigError> {
     let text = json.to_string();
-    measured(text.len(), || ModelConfig::from_json(&serde_json::from_str(&text).unwrap()))
+    measured(text.len(), || ModelConfig::from_json(&text))
 }
 
 fn refused(key: &str, value: Json) -> ConfigError {

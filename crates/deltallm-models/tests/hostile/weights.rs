@@ -14,7 +14,7 @@ fn load(writer: &GgufWriter) -> Result<ModelWeights, ModelError> {
     let bytes = writer.finish();
     measured(bytes.len(), || {
         let file = ModelFile::from_gguf_bytes("tiny", bytes)?;
-        ModelWeights::load(&file, &file.config()?, &mut |_, _| ())
+        ModelWeights::load(&file, &file.config()?)
     })
 }
 

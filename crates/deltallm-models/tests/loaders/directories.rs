@@ -145,7 +145,7 @@ fn shards_give_the_same_weights_as_one_file() {
     write_index(&target, map.clone());
     let load = |path: &Path| {
         let file = ModelFile::open(path).unwrap();
-        ModelWeights::load(&file, &file.config().unwrap(), &mut |_, _| ()).unwrap()
+        ModelWeights::load(&file, &file.config().unwrap()).unwrap()
     };
     let (one, two) = (load(&fixture("llama/gqa1-d32")), load(&target));
     assert_eq!(one.token_embedding, two.token_embedding);
@@ -208,7 +208,7 @@ fn nan_in_safetensors() {
     let embedding = ("model.embed_tokens.weight", Dtype::BF16, vec![97, 12], values);
     write_shard(&path.join("model.safetensors"), &[embedding]);
     let file = ModelFile::open(&path).unwrap();
-    let error = ModelWeights::load(&file, &file.config().unwrap(), &mut |_, _| ()).unwrap_err();
+    let error = ModelWeights::load(&file, &file.config().unwrap()).unwrap_err();
     assert!(matches!(error, ModelError::NonFiniteWeight { row: 1, column: 1, .. }), "{error}");
 }
 

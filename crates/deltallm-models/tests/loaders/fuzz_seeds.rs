@@ -215,7 +215,7 @@ fn write_the_seeds_of_the_fuzz_targets() {
     for (name, writer) in models {
         let bytes = writer.finish();
         let file = ModelFile::from_gguf_bytes(name, bytes.clone()).unwrap();
-        Model::load(&file, &mut |_, _| {}).unwrap_or_else(|error| panic!("{error}"));
+        Model::load(&file).unwrap_or_else(|error| panic!("{error}"));
         write("gguf", name, &bytes);
     }
     for (name, architecture, ty) in [
@@ -228,7 +228,7 @@ fn write_the_seeds_of_the_fuzz_targets() {
         fs::write(folder.join("config.json"), &config).unwrap();
         fs::write(folder.join("model.safetensors"), &tensors).unwrap();
         let file = ModelFile::open(&folder).unwrap();
-        Model::load(&file, &mut |_, _| {}).unwrap_or_else(|error| panic!("{error}"));
+        Model::load(&file).unwrap_or_else(|error| panic!("{error}"));
         write("safetensors", name, &[config.as_bytes(), b"\0", &tensors].concat());
         write("config", name, config.as_bytes());
     }

@@ -103,7 +103,7 @@ proptest! {
 fn load(bytes: Vec<u8>) -> bool {
     let Ok(file) = ModelFile::from_gguf_bytes("mutated", bytes) else { return false };
     let Ok(config) = file.config() else { return false };
-    ModelWeights::load(&file, &config, &mut |_, _| ()).is_ok()
+    ModelWeights::load(&file, &config).is_ok()
 }
 
 proptest! {

@@ -15,7 +15,7 @@ fn a_published_model_loads() {
     let file = ModelFile::open(&path).unwrap();
     let config = file.config().unwrap();
     let opened = start.elapsed();
-    let weights = ModelWeights::load(&file, &config, &mut |_, _| ()).unwrap();
+    let weights = ModelWeights::load(&file, &config).unwrap();
     eprintln!("opened in {opened:?}, opened and converted in {:?}: {config:?}", start.elapsed());
 
     assert_eq!(weights.layers.len(), config.layers);

@@ -4,6 +4,12 @@
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
+    /// The text is not JSON, or has a key twice.
+    #[error("config.json: expected JSON with every key once, got {detail}")]
+    Json {
+        /// What is wrong, with line and column.
+        detail: String,
+    },
     /// An architecture that is not supported.
     #[error("architecture: expected one of {expected}, got `{got}`")]
     Architecture {

@@ -7,14 +7,21 @@ use super::json_fields::{
 };
 use super::sizes::{checked_size, default_head_dim};
 use super::{Architecture, ConfigError, ModelConfig, Quantization, RopeConfig, RopeScaling};
+use crate::files::json;
 
 impl ModelConfig {
-    /// Reads the parameters from a parsed `config.json`. Absent entries take the defaults of `LlamaConfig` or `BitNetConfig` of
-    /// `transformers`, except for sizes, which must be there.
+    /// Reads the parameters from the text of a `config.json`. Absent entries take the defaults of `LlamaConfig` or `BitNetConfig`
+    /// of `transformers`, except for sizes, which must be there.
     ///
     /// # Errors
     /// [`ConfigError`], naming the parameter.
-    pub fn from_json(json: &Value) -> Result<Self, ConfigError> {
+    pub fn from_json(text: &str) -> Result<Self, ConfigError> {
+        let value = json::from_slice(text.as_bytes());
+        Self::from_value(&value.map_err(|error| ConfigError::Json { detail: error.to_string() })?)
+    }
+
+    /// The same from parsed JSON.
+    pub(crate) fn from_value(json: &Value) -> Result<Self, ConfigError> {
         let object = json.as_object().ok_or_else(|| wrong_type("config.json", "an object", json))?;
         let name = string(object, "model_type")?.unwrap_or_default();
         let Some(architecture) = Architecture::from_model_type(name) else {
@@ -27,7 +34,7 @@ impl ModelConfig {
         }
         if architecture.is_ternary() {
             // Nothing of it is a parameter of the graph, but what it says must be something that can be loaded.
-            Quantization::from_json(json)?;
+            Quantization::from_value(json)?;
         }
         let hidden_size = required(object, "hidden_size")?;
         let heads = required(object, "num_attention_heads")?;

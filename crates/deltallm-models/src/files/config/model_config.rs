@@ -1,9 +1,19 @@
 //! The parameters themselves: their checks, and their fingerprint.
 
+use deltallm_core::ModelFingerprint;
+
 use super::sizes::{checked_size, positive};
 use super::{Architecture, ConfigError, RopeConfig};
 
 /// The parameters of a model. Values made by this crate have passed [`ModelConfig::validate`].
+///
+/// ```
+/// use deltallm_models::ModelFile;
+///
+/// let config = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?.config()?;
+/// println!("{} layers, {} heads over {}: model {}", config.layers, config.heads, config.kv_heads, config.fingerprint());
+/// # Ok::<(), deltallm_models::ModelError>(())
+/// ```
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ModelConfig {
@@ -68,14 +78,14 @@ impl ModelConfig {
         self.rope.validate(self.head_dim)
     }
 
-    /// A stable 64-bit name for the model's geometry, by which a threshold profile recognises the model it was made
+    /// A stable name of 64 bits for the model's geometry, by which a threshold profile recognises the model it was made
     /// for: FNV-1a over the architecture's name, the sizes that shape the attention and MLP, epsilon and the RoPE frequencies.
     ///
     /// Frequencies enter with three significant digits, so that a GGUF file, which stores scaling as factors, and the
     /// safetensors directory it was made from agree. The context length and the tying of the head are left out,
     /// because converters change them without changing the keys. Weights do not enter: a fine-tune has its base's
-    /// fingerprint.
-    pub fn fingerprint(&self) -> u64 {
+    /// fingerprint. Of parameters that do not [validate](Self::validate) it means nothing.
+    pub fn fingerprint(&self) -> ModelFingerprint {
         let mut text = format!(
             "{} hidden={} layers={} heads={} kv_heads={} head_dim={} intermediate={} vocab={} eps={:.3e} rope=",
             self.architecture.name(),
@@ -88,10 +98,10 @@ impl ModelConfig {
             self.vocab_size,
             self.norm_eps,
         );
-        for frequency in self.rope.frequencies(self.head_dim) {
+        for frequency in self.rope.frequencies(self.head_dim).unwrap_or_default() {
             text.push_str(&format!("{frequency:.2e},"));
         }
-        fnv1a(text.as_bytes())
+        ModelFingerprint(fnv1a(text.as_bytes()))
     }
 }
 

@@ -25,7 +25,7 @@ impl Quantization {
     ///
     /// # Errors
     /// [`ConfigError`], naming the parameter.
-    pub(crate) fn from_json(json: &Value) -> Result<Self, ConfigError> {
+    pub(crate) fn from_value(json: &Value) -> Result<Self, ConfigError> {
         let value = json.get(CONFIG).filter(|value| !value.is_null());
         let value = value.ok_or_else(|| ConfigError::Missing { key: CONFIG.into() })?;
         let object = value.as_object().ok_or_else(|| wrong_type(CONFIG, "an object", value))?;

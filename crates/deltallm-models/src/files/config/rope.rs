@@ -43,14 +43,17 @@ pub enum RopeScaling {
 
 impl RopeConfig {
     /// The frequency of each of the `head_dim / 2` pairs of channels in radians per position, scaling included.
-    pub fn frequencies(&self, head_dim: usize) -> Vec<f32> {
+    ///
+    /// # Errors
+    /// [`ConfigError::Size`] for heads of 0 channels or more than any model has.
+    pub fn frequencies(&self, head_dim: usize) -> Result<Vec<f32>, ConfigError> {
+        checked_size("head size", head_dim as u64)?;
         let theta = f64::from(self.theta);
-        (0..head_dim / 2)
-            .map(|pair| {
-                let frequency = theta.powf(-((2 * pair) as f64) / head_dim as f64);
-                self.scaling.apply(pair, frequency) as f32
-            })
-            .collect()
+        let frequencies = (0..head_dim / 2).map(|pair| {
+            let frequency = theta.powf(-((2 * pair) as f64) / head_dim as f64);
+            self.scaling.apply(pair, frequency) as f32
+        });
+        Ok(frequencies.collect())
     }
 
     pub(super) fn validate(&self, head_dim: usize) -> Result<(), ConfigError> {

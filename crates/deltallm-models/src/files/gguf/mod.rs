@@ -45,6 +45,20 @@ pub struct TensorInfo {
 }
 
 /// The header of a GGUF file: everything but the tensors' data.
+///
+/// ```
+/// use deltallm_models::gguf::GgufFile;
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let bytes = std::fs::read("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+/// let file = GgufFile::parse(&bytes)?;
+/// println!("{:?}", file.metadata().string("general.architecture")?);
+/// for tensor in file.tensors() {
+///     println!("{} {:?} {}", tensor.name, tensor.shape, tensor.ty);
+/// }
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Debug, Clone)]
 pub struct GgufFile {
     version: u32,

@@ -47,14 +47,18 @@ enum Place<T: Plain> {
 }
 
 impl<T: Plain> LargePages<T> {
-    /// `len` zeros.
-    pub(crate) fn zeros(len: usize) -> Self {
+    /// `len` zeros; `None` where there is no memory for them.
+    pub(crate) fn zeros(len: usize) -> Option<Self> {
         const { assert!(align_of::<T>() <= LINE) }
-        let region = len.checked_mul(size_of::<T>()).and_then(reserve);
-        Self(match region {
+        Some(Self(match reserve(len.checked_mul(size_of::<T>())?) {
             Some((region, start)) => Place::Region { region, start, len, of: PhantomData },
-            None => Place::Heap(vec![T::ZERO; len]),
-        })
+            None => {
+                let mut numbers = Vec::new();
+                numbers.try_reserve_exact(len).ok()?;
+                numbers.resize(len, T::ZERO);
+                Place::Heap(numbers)
+            }
+        }))
     }
 }
 
@@ -90,9 +94,13 @@ impl<T: Plain> DerefMut for LargePages<T> {
 
 impl<T: Plain> Clone for LargePages<T> {
     fn clone(&self) -> Self {
-        let mut copy = Self::zeros(self.len());
-        copy.copy_from_slice(self);
-        copy
+        match Self::zeros(self.len()) {
+            Some(mut copy) => {
+                copy.copy_from_slice(self);
+                copy
+            }
+            None => Self(Place::Heap(self.to_vec())),
+        }
     }
 }
 
@@ -139,7 +147,8 @@ mod tests {
 
     #[test]
     fn slices_are_zero_and_apart() {
-        let mut slices: Vec<LargePages<Line>> = [0, 1, 100, 7, 1_200_000, 5].map(LargePages::zeros).into();
+        let mut slices: Vec<LargePages<Line>> =
+            [0, 1, 100, 7, 1_200_000, 5].map(|len| LargePages::zeros(len).unwrap()).into();
         for (i, slice) in slices.iter_mut().enumerate() {
             assert_eq!(slice.as_ptr().addr() % LINE, 0);
             assert!(slice.iter().all(|line| *line == Line::ZERO), "slice {i}");
@@ -158,7 +167,7 @@ mod tests {
     #[test]
     fn slices_of_many_threads_are_apart() {
         let fill = |i: u8| {
-            let mut slices: Vec<_> = (0..200).map(LargePages::<Line>::zeros).collect();
+            let mut slices: Vec<_> = (0..200).map(|len| LargePages::<Line>::zeros(len).unwrap()).collect();
             slices.iter_mut().for_each(|slice| slice.fill(Line([i; 64])));
             slices
         };
@@ -174,5 +183,8 @@ mod tests {
     #[test]
     fn more_than_there_is_cannot_be_reserved() {
         assert!(reserve(usize::MAX).is_none() && reserve(usize::MAX / 2).is_none());
+        assert!(
+            LargePages::<Line>::zeros(usize::MAX).is_none() && LargePages::<Line>::zeros(1 << 56).is_none()
+        );
     }
 }

@@ -24,6 +24,14 @@ pub enum QuantisedError {
         /// Columns asked for.
         columns: usize,
     },
+    /// The machine does not have the memory.
+    #[error("expected a matrix that fits in memory, got {rows} rows of {columns} columns")]
+    Memory {
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        columns: usize,
+    },
     /// A row has more or fewer bytes than its columns take.
     #[error("row {row}: expected {expected} bytes, got {got}")]
     RowBytes {

@@ -103,9 +103,17 @@ impl QuantisedPanels {
         let blocks = columns / form.block;
         let panels = rows.div_ceil(PANEL);
         let (lines_of, factors_of) = (blocks * form.lines(), blocks * form.factors());
-        let mut lines = LargePages::<Line>::zeros(panels * lines_of);
-        let mut factors = LargePages::<RowFactors>::zeros(panels * factors_of);
-        let expected = columns / ty.block_elements() * ty.block_bytes();
+        let expected = (columns / ty.block_elements()).saturating_mul(ty.block_bytes());
+        // A row that is there bounds the columns, before memory is asked for.
+        let got = row_bytes(0).len();
+        if got != expected {
+            return Err(QuantisedError::RowBytes { row: 0, expected, got });
+        }
+        let memory = || QuantisedError::Memory { rows, columns };
+        let lines = panels.checked_mul(lines_of).and_then(LargePages::<Line>::zeros);
+        let mut lines = lines.ok_or_else(memory)?;
+        let factors = panels.checked_mul(factors_of).and_then(LargePages::<RowFactors>::zeros);
+        let mut factors = factors.ok_or_else(memory)?;
         lines
             .par_chunks_exact_mut(lines_of)
             .zip(factors.par_chunks_exact_mut(factors_of))

@@ -27,6 +27,7 @@ pub(crate) use activations::BlockActivations;
 use layout::{Form, Panel, QuantisedPanels};
 use simd::MOST_PANELS;
 
+use crate::linear::error::LinearError;
 use crate::linear::inputs::{Inputs, Rounded};
 use crate::linear::kernels::{PANEL, for_each_task};
 use crate::quant::TensorType;
@@ -60,9 +61,9 @@ struct Sums<const N: usize>([[f32; PANEL]; N]);
 /// let mut row = vec![0x00, 0x38];
 /// row.extend((0..32).map(|code: i8| code.cast_unsigned()));
 /// let linear = QuantisedLinear::from_rows(TensorType::Q8_0, 1, 32, |_| &row)?;
-/// let y = linear.apply(&Array2::from_elem((1, 32), 127.0).view());
+/// let y = linear.apply(&Array2::from_elem((1, 32), 127.0).view())?;
 /// assert_eq!(y[[0, 0]], 127.0 * 0.5 * (0..32).sum::<i32>() as f32);
-/// # Ok::<(), deltallm_models::QuantisedError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantisedLinear {
@@ -73,14 +74,14 @@ pub struct QuantisedLinear {
 
 impl QuantisedLinear {
     /// Packs `rows` rows (output channels) of `columns` weights (input channels) of type `ty`: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0,
-    /// Q4_K, Q5_K or Q6_K. `row_bytes(row)` answers the blocks of a row as they are in the file; it is called once for every
+    /// Q4_K, Q5_K or Q6_K. `row_bytes(row)` answers the blocks of a row as they are in the file; it is called for every
     /// row, from the threads of the current rayon pool.
     ///
     /// The instructions are the fastest of this machine, until [`with_kernel`](Self::with_kernel) says otherwise.
     ///
     /// # Errors
-    /// [`QuantisedError`] for another type, rows that are not whole blocks, or scales that are not finite or, being products,
-    /// beyond 16 bits.
+    /// [`QuantisedError`] for another type, rows that are not whole blocks, sizes beyond the machine's memory, or scales that are
+    /// not finite or, being products, beyond 16 bits.
     pub fn from_rows<'a>(
         ty: TensorType,
         rows: usize,
@@ -133,10 +134,18 @@ impl QuantisedLinear {
 
     /// Writes the weights of a row as numbers.
     ///
-    /// # Panics
-    /// Where there is no such row, or `out` does not have [`columns`](Self::columns) elements.
-    pub fn row(&self, row: usize, out: &mut [f32]) {
-        assert!(row < self.rows() && out.len() == self.columns(), "row {row} of {} elements", out.len());
+    /// # Errors
+    /// [`LinearError::Row`] where there is no such row, [`LinearError::RowLength`] where `out` does not have
+    /// [`columns`](Self::columns) elements.
+    pub fn row(&self, row: usize, out: &mut [f32]) -> Result<(), LinearError> {
+        LinearError::check_row(self.rows(), row)?;
+        LinearError::check_room(self.columns(), out.len())?;
+        self.weights_of(row, out);
+        Ok(())
+    }
+
+    /// [`row`](Self::row) of a row that exists.
+    pub(crate) fn weights_of(&self, row: usize, out: &mut [f32]) {
         self.panels.row(row, out);
     }
 
@@ -144,12 +153,13 @@ impl QuantisedLinear {
     ///
     /// A token with a number that is NaN or infinite gives a row of NaN; other tokens are not affected.
     ///
-    /// # Panics
-    /// Where `x` does not have [`columns`](Self::columns) columns.
-    pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
+    /// # Errors
+    /// [`LinearError::Columns`] where `x` does not have [`columns`](Self::columns) columns.
+    pub fn apply(&self, x: &ArrayView2<f32>) -> Result<Array2<f32>, LinearError> {
+        LinearError::check_columns(self.columns(), x.ncols())?;
         let mut y = Array2::zeros((x.nrows(), self.rows()));
         self.apply_into(&mut Inputs::new(x.view(), &mut Rounded::default()), y.view_mut());
-        y
+        Ok(y)
     }
 
     /// [`apply`](Self::apply) into `y`.

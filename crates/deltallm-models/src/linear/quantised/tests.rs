@@ -109,7 +109,7 @@ fn rows_come_back_as_they_are_in_the_file() {
             let (linear, dense) = (linear(ty, rows, columns, &bytes), dense(ty, rows, columns, &bytes));
             let mut row = vec![7.0; columns];
             for (r, expected) in dense.outer_iter().enumerate() {
-                linear.row(r, &mut row);
+                linear.row(r, &mut row).unwrap();
                 if ty.block_elements() == 32 {
                     assert_eq!(row, expected.to_vec(), "{ty}");
                 }
@@ -129,7 +129,7 @@ fn the_factors_of_k_quants_are_rounded_within_their_bound() {
         let mut row = vec![0.0; 512];
         for (r, bytes) in bytes.chunks_exact(bytes.len() / 20).enumerate() {
             unpack(ty, bytes, &mut codes, &mut factors);
-            linear.row(r, &mut row);
+            linear.row(r, &mut row).unwrap();
             let mut expected = vec![0.0; 512];
             dequantize(ty, bytes, &mut expected).unwrap();
             for (column, (got, expected)) in row.iter().zip(&expected).enumerate() {
@@ -168,13 +168,13 @@ fn large_products_are_the_same_on_several_threads() {
         let x = x.slice(s![..tokens, ..]);
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| linear.apply(&x))
+            pool.install(|| linear.apply(&x).unwrap())
         };
         let expected = on(1);
         assert_eq!(on(2), expected);
         assert_eq!(on(5), expected);
         // Nor does it matter what other tokens there are.
-        let last = linear.apply(&x.slice(s![tokens - 1.., ..]));
+        let last = linear.apply(&x.slice(s![tokens - 1.., ..])).unwrap();
         assert_eq!(last.row(0), expected.row(tokens - 1));
     }
 }
@@ -230,10 +230,10 @@ fn a_token_that_is_not_finite_is_nan_and_the_others_are_not_touched() {
         for kernel in ByteKernel::available() {
             let linear = linear(ty, 5, 64, &bytes).with_kernel(kernel);
             let mut x = tokens(3, 64, 2);
-            let expected = linear.apply(&x.view());
+            let expected = linear.apply(&x.view()).unwrap();
             for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 x[[1, 37]] = bad;
-                let y = linear.apply(&x.view());
+                let y = linear.apply(&x.view()).unwrap();
                 assert!(y.row(1).iter().all(|y| y.is_nan()), "{ty} {kernel}");
                 assert_eq!(y.row(0), expected.row(0));
                 assert_eq!(y.row(2), expected.row(2));
@@ -267,7 +267,7 @@ fn the_largest_sums_fit() {
                 let x = Array2::from_elem((7, columns), x);
                 let expected = x.dot(&dense.t());
                 for kernel in ByteKernel::available() {
-                    let y = linear(ty, 17, columns, &bytes).with_kernel(kernel).apply(&x.view());
+                    let y = linear(ty, 17, columns, &bytes).with_kernel(kernel).apply(&x.view()).unwrap();
                     let off = (&y - &expected).mapv(f32::abs);
                     let size = dense.row(0).iter().map(|w| w.abs()).sum::<f32>() * 127.0;
                     assert!(off.iter().all(|off| *off <= 1e-3 * size), "{ty} {kernel} {byte}");
@@ -310,12 +310,15 @@ proptest! {
         let mut dense = dense(ty, rows, columns, &bytes);
         if ty.block_elements() > 32 {
             // What rounding the factors does is another test's subject.
-            dense.outer_iter_mut().enumerate().for_each(|(r, mut row)| packed.row(r, row.as_slice_mut().unwrap()));
+            dense
+                .outer_iter_mut()
+                .enumerate()
+                .for_each(|(r, mut row)| packed.row(r, row.as_slice_mut().unwrap()).unwrap());
         }
         let x = tokens(count, columns, seed);
-        let expected = packed.clone().with_kernel(ByteKernel::available()[0]).apply(&x.view());
+        let expected = packed.clone().with_kernel(ByteKernel::available()[0]).apply(&x.view()).unwrap();
         for kernel in ByteKernel::available() {
-            let y = packed.clone().with_kernel(kernel).apply(&x.view());
+            let y = packed.clone().with_kernel(kernel).apply(&x.view()).unwrap();
             prop_assert!(y.iter().zip(&expected).all(|(a, b)| a.to_bits() == b.to_bits()), "{} {}", ty, kernel);
         }
         let (exact, bound) = exact(ty, &bytes, &dense, &x.view());

@@ -14,6 +14,14 @@ pub enum TernaryError {
         /// Columns asked for.
         columns: usize,
     },
+    /// The machine does not have the memory.
+    #[error("expected a matrix that fits in memory, got {rows} rows of {columns} columns")]
+    Memory {
+        /// Rows asked for.
+        rows: usize,
+        /// Columns asked for.
+        columns: usize,
+    },
     /// The scale is NaN or infinite.
     #[error("expected a finite scale of the ternary weights, got {got}")]
     Scale {

@@ -45,8 +45,8 @@ impl TernaryPanels {
         fill: impl Fn(usize, &mut [i8]) -> Result<(), E> + Sync,
     ) -> Result<Self, E> {
         let per_panel = columns.div_ceil(COLUMNS);
-        let count = rows.div_ceil(PANEL) * per_panel;
-        let mut lines = LargePages::<Line>::zeros(count);
+        let lines = rows.div_ceil(PANEL).checked_mul(per_panel).and_then(LargePages::<Line>::zeros);
+        let mut lines = lines.ok_or(TernaryError::Memory { rows, columns })?;
         let padded = per_panel * COLUMNS;
         lines.par_chunks_exact_mut(per_panel).enumerate().try_for_each_init(
             || vec![0; PANEL * padded],

@@ -26,6 +26,7 @@ use activations::TokenScale;
 use layout::TernaryPanels;
 use simd::MAX_TOKENS;
 
+use crate::linear::error::LinearError;
 use crate::linear::inputs::{Inputs, Rounded};
 use crate::linear::kernels::{Line, PANEL, for_each_task};
 
@@ -48,9 +49,9 @@ const TASK_PANELS: usize = 2;
 ///     out.copy_from_slice(&weights[row]);
 ///     Ok(())
 /// })?;
-/// let y = linear.apply(&array![[127.0, 3.0, -1.0]].view());
+/// let y = linear.apply(&array![[127.0, 3.0, -1.0]].view())?;
 /// assert_eq!(y, array![[64.0, 64.5]]);
-/// # Ok::<(), TernaryError>(())
+/// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 #[derive(Debug, Clone, PartialEq)]
 pub struct TernaryLinear {
@@ -70,8 +71,8 @@ impl TernaryLinear {
     /// The instructions are the fastest of this machine, until [`with_kernel`](Self::with_kernel) says otherwise.
     ///
     /// # Errors
-    /// What `fill` answers; [`TernaryError`] for sizes out of range, a scale that is not finite, or a weight other than -1, 0
-    /// and 1.
+    /// What `fill` answers; [`TernaryError`] for sizes out of range or beyond the machine's memory, a scale that is not finite,
+    /// or a weight other than -1, 0 and 1.
     pub fn from_rows<E: From<TernaryError> + Send>(
         rows: usize,
         columns: usize,
@@ -115,10 +116,18 @@ impl TernaryLinear {
 
     /// Writes the weights of a row, each -1, 0 or 1, without the scale.
     ///
-    /// # Panics
-    /// Where there is no such row, or `out` does not have [`columns`](Self::columns) elements.
-    pub fn row(&self, row: usize, out: &mut [i8]) {
-        assert!(row < self.rows() && out.len() == self.columns(), "row {row} of {} elements", out.len());
+    /// # Errors
+    /// [`LinearError::Row`] where there is no such row, [`LinearError::RowLength`] where `out` does not have
+    /// [`columns`](Self::columns) elements.
+    pub fn row(&self, row: usize, out: &mut [i8]) -> Result<(), LinearError> {
+        LinearError::check_row(self.rows(), row)?;
+        LinearError::check_room(self.columns(), out.len())?;
+        self.codes_of(row, out);
+        Ok(())
+    }
+
+    /// [`row`](Self::row) of a row that exists.
+    pub(crate) fn codes_of(&self, row: usize, out: &mut [i8]) {
         self.panels.row(row, out);
     }
 
@@ -132,12 +141,13 @@ impl TernaryLinear {
     /// A token with a number that is NaN or infinite gives a row of NaN, as in `transformers`; other tokens are not
     /// affected.
     ///
-    /// # Panics
-    /// Where `x` does not have [`columns`](Self::columns) columns.
-    pub fn apply(&self, x: &ArrayView2<f32>) -> Array2<f32> {
+    /// # Errors
+    /// [`LinearError::Columns`] where `x` does not have [`columns`](Self::columns) columns.
+    pub fn apply(&self, x: &ArrayView2<f32>) -> Result<Array2<f32>, LinearError> {
+        LinearError::check_columns(self.columns(), x.ncols())?;
         let mut y = Array2::zeros((x.nrows(), self.rows()));
         self.apply_into(&mut Inputs::new(x.view(), &mut Rounded::default()), y.view_mut());
-        y
+        Ok(y)
     }
 
     /// [`apply`](Self::apply) into `y`.

@@ -44,7 +44,7 @@ fn large_products_are_the_same_on_several_threads() {
         let x = x.slice(s![..tokens, ..]);
         let on = |threads| {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| linear.apply(&x))
+            pool.install(|| linear.apply(&x).unwrap())
         };
         let expected = plain(&weights, 0.7, &x);
         assert_eq!(on(1), expected);
@@ -59,7 +59,7 @@ fn rows_come_back_as_they_went_in() {
         let linear = linear(&weights, 1.5);
         let mut row = vec![7; columns];
         for (r, expected) in weights.outer_iter().enumerate() {
-            linear.row(r, &mut row);
+            linear.row(r, &mut row).unwrap();
             assert_eq!(row, expected.to_vec());
         }
         assert_eq!((linear.rows(), linear.columns(), linear.scale()), (rows, columns, 1.5));
@@ -95,10 +95,10 @@ fn what_is_not_ternary_is_refused() {
 fn a_token_that_is_not_finite_is_nan_and_the_others_are_not_touched() {
     let (weights, mut x) = (weights(5, 20, 1), Array2::from_elem((3, 20), 0.5));
     let linear = linear(&weights, 1.0);
-    let expected = linear.apply(&x.view());
+    let expected = linear.apply(&x.view()).unwrap();
     for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
         x[[1, 7]] = bad;
-        let y = linear.apply(&x.view());
+        let y = linear.apply(&x.view()).unwrap();
         assert!(y.row(1).iter().all(|y| y.is_nan()));
         assert_eq!(y.row(0), expected.row(0));
         assert_eq!(y.row(2), expected.row(2));
@@ -110,7 +110,7 @@ fn strides_do_not_matter() {
     let x = Array2::from_shape_fn((6, 40), |(i, j)| (i * 40 + j) as f32 * 0.1 - 10.0);
     let weights = weights(20, 20, 3);
     let view = x.slice(s![..;-2, ..;2]);
-    assert_eq!(linear(&weights, 0.3).apply(&view), plain(&weights, 0.3, &view));
+    assert_eq!(linear(&weights, 0.3).apply(&view).unwrap(), plain(&weights, 0.3, &view));
 }
 
 /// The sums of every kernel, of one token and of several, against the plain loops. `quads` is `[quads, tokens]`.
@@ -187,7 +187,7 @@ proptest! {
         let expected = plain(&weights, scale, &x.view());
         for kernel in ByteKernel::available() {
             let linear = linear(&weights, scale).with_kernel(kernel);
-            prop_assert_eq!(&linear.apply(&x.view()), &expected, "{}", kernel);
+            prop_assert_eq!(&linear.apply(&x.view()).unwrap(), &expected, "{}", kernel);
         }
     }
 }

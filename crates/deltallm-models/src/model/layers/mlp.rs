@@ -53,7 +53,7 @@ fn for_each_part(
     product: fn(Isa, &mut [f32], &[f32]),
 ) {
     let (Some(gate), Some(up)) = (gate.as_slice_mut(), up.as_slice()) else {
-        unreachable!("not in standard layout")
+        unreachable!("arrays of the workspace are in standard layout")
     };
     if gate.len() <= GATE_PART || rayon::current_num_threads() == 1 {
         product(isa, gate, up);

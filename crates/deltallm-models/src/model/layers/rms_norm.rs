@@ -31,7 +31,7 @@ pub(crate) fn rms_norm_in_place(mut x: ArrayViewMut2<f32>, weight: &Array1<f32>,
 
 fn normalise(mut row: ArrayViewMut1<f32>, weight: &Array1<f32>, eps: f32) {
     let (Some(row), Some(weight)) = (row.as_slice_mut(), weight.as_slice()) else {
-        unreachable!("not in standard layout")
+        unreachable!("rows of the workspace and norms are contiguous")
     };
     let mean_square = sum_of_squares(row) / row.len() as f64;
     let factor = (1.0 / (mean_square + f64::from(eps)).sqrt()) as f32;

@@ -51,7 +51,9 @@ impl Rotations {
         let (_, heads, head_dim) = x.dim();
         let half = self.half;
         assert_eq!(head_dim, 2 * half, "channels of a head");
-        let Some(x) = x.as_slice_mut() else { unreachable!("not in standard layout") };
+        let Some(x) = x.as_slice_mut() else {
+            unreachable!("arrays of the workspace are in standard layout")
+        };
         let token = |((x, cos), sin): ((&mut [f32], &[f32]), &[f32])| {
             for head in x.chunks_exact_mut(head_dim) {
                 let (a, b) = head.split_at_mut(half);

@@ -139,7 +139,7 @@ pub enum TokenizerError {
         /// The file.
         path: PathBuf,
         /// The cause, with line and column.
-        source: serde_json::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The `tokenizers` crate refused a step.
     #[error("tokenizer step `{step}` failed")]
@@ -147,6 +147,6 @@ pub enum TokenizerError {
         /// The step.
         step: &'static str,
         /// The cause.
-        source: tokenizers::Error,
+        source: Box<dyn std::error::Error + Send + Sync>,
     },
 }

@@ -116,7 +116,8 @@ impl Tokenizer {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, TokenizerError> {
-    json::from_slice(text).map_err(|source| TokenizerError::Json { path: path.to_owned(), source })
+    json::from_slice(text)
+        .map_err(|error| TokenizerError::Json { path: path.to_owned(), source: error.into() })
 }
 
 fn build(file: File) -> Result<Tokenizer, TokenizerError> {

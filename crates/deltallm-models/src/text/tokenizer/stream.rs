@@ -7,6 +7,20 @@ use super::{Tokenizer, TokenizerError};
 /// A character whose bytes are spread over tokens is held back until it is whole, so every piece is valid
 /// UTF-8. The pieces and [`finish`](Self::finish), put together, are what [`Tokenizer::decode`] gives for all
 /// the ids.
+///
+/// ```
+/// use deltallm_models::{GgufVocabulary, StreamDecoder, Tokenizer};
+///
+/// // The two bytes of an é, a token each.
+/// let tokens = vec!["\u{c3}", "\u{a9}", "a"];
+/// let vocabulary = GgufVocabulary { model: "gpt2", pre: Some("gpt-2"), tokens, ..GgufVocabulary::default() };
+/// let tokenizer = Tokenizer::from_gguf_vocabulary(&vocabulary)?;
+/// let mut decoder = StreamDecoder::new(&tokenizer);
+/// assert_eq!(decoder.push(0)?, None);
+/// assert_eq!(decoder.push(1)?.as_deref(), Some("é"));
+/// assert_eq!(decoder.push(2)?.as_deref(), Some("a"));
+/// # Ok::<(), deltallm_models::TokenizerError>(())
+/// ```
 #[derive(Debug)]
 pub struct StreamDecoder<'t> {
     tokenizer: &'t Tokenizer,
