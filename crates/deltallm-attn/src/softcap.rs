@@ -20,3 +20,25 @@ fn capped<S: Simd>(simd: S, scores: &mut [f32], cap: f32) {
         (tanh * (cap * LOG2_E)).store_slice(x);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::f64::consts::LOG2_E;
+
+    use super::*;
+
+    #[test]
+    fn scores_far_beyond_the_cap_come_out_as_the_cap() {
+        for isa in Isa::available() {
+            for score in [0.0, 1.0, -5.0, 59.0, 61.0, 132.0, -132.0, 1e6, 1e30, -1e30, f32::MAX] {
+                let mut scores = [score; 16];
+                softcap(isa, &mut scores, 3.0);
+                let expected = 3.0 * (f64::from(score) / 3.0).tanh() * LOG2_E;
+                assert!(
+                    scores.iter().all(|x| (f64::from(*x) - expected).abs() < 1e-5),
+                    "{isa} {score}: {scores:?}"
+                );
+            }
+        }
+    }
+}

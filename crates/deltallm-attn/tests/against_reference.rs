@@ -331,6 +331,90 @@ fn after_the_prompt_a_block_window_slides() {
 }
 
 #[test]
+fn a_cut_ends_the_prompt_that_had_been_announced() {
+    let inputs = Inputs::new(smollm(), 60, 8);
+    let options = options(smollm(), isa(), KvStore::F32);
+    let config =
+        |window| HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(0.5)) };
+    let one_by_one: Vec<usize> = (21..=60).collect();
+    let mut cut_back = HybridAttention::new(&options, &config(Window::Block { scale: 0.2 })).unwrap();
+    cut_back.begin_prompt(100);
+    inputs.run(&mut cut_back, &[30]);
+    cut_back.truncate(20).unwrap();
+    let got = inputs.run(&mut cut_back, &one_by_one);
+    // What comes after the cut follows a prompt whose blocks had 20 tokens.
+    let mut sliding = HybridAttention::new(&options, &config(Window::Sliding(20))).unwrap();
+    inputs.run(&mut sliding, &[20]);
+    same(&got, &inputs.run(&mut sliding, &one_by_one), "after the cut");
+}
+
+#[test]
+fn a_cut_into_an_exact_prompt_ends_it() {
+    let inputs = Inputs::new(smollm(), 120, 9);
+    let options = options(smollm(), isa(), KvStore::F32);
+    let one_by_one: Vec<usize> = (51..=120).collect();
+    let [got, expected] = [100, 0].map(|exact_prompt| {
+        let config = HybridConfig {
+            window: Window::Sliding(9),
+            exact_prompt,
+            ..HybridConfig::new(ThresholdPolicy::Uniform(0.6))
+        };
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        inputs.run(&mut kernel, &[100]);
+        kernel.truncate(50).unwrap();
+        (inputs.run(&mut kernel, &one_by_one), kernel.footprint())
+    });
+    assert_eq!(got, expected);
+}
+
+/// In the last tile of a call, and token by token.
+#[test]
+fn a_query_that_decides_alone_skips_less() {
+    let tile = query_tile(smollm().group());
+    let tokens = 4 * tile + 1;
+    let inputs = Inputs::new(smollm(), tokens, 10);
+    let config = HybridConfig {
+        window: Window::Sliding(9),
+        sinks: 2,
+        skip_margin: Some(SkipMargin::Length { slack: 4.0, least: 0.5 }),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    };
+    for (tile, ends) in [(tile, vec![tokens]), (1, (1..=tokens).collect())] {
+        let method = Method {
+            thresholds: thresholds(smollm(), 0.4),
+            window: Some(config.window),
+            sinks: config.sinks,
+            skip_margin: config.skip_margin,
+            tile,
+            ..Method::dense(&smollm())
+        };
+        let (expected, skipped) = inputs.reference(&method);
+        for isa in Isa::available() {
+            let mut kernel = HybridAttention::new(&options(smollm(), isa, KvStore::F32), &config).unwrap();
+            assert_close(&inputs.run(&mut kernel, &ends), &expected, isa.name());
+            assert_eq!(kernel.stats().total().skipped_values, skipped, "{isa}");
+        }
+    }
+}
+
+#[test]
+fn tiles_start_at_multiples_wherever_a_call_begins() {
+    let inputs = Inputs::new(smollm(), 150, 11);
+    let config = HybridConfig {
+        window: Window::Sliding(9),
+        skip_margin: Some(SkipMargin::Fixed(0.8)),
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    };
+    let options = options(smollm(), isa(), KvStore::F32);
+    let [at_once, in_two] = [&[150][..], &[10, 150]].map(|ends| {
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        inputs.run(&mut kernel, ends)
+    });
+    let whole = query_tile(smollm().group()) * inputs.q_row();
+    same(&in_two[whole..], &at_once[whole..], "from the second tile on");
+}
+
+#[test]
 fn results_do_not_depend_on_the_number_of_threads() {
     let tokens = 300;
     let inputs = Inputs::new(smollm(), tokens, 5);
@@ -434,6 +518,31 @@ fn strides_do_not_matter() {
         )
         .unwrap();
     assert_eq!(out2.slice(s![.., .., ..;2]).as_standard_layout().as_slice().unwrap(), expected);
+}
+
+#[test]
+fn rows_in_reverse_memory_order_are_rows() {
+    use ndarray::{Array3, s};
+    let (tokens, shape) = (20, smollm());
+    let inputs = Inputs::new(shape, tokens, 7);
+    let options = options(shape, isa(), KvStore::F32);
+    let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+    let reversed = |data: &[f32], heads| {
+        let array = Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
+        array.slice(s![..;-1, .., ..]).as_standard_layout().into_owned()
+    };
+    let (q, k, v) = (reversed(&inputs.q, 9), reversed(&inputs.k, 3), reversed(&inputs.v, 3));
+    let mut out = Array3::zeros((tokens, 9, 64));
+    DenseAttention::new(&options)
+        .unwrap()
+        .forward(
+            q.slice(s![..;-1, .., ..]),
+            k.slice(s![..;-1, .., ..]),
+            v.slice(s![..;-1, .., ..]),
+            out.slice_mut(s![..;-1, .., ..]),
+        )
+        .unwrap();
+    assert_eq!(reversed(out.as_slice().unwrap(), 9).as_slice().unwrap(), expected);
 }
 
 #[test]
@@ -595,6 +704,24 @@ fn every_group_and_head_is_decoded_at_every_isa() {
     }
 }
 
+/// All codes of the keys and of the queries are as large as they can be, and 1024 of their products are beyond 32 bits.
+#[test]
+fn integer_products_of_many_channels_do_not_overflow() {
+    let shape = AttentionShape::new(1, 1, 1024).unwrap();
+    let (mut k, tokens) = (vec![127.0; 3 * 1024], 3);
+    k[1024 + 512..].fill(-127.0);
+    let v = (0..tokens * 1024).map(|i| (i / 1024) as f32 - 1.0).collect();
+    let inputs = Inputs { shape, tokens, q: vec![1e-3; tokens * 1024], k, v };
+    let method =
+        Method { thresholds: thresholds(shape, 1.0), store: KvStore::Compact, ..Method::dense(&shape) };
+    let (expected, _) = inputs.reference(&method);
+    for isa in Isa::available() {
+        let options = options(shape, isa, KvStore::Compact);
+        let mut kernel = DeltaAttention::new(&options, ThresholdPolicy::Uniform(1.0), 0).unwrap();
+        assert_close(&inputs.run(&mut kernel, &[1, 2, 3]), &expected, isa.name());
+    }
+}
+
 #[test]
 fn decoding_a_long_cache_does_not_depend_on_the_number_of_threads() {
     let tokens = 2100;
@@ -695,6 +822,34 @@ proptest! {
                     prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", isa, precision, worst);
                 }
             }
+        }
+    }
+}
+
+/// Window and sinks have exact values, and the far keys those of the store, of the same tokens.
+#[test]
+fn products_of_sixteen_bits_take_the_values_of_each_segment() {
+    let shape = AttentionShape::new(2, 1, 16).unwrap();
+    let inputs = Inputs::new(shape, 100, 12);
+    let config = HybridConfig {
+        window: Window::Sliding(9),
+        sinks: 3,
+        ..HybridConfig::new(ThresholdPolicy::Uniform(0.3))
+    };
+    let method = |store| Method {
+        thresholds: thresholds(shape, 0.3),
+        window: Some(Window::Sliding(9)),
+        sinks: 3,
+        store,
+        ..Method::dense(&shape)
+    };
+    for store in [KvStore::Int8, KvStore::Compact] {
+        let (expected, _) = inputs.reference(&method(store));
+        for isa in Isa::available() {
+            let options = AttentionOptions { precision: Precision::Int16, ..options(shape, isa, store) };
+            let worst =
+                worst(&inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[100]), &expected);
+            assert!(worst <= 4e-3, "{isa} {store}: off by {worst:e}");
         }
     }
 }

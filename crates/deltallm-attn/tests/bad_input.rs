@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, Precision, SkipMargin,
+    HeadsView, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, PaperRule, Precision, SkipMargin,
     ThresholdPolicy, Window, attend_dense,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
@@ -188,6 +188,27 @@ fn scores_beyond_f32_are_an_error_at_every_level() {
             assert_eq!(kernel.len(), 3);
         }
     }
+}
+
+/// Blocks are a share of the prompt that is held, not of one that was refused.
+#[test]
+fn a_call_that_fails_leaves_the_window_as_it_was() {
+    let options = options();
+    let inputs = common::Inputs::new(options.shape, 60, 1);
+    let config = HybridConfig::from(PaperRule { theta: 0.6, scale: 0.2 });
+    let [got, expected] = [true, false].map(|fails| {
+        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        inputs.call(&mut kernel, 40).unwrap();
+        if fails {
+            let (q, k) = (Array3::from_elem((20, 4, 8), f32::MAX), Array3::from_elem((20, 2, 8), 2.0));
+            let error = kernel
+                .forward(q.view(), k.view(), k.view(), Array3::zeros((20, 4, 8)).view_mut())
+                .unwrap_err();
+            assert_eq!(error, AttentionError::Overflow);
+        }
+        inputs.run(&mut kernel, &(41..=60).collect::<Vec<_>>())
+    });
+    assert_eq!(got, expected);
 }
 
 #[test]

@@ -156,6 +156,23 @@ fn narrowing_ends_when_there_is_nothing_left_to_gain() {
     }
 }
 
+#[test]
+fn a_head_that_would_grow_keeps_all_heads_as_they_are() {
+    let mut inputs = Inputs::new(shape(), 200, 7);
+    // The keys of the second head are so far apart that no code reaches them.
+    inputs.k.chunks_exact_mut(16).skip(1).step_by(2).flatten().for_each(|x| *x *= 1e3);
+    for index in [1, 2] {
+        let budget = MemoryBudget::unlimited();
+        let options = AttentionOptions { budget: budget.clone(), ..options(shape()) };
+        let mut kernel = kernels(&options, 0.2).swap_remove(index);
+        inputs.call(&mut *kernel, 200).unwrap();
+        assert!(kernel.narrow().unwrap() > 0);
+        let held = kernel.footprint();
+        assert_eq!(kernel.narrow().unwrap(), 0, "kernel {index}");
+        assert_eq!((kernel.footprint(), budget.used()), (held, held.total()), "kernel {index}");
+    }
+}
+
 /// A kernel around another one, with nothing of its own.
 struct Wrapped<K>(K);
 

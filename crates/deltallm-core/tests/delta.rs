@@ -140,6 +140,20 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
 }
 
 #[test]
+fn a_cut_to_nothing_leaves_no_key_to_compare_with() {
+    let mut reservation = MemoryBudget::unlimited().reservation();
+    for mut matrix in [
+        DeltaMatrix::new(vec![2.0; 2], ElementType::F32).unwrap(),
+        DeltaMatrix::in_steps(vec![2.0; 2]).unwrap(),
+    ] {
+        matrix.push(&[2.0, 2.0], &mut reservation).unwrap();
+        matrix.truncate(0, &mut reservation).unwrap();
+        matrix.push(&[4.0, 0.0], &mut reservation).unwrap();
+        assert_eq!((reconstruction(&matrix), matrix.nonzeros()), (vec![4.0, 0.0], 1));
+    }
+}
+
+#[test]
 fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     let keys = keys(8, 1000, 3);
     let budget = MemoryBudget::new(20_000);

@@ -192,6 +192,28 @@ fn an_exhausted_budget_leaves_every_layer_as_it_was() {
 }
 
 #[test]
+fn a_prompt_that_fails_after_some_chunks_leaves_nothing_of_itself() {
+    let model = load("gqa3-d64-llama3");
+    // One page of every layer, which is 64 tokens.
+    let page = {
+        let mut session = session(&model);
+        session.prefill(&[1; 64], &mut |_| {}).unwrap();
+        session.footprint().total()
+    };
+    let budget = MemoryBudget::new(page);
+    let options = AttentionOptions { budget: budget.clone(), ..options_for(&model) };
+    let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
+    session.set_chunk(30);
+    session.prefill(&[1, 2, 3], &mut |_| {}).unwrap();
+    let mut done = 0;
+    let error = session.prefill(&[5; 80], &mut |tokens| done = tokens).unwrap_err();
+    assert!(error.is_budget_exhausted() && done == 60, "{error}");
+    assert_eq!(session.tokens(), [1, 2, 3]);
+    assert!(session.kernels().iter().all(|kernel| kernel.len() == 3));
+    session.decode(4).unwrap();
+}
+
+#[test]
 fn a_batch_gives_each_sequence_what_it_gets_alone() {
     let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
     let parts = [&golden.tokens[..7], &golden.tokens[7..8], &golden.tokens[8..]];

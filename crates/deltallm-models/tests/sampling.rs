@@ -159,6 +159,12 @@ fn infinite_logits_share_the_probability() {
 }
 
 #[test]
+fn the_largest_min_p_is_greedy() {
+    let mut sampler = sampler(SamplerConfig { min_p: 1.0, ..config() });
+    assert_eq!(sampler.sample(&[1.0, 1.5, 1.25]).unwrap(), 1);
+}
+
+#[test]
 fn tiny_temperature_is_greedy() {
     let mut sampler = sampler(config().with_temperature(f32::MIN_POSITIVE));
     assert_eq!(sampler.sample(&[1.0, 1.5, 1.25]).unwrap(), 1);

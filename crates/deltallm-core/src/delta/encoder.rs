@@ -97,6 +97,13 @@ mod tests {
     }
 
     #[test]
+    fn nor_is_it_sent_in_whole_vectors() {
+        let mut encoder = DeltaEncoder::new(vec![0.5; 64], ElementType::F32).unwrap();
+        encoder.encode(&[1.0; 64]).unwrap();
+        assert_eq!(encoder.encode(&[1.5; 64]).unwrap(), [0]);
+    }
+
+    #[test]
     fn the_first_key_is_sent_whole_whatever_the_threshold() {
         let mut encoder = DeltaEncoder::new(vec![10.0; 70], ElementType::F32).unwrap();
         let key: Vec<f32> = (0..70).map(|j| j as f32 * 0.01 + 0.01).collect();

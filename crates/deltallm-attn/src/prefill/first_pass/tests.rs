@@ -125,3 +125,30 @@ fn equal_keys_zeros_and_denormals_have_codes_and_infinite_ranges_none() {
         assert!(filter.keys(0..2, &[f32::MAX, 0.0, f32::MIN, 0.0], 2).is_none());
     }
 }
+
+/// The bound of the error at its tightest: whatever is rounded off, of the key or of the query, adds to the score.
+#[test]
+fn a_key_is_not_missed_for_what_rounding_takes_from_its_score() {
+    const CHANNELS: usize = 16;
+    // Steps of 1: every channel reaches from -127 to 127.
+    let mut keys = Vec::new();
+    for (channel, x) in (0..CHANNELS).flat_map(|channel| [(channel, -127.0), (channel, 127.0)]) {
+        let mut key = [0.0; CHANNELS];
+        key[channel] = x;
+        keys.extend(key);
+    }
+    let last = keys.len() / CHANNELS;
+    // All channels of the key nearly half a step off, and then all of the query's but the one that its unit comes from.
+    let (mut whole_key, mut query) = ([100.0; CHANNELS], [10.49; CHANNELS]);
+    (whole_key[0], query[0]) = (0.0, 127.0);
+    for (key, query) in [([10.49; CHANNELS], [1.0; CHANNELS]), (whole_key, query)] {
+        let keys = [&keys[..], &key].concat();
+        let score: f32 = key.iter().zip(&query).map(|(k, q)| k * q).sum();
+        let queries: Vec<f32> = query.iter().flat_map(|q| [*q; 16]).collect();
+        for (isa, filter) in filters() {
+            let codes = filter.keys(0..last + 1, &keys, CHANNELS).unwrap();
+            let got = selected(filter, &codes, last..last + 1, &queries, &[0.9999 * score; 16]);
+            assert_eq!(got, [last], "{isa}");
+        }
+    }
+}

@@ -395,6 +395,20 @@ mod tests {
         }
     }
 
+    /// Sums of values are those of the same integers, but for how their products with the scales are rounded.
+    #[test]
+    fn sums_of_values_are_those_of_the_portable_loops() {
+        let portable = Pairs::of(Isa::available()[0], Precision::Int16).unwrap();
+        for pairs in Isa::available().into_iter().filter_map(|simd| Pairs::of(simd, Precision::Int16)) {
+            for (head_dim, lanes, tokens) in [(5, 32, 3), (64, 96, 64), (7, 112, 5)] {
+                let sums = |pairs| product(pairs, head_dim, lanes, tokens, None).sums;
+                for (sum, expected) in sums(pairs).iter().zip(&sums(portable)) {
+                    assert!((sum - expected).abs() <= 1e-6 * (1.0 + expected.abs()), "{pairs:?}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn survivors_are_the_rows_above_the_limit() {
         for precision in [Precision::Int16, Precision::Bf16] {
@@ -410,6 +424,23 @@ mod tests {
                     assert_eq!(some.kept, rows().map(|(token, _)| token).collect::<Vec<_>>());
                     assert_eq!(some.scores, rows().flat_map(|(_, row)| row.to_vec()).collect::<Vec<_>>());
                 }
+            }
+        }
+    }
+
+    /// The scale of the product is infinite, and the products cancel out.
+    #[test]
+    fn a_score_that_is_no_number_is_kept() {
+        for pairs in Isa::available().into_iter().filter_map(|simd| Pairs::of(simd, Precision::Int16)) {
+            // Numbers of lanes with a kernel for the test and without.
+            for lanes in [16, 80] {
+                let (mut keys, mut queries) = (PairKeys::default(), PairQueries::default());
+                pairs.push_keys(&[1e30, -1e30], 2, &mut keys);
+                pairs.set_queries(&vec![1e30; 2 * lanes], lanes, &mut queries);
+                let (mut scores, mut kept) = (vec![0.0; lanes], Vec::new());
+                pairs.scores(&keys, &[0], &queries, Some(&vec![0.0; lanes]), &mut scores, &mut kept);
+                assert_eq!(kept, [0], "{pairs:?}, {lanes} lanes");
+                assert!(scores.iter().all(|score| score.is_nan()), "{scores:?}");
             }
         }
     }
