@@ -1,7 +1,8 @@
 //! The report as one page: the answer first, then two tables, then the pictures. It needs no other file.
 
 use base64::{Engine, prelude::BASE64_STANDARD};
-use minijinja::{AutoEscape, Environment, Value};
+use minijinja::value::{Serde, Value};
+use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
 use super::{AtLength, Cost, Picture, Report, Store};
@@ -181,7 +182,7 @@ pub fn page(report: &Report, kernel: &str, pictures: &[Picture]) -> anyhow::Resu
     let mut environment = Environment::new();
     environment.set_auto_escape_callback(|_| AutoEscape::Html);
     environment.add_template("page", include_str!("page.html"))?;
-    let page = environment.get_template("page")?.render(Value::from_serialize(Page {
+    let page = environment.get_template("page")?.render(Value::from(Serde(Page {
         report,
         kernel,
         verdict: Verdict::new(report),
@@ -189,6 +190,6 @@ pub fn page(report: &Report, kernel: &str, pictures: &[Picture]) -> anyhow::Resu
         stores: stores.collect(),
         pictures: pictures.collect(),
         version: env!("CARGO_PKG_VERSION"),
-    }))?;
+    })))?;
     Ok(page)
 }
