@@ -12,8 +12,8 @@ use deltallm_cli::LoadedModel;
 use deltallm_cli::report::PICTURE_SIZE;
 use serde_json::Value;
 
-const FILES: [&str; 6] =
-    ["accuracy.png", "bytes.png", "pairs.png", "report.json", "sparsity.png", "time.png"];
+const FILES: [&str; 7] =
+    ["accuracy.png", "bytes.png", "pairs.png", "report.html", "report.json", "sparsity.png", "time.png"];
 
 /// A text of some 6000 tokens.
 fn text() -> String {
@@ -127,7 +127,16 @@ fn the_pictures_are_there_and_their_numbers_agree() {
         assert!((least..1.1 * least).contains(&bytes(store)), "{store}");
     }
     assert!((4..8).all(|store| bytes(store) > 0.5 * bytes(store - 4)));
-    assert_eq!(list(&json, "/bytes/stores").len(), 9);
+    assert_eq!(list(&json, "/bytes/stores").len(), 10);
+    assert_eq!((bytes(9), json["bytes"]["stores"][9]["kv"].as_str()), (72.0, Some("int4")));
+
+    // The page: the answer, every store and length, and the pictures inside.
+    let page = std::fs::read_to_string(Path::new(&out).join("report.html")).expect("UTF-8");
+    let headline = json["verdict"]["headline"].as_str().expect("a sentence");
+    assert!(page.contains(headline) && stdout.contains(headline), "{headline}");
+    assert_eq!(page.matches("data:image/png;base64,").count(), 5);
+    assert!(["dense int4", "hybrid compact", "<td>384</td>"].iter().all(|text| page.contains(text)));
+    assert!(!page.contains("http"), "nothing is loaded from elsewhere");
 
     // Time: a quarter of the context to twice the context.
     let lengths = list(&json, "/time/lengths");

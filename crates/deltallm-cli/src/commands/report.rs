@@ -9,7 +9,7 @@ use anyhow::Context;
 use deltallm::Window;
 use serde::Serialize;
 
-use crate::report::{PairChoice, Report, Subject};
+use crate::report::{PairChoice, Report, Subject, Verdict, page};
 use crate::{
     CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, print_json,
     read_text, write_whole,
@@ -17,6 +17,7 @@ use crate::{
 
 /// The files that the help names.
 const FILES: &str = "Files in DIR:
+  report.html   all of it on one page, which needs no other file and no network
   sparsity.png  zeros by layer and kv head, values skipped by layer
   accuracy.png  KL divergence and perplexity against zeros: the paper's rule, one threshold, calibrated thresholds
   bytes.png     KL divergence against bytes of the cache, for every store
@@ -24,7 +25,7 @@ const FILES: &str = "Files in DIR:
   pairs.png     what becomes of each query-key pair of one head
   report.json   the numbers behind them";
 
-/// Draw what hybrid attention does to a model on a text, in five pictures
+/// Say whether hybrid attention is worth it for a model on a text: one page with five pictures
 #[derive(Debug, clap::Args)]
 #[command(after_help = FILES)]
 pub(crate) struct Args {
@@ -95,7 +96,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     })?;
     drop(progress);
     let pictures = report.pictures(&subject)?;
-    let output = Output { report, seconds: start.elapsed().as_secs_f64() };
+    let html = page(&report, &kernel.to_string(), &pictures)?;
+    let verdict = Verdict::new(&report);
+    let output = Output { report, verdict: verdict.clone(), seconds: start.elapsed().as_secs_f64() };
 
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("--out {}: cannot make the folder", args.out.display()))?;
@@ -104,11 +107,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         write_whole(&path, &picture.png)?;
         println!("{}: {}", path.display(), picture.summary);
     }
+    let path = args.out.join("report.html");
+    write_whole(&path, html.as_bytes())?;
+    println!("{}: all of it on one page", path.display());
     let path = args.out.join("report.json");
     let mut json = serde_json::to_vec(&output)?;
     json.push(b'\n');
     write_whole(&path, &json)?;
     println!("{}: the numbers behind the pictures", path.display());
+    println!("{}", verdict.headline);
+    verdict.reasons.iter().for_each(|reason| println!("- {reason}"));
     eprintln!("model        {}", model.name);
     eprintln!("kernel       {kernel}");
     eprintln!("time         {:.1} s", output.seconds);
@@ -171,5 +179,7 @@ fn context(args: &Args, model: &LoadedModel, kernel: &KernelChoice) -> anyhow::R
 struct Output {
     #[serde(flatten)]
     report: Report,
+    /// Whether to use it, in words.
+    verdict: Verdict,
     seconds: f64,
 }

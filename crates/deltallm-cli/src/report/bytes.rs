@@ -3,7 +3,10 @@
 use deltallm::KvStore;
 use serde::Serialize;
 
-use super::subject::{Cost, Subject};
+use super::{
+    four_bits::{self, FourBits},
+    subject::{Cost, Subject},
+};
 use crate::drawing::{
     Align, Axis, Dash, LINE, Marker, PICTURE_SIZE, Panel, Place, SeriesStyle, TEXT, legend, palette, png,
     step, text_width,
@@ -28,12 +31,12 @@ pub struct Bytes {
 }
 
 /// One way to keep keys and values.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Store {
     /// An exact window and sinks, and other keys as the store has them; otherwise all keys are held alike.
     pub hybrid: bool,
-    /// How they are stored.
-    pub kv: KvStore,
+    /// How they are stored: the name of a [`KvStore`], or `int4`, which only this comparison has: what llama.cpp calls `q4_0`.
+    pub kv: String,
     /// Bytes per token, layer and kv head: everything the cache holds, tables included.
     pub bytes_per_token: f64,
     /// What it costs; nothing for dense attention with f32, by definition.
@@ -54,7 +57,7 @@ impl Store {
 
 impl Bytes {
     /// Runs over the measured text that [`measure`](Self::measure) makes at most.
-    pub(super) const RUNS: usize = DENSE_STORES.len() + KvStore::ALL.len() - 1;
+    pub(super) const RUNS: usize = DENSE_STORES.len() + KvStore::ALL.len();
 
     /// `kernel` is what the kernel as it is was measured to do.
     pub(super) fn measure(
@@ -63,9 +66,9 @@ impl Bytes {
         kernel: &Measured,
         step: &mut dyn FnMut(),
     ) -> anyhow::Result<Self> {
-        let store = |hybrid, kv, measured: &Measured| Store {
+        let store = |hybrid, kv: KvStore, measured: &Measured| Store {
             hybrid,
-            kv,
+            kv: kv.to_string(),
             bytes_per_token: subject.bytes_per_token(measured.footprint),
             cost: Some(Cost::new(measured)),
         };
@@ -79,7 +82,7 @@ impl Bytes {
             stores.push(match kv {
                 KvStore::F32 => Store {
                     hybrid: false,
-                    kv,
+                    kv: kv.to_string(),
                     bytes_per_token: subject.bytes_per_token(dense.footprint()),
                     cost: None,
                 },
@@ -92,6 +95,15 @@ impl Bytes {
                 false => store(true, kv, &measure(&subject.kernel.with_store(kv))?),
             });
         }
+        let exact = subject.kernel.dense().with_store(KvStore::F32);
+        let four_bits = subject.measure(dense, &|layer| Ok(Box::new(FourBits(exact.make(layer)?))))?;
+        step();
+        stores.push(Store {
+            hybrid: false,
+            kv: "int4".to_owned(),
+            bytes_per_token: four_bits::bytes(subject.graph().config().head_dim) as f64,
+            cost: Some(Cost::new(&four_bits)),
+        });
         Ok(Self { context: subject.context, stores })
     }
 

@@ -4,6 +4,8 @@
 
 mod accuracy;
 mod bytes;
+mod four_bits;
+mod page;
 mod pairs;
 mod sparsity;
 mod subject;
@@ -17,6 +19,7 @@ use crate::KernelSettings;
 pub use crate::drawing::PICTURE_SIZE;
 pub use accuracy::{Accuracy, RuleCost, RuleCosts};
 pub use bytes::{Bytes, Store};
+pub use page::{Verdict, page};
 pub use pairs::{Pair, PairChoice, PairCounts, Pairs};
 pub use sparsity::{LayerSparsity, Sparsity};
 pub use subject::{Cost, Subject};
