@@ -20,7 +20,7 @@ pub fn run_model(file: ModelFile) {
     for form in [LinearForm::default(), LinearForm::F32] {
         file = file.with_linear_form(form);
         let Ok(model) = Model::load(&file).map(Arc::new) else { return };
-        let config = HybridConfig::default().store(KvStore::F32);
+        let config = HybridConfig::default().options(AttentionOptions::default().store(KvStore::F32));
         let kernel = |_| Ok(Box::new(HybridAttention::new(model.attention_shape(), config.clone())?) as _);
         let mut session = Session::new(model.clone(), kernel).expect("kernels for a checked shape");
         let last = model.config().vocab_size as u32 - 1;
