@@ -90,11 +90,19 @@ pub use deltallm_core::{
     MemoryBudget, ModelFingerprint, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 
-/// The code in the README and in the guide for engines, compiled and run as tests.
+/// The code of the pages, compiled and run as tests.
 #[cfg(doctest)]
 mod guides {
     #[doc = include_str!("../../../README.md")]
-    struct Readme;
+    struct Repository;
+
+    #[doc = include_str!("../README.md")]
+    struct Crate;
+
+    /// Its last step reads a profile.
+    #[cfg(feature = "serde")]
+    #[doc = include_str!("../../../docs/guide.md")]
+    struct Guide;
 
     #[doc = include_str!("../../../docs/embedding.md")]
     struct Embedding;

@@ -69,7 +69,7 @@ pub(crate) fn prepare_head<'a>(
         // Not where there is a first pass: the choice changes the last bits of scores, so it is the same for all CPUs of an
         // instruction set, and no matter of timing. On a Xeon with AVX-512 a key costs about 50 cycles in the first pass and 125 to
         // 190 through its deltas. On Zen 4 the deltas are faster: prompts of 1024 to 4096 tokens in f32 took 1.31 to 2.00 times
-        // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/attention.md).
+        // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/tried.md).
         let deltas = match segment.keys {
             Keys::Deltas(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
                 Some(matrix).filter(|_| !skips || first_pass.is_none())

@@ -105,7 +105,7 @@ impl Counts {
 }
 
 /// What a step is in units of its threshold. Of 1/2, 1 and 2 this keeps most zeros and bytes
-/// (`docs/results/stores.md`): twice the step leaves channels closer to their thresholds, so that they are sent again sooner.
+/// (`docs/results/tried.md`): twice the step leaves channels closer to their thresholds, so that they are sent again sooner.
 const STEP: f32 = 1.0;
 
 /// The step of a channel; 0 where it would be too small or too large to count in.

@@ -43,7 +43,7 @@ impl TargetSparsity {
     pub const START: f32 = 0.6;
 
     /// A zero fraction that costs little where nothing is known about the model; what it cost on one is in
-    /// `docs/results/calibration.md`.
+    /// `docs/results/accuracy.md`.
     pub const CAUTIOUS: f32 = 0.45;
 
     /// The share of zero entries to be reached, in 0..=1, with the same threshold for all channels of a head.
