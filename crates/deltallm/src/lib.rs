@@ -46,6 +46,7 @@
 //!
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
+//! - [`calibration`]: finds the settings of a model, in any engine.
 //! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
 //!
 //! # Features
@@ -59,6 +60,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub use deltallm_attn as attn;
+pub use deltallm_attn::calibration;
 pub use deltallm_core as core;
 #[cfg(feature = "models")]
 pub use deltallm_models as models;
