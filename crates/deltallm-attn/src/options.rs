@@ -60,12 +60,6 @@ impl AttentionOptions {
         }
     }
 
-    /// The usual settings with the instruction set that `DELTALLM_SIMD` names.
-    #[cfg(test)]
-    pub(crate) fn of_tests(shape: AttentionShape) -> Self {
-        Self { isa: Isa::from_env().expect("the variable names an instruction set"), ..Self::new(shape) }
-    }
-
     pub(crate) fn check(&self) -> Result<(), AttentionError> {
         let positive = |setting, value: f32| {
             if value.is_finite() && value > 0.0 {

@@ -173,7 +173,8 @@ fn output_projection_and_residual_stream_change_where_the_zeros_are() {
         let weights = Array2::<f32>::eye(HEADS * HEAD_DIM) * weight;
         again.output_projection(layer, weights.view()).unwrap();
         for seed in [1, 11] {
-            let [q, k, v] = text(seed)[layer].views();
+            let text = &text(seed)[layer];
+            let [q, k, v] = text.views();
             again.observe_heads(layer, q, k, v).unwrap();
             again.observe_residual(layer, Array2::ones((TOKENS, 3)).view()).unwrap();
         }
