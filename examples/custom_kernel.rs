@@ -1,9 +1,11 @@
 //! A kernel of your own in our models: the first tokens and a sliding window, nothing else (StreamingLLM, arXiv 2309.17453).
 
-use deltallm::models::{SamplerConfig, Session};
+use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
 use deltallm::{AttentionError, AttentionKernel, AttentionOptions, CoreError, DenseAttention, Footprint};
 use deltallm::{HeadsView, HeadsViewMut, SparsityStats, attend_dense};
-use deltallm_examples::{LoadedModel, generate};
+
+/// A small model that comes with the program `deltallm`.
+pub(crate) const MODEL: &[u8] = include_bytes!("../crates/deltallm-cli/assets/fairy-tales.gguf");
 
 /// A query sees the first `sinks` tokens and the latest `window` (at least 1), all by their positions in the whole text.
 pub(crate) struct Streaming {
@@ -73,17 +75,22 @@ impl AttentionKernel for Streaming {
 }
 
 fn main() -> anyhow::Result<()> {
-    let model = LoadedModel::open(None)?;
-    let shape = model.graph.attention_shape();
-    let options = AttentionOptions { isa: model.graph.isa(), ..AttentionOptions::new(shape) };
+    let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL)?;
+    let (tokenizer, model) = (Tokenizer::from_model(&file)?, Model::load(&file, &mut |_, _| {})?);
+    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
     let new = || Streaming { options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
-    let own = Session::new(&model.graph, |_| Ok(Box::new(new())))?;
-    let dense = Session::new(&model.graph, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
-    let sampling = SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() };
-    let prompt = model.encode("Once upon a time there was")?;
-    for (name, session) in [("sinks and window", own), ("dense", dense)] {
-        let text = generate(&model, session, &prompt, true, sampling, 200, &mut |_| Ok(()))?;
-        println!("{name}: {} tokens, {} bytes\n{}\n", text.cached_tokens, text.footprint.total(), text.text);
+    let own = Session::new(&model, |_| Ok(Box::new(new())))?;
+    let dense = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    let prompt = tokenizer.encode("Once upon a time there was", true)?;
+    for (name, mut session) in [("sinks and window", own), ("dense", dense)] {
+        let mut sampler =
+            Sampler::new(SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() })?;
+        let mut logits = session.prefill(&prompt, &mut |_| {})?;
+        for _ in 0..200 {
+            logits = session.decode(sampler.sample(&logits.to_vec())?)?;
+        }
+        println!("{name}: {} tokens, {} bytes", session.tokens().len(), session.footprint().total());
+        println!("{}\n", tokenizer.decode(session.tokens())?);
     }
     Ok(())
 }

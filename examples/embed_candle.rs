@@ -7,14 +7,13 @@
 //! so [`Llama`] puts the same public parts together in the same order; the unchanged `ModelWeights` runs beside it, to be
 //! compared with. Two things are not as there: q, k and v stay as they come, `[tokens, heads, head_dim]`, where candle brings
 //! heads to the front; and rows of q and k are put back into the order before the conversion to GGUF (halves turn together
-//! instead of neighbours), because that is the order of channels in a profile. Our own loader reads the file once to find
-//! the profile that is for it.
+//! instead of neighbours), because that is the order of channels in a profile.
 //!
 //! Weights are unpacked to f32 (by candle, `CANDLE_DEQUANTIZE_ALL`), its fastest form for prompts, unless `--linear packed`
 //! says otherwise. Packed, candle rounds inputs of linear layers to 8 bits, which makes large differences of the smallest: there
 //! the tokens depend on the order of a sum, of our own dense attention too (`DELTALLM_SIMD`).
 
-use std::{path::Path, process::ExitCode, sync::Mutex};
+use std::{path::Path, sync::Mutex};
 
 use anyhow::{Context, anyhow};
 use candle_core::quantized::{QMatMul, QStorage, QTensor};
@@ -22,8 +21,12 @@ use candle_core::{CpuStorage, CustomOp3, DType, Device, Error, Layout, Module, R
 use candle_nn::{Embedding, ops::silu, rotary_emb::rope_thd};
 use candle_transformers::models::quantized_llama::MAX_SEQ_LEN;
 use candle_transformers::quantized_nn::RmsNorm;
+use clap::Parser;
 use deltallm::{AttentionKernel, HeadsView, HeadsViewMut};
-use deltallm_examples::{Candle, EmbedArgs, Engine, KernelChoice, main_with, most_probable};
+
+mod engines;
+
+use engines::{Candle, EmbedArgs, Engine, Kernels, most_probable};
 
 /// A layer's attention with its cache. candle may only share it, hence the lock.
 struct Attention(Mutex<Box<dyn AttentionKernel>>);
@@ -83,7 +86,7 @@ struct Llama {
 }
 
 impl Llama {
-    fn open(path: &Path, kernels: &KernelChoice) -> anyhow::Result<Self> {
+    fn open(path: &Path, kernels: &Kernels) -> anyhow::Result<Self> {
         let Candle { file, content, .. } = &mut Candle::open(path)?;
         let value = |key: &str| content.metadata.get(key).with_context(|| format!("{key} is missing"));
         let number = |key: &str| anyhow::Ok(value(&format!("llama.{key}"))?.to_u32()? as usize);
@@ -171,10 +174,9 @@ impl Engine for Llama {
     }
 }
 
-fn main() -> ExitCode {
-    main_with(|args: EmbedArgs| {
-        let (path, kernel) = args.start()?;
-        let with = |kernel: KernelChoice| Ok(Box::new(Llama::open(path, &kernel)?) as Box<dyn Engine>);
-        args.compare(&Candle::open(path)?, kernel, &with)
-    })
+fn main() -> anyhow::Result<()> {
+    let args = EmbedArgs::parse();
+    let (path, kernels) = args.start()?;
+    let with = |kernels: Kernels| Ok(Box::new(Llama::open(path, &kernels)?) as Box<dyn Engine>);
+    args.compare(&Candle::open(path)?, kernels, &with)
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::builder::PossibleValuesParser;
-use deltallm_examples::{LoadedModel, read_text};
+use deltallm_cli::{LoadedModel, read_text};
 
 use crate::inputs::{Inputs, captured, shapes::NamedShape, synthetic};
 use crate::settings::SettingsArgs;

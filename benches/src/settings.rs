@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use deltallm::models::Model;
 use deltallm::{KernelSpec, SkipMargin, SpecOverrides, ThresholdPolicy, Window};
-use deltallm_examples::{ModelProfile, describe_margins};
+use deltallm_cli::{ModelProfile, describe_margins};
 
 /// Settings from the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -52,9 +52,9 @@ impl SettingsArgs {
     pub fn for_model(&self, model: &Model) -> anyhow::Result<(String, KernelSpec)> {
         let profile = match (&self.profile, self.theta) {
             (Some(path), _) if path.as_os_str() == "none" => None,
-            (Some(path), _) => Some(ModelProfile::read(path, model)?),
+            (Some(path), _) => Some(ModelProfile::read(path, model.config())?),
             (None, Some(_)) => None,
-            (None, None) => ModelProfile::built_in(model),
+            (None, None) => ModelProfile::built_in(model.config()),
         };
         let (words, base) = match (&profile, self.theta) {
             (Some(profile), _) => (format!("profile {}", profile.name), profile.settings.spec().clone()),

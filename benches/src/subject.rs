@@ -4,6 +4,8 @@ use std::ops::Range;
 
 use deltallm::core::HeadSparsity;
 
+pub use deltallm_cli::bench::Phase;
+
 /// Which part of the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Place {
@@ -11,25 +13,6 @@ pub struct Place {
     pub window: usize,
     /// Layer.
     pub layer: usize,
-}
-
-/// When attention runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, serde::Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Phase {
-    /// All tokens at once into an empty cache.
-    Prefill,
-    /// Token by token, on top of the tokens before them.
-    Decode,
-}
-
-impl std::fmt::Display for Phase {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.pad(match self {
-            Self::Prefill => "prefill",
-            Self::Decode => "decode",
-        })
-    }
 }
 
 /// One variant of attention in one phase, with a cache for every place.

@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use serde_json::Value;
 
-const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/assets/fairy-tales.gguf");
+const MODEL: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/deltallm-cli/assets/fairy-tales.gguf");
 
 fn bench_model(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_bench-model")).args(args).output().expect("the program starts")
@@ -58,7 +58,8 @@ fn hybrid_attention_takes_the_profile_that_is_named() {
     };
     assert!(settings(&[]).contains("hybrid: profile fairy-tales"), "the built-in one");
     assert!(settings(&["--profile", "none"]).contains("hybrid: target 0.45 zeros"));
-    let profile = concat!(env!("CARGO_MANIFEST_DIR"), "/../examples/assets/profiles/fairy-tales.json");
+    let profile =
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/deltallm-cli/assets/profiles/fairy-tales.json");
     assert!(settings(&["--profile", profile]).contains("fairy-tales.json"));
 }
 

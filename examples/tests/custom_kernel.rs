@@ -1,18 +1,16 @@
 //! The kernel of the example `custom_kernel` keeps what the trait promises.
 
-#[allow(dead_code, reason = "other tests use the rest")]
 mod common;
 #[path = "../custom_kernel.rs"]
 #[allow(dead_code, reason = "the program's main is not called")]
 mod program;
 
-use deltallm::models::Session;
+use deltallm::models::{Model, ModelFile, Session, Tokenizer};
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention, Isa,
 };
-use deltallm_examples::LoadedModel;
 use ndarray::{Array3, Axis, concatenate, s};
-use program::Streaming;
+use program::{MODEL, Streaming};
 
 const SINKS: usize = 2;
 
@@ -129,15 +127,15 @@ fn a_refused_call_leaves_everything_as_it_was() {
 
 #[test]
 fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
-    let model = LoadedModel::open(None).unwrap();
-    let shape = model.graph.attention_shape();
-    let options = AttentionOptions { isa: model.graph.isa(), ..AttentionOptions::new(shape) };
+    let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL).unwrap().with_isa(Isa::from_env().unwrap());
+    let model = Model::load(&file, &mut |_, _| {}).unwrap();
+    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
     let own =
         |_| Ok(Box::new(Streaming { options: options.clone(), sinks: 0, window: 1024, rows: vec![] }) as _);
     let dense = |_| Ok(Box::new(DenseAttention::new(&options)?) as _);
-    let prompt = model.encode("Once upon a time there was a king").unwrap();
-    let (mut own, mut dense) =
-        (Session::new(&model.graph, own).unwrap(), Session::new(&model.graph, dense).unwrap());
+    let tokenizer = Tokenizer::from_model(&file).unwrap();
+    let prompt = tokenizer.encode("Once upon a time there was a king", true).unwrap();
+    let (mut own, mut dense) = (Session::new(&model, own).unwrap(), Session::new(&model, dense).unwrap());
     let mut logits = dense.prefill(&prompt, &mut |_| {}).unwrap();
     let mut ours = own.prefill(&prompt, &mut |_| {}).unwrap();
     for _ in 0..32 {

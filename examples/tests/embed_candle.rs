@@ -1,12 +1,27 @@
 //! candle with our attention chooses the tokens that candle chooses.
 #![cfg(feature = "candle")]
 
-#[allow(dead_code, reason = "other tests use the rest")]
 mod common;
 
 use std::path::Path;
 
-use common::{assert_refused, json, run};
+use common::run;
+use serde_json::Value;
+
+#[track_caller]
+fn json(output: &std::process::Output) -> Value {
+    let stdout = std::str::from_utf8(&output.stdout).expect("UTF-8");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON")
+}
+
+#[track_caller]
+fn assert_refused(args: &[&str], parts: &[&str]) {
+    let output = run("embed_candle", args);
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && output.stdout.is_empty(), "{stderr}");
+    assert!(parts.iter().all(|part| stderr.contains(part)), "{parts:?} are not in: {stderr}");
+}
 
 fn model() -> Option<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/SmolLM2-135M-Instruct.Q4_1.gguf");
@@ -50,12 +65,8 @@ fn timing_reports_every_engine_at_every_length() {
 
 #[test]
 fn what_candle_cannot_read_is_refused() {
-    assert_refused("embed_candle", &[], &["--model"]);
-    assert_refused("embed_candle", &["--model", "no-such.gguf"], &["no-such.gguf", "tools/fetch-smollm2"]);
-    assert_refused(
-        "embed_candle",
-        &["--model", "fairy-tales"],
-        &["--model", "GGUF file", "tools/fetch-smollm2"],
-    );
-    assert_refused("embed_candle", &["--model", "x", "--max-tokens", "0"], &["--max-tokens"]);
+    assert_refused(&[], &["--model"]);
+    assert_refused(&["--model", "no-such.gguf"], &["no-such.gguf", "tools/fetch-smollm2"]);
+    assert_refused(&["--model", "fairy-tales"], &["--model", "GGUF file", "tools/fetch-smollm2"]);
+    assert_refused(&["--model", "x", "--max-tokens", "0"], &["--max-tokens"]);
 }

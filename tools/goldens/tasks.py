@@ -1,6 +1,6 @@
 """What `transformers` makes of the evaluation tasks with SmolLM2-135M-Instruct, the GGUF file's weights unpacked to f32.
 
-    python tasks.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data DIR --out ../../examples/tests/fixtures/tasks.json
+    python tasks.py --model SmolLM2-135M-Instruct.Q4_1.gguf --data DIR --out ../../crates/deltallm-cli/tests/fixtures/tasks.json
 
 DIR holds the task files (`arc_easy.jsonl`, ...). The first 50 examples of each are scored, one at a time, by the rules of
 lm-evaluation-harness: trailing white space of the context moves to the continuation, context and continuation are encoded as one text,

@@ -37,7 +37,7 @@ def settings(args):
 def run(args, task, name, options):
     kind, file = TASKS[task]
     slug = f"{task}-{name}".replace(" ", "-")
-    command = [args.evaluate, "--model", args.model, "--task", kind, "--data", str(args.data / file), "--limit", str(args.limit), "--linear", "f32"]
+    command = [args.program, "evaluate", "--model", args.model, "--task", kind, "--data", str(args.data / file), "--limit", str(args.limit), "--linear", "f32"]
     command += ["--compare", "dense", "--json", "--resume", str(args.out / f"{slug}.log"), *options]
     print("+", " ".join(command), flush=True)
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -78,7 +78,7 @@ def main():
     parser.add_argument("--theta", type=float, default=1.0, help="threshold of the paper's rule")
     parser.add_argument("--profile", help="settings of the default [default: the model's built-in ones]")
     parser.add_argument("--only", nargs="*", choices=TASKS, help="these tasks only")
-    parser.add_argument("--evaluate", default="target/release/examples/evaluate", help="the program")
+    parser.add_argument("--program", default="target/release/deltallm", help="the program deltallm")
     parser.add_argument("--print-only", action="store_true", help="no runs: the table of what is there")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)

@@ -1,156 +1,26 @@
-//! Times whole models, ours and candle's, on the same file and tokens: prompts and decoding.
+//! `deltallm bench` with candle among those who take part, on the same file and tokens.
 
-use std::path::Path;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use anyhow::Context;
-use deltallm::Isa;
-use deltallm_benches::machine;
-use deltallm_benches::model::args::Args;
-use deltallm_benches::model::candle::Candle;
-use deltallm_benches::model::engine::{Engine, EngineName};
-use deltallm_benches::model::ours::{Ours, kernel};
-use deltallm_benches::model::report::{FirstToken, Report, header, line, rows};
-use deltallm_benches::model::rounds::{Entry, Plan, measure, most_probable};
-use deltallm_benches::model::text;
-use deltallm_benches::subject::Phase;
-use deltallm_examples::{
-    LoadedModel, Progress, format_bytes, main_with, peak_rss_bytes, print_json, restart_with,
-};
+use deltallm_benches::{peers::candle_model::CANDLE, restart_with};
+use deltallm_cli::{bench, main_with};
+
+/// Tokens per second of whole models: `deltallm bench`, and candle's quantized Llama (--kernels dense-f16,hybrid-compact,candle).
+///
+/// Everyone reads the same file and the same tokens in one process, in turns. docs/benchmarks.md says what the columns mean;
+/// benches/peers/llama_cpp.py sets llama.cpp beside them.
+#[derive(Debug, clap::Parser)]
+#[command(name = "bench-model", version)]
+struct Program {
+    #[command(flatten)]
+    args: bench::Args,
+}
 
 fn main() -> ExitCode {
     let start = Instant::now();
-    main_with(|args| run(args, start))
-}
-
-fn run(args: Args, start: Instant) -> anyhow::Result<()> {
-    restart_with(args.threads)?;
-    // This thread works in the pool: with one thread nothing is handed over.
-    let threads = rayon::ThreadPoolBuilder::new().num_threads(args.threads.into()).use_current_thread();
-    threads.build_global().context("cannot start the threads")?;
-    match args.first_token {
-        Some(tokens) => first_token(&args, tokens as usize, start),
-        None => time(&args),
-    }
-}
-
-fn time(args: &Args) -> anyhow::Result<()> {
-    let model = LoadedModel::open(args.model.as_deref())?;
-    check_length(args, model.graph.config().context_length, "the model's context")?;
-    let tokens = text::tokens(&model, args.text.as_deref(), args.longest())?;
-    let mut entries = Vec::new();
-    for name in &args.kernels {
-        entries.push(entry(name, Some(&model), args)?);
-    }
-    let mut report = Report {
-        rows: Vec::new(),
-        model: model.name.clone(),
-        cpu: machine::cpu(),
-        date: machine::date(),
-        level: Isa::from_env()?.to_string(),
-        threads: args.threads.into(),
-        decode_tokens: args.decode_tokens.into(),
-        repetitions: args.repetitions.into(),
-    };
-    print_header(&report, &entries);
-    for (phase, prompt) in args.tests() {
-        let decoded = if phase == Phase::Decode { args.decode_tokens.into() } else { 0 };
-        let plan = Plan { phase, prompt, decoded, repetitions: args.repetitions.into() };
-        let mut progress = Progress::new("timing");
-        let mut step = |round| progress.update(round, plan.repetitions + 1);
-        let measured = measure(&mut entries, &tokens, &plan, &mut step)?;
-        drop(progress);
-        let rows = rows(&entries, &plan, &measured);
-        rows.iter().for_each(|row| println!("{}", line(row)));
-        report.rows.extend(rows);
-    }
-    if args.json {
-        print_json(&report)?;
-    }
-    Ok(())
-}
-
-/// What a user waits for who starts the program: the model, and the first new token.
-fn first_token(args: &Args, prompt: usize, start: Instant) -> anyhow::Result<()> {
-    let [name] = args.kernels.as_slice() else {
-        anyhow::bail!(
-            "--first-token: expected one kernel, got {}; name it with --kernels",
-            args.kernels.len()
-        );
-    };
-    // candle needs neither our model nor a tokenizer.
-    let model = match name {
-        EngineName::Candle => None,
-        EngineName::Ours { .. } => Some(LoadedModel::open(args.model.as_deref())?),
-    };
-    let tokens = match &model {
-        Some(model) => {
-            check_length(args, model.graph.config().context_length, "the model's context")?;
-            text::tokens(model, args.text.as_deref(), prompt)?
-        }
-        None => text::made_up(prompt),
-    };
-    let Entry { name: engine, engine: mut loaded, .. } = entry(name, model.as_ref(), args)?;
-    let load = start.elapsed();
-    let next = most_probable(&loaded.prefill(&tokens)?);
-    let first_token = start.elapsed();
-    let report = FirstToken {
-        engine,
-        prompt,
-        load_ms: load.as_secs_f64() * 1e3,
-        first_token_ms: first_token.as_secs_f64() * 1e3,
-        next,
-        peak_rss_bytes: peak_rss_bytes(),
-    };
-    println!(
-        "{}: first token of a prompt of {prompt} after {:.1} ms, model loaded after {:.1} ms, at most {} resident",
-        report.engine,
-        report.first_token_ms,
-        report.load_ms,
-        report.peak_rss_bytes.map_or("?".to_owned(), format_bytes)
-    );
-    if args.json {
-        print_json(&report)?;
-    }
-    Ok(())
-}
-
-fn entry<'m>(name: &EngineName, model: Option<&'m LoadedModel>, args: &Args) -> anyhow::Result<Entry<'m>> {
-    let (settings, engine): (String, Box<dyn Engine + 'm>) = match (name, model) {
-        (EngineName::Ours { kind, store, precision }, Some(model)) => {
-            let profile = args.profile.as_deref().filter(|_| kind == "hybrid");
-            let kernel = kernel(&model.graph, kind, store, precision, profile)
-                .with_context(|| format!("--kernels {name}"))?;
-            (kernel.to_string(), Box::new(Ours::new(&model.graph, kernel)?))
-        }
-        (EngineName::Ours { .. }, None) => anyhow::bail!("{name}: expected a model, got none"),
-        (EngineName::Candle, _) => {
-            check_length(args, Candle::LONGEST, "candle's positions")?;
-            let path: &Path = args.model.as_deref().context("--kernels candle: expected --model FILE")?;
-            ("candle-transformers, quantized_llama".to_owned(), Box::new(Candle::open(path)?))
-        }
-    };
-    Ok(Entry { name: name.to_string(), settings, engine })
-}
-
-fn check_length(args: &Args, limit: usize, whose: &str) -> anyhow::Result<()> {
-    let longest = args.longest();
-    anyhow::ensure!(
-        longest <= limit,
-        "--prompts, --depths: expected lengths (with decoded tokens) of at most {limit}, {whose}, got {longest}"
-    );
-    Ok(())
-}
-
-fn print_header(report: &Report, entries: &[Entry]) {
-    println!(
-        "machine            {}; {}; level {}, {} threads",
-        report.cpu, report.date, report.level, report.threads
-    );
-    println!("model              {}; {} tokens decoded in a row", report.model, report.decode_tokens);
-    for entry in entries {
-        println!("{:18} {}", entry.name, entry.settings);
-    }
-    println!("{}", header());
+    main_with(|Program { args }: Program| {
+        restart_with(args.threads)?;
+        bench::run(&args, &[CANDLE], start)
+    })
 }

@@ -8,7 +8,7 @@ use deltallm::Isa;
 use deltallm::models::quant::TensorType;
 use deltallm::models::{ByteKernel, HalfLinear, Matrix, QuantisedLinear, TernaryError, TernaryLinear};
 use deltallm_benches::{machine, timing::Summary, timing::rotated};
-use deltallm_examples::{main_with, print_json};
+use deltallm_cli::{main_with, print_json};
 use deltallm_simd::{dispatch, fearless_simd::prelude::*};
 use half::bf16;
 use ndarray::Array2;

@@ -12,8 +12,8 @@ use deltallm_benches::peers::torch::{Sdpa, Torch};
 use deltallm_benches::report::{Report, baseline, rows};
 use deltallm_benches::subject::Subject;
 use deltallm_benches::variants::{F32, OURS};
-use deltallm_benches::{Inputs, machine, measure, table};
-use deltallm_examples::{Progress, main_with, print_json, restart_with};
+use deltallm_benches::{Inputs, machine, measure, restart_with, table};
+use deltallm_cli::{Progress, main_with, print_json};
 
 fn main() -> ExitCode {
     main_with(run)

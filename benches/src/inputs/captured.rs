@@ -5,7 +5,7 @@ use std::rc::Rc;
 use anyhow::Context;
 use deltallm::models::{LogitRows, Model};
 use deltallm::{AttentionOptions, DenseAttention};
-use deltallm_examples::{LoadedModel, Progress, windows};
+use deltallm_cli::{LoadedModel, Progress, windows};
 use ndarray::ArrayView3;
 
 use crate::{Inputs, Layer, settings::SettingsArgs};

@@ -13,7 +13,7 @@ static ALLOCATOR: dhat::Alloc = dhat::Alloc;
 const MODELS: [&str; 3] = [
     "tests/fixtures/llama/gqa3-d64-llama3/model.gguf",
     "tests/fixtures/bitnet/gqa4-d32/autobitlinear",
-    "../../examples/assets/fairy-tales.gguf",
+    "../deltallm-cli/assets/fairy-tales.gguf",
 ];
 
 /// Attention that allocates nothing: every token is answered with its own values.

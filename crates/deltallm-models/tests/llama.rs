@@ -216,7 +216,7 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
 
 #[test]
 fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
-    let file = ModelFile::open("../../examples/assets/fairy-tales.gguf").unwrap();
+    let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
     let model = load_model(file).unwrap();
     let options = options_for(&model);
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));

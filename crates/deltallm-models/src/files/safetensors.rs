@@ -110,6 +110,11 @@ impl SafetensorsModel {
         self.tensors.contains_key(tensor)
     }
 
+    /// Name, element type and number of bytes of every tensor, in no particular order.
+    pub fn tensors(&self) -> impl Iterator<Item = (&str, String, usize)> {
+        self.tensors.iter().map(|(name, entry)| (&**name, entry.dtype.to_string(), entry.range.len()))
+    }
+
     /// Element type, shape (outermost dimension first) and bytes of a tensor.
     ///
     /// # Errors

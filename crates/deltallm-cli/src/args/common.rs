@@ -1,0 +1,126 @@
+//! What all commands share: threads, JSON, Ctrl-C, and one line for whatever goes wrong.
+
+use std::io::ErrorKind;
+use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use anyhow::Context;
+use clap::{CommandFactory, FromArgMatches};
+
+use super::rules;
+
+/// Options of most commands.
+#[derive(Debug, clap::Args)]
+pub struct CommonArgs {
+    /// Worker threads [default: one per CPU]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Print the results as one JSON object, the last line of stdout
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl CommonArgs {
+    /// Starts the thread pool. Call it once, before any work.
+    ///
+    /// # Errors
+    /// When the system refuses the threads.
+    pub fn start_threads(&self) -> anyhow::Result<()> {
+        // Zero leaves the number to rayon: one per CPU, or what RAYON_NUM_THREADS says.
+        let threads = self.threads.map_or(0, usize::from);
+        rayon::ThreadPoolBuilder::new()
+            .num_threads(threads)
+            .build_global()
+            .with_context(|| format!("cannot start {threads} threads"))
+    }
+}
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+/// Lets the first Ctrl-C only be noticed by [`interrupted`]; the second ends the program.
+///
+/// # Errors
+/// When the system refuses the handler.
+pub fn stop_on_ctrl_c() -> anyhow::Result<()> {
+    ctrlc::set_handler(|| {
+        if INTERRUPTED.swap(true, Ordering::Relaxed) {
+            std::process::exit(130); // what shells expect after SIGINT
+        }
+    })
+    .context("cannot handle Ctrl-C")
+}
+
+/// Whether Ctrl-C has been pressed since [`stop_on_ctrl_c`].
+pub fn interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
+/// Parses the command line, refuses settings that would have no effect, and runs the program. Errors, those of the command line included, become one line on
+/// stderr and exit code 2.
+pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
+    let parsed = A::command().try_get_matches().and_then(|given| Ok((A::from_arg_matches(&given)?, given)));
+    let (args, given) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) if error.use_stderr() => return fail(&usage_line(&error.render().to_string())),
+        Err(help_or_version) => help_or_version.exit(),
+    };
+    match rules::check(&given).and_then(|()| run(args)) {
+        Ok(()) => ExitCode::SUCCESS,
+        // The reader of a pipe (`| head`) has seen enough: nothing is wrong.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => fail(&error_line(&error)),
+    }
+}
+
+fn fail(line: &str) -> ExitCode {
+    eprintln!("error: {line}");
+    ExitCode::from(2)
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+}
+
+/// An error with its causes. Some errors repeat their cause in their own words; it is not said twice.
+fn error_line(error: &anyhow::Error) -> String {
+    let mut line = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !line.contains(&cause) {
+            line = format!("{line}: {cause}");
+        }
+    }
+    one_line(line.lines())
+}
+
+/// The message of the argument parser without its usage summary.
+fn usage_line(message: &str) -> String {
+    let lines = message.lines().filter(|line| !line.starts_with("Usage:"));
+    let line = one_line(lines).replace(" For more information, try '--help'.", "; try '--help'");
+    line.strip_prefix("error: ").unwrap_or(&line).to_owned()
+}
+
+fn one_line<'a>(lines: impl Iterator<Item = &'a str>) -> String {
+    lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_said_once() {
+        let io = std::io::Error::other("no such file");
+        let error = anyhow::Error::new(io).context("a.gguf: no such file").context("cannot open the model");
+        assert_eq!(error_line(&error), "cannot open the model: a.gguf: no such file");
+    }
+
+    #[test]
+    fn parser_messages_become_one_line() {
+        let message = "error: invalid value 'x' for '--n <N>'\n  [possible values: 1, 2]\n\nUsage: program [OPTIONS]\n\n\
+                       For more information, try '--help'.\n";
+        assert_eq!(
+            usage_line(message),
+            "invalid value 'x' for '--n <N>' [possible values: 1, 2]; try '--help'"
+        );
+    }
+}

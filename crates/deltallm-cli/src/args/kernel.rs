@@ -1,0 +1,204 @@
+//! The attention settings of the command line.
+
+use std::path::PathBuf;
+
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use deltallm::models::Model;
+use deltallm::{
+    AttentionError, KernelContext, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
+    SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy, Window,
+};
+
+use crate::{KernelChoice, ModelProfile, Phases};
+
+/// Attention settings.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Attention")]
+pub struct KernelArgs {
+    /// dense (exact), delta (delta-coded keys) or hybrid (exact window and sinks, the rest delta-coded)
+    #[arg(long, value_parser = kernels(), default_value_t = KernelKind::Hybrid, hide_possible_values = true)]
+    kernel: KernelKind,
+    /// Settings from a calibration (JSON), or none [default: those that come with the program, if they are for the model]
+    #[arg(long, value_name = "FILE|none")]
+    profile: Option<PathBuf>,
+    /// One threshold for all key channels
+    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity"])]
+    theta: Option<f32>,
+    /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.45
+    /// where there is no profile]
+    #[arg(long, value_name = "S", value_parser = parse_share)]
+    target_sparsity: Option<f32>,
+    /// The paper's rule: --theta 0.6 --window block:0.05 --sinks 0 --skip-margin off, each of which can be changed
+    #[arg(long, conflicts_with_all = ["profile", "target_sparsity"])]
+    paper: bool,
+    /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt [default: 64]
+    #[arg(long, value_name = "N|block:SCALE")]
+    window: Option<Window>,
+    /// First keys, always scored exactly [default: 4]
+    #[arg(long, value_name = "N")]
+    sinks: Option<usize>,
+    /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C, at least 3; ln:C:L, at least L
+    /// [default: the profile's, or off]
+    #[arg(long, value_name = "T|ln:C[:L]|off", value_parser = parse_margin)]
+    skip_margin: Option<MarginChoice>,
+    /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
+    #[arg(long, value_name = "N")]
+    exact_prompt: Option<usize>,
+    /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid) [default: f16]
+    #[arg(long, value_name = "STORE", value_parser = parse_store)]
+    kv: Option<KvStore>,
+    /// Numbers that a prompt's products are made of: f32, or 16 bits where the CPU has instructions for them: int16 (AVX512-VNNI)
+    /// or bf16 (Arm)
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = parse_precision)]
+    precision: Precision,
+    /// Where attention is approximate: both, or prefill alone (generated tokens see everything exactly)
+    // Values that bring help of their own would spread the whole help over three lines an option.
+    #[arg(long, value_enum, default_value_t = Phases::Both, hide_possible_values = true)]
+    phases: Phases,
+}
+
+/// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct MarginChoice(Option<SkipMargin>);
+
+fn kernels() -> impl TypedValueParser<Value = KernelKind> {
+    PossibleValuesParser::new(KernelKind::ALL.map(KernelKind::name))
+        .try_map(|name| name.parse::<KernelKind>().map_err(|error: AttentionError| error))
+}
+
+fn parse_theta(text: &str) -> Result<f32, String> {
+    let theta = text.parse().ok().filter(|theta: &f32| theta.is_finite() && *theta >= 0.0);
+    theta.ok_or_else(|| "expected a finite number >= 0".into())
+}
+
+fn parse_share(text: &str) -> Result<f32, String> {
+    let share = text.parse().ok().filter(|share: &f32| (0.0..=1.0).contains(share));
+    share.ok_or_else(|| "expected a number in 0..=1".into())
+}
+
+fn parse_margin(text: &str) -> Result<MarginChoice, String> {
+    match text {
+        "off" => Ok(MarginChoice(None)),
+        _ => text
+            .parse()
+            .map(|margin| MarginChoice(Some(margin)))
+            .map_err(|_| "expected a number of nats > 0, ln:C or ln:C:L for ln(keys) - C, or off".into()),
+    }
+}
+
+fn parse_store(text: &str) -> Result<KvStore, String> {
+    text.parse().map_err(|_| "expected f32, f16, bf16, int8 or compact".into())
+}
+
+fn parse_precision(text: &str) -> Result<Precision, String> {
+    text.parse().map_err(|_| "expected f32, bf16 or int16".into())
+}
+
+impl KernelArgs {
+    /// Which kernel.
+    pub fn kind(&self) -> KernelKind {
+        self.kernel
+    }
+
+    /// The same with this store, unless another one was asked for.
+    #[must_use]
+    pub fn or_store(self, store: KvStore) -> Self {
+        Self { kv: self.kv.or(Some(store)), ..self }
+    }
+
+    /// Checks the settings against the model.
+    ///
+    /// # Errors
+    /// For a profile that cannot be read or is not for this model, and for settings that no kernel takes.
+    pub fn resolve(&self, model: &Model) -> anyhow::Result<KernelChoice> {
+        let profile = self.profile(model)?;
+        let base = match &profile {
+            Some(profile) => profile.settings.spec().clone(),
+            None if self.paper => PaperRule::default().into(),
+            None => KernelSpec::default(),
+        };
+        let (given, config) = (self.given(), model.config());
+        let (spec, shape) = (base.with(&given), model.attention_shape());
+        let context = KernelContext { isa: model.isa(), ..KernelContext::new(shape) };
+        spec.validate(shape, config.layers)
+            .and_then(|()| spec.validate_on(context.isa, config.context_length))
+            .map_err(by_option)?;
+        Ok(KernelChoice::new(spec, context, profile, given.exact_prompt, self.phases))
+    }
+
+    /// What has been said on the command line.
+    fn given(&self) -> SpecOverrides {
+        let target = self.target_sparsity.map(TargetSparsity::new).map(ThresholdPolicy::TargetSparsity);
+        SpecOverrides {
+            kernel: Some(self.kernel),
+            store: Some(self.kv.unwrap_or(KvStore::F16)),
+            precision: Some(self.precision),
+            thresholds: target.or(self.theta.map(ThresholdPolicy::Uniform)),
+            window: self.window,
+            sinks: self.sinks,
+            skip_margin: self.skip_margin.map(|margin| margin.0),
+            exact_prompt: self.exact_prompt,
+            ..SpecOverrides::default()
+        }
+    }
+
+    /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds
+    /// have been asked for.
+    fn profile(&self, model: &Model) -> anyhow::Result<Option<ModelProfile>> {
+        match &self.profile {
+            Some(path) if path.as_os_str() == "none" => Ok(None),
+            Some(path) => ModelProfile::read(path, model.config()).map(Some),
+            None if self.theta.or(self.target_sparsity).is_some() || self.paper => Ok(None),
+            None => Ok(ModelProfile::built_in(model.config())),
+        }
+    }
+}
+
+/// The complaint with the name of the option instead of the field.
+fn by_option(error: SpecError) -> anyhow::Error {
+    let SpecError { field, expected, got } = error;
+    let option = match field.as_str() {
+        "store" => "--kv".to_owned(),
+        "thresholds.theta" => "--theta".to_owned(),
+        "thresholds.target_sparsity" => "--target-sparsity".to_owned(),
+        "kernel" | "precision" | "window" | "sinks" | "skip_margin" | "exact_prompt" => {
+            format!("--{}", field.replace('_', "-"))
+        }
+        of_profile => format!("--profile: {of_profile}"),
+    };
+    anyhow::anyhow!("{option}: expected {expected}, got {got}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn margins_parse() {
+        assert_eq!(parse_margin("off"), Ok(MarginChoice(None)));
+        assert_eq!(parse_margin("4.5"), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
+        assert_eq!(parse_margin("ln:3"), Ok(MarginChoice(Some(SkipMargin::length(3.0)))));
+        for bad in ["on", "0", "-4", "inf", "nan", "", "ln:"] {
+            assert!(parse_margin(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn thresholds_and_shares_parse() {
+        assert_eq!(parse_theta("0"), Ok(0.0));
+        assert_eq!(parse_share("1"), Ok(1.0));
+        for bad in ["-0.1", "inf", "nan", "x"] {
+            assert!(parse_theta(bad).is_err() && parse_share(bad).is_err(), "{bad}");
+        }
+        assert!(parse_share("1.1").is_err());
+    }
+
+    #[test]
+    fn stores_parse() {
+        for store in KvStore::ALL {
+            assert_eq!(parse_store(store.name()), Ok(store));
+        }
+        assert!(parse_store("q8").is_err());
+        assert_eq!(parse_store("int4"), Err("expected f32, f16, bf16, int8 or compact".to_owned()));
+    }
+}

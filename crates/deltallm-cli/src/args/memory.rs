@@ -1,0 +1,211 @@
+//! `--kv-budget` and `--at-limit`: bytes for the caches, planned before they exist and obeyed while they grow.
+
+use std::fmt;
+
+use deltallm::models::{ModelConfig, Session};
+use deltallm::{AtLimit, CachePlan, KeyPlan, KvStore, MemoryBudget};
+use serde::Serialize;
+
+use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, format_bytes};
+
+/// Memory settings.
+#[derive(Debug, Clone, clap::Args)]
+#[command(next_help_heading = "Memory")]
+pub struct MemoryArgs {
+    /// Most bytes for the key-value caches of all layers, such as 64MiB (B, kB, MB, GB, KiB, MiB, GiB)
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    kv_budget: Option<usize>,
+    /// When they are used up: error, or narrow (the next narrower --kv)
+    #[arg(long, value_name = "POLICY", value_enum, default_value_t = LimitPolicy::Error, hide_possible_values = true,
+        requires = "kv_budget")]
+    at_limit: LimitPolicy,
+}
+
+/// [`AtLimit`] as it is written on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LimitPolicy {
+    /// Stop
+    Error,
+    /// Convert to the next narrower store
+    Narrow,
+}
+
+impl fmt::Display for LimitPolicy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Narrow => "narrow",
+        })
+    }
+}
+
+fn parse_bytes(text: &str) -> Result<usize, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let unit: Option<usize> = match unit {
+        "B" => Some(1),
+        "kB" => Some(1000),
+        "MB" => Some(1_000_000),
+        "GB" => Some(1_000_000_000),
+        "KiB" => Some(1 << 10),
+        "MiB" => Some(1 << 20),
+        "GiB" => Some(1 << 30),
+        _ => None,
+    };
+    let bytes =
+        number.parse().ok().zip(unit).and_then(|(number, unit): (usize, usize)| number.checked_mul(unit));
+    bytes.ok_or_else(|| {
+        "expected a whole number and a unit, B, kB, MB, GB, KiB, MiB or GiB, such as 64MiB".into()
+    })
+}
+
+impl MemoryArgs {
+    /// Whether there is a limit.
+    pub fn is_limited(&self) -> bool {
+        self.kv_budget.is_some()
+    }
+
+    /// Checks the settings against the kernel's: the limit, or `None` without one.
+    ///
+    /// # Errors
+    /// For a policy that cannot make this kernel's cache any smaller.
+    pub fn resolve(&self, kernel: &KernelChoice) -> anyhow::Result<Option<MemoryLimit>> {
+        let Some(bytes) = self.kv_budget else { return Ok(None) };
+        anyhow::ensure!(
+            self.at_limit == LimitPolicy::Error || !kernel.store().is_quantised(),
+            "--at-limit narrow: expected --kv f32, f16 or bf16, got {}, which is as narrow as it gets",
+            kernel.store()
+        );
+        Ok(Some(MemoryLimit { bytes, policy: self.at_limit }))
+    }
+}
+
+/// A number of bytes for the caches of a sequence, and what to do when they are used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryLimit {
+    /// For all layers together.
+    pub bytes: usize,
+    /// What happens at the limit.
+    pub policy: LimitPolicy,
+}
+
+impl MemoryLimit {
+    /// An empty sequence that stays within the limit, with the time of its attention.
+    ///
+    /// # Errors
+    /// As [`Session::new`].
+    pub fn session<'m>(
+        &self,
+        model: &'m LoadedModel,
+        kernel: &KernelChoice,
+        time: &AttentionTime,
+    ) -> anyhow::Result<Session<'m>> {
+        let budget = MemoryBudget::new(self.bytes);
+        let kernel = kernel.with_budget(budget.clone());
+        let mut session = Session::new(&model.graph, |layer| kernel.make_timed(layer, time))?;
+        session.limit_memory(
+            budget,
+            match self.policy {
+                LimitPolicy::Error => AtLimit::Error,
+                LimitPolicy::Narrow => AtLimit::NarrowStore,
+            },
+        );
+        Ok(session)
+    }
+
+    /// Checks, where the policy is to stop, that a prompt of this length is not hopeless: that it fits if all deltas
+    /// but those of the first key are zero.
+    ///
+    /// # Errors
+    /// With the bytes it would take at least.
+    pub fn check_prompt(
+        &self,
+        config: &ModelConfig,
+        kernel: &KernelChoice,
+        tokens: usize,
+    ) -> anyhow::Result<()> {
+        let keys = kernel.key_plan(1.0, config.context_length);
+        let least = config.layers * plan(config, keys, kernel.store()).footprint(tokens).total();
+        anyhow::ensure!(
+            self.policy != LimitPolicy::Error || least <= self.bytes,
+            "--kv-budget: expected at least {} for the prompt of {tokens} tokens, got {}; give more, shorten the \
+             prompt, or choose a narrower --kv",
+            format_bytes(least as u64),
+            format_bytes(self.bytes as u64)
+        );
+        Ok(())
+    }
+
+    /// The context that fits, store by store: `[name, tokens]`.
+    fn contexts(&self, config: &ModelConfig, kernel: &KernelChoice) -> Vec<(String, usize)> {
+        let mut stores = vec![(KernelKind::Dense, KeyPlan::Dense)];
+        if kernel.kind() != KernelKind::Dense {
+            stores.push((
+                kernel.kind(),
+                kernel.key_plan(kernel.expected_zero_fraction(), config.context_length),
+            ));
+        }
+        let rows = stores.into_iter().flat_map(|(kind, keys)| {
+            let narrowest = if kind == KernelKind::Dense { KvStore::Int8 } else { KvStore::Compact };
+            [KvStore::F32, KvStore::F16, narrowest].map(|store| {
+                let tokens = plan(config, keys, store).tokens_within(self.bytes / config.layers);
+                (format!("{kind} {store}"), tokens)
+            })
+        });
+        rows.collect()
+    }
+
+    /// The plan, for people.
+    pub fn describe(&self, config: &ModelConfig, kernel: &KernelChoice) -> String {
+        let mut text = format!(
+            "kv budget    {} for {} layers; at the limit: {}\n",
+            format_bytes(self.bytes as u64),
+            config.layers,
+            self.policy
+        );
+        for (store, tokens) in self.contexts(config, kernel) {
+            text += &format!("             {store:<14} holds {tokens:>9} tokens\n");
+        }
+        text += &format!("             the model      takes {:>9}\n", config.context_length);
+        if kernel.kind() != KernelKind::Dense {
+            let percent = 100.0 * kernel.expected_zero_fraction();
+            text += &format!("             ({} if {percent:.0} % of its deltas are zero)\n", kernel.kind());
+        }
+        text
+    }
+}
+
+/// The plan of one layer.
+fn plan(config: &ModelConfig, keys: KeyPlan, store: KvStore) -> CachePlan {
+    CachePlan { kv_heads: config.kv_heads, head_dim: config.head_dim, store, keys }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bytes_parse() {
+        for (text, bytes) in
+            [("0B", 0), ("64MiB", 64 << 20), ("3kB", 3000), ("1GiB", 1 << 30), ("7KiB", 7168)]
+        {
+            assert_eq!(parse_bytes(text), Ok(bytes));
+        }
+        for bad in [
+            "",
+            "64",
+            "MiB",
+            "64mib",
+            "64 MiB",
+            "1.5GiB",
+            "-1B",
+            "+1B",
+            "1e3B",
+            "99999999999999999999B",
+            "99999999999GiB",
+        ] {
+            assert!(parse_bytes(bad).unwrap_err().contains("such as 64MiB"), "{bad}");
+        }
+    }
+}

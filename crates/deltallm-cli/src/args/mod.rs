@@ -1,0 +1,12 @@
+//! Options that several commands share, and which of them go together.
+
+mod common;
+mod kernel;
+mod memory;
+mod model;
+mod rules;
+
+pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
+pub use kernel::KernelArgs;
+pub use memory::{LimitPolicy, MemoryArgs, MemoryLimit};
+pub use model::{LinearKind, ModelArgs};

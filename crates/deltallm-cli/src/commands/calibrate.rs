@@ -1,0 +1,248 @@
+//! Finds the attention settings of a model: from a text to a profile.
+//!
+//! `cargo run --release -- calibrate --text TEXT --sparsity 0.6 --out PROFILE.json`
+
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
+use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerSpec};
+use serde::Serialize;
+
+use crate::{
+    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
+    describe_margins, print_json, read_text, sha256_hex, windows, write_whole,
+};
+
+/// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text like what the model will read, UTF-8; its first tokens are calibrated on, the next ones held out
+    #[arg(long, value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens to calibrate on
+    #[arg(long, value_name = "N", default_value_t = 4096)]
+    tokens: usize,
+    /// Tokens to measure on; their logits are held in memory
+    #[arg(long, value_name = "N", default_value_t = 2048)]
+    held_out_tokens: usize,
+    /// Tokens in a window [default: 1024, or the model's context if that is shorter]
+    #[arg(long, value_name = "N")]
+    context: Option<usize>,
+    /// Share of zero entries to reach
+    #[arg(long, value_name = "S", required_unless_present = "max_kl", conflicts_with = "max_kl", value_parser = parse_share)]
+    sparsity: Option<f64>,
+    /// Divergence from dense attention to stay within, nats: as many zeros and skipped values as it allows
+    #[arg(long, value_name = "K", value_parser = parse_nats)]
+    max_kl: Option<f64>,
+    /// Latest keys that are scored exactly
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..))]
+    window: u32,
+    /// First keys that are scored exactly
+    #[arg(long, value_name = "N", default_value_t = 4)]
+    sinks: u32,
+    /// Prompts of up to this many tokens are attended exactly [default: for each layer as many as it gains nothing from]
+    #[arg(long, value_name = "N")]
+    exact_prompt: Option<usize>,
+    /// Margins of value skipping to look for: search for one, layers for one in each layer (more is skipped, and the search takes
+    /// two runs more for every layer), or off
+    #[arg(long, value_name = "search|layers|off", default_value = "search", value_parser = parse_skip)]
+    skip_margin: SkipSearch,
+    /// Store to calibrate for: f32, f16, bf16, or int8, compact, which layers that skip little do not take
+    #[arg(long, value_name = "STORE", default_value = "f16")]
+    kv: KvStore,
+    /// Where the profile goes
+    #[arg(long, value_name = "PROFILE.json")]
+    out: PathBuf,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+fn parse_share(text: &str) -> Result<f64, String> {
+    let share = text.parse().ok().filter(|share| (0.0..1.0).contains(share));
+    share.ok_or_else(|| "expected a number >= 0 and < 1".into())
+}
+
+fn parse_nats(text: &str) -> Result<f64, String> {
+    let nats = text.parse().ok().filter(|nats: &f64| nats.is_finite() && *nats > 0.0);
+    nats.ok_or_else(|| "expected a finite number of nats > 0".into())
+}
+
+fn parse_skip(text: &str) -> Result<SkipSearch, String> {
+    match text {
+        "search" => Ok(SkipSearch::One),
+        "layers" => Ok(SkipSearch::Layers),
+        "off" => Ok(SkipSearch::Off),
+        _ => Err("expected search, layers or off".into()),
+    }
+}
+
+/// Above this, the text means so little to the model that what it attends to says nothing.
+const STRANGE_PERPLEXITY: f64 = 1000.0;
+
+pub(crate) fn run(args: Args) -> anyhow::Result<()> {
+    args.common.start_threads()?;
+    check_out(&args.out)?;
+    let text = read_text("--text", &args.text)?;
+    let model = args.model.open()?;
+    let exact = (args.window as usize).saturating_add(args.sinks as usize);
+    let (tokens, context) =
+        (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
+    let [calibration, held_out] = cut(&args, &tokens, context)?;
+    let options = AttentionOptions {
+        store: args.kv,
+        isa: model.graph.isa(),
+        ..AttentionOptions::new(model.graph.attention_shape())
+    };
+    let exact = AttentionOptions { store: args.kv.exact().into(), ..options.clone() };
+    let request = Request {
+        goal: match (args.sparsity, args.max_kl) {
+            (_, Some(kl)) => CalibrationGoal::Kl(kl),
+            (share, None) => CalibrationGoal::ZeroFraction(share.unwrap_or_default()),
+        },
+        window: args.window as usize,
+        sinks: args.sinks as usize,
+        skip: args.skip_margin,
+        exact_prompt: args.exact_prompt,
+    };
+
+    let start = Instant::now();
+    let total =
+        calibration.len() + held_out.len() * (1 + Calibration::runs(&request, model.graph.config().layers));
+    let (mut progress, mut done) = (Progress::new("calibrating"), 0);
+    let mut step = |windows: usize| {
+        done += windows;
+        progress.update(done, total);
+    };
+    step(0);
+    let measurements = Measurements::new(&model.graph, &exact, &calibration, &request, &mut || step(1))?;
+    let dense = HeldOutText::new(&model.graph, &held_out, &|_| Ok(Box::new(DenseAttention::new(&exact)?)))?;
+    step(held_out.len());
+    let found = Calibration::find(&model.graph, &options, &measurements, &dense, &request, &mut || {
+        step(held_out.len());
+    })?;
+    drop(progress);
+    let seconds = start.elapsed().as_secs_f64();
+
+    let provenance = Provenance {
+        model: model.name.clone(),
+        text_sha256: sha256_hex(text.as_bytes()),
+        tokens: calibration.len() * context,
+        context,
+        goal: request.goal,
+        zero_fraction: found.zero_fraction,
+        held_out: found.held_out.total,
+    };
+    let layers = &found.profile.spec().layers;
+    let dense_layers = layers.iter().filter(|plan| plan.dense).count();
+    let stored = layers.iter().filter(|plan| plan.store == Some(args.kv)).count();
+    let margin = describe_margins(layers.iter().filter_map(|plan| plan.skip_margin));
+    let profile = found.profile.clone().with_provenance(provenance.clone());
+    let mut json = serde_json::to_vec(&profile)?;
+    json.push(b'\n');
+    write_whole(&args.out, &json)?;
+
+    eprintln!("model        {}", model.name);
+    eprintln!(
+        "text         {}: {} windows of {context} tokens, {} held out",
+        args.text.display(),
+        calibration.len(),
+        held_out.len()
+    );
+    if dense.perplexity() > STRANGE_PERPLEXITY {
+        eprintln!(
+            "warning      perplexity {:.0} on this text: the model does not know its like; calibrate on text that it reads",
+            dense.perplexity()
+        );
+    }
+    describe("thresholds", &found.without_skipping);
+    describe("the profile", &found.held_out.total);
+    eprintln!(
+        "profile      {}: window {}, {} sinks, skip margin {}, {} of {} layers dense",
+        args.out.display(),
+        args.window,
+        args.sinks,
+        margin.as_deref().unwrap_or("off"),
+        dense_layers,
+        layers.len()
+    );
+    let exact = |plan: &&LayerSpec| !plan.dense;
+    let exact = || layers.iter().filter(exact).filter_map(|plan| plan.exact_prompt);
+    if let (Some(least), Some(most)) = (exact().min(), exact().max()) {
+        eprintln!("prompts      exact up to {least} to {most} tokens, by layer");
+    }
+    if stored > 0 {
+        eprintln!("store        {} in {stored} of {} layers", args.kv, layers.len());
+    }
+    eprintln!("time         {seconds:.1} s");
+    if args.common.json {
+        print_json(&Report {
+            profile: args.out.display().to_string(),
+            skip_margin: margin,
+            dense_layers,
+            without_skipping: found.without_skipping,
+            provenance,
+            seconds,
+        })?;
+    }
+    Ok(())
+}
+
+/// Fails before the work rather than after it.
+fn check_out(out: &Path) -> anyhow::Result<()> {
+    let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    anyhow::ensure!(
+        folder.is_dir() && !out.is_dir(),
+        "--out {}: expected a file in a folder that exists",
+        out.display()
+    );
+    Ok(())
+}
+
+/// The windows to calibrate on and those to hold out.
+fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Vec<&'t [u32]>; 2]> {
+    let count = |option: &str, tokens: usize| {
+        anyhow::ensure!(
+            tokens >= context,
+            "{option}: expected at least one window of {context} tokens, got {tokens}; ask for more, or for a smaller --context"
+        );
+        Ok(tokens / context)
+    };
+    let (calibration, held_out) =
+        (count("--tokens", args.tokens)?, count("--held-out-tokens", args.held_out_tokens)?);
+    let all = windows(tokens, context, Some(calibration.saturating_add(held_out)));
+    anyhow::ensure!(
+        all.len() == calibration + held_out,
+        "--text {}: expected {calibration} windows of {context} tokens to calibrate on and {held_out} to hold out, got a text of \
+         {} tokens; use a longer text, or smaller --tokens, --held-out-tokens or --context",
+        args.text.display(),
+        tokens.len()
+    );
+    let (calibration, held_out) = all.split_at(calibration);
+    Ok([calibration.to_vec(), held_out.to_vec()])
+}
+
+fn describe(what: &str, cost: &HeldOut) {
+    eprintln!(
+        "{what:<12} zero fraction {:.3}, values skipped {:.3}: perplexity {:+.2} %, KL {:.5} nats, same top token {:.2} %",
+        cost.zero_fraction,
+        cost.values_skipped,
+        100.0 * cost.perplexity_change,
+        cost.kl,
+        100.0 * cost.top1_agreement
+    );
+}
+
+/// The result for programs.
+#[derive(Serialize)]
+struct Report {
+    profile: String,
+    skip_margin: Option<String>,
+    dense_layers: usize,
+    without_skipping: HeldOut,
+    #[serde(flatten)]
+    provenance: Provenance,
+    seconds: f64,
+}

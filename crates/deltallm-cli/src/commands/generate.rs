@@ -1,0 +1,452 @@
+//! Continues a prompt with delta attention and says what that saves.
+//!
+//! `cargo run --release -- generate` runs the embedded model beside dense attention; `--help` lists the rest.
+
+use std::io::Write;
+
+use clap::ValueEnum;
+use deltallm::KvStore;
+use deltallm::models::{Narrowed, SamplerConfig, Session};
+use serde::Serialize;
+
+use crate::{
+    AttentionTime, CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy,
+    LoadedModel, MemoryArgs, MemoryLimit, ModelArgs, Stop, dense_f16_bytes, first_difference, format_bytes,
+    generate, interrupted, peak_rss_bytes, print_json, stop_on_ctrl_c,
+};
+
+/// Continued where nothing else is asked for: the beginning of a tale by the brothers Grimm, long enough that attention matters.
+const TALE: &str = include_str!("../../assets/golden-bird.txt");
+const DEFAULT_PROMPT: &str = "Once upon a time there was";
+const DEFAULT_QUESTION: &str = "Tell me a short story about a fox and a river.";
+/// Tokens that every kernel reads before it is timed beside another one.
+const WARM_UP: usize = 64;
+
+/// Continue a text with delta attention, and say what that saves
+///
+/// Without --model, --prompt and --kv-budget it is a demonstration: the embedded model continues a tale on the compact store, and
+/// the same is done with dense attention for comparison.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue, or with --chat the question [default: the beginning of a story]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Put the prompt through the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    max_tokens: u32,
+    /// Run the same prompt with exact attention too, and show where the texts part
+    #[arg(long, value_name = "KERNEL")]
+    compare: Option<Baseline>,
+    /// Say all that was measured, not only what it comes to
+    #[arg(long)]
+    verbose: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    kernel: KernelArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Baseline {
+    Dense,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Sampling")]
+struct SamplingArgs {
+    /// 0 always takes the most probable token
+    #[arg(long, value_name = "X", default_value_t = 0.7)]
+    temperature: f32,
+    /// Only the K most probable tokens; 0 is off
+    #[arg(long, value_name = "K", default_value_t = 40)]
+    top_k: usize,
+    /// Only the fewest most probable tokens that together have this probability; 1 is off
+    #[arg(long, value_name = "P", default_value_t = 0.95)]
+    top_p: f32,
+    /// Only tokens at least this probable relative to the most probable one; 0 is off
+    #[arg(long, value_name = "P", default_value_t = 0.0)]
+    min_p: f32,
+    /// Makes tokens that have occurred less probable; 1 is off
+    #[arg(long, value_name = "X", default_value_t = 1.0)]
+    repetition_penalty: f32,
+    /// The same seed gives the same text
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
+    args.common.start_threads()?;
+    let model = args.model.open()?;
+    let demonstrates = args.demonstrates() && args.kernel.kind() != KernelKind::Dense;
+    if demonstrates {
+        args.kernel = args.kernel.or_store(KvStore::Compact);
+    }
+    let kernel = args.kernel.resolve(&model.graph)?;
+    let limit = args.memory.resolve(&kernel)?;
+    let prompt = Prompt::new(&args, &model)?;
+    if let Some(limit) = &limit {
+        limit.check_prompt(model.graph.config(), &kernel, prompt.tokens.len())?;
+        if args.verbose {
+            eprint!("{}", limit.describe(model.graph.config(), &kernel));
+        }
+    }
+    stop_on_ctrl_c()?;
+
+    let kernels = match args.compare {
+        None if !demonstrates => vec![kernel],
+        _ => vec![kernel.clone(), kernel.dense()],
+    };
+    if kernels.len() > 1 {
+        kernels.iter().try_for_each(|kernel| warm_up(&model, kernel, &prompt.tokens))?;
+    }
+    let mut runs = Vec::new();
+    for kernel in &kernels {
+        // What has been asked for has ended; a comparison with half a text says nothing.
+        if !runs.is_empty() && interrupted() {
+            break;
+        }
+        if args.compare.is_some() {
+            heading(&format!("=== {kernel} ==="))?;
+        }
+        // What it is compared with is not limited; it is shown if it was asked for.
+        let limit = limit.filter(|_| runs.is_empty());
+        let shown = runs.is_empty() || args.compare.is_some();
+        runs.push(Run::new(&model, kernel, limit, &prompt, &args, shown)?);
+    }
+
+    let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
+    let difference = dense.first().map(|dense| Difference::find(&model, run, dense)).transpose()?;
+    eprintln!();
+    if args.verbose {
+        describe(&model, &runs, difference.as_ref());
+    }
+    eprintln!("{}", summary(run, dense.first(), difference.as_ref()));
+    if args.common.json {
+        print_json(&Report {
+            model: &model.name,
+            measured: run.measured(),
+            weights_bytes: model.graph.weights().bytes(),
+            loading_seconds: model.loading.as_secs_f64(),
+            peak_rss_bytes: peak_rss_bytes(),
+            threads: rayon::current_num_threads(),
+            dense: dense.first().map(Run::measured),
+            first_difference: difference,
+        })?;
+    }
+    let cached = run.generation.cached_tokens;
+    anyhow::ensure!(
+        run.generation.stop != Stop::BudgetExhausted,
+        "--kv-budget: expected enough for {} more tokens, got what {cached} tokens take; give more, or choose a lower \
+         --max-tokens or another --at-limit",
+        args.max_tokens as usize - run.generation.tokens.len()
+    );
+    Ok(())
+}
+
+impl Args {
+    /// Whether nothing is asked for in particular.
+    fn demonstrates(&self) -> bool {
+        self.model.path().is_none() && self.prompt.is_none() && !self.chat && !self.memory.is_limited()
+    }
+}
+
+fn heading(text: &str) -> anyhow::Result<()> {
+    writeln!(std::io::stdout(), "{text}")?;
+    Ok(())
+}
+
+/// Lets a kernel, and the model around it, do everything once: the first of two runs would pay for both.
+fn warm_up(model: &LoadedModel, kernel: &KernelChoice, tokens: &[u32]) -> anyhow::Result<()> {
+    let mut session = Session::new(&model.graph, |layer| kernel.make(layer))?;
+    session.prefill(&tokens[..tokens.len().min(WARM_UP)], &mut |_| {})?;
+    session.decode(tokens[0])?;
+    Ok(())
+}
+
+/// Everything, for people who want to know.
+fn describe(model: &LoadedModel, runs: &[Run], difference: Option<&Option<Difference>>) {
+    let config = model.graph.config();
+    eprintln!(
+        "model        {}: {} layers, {} heads, {} kv heads, head_dim {}, context {}",
+        model.name, config.layers, config.heads, config.kv_heads, config.head_dim, config.context_length
+    );
+    eprintln!(
+        "weights      {} in memory, read and packed in {:.2} s",
+        format_bytes(model.graph.weights().bytes() as u64),
+        model.loading.as_secs_f64()
+    );
+    runs.iter().for_each(Run::describe);
+    if let Some(bytes) = peak_rss_bytes() {
+        eprintln!("memory       {} at the peak, model included", format_bytes(bytes));
+    }
+    match difference {
+        Some(Some(d)) => eprintln!(
+            "difference   token {} of the text is {:?}, with dense attention {:?}",
+            d.index, d.token, d.dense_token
+        ),
+        Some(None) => eprintln!("difference   none: the same tokens as with dense attention"),
+        None => {}
+    }
+}
+
+/// What it comes to, in a line.
+fn summary(run: &Run, dense: Option<&Run>, difference: Option<&Option<Difference>>) -> String {
+    let share = 100.0 * run.generation.footprint.total() as f64 / run.dense_f16_bytes as f64;
+    let cache = format!("cache {share:.0} % of f16");
+    let Some((dense, difference)) = dense.zip(difference) else {
+        let text = run.generation.decode_tokens_per_second();
+        let text = text.map_or(String::new(), |speed| format!(", text at {speed:.0}"));
+        let prompt = run.prefill_tokens_per_second();
+        return format!("{cache}; prompt at {prompt:.0} tokens/s{text}");
+    };
+    let [ours, exact] = [run, dense].map(|run| run.attention_seconds());
+    let speed = match exact / ours {
+        ratio if ratio >= 1.0 => format!("attention {ratio:.1} times faster than dense"),
+        ratio => format!("attention {:.1} times slower than dense", 1.0 / ratio),
+    };
+    let same = match difference {
+        Some(difference) => {
+            format!("for the first {} of {} tokens", difference.index, run.generation.tokens.len())
+        }
+        None => format!("in all {} tokens", run.generation.tokens.len()),
+    };
+    format!("{cache}; {speed}; text identical {same}")
+}
+
+/// What the model is to continue.
+struct Prompt {
+    tokens: Vec<u32>,
+    /// Shown before the continuation; a question is not, of a tale the last paragraph.
+    shown: Option<String>,
+}
+
+impl Prompt {
+    fn new(args: &Args, model: &LoadedModel) -> anyhow::Result<Self> {
+        if args.demonstrates() {
+            let last = TALE.lines().last().unwrap_or_default();
+            return Ok(Self { tokens: model.encode(TALE)?, shown: Some(format!("[…]\n{last}\n")) });
+        }
+        let default = if args.chat { DEFAULT_QUESTION } else { DEFAULT_PROMPT };
+        let text = args.prompt.as_deref().unwrap_or(default);
+        anyhow::ensure!(
+            !text.is_empty(),
+            "--prompt: expected a text of at least one token, got an empty one"
+        );
+        Ok(match args.chat {
+            true => Self { tokens: model.encode_chat(text)?, shown: None },
+            false => Self { tokens: model.encode(text)?, shown: Some(text.to_owned()) },
+        })
+    }
+}
+
+/// One kernel's continuation.
+struct Run {
+    kernel: KernelChoice,
+    limit: Option<MemoryLimit>,
+    generation: Generation,
+    prompt_tokens: usize,
+    dense_f16_bytes: usize,
+    attention: AttentionTime,
+}
+
+impl Run {
+    fn new(
+        model: &LoadedModel,
+        kernel: &KernelChoice,
+        limit: Option<MemoryLimit>,
+        prompt: &Prompt,
+        args: &Args,
+        shown: bool,
+    ) -> anyhow::Result<Self> {
+        let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed } = args.sampling;
+        let sampling = SamplerConfig { repetition_penalty, temperature, top_k, top_p, min_p, seed };
+        let mut stdout = std::io::stdout();
+        let mut before = prompt.shown.as_deref();
+        let mut write = |text: &str| -> anyhow::Result<()> {
+            if !shown {
+                return Ok(());
+            }
+            // With the first new text, so that a prompt which is refused is not printed.
+            write!(stdout, "{}{text}", before.take().unwrap_or_default())?;
+            stdout.flush()?;
+            Ok(())
+        };
+        let attention = AttentionTime::default();
+        let session = match limit {
+            Some(limit) => limit.session(model, kernel, &attention)?,
+            None => Session::new(&model.graph, |layer| kernel.make_timed(layer, &attention))?,
+        };
+        let generation = generate(
+            model,
+            session,
+            &prompt.tokens,
+            prompt.shown.is_some(),
+            sampling,
+            args.max_tokens as usize,
+            &mut write,
+        )?;
+        write("\n")?;
+        let dense_f16_bytes = dense_f16_bytes(model.graph.config(), generation.cached_tokens);
+        let (kernel, prompt_tokens) = (kernel.clone(), prompt.tokens.len());
+        Ok(Self { kernel, limit, generation, prompt_tokens, dense_f16_bytes, attention })
+    }
+
+    fn attention_seconds(&self) -> f64 {
+        self.attention.get().as_secs_f64()
+    }
+
+    fn prefill_tokens_per_second(&self) -> f64 {
+        self.prompt_tokens as f64 / self.generation.prefill.as_secs_f64()
+    }
+
+    /// The report for people.
+    fn describe(&self) {
+        let Generation { tokens, stop, footprint, sparsity, .. } = &self.generation;
+        let percent = |x: f64| format!("{:.1} %", 100.0 * x);
+        let bytes = |x: usize| format_bytes(x as u64);
+        eprintln!("kernel       {}", self.kernel);
+        eprintln!(
+            "prompt       {} tokens at {:.1} tokens/s; first new token after {:.2} s",
+            self.prompt_tokens,
+            self.prefill_tokens_per_second(),
+            self.generation.first_token.as_secs_f64()
+        );
+        match self.generation.decode_tokens_per_second() {
+            Some(speed) => eprintln!("generated    {} tokens at {speed:.1} tokens/s ({stop})", tokens.len()),
+            None => eprintln!("generated    {} tokens ({stop})", tokens.len()),
+        }
+        eprintln!("attention    {:.3} s of that, all layers together", self.attention_seconds());
+        if self.kernel.kind() != KernelKind::Dense {
+            eprintln!(
+                "sparsity     zero fraction {}, sparsity as the paper counts it {}, values skipped {}",
+                percent(sparsity.zero_fraction()),
+                percent(sparsity.sparsity()),
+                percent(sparsity.values_skipped())
+            );
+        }
+        eprintln!(
+            "cache        {} for {} tokens: keys {}, values {}, exact window {}, tables {}",
+            bytes(footprint.total()),
+            self.generation.cached_tokens,
+            bytes(footprint.keys),
+            bytes(footprint.values),
+            bytes(footprint.window),
+            bytes(footprint.bookkeeping)
+        );
+        eprintln!(
+            "             {} of the {} that a dense f16 cache takes",
+            percent(footprint.total() as f64 / self.dense_f16_bytes as f64),
+            bytes(self.dense_f16_bytes)
+        );
+        if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
+            let narrowed = match self.generation.narrowed {
+                Narrowed { times: 0, .. } => String::new(),
+                Narrowed { times, bytes: freed } => {
+                    format!("; {policy} helped {times} times and gave {} back", bytes(freed))
+                }
+            };
+            eprintln!("budget       {} of {} used{narrowed}", bytes(footprint.total()), bytes(limit));
+        }
+    }
+
+    fn measured(&self) -> Measured<'_> {
+        let Generation { tokens, text, stop, footprint, sparsity, first_token, .. } = &self.generation;
+        Measured {
+            kernel: self.kernel.kind(),
+            prompt_tokens: self.prompt_tokens,
+            generated_tokens: tokens.len(),
+            text,
+            prefill_tokens_per_second: self.prefill_tokens_per_second(),
+            decode_tokens_per_second: self.generation.decode_tokens_per_second(),
+            zero_fraction: sparsity.zero_fraction(),
+            sparsity: sparsity.sparsity(),
+            values_skipped: sparsity.values_skipped(),
+            kv_bytes: footprint.total(),
+            kv_bytes_dense_f16: self.dense_f16_bytes,
+            stop: *stop,
+            time_to_first_token_seconds: first_token.as_secs_f64(),
+            attention_seconds: self.attention_seconds(),
+            budget: self.limit.map(|MemoryLimit { bytes, policy }| BudgetReport {
+                kv_budget_bytes: bytes,
+                at_limit: policy,
+                times_narrowed: self.generation.narrowed.times,
+            }),
+            settings: self.kernel.settings(),
+        }
+    }
+}
+
+/// The first token in which the texts of two kernels differ.
+#[derive(Serialize)]
+struct Difference {
+    /// Counted from 0, the first new token.
+    index: usize,
+    token: String,
+    dense_token: String,
+}
+
+impl Difference {
+    fn find(model: &LoadedModel, run: &Run, dense: &Run) -> anyhow::Result<Option<Self>> {
+        let (a, b) = (&run.generation.tokens, &dense.generation.tokens);
+        let Some(index) = first_difference(a, b) else { return Ok(None) };
+        let text = |id| model.tokenizer.token_text(id).map(|text| text.into_owned());
+        Ok(Some(Self { index, token: text(a[index])?, dense_token: text(b[index])? }))
+    }
+}
+
+/// The result for programs.
+#[derive(Serialize)]
+struct Report<'a> {
+    model: &'a str,
+    #[serde(flatten)]
+    measured: Measured<'a>,
+    weights_bytes: usize,
+    loading_seconds: f64,
+    peak_rss_bytes: Option<u64>,
+    threads: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    dense: Option<Measured<'a>>,
+    /// Absent without a comparison, null when nothing differs.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first_difference: Option<Option<Difference>>,
+}
+
+#[derive(Serialize)]
+struct Measured<'a> {
+    kernel: KernelKind,
+    prompt_tokens: usize,
+    generated_tokens: usize,
+    text: &'a str,
+    prefill_tokens_per_second: f64,
+    decode_tokens_per_second: Option<f64>,
+    zero_fraction: f64,
+    sparsity: f64,
+    values_skipped: f64,
+    kv_bytes: usize,
+    kv_bytes_dense_f16: usize,
+    stop: Stop,
+    time_to_first_token_seconds: f64,
+    /// In the attention kernels, of prompt and text together.
+    attention_seconds: f64,
+    /// Absent without a budget.
+    #[serde(flatten)]
+    budget: Option<BudgetReport>,
+    settings: KernelSettings,
+}
+
+#[derive(Serialize)]
+struct BudgetReport {
+    kv_budget_bytes: usize,
+    at_limit: LimitPolicy,
+    #[serde(rename = "times_relieved")]
+    times_narrowed: usize,
+}

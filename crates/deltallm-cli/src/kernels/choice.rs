@@ -1,0 +1,261 @@
+//! Attention settings that fit a model, and the kernels they stand for.
+
+use std::fmt;
+
+use deltallm::models::ModelConfig;
+use deltallm::{
+    AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, HybridConfig,
+    KernelContext, KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides,
+    ThresholdPolicy, Window,
+};
+use serde::Serialize;
+
+use super::phases::Phases;
+use super::prefill_only::PrefillOnly;
+use super::timed::{AttentionTime, Timed};
+use crate::{ModelProfile, describe_margins};
+
+/// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
+/// built-in profile.
+const ESCAPES: f64 = 0.004;
+
+/// The share of its transmitted codes that change by more than 4 bits hold, of the same.
+const WIDE: f64 = 0.06;
+
+/// Settings that fit the model: makes its kernels.
+#[derive(Debug, Clone)]
+pub struct KernelChoice {
+    spec: KernelSpec,
+    context: KernelContext,
+    profile: Option<ModelProfile>,
+    /// What the caller asked for, for all layers.
+    exact_prompt: Option<usize>,
+    phases: Phases,
+}
+
+impl KernelChoice {
+    /// `spec` is what follows from `profile` and the caller, who asked for `exact_prompt`.
+    pub(crate) fn new(
+        spec: KernelSpec,
+        context: KernelContext,
+        profile: Option<ModelProfile>,
+        exact_prompt: Option<usize>,
+        phases: Phases,
+    ) -> Self {
+        Self { spec, context, profile, exact_prompt, phases }
+    }
+
+    /// The kernel of one layer, with an empty cache.
+    ///
+    /// # Errors
+    /// As [`KernelSpec::build`].
+    pub fn make(&self, layer: usize) -> Result<Box<dyn AttentionKernel>, AttentionError> {
+        let kernel = self.spec.build(layer, &self.context)?;
+        let exact = match self.spec.kernel {
+            KernelKind::Dense => true,
+            KernelKind::Delta => false,
+            KernelKind::Hybrid => self.hybrid_config(layer).is_none(),
+        };
+        Ok(match self.phases {
+            Phases::Prefill if !exact => {
+                let options = self.options(layer);
+                let dense = AttentionOptions { store: options.store.dense(), ..options };
+                Box::new(PrefillOnly::new(DenseAttention::new(&dense)?, kernel))
+            }
+            _ => kernel,
+        })
+    }
+
+    /// The same, with the time that its calls take added to `time`.
+    ///
+    /// # Errors
+    /// As [`make`](Self::make).
+    pub fn make_timed(
+        &self,
+        layer: usize,
+        time: &AttentionTime,
+    ) -> Result<Box<dyn AttentionKernel>, AttentionError> {
+        Ok(Box::new(Timed::new(self.make(layer)?, time.clone())))
+    }
+
+    /// The settings of all layers.
+    pub fn spec(&self) -> &KernelSpec {
+        &self.spec
+    }
+
+    /// What the kernel of a layer is given.
+    pub fn options(&self, layer: usize) -> AttentionOptions {
+        self.spec.options(layer, &self.context)
+    }
+
+    /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
+    pub fn hybrid_config(&self, layer: usize) -> Option<HybridConfig> {
+        self.spec.hybrid_config(layer, self.context.shape)
+    }
+
+    /// The profile that the settings come from.
+    pub fn profile(&self) -> Option<&ModelProfile> {
+        self.profile.as_ref()
+    }
+
+    /// The same with another store (in layers for which a profile has none of its own).
+    #[must_use]
+    pub fn with_store(&self, store: KvStore) -> Self {
+        Self { spec: KernelSpec { store, ..self.spec.clone() }, ..self.clone() }
+    }
+
+    /// The same with every prompt approximate, unless the caller said up to what length they are to be exact.
+    #[must_use]
+    pub fn with_all_prompts(self) -> Self {
+        let exact_prompt = self.exact_prompt.or(Some(0));
+        let spec = self.spec.with(&SpecOverrides { exact_prompt, ..SpecOverrides::default() });
+        Self { spec, exact_prompt, ..self }
+    }
+
+    /// Exact attention in f32 with the same cache type, f16 for stores that quantise: what the choice is compared with.
+    #[must_use]
+    pub fn dense(&self) -> Self {
+        let spec = KernelSpec {
+            kernel: KernelKind::Dense,
+            store: self.spec.store.exact().into(),
+            precision: Precision::F32,
+            layers: Vec::new(),
+            ..self.spec.clone()
+        };
+        Self { spec, profile: None, ..self.clone() }
+    }
+
+    /// Which kernel.
+    pub fn kind(&self) -> KernelKind {
+        self.spec.kernel
+    }
+
+    /// The same with caches that are charged to `budget`.
+    #[must_use]
+    pub fn with_budget(&self, budget: MemoryBudget) -> Self {
+        Self { context: KernelContext { budget, ..self.context.clone() }, ..self.clone() }
+    }
+
+    /// When attention is approximate.
+    pub fn phases(&self) -> Phases {
+        self.phases
+    }
+
+    /// How keys and values are cached.
+    pub fn store(&self) -> KvStore {
+        self.spec.store
+    }
+
+    /// Share of zero deltas that plans count on: what the profile measured or the target asks for, else about that of
+    /// SmolLM2-135M on WikiText-2 with theta 0.6.
+    pub fn expected_zero_fraction(&self) -> f64 {
+        let measured =
+            || self.profile.as_ref()?.settings.provenance().map(|made| made.held_out.zero_fraction);
+        match &self.spec.thresholds {
+            ThresholdPolicy::TargetSparsity(target) => f64::from(target.zero_fraction()),
+            ThresholdPolicy::Profile(_) => measured().unwrap_or(0.45),
+            _ => 0.45,
+        }
+    }
+
+    /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
+    pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
+        let (window, sinks) = match (self.kind(), self.spec.window) {
+            (KernelKind::Dense, _) => return KeyPlan::Dense,
+            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.spec.sinks),
+            (KernelKind::Hybrid, Window::Block { scale }) => {
+                ((f64::from(scale) * context as f64).ceil() as usize, self.spec.sinks)
+            }
+            _ => (0, 0),
+        };
+        KeyPlan::Delta { zero_fraction, wide: WIDE, escapes: ESCAPES, window, sinks }
+    }
+
+    /// Bytes of the caches of all layers that hold `tokens` tokens, before they exist.
+    pub fn planned_bytes(&self, config: &ModelConfig, tokens: usize) -> usize {
+        let coded = self.key_plan(self.expected_zero_fraction(), config.context_length);
+        let layer = |layer: usize| {
+            let dense = self.kind() == KernelKind::Hybrid && self.hybrid_config(layer).is_none();
+            let keys = if dense { KeyPlan::Dense } else { coded };
+            let ModelConfig { kv_heads, head_dim, .. } = *config;
+            let plan = CachePlan { kv_heads, head_dim, store: self.options(layer).store, keys };
+            plan.footprint(tokens).total()
+        };
+        (0..config.layers).map(layer).sum()
+    }
+
+    /// The settings for a report; those that the kernel does not use are absent.
+    pub fn settings(&self) -> KernelSettings {
+        let (coded, hybrid) = (self.kind() != KernelKind::Dense, self.kind() == KernelKind::Hybrid);
+        let (mut theta, mut target_sparsity) = (None, None);
+        match &self.spec.thresholds {
+            ThresholdPolicy::Uniform(x) => theta = Some(*x),
+            ThresholdPolicy::TargetSparsity(target) => target_sparsity = Some(target.zero_fraction()),
+            _ => {}
+        }
+        let layers = 0..self.spec.layers.len().max(1);
+        let margins = describe_margins(layers.filter_map(|layer| self.spec.layer(layer).skip_margin));
+        KernelSettings {
+            theta: theta.filter(|_| coded),
+            target_sparsity: target_sparsity.filter(|_| coded),
+            profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
+            window: hybrid.then(|| self.spec.window.to_string()),
+            sinks: hybrid.then_some(self.spec.sinks),
+            skip_margin: margins.filter(|_| hybrid),
+            phases: coded.then_some(self.phases),
+            kv: self.spec.store,
+            precision: Some(self.spec.precision)
+                .filter(|precision| *precision != Precision::F32)
+                .map(|precision| precision.to_string()),
+            simd: self.context.isa.to_string(),
+        }
+    }
+}
+
+/// `hybrid: theta 0.6, window 64, 4 sinks, cache f16, avx2`
+impl fmt::Display for KernelChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let settings = self.settings();
+        let parts = [
+            settings.theta.map(|theta| format!("theta {theta}, ")),
+            settings.target_sparsity.map(|share| format!("target {share} zeros, ")),
+            settings.profile.map(|profile| format!("profile {profile}, ")),
+            settings.window.map(|window| format!("window {window}, ")),
+            settings.sinks.map(|sinks| format!("{sinks} sinks, ")),
+            settings.skip_margin.map(|margin| format!("skip margin {margin}, ")),
+            settings
+                .phases
+                .filter(|phases| *phases == Phases::Prefill)
+                .map(|_| "in prefill only, ".to_owned()),
+            settings.precision.map(|precision| format!("{precision} products, ")),
+        ];
+        write!(f, "{}: {}", self.kind(), parts.into_iter().flatten().collect::<String>())?;
+        write!(f, "cache {}, {}", settings.kv, settings.simd)
+    }
+}
+
+/// Attention settings as they appear in JSON.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct KernelSettings {
+    /// One threshold for all.
+    pub theta: Option<f32>,
+    /// Zero fraction that the thresholds are led to.
+    pub target_sparsity: Option<f32>,
+    /// File of calibrated settings, or the name of a built-in one.
+    pub profile: Option<String>,
+    /// As on the command line.
+    pub window: Option<String>,
+    /// First keys, always exact.
+    pub sinks: Option<usize>,
+    /// As on the command line, or the range over the layers; absent when values are not skipped.
+    pub skip_margin: Option<String>,
+    /// When attention is approximate.
+    pub phases: Option<Phases>,
+    /// How keys and values are cached.
+    pub kv: KvStore,
+    /// Numbers that a prompt's products are made of, if not f32.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub precision: Option<String>,
+    /// Instruction set.
+    pub simd: String,
+}

@@ -1,0 +1,61 @@
+//! The program `deltallm`: [`main()`] is all of it.
+//!
+//! The rest is what its commands are made of, and no interface: it is open to their tests and to the benchmarks, and changes with
+//! any release. In reading order:
+//!
+//! - `commands`: a file for each command, with its options and what it prints.
+//! - `args`: options that several commands share; [`KernelArgs`] are the attention settings of all of them.
+//! - `kernels`: the kernels that the settings stand for. `model`: a model with its tokenizer, from a file or embedded.
+//! - `generation`, `tasks`, `measure`, `calibration`, `bench`: what the commands do, apart from printing.
+//! - `report`, `pictures`, `drawing`: pictures, and the numbers behind them. `output`: JSON, files, bytes in words.
+
+mod args;
+#[doc(hidden)]
+pub mod bench;
+mod calibration;
+mod commands;
+mod drawing;
+mod generation;
+mod kernels;
+mod measure;
+mod model;
+mod output;
+#[doc(hidden)]
+pub mod pictures;
+mod program;
+#[doc(hidden)]
+pub mod report;
+mod tasks;
+
+#[doc(hidden)]
+pub use args::{
+    CommonArgs, KernelArgs, LimitPolicy, LinearKind, MemoryArgs, MemoryLimit, ModelArgs, interrupted,
+    main_with, stop_on_ctrl_c,
+};
+#[doc(hidden)]
+pub use calibration::{Calibration, Measurements, Request, SkipSearch, describe_margins};
+#[doc(hidden)]
+pub use deltallm::KernelKind;
+#[doc(hidden)]
+pub use generation::{Generation, Stop, first_difference, generate};
+#[doc(hidden)]
+pub use kernels::{AttentionTime, KernelChoice, KernelSettings, OneByOne, Phases, PrefillOnly, Timed};
+#[doc(hidden)]
+pub use measure::{
+    Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,
+};
+#[doc(hidden)]
+pub use model::{LoadedModel, ModelProfile, read_text};
+pub(crate) use model::{model_file, model_name};
+#[doc(hidden)]
+pub use output::{
+    Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, sha256_hex, write_whole,
+};
+pub use program::main;
+#[doc(hidden)]
+pub use tasks::{
+    ANSWER_TOKENS, Answer, ChoiceExample, Dataset, Estimate, ExampleResult, ExampleScores, Examples,
+    LastWordExample, Lengths, LikelihoodExample, Outcome, Pair, Plan, Question, RequestScore, ResumeLog,
+    Resumed, Score, Setup, Shape, Summary, TaskKind, WindowResult, answer_all, answer_questions, exact_match,
+    f1, normalise, read_dataset, run_windows, score_examples, score_requests, score_window, sum_windows,
+};

@@ -1,0 +1,37 @@
+//! The tasks of `evaluate`, one file per subject.
+//!
+//! A file of [`records`](read_dataset) becomes examples; an example of a log-likelihood task becomes
+//! [`Request`]s, which are [scored in batches](score_requests); a question is [answered greedily](answer_all). Each
+//! example ends as an [`ExampleResult`], which a [`ResumeLog`] can keep, and all of them as a [`Summary`].
+
+mod answers;
+mod batch;
+mod choices;
+mod example;
+mod last_word;
+mod likelihood;
+mod metrics;
+mod pair;
+mod records;
+mod resume;
+mod setup;
+mod squad;
+mod squad_metric;
+mod summary;
+mod windows;
+
+pub use answers::{ANSWER_TOKENS, Answer, answer_all};
+pub use choices::ChoiceExample;
+pub use example::{ExampleResult, Lengths, LikelihoodExample, Outcome, score_examples};
+pub use last_word::LastWordExample;
+pub use likelihood::{ExampleScores, RequestScore, score_requests};
+pub use metrics::Estimate;
+pub use pair::Pair;
+pub(crate) use pair::Request;
+pub use records::{Dataset, Examples, Shape, TaskKind, read_dataset};
+pub use resume::{Plan, ResumeLog, Resumed, Score, run_windows};
+pub use setup::Setup;
+pub use squad::{Question, answer_questions};
+pub use squad_metric::{exact_match, f1, normalise};
+pub use summary::Summary;
+pub use windows::{WindowResult, score_window, sum_windows};

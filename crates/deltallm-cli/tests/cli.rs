@@ -1,0 +1,448 @@
+//! The program as a user runs it: bad input is one line and exit code 2, good input gives the promised JSON.
+
+mod common;
+
+use std::path::Path;
+use std::process::Output;
+
+use common::{assert_refused, file, json, path, refusal, run};
+use deltallm::{AttentionProfile, KernelSpec, ModelFingerprint, ThresholdProfile};
+use deltallm_cli::LoadedModel;
+use serde_json::Value;
+
+/// A text of some thousand tokens that is the same everywhere.
+const LONG_TEXT: &str = include_str!("../../../docs/method.md");
+
+#[test]
+fn prompt_longer_than_the_context() {
+    let prompt = "once upon a time ".repeat(1000);
+    assert_refused("generate", &["--prompt", &prompt], &["expected at most 1024", "shorten"]);
+}
+
+#[test]
+fn empty_prompt() {
+    assert_refused("generate", &["--prompt", ""], &["--prompt", "at least one token"]);
+}
+
+#[test]
+fn no_tokens_wanted() {
+    assert_refused("generate", &["--max-tokens", "0"], &["--max-tokens"]);
+}
+
+#[test]
+fn unknown_kernel() {
+    assert_refused("generate", &["--kernel", "sparse"], &["sparse", "dense, delta, hybrid"]);
+    assert_refused("generate", &["--compare", "sparse"], &["sparse", "dense"]);
+}
+
+#[test]
+fn unknown_option() {
+    assert_refused("generate", &["--colour"], &["--colour", "--help"]);
+}
+
+#[test]
+fn unknown_task() {
+    let args = ["--data", "x", "--task", "poetry"];
+    assert_refused("evaluate", &args, &["poetry", "perplexity, choices, schema, last-word, squad"]);
+}
+
+#[test]
+fn missing_model() {
+    assert_refused("generate", &["--model", "no-such.gguf"], &["no-such.gguf", "tools/fetch-smollm2"]);
+}
+
+#[test]
+fn not_a_model() {
+    let path = file("not-a-model.txt", b"Once upon a time");
+    assert_refused("generate", &["--model", &path], &["not a model"]);
+}
+
+#[test]
+fn bad_attention_settings() {
+    for (option, value, expected) in [
+        ("--window", "0", "number of keys >= 1"),
+        ("--window", "block:2", "SCALE in (0, 1]"),
+        ("--window", "wide", "block:SCALE"),
+        ("--theta", "-1", "finite number >= 0"),
+        ("--theta", "nan", "finite number >= 0"),
+        ("--skip-margin", "0", "nats > 0, ln:C or ln:C:L for ln(keys) - C, or off"),
+        ("--kv", "q8", "expected f32, f16, bf16, int8 or compact"),
+        ("--kv", "f8", "f32, f16, bf16, int8 or compact"),
+        ("--kv", "int4", "expected f32, f16, bf16, int8 or compact"),
+        ("--sinks", "18446744073709551615", "at most 1024"),
+        ("--threads", "0", "1..=1024"),
+    ] {
+        assert_refused("generate", &[&format!("{option}={value}")], &[option, expected]);
+    }
+}
+
+/// Products of bf16 are for Arm; elsewhere they are refused, with what there is instead.
+#[test]
+fn precisions_that_are_not_multiplied() {
+    assert_refused("generate", &["--precision", "int8"], &["--precision", "expected f32, bf16 or int16"]);
+    if cfg!(target_arch = "x86_64") {
+        assert_refused(
+            "generate",
+            &["--precision", "bf16"],
+            &["--precision", "instructions for (f32", "got bf16"],
+        );
+    }
+}
+
+#[test]
+fn bad_sampling_settings() {
+    assert_refused("generate", &["--temperature=-1"], &["temperature", "at least 0", "-1"]);
+    assert_refused("generate", &["--top-p", "1.5"], &["top_p", "(0, 1]", "1.5"]);
+}
+
+#[test]
+fn bad_memory_settings() {
+    for bad in ["64", "MiB", "64mb", "1.5GiB", "-1B", "99999999999GiB"] {
+        assert_refused("generate", &[&format!("--kv-budget={bad}")], &["--kv-budget", bad, "such as 64MiB"]);
+    }
+    let with = |more: &[&str]| refusal("generate", &[&["--kv-budget", "1MB", "--at-limit"], more].concat());
+    for gone in ["forget", "raise-thresholds"] {
+        assert!(with(&[gone]).contains("[possible values: error, narrow]"));
+    }
+    assert!(with(&["narrow", "--kv", "int8"]).contains("expected --kv f32, f16 or bf16, got int8"));
+    assert_refused("generate", &["--at-limit", "error"], &["--kv-budget"]);
+}
+
+#[test]
+fn a_prompt_that_cannot_fit_is_refused_before_it_is_read() {
+    for kernel in ["dense", "hybrid"] {
+        let args = ["--kernel", kernel, "--kv-budget", "100kB"];
+        assert_refused("generate", &args, &["--kv-budget", "at least", "6 tokens", "got 100 kB", "shorten"]);
+    }
+}
+
+/// The embedded model's dense f32 cache: 5 layers, 2 kv heads, 64 channels, and tables of 4 slots.
+const DENSE_F32_PAGE: usize = 5 * 2 * 2 * (64 * 64 * 4 + 4 * 56);
+
+fn with_budget<'a>(budget: &'a str, more: &[&'a str]) -> Output {
+    let args = [
+        "--temperature",
+        "0",
+        "--json",
+        "--kernel",
+        "dense",
+        "--kv",
+        "f32",
+        "--kv-budget",
+        budget,
+        "--verbose",
+    ];
+    run("generate", &[&args[..], more].concat())
+}
+
+#[test]
+fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
+    let budget = format!("{DENSE_F32_PAGE}B");
+    let output = with_budget(&budget, &["--max-tokens", "100"]);
+    let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert_eq!(output.status.code(), Some(2), "{stderr}");
+    let error = stderr.lines().last().expect("a last line");
+    assert!(error.starts_with("error: --kv-budget") && error.contains("--at-limit"), "{error}");
+    assert!(stderr.contains("dense f32") && stderr.contains("budget       "), "plan and report: {stderr}");
+    let report: Value = serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
+    assert!(stdout.contains(report["text"].as_str().expect("text")), "{stdout}");
+    assert_eq!(report["stop"], "budget_exhausted");
+    assert_eq!((&report["kv_budget_bytes"], &report["at_limit"]), (&DENSE_F32_PAGE.into(), &"error".into()));
+    assert_eq!(report["times_relieved"], 0);
+    // One page of 64 tokens a head; the last new token is not cached.
+    assert_eq!(report["prompt_tokens"].as_u64().zip(report["generated_tokens"].as_u64()), Some((6, 59)));
+
+    let unlimited = json(&run(
+        "generate",
+        &[
+            "--temperature",
+            "0",
+            "--json",
+            "--kernel",
+            "dense",
+            "--kv",
+            "f32",
+            "--max-tokens",
+            "59",
+            "--prompt",
+            "Once upon a time there was",
+        ],
+    ));
+    assert_eq!(unlimited["text"], report["text"]);
+    assert!(unlimited.get("kv_budget_bytes").is_none() && unlimited.get("times_relieved").is_none());
+}
+
+#[test]
+fn narrowing_goes_on_where_the_error_stops() {
+    let budget = format!("{DENSE_F32_PAGE}B");
+    let report = json(&with_budget(&budget, &["--max-tokens", "100", "--at-limit", "narrow"]));
+    assert_eq!((&report["generated_tokens"], &report["times_relieved"]), (&100.into(), &1.into()));
+    assert_eq!(report["at_limit"], "narrow");
+    assert!(report["kv_bytes"].as_u64().is_some_and(|bytes| bytes <= DENSE_F32_PAGE as u64), "{report}");
+}
+
+/// A kernel inside another one has to be asked for room, and to make some, like any other: with `--phases prefill` the
+/// kernel of every layer is made of two.
+#[test]
+fn a_wrapped_kernel_narrows_at_the_limit_too() {
+    let budget = format!("{}B", 5 * DENSE_F32_PAGE / 2);
+    for phases in ["both", "prefill"] {
+        let tokens = |at_limit: &str| {
+            let args = ["--kv", "f32", "--theta", "0.6", "--kv-budget", &budget, "--at-limit", at_limit];
+            let more = ["--phases", phases, "--temperature", "0", "--max-tokens", "300", "--json"];
+            let output = run("generate", &[&args[..], &more].concat());
+            let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
+            let report: Value =
+                serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
+            report["generated_tokens"].as_u64().expect("a number")
+        };
+        let (stopped, narrowed) = (tokens("error"), tokens("narrow"));
+        assert!(stopped < 300 && narrowed > stopped + 64, "{phases}: {stopped} tokens, then {narrowed}");
+    }
+}
+
+#[test]
+fn chat_without_a_template() {
+    assert_refused("generate", &["--chat"], &["chat template", "leave --chat out"]);
+}
+
+#[test]
+fn profile_for_another_model() {
+    let thresholds = ThresholdProfile::new(ModelFingerprint(1), [1, 1, 2], vec![0.5, 0.5]).expect("valid");
+    let profile = AttentionProfile::new(thresholds.into(), KernelSpec::default()).expect("valid");
+    let path = file("another-model.json", &serde_json::to_vec(&profile).expect("JSON"));
+    assert_refused("generate", &["--profile", &path], &["expected model", "0000000000000001", "calibrate"]);
+}
+
+#[test]
+fn profile_that_is_none() {
+    let path = file("no-profile.json", b"{}");
+    assert_refused("generate", &["--profile", &path], &["--profile", "missing field"]);
+    assert_refused("generate", &["--profile", "no-such.json"], &["no-such.json"]);
+    assert_refused("generate", &["--profile", &path, "--theta", "1"], &["--theta"]);
+}
+
+#[test]
+fn a_profile_edited_by_hand_is_refused() {
+    let good = include_str!("../assets/profiles/fairy-tales.json");
+    let edit = |name: &str, from: &str, to: &str| {
+        assert!(good.contains(from), "{from}");
+        file(name, good.replacen(from, to, 1).as_bytes())
+    };
+    for (name, from, to, part) in [
+        ("negative.json", "\"channels\":[", "\"channels\":[-1,", "finite number >= 0, got -1"),
+        ("long.json", "\"channels\":[", "\"channels\":[1,", "expected thresholds = 640, got 641"),
+        ("short.json", "\"kv_heads\":2", "\"kv_heads\":1", "expected thresholds = 320, got 640"),
+        ("nan.json", "\"channels\":[", "\"channels\":[NaN,", "calibrate has written"),
+        ("field.json", "\"window\":", "\"windows\":", "unknown field `windows`"),
+        ("window.json", "\"window\":\"64\"", "\"window\":\"0\"", "window: expected a number of keys"),
+        // As version 2 wrote it, with a field that version 3 does not have.
+        (
+            "old.json",
+            "\"version\":3,",
+            "\"version\":2,\"rule\":{},",
+            "version 3, got version 2: make a new one with `calibrate --model",
+        ),
+        ("torn.json", "\"layers\"", "", "calibrate has written"),
+    ] {
+        assert_refused("generate", &["--profile", &edit(name, from, to)], &[part]);
+    }
+    // One threshold, and only its sign.
+    let start = good.find("\"channels\":[").expect("thresholds") + "\"channels\":[".len();
+    let signed = format!("{}-{}", &good[..start], &good[start..]);
+    assert_refused(
+        "generate",
+        &["--profile", &file("sign.json", signed.as_bytes())],
+        &["finite number >= 0"],
+    );
+}
+
+#[test]
+fn policies_reach_the_kernels_and_are_reported() {
+    let report = |args: &[&str]| json(&run("generate", &[&["--max-tokens", "2", "--json"], args].concat()));
+    let settings = |args: &[&str]| report(args)["settings"].clone();
+    assert_eq!(settings(&[])["profile"], "fairy-tales (built in)");
+    assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.starts_with("ln:")));
+    let none = settings(&["--profile", "none"]);
+    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.45), &Value::Null));
+    let paper = settings(&["--paper", "--theta", "1"]);
+    assert_eq!(
+        (&paper["window"], &paper["sinks"], &paper["theta"]),
+        (&"block:0.05".into(), &0.into(), &1.0.into())
+    );
+    assert_eq!(settings(&["--target-sparsity", "0.5"])["target_sparsity"], 0.5);
+    for bad in [
+        &["--target-sparsity", "1.5"][..],
+        &["--target-sparsity", "0.5", "--theta", "1"],
+        &["--paper", "--target-sparsity", "0.5"],
+        &["--skip-margin", "ln:"],
+    ] {
+        assert_refused("generate", bad, &["--"]);
+    }
+}
+
+#[test]
+fn calibration_makes_a_profile_that_evaluate_takes() {
+    let text = file("calibration.txt", LONG_TEXT.as_bytes());
+    let out = path("made.json");
+    let args =
+        ["--text", &text, "--tokens", "512", "--held-out-tokens", "256", "--context", "256", "--out", &out];
+    let report = json(&run("calibrate", &[&args[..], &["--sparsity", "0.5", "--json"]].concat()));
+    assert!((report["zero_fraction"].as_f64().expect("a number") - 0.5).abs() < 0.01, "{report}");
+    assert!(report["held_out"]["kl"].as_f64().is_some_and(|kl| kl > 0.0 && kl < 0.5), "{report}");
+    let first = std::fs::read(&out).expect("a profile");
+    run("calibrate", &[&args[..], &["--sparsity", "0.5", "--threads", "1"]].concat());
+    assert!(first == std::fs::read(&out).expect("a profile"), "the same on one thread as on all");
+    let layers = json(&run(
+        "calibrate",
+        &[&args[..], &["--sparsity", "0.5", "--skip-margin", "layers", "--json"]].concat(),
+    ));
+    assert!(layers["held_out"]["values_skipped"].as_f64().is_some_and(|share| share > 0.0), "{layers}");
+    let args = [
+        "--task",
+        "perplexity",
+        "--data",
+        &text,
+        "--context",
+        "256",
+        "--limit",
+        "1",
+        "--profile",
+        &out,
+        "--json",
+    ];
+    assert_eq!(json(&run("evaluate", &args))["settings"]["profile"], out.as_str());
+}
+
+#[test]
+fn bad_calibrations_are_refused_and_write_nothing() {
+    let text = file("calibration-2.txt", LONG_TEXT.as_bytes());
+    let out = path("never-made.json");
+    let good =
+        ["--text", &text, "--context", "256", "--tokens", "256", "--held-out-tokens", "256", "--out", &out];
+    let with =
+        |more: &[&str], parts: &[&str]| assert_refused("calibrate", &[&good[..], more].concat(), parts);
+    with(&[], &["--sparsity"]);
+    with(&["--sparsity", "1"], &["expected a number >= 0 and < 1"]);
+    with(&["--max-kl", "0"], &["nats > 0"]);
+    with(&["--max-kl", "1e-12"], &["--max-kl", "zero fraction"]);
+    with(&["--sparsity", "0.5", "--max-kl", "1"], &["--max-kl"]);
+    let other = |text: &str, out: &str, more: &[&str], parts: &[&str]| {
+        let args = ["--text", text, "--out", out, "--sparsity", "0.5"];
+        assert_refused("calibrate", &[&args[..], more].concat(), parts);
+    };
+    other("no-such.txt", &out, &[], &["--text no-such.txt"]);
+    other(&file("nothing.txt", b""), &out, &[], &["empty file"]);
+    other(&file("tiny.txt", b"Once upon a time"), &out, &[], &["windows of 1024 tokens", "longer text"]);
+    other(&text, "no/such/folder/p.json", &[], &["--out no/such/folder/p.json"]);
+    other(&text, &out, &["--context", "60"], &["--context: expected 70"]);
+    other(&text, &out, &["--tokens", "10"], &["--tokens: expected at least one window"]);
+    assert!(!Path::new(&out).exists());
+}
+
+#[test]
+fn bad_text_files() {
+    let evaluate = |data: &str, parts: &[&str]| {
+        assert_refused("evaluate", &["--task", "perplexity", "--data", data], parts);
+    };
+    evaluate("no-such.txt", &["no-such.txt", "expected a text file"]);
+    evaluate(&file("empty.txt", b""), &["empty file"]);
+    evaluate(&file("latin-1.txt", b"\xe9"), &["UTF-8"]);
+    evaluate(&file("short.txt", b"Once upon a time"), &["one window of 1024 tokens", "got a text of"]);
+}
+
+#[test]
+fn bad_context() {
+    let text = file("context.txt", b"Once upon a time");
+    for context in ["1", "4096"] {
+        let args = ["--task", "perplexity", "--data", &text, "--context", context];
+        assert_refused("evaluate", &args, &["--context", "2 to 1024", context]);
+    }
+}
+
+#[test]
+fn generate_reports_the_promised_fields() {
+    let output = run(
+        "generate",
+        &["--max-tokens", "6", "--temperature", "0", "--json", "--compare", "dense", "--window", "2"],
+    );
+    let report = json(&output);
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    for name in ["prompt_tokens", "prefill_tokens_per_second", "decode_tokens_per_second", "kv_bytes"] {
+        assert!(report[name].as_f64().is_some_and(|x| x > 0.0), "{name} in {report}");
+    }
+    for name in ["zero_fraction", "sparsity", "values_skipped"] {
+        assert!(report[name].as_f64().is_some_and(|x| (0.0..=1.0).contains(&x)), "{name} in {report}");
+    }
+    assert!(report["zero_fraction"].as_f64() > Some(0.0), "{report}");
+    assert_eq!(report["kernel"], "hybrid");
+    assert_eq!(report["generated_tokens"], 6);
+    assert!(report["model"].is_string() && report.get("peak_rss_bytes").is_some());
+    assert!(report["weights_bytes"].as_u64() > Some(0) && report["loading_seconds"].as_f64() > Some(0.0));
+    assert!(stdout.contains(report["text"].as_str().expect("text")));
+    assert_eq!(report["dense"]["kernel"], "dense");
+    // Both are rounded up to whole pages of the same size.
+    assert_eq!(report["dense"]["kv_bytes"], report["kv_bytes_dense_f16"]);
+    assert!(report.get("first_difference").is_some());
+}
+
+#[test]
+fn without_thresholds_nothing_differs() {
+    let args = [
+        "--max-tokens",
+        "12",
+        "--json",
+        "--compare",
+        "dense",
+        "--theta",
+        "0",
+        "--window",
+        "4",
+        "--kv",
+        "f32",
+    ];
+    let report = json(&run("generate", &args));
+    assert_eq!(report["text"], report["dense"]["text"]);
+    assert_eq!(report["first_difference"], Value::Null);
+}
+
+#[test]
+fn the_thread_count_does_not_change_the_text() {
+    let text = |threads| {
+        json(&run("generate", &["--max-tokens", "12", "--json", "--threads", threads]))["text"].clone()
+    };
+    assert_eq!(text("1"), text("3"));
+}
+
+#[test]
+fn generation_stops_at_the_end_of_the_context() {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    let mut prompt = "The king had a daughter. ".repeat(140);
+    while model.encode(&prompt).expect("tokens").len() > 1020 {
+        prompt.pop();
+    }
+    let report = json(&run("generate", &["--prompt", &prompt, "--json", "--temperature", "0"]));
+    let tokens = |name: &str| report[name].as_u64().expect("a number");
+    assert_eq!(report["stop"], "context_full", "{report}");
+    // The last token needs no position of its own.
+    assert_eq!(tokens("prompt_tokens") + tokens("generated_tokens"), 1025);
+}
+
+#[test]
+fn evaluate_reports_the_promised_fields() {
+    let text =
+        file("story.txt", "Once upon a time there was a king who had three sons. ".repeat(30).as_bytes());
+    let args = ["--task", "perplexity", "--data", &text, "--context", "64", "--limit", "2"];
+    let args = [&args[..], &["--window", "8", "--exact-prompt", "0"]].concat();
+    let report = json(&run("evaluate", &[&args[..], &["--json", "--compare", "dense"]].concat()));
+    assert_eq!((&report["task"], &report["examples"]), (&"perplexity".into(), &2.into()));
+    assert_eq!(report["tokens"], 2 * 63);
+    for name in ["perplexity", "kl", "zero_fraction", "sparsity"] {
+        assert!(report[name].as_f64().is_some_and(|x| x > 0.0), "{name} in {report}");
+    }
+    let flips = report["flips"].as_f64().expect("flips");
+    let agreement = report["top1_agreement"].as_f64().expect("top1_agreement");
+    assert!((agreement - (1.0 - flips / 126.0)).abs() < 1e-12);
+    assert!(report["dense"]["perplexity"].as_f64().is_some_and(|x| x > 1.0));
+    assert!(report["standard_error"].as_f64().is_some_and(|x| x > 0.0), "{report}");
+}

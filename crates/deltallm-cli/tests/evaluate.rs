@@ -1,0 +1,386 @@
+//! The tasks of `evaluate`, on tiny files and the embedded model.
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::{assert_refused, command, file, json, run};
+use deltallm::models::{SamplerConfig, Session};
+use deltallm_cli::{
+    ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Setup,
+    answer_all, generate, score_examples,
+};
+use serde_json::{Value, json};
+
+const CHOICES: &str = r#"{"query": "Once upon a time there was a", "choices": ["king", "parliament", "queen who had three"], "gold": 0}
+{"query": "The wolf ate the little", "choices": ["girl", "telegraph"], "gold": 0}
+{"query": "The king said to his", "choices": ["son", "of"], "gold": 1}
+"#;
+const SCHEMA: &str = r#"{"context_options": ["The queen was old, so the queen", "The queen was old, so the frog"], "continuation": "went home to the castle.", "gold": 0}
+{"context_options": ["The princess", "The"], "continuation": "was very beautiful.", "gold": 1}
+"#;
+const LAST_WORD: &str = r#"{"context": "Once upon a", "continuation": "time"}
+{"context": "The king had a daughter, and the king's daughter was called", "continuation": "Zanzibar"}
+"#;
+const GSM8K: &str = r#"{"context": "How many are two and two?", "chain_of_thought": "Two and two are 4.", "answer": "4"}
+"#;
+const SQUAD: &str = r#"{"version": "v2.0", "data": [{"title": "The fox", "paragraphs": [{"context": "The fox lived in the wood.", "qas": [
+{"question": "Where did the fox live?", "id": "1", "answers": [{"text": "in the wood", "answer_start": 14}], "is_impossible": false},
+{"question": "Who was king?", "id": "2", "answers": [], "is_impossible": true}]}]}]}
+"#;
+
+fn evaluate(task: &str, data: &str, more: &[&str]) -> Value {
+    json(&run("evaluate", &[&["--task", task, "--data", data, "--json"], more].concat()))
+}
+
+fn tasks() -> [(&'static str, String, &'static [&'static str]); 5] {
+    [
+        ("choices", file("choices.jsonl", CHOICES.as_bytes()), &["accuracy", "accuracy_norm"]),
+        ("schema", file("schema.jsonl", SCHEMA.as_bytes()), &["accuracy", "accuracy_norm"]),
+        ("last-word", file("last-word.jsonl", LAST_WORD.as_bytes()), &["accuracy", "log_likelihood"]),
+        ("last-word", file("gsm8k.jsonl", GSM8K.as_bytes()), &["accuracy", "log_likelihood"]),
+        ("squad", file("squad.json", SQUAD.as_bytes()), &["f1", "exact_match"]),
+    ]
+}
+
+#[test]
+fn every_task_reports_the_promised_fields() {
+    for (task, data, metrics) in tasks() {
+        let report = evaluate(task, &data, &["--compare", "dense", "--window", "2", "--theta", "1"]);
+        assert_eq!(report["task"], task);
+        for metric in metrics {
+            assert!(report[metric].is_f64() && report["dense"][metric].is_f64(), "{metric} in {report}");
+            assert!(report[format!("{metric}_difference")].is_f64(), "{metric} in {report}");
+            assert!(report.get(format!("{metric}_difference_standard_error")).is_some(), "{report}");
+        }
+        for field in ["tokens", "mean_tokens", "longest_tokens", "kl"] {
+            assert!(report[field].as_f64().is_some_and(|x| x > 0.0), "{field} in {report}");
+        }
+        for field in ["standard_error", "truncated", "unfinished", "flips", "top1_agreement", "sparsity"] {
+            assert!(report.get(field).is_some(), "{field} in {report}");
+        }
+        assert_eq!(report["truncated"], 0);
+    }
+}
+
+#[test]
+fn dense_beside_dense_differs_in_nothing() {
+    for (task, data, metrics) in tasks() {
+        let report = evaluate(task, &data, &["--compare", "dense", "--kernel", "dense"]);
+        assert_eq!((&report["flips"], &report["kl"]), (&json!(0), &json!(0.0)), "{report}");
+        assert_eq!(report["top1_agreement"], 1.0);
+        for metric in metrics {
+            assert_eq!(report[metric], report["dense"][metric]);
+        }
+    }
+}
+
+#[test]
+fn a_fairy_tale_model_knows_how_fairy_tales_begin() {
+    let [choices, _, last_word, ..] = tasks();
+    let report = evaluate(choices.0, &choices.1, &["--kernel", "dense", "--limit", "2"]);
+    assert_eq!((&report["examples"], &report["accuracy"]), (&json!(2), &json!(1.0)), "{report}");
+    // The third one's gold is the wrong one.
+    let report = evaluate(choices.0, &choices.1, &["--kernel", "dense"]);
+    assert!((report["accuracy"].as_f64().unwrap() - 2.0 / 3.0).abs() < 1e-12, "{report}");
+    let report = evaluate(last_word.0, &last_word.1, &["--kernel", "dense"]);
+    assert_eq!((&report["accuracy"], &report["records"]), (&json!(0.5), &json!("last-word")), "{report}");
+}
+
+#[test]
+fn records_of_gsm8k_are_named() {
+    let report = evaluate("last-word", &file("gsm8k-named.jsonl", GSM8K.as_bytes()), &[]);
+    assert_eq!(report["records"], "gsm8k");
+}
+
+#[test]
+fn long_contexts_are_cut_and_counted() {
+    let record = json!({"query": "the king and ".repeat(100), "choices": ["the queen", "so on"], "gold": 0});
+    let data = file("long.jsonl", format!("{record}\n{CHOICES}").as_bytes());
+    let report = evaluate("choices", &data, &["--context", "40"]);
+    assert_eq!((&report["truncated"], &report["longest_tokens"]), (&json!(2), &json!(41)), "{report}");
+    let squad = SQUAD.replace("The fox lived", &format!("{}. The fox lived", "the fox ".repeat(60)));
+    let report = evaluate("squad", &file("long-squad.json", squad.as_bytes()), &["--context", "100"]);
+    assert_eq!(report["truncated"], 2, "{report}");
+    let args = ["--task", "squad", "--data", &data, "--context", "64"];
+    assert_refused("evaluate", &args, &["--task squad expects"]);
+    let args = ["--task", "squad", "--data", &file("squad-room.json", SQUAD.as_bytes()), "--context", "64"];
+    assert_refused("evaluate", &args, &["--context", "65 to 1024", "64"]);
+}
+
+#[derive(clap::Parser)]
+struct Kernel {
+    #[command(flatten)]
+    args: KernelArgs,
+}
+
+fn setup<'m>(model: &'m LoadedModel, options: &[&str]) -> Setup<'m> {
+    let kernel = <Kernel as clap::Parser>::try_parse_from([&["x"], options].concat()).expect("options").args;
+    let kernel = kernel.resolve(&model.graph).expect("settings that fit");
+    let dense = Some(kernel.dense());
+    Setup { model, kernel, dense, delimiter: " ".into(), decode: false, context: 1024 }
+}
+
+#[test]
+fn scores_in_a_batch_equal_scores_alone() {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    for options in
+        [&["--kernel", "dense"][..], &["--window", "block:0.1"], &["--window", "4", "--theta", "1"]]
+    {
+        let setup = setup(&model, options);
+        let examples: Vec<ChoiceExample> = (0..12)
+            .map(|i| {
+                let context = "The king had a daughter. ".repeat(1 + i % 5);
+                let pair =
+                    |continuation: &str| Pair { context: context.clone(), continuation: continuation.into() };
+                ChoiceExample { options: vec![pair("She"), pair("Once"), pair("She was beautiful")], gold: 0 }
+            })
+            .collect();
+        let together = score_examples(&setup, 0, &examples, &mut |_| {}).expect("scores");
+        for (index, (example, batched)) in examples.iter().zip(&together).enumerate() {
+            let alone =
+                score_examples(&setup, index, std::slice::from_ref(example), &mut |_| {}).expect("scores");
+            // One request at a time, so that none shares a prompt with another.
+            for (option, pair) in example.pairs().iter().enumerate() {
+                let single = ChoiceExample { options: vec![pair.clone()], gold: 0 };
+                let single = score_examples(&setup, index, &[single], &mut |_| {}).expect("scores");
+                let expected = single[0].run.log_likelihoods[0];
+                for result in [batched, &alone[0]] {
+                    let got = result.run.log_likelihoods[option];
+                    assert!((got - expected).abs() < 1e-4, "{options:?}: {got} instead of {expected}");
+                }
+            }
+            assert_eq!(batched.sparsity.pairs, alone[0].sparsity.pairs);
+            assert_eq!(batched.lengths, alone[0].lengths);
+        }
+    }
+}
+
+#[test]
+fn prefill_only_changes_answers_but_not_likelihoods() {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    let example = ChoiceExample {
+        options: vec![Pair {
+            context: "Once upon a time there was a king".repeat(4),
+            continuation: "who".into(),
+        }],
+        gold: 0,
+    };
+    let scores = ["both", "prefill"].map(|phases| {
+        let setup = setup(&model, &["--theta", "1", "--window", "2", "--phases", phases]);
+        score_examples(&setup, 0, std::slice::from_ref(&example), &mut |_| {}).expect("scores")[0].clone()
+    });
+    assert_eq!(scores[0].run, scores[1].run);
+    assert_eq!(scores[0].sparsity, scores[1].sparsity);
+    assert!(scores[0].comparison.expect("compared").kl() > 0.0);
+
+    // Where text is generated, only the prompt's pairs go through deltas.
+    let prompts = [model.encode("Once upon a time there was a king who had").expect("tokens")];
+    let [both, prefill] = ["both", "prefill"].map(|phases| {
+        let setup = setup(&model, &["--theta", "1", "--window", "2", "--phases", phases]);
+        answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("an answer").remove(0)
+    });
+    assert_eq!(both.first_logits, prefill.first_logits);
+    assert!(both.tokens > 10 && prefill.tokens > 10, "too short to tell: {both:?}");
+    let far = |answer: &Answer| answer.sparsity.pairs - answer.sparsity.exact_pairs;
+    // Of n tokens' n (n + 1) / 2 pairs, 2 a token are in the window and up to 4 more are sinks.
+    let (tokens, heads) =
+        (prompts[0].len() as u64, (model.graph.config().heads * model.graph.config().layers) as u64);
+    let exact: u64 = (1..=tokens).map(|position| position.min(6)).sum();
+    assert_eq!(far(&prefill), heads * (tokens * (tokens + 1) / 2 - exact));
+    assert!(far(&both) > far(&prefill));
+}
+
+#[test]
+fn answers_in_a_batch_are_what_greedy_generation_writes() {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    let texts = [
+        "Once upon a time there was",
+        "The king said",
+        "One day the fox went to the wolf, and",
+        "The end.\n",
+    ];
+    let prompts: Vec<_> = texts.iter().map(|text| model.encode(text).expect("tokens")).collect();
+    for options in
+        [&["--kernel", "dense"][..], &["--window", "4", "--theta", "0.8"], &["--phases", "prefill"]]
+    {
+        let setup = setup(&model, options);
+        let answers = answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("answers");
+        for (prompt, answer) in prompts.iter().zip(&answers) {
+            let greedy = SamplerConfig::default();
+            let session = Session::new(&model.graph, |layer| setup.kernel.make(layer)).expect("a session");
+            let alone = generate(&model, session, prompt, true, greedy, ANSWER_TOKENS, &mut |_| Ok(()));
+            let alone = alone.expect("a text").text;
+            assert_eq!(answer.text, alone.split('\n').next().expect("a first line"));
+            assert_eq!(answer.unfinished, answer.tokens == ANSWER_TOKENS && !alone.contains('\n'));
+        }
+        assert!(answers.iter().any(|answer| answer.tokens > 10));
+    }
+}
+
+/// A report without what no two runs share.
+fn numbers(mut report: Value) -> Value {
+    report.as_object_mut().expect("an object").remove("seconds");
+    report
+}
+
+/// More examples than are scored at once.
+fn many() -> String {
+    (0..100)
+        .map(|i| {
+            let query = format!("In the year {i} there was a king who had {} sons and a", i % 7);
+            format!(
+                "{}\n",
+                json!({"query": query, "choices": ["daughter", "beautiful castle"], "gold": i % 2})
+            )
+        })
+        .collect()
+}
+
+#[test]
+fn a_killed_run_goes_on_and_ends_with_the_same_numbers() {
+    let data = file("many.jsonl", many().as_bytes());
+    let log = file("killed.log", b"");
+    std::fs::remove_file(&log).expect("just written");
+    let options = ["--compare", "dense", "--window", "2"];
+    let whole = numbers(evaluate("choices", &data, &options));
+
+    let args = [&["--task", "choices", "--data", &data, "--resume", &log][..], &options].concat();
+    let mut child = command("evaluate", &args).spawn().expect("the program starts");
+    let lines = || std::fs::read_to_string(&log).map_or(0, |text| text.lines().count());
+    let start = Instant::now();
+    while lines() < 20 && start.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    child.kill().expect("a child can be killed");
+    child.wait().expect("the child ends");
+    let there = lines();
+    assert!(there >= 20, "nothing was logged");
+
+    let output = run("evaluate", &[&args[..], &["--json"]].concat());
+    assert_eq!(numbers(json(&output)), whole);
+    assert!(String::from_utf8_lossy(&output.stderr).contains("resumed"), "{there} lines were there");
+}
+
+#[test]
+fn a_torn_log_of_each_task_is_taken_up() {
+    let text =
+        file("resumed.txt", "Once upon a time there was a king who had three sons. ".repeat(30).as_bytes());
+    let perplexity = [("perplexity", text, &["perplexity"][..])];
+    for (task, data, _) in tasks().into_iter().chain(perplexity) {
+        let log = format!("{data}.log");
+        let _ = std::fs::remove_file(&log);
+        let options = ["--context", "100", "--compare", "dense"];
+        let whole = numbers(evaluate(task, &data, &options));
+        let logged = [&options[..], &["--resume", &log]].concat();
+        assert_eq!(numbers(evaluate(task, &data, &logged)), whole, "{task}");
+        let bytes = std::fs::read(&log).expect("a log");
+        std::fs::write(&log, &bytes[..bytes.len() - 20]).expect("writable");
+        assert_eq!(numbers(evaluate(task, &data, &logged)), whole, "{task}");
+        assert_eq!(numbers(evaluate(task, &data, &logged)), whole, "{task}");
+    }
+}
+
+#[test]
+fn the_log_of_another_run_is_refused() {
+    let data = file("other-run.jsonl", CHOICES.as_bytes());
+    let log = file("other-run.log", b"");
+    std::fs::remove_file(&log).expect("just written");
+    evaluate("choices", &data, &["--resume", &log]);
+    let base = ["--task", "choices", "--data", &data, "--resume", &log];
+    for (more, setting) in [
+        (["--theta", "0.9"], "profile_sha256"),
+        (["--sinks", "3"], "settings.sinks"),
+        (["--kernel", "dense"], "kernel"),
+        (["--delimiter", ""], "delimiter"),
+        (["--context", "500"], "context"),
+        (["--compare", "dense"], "compare"),
+        (["--phases", "prefill"], "settings.phases"),
+    ] {
+        assert_refused("evaluate", &[&base[..], &more].concat(), &["--resume", setting, "name another file"]);
+    }
+    let other = file("other-data.jsonl", format!("{CHOICES}\n").as_bytes());
+    let args = ["--task", "choices", "--data", &other, "--resume", &log];
+    assert_refused("evaluate", &args, &["data_sha256"]);
+    let args = ["--task", "choices", "--data", &data, "--resume", &data];
+    assert_refused("evaluate", &args, &["expected the log of an earlier run"]);
+    assert_eq!(std::fs::read_to_string(&data).expect("still there"), CHOICES);
+}
+
+#[test]
+fn attention_token_by_token_is_the_same_where_nothing_is_skipped() {
+    let data = file("decode.txt", include_bytes!("../../../docs/method.md"));
+    let report = |more: &[&str]| {
+        // Rounding activations to 8 bits would make more of the last bits in which the two ways differ.
+        let args = ["--context", "200", "--limit", "1", "--window", "16", "--kv", "f32", "--linear", "f32"];
+        evaluate("perplexity", &data, &[&args[..], &["--compare", "dense"], more].concat())
+    };
+    let close = |a: &Value, b: &Value, name: &str| {
+        let [a, b] = [a, b].map(|report| report[name].as_f64().expect("a number"));
+        assert!((a - b).abs() <= 1e-3 * a.abs(), "{name}: {a} {b}");
+    };
+    let (whole, decoded) = (report(&["--skip-margin", "off"]), report(&["--skip-margin", "off", "--decode"]));
+    for name in ["perplexity", "zero_fraction", "sparsity"] {
+        close(&whole, &decoded, name);
+    }
+    // Alone a query skips more than in a tile.
+    let (whole, decoded) = (report(&["--skip-margin", "4"]), report(&["--skip-margin", "4", "--decode"]));
+    assert!(decoded["values_skipped"].as_f64() > whole["values_skipped"].as_f64());
+    assert_refused("evaluate", &["--task", "choices", "--data", &data, "--decode"], &["--decode"]);
+}
+
+#[test]
+fn more_examples_can_follow_in_the_same_log() {
+    let data = file("extended.jsonl", CHOICES.as_bytes());
+    let log = file("extended.log", b"");
+    std::fs::remove_file(&log).expect("just written");
+    evaluate("choices", &data, &["--limit", "1", "--resume", &log]);
+    let extended = numbers(evaluate("choices", &data, &["--resume", &log]));
+    assert_eq!(extended, numbers(evaluate("choices", &data, &[])));
+}
+
+#[test]
+fn bad_records() {
+    let refused = |task: &str, name: &str, contents: &[u8], parts: &[&str]| {
+        let data = file(name, contents);
+        assert_refused("evaluate", &["--task", task, "--data", &data], &[&[name], parts].concat());
+    };
+    for task in ["choices", "schema", "last-word", "squad"] {
+        refused(task, "no-records.jsonl", b"", &["got an empty file"]);
+        refused(task, "blank.jsonl", b"\n \n", &["got an empty file"]);
+        refused(task, "latin-1.jsonl", b"{\"query\": \"\xe9\"}", &["UTF-8"]);
+    }
+    refused("choices", "broken.jsonl", format!("{CHOICES}{{\"query\"").as_bytes(), &["line 4", "not JSON"]);
+    refused(
+        "choices",
+        "schema-as-choices.jsonl",
+        SCHEMA.as_bytes(),
+        &["line 1", "query, choices, gold", "use --task schema"],
+    );
+    refused(
+        "squad",
+        "choices-as-squad.jsonl",
+        CHOICES.as_bytes(),
+        &["expects the fields data", "use --task choices"],
+    );
+    refused(
+        "choices",
+        "squad-as-choices.json",
+        SQUAD.as_bytes(),
+        &["found data, version", "use --task squad"],
+    );
+    refused("squad", "broken.json", &SQUAD.as_bytes()[..100], &["the JSON of SQuAD 2.0"]);
+    let gold = CHOICES.replace("\"gold\": 1", "\"gold\": 2");
+    refused("choices", "gold.jsonl", gold.as_bytes(), &["line 3", "`gold`", "from 0 to 1, got 2"]);
+    let none = r#"{"query": "a", "choices": [], "gold": 0}"#;
+    refused("choices", "no-choices.jsonl", none.as_bytes(), &["line 1", "at least one of `choices`"]);
+    let empty = LAST_WORD.replace("\"time\"", "\"\"");
+    refused(
+        "last-word",
+        "no-continuation.jsonl",
+        empty.as_bytes(),
+        &["line 1", "`continuation`, got an empty text"],
+    );
+    let long = format!("{}\n", json!({"context": "a", "continuation": "king ".repeat(1200)}));
+    refused("last-word", "too-long.jsonl", long.as_bytes(), &["example 1", "at most 1024 tokens"]);
+}
