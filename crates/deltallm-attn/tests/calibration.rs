@@ -186,7 +186,10 @@ fn output_projection_and_residual_stream_change_where_the_zeros_are() {
         [0, 1].map(|layer: usize| score.layers[layer].total().zero_fraction())
     };
     let (told_zeros, again_zeros) = (zeros(told.clone()), zeros(again));
-    assert!(again_zeros[1] > told_zeros[1] && again_zeros[0] < told_zeros[0], "{told_zeros:?} {again_zeros:?}");
+    assert!(
+        again_zeros[1] > told_zeros[1] && again_zeros[0] < told_zeros[0],
+        "{told_zeros:?} {again_zeros:?}"
+    );
 
     told.observe_residual(0, Array2::ones((TOKENS, 3)).view()).unwrap();
     let error = told.find(|spec| engine.score(spec)).unwrap_err();

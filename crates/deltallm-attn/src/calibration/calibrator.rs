@@ -230,7 +230,12 @@ impl Calibrator {
             let own = facts(layer);
             let what = ["tokens", "output projections", "tokens of the residual stream"];
             if let Some(i) = (0..3).find(|&i| own[i] != first[i]) {
-                return Err(CalibrationError::Uneven { layer, what: what[i], expected: first[i], got: own[i] });
+                return Err(CalibrationError::Uneven {
+                    layer,
+                    what: what[i],
+                    expected: first[i],
+                    got: own[i],
+                });
             }
             if own[2] != 0 && own[2] != own[0] {
                 return Err(CalibrationError::Residual { layer, expected: own[0], got: own[2] });

@@ -103,7 +103,8 @@ impl HeldOutText {
         for window in &self.windows {
             let (logits, stats) =
                 run(&window.tokens).map_err(|error| CalibrationError::Engine(error.into()))?;
-            let wrong = |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
+            let wrong =
+                |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
             for (dimension, expected, got) in [
                 ("rows", window.logits.nrows(), logits.nrows()),
                 ("columns", window.logits.ncols(), logits.ncols()),

@@ -80,10 +80,8 @@ impl Search<'_> {
         }
         let skips = spec.layers.iter().any(|layer| layer.skip_margin.is_some());
         let pays: Vec<Option<usize>> = score.layers.iter().map(|stats| pays_from(stats, skips)).collect();
-        let layers = (spec.layers.iter().zip(&score.layers).zip(&pays)).map(|((layer, stats), pays)| LayerSpec {
-            dense: pays.is_none(),
-            store: layer_store(self.request.store, stats),
-            ..*layer
+        let layers = (spec.layers.iter().zip(&score.layers).zip(&pays)).map(|((layer, stats), pays)| {
+            LayerSpec { dense: pays.is_none(), store: layer_store(self.request.store, stats), ..*layer }
         });
         let layers: Vec<LayerSpec> = layers.collect();
         if layers != spec.layers {

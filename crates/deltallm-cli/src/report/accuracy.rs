@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deltallm::attn::calibration::RateCurves;
+use deltallm::calibration::RateCurves;
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
     ModelFingerprint, PaperRule, ThresholdPolicy, ThresholdProfile, Window,
@@ -160,7 +160,7 @@ impl Accuracy {
     ) -> anyhow::Result<Self> {
         let rates: Vec<RateCurves> = (captured.0.iter())
             .map(|[_, k, _]| {
-                let mut curves = RateCurves::new(k.dim().1 * k.dim().2);
+                let mut curves = RateCurves::new();
                 curves.add(k.view());
                 curves
             })
