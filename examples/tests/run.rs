@@ -39,3 +39,11 @@ fn attention_is_close_to_dense_and_its_cache_smaller() {
     let [ours, dense] = [number(&text, "cache: ", " bytes"), number(&text, "attention's ", "\n")];
     assert!(ours < dense, "{text}");
 }
+
+#[test]
+fn an_engine_that_is_not_ours_is_calibrated() {
+    let text = stdout("calibrate_your_engine", &[]);
+    assert!(number(&text, "\nfound: zeros ", ",") > 0.05, "{text}");
+    assert!(number(&text, ", KL ", " nats\nlayer 0") <= 0.01, "{text}");
+    assert!(text.contains("bytes of JSON"), "{text}");
+}

@@ -6,13 +6,12 @@
 //! - `commands`: a file for each command, with its options and what it prints.
 //! - `args`: options that several commands share; [`KernelArgs`] are the attention settings of all of them.
 //! - `kernels`: the kernels that the settings stand for. `model`: a model with its tokenizer, from a file or embedded.
-//! - `generation`, `tasks`, `measure`, `calibration`, `bench`: what the commands do, apart from printing.
+//! - `generation`, `tasks`, `measure`, `bench`: what the commands do, apart from printing.
 //! - `report`, `pictures`, `drawing`: pictures, and the numbers behind them. `output`: JSON, files, bytes in words.
 
 mod args;
 #[doc(hidden)]
 pub mod bench;
-mod calibration;
 mod commands;
 mod drawing;
 mod generation;
@@ -33,13 +32,13 @@ pub use args::{
     main_with, stop_on_ctrl_c,
 };
 #[doc(hidden)]
-pub use calibration::{Calibration, Measurements, Request, SkipSearch, describe_margins};
-#[doc(hidden)]
 pub use deltallm::KernelKind;
 #[doc(hidden)]
 pub use generation::{Generation, Stop, first_difference, generate};
 #[doc(hidden)]
-pub use kernels::{AttentionTime, KernelChoice, KernelSettings, OneByOne, Phases, PrefillOnly, Timed};
+pub use kernels::{
+    AttentionTime, KernelChoice, KernelSettings, OneByOne, Phases, PrefillOnly, Timed, describe_margins,
+};
 #[doc(hidden)]
 pub use measure::{
     Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,

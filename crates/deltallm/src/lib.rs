@@ -58,6 +58,7 @@
 //!
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
+//! - [`calibration`]: finds the settings of a model, in any engine.
 //! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
 //!
 //! # Features
@@ -74,7 +75,7 @@
 
 pub use deltallm_attn as attn;
 #[cfg(feature = "ndarray")]
-pub use deltallm_attn::ndarray;
+pub use deltallm_attn::{calibration, ndarray};
 pub use deltallm_core as core;
 #[cfg(feature = "models")]
 pub use deltallm_models as models;

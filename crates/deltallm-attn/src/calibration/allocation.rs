@@ -9,16 +9,16 @@ const POWER: f64 = 0.75;
 /// Measurements of all layers, from which thresholds for any zero fraction can be read off: those of equation 10 in
 /// `docs/method.md`.
 #[derive(Debug)]
-pub struct Allocation {
+pub(super) struct Allocation {
     layers: Vec<(Vec<f64>, RateCurves)>,
 }
 
 impl Allocation {
-    /// Sensitivities ([`Sensitivity::finish`](super::Sensitivity::finish)) and rates of every layer, measured on the same texts.
+    /// Sensitivities and rates of every layer, measured on the same texts.
     ///
     /// # Errors
     /// [`AttentionError::Shape`] for a layer whose sensitivities and rates are not of the same channels.
-    pub fn new(layers: Vec<(Vec<f64>, RateCurves)>) -> Result<Self, AttentionError> {
+    pub(super) fn new(layers: Vec<(Vec<f64>, RateCurves)>) -> Result<Self, AttentionError> {
         for (sensitivities, curves) in &layers {
             let (expected, got) = (curves.channels(), sensitivities.len());
             if got != expected {
@@ -31,7 +31,7 @@ impl Allocation {
 
     /// Thresholds, `[layers, kv_heads * head_dim]`, whose zero fraction on the calibration texts is `zero_fraction` (as near as
     /// they can come, above rather than below).
-    pub fn thresholds(&self, zero_fraction: f64) -> Vec<Vec<f32>> {
+    pub(super) fn thresholds(&self, zero_fraction: f64) -> Vec<Vec<f32>> {
         // The zero fraction rises with the parameter: bisect its logarithm over 120 octaves.
         let (mut low, mut high) = (-60.0_f64, 60.0_f64);
         for _ in 0..60 {
@@ -46,7 +46,7 @@ impl Allocation {
     }
 
     /// The zero fraction of `thresholds`, `[layers, kv_heads * head_dim]`, on the calibration texts.
-    pub fn zero_fraction(&self, thresholds: &[Vec<f32>]) -> f64 {
+    pub(super) fn zero_fraction(&self, thresholds: &[Vec<f32>]) -> f64 {
         let (mut sent, mut all) = (0.0, 0.0);
         for ((_, curves), thresholds) in self.layers.iter().zip(thresholds) {
             sent += thresholds.iter().enumerate().map(|(j, t)| curves.sent(j, *t)).sum::<f64>();
@@ -70,7 +70,7 @@ mod tests {
     /// Two layers of two channels; keys wander by different strides.
     fn allocation() -> Allocation {
         let layer = |stride: f32, sensitivities: [f64; 2]| {
-            let mut curves = RateCurves::new(2);
+            let mut curves = RateCurves::new();
             let key = |t: usize, j: usize| stride * (j + 1) as f32 * ((t * t) as f32 * 0.3).sin();
             curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view());
             (sensitivities.to_vec(), curves)
@@ -100,8 +100,10 @@ mod tests {
             let thresholds = allocation().thresholds(wanted);
             assert!(thresholds.concat().iter().all(|t| (0.0..=RateCurves::LARGEST).contains(t)));
         }
-        let silent = Allocation::new(vec![(vec![0.0; 2], RateCurves::new(2))]).unwrap();
+        let mut curves = RateCurves::new();
+        curves.add(Array3::zeros((5, 1, 2)).view());
+        let silent = Allocation::new(vec![(vec![0.0; 2], curves.clone())]).unwrap();
         assert_eq!(silent.thresholds(0.5), [[RateCurves::LARGEST; 2]]);
-        assert!(Allocation::new(vec![(vec![0.0; 2], RateCurves::new(3))]).is_err());
+        assert!(Allocation::new(vec![(vec![0.0; 3], curves)]).is_err());
     }
 }

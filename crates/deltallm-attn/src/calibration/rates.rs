@@ -14,7 +14,7 @@ const SMALLEST_EXPONENT: f32 = -7.0;
 /// use deltallm_attn::calibration::RateCurves;
 /// use ndarray::Array3;
 ///
-/// let mut curves = RateCurves::new(2);
+/// let mut curves = RateCurves::new();
 /// // One kv head, two channels: the first rises by 0.1 a token, the second rests.
 /// curves.add(Array3::from_shape_fn((100, 1, 2), |(t, _, j)| if j == 0 { 0.1 * t as f32 } else { 1.0 }).view());
 /// assert_eq!((curves.tokens(), curves.channels()), (100, 2));
@@ -22,12 +22,10 @@ const SMALLEST_EXPONENT: f32 = -7.0;
 /// assert!(curves.sent(0, 1.0) < 15.0);
 /// assert_eq!(curves.sent(1, 1.0), 1.0); // the first key is sent whole
 /// ```
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct RateCurves {
     tokens: usize,
-    /// `kv_heads * head_dim`.
-    channels: usize,
-    /// Entries sent at every threshold of the grid, `[channels]`, once keys have come.
+    /// Entries sent at every threshold of the grid, `[kv_heads * head_dim]`; empty before the first text.
     sent: Vec<[u32; STEPS]>,
 }
 
@@ -35,18 +33,21 @@ impl RateCurves {
     /// The largest threshold of the grid: anything above counts as this one.
     pub const LARGEST: f32 = 32.0;
 
-    /// Curves of `kv_heads * head_dim` channels.
-    pub fn new(channels: usize) -> Self {
-        Self { tokens: 0, channels, sent: Vec::new() }
+    /// Curves of a layer whose keys are yet to come.
+    pub fn new() -> Self {
+        Self::default()
     }
 
-    /// Adds the keys of one text, `[tokens, kv_heads, head_dim]`, coded from its beginning.
+    /// Adds the keys of one text, `[tokens, kv_heads, head_dim]`, coded from its beginning. The first text says how many channels
+    /// the layer has; channels that a later text has more are left out.
     pub fn add(&mut self, k: ArrayView3<f32>) {
         let thresholds: [f32; STEPS] =
             std::array::from_fn(|i| (SMALLEST_EXPONENT + i as f32 / STEPS_PER_OCTAVE).exp2());
         let (tokens, kv_heads, head_dim) = k.dim();
         self.tokens += tokens;
-        self.sent.resize(self.channels.min(kv_heads * head_dim).max(self.sent.len()), [0; STEPS]);
+        if self.sent.is_empty() {
+            self.sent.resize(kv_heads * head_dim, [0; STEPS]);
+        }
         let channels = (0..kv_heads).flat_map(|head| (0..head_dim).map(move |channel| (head, channel)));
         for ((head, channel), sent) in channels.zip(&mut self.sent) {
             // The first key is sent whole, so every threshold starts from it.
@@ -71,9 +72,9 @@ impl RateCurves {
         self.tokens
     }
 
-    /// Channels of the layer.
+    /// Channels of the layer; none before the first text.
     pub fn channels(&self) -> usize {
-        self.channels
+        self.sent.len()
     }
 
     /// Entries that channel `channel` transmits with a threshold, interpolated between those of the grid; none for a channel

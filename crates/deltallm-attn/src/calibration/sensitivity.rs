@@ -2,7 +2,8 @@
 
 use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Slice, Zip};
 
-use crate::{AttentionError, AttentionOptions, AttentionShape, options::Settings};
+use super::parallel::map;
+use crate::{AttentionError, AttentionShape};
 
 /// Queries whose probabilities are in memory at a time.
 const QUERY_ROWS: usize = 128;
@@ -12,19 +13,8 @@ const QUERY_ROWS: usize = 128;
 /// An error `e` in channel `j` of a far key `t` moves the score of query `m` by `scale q_m[j] e`, the probability
 /// `p(m,t)` in proportion, and the layer's output by `p(m,t) scale q_m[j] e · Wo (v_t - o_m)`. Errors of different keys
 /// are taken as independent, so their squares add up.
-///
-/// ```
-/// use deltallm_attn::{AttentionOptions, AttentionShape, calibration::Sensitivity};
-/// use ndarray::Array2;
-///
-/// // 2 query heads of 4 channels, a residual stream of 16; window 8, 2 sinks, every query.
-/// let (shape, options) = (AttentionShape::new(2, 1, 4)?, AttentionOptions::default());
-/// Sensitivity::new(shape, &options, [8, 2], Array2::<f32>::eye(16).slice(ndarray::s![.., ..8]), 1)?;
-/// assert!(Sensitivity::new(shape, &options, [8, 2], Array2::eye(16).view(), 1).is_err());
-/// # Ok::<(), deltallm_attn::AttentionError>(())
-/// ```
 #[derive(Debug, Clone)]
-pub struct Sensitivity {
+pub(super) struct Sensitivity {
     shape: AttentionShape,
     scale: f32,
     softcap: Option<f32>,
@@ -32,63 +22,94 @@ pub struct Sensitivity {
     sinks: usize,
     /// Every so many queries one is looked at.
     stride: usize,
-    /// `Wo^T Wo` of each query head, `[head_dim, head_dim]`.
+    /// `Wo^T Wo` of each query head, `[head_dim, head_dim]`; none without an output projection, which is then taken as the identity.
     grams: Vec<Array2<f32>>,
-    /// `[kv_heads, head_dim]`.
+    /// `[kv_heads, head_dim]`; empty before the first text.
     sums: Vec<f64>,
+    /// Tokens added.
+    tokens: usize,
     /// Squared norms of the residual stream.
     residuals: Vec<f32>,
+    /// Squared norms of the heads' own outputs `Wo o`, summed over the queries and heads that were looked at.
+    outputs: f64,
+    /// How many queries these are.
+    queries: usize,
+}
+
+/// What one text adds for a query head.
+struct HeadSums {
+    channels: Vec<f64>,
+    outputs: f64,
+    queries: usize,
 }
 
 impl Sensitivity {
-    /// For a layer whose output projection is `output`, `[hidden_size, heads * head_dim]`, seen with a sliding window of
-    /// `window` keys and `sinks` sinks. Every `stride`-th query (at least 1) is looked at.
-    ///
-    /// # Errors
-    /// [`AttentionError::Shape`] if `output` does not have `heads * head_dim` columns, [`AttentionError::Setting`] for a scale or
-    /// soft cap out of range.
-    pub fn new(
+    /// For a layer that is seen with a sliding window of `window` keys and `sinks` sinks. Every `stride`-th query (at least 1) is
+    /// looked at.
+    pub(super) fn new(
         shape: AttentionShape,
-        options: &AttentionOptions,
+        scale: f32,
+        softcap: Option<f32>,
         [window, sinks]: [usize; 2],
-        output: ArrayView2<f32>,
         stride: usize,
-    ) -> Result<Self, AttentionError> {
-        let Settings { scale, softcap, .. } = Settings::new(shape, options.clone())?;
-        let d = shape.head_dim();
-        check("output projection", "columns", shape.heads() * d, output.ncols())?;
-        let grams = (0..shape.heads())
-            .map(|head| {
-                let part = output.slice_axis(Axis(1), Slice::from(head * d..(head + 1) * d));
-                part.t().dot(&part)
-            })
-            .collect();
-        Ok(Self {
+    ) -> Self {
+        Self {
             shape,
             scale,
             softcap,
             window,
             sinks,
             stride: stride.max(1),
-            grams,
-            sums: vec![0.0; shape.kv_heads() * d],
+            grams: Vec::new(),
+            sums: Vec::new(),
+            tokens: 0,
             residuals: Vec::new(),
-        })
+            outputs: 0.0,
+            queries: 0,
+        }
     }
 
-    /// Adds one text: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]` (after RoPE), and
-    /// `residual` is the stream that the layer's output is added to, `[tokens, hidden_size]`.
+    /// Sets the output projection, `[hidden_size, heads * head_dim]`, for the texts that follow.
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`] if it does not have `heads * head_dim` columns.
+    pub(super) fn set_output(&mut self, output: ArrayView2<f32>) -> Result<(), AttentionError> {
+        let d = self.shape.head_dim();
+        check("output projection", "columns", self.shape.heads().saturating_mul(d), output.ncols())?;
+        let gram = |head: usize| {
+            let part = output.slice_axis(Axis(1), Slice::from(head * d..(head + 1) * d));
+            part.t().dot(&part)
+        };
+        self.grams = (0..self.shape.heads()).map(gram).collect();
+        Ok(())
+    }
+
+    /// Whether the layer has an output projection.
+    pub(super) fn has_output(&self) -> bool {
+        !self.grams.is_empty()
+    }
+
+    /// Tokens added.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    /// Tokens whose residual stream was added.
+    pub(super) fn residual_tokens(&self) -> usize {
+        self.residuals.len()
+    }
+
+    /// Adds one text: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]` (after RoPE).
     ///
     /// # Errors
     /// [`AttentionError::Shape`] for inputs of other shapes; nothing is added then.
-    pub fn add(
+    pub(super) fn add(
         &mut self,
         q: ArrayView3<f32>,
         k: ArrayView3<f32>,
         v: ArrayView3<f32>,
-        residual: ArrayView2<f32>,
     ) -> Result<(), AttentionError> {
-        let tokens = residual.nrows();
+        let tokens = q.dim().0;
         for (input, heads, got) in [
             ("q", self.shape.heads(), q.dim()),
             ("k", self.shape.kv_heads(), k.dim()),
@@ -98,23 +119,33 @@ impl Sensitivity {
             check(input, "heads", heads, got.1)?;
             check(input, "head_dim", self.shape.head_dim(), got.2)?;
         }
-        self.residuals.extend(residual.outer_iter().map(|row| row.dot(&row)));
+        self.tokens += tokens;
+        let d = self.shape.head_dim();
+        self.sums.resize(self.shape.kv_heads() * d, 0.0);
+        let identity = if self.has_output() { Array2::zeros((0, 0)) } else { Array2::eye(d) };
         let heads: Vec<usize> = (0..self.shape.heads()).collect();
         let sums = map(&heads, |&head| {
             let kv_head = head / self.shape.group();
             let part = |x: &ArrayView3<f32>, head| x.index_axis(Axis(1), head).to_owned();
-            self.head_sums(&part(&q, head), &part(&k, kv_head), &part(&v, kv_head), &self.grams[head])
+            let gram = self.grams.get(head).unwrap_or(&identity);
+            self.head_sums(&part(&q, head), &part(&k, kv_head), &part(&v, kv_head), gram)
         });
-        let d = self.shape.head_dim();
         for (head, more) in sums.iter().enumerate() {
             let channels = head / self.shape.group() * d..(head / self.shape.group() + 1) * d;
-            self.sums[channels].iter_mut().zip(more).for_each(|(sum, more)| *sum += more);
+            self.sums[channels].iter_mut().zip(&more.channels).for_each(|(sum, more)| *sum += more);
+            self.outputs += more.outputs;
         }
+        self.queries += sums.first().map_or(0, |head| head.queries);
         Ok(())
     }
 
+    /// Adds the residual stream of a text, to which the layer's output is added: `[tokens, hidden_size]`.
+    pub(super) fn add_residual(&mut self, residual: ArrayView2<f32>) {
+        self.residuals.extend(residual.outer_iter().map(|row| row.dot(&row)));
+    }
+
     /// The sums of one query head: `q`, `k`, `v` are `[tokens, head_dim]`, `gram` is `Wo^T Wo`.
-    fn head_sums(&self, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>, gram: &Array2<f32>) -> Vec<f64> {
+    fn head_sums(&self, q: &Array2<f32>, k: &Array2<f32>, v: &Array2<f32>, gram: &Array2<f32>) -> HeadSums {
         let (tokens, d) = k.dim();
         let values = v.dot(gram); // of token t: G v_t
         let norms: Vec<f32> = v.outer_iter().zip(values.outer_iter()).map(|(v, g)| v.dot(&g)).collect();
@@ -122,6 +153,7 @@ impl Sensitivity {
         // Before this position no key is far.
         let first = self.window.saturating_add(self.sinks);
         let rows: Vec<usize> = (first..tokens).step_by(self.stride).collect();
+        let (queries, mut outputs) = (rows.len(), 0.0);
         for rows in rows.chunks(QUERY_ROWS) {
             let seen = Slice::from(..rows[rows.len() - 1] + 1);
             let q = q.select(Axis(0), rows);
@@ -132,6 +164,7 @@ impl Sensitivity {
             let out = p.dot(&v.slice_axis(Axis(0), seen));
             let cross = out.dot(&values.slice_axis(Axis(0), seen).t()); // of query m and token t: o_m G v_t
             let own = (&out.dot(gram) * &out).sum_axis(Axis(1)); // of query m: o_m G o_m
+            outputs += own.iter().map(|x| f64::from(*x)).sum::<f64>();
             Zip::from(p.rows()).and(cross.rows()).and(&own).and(q.rows()).and(rows).for_each(
                 |p, cross, own, q, &position| {
                     let mut far = 0.0_f64;
@@ -144,7 +177,7 @@ impl Sensitivity {
                 },
             );
         }
-        sums
+        HeadSums { channels: sums, outputs, queries }
     }
 
     /// Turns the products `q . k` of the query at `position` into probabilities; later keys get none.
@@ -166,12 +199,14 @@ impl Sensitivity {
 
     /// The sensitivities of the channels, `[kv_heads, head_dim]` in row-major order: of each the mean over the queries of
     /// `q[j]^2 sum_t p_t^2 |Wo (v_t - o)|^2` over the keys beyond window and sinks, relative to the median squared norm of the
-    /// residual stream. All zero if no text was long enough to have far keys.
-    pub fn finish(mut self) -> Vec<f64> {
+    /// residual stream. Without a residual stream they are relative to the mean squared norm of the layer's own output, its heads
+    /// taken as independent. All zero if no text was long enough to have far keys.
+    pub(super) fn finish(mut self) -> Vec<f64> {
         self.residuals.sort_by(f32::total_cmp);
-        let median = self.residuals.get(self.residuals.len() / 2).map_or(1.0, |x| f64::from(*x));
-        let mean = 1.0 / (self.residuals.len().max(1) as f64);
-        self.sums.iter_mut().for_each(|x| *x *= mean / median.max(f64::MIN_POSITIVE));
+        let own = if self.queries == 0 { 1.0 } else { self.outputs / self.queries as f64 };
+        let norm = self.residuals.get(self.residuals.len() / 2).map_or(own, |x| f64::from(*x));
+        let mean = 1.0 / (self.tokens.max(1) as f64);
+        self.sums.iter_mut().for_each(|x| *x *= mean / norm.max(f64::MIN_POSITIVE));
         self.sums
     }
 }
@@ -185,22 +220,16 @@ fn check(
     if expected == got { Ok(()) } else { Err(AttentionError::Shape { input, dimension, expected, got }) }
 }
 
-fn map<T: Sync, R: Send>(items: &[T], f: impl Fn(&T) -> R + Sync + Send) -> Vec<R> {
-    #[cfg(feature = "rayon")]
-    {
-        use rayon::prelude::*;
-        items.par_iter().map(f).collect()
-    }
-    #[cfg(not(feature = "rayon"))]
-    items.iter().map(f).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use deltallm_testing::Random;
     use ndarray::Array3;
 
     use super::*;
+
+    fn sensitivity(shape: AttentionShape, exact: [usize; 2], stride: usize) -> Sensitivity {
+        Sensitivity::new(shape, 1.0 / (shape.head_dim() as f32).sqrt(), None, exact, stride)
+    }
 
     /// Equations 9 and 10 in plain f64 loops: `[kv_heads * head_dim]`.
     fn plain(
@@ -258,10 +287,11 @@ mod tests {
         let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
         let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), || random.number());
         let (wo, residual) = (rows(20, 32), rows(n, 20));
-        let options = AttentionOptions::of_tests();
         for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
-            let mut sensitivity = Sensitivity::new(shape, &options, exact, wo.view(), stride).unwrap();
-            sensitivity.add(q.view(), k.view(), v.view(), residual.view()).unwrap();
+            let mut sensitivity = sensitivity(shape, exact, stride);
+            sensitivity.set_output(wo.view()).unwrap();
+            sensitivity.add(q.view(), k.view(), v.view()).unwrap();
+            sensitivity.add_residual(residual.view());
             let got = sensitivity.finish();
             let expected = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
             assert_eq!(got.len(), expected.len());
@@ -271,39 +301,58 @@ mod tests {
     }
 
     #[test]
+    fn without_projection_and_residual_the_layer_s_own_output_is_the_measure() {
+        let shape = AttentionShape::new(2, 1, 4).unwrap();
+        let mut random = Random::new(5);
+        let mut heads = |heads| Array3::from_shape_simple_fn((60, heads, 4), || random.number());
+        let (q, k, v) = (heads(2), heads(1), heads(1));
+        let finish = |v: &Array3<f32>, output: Option<Array2<f32>>| {
+            let mut sensitivity = sensitivity(shape, [4, 1], 1);
+            if let Some(output) = output {
+                sensitivity.set_output(output.view()).unwrap();
+            }
+            sensitivity.add(q.view(), k.view(), v.view()).unwrap();
+            sensitivity.finish()
+        };
+        let own = finish(&v, None);
+        assert!(own.iter().all(|x| *x > 0.0));
+        assert_eq!(own, finish(&v, Some(Array2::eye(8))));
+        // Values twice as large move the output twice as far, and the output is twice as large.
+        let scaled = finish(&(&v * 2.0), None);
+        assert!(own.iter().zip(&scaled).all(|(a, b)| (a - b).abs() <= 1e-6 * a), "{own:?} {scaled:?}");
+    }
+
+    #[test]
     fn a_text_without_far_keys_says_nothing() {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
-        let options = AttentionOptions::of_tests();
-        let wo = Array2::ones((3, 8));
-        let mut sensitivity = Sensitivity::new(shape, &options, [64, 4], wo.view(), 1).unwrap();
-        let x = Array3::ones((20, 2, 4));
+        let mut sensitivity = sensitivity(shape, [64, 4], 1);
         let kv = Array3::ones((20, 1, 4));
-        sensitivity.add(x.view(), kv.view(), kv.view(), Array2::ones((20, 3)).view()).unwrap();
+        sensitivity.add(Array3::ones((20, 2, 4)).view(), kv.view(), kv.view()).unwrap();
+        assert_eq!(sensitivity.clone().finish(), [0.0; 4]);
+        sensitivity.add_residual(Array2::ones((20, 3)).view());
         assert_eq!(sensitivity.finish(), [0.0; 4]);
     }
 
     #[test]
     fn other_shapes_are_refused_and_add_nothing() {
         let shape = AttentionShape::new(2, 1, 4).unwrap();
-        let options = AttentionOptions::of_tests();
-        let wrong = Sensitivity::new(shape, &options, [2, 0], Array2::ones((3, 7)).view(), 1).unwrap_err();
+        let mut sensitivity = sensitivity(shape, [2, 0], 1);
+        let wrong = sensitivity.set_output(Array2::ones((3, 7)).view()).unwrap_err();
         assert!(matches!(wrong, AttentionError::Shape { dimension: "columns", expected: 8, got: 7, .. }));
-
-        let mut sensitivity =
-            Sensitivity::new(shape, &options, [2, 0], Array2::ones((3, 8)).view(), 1).unwrap();
-        let (q, kv, residual) = (Array3::ones((9, 2, 4)), Array3::ones((9, 1, 4)), Array2::ones((9, 3)));
+        let (q, kv) = (Array3::ones((9, 2, 4)), Array3::ones((9, 1, 4)));
         for (q, k, v, input, dimension) in [
             (Array3::ones((9, 1, 4)), kv.clone(), kv.clone(), "q", "heads"),
             (q.clone(), Array3::ones((8, 1, 4)), kv.clone(), "k", "tokens"),
             (q.clone(), kv.clone(), Array3::ones((9, 1, 5)), "v", "head_dim"),
         ] {
-            match sensitivity.add(q.view(), k.view(), v.view(), residual.view()) {
+            match sensitivity.add(q.view(), k.view(), v.view()) {
                 Err(AttentionError::Shape { input: i, dimension: d, .. }) => {
                     assert_eq!((i, d), (input, dimension))
                 }
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(sensitivity.finish(), [0.0; 4]);
+        assert_eq!(sensitivity.tokens(), 0);
+        assert!(sensitivity.finish().is_empty());
     }
 }

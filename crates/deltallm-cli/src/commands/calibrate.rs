@@ -5,13 +5,18 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::Context;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
-use deltallm::{AttentionOptions, DenseAttention, KvStore, LayerSpec};
+use deltallm::calibration::{CalibrationError, CalibrationRequest, Calibrator, SkipSearch};
+use deltallm::models::{LogitRows, Model};
+use deltallm::{
+    AttentionOptions, DenseAttention, KernelContext, KernelSpec, KvStore, LayerSpec, ModelFingerprint,
+};
 use serde::Serialize;
 
 use crate::{
-    Calibration, CommonArgs, HeldOutText, Measurements, ModelArgs, Progress, Request, SkipSearch,
-    describe_margins, print_json, read_text, sha256_hex, windows, write_whole,
+    CommonArgs, HeldOutText, ModelArgs, Progress, describe_margins, print_json, read_text, sha256_hex,
+    windows, write_whole,
 };
 
 /// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model
@@ -91,53 +96,55 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let (tokens, context) =
         (model.encode(&text)?, model.window_tokens(args.context, exact.saturating_add(2))?);
     let [calibration, held_out] = cut(&args, &tokens, context)?;
-    let options = AttentionOptions::default().store(args.kv).isa(model.graph.isa());
-    let exact = options.clone().store(args.kv.exact().into());
-    let request = Request {
-        goal: match (args.sparsity, args.max_kl) {
-            (_, Some(kl)) => CalibrationGoal::Kl(kl),
-            (share, None) => CalibrationGoal::ZeroFraction(share.unwrap_or_default()),
-        },
-        window: args.window as usize,
-        sinks: args.sinks as usize,
-        skip: args.skip_margin,
-        exact_prompt: args.exact_prompt,
+    let goal = match (args.sparsity, args.max_kl) {
+        (_, Some(kl)) => CalibrationGoal::Kl(kl),
+        (share, None) => CalibrationGoal::ZeroFraction(share.unwrap_or_default()),
     };
+    let request = CalibrationRequest::new(goal)
+        .window(args.window as usize)
+        .sinks(args.sinks as usize)
+        .skip(args.skip_margin)
+        .exact_prompt(args.exact_prompt)
+        .store(args.kv);
+    let graph = &model.graph;
+    let kernels = graph.kernel_context();
+    let exact = AttentionOptions::default().store(args.kv.exact().into()).isa(graph.isa());
 
     let start = Instant::now();
-    let total =
-        calibration.len() + held_out.len() * (1 + Calibration::runs(&request, model.graph.config().layers));
+    let mut calibrator = Calibrator::new(graph.attention_shape(), graph.config().layers, request)?;
+    let total = calibration.len() + held_out.len() * (1 + calibrator.runs());
     let (mut progress, mut done) = (Progress::new("calibrating"), 0);
     let mut step = |windows: usize| {
         done += windows;
         progress.update(done, total);
     };
     step(0);
-    let measurements = Measurements::new(&model.graph, &exact, &calibration, &request, &mut || step(1))?;
-    let dense = HeldOutText::new(&model.graph, &held_out, &|_| {
-        Ok(Box::new(DenseAttention::new(model.graph.attention_shape(), exact.clone())?))
+    output_projections(graph, &mut calibrator)?;
+    for tokens in &calibration {
+        observe(graph, tokens, &exact, &mut calibrator)?;
+        step(1);
+    }
+    let dense = HeldOutText::new(graph, &held_out, &|_| {
+        Ok(Box::new(DenseAttention::new(graph.attention_shape(), exact.clone())?))
     })?;
     step(held_out.len());
-    let found = Calibration::find(&model.graph, &options, &measurements, &dense, &request, &mut || {
+    let found = calibrator.find(|spec: &KernelSpec| {
+        let measured = dense.measure(graph, &|layer| spec.build(layer, &kernels))?;
         step(held_out.len());
-    })?;
+        anyhow::Ok(measured.score)
+    });
+    let found = match found {
+        Err(error @ CalibrationError::Unreachable { .. }) => return Err(error).context("--max-kl"),
+        found => found?,
+    };
     drop(progress);
     let seconds = start.elapsed().as_secs_f64();
 
-    let provenance = Provenance {
-        model: model.name.clone(),
-        text_sha256: sha256_hex(text.as_bytes()),
-        tokens: calibration.len() * context,
-        context,
-        goal: request.goal,
-        zero_fraction: found.zero_fraction,
-        held_out: found.held_out.total,
-    };
-    let layers = &found.profile.spec().layers;
+    let profile = found.profile(graph.config().fingerprint(), &model.name, &sha256_hex(text.as_bytes()))?;
+    let layers = &found.spec.layers;
     let dense_layers = layers.iter().filter(|plan| plan.dense).count();
     let stored = layers.iter().filter(|plan| plan.store == Some(args.kv)).count();
     let margin = describe_margins(layers.iter().filter_map(|plan| plan.skip_margin));
-    let profile = found.profile.clone().with_provenance(provenance.clone());
     let mut json = serde_json::to_vec(&profile)?;
     json.push(b'\n');
     write_whole(&args.out, &json)?;
@@ -156,7 +163,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         );
     }
     describe("thresholds", &found.without_skipping);
-    describe("the profile", &found.held_out.total);
+    describe("the profile", &found.held_out);
     eprintln!(
         "profile      {}: window {}, {} sinks, skip margin {}, {} of {} layers dense",
         args.out.display(),
@@ -181,11 +188,45 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             skip_margin: margin,
             dense_layers,
             without_skipping: found.without_skipping,
-            provenance,
+            provenance: profile.provenance(),
             seconds,
         })?;
     }
     Ok(())
+}
+
+/// Gives the layers' output projections.
+fn output_projections(graph: &Model, calibrator: &mut Calibrator) -> Result<(), CalibrationError> {
+    for (number, layer) in graph.weights().layers.iter().enumerate() {
+        let mut output = layer.attention_output.weight.to_dense();
+        if let Some(norm) = &layer.attention_sub_norm {
+            // Its weights; by how much it stretches a token is left out.
+            output = (output.into_owned() * norm).into();
+        }
+        calibrator.output_projection(number, output.view())?;
+    }
+    Ok(())
+}
+
+/// Shows what the layers are given for a window of text.
+fn observe(
+    graph: &Model,
+    tokens: &[u32],
+    dense: &AttentionOptions,
+    calibrator: &mut Calibrator,
+) -> anyhow::Result<()> {
+    let kernels = (0..graph.config().layers).map(|_| DenseAttention::new(graph.attention_shape(), dense.clone()));
+    let mut kernels = kernels.collect::<Result<Vec<_>, _>>()?;
+    let mut failure = Ok(());
+    graph.forward_observed(tokens, &mut kernels, LogitRows::None, &mut |input| {
+        if failure.is_ok() {
+            failure = calibrator.observe(input.layer, input.q, input.k, input.v);
+        }
+        if failure.is_ok() {
+            failure = calibrator.observe_residual(input.layer, input.residual);
+        }
+    })?;
+    Ok(failure?)
 }
 
 /// Fails before the work rather than after it.
@@ -235,12 +276,12 @@ fn describe(what: &str, cost: &HeldOut) {
 
 /// The result for programs.
 #[derive(Serialize)]
-struct Report {
+struct Report<'a> {
     profile: String,
     skip_margin: Option<String>,
     dense_layers: usize,
     without_skipping: HeldOut,
     #[serde(flatten)]
-    provenance: Provenance,
+    provenance: Option<&'a Provenance>,
     seconds: f64,
 }

@@ -1,12 +1,14 @@
 //! The kernels that the settings of a program stand for, and those that it puts around others.
 
 mod choice;
+mod margins;
 mod one_by_one;
 mod phases;
 mod prefill_only;
 mod timed;
 
 pub use choice::{KernelChoice, KernelSettings};
+pub use margins::describe_margins;
 pub use one_by_one::OneByOne;
 pub use phases::Phases;
 pub use prefill_only::PrefillOnly;

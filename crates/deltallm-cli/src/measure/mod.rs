@@ -1,7 +1,8 @@
 //! What settings cost in accuracy: perplexity, and the divergence from dense attention on a held-out text.
 
 mod held_out;
-mod perplexity;
+mod windows;
 
+pub use deltallm::calibration::{Comparison, Perplexity, TokenScore, score_rows};
 pub use held_out::{HeldOutText, MakeKernel, Measured};
-pub use perplexity::{Comparison, Perplexity, TokenScore, score_rows, windows};
+pub use windows::windows;

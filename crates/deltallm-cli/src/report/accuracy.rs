@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use deltallm::attn::calibration::RateCurves;
+use deltallm::calibration::RateCurves;
 use deltallm::{
     AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig,
     PaperRule, ThresholdPolicy, ThresholdProfile, Window,
@@ -161,7 +161,7 @@ impl Accuracy {
     ) -> anyhow::Result<Self> {
         let rates: Vec<RateCurves> = (captured.0.iter())
             .map(|[_, k, _]| {
-                let mut curves = RateCurves::new(k.dim().1 * k.dim().2);
+                let mut curves = RateCurves::new();
                 curves.add(k.view());
                 curves
             })

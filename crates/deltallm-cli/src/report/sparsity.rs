@@ -36,14 +36,15 @@ pub struct LayerSparsity {
 
 impl Sparsity {
     pub(super) fn new(measured: &Measured) -> Self {
-        let layers = measured.layers.iter().map(|stats| LayerSparsity {
+        let total = measured.score.held_out();
+        let layers = measured.score.layers.iter().map(|stats| LayerSparsity {
             dense: stats.total().elements == 0,
             zero_fraction: stats.heads().iter().map(|head| head.zero_fraction()).collect(),
             values_skipped: stats.total().values_skipped(),
         });
         Self {
-            zero_fraction: measured.total.zero_fraction,
-            values_skipped: measured.total.values_skipped,
+            zero_fraction: total.zero_fraction,
+            values_skipped: total.values_skipped,
             layers: layers.collect(),
         }
     }

@@ -44,7 +44,7 @@ pub struct Cost {
 
 impl Cost {
     pub(super) fn new(measured: &Measured) -> Self {
-        let (total, (mean, error)) = (&measured.total, measured.log_likelihood_difference);
+        let (total, (mean, error)) = (measured.score.held_out(), measured.log_likelihood_difference);
         Self {
             zero_fraction: total.zero_fraction,
             values_skipped: total.values_skipped,

@@ -59,7 +59,7 @@ impl Summary {
         for example in examples {
             lengths.merge(&example.lengths);
             sparsity += example.sparsity;
-            example.comparison.iter().for_each(|more| comparison.merge(more));
+            example.comparison.iter().for_each(|more| comparison += *more);
         }
         let unfinished = |outcomes: &[&Outcome]| outcomes.iter().filter(|o| o.unfinished).count();
         let estimate = |value: &dyn Fn(usize, usize) -> f64| {

@@ -68,12 +68,12 @@ impl WindowResult {
 pub fn sum_windows(windows: &[WindowResult]) -> WindowResult {
     let mut sum = WindowResult::default();
     for window in windows {
-        sum.run.merge(&window.run);
+        sum.run += window.run;
         if let Some(dense) = &window.dense {
-            sum.dense.get_or_insert_default().merge(dense);
+            *sum.dense.get_or_insert_default() += *dense;
         }
         if let Some(comparison) = &window.comparison {
-            sum.comparison.get_or_insert_default().merge(comparison);
+            *sum.comparison.get_or_insert_default() += *comparison;
         }
     }
     sum

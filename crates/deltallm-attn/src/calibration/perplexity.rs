@@ -1,9 +1,11 @@
 //! Perplexity, and how far one set of next-token distributions is from another.
 
-use deltallm::core::HeadSparsity;
+use std::ops::AddAssign;
+
+use deltallm_core::HeadSparsity;
 use ndarray::{ArrayView1, ArrayView2, Axis};
-use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
+
+use super::parallel::map;
 
 /// How a model did on one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -16,15 +18,10 @@ pub struct TokenScore {
     log_sum: f64,
 }
 
-/// Cuts a text into consecutive windows of `context` tokens; a last partial one is dropped.
-pub fn windows(tokens: &[u32], context: usize, limit: Option<usize>) -> Vec<&[u32]> {
-    tokens.chunks_exact(context).take(limit.unwrap_or(usize::MAX)).collect()
-}
-
 /// Scores the tokens `next`, of which `logits` (`[rows, vocab_size]`) are the predictions; a row more is left out.
 /// A token that has no logit is impossible.
 pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Vec<TokenScore> {
-    let score = |row: usize, &token: &u32| {
+    let score = |&(row, token): &(usize, u32)| {
         let row = logits.index_axis(Axis(0), row);
         let (top, max) = row
             .iter()
@@ -35,7 +32,7 @@ pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Vec<TokenScore> {
         let logit = row.get(token as usize).map_or(f64::NEG_INFINITY, |x| f64::from(*x));
         TokenScore { log_likelihood: logit - log_sum, top, log_sum }
     };
-    (0..logits.nrows()).into_par_iter().zip(next).map(|(row, token)| score(row, token)).collect()
+    map(&(0..logits.nrows()).zip(next.iter().copied()).collect::<Vec<_>>(), score)
 }
 
 /// KL(dense || other) of one row, in nats.
@@ -48,8 +45,20 @@ fn divergence((dense, dense_sum): (ArrayView1<f32>, f64), (other, other_sum): (A
     dense.iter().zip(other).map(term).sum()
 }
 
-/// Sums over the scored tokens of one kernel.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+/// Sums over the scored tokens of one kernel: its perplexity.
+///
+/// ```
+/// use deltallm_attn::calibration::{Perplexity, score_rows};
+/// use ndarray::Array2;
+///
+/// // Logits of 5 tokens from a vocabulary of 7, all alike.
+/// let mut perplexity = Perplexity::default();
+/// perplexity.add(&score_rows(Array2::zeros((5, 7)).view(), &[0, 1, 2, 6]));
+/// assert_eq!(perplexity.tokens(), 4); // nothing follows the fifth
+/// assert!((perplexity.value() - 7.0).abs() < 1e-9);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Perplexity {
     log_likelihood: f64,
     log_likelihood_squared: f64,
@@ -66,15 +75,7 @@ impl Perplexity {
         self.tokens += scores.len();
     }
 
-    /// Adds the sums of other tokens.
-    pub fn merge(&mut self, other: &Self) {
-        self.log_likelihood += other.log_likelihood;
-        self.log_likelihood_squared += other.log_likelihood_squared;
-        self.tokens += other.tokens;
-        self.sparsity += other.sparsity;
-    }
-
-    /// `exp` of the mean negative log-likelihood.
+    /// `exp` of the mean negative log-likelihood; not a number if no token was scored.
     pub fn value(&self) -> f64 {
         (-self.log_likelihood / self.tokens as f64).exp()
     }
@@ -91,8 +92,31 @@ impl Perplexity {
     }
 }
 
-/// Sums over the scored tokens of a kernel beside dense attention.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+impl AddAssign for Perplexity {
+    /// Adds the sums of other tokens.
+    fn add_assign(&mut self, other: Self) {
+        self.log_likelihood += other.log_likelihood;
+        self.log_likelihood_squared += other.log_likelihood_squared;
+        self.tokens += other.tokens;
+        self.sparsity += other.sparsity;
+    }
+}
+
+/// Sums over the scored tokens of a kernel beside dense attention: how far its predictions are from the dense ones.
+///
+/// ```
+/// use deltallm_attn::calibration::{Comparison, score_rows};
+/// use ndarray::array;
+///
+/// let (dense, other) = (array![[0.0, 0.0]], array![[0.0, 1.0]]);
+/// let [dense_scores, scores] = [&dense, &other].map(|logits| score_rows(logits.view(), &[0]));
+/// let mut comparison = Comparison::default();
+/// comparison.add((dense.view(), &dense_scores), (other.view(), &scores));
+/// assert_eq!(comparison.flips(), 1);
+/// assert!((comparison.kl() - 0.12).abs() < 0.001);
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 pub struct Comparison {
     kl: f64,
     difference: f64,
@@ -102,39 +126,31 @@ pub struct Comparison {
 }
 
 impl Comparison {
-    /// Adds the scored tokens of a chunk: logits (`[rows, vocab_size]`) and scores, of dense attention first.
+    /// Adds the scored tokens of a chunk: logits (`[rows, vocab_size]`) and [scores](score_rows), of dense attention first. Where one
+    /// has more rows than the other, the rest is left out.
     pub fn add(
         &mut self,
         (dense_logits, dense): (ArrayView2<f32>, &[TokenScore]),
         (logits, scores): (ArrayView2<f32>, &[TokenScore]),
     ) {
-        let row = |i: usize| {
+        let rows = [scores.len(), dense.len(), logits.nrows(), dense_logits.nrows()];
+        let rows: Vec<usize> = (0..rows.into_iter().min().unwrap_or(0)).collect();
+        let row = |&i: &usize| {
             let (d, o) = (dense_logits.index_axis(Axis(0), i), logits.index_axis(Axis(0), i));
             divergence((d, dense[i].log_sum), (o, scores[i].log_sum))
         };
-        let rows = scores.len().min(dense.len());
         // Collected before they are summed: the order of the sum must not depend on the threads.
-        let kl: Vec<f64> = (0..rows).into_par_iter().map(row).collect();
-        self.kl += kl.iter().sum::<f64>();
+        self.kl += map(&rows, row).iter().sum::<f64>();
         for (dense, score) in dense.iter().zip(scores) {
             let difference = score.log_likelihood - dense.log_likelihood;
             self.difference += difference;
             self.difference_squared += difference * difference;
             self.flips += usize::from(score.top != dense.top);
         }
-        self.tokens += rows;
+        self.tokens += rows.len();
     }
 
-    /// Adds the sums of other tokens.
-    pub fn merge(&mut self, other: &Self) {
-        self.kl += other.kl;
-        self.difference += other.difference;
-        self.difference_squared += other.difference_squared;
-        self.flips += other.flips;
-        self.tokens += other.tokens;
-    }
-
-    /// Mean KL(dense || this), in nats.
+    /// Mean KL(dense || this), in nats; not a number if no token was scored.
     pub fn kl(&self) -> f64 {
         self.kl / self.tokens as f64
     }
@@ -152,6 +168,17 @@ impl Comparison {
     /// Mean difference in log-likelihood to dense attention, in nats, and its standard error (tokens taken as independent).
     pub fn log_likelihood_difference(&self) -> (f64, f64) {
         mean_and_error(self.difference, self.difference_squared, self.tokens)
+    }
+}
+
+impl AddAssign for Comparison {
+    /// Adds the sums of other tokens.
+    fn add_assign(&mut self, other: Self) {
+        self.kl += other.kl;
+        self.difference += other.difference;
+        self.difference_squared += other.difference_squared;
+        self.flips += other.flips;
+        self.tokens += other.tokens;
     }
 }
 
@@ -203,7 +230,7 @@ mod tests {
         let mut parts = [Perplexity::default(); 2];
         parts.iter_mut().zip(scores.chunks(1)).for_each(|(part, scores)| part.add(scores));
         let [mut sum, second] = parts;
-        sum.merge(&second);
+        sum += second;
         assert_eq!(sum, whole);
     }
 
@@ -239,13 +266,5 @@ mod tests {
         let mut comparison = Comparison::default();
         comparison.add((dense.view(), &scores), (dense.view(), &scores));
         assert_eq!(comparison.kl(), 0.0);
-    }
-
-    #[test]
-    fn a_last_partial_window_is_dropped() {
-        let tokens: Vec<u32> = (0..10).collect();
-        assert_eq!(windows(&tokens, 4, None), [[0, 1, 2, 3], [4, 5, 6, 7]]);
-        assert_eq!(windows(&tokens, 4, Some(1)).len(), 1);
-        assert!(windows(&tokens, 11, None).is_empty());
     }
 }

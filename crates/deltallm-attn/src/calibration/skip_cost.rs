@@ -1,9 +1,10 @@
 //! Margins of value skipping layer by layer: what skipping costs in each, and where a little more would cost the same in all.
 
-use deltallm::SkipMargin;
+use super::digits::four_digits;
+use crate::SkipMargin;
 
 /// Margins at which a layer is tried, nats.
-pub(crate) const PROBES: [f64; 2] = [2.0, 4.0];
+pub(super) const PROBES: [f64; 2] = [2.0, 4.0];
 /// Margins that a layer can get.
 const MARGINS: [f64; 2] = [1.5, 7.0];
 /// What a nat of margin can divide the cost by, as logarithms: what the two probes say, within reason.
@@ -11,35 +12,18 @@ const DECAYS: [f64; 2] = [0.5, 3.0];
 
 /// What one layer's skipping does while all others are exact, at each of [`PROBES`].
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SkipCost {
+pub(super) struct SkipCost {
     /// Divergence from dense attention, nats.
-    pub(crate) kl: [f64; 2],
+    pub(super) kl: [f64; 2],
     /// Share of far values skipped.
-    pub(crate) skipped: [f64; 2],
-}
-
-/// Four significant digits say all that a measured threshold can.
-pub(crate) fn four_digits(x: f32) -> f32 {
-    format!("{x:.3e}").parse().unwrap_or(x)
+    pub(super) skipped: [f64; 2],
 }
 
 /// The margin of so many nats for a query that sees `context` keys; it grows with the length as [`SkipMargin::Length`] does.
-pub(crate) fn at_context(nats: f64, context: usize) -> SkipMargin {
+pub(super) fn at_context(nats: f64, context: usize) -> SkipMargin {
     let nats = nats as f32;
     let slack = (context as f32).ln() - nats;
     SkipMargin::Length { slack: four_digits(slack), least: four_digits(nats.min(SkipMargin::LEAST)) }
-}
-
-/// `ln:3`, or `ln:2.5..ln:4 by layer` where the layers of a model differ; `None` if none skips.
-pub fn describe_margins(margins: impl IntoIterator<Item = SkipMargin>) -> Option<String> {
-    let mut margins: Vec<String> = margins.into_iter().map(|margin| margin.to_string()).collect();
-    margins.sort_unstable();
-    margins.dedup();
-    Some(match &margins[..] {
-        [] => return None,
-        [margin] => margin.clone(),
-        [first, .., last] => format!("{first}..{last} by layer"),
-    })
 }
 
 impl SkipCost {
@@ -57,13 +41,13 @@ impl SkipCost {
     }
 
     /// The margin at which the rate is this.
-    pub(crate) fn margin(&self, log_rate: f64) -> f64 {
+    pub(super) fn margin(&self, log_rate: f64) -> f64 {
         let [least, most] = MARGINS;
         (PROBES[0] + (self.log_rate(PROBES[0]) - log_rate) / self.decay()).clamp(least, most)
     }
 
     /// The rates at the ends of what a layer can get: at the largest margin, and at the smallest.
-    pub(crate) fn log_rates(&self) -> [f64; 2] {
+    pub(super) fn log_rates(&self) -> [f64; 2] {
         let [least, most] = MARGINS;
         [self.log_rate(most), self.log_rate(least)]
     }
@@ -72,11 +56,6 @@ impl SkipCost {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn four_digits_are_kept() {
-        assert_eq!([0.123_456, 1234.56, 0.0].map(four_digits), [0.123_5, 1235.0, 0.0]);
-    }
 
     const CHEAP: SkipCost = SkipCost { kl: [1e-4, 1e-5], skipped: [0.8, 0.7] };
 

@@ -1,0 +1,247 @@
+//! The search for settings: thresholds first, then margins, then what each layer is to do.
+
+use std::sync::Arc;
+
+use deltallm_core::{ModelFingerprint, ThresholdPolicy, ThresholdProfile};
+
+use super::{
+    allocation::Allocation,
+    digits::four_digits,
+    error::CalibrationError,
+    found::Calibrated,
+    pays::{layer_store, pays_from},
+    request::{CalibrationRequest, SkipSearch},
+    score::Score,
+    skip_cost::{PROBES, SkipCost, at_context},
+};
+use crate::{AttentionShape, CalibrationGoal, KernelSpec, LayerSpec, SkipMargin, Window};
+
+/// Zero fractions among which the one for a divergence is sought, the one that is tried first, and the steps after it.
+const ZERO_FRACTIONS: [f64; 2] = [0.05, 0.95];
+const USUAL_ZERO_FRACTION: f64 = 0.63;
+const ZERO_FRACTION_STEPS: usize = 6;
+/// Skipping may bring the divergence to this multiple of what the thresholds alone cause: it may cost as much as they do.
+const SKIP_SHARE: f64 = 2.0;
+/// Slacks of the margin `ln(n) - slack` among which one is sought, and the steps of that search.
+const SLACKS: [f32; 2] = [-1.0, 5.0];
+const SLACK_STEPS: usize = 5;
+/// Steps of the search for the rate at which all layers skip, where each has its margin.
+const RATE_STEPS: usize = 6;
+
+/// Settings that the search makes at most for a model of so many layers.
+pub(super) fn runs(request: &CalibrationRequest, layers: usize) -> usize {
+    let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { 1 + ZERO_FRACTION_STEPS } else { 0 };
+    let margins = match request.skip {
+        SkipSearch::Off => 0,
+        SkipSearch::One => SLACK_STEPS,
+        SkipSearch::Layers => PROBES.len().saturating_mul(layers).saturating_add(RATE_STEPS),
+    };
+    margins.saturating_add(search + 2)
+}
+
+/// Scores settings.
+pub(super) type ScoreSpec<'a> = dyn FnMut(&KernelSpec) -> Result<Score, CalibrationError> + 'a;
+
+/// What was measured, and the engine that scores.
+pub(super) struct Search<'a> {
+    pub(super) shape: AttentionShape,
+    pub(super) layers: usize,
+    pub(super) request: &'a CalibrationRequest,
+    pub(super) allocation: &'a Allocation,
+    /// Tokens of a window.
+    pub(super) context: usize,
+    pub(super) score: &'a mut ScoreSpec<'a>,
+}
+
+impl Search<'_> {
+    /// The settings that the request asks for, but for how many tokens were looked at.
+    pub(super) fn find(mut self) -> Result<Calibrated, CalibrationError> {
+        let zero_fraction = match self.request.goal {
+            CalibrationGoal::ZeroFraction(share) => share,
+            CalibrationGoal::Kl(limit) if self.request.skip != SkipSearch::Off => {
+                self.zero_fraction(limit / SKIP_SHARE)?
+            }
+            CalibrationGoal::Kl(limit) => self.zero_fraction(limit)?,
+        };
+        let thresholds = self.thresholds(zero_fraction)?;
+        let mut spec = self.spec(&thresholds);
+        let mut score = self.score(&spec)?;
+        let without_skipping = score.held_out();
+        if self.request.skip != SkipSearch::Off {
+            let limit = match self.request.goal {
+                CalibrationGoal::ZeroFraction(_) => without_skipping.kl * SKIP_SHARE,
+                CalibrationGoal::Kl(limit) => limit,
+            };
+            let found = match self.request.skip {
+                SkipSearch::Layers => self.layer_margins(&spec, limit)?,
+                _ => self.margin(&spec, limit)?,
+            };
+            (spec, score) = found.unwrap_or((spec, score));
+        }
+        let skips = spec.layers.iter().any(|layer| layer.skip_margin.is_some());
+        let pays: Vec<Option<usize>> = score.layers.iter().map(|stats| pays_from(stats, skips)).collect();
+        let layers = (spec.layers.iter().zip(&score.layers).zip(&pays)).map(|((layer, stats), pays)| {
+            LayerSpec { dense: pays.is_none(), store: layer_store(self.request.store, stats), ..*layer }
+        });
+        let layers: Vec<LayerSpec> = layers.collect();
+        if layers != spec.layers {
+            spec.layers = layers;
+            score = self.score(&spec)?;
+        }
+        // Short prompts will cost nothing; what has been measured is what long ones cost.
+        for (layer, pays) in spec.layers.iter_mut().zip(&pays) {
+            layer.exact_prompt = Some(self.request.exact_prompt.or(*pays).unwrap_or_default());
+        }
+        Ok(Calibrated {
+            zero_fraction: self.allocation.zero_fraction(&rows(&thresholds)),
+            spec,
+            thresholds,
+            goal: self.request.goal,
+            held_out: score.held_out(),
+            without_skipping,
+            tokens: 0,
+            context: self.context,
+        })
+    }
+
+    fn score(&mut self, spec: &KernelSpec) -> Result<Score, CalibrationError> {
+        spec.validate(self.shape, self.layers)?;
+        let score = (self.score)(spec)?;
+        score.check(self.layers)?;
+        Ok(score)
+    }
+
+    /// Thresholds of all layers.
+    fn thresholds(&self, zero_fraction: f64) -> Result<Arc<ThresholdProfile>, CalibrationError> {
+        let shape = [self.layers, self.shape.kv_heads(), self.shape.head_dim()];
+        let thresholds = self.allocation.thresholds(zero_fraction).concat();
+        let thresholds = thresholds.into_iter().map(four_digits).collect();
+        Ok(Arc::new(ThresholdProfile::new(ModelFingerprint(0), shape, thresholds)?))
+    }
+
+    /// Settings with these thresholds, which skip nothing.
+    fn spec(&self, thresholds: &Arc<ThresholdProfile>) -> KernelSpec {
+        KernelSpec {
+            layers: vec![LayerSpec::default(); self.layers],
+            ..self.exact_spec(ThresholdPolicy::Profile(Arc::clone(thresholds)))
+        }
+    }
+
+    fn exact_spec(&self, thresholds: ThresholdPolicy) -> KernelSpec {
+        KernelSpec {
+            store: self.request.store,
+            scale: self.request.scale,
+            softcap: self.request.softcap,
+            thresholds,
+            window: Window::Sliding(self.request.window),
+            sinks: self.request.sinks,
+            ..KernelSpec::default()
+        }
+    }
+
+    /// The largest zero fraction whose divergence stays within `limit`.
+    fn zero_fraction(&mut self, limit: f64) -> Result<f64, CalibrationError> {
+        let [mut low, mut high] = ZERO_FRACTIONS;
+        let (mut next, mut reached, mut least) = (USUAL_ZERO_FRACTION, None, f64::INFINITY);
+        for _ in 0..=ZERO_FRACTION_STEPS {
+            let spec = self.spec(&self.thresholds(next)?);
+            let kl = self.score(&spec)?.kl;
+            least = least.min(kl);
+            if kl <= limit {
+                (low, reached) = (next, Some(next));
+            } else {
+                high = next;
+            }
+            next = 0.5 * (low + high);
+        }
+        reached.ok_or(CalibrationError::Unreachable { limit, zero_fraction: low, least })
+    }
+
+    /// The settings with the largest slack whose divergence stays within `limit`, if any does.
+    fn margin(
+        &mut self,
+        spec: &KernelSpec,
+        limit: f64,
+    ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
+        self.largest(SLACKS.map(f64::from), SLACK_STEPS, limit, &|slack| {
+            let margin = SkipMargin::length(four_digits(slack as f32));
+            with_margins(spec, |_| margin)
+        })
+    }
+
+    /// The settings with a margin for each layer, such that a further share of skipped values would cost the same in all: the
+    /// highest such rate whose divergence stays within `limit`, if any does.
+    fn layer_margins(
+        &mut self,
+        spec: &KernelSpec,
+        limit: f64,
+    ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
+        let costs: Vec<SkipCost> =
+            (0..self.layers).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
+        let ends =
+            |end: usize| costs.iter().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite());
+        let rates = [ends(0).fold(f64::INFINITY, f64::min), ends(1).fold(f64::NEG_INFINITY, f64::max)];
+        if rates[0] > rates[1] {
+            return Ok(None); // there is nothing to skip in any layer
+        }
+        let context = self.context;
+        self.largest(rates, RATE_STEPS, limit, &|rate| {
+            with_margins(spec, |layer| at_context(costs[layer].margin(rate), context))
+        })
+    }
+
+    /// What skipping costs in a layer that is exact but for that, while all others are exact.
+    fn skip_cost(&mut self, layer: usize) -> Result<SkipCost, CalibrationError> {
+        let mut cost = SkipCost { kl: [0.0; 2], skipped: [0.0; 2] };
+        let mut spec = KernelSpec {
+            store: self.request.store.exact().into(),
+            layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }; self.layers],
+            ..self.exact_spec(ThresholdPolicy::Uniform(0.0))
+        };
+        for (probe, nats) in PROBES.into_iter().enumerate() {
+            let skip_margin = Some(at_context(nats, self.context));
+            spec.layers[layer] = LayerSpec { skip_margin, ..LayerSpec::default() };
+            let score = self.score(&spec)?;
+            cost.kl[probe] = score.kl;
+            cost.skipped[probe] = score.layers[layer].total().values_skipped();
+        }
+        Ok(cost)
+    }
+
+    /// Bisects for the largest of some settings whose divergence stays within `limit`, if any does; `make` makes them.
+    fn largest(
+        &mut self,
+        [mut low, mut high]: [f64; 2],
+        steps: usize,
+        limit: f64,
+        make: &dyn Fn(f64) -> KernelSpec,
+    ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
+        let mut best = None;
+        for _ in 0..steps {
+            let middle = 0.5 * (low + high);
+            let spec = make(middle);
+            let score = self.score(&spec)?;
+            if score.kl <= limit {
+                (low, best) = (middle, Some((spec, score)));
+            } else {
+                high = middle;
+            }
+        }
+        Ok(best)
+    }
+}
+
+/// The settings with a margin for every layer.
+fn with_margins(spec: &KernelSpec, margin: impl Fn(usize) -> SkipMargin) -> KernelSpec {
+    let mut spec = spec.clone();
+    for (layer, plan) in spec.layers.iter_mut().enumerate() {
+        plan.skip_margin = Some(margin(layer));
+    }
+    spec
+}
+
+/// Thresholds layer by layer.
+fn rows(thresholds: &ThresholdProfile) -> Vec<Vec<f32>> {
+    let [_, kv_heads, head_dim] = thresholds.shape();
+    thresholds.thresholds().chunks(kv_heads * head_dim).map(<[f32]>::to_vec).collect()
+}
