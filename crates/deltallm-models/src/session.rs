@@ -92,7 +92,7 @@ impl Session {
     /// # let model = Model::load(&file)?;
     /// // The kernels of a spec, charged to a budget.
     /// let (spec, budget) = (KernelSpec::default(), MemoryBudget::new(1 << 20));
-    /// let context = KernelContext { budget, ..model.kernel_context() };
+    /// let context = model.kernel_context().budget(budget);
     /// let session = Session::new(model, |layer| spec.build(layer, &context))?;
     /// # Ok(())
     /// # }

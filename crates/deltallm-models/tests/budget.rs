@@ -247,7 +247,7 @@ fn a_kernel_that_does_not_know_its_growth_is_not_narrowed_in_silence() {
             Box::new(Unplanned(0))
         })
     };
-    let mut session = Session::new(model, mixed).unwrap();
+    let mut session = Session::new(model.clone(), mixed).unwrap();
     session.prefill(&PROMPT).unwrap();
     session.limit_memory(budget.clone(), AtLimit::NarrowStore);
     for error in [session.decode(7).unwrap_err(), session.prefill(&PROMPT).unwrap_err()] {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use common::files::fixture;
 use common::models::load_model;
-use deltallm_attn::{KernelContext, KernelKind, KernelSpec, MemoryBudget};
+use deltallm_attn::{KernelKind, KernelSpec, MemoryBudget};
 use deltallm_models::{
     GenerationError, GgufVocabulary, Model, ModelError, ModelFile, Sampler, SamplerConfig, SamplingError,
     Session, StopReason, StreamDecoder, Tokenizer, TokenizerError,
@@ -159,7 +159,7 @@ fn an_exhausted_budget_is_an_error_and_then_the_end() {
     let spec = KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() };
     // A page of 64 tokens for each layer.
     let free = MemoryBudget::unlimited();
-    let context = |budget: &MemoryBudget| KernelContext { budget: budget.clone(), ..model.kernel_context() };
+    let context = |budget: &MemoryBudget| model.kernel_context().budget(budget.clone());
     let session = |context| Session::new(model.clone(), |layer| spec.build(layer, &context)).unwrap();
     session(context(&free)).prefill(&[1; 64]).unwrap();
     let mut one_page = session(context(&free));

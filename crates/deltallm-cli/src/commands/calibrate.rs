@@ -9,9 +9,7 @@ use anyhow::Context;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance};
 use deltallm::calibration::{CalibrationError, CalibrationRequest, Calibrator, SkipSearch};
 use deltallm::models::{LogitRows, Model};
-use deltallm::{
-    AttentionOptions, DenseAttention, KernelContext, KernelSpec, KvStore, LayerSpec, ModelFingerprint,
-};
+use deltallm::{AttentionOptions, DenseAttention, KernelSpec, KvStore, LayerSpec};
 use serde::Serialize;
 
 use crate::{
@@ -215,10 +213,11 @@ fn observe(
     dense: &AttentionOptions,
     calibrator: &mut Calibrator,
 ) -> anyhow::Result<()> {
-    let kernels = (0..graph.config().layers).map(|_| DenseAttention::new(graph.attention_shape(), dense.clone()));
+    let kernels =
+        (0..graph.config().layers).map(|_| DenseAttention::new(graph.attention_shape(), dense.clone()));
     let mut kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut failure = Ok(());
-    graph.forward_observed(tokens, &mut kernels, LogitRows::None, &mut |input| {
+    graph.forward_observed(tokens, &mut kernels, LogitRows::None, |input| {
         if failure.is_ok() {
             failure = calibrator.observe(input.layer, input.q, input.k, input.v);
         }

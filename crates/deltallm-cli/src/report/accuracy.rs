@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deltallm::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig,
-    PaperRule, ThresholdPolicy, ThresholdProfile, Window,
+    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, PaperRule,
+    ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
 

@@ -177,7 +177,7 @@ impl Model {
     /// What attention kernels of this model need besides their settings: its heads and its instruction set, no limit on memory,
     /// and the threads of the current rayon pool.
     pub fn kernel_context(&self) -> KernelContext {
-        KernelContext { isa: self.isa, ..KernelContext::new(self.shape) }
+        KernelContext::new(self.shape).isa(self.isa)
     }
 
     /// Runs the next `tokens` through the model. `kernels` holds one attention kernel per layer, each with the same
