@@ -367,33 +367,47 @@ fn a_cut_into_an_exact_prompt_ends_it() {
     assert_eq!(got, expected);
 }
 
-/// In the last tile of a call, and token by token.
-#[test]
-fn a_query_that_decides_alone_skips_less() {
-    let tile = query_tile(smollm().group());
-    let tokens = 4 * tile + 1;
-    let inputs = Inputs::new(smollm(), tokens, 10);
+/// Runs a kernel in calls that end at `ends`; queries decide in tiles of `tile`.
+fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usize]) {
+    let inputs = Inputs::new(smollm(), *ends.last().unwrap(), 10);
     let config = HybridConfig {
         window: Window::Sliding(9),
         sinks: 2,
-        skip_margin: Some(SkipMargin::Length { slack: 4.0, least: 0.5 }),
+        skip_margin: Some(margin),
         ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
     };
-    for (tile, ends) in [(tile, vec![tokens]), (1, (1..=tokens).collect())] {
-        let method = Method {
-            thresholds: thresholds(smollm(), 0.4),
-            window: Some(config.window),
-            sinks: config.sinks,
-            skip_margin: config.skip_margin,
-            tile,
-            ..Method::dense(&smollm())
-        };
-        let (expected, skipped) = inputs.reference(&method);
-        for isa in Isa::available() {
-            let mut kernel = HybridAttention::new(&options(smollm(), isa, KvStore::F32), &config).unwrap();
-            assert_close(&inputs.run(&mut kernel, &ends), &expected, isa.name());
-            assert_eq!(kernel.stats().total().skipped_values, skipped, "{isa}");
-        }
+    let method = Method {
+        thresholds: thresholds(smollm(), 0.4),
+        window: Some(config.window),
+        sinks: config.sinks,
+        skip_margin: config.skip_margin,
+        tile,
+        ..Method::dense(&smollm())
+    };
+    let (expected, skipped) = inputs.reference(&method);
+    for isa in Isa::available() {
+        let mut kernel = HybridAttention::new(&options(smollm(), isa, KvStore::F32), &config).unwrap();
+        assert_close(&inputs.run(&mut kernel, ends), &expected, isa.name());
+        assert_eq!(kernel.stats().total().skipped_values, skipped, "{isa}");
+    }
+}
+
+/// In the last tile of a call, and token by token.
+#[test]
+fn a_query_that_decides_alone_skips_less() {
+    let margin = SkipMargin::Length { slack: 4.0, least: 0.5 };
+    let tile = query_tile(smollm().group());
+    let tokens = 4 * tile + 1;
+    assert_skips_like_the_reference(margin, tile, &[tokens]);
+    assert_skips_like_the_reference(margin, 1, &(1..=tokens).collect::<Vec<_>>());
+}
+
+/// Few queries leave some lanes of a vector over.
+#[test]
+fn lanes_without_a_query_keep_no_value_alive() {
+    let tile = query_tile(smollm().group());
+    for more in [1, 3, 6] {
+        assert_skips_like_the_reference(SkipMargin::Fixed(0.5), tile, &[2 * tile + more]);
     }
 }
 
