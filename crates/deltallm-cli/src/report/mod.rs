@@ -92,7 +92,7 @@ impl Report {
             accuracy,
             bytes,
             time: Times::measure(subject, &captured, Cost::new(&kernel), step)?,
-            pairs: Pairs::measure(subject, &captured, &kernel.layers, choice)?,
+            pairs: Pairs::measure(subject, &captured, &kernel.score.layers, choice)?,
         })
     }
 
