@@ -333,17 +333,18 @@ fn after_the_prompt_a_block_window_slides() {
 #[test]
 fn a_cut_ends_the_prompt_that_had_been_announced() {
     let inputs = Inputs::new(smollm(), 60, 8);
-    let options = options(smollm(), isa(), KvStore::F32);
-    let config =
-        |window| HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(0.5)) };
+    let config = |window| {
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5)).window(window).sinks(0);
+        config.options(options(isa(), KvStore::F32))
+    };
     let one_by_one: Vec<usize> = (21..=60).collect();
-    let mut cut_back = HybridAttention::new(&options, &config(Window::Block { scale: 0.2 })).unwrap();
+    let mut cut_back = HybridAttention::new(smollm(), config(Window::Block { scale: 0.2 })).unwrap();
     cut_back.begin_prompt(100);
     inputs.run(&mut cut_back, &[30]);
     cut_back.truncate(20).unwrap();
     let got = inputs.run(&mut cut_back, &one_by_one);
     // What comes after the cut follows a prompt whose blocks had 20 tokens.
-    let mut sliding = HybridAttention::new(&options, &config(Window::Sliding(20))).unwrap();
+    let mut sliding = HybridAttention::new(smollm(), config(Window::Sliding(20))).unwrap();
     inputs.run(&mut sliding, &[20]);
     same(&got, &inputs.run(&mut sliding, &one_by_one), "after the cut");
 }
@@ -351,15 +352,11 @@ fn a_cut_ends_the_prompt_that_had_been_announced() {
 #[test]
 fn a_cut_into_an_exact_prompt_ends_it() {
     let inputs = Inputs::new(smollm(), 120, 9);
-    let options = options(smollm(), isa(), KvStore::F32);
     let one_by_one: Vec<usize> = (51..=120).collect();
     let [got, expected] = [100, 0].map(|exact_prompt| {
-        let config = HybridConfig {
-            window: Window::Sliding(9),
-            exact_prompt,
-            ..HybridConfig::new(ThresholdPolicy::Uniform(0.6))
-        };
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.6)).window(Window::Sliding(9));
+        let config = config.exact_prompt(exact_prompt).options(options(isa(), KvStore::F32));
+        let mut kernel = HybridAttention::new(smollm(), config).unwrap();
         inputs.run(&mut kernel, &[100]);
         kernel.truncate(50).unwrap();
         (inputs.run(&mut kernel, &one_by_one), kernel.footprint())
@@ -370,12 +367,8 @@ fn a_cut_into_an_exact_prompt_ends_it() {
 /// Runs a kernel in calls that end at `ends`; queries decide in tiles of `tile`.
 fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usize]) {
     let inputs = Inputs::new(smollm(), *ends.last().unwrap(), 10);
-    let config = HybridConfig {
-        window: Window::Sliding(9),
-        sinks: 2,
-        skip_margin: Some(margin),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-    };
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9)).sinks(2);
+    let config = config.skip_margin(margin);
     let method = Method {
         thresholds: thresholds(smollm(), 0.4),
         window: Some(config.window),
@@ -386,7 +379,8 @@ fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usiz
     };
     let (expected, skipped) = inputs.reference(&method);
     for isa in Isa::available() {
-        let mut kernel = HybridAttention::new(&options(smollm(), isa, KvStore::F32), &config).unwrap();
+        let config = config.clone().options(options(isa, KvStore::F32));
+        let mut kernel = HybridAttention::new(smollm(), config).unwrap();
         assert_close(&inputs.run(&mut kernel, ends), &expected, isa.name());
         assert_eq!(kernel.stats().total().skipped_values, skipped, "{isa}");
     }
@@ -414,14 +408,10 @@ fn lanes_without_a_query_keep_no_value_alive() {
 #[test]
 fn tiles_start_at_multiples_wherever_a_call_begins() {
     let inputs = Inputs::new(smollm(), 150, 11);
-    let config = HybridConfig {
-        window: Window::Sliding(9),
-        skip_margin: Some(SkipMargin::Fixed(0.8)),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-    };
-    let options = options(smollm(), isa(), KvStore::F32);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9));
+    let config = config.skip_margin(SkipMargin::Fixed(0.8)).options(options(isa(), KvStore::F32));
     let [at_once, in_two] = [&[150][..], &[10, 150]].map(|ends| {
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let mut kernel = HybridAttention::new(smollm(), config.clone()).unwrap();
         inputs.run(&mut kernel, ends)
     });
     let whole = query_tile(smollm().group()) * inputs.q_row();
@@ -539,15 +529,15 @@ fn rows_in_reverse_memory_order_are_rows() {
     use ndarray::{Array3, s};
     let (tokens, shape) = (20, smollm());
     let inputs = Inputs::new(shape, tokens, 7);
-    let options = options(shape, isa(), KvStore::F32);
-    let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+    let options = options(isa(), KvStore::F32);
+    let expected = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]);
     let reversed = |data: &[f32], heads| {
         let array = Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
         array.slice(s![..;-1, .., ..]).as_standard_layout().into_owned()
     };
     let (q, k, v) = (reversed(&inputs.q, 9), reversed(&inputs.k, 3), reversed(&inputs.v, 3));
     let mut out = Array3::zeros((tokens, 9, 64));
-    DenseAttention::new(&options)
+    DenseAttention::new(shape, options)
         .unwrap()
         .forward(
             q.slice(s![..;-1, .., ..]),
@@ -845,11 +835,7 @@ proptest! {
 fn products_of_sixteen_bits_take_the_values_of_each_segment() {
     let shape = AttentionShape::new(2, 1, 16).unwrap();
     let inputs = Inputs::new(shape, 100, 12);
-    let config = HybridConfig {
-        window: Window::Sliding(9),
-        sinks: 3,
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.3))
-    };
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(9)).sinks(3);
     let method = |store| Method {
         thresholds: thresholds(shape, 0.3),
         window: Some(Window::Sliding(9)),
@@ -860,9 +846,9 @@ fn products_of_sixteen_bits_take_the_values_of_each_segment() {
     for store in [KvStore::Int8, KvStore::Compact] {
         let (expected, _) = inputs.reference(&method(store));
         for isa in Isa::available() {
-            let options = AttentionOptions { precision: Precision::Int16, ..options(shape, isa, store) };
-            let worst =
-                worst(&inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[100]), &expected);
+            let config = config.clone().options(options(isa, store).precision(Precision::Int16));
+            let mut kernel = HybridAttention::new(shape, config).unwrap();
+            let worst = worst(&inputs.run(&mut kernel, &[100]), &expected);
             assert!(worst <= 4e-3, "{isa} {store}: off by {worst:e}");
         }
     }

@@ -193,11 +193,10 @@ fn scores_beyond_f32_are_an_error_at_every_level() {
 /// Blocks are a share of the prompt that is held, not of one that was refused.
 #[test]
 fn a_call_that_fails_leaves_the_window_as_it_was() {
-    let options = options();
-    let inputs = common::Inputs::new(options.shape, 60, 1);
-    let config = HybridConfig::from(PaperRule { theta: 0.6, scale: 0.2 });
+    let inputs = common::Inputs::new(shape(), 60, 1);
+    let config = HybridConfig::from(PaperRule { theta: 0.6, scale: 0.2 }).options(options());
     let [got, expected] = [true, false].map(|fails| {
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let mut kernel = HybridAttention::new(shape(), config.clone()).unwrap();
         inputs.call(&mut kernel, 40).unwrap();
         if fails {
             let (q, k) = (Array3::from_elem((20, 4, 8), f32::MAX), Array3::from_elem((20, 2, 8), 2.0));

@@ -163,8 +163,7 @@ fn a_head_that_would_grow_keeps_all_heads_as_they_are() {
     inputs.k.chunks_exact_mut(16).skip(1).step_by(2).flatten().for_each(|x| *x *= 1e3);
     for index in [1, 2] {
         let budget = MemoryBudget::unlimited();
-        let options = AttentionOptions { budget: budget.clone(), ..options(shape()) };
-        let mut kernel = kernels(&options, 0.2).swap_remove(index);
+        let mut kernel = kernels(shape(), &options().budget(budget.clone()), 0.2).swap_remove(index);
         inputs.call(&mut *kernel, 200).unwrap();
         assert!(kernel.narrow().unwrap() > 0);
         let held = kernel.footprint();

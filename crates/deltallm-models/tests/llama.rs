@@ -197,16 +197,17 @@ fn a_prompt_that_fails_after_some_chunks_leaves_nothing_of_itself() {
     // One page of every layer, which is 64 tokens.
     let page = {
         let mut session = session(&model);
-        session.prefill(&[1; 64], &mut |_| {}).unwrap();
+        session.prefill(&[1; 64]).unwrap();
         session.footprint().total()
     };
     let budget = MemoryBudget::new(page);
-    let options = AttentionOptions { budget: budget.clone(), ..options_for(&model) };
-    let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
+    let (shape, options) = (model.attention_shape(), options().budget(budget.clone()));
+    let mut session =
+        Session::new(model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?))).unwrap();
     session.set_chunk(30);
-    session.prefill(&[1, 2, 3], &mut |_| {}).unwrap();
+    session.prefill(&[1, 2, 3]).unwrap();
     let mut done = 0;
-    let error = session.prefill(&[5; 80], &mut |tokens| done = tokens).unwrap_err();
+    let error = session.prefill_with(&[5; 80], |tokens| done = tokens).unwrap_err();
     assert!(error.is_budget_exhausted() && done == 60, "{error}");
     assert_eq!(session.tokens(), [1, 2, 3]);
     assert!(session.kernels().iter().all(|kernel| kernel.len() == 3));

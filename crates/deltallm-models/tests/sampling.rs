@@ -160,7 +160,7 @@ fn infinite_logits_share_the_probability() {
 
 #[test]
 fn the_largest_min_p_is_greedy() {
-    let mut sampler = sampler(SamplerConfig { min_p: 1.0, ..config() });
+    let mut sampler = sampler(config().with_min_p(1.0));
     assert_eq!(sampler.sample(&[1.0, 1.5, 1.25]).unwrap(), 1);
 }
 
