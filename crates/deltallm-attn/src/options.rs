@@ -99,12 +99,6 @@ impl AttentionOptions {
     pub fn parallel(self, parallel: bool) -> Self {
         Self { parallel, ..self }
     }
-
-    /// The default with the instruction set that `DELTALLM_SIMD` names.
-    #[cfg(test)]
-    pub(crate) fn of_tests() -> Self {
-        Self::default().isa(Isa::from_env().expect("the variable names an instruction set"))
-    }
 }
 
 /// Options of a layer whose heads are known: checked, and with everything filled in.

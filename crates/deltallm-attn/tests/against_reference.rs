@@ -720,8 +720,8 @@ fn integer_products_of_many_channels_do_not_overflow() {
         Method { thresholds: thresholds(shape, 1.0), store: KvStore::Compact, ..Method::dense(&shape) };
     let (expected, _) = inputs.reference(&method);
     for isa in Isa::available() {
-        let options = options(shape, isa, KvStore::Compact);
-        let mut kernel = DeltaAttention::new(&options, ThresholdPolicy::Uniform(1.0), 0).unwrap();
+        let options = options(isa, KvStore::Compact);
+        let mut kernel = DeltaAttention::new(shape, ThresholdPolicy::Uniform(1.0), 0, options).unwrap();
         assert_close(&inputs.run(&mut kernel, &[1, 2, 3]), &expected, isa.name());
     }
 }

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KernelContext, KernelKind,
-    KernelSpec, KvStore, LayerSpec, MemoryBudget, SkipMargin, ThresholdPolicy, Window, attend_dense,
-    attend_hybrid,
-    calibration::{Allocation, RateCurves, Sensitivity},
+    AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, CalibrationGoal,
+    DeltaAttention, DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KernelContext,
+    KernelKind, KernelSpec, KvStore, LayerSpec, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
+    attend_dense, attend_hybrid,
+    calibration::{CalibrationRequest, Calibrator, RateCurves, Score},
     query_tile,
     reference::{Method, attention},
 };
@@ -223,20 +223,27 @@ fn the_reference_refuses_what_it_cannot_compute() {
 
 #[test]
 fn calibration_takes_any_sizes() {
+    let (q, kv) = (Array3::ones((9, 4, 8)), Array3::ones((9, 2, 8)));
     for size in SIZES {
-        let mut curves = RateCurves::new(size);
+        let mut curves = RateCurves::new();
         curves.add(Array3::zeros((3, 1, 2)).view());
         for number in NUMBERS {
             assert!(curves.sent(size, number) >= 0.0 && curves.sent(0, number) >= 0.0);
+            let goals =
+                [CalibrationGoal::Kl(f64::from(number)), CalibrationGoal::ZeroFraction(f64::from(number))];
+            for request in goals.map(|goal| CalibrationRequest::new(goal).window(size).sinks(size)) {
+                let Ok(mut calibrator) = Calibrator::new(shape(), size, request) else { continue };
+                let runs = calibrator.runs();
+                assert!(runs > 0);
+                let seen = calibrator.observe(0, q.view(), kv.view(), kv.view());
+                assert_eq!(seen.is_ok(), size > 0);
+                assert!(calibrator.observe(size, q.view(), kv.view(), kv.view()).is_err());
+                assert!(calibrator.output_projection(0, Array2::ones((3, 31)).view()).is_err());
+                if size < 100 {
+                    let _ = calibrator.find(|_| Err::<Score, _>("no engine"));
+                }
+            }
         }
-        let _ = Allocation::new(vec![(vec![1.0; 2], curves)])
-            .map(|allocation| [f64::NAN, -1.0, 2.0].map(|share| allocation.thresholds(share)));
-        let options = AttentionOptions::default();
-        let output = Array2::ones((3, 32));
-        let mut sensitivity = Sensitivity::new(shape(), &options, [size, size], output.view(), size).unwrap();
-        let (q, kv) = (Array3::ones((9, 4, 8)), Array3::ones((9, 2, 8)));
-        sensitivity.add(q.view(), kv.view(), kv.view(), Array2::ones((9, 3)).view()).unwrap();
-        assert_eq!(sensitivity.finish().len(), 16);
     }
 }
 
