@@ -9,7 +9,7 @@ use anyhow::Result;
 use deltallm::attn::{CalibrationGoal, KernelKind};
 use deltallm::calibration::{CalibrationRequest, Calibrator, HeldOutText};
 use deltallm::{AttentionShape, KernelContext, KernelSpec, ModelFingerprint, SparsityStats};
-use ndarray::{Array2, Array3};
+use ndarray::{Array1, Array2, Array3};
 
 const LAYERS: usize = 2;
 const HEADS: [usize; 2] = [4, 2]; // of queries; of keys and values
@@ -47,7 +47,7 @@ impl Engine {
         };
         let narrow = HEADS[1] * HEAD_DIM;
         let layers = (0..LAYERS).map(|_| Layer {
-            q: weights(HIDDEN, HIDDEN, 0.6),
+            q: weights(HIDDEN, HIDDEN, 2.0),
             k: weights(HIDDEN, narrow, 0.3),
             v: weights(HIDDEN, narrow, 0.3),
             output: weights(HIDDEN, HIDDEN, 0.2),
@@ -64,8 +64,13 @@ impl Engine {
         look: &mut Look,
     ) -> Result<(Array2<f32>, Vec<SparsityStats>)> {
         let context = KernelContext::new(shape());
-        let mut x =
-            Array2::from_shape_fn((tokens.len(), HIDDEN), |(t, i)| self.embedding[[tokens[t] as usize, i]]);
+        // A token goes on from those before it, as in real models: neighbouring keys and queries are alike.
+        let mut x = Array2::zeros((tokens.len(), HIDDEN));
+        let mut state = Array1::zeros(HIDDEN);
+        for (mut row, token) in x.outer_iter_mut().zip(tokens) {
+            state = state * 0.97 + &self.embedding.row(*token as usize) * 0.25;
+            row.assign(&state);
+        }
         let mut stats = Vec::new();
         for (number, layer) in self.layers.iter().enumerate() {
             let heads = |weights: &Array2<f32>, heads| {
@@ -79,7 +84,7 @@ impl Engine {
             x += &out.into_shape_with_order((tokens.len(), HIDDEN))?.dot(&layer.output);
             stats.push(kernel.stats());
         }
-        Ok((x.dot(&self.embedding.t()), stats))
+        Ok((x.dot(&self.embedding.t()) * 0.2, stats))
     }
 }
 

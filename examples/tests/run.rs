@@ -44,6 +44,6 @@ fn attention_is_close_to_dense_and_its_cache_smaller() {
 fn an_engine_that_is_not_ours_is_calibrated() {
     let text = stdout("calibrate_your_engine", &[]);
     assert!(number(&text, "\nfound: zeros ", ",") > 0.05, "{text}");
-    assert!(number(&text, ", KL ", " nats\nlayer 0") <= 0.01, "{text}");
+    assert!(number(&text, ", KL ", " nats\nlayer 0") <= 0.05, "{text}");
     assert!(text.contains("bytes of JSON"), "{text}");
 }
