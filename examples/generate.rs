@@ -95,13 +95,15 @@ impl Continued {
         let start = Instant::now();
         let mut logits = session.prefill(prompt, &mut |_| {})?;
         let prompt_speed = prompt.len() as f64 / start.elapsed().as_secs_f64();
-        let sampling = SamplerConfig { temperature: 0.7, top_k: 40, ..SamplerConfig::default() };
+        // The most probable token, but repetitions cost: drawn texts part at the first near thing.
+        let sampling = SamplerConfig { repetition_penalty: 1.1, ..SamplerConfig::default() };
         let mut sampler = Sampler::new(sampling)?;
         let mut decoder = StreamDecoder::continuing(tokenizer);
         let (start, mut tokens) = (Instant::now(), Vec::new());
         let room = model.config().context_length.saturating_sub(prompt.len());
         while tokens.len() < TOKENS.min(room) {
-            let token = sampler.sample(logits.as_slice().context("logits lie in one piece")?)?;
+            let logits_of_all = logits.as_slice().context("logits lie in one piece")?;
+            let token = sampler.sample_after(logits_of_all, session.tokens())?;
             if tokenizer.eos_ids().contains(&token) {
                 break;
             }
