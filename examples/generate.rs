@@ -92,7 +92,8 @@ impl Continued {
         let start = Instant::now();
         let logits = session.prefill(prompt)?;
         let prompt_speed = prompt.len() as f64 / start.elapsed().as_secs_f64();
-        let mut sampler = Sampler::new(SamplerConfig::default().with_temperature(0.7).with_top_k(40))?;
+        // The most probable token, but repetitions cost: drawn texts part at the first near thing.
+        let mut sampler = Sampler::new(SamplerConfig::default().with_repetition_penalty(1.1))?;
         let start = Instant::now();
         let mut generation = session.generate(logits, tokenizer, &mut sampler);
         for generated in generation.by_ref().take(TOKENS) {

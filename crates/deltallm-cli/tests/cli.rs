@@ -11,7 +11,7 @@ use deltallm_cli::LoadedModel;
 use serde_json::Value;
 
 /// A text of some thousand tokens that is the same everywhere.
-const LONG_TEXT: &str = include_str!("../../../docs/method.md");
+const LONG_TEXT: &str = include_str!("../assets/grimm.txt");
 
 #[test]
 fn prompt_longer_than_the_context() {

@@ -24,8 +24,8 @@ const WARM_UP: usize = 64;
 
 /// Continue a text with delta attention, and say what that saves
 ///
-/// Without --model, --prompt and --kv-budget it is a demonstration: the embedded model continues a tale on the compact store, and
-/// the same is done with dense attention for comparison.
+/// Without --model, --prompt, --chat and --kv-budget it is a demonstration: the embedded model continues a tale on the compact
+/// store with the most probable tokens, and the same is done with dense attention for comparison.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
@@ -63,24 +63,46 @@ enum Baseline {
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
-    /// 0 always takes the most probable token
-    #[arg(long, value_name = "X", default_value_t = 0.7)]
-    temperature: f32,
-    /// Only the K most probable tokens; 0 is off
-    #[arg(long, value_name = "K", default_value_t = 40)]
-    top_k: usize,
-    /// Only the fewest most probable tokens that together have this probability; 1 is off
-    #[arg(long, value_name = "P", default_value_t = 0.95)]
-    top_p: f32,
-    /// Only tokens at least this probable relative to the most probable one; 0 is off
-    #[arg(long, value_name = "P", default_value_t = 0.0)]
-    min_p: f32,
-    /// Makes tokens that have occurred less probable; 1 is off
-    #[arg(long, value_name = "X", default_value_t = 1.0)]
-    repetition_penalty: f32,
-    /// The same seed gives the same text
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    seed: u64,
+    /// 0 always takes the most probable token [default: 0.7]
+    #[arg(long, value_name = "X")]
+    temperature: Option<f32>,
+    /// Only the K most probable tokens; 0 is off [default: 40]
+    #[arg(long, value_name = "K")]
+    top_k: Option<usize>,
+    /// Only the fewest most probable tokens that together have this probability; 1 is off [default: 0.95]
+    #[arg(long, value_name = "P")]
+    top_p: Option<f32>,
+    /// Only tokens at least this probable relative to the most probable one; 0 is off [default: 0]
+    #[arg(long, value_name = "P")]
+    min_p: Option<f32>,
+    /// Makes tokens that have occurred less probable; 1 is off [default: 1]
+    #[arg(long, value_name = "X")]
+    repetition_penalty: Option<f32>,
+    /// The same seed gives the same text [default: 0]
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl SamplingArgs {
+    /// The sampler's settings. A demonstration that nobody has set up takes the most probable tokens: where they are drawn, two texts
+    /// part at the first near thing.
+    fn resolve(&self, demonstrates: bool) -> SamplerConfig {
+        let Self { temperature, top_k, top_p, min_p, repetition_penalty, seed } = *self;
+        let drawn = SamplerConfig::default()
+            .with_repetition_penalty(repetition_penalty.unwrap_or(1.0))
+            .with_temperature(temperature.unwrap_or(0.7))
+            .with_top_k(top_k.unwrap_or(40))
+            .with_top_p(top_p.unwrap_or(0.95))
+            .with_min_p(min_p.unwrap_or(0.0))
+            .with_seed(seed.unwrap_or(0));
+        let given = temperature.or(top_p).or(min_p).or(repetition_penalty).is_some()
+            || top_k.is_some()
+            || seed.is_some();
+        match demonstrates && !given {
+            true => drawn.with_temperature(0.0).with_repetition_penalty(1.1),
+            false => drawn,
+        }
+    }
 }
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
@@ -267,14 +289,7 @@ impl Run {
         args: &Args,
         shown: bool,
     ) -> anyhow::Result<Self> {
-        let SamplingArgs { temperature, top_k, top_p, min_p, repetition_penalty, seed } = args.sampling;
-        let sampling = SamplerConfig::default()
-            .with_repetition_penalty(repetition_penalty)
-            .with_temperature(temperature)
-            .with_top_k(top_k)
-            .with_top_p(top_p)
-            .with_min_p(min_p)
-            .with_seed(seed);
+        let sampling = args.sampling.resolve(args.demonstrates());
         let mut stdout = std::io::stdout();
         let mut before = prompt.shown.as_deref();
         let mut write = |text: &str| -> anyhow::Result<()> {
