@@ -4,7 +4,7 @@
 
 use deltallm::{
     AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, KvStore, ThresholdPolicy,
+    HybridAttention, HybridConfig, ThresholdPolicy,
 };
 use ndarray::Array3;
 
@@ -18,9 +18,8 @@ fn main() -> anyhow::Result<()> {
 
     // Hybrid attention: the latest 64 keys and the first 4 exact, the others as deltas that are left out below a threshold.
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
-    let options = AttentionOptions { store: KvStore::F16, ..AttentionOptions::new(shape) };
-    let mut hybrid = HybridAttention::new(&options, &config)?;
-    let mut dense = DenseAttention::new(&options)?;
+    let mut hybrid = HybridAttention::new(shape, config)?;
+    let mut dense = DenseAttention::new(shape, AttentionOptions::default())?;
 
     // A prompt as ndarray arrays, [tokens, heads, head_dim], keys after the rotary embedding. The kernel appends keys and
     // values to its cache and attends the queries to all of it, causally.

@@ -1,14 +1,17 @@
 //! A kernel of your own in our models: the first tokens and a sliding window, nothing else (StreamingLLM, arXiv 2309.17453).
 
 use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
-use deltallm::{AttentionError, AttentionKernel, AttentionOptions, CoreError, DenseAttention, Footprint};
-use deltallm::{HeadsView, HeadsViewMut, SparsityStats, attend_dense};
+use deltallm::{
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention,
+};
+use deltallm::{Footprint, HeadsView, HeadsViewMut, KvStore, SparsityStats, attend_dense};
 
 /// A small model that comes with the program `deltallm`.
 pub(crate) const MODEL: &[u8] = include_bytes!("../crates/deltallm-cli/assets/fairy-tales.gguf");
 
 /// A query sees the first `sinks` tokens and the latest `window` (at least 1), all by their positions in the whole text.
 pub(crate) struct Streaming {
+    pub(crate) shape: AttentionShape,
     pub(crate) options: AttentionOptions,
     pub(crate) sinks: usize,
     pub(crate) window: usize,
@@ -24,7 +27,7 @@ impl AttentionKernel for Streaming {
         v: HeadsView,
         mut out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        let before = self.options.shape.check_call(&q, &k, &v, &out)?;
+        let before = self.shape.check_call(&q, &k, &v, &out)?;
         let (first, heads, size) = (self.len(), k.heads(), k.head_dim());
         let row = |t| [k, v].into_iter().flat_map(move |x| (0..heads).flat_map(move |h| x.row(t, h)));
         self.rows.extend((0..k.tokens()).map(|t| (first + t, row(t).copied().collect())));
@@ -33,7 +36,8 @@ impl AttentionKernel for Streaming {
             let seen: Vec<_> = self.rows.iter().filter(|row| sees(row.0)).map(|row| &row.1[..]).collect();
             let (data, shape, stride) = (seen.concat(), [seen.len(), heads, size], 2 * heads * size);
             let part = |start: usize| HeadsView::strided(&data[start..], shape, stride, size);
-            attend_dense(&self.options, q.slice(t..t + 1)?, part(0)?, part(stride / 2)?, out.slice(t..t + 1)?)
+            let (q, k, v) = (q.slice(t..t + 1)?, part(0)?, part(stride / 2)?);
+            attend_dense(self.shape, &self.options, q, k, v, out.slice(t..t + 1)?)
         });
         let (failed, from) = (result.is_err(), first.saturating_sub(self.window));
         self.rows.retain(|(p, _)| if failed { *p < first } else { *p < self.sinks || *p >= from });
@@ -77,10 +81,11 @@ impl AttentionKernel for Streaming {
 fn main() -> anyhow::Result<()> {
     let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL)?;
     let (tokenizer, model) = (Tokenizer::from_model(&file)?, Model::load(&file, &mut |_, _| {})?);
-    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
-    let new = || Streaming { options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
+    let shape = model.attention_shape();
+    let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
+    let new = || Streaming { shape, options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
     let own = Session::new(&model, |_| Ok(Box::new(new())))?;
-    let dense = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    let dense = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)))?;
     let prompt = tokenizer.encode("Once upon a time there was", true)?;
     for (name, mut session) in [("sinks and window", own), ("dense", dense)] {
         let mut sampler =

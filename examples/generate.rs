@@ -88,7 +88,7 @@ impl Continued {
         // A session has one attention kernel, with its cache, for each layer.
         let shape = model.attention_shape();
         spec.validate(shape, model.config().layers)?;
-        let context = KernelContext { isa: model.isa(), ..KernelContext::new(shape) };
+        let context = KernelContext::new(shape).isa(model.isa());
         let mut session = Session::new(model, |layer| spec.build(layer, &context))?;
 
         // The prompt in large pieces, then one token after the other.

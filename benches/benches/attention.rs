@@ -8,7 +8,7 @@ use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, 
 use deltallm::core::{DeltaEncoder, DeltaMatrix, HeadThresholds};
 use deltallm::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ElementType,
-    HeadsViewMut, HybridAttention, HybridConfig, Isa, MemoryBudget, SkipMargin, ThresholdPolicy,
+    HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, SkipMargin, ThresholdPolicy,
 };
 use deltallm_benches::{Layer, inputs::synthetic};
 
@@ -25,15 +25,24 @@ fn shape() -> AttentionShape {
 
 fn kernels() -> [(&'static str, Make); 3] {
     let options =
-        AttentionOptions { isa: Isa::from_env().unwrap(), parallel: false, ..AttentionOptions::new(shape()) };
+        AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap()).parallel(false);
     let policy = ThresholdPolicy::Uniform(THETA);
-    let config =
-        HybridConfig { skip_margin: Some(SkipMargin::Fixed(3.0)), ..HybridConfig::new(policy.clone()) };
+    let config = HybridConfig::new(policy.clone()).skip_margin(SkipMargin::Fixed(3.0));
     let (dense, delta) = (options.clone(), options.clone());
     [
-        ("dense-f32", Box::new(move || Box::new(DenseAttention::new(&dense).unwrap()))),
-        ("delta-f32", Box::new(move || Box::new(DeltaAttention::new(&delta, policy.clone(), 0).unwrap()))),
-        ("hybrid-f32", Box::new(move || Box::new(HybridAttention::new(&options, &config).unwrap()))),
+        ("dense-f32", Box::new(move || Box::new(DenseAttention::new(shape(), dense.clone()).unwrap()))),
+        (
+            "delta-f32",
+            Box::new(move || {
+                Box::new(DeltaAttention::new(shape(), policy.clone(), 0, delta.clone()).unwrap())
+            }),
+        ),
+        (
+            "hybrid-f32",
+            Box::new(move || {
+                Box::new(HybridAttention::new(shape(), config.clone().options(options.clone())).unwrap())
+            }),
+        ),
     ]
 }
 

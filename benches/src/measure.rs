@@ -253,8 +253,8 @@ fn reference(inputs: &Inputs, place: Place, tokens: Range<usize>) -> anyhow::Res
     let dims = [tokens.len(), inputs.shape.heads(), inputs.shape.head_dim()];
     let mut out = vec![0.0; dims.iter().product()];
     let (k, v) = (layer.k(0..tokens.end), layer.v(0..tokens.end));
-    let options = AttentionOptions::new(inputs.shape);
-    attend_dense(&options, layer.q(tokens), k, v, HeadsViewMut::new(&mut out, dims)?)?;
+    let options = AttentionOptions::default();
+    attend_dense(inputs.shape, &options, layer.q(tokens), k, v, HeadsViewMut::new(&mut out, dims)?)?;
     Ok(out)
 }
 

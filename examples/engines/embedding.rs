@@ -160,7 +160,7 @@ impl EmbedArgs {
             SpecOverrides { kernel: Some(self.kernel), store: Some(self.kv), ..SpecOverrides::default() };
         let spec = settings.with(&given);
         spec.validate(shape, config.layers)?;
-        let context = KernelContext { isa: Isa::from_env()?, ..KernelContext::new(shape) };
+        let context = KernelContext::new(shape).isa(Isa::from_env()?);
         Ok((&self.model, Kernels { spec, context }))
     }
 

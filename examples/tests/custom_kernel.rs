@@ -8,19 +8,23 @@ mod program;
 use deltallm::models::{Model, ModelFile, Session, Tokenizer};
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention, Isa,
+    KvStore,
 };
 use ndarray::{Array3, Axis, concatenate, s};
 use program::{MODEL, Streaming};
 
 const SINKS: usize = 2;
 
+fn shape() -> AttentionShape {
+    AttentionShape::new(4, 2, 8).unwrap()
+}
+
 fn options() -> AttentionOptions {
-    let shape = AttentionShape::new(4, 2, 8).unwrap();
-    AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) }
+    AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap())
 }
 
 fn streaming(window: usize) -> Streaming {
-    Streaming { options: options(), sinks: SINKS, window, rows: Vec::new() }
+    Streaming { shape: shape(), options: options(), sinks: SINKS, window, rows: Vec::new() }
 }
 
 fn input(tokens: usize, heads: usize, phase: f32) -> Array3<f32> {
@@ -45,7 +49,7 @@ fn assert_close(a: &Array3<f32>, b: &Array3<f32>) {
 #[test]
 fn a_window_of_the_whole_text_is_dense_attention() {
     for window in [24, usize::MAX] {
-        let (mut own, mut dense) = (streaming(window), DenseAttention::new(&options()).unwrap());
+        let (mut own, mut dense) = (streaming(window), DenseAttention::new(shape(), options()).unwrap());
         for (from, to) in [(0, 16), (16, 17), (17, 24)] {
             assert_close(&feed(&mut own, from, to).unwrap(), &feed(&mut dense, from, to).unwrap());
         }
@@ -67,7 +71,7 @@ fn a_query_sees_sinks_and_window_alone_and_chunks_do_not_matter() {
         |x: &Array3<f32>| concatenate![Axis(0), x.slice(s![..SINKS, .., ..]), x.slice(s![19.., .., ..])];
     let (q, k, v) = (pick(&q), pick(&k), pick(&v));
     let mut out = Array3::zeros(q.dim());
-    let mut dense = DenseAttention::new(&options()).unwrap();
+    let mut dense = DenseAttention::new(shape(), options()).unwrap();
     dense.forward(q.view(), k.view(), v.view(), out.view_mut()).unwrap();
     assert_close(&out.slice(s![6.., .., ..]).to_owned(), &all.slice(s![23.., .., ..]).to_owned());
 }
@@ -129,10 +133,12 @@ fn a_refused_call_leaves_everything_as_it_was() {
 fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
     let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL).unwrap().with_isa(Isa::from_env().unwrap());
     let model = Model::load(&file, &mut |_, _| {}).unwrap();
-    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
-    let own =
-        |_| Ok(Box::new(Streaming { options: options.clone(), sinks: 0, window: 1024, rows: vec![] }) as _);
-    let dense = |_| Ok(Box::new(DenseAttention::new(&options)?) as _);
+    let shape = model.attention_shape();
+    let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
+    let own = |_| {
+        Ok(Box::new(Streaming { shape, options: options.clone(), sinks: 0, window: 1024, rows: vec![] }) as _)
+    };
+    let dense = |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?) as _);
     let tokenizer = Tokenizer::from_model(&file).unwrap();
     let prompt = tokenizer.encode("Once upon a time there was a king", true).unwrap();
     let (mut own, mut dense) = (Session::new(&model, own).unwrap(), Session::new(&model, dense).unwrap());

@@ -95,7 +95,7 @@ impl Setting {
         let profile =
             ThresholdProfile::new(ModelFingerprint(0), [1, kv_heads, shape.head_dim()], thresholds.concat());
         let policy = ThresholdPolicy::Profile(profile.expect("thresholds >= 0").into());
-        let config = HybridConfig { window, exact_prompt, sinks, skip_margin, ..HybridConfig::new(policy) };
+        let config = HybridConfig::new(policy).window(window).exact_prompt(exact_prompt).sinks(sinks).skip_margin(skip_margin);
         Ok(Self { shape, store, config, thresholds, softcap, precision, budget, pattern })
     }
 
@@ -106,15 +106,7 @@ impl Setting {
 
     fn options(&self, isa: Isa) -> AttentionOptions {
         let budget = self.budget.map_or_else(MemoryBudget::unlimited, MemoryBudget::new);
-        AttentionOptions {
-            isa,
-            budget,
-            store: self.store,
-            softcap: self.softcap,
-            precision: self.precision,
-            parallel: false,
-            ..AttentionOptions::new(self.shape)
-        }
+        AttentionOptions::default().isa(isa).budget(budget).store(self.store).softcap(self.softcap).precision(self.precision).parallel(false)
     }
 }
 
@@ -192,7 +184,7 @@ impl<'a> Run<'a> {
     fn new(setting: &'a Setting) -> Self {
         let isas = Isa::available();
         let options: Vec<_> = isas.iter().map(|isa| setting.options(*isa)).collect();
-        let kernel = |options| HybridAttention::new(options, &setting.config).expect("a valid setting");
+        let kernel = |options| HybridAttention::new(setting.shape, setting.config.clone().options(options.clone())).expect("a valid setting");
         Self {
             setting,
             kernels: options.iter().map(kernel).collect(),
@@ -485,7 +477,7 @@ impl<'a> Run<'a> {
         let k = HeadsView::new(&self.k, [tokens, shape.kv_heads(), shape.head_dim()]);
         let v = HeadsView::new(&self.v, [tokens, shape.kv_heads(), shape.head_dim()]);
         let [q, k, v] = [q, k, v].map(|view| view.expect("as long as its shape"));
-        attention(shape, method, &q, &k, &v)
+        attention(shape, method, &q, &k, &v).expect("inputs of this shape")
     }
 
     /// How large the products are that a score is the sum of.

@@ -4,7 +4,7 @@ pub mod attention;
 
 use std::path::{Path, PathBuf};
 
-use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig};
+use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, KvStore};
 use deltallm_models::{LinearForm, Model, ModelFile, Session};
 
 /// Keeps rayon on one thread: runs are the same each time, and several targets can run side by side.
@@ -19,8 +19,8 @@ pub fn run_model(file: ModelFile) {
     for form in [LinearForm::default(), LinearForm::F32] {
         file = file.with_linear_form(form);
         let Ok(model) = Model::load(&file, &mut |_, _| {}) else { return };
-        let options = AttentionOptions::new(model.attention_shape());
-        let kernel = |_| Ok(Box::new(HybridAttention::new(&options, &HybridConfig::default())?) as _);
+        let options = AttentionOptions::default().store(KvStore::F32);
+        let kernel = |_| Ok(Box::new(HybridAttention::new(model.attention_shape(), HybridConfig::default().options(options.clone()))?) as _);
         let mut session = Session::new(&model, kernel).expect("kernels for a checked shape");
         let last = model.config().vocab_size as u32 - 1;
         // Weights may be so large that the products overflow; that is an error, not a panic.

@@ -71,11 +71,7 @@ fn subjects<'a>(
     torch: Option<&'a mut Torch>,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject<'a>>> {
-    let context = KernelContext {
-        isa: Isa::from_env()?,
-        parallel: args.threads > 1,
-        ..KernelContext::new(inputs.shape)
-    };
+    let context = KernelContext::new(inputs.shape).isa(Isa::from_env()?).parallel(args.threads > 1);
     let spec = inputs.spec_for(plan.phase, plan.n)?;
     let mut subjects = Vec::new();
     for variant in OURS {

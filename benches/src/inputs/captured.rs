@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use anyhow::Context;
 use deltallm::models::{LogitRows, Model};
-use deltallm::{AttentionOptions, DenseAttention};
+use deltallm::{AttentionOptions, DenseAttention, KvStore};
 use deltallm_cli::{LoadedModel, Progress, windows};
 use ndarray::ArrayView3;
 
@@ -55,9 +55,10 @@ pub fn capture(
 
 fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let shape = model.attention_shape();
-    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(shape) };
+    let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
     let layers = 0..model.config().layers;
-    let mut kernels = layers.map(|_| DenseAttention::new(&options)).collect::<Result<Vec<_>, _>>()?;
+    let mut kernels =
+        layers.map(|_| DenseAttention::new(shape, options.clone())).collect::<Result<Vec<_>, _>>()?;
     let mut captured = Vec::new();
     let owned = |x: ArrayView3<f32>| x.iter().copied().collect();
     model

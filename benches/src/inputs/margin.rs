@@ -1,7 +1,7 @@
 //! The skip margin that skips a share of the far values.
 
 use deltallm::{
-    AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, HybridConfig, SkipMargin, Window,
+    AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, HybridConfig, KvStore, SkipMargin, Window,
     attend_hybrid,
 };
 
@@ -53,12 +53,13 @@ fn prefill_margin(
 
 fn skipped(layer: &Layer, config: &HybridConfig, margin: f32, n: usize) -> anyhow::Result<f64> {
     let (shape, d) = (layer.shape, layer.shape.head_dim());
-    let config = HybridConfig { skip_margin: Some(SkipMargin::Fixed(margin)), ..config.clone() };
+    let options = AttentionOptions::default().store(KvStore::F32);
+    let config = config.clone().skip_margin(SkipMargin::Fixed(margin)).options(options);
     let row = shape.kv_heads() * d;
     let dims = [n, shape.group(), d];
     let mut out = vec![0.0; dims.iter().product()];
     let stats = attend_hybrid(
-        &AttentionOptions::new(AttentionShape::new(shape.group(), 1, d)?),
+        AttentionShape::new(shape.group(), 1, d)?,
         &config,
         HeadsView::strided(&layer.q, dims, shape.heads() * d, d)?,
         HeadsView::strided(&layer.k, [n, 1, d], row, d)?,

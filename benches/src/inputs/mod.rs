@@ -8,7 +8,7 @@ pub mod synthetic;
 
 use std::rc::Rc;
 
-use deltallm::{AttentionShape, KernelSpec, SpecOverrides};
+use deltallm::{AttentionShape, KernelContext, KernelSpec, SpecOverrides};
 pub use layer::Layer;
 
 use crate::subject::Phase;
@@ -38,7 +38,7 @@ impl Inputs {
     /// # Errors
     /// For settings that a kernel refuses.
     pub fn spec_for(&self, phase: Phase, n: usize) -> anyhow::Result<KernelSpec> {
-        let first = self.values_skipped.zip(self.spec.hybrid_config(0, self.shape));
+        let first = self.values_skipped.zip(self.spec.hybrid_config(0, &KernelContext::new(self.shape)));
         let Some((share, config)) = first else { return Ok(self.spec.clone()) };
         let margin = margin::margin(&self.windows[0][0], &config, share, phase, n)?;
         let skip_margin = Some(Some(margin));

@@ -3,14 +3,14 @@
 use deltallm_core::HeadSparsity;
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, HeadsViewMut, decode, prefill, segment::Segments,
+    AttentionError, HeadsView, HeadsViewMut, decode, options::Settings, prefill, segment::Segments,
     window::Split,
 };
 
 /// Attends `q`, whose first token stands at position `first`, and writes `out`. `segments` knows the segments of each
 /// kv head. If all goes well, the pairs of each kv head are added to `counts`.
 pub(crate) fn attend<'a>(
-    options: &AttentionOptions,
+    options: &Settings,
     q: &HeadsView,
     first: usize,
     split: &Split,

@@ -2,15 +2,15 @@
 
 use deltallm_core::ThresholdPolicy;
 
-use crate::{AttentionError, AttentionOptions, HybridAttention, HybridConfig, KernelWrapper};
+use crate::{AttentionError, AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KernelWrapper};
 
 /// Delta attention everywhere: every key, the query's own included, is seen through its reconstruction.
 ///
 /// ```
 /// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, ThresholdPolicy};
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
-/// let attention = DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.5), 0)?;
+/// let (shape, options) = (AttentionShape::new(4, 2, 8)?, AttentionOptions::default());
+/// let attention = DeltaAttention::new(shape, ThresholdPolicy::Uniform(0.5), 0, options)?;
 /// assert!(attention.is_empty());
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -24,12 +24,13 @@ impl DeltaAttention {
     /// [`AttentionError::Setting`] for a scale or soft cap out of range; [`AttentionError::Core`] when the thresholds
     /// are not for this layer; [`AttentionError::Store`] for stores without deltas.
     pub fn new(
-        options: &AttentionOptions,
+        shape: AttentionShape,
         thresholds: ThresholdPolicy,
         layer: usize,
+        options: AttentionOptions,
     ) -> Result<Self, AttentionError> {
-        let config = HybridConfig { layer, ..HybridConfig::new(thresholds) };
-        HybridAttention::with_window(options, &config, None).map(Self)
+        let config = HybridConfig::new(thresholds).layer(layer).options(options);
+        HybridAttention::with_window(shape, config, None).map(Self)
     }
 }
 

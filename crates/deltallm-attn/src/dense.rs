@@ -7,8 +7,9 @@ use deltallm_core::{
 };
 
 use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
     attend::attend,
+    options::Settings,
     segment::{HeadRows, Keys, Rows, Segment, Segments},
     window::{Part, Split, WindowState},
 };
@@ -16,21 +17,21 @@ use crate::{
 /// Exact causal attention, tiled, with an online softmax and a cache of f32, f16, bf16 or 8 bits.
 ///
 /// ```
-/// use deltallm_attn::{AttentionKernel, AttentionOptions, AttentionShape, DenseAttention};
-/// use ndarray::Array3;
+/// use deltallm_attn::{
+///     AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView, HeadsViewMut,
+/// };
 ///
-/// let mut attention = DenseAttention::new(&AttentionOptions::new(AttentionShape::new(4, 2, 8)?))?;
-/// let (q, k) = (Array3::ones((5, 4, 8)), Array3::ones((5, 2, 8)));
-/// let v = Array3::from_elem((5, 2, 8), 3.0);
-/// let mut out = Array3::zeros((5, 4, 8));
-/// attention.forward(q.view(), k.view(), v.view(), out.view_mut())?;
+/// let mut attention = DenseAttention::new(AttentionShape::new(4, 2, 8)?, AttentionOptions::default())?;
+/// let (q, k, v, mut out) = ([1.0; 5 * 4 * 8], [1.0; 5 * 2 * 8], [3.0; 5 * 2 * 8], [0.0; 5 * 4 * 8]);
+/// let [q, k, v] = [(&q[..], 4), (&k, 2), (&v, 2)].map(|(data, heads)| HeadsView::new(data, [5, heads, 8]));
+/// attention.forward_heads(q?, k?, v?, HeadsViewMut::new(&mut out, [5, 4, 8])?)?;
 /// assert!(out.iter().all(|x| (x - 3.0_f32).abs() < 1e-6));
 /// assert_eq!(attention.len(), 5);
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug)]
 pub struct DenseAttention {
-    options: AttentionOptions,
+    options: Settings,
     /// One per kv head, as the values.
     keys: Vec<HeadCache>,
     values: Vec<HeadCache>,
@@ -50,22 +51,22 @@ impl DenseAttention {
     /// # Errors
     /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number;
     /// [`AttentionError::Store`] for [`KvStore::Compact`]: dense attention has no deltas to keep.
-    pub fn new(options: &AttentionOptions) -> Result<Self, AttentionError> {
-        options.check()?;
-        let kv_heads = options.shape.kv_heads();
+    pub fn new(shape: AttentionShape, options: AttentionOptions) -> Result<Self, AttentionError> {
+        let options = Settings::new(shape, options)?;
+        let kv_heads = shape.kv_heads();
         if options.store != options.store.dense() {
             let expected = "f32, f16, bf16 or int8 (compact holds deltas: use delta or hybrid attention)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
         let cache = |_| HeadCache {
-            rows: PagedRows::new(options.shape.head_dim(), RowFormat::of(options.store), BLOCK_TOKENS),
+            rows: PagedRows::new(shape.head_dim(), RowFormat::of(options.store), BLOCK_TOKENS),
             charge: options.budget.reservation(),
         };
         Ok(Self {
             keys: (0..kv_heads).map(cache).collect(),
             values: (0..kv_heads).map(cache).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
-            options: options.clone(),
+            options,
         })
     }
 
@@ -214,27 +215,29 @@ impl AttentionKernel for DenseAttention {
 /// ```
 /// use deltallm_attn::{AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, attend_dense};
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
+/// let (shape, options) = (AttentionShape::new(4, 2, 8)?, AttentionOptions::default());
 /// let (cache, q) = (vec![0.5; 100 * 2 * 8], vec![0.1; 4 * 8]); // 100 cached tokens, the last of them asks
 /// let mut out = vec![0.0; 4 * 8];
 /// let cached = HeadsView::new(&cache, [100, 2, 8])?;
-/// attend_dense(&options, HeadsView::new(&q, [1, 4, 8])?, cached, cached, HeadsViewMut::new(&mut out, [1, 4, 8])?)?;
+/// let q = HeadsView::new(&q, [1, 4, 8])?;
+/// attend_dense(shape, &options, q, cached, cached, HeadsViewMut::new(&mut out, [1, 4, 8])?)?;
 /// assert!(out.iter().all(|x| (x - 0.5_f32).abs() < 1e-6));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 pub fn attend_dense(
+    shape: AttentionShape,
     options: &AttentionOptions,
     q: HeadsView,
     k: HeadsView,
     v: HeadsView,
     out: HeadsViewMut,
 ) -> Result<(), AttentionError> {
-    options.check()?;
-    let first = options.shape.check_call(&q, &k, &v, &out)?;
-    let rows = |view| (0..options.shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
+    let options = Settings::new(shape, options.clone())?;
+    let first = shape.check_call(&q, &k, &v, &out)?;
+    let rows = |view| (0..shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
     let (keys, values) = (rows(k), rows(v));
-    let mut counts = vec![HeadSparsity::default(); options.shape.kv_heads()];
-    attend(options, &q, first, &ALL, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
+    let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
+    attend(&options, &q, first, &ALL, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
 }
 
 /// All keys are one part; window and sinks play no role.

@@ -6,9 +6,11 @@ use deltallm_core::{
 };
 
 use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, HeadsView, HeadsViewMut, SkipMargin, Window,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, SkipMargin,
+    Window,
     attend::attend,
     cache::{ExactRows, FarKeys, HybridHead},
+    options::Settings,
     query_tile,
     segment::{Keys, Segment, Segments},
     window::{Part, Split, WindowState},
@@ -17,18 +19,17 @@ use crate::{
 /// The method of [`HybridAttention`].
 ///
 /// ```
-/// use deltallm_attn::{HybridConfig, SkipMargin, ThresholdPolicy, Window};
+/// use deltallm_attn::{HybridConfig, SkipMargin, Window};
 ///
 /// // Layer 3 of a model: the latest 128 keys and the first 4 exact, values skipped that weigh next to nothing.
-/// let config = HybridConfig {
-///     layer: 3,
-///     window: Window::Sliding(128),
-///     skip_margin: Some(SkipMargin::Fixed(8.0)),
-///     ..HybridConfig::new(ThresholdPolicy::Uniform(0.6))
-/// };
+/// let config = HybridConfig::default()
+///     .layer(3)
+///     .window(Window::Sliding(128))
+///     .skip_margin(SkipMargin::Fixed(8.0));
 /// assert_eq!(config.sinks, 4);
 /// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct HybridConfig {
     /// Thresholds of the delta coding.
     pub thresholds: ThresholdPolicy,
@@ -44,10 +45,12 @@ pub struct HybridConfig {
     /// Skip a far value when its key scores by this margin or more below the best exact score, for every query of the
     /// tile (`docs/method.md`, equation 5); `None` keeps all.
     pub skip_margin: Option<SkipMargin>,
+    /// What every kernel needs to know: store, memory budget, instruction set, scale.
+    pub options: AttentionOptions,
 }
 
 impl HybridConfig {
-    /// A sliding window of 64 keys, 4 sinks, no skipping.
+    /// The [default](Self::default) with other thresholds.
     pub fn new(thresholds: ThresholdPolicy) -> Self {
         Self {
             thresholds,
@@ -56,13 +59,56 @@ impl HybridConfig {
             exact_prompt: 0,
             sinks: 4,
             skip_margin: None,
+            options: AttentionOptions::default(),
         }
+    }
+
+    /// Sets the thresholds of the delta coding.
+    #[must_use]
+    pub fn thresholds(self, thresholds: ThresholdPolicy) -> Self {
+        Self { thresholds, ..self }
+    }
+
+    /// Sets which layer of the thresholds this kernel is.
+    #[must_use]
+    pub fn layer(self, layer: usize) -> Self {
+        Self { layer, ..self }
+    }
+
+    /// Sets the keys that are scored exactly.
+    #[must_use]
+    pub fn window(self, window: Window) -> Self {
+        Self { window, ..self }
+    }
+
+    /// Sets the length up to which prompts are attended [exactly](Self#structfield.exact_prompt).
+    #[must_use]
+    pub fn exact_prompt(self, tokens: usize) -> Self {
+        Self { exact_prompt: tokens, ..self }
+    }
+
+    /// Sets how many of the first keys are always scored exactly.
+    #[must_use]
+    pub fn sinks(self, sinks: usize) -> Self {
+        Self { sinks, ..self }
+    }
+
+    /// Sets the margin of [value skipping](Self#structfield.skip_margin); `None` skips nothing.
+    #[must_use]
+    pub fn skip_margin(self, margin: impl Into<Option<SkipMargin>>) -> Self {
+        Self { skip_margin: margin.into(), ..self }
+    }
+
+    /// Sets what every kernel needs to know.
+    #[must_use]
+    pub fn options(self, options: AttentionOptions) -> Self {
+        Self { options, ..self }
     }
 }
 
 impl Default for HybridConfig {
     /// What to do with a model of which nothing is known: a zero fraction of 0.45 ([`TargetSparsity::default`]), a sliding
-    /// window of 64 keys, 4 sinks, no skipping. A calibrated profile does better at the same cost.
+    /// window of 64 keys, 4 sinks, a cache in f16, no skipping. A calibrated profile does better at the same cost.
     fn default() -> Self {
         Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default()))
     }
@@ -93,7 +139,7 @@ impl Default for PaperRule {
 
 impl From<PaperRule> for HybridConfig {
     fn from(PaperRule { theta, scale }: PaperRule) -> Self {
-        Self { window: Window::Block { scale }, sinks: 0, ..Self::new(ThresholdPolicy::Uniform(theta)) }
+        Self::new(ThresholdPolicy::Uniform(theta)).window(Window::Block { scale }).sinks(0)
     }
 }
 
@@ -107,17 +153,12 @@ impl From<PaperRule> for HybridConfig {
 /// point are scored through their deltas (within the bound) until the window has filled up again.
 ///
 /// ```
-/// use deltallm_attn::{
-///     AttentionKernel, AttentionOptions, AttentionShape, HybridAttention, HybridConfig, ThresholdPolicy,
-/// };
-/// use ndarray::Array3;
+/// use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView, HeadsViewMut, HybridAttention, HybridConfig};
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
-/// let mut attention = HybridAttention::new(&options, &HybridConfig::new(ThresholdPolicy::Uniform(0.5)))?;
-/// let (q, k) = (Array3::ones((100, 4, 8)), Array3::ones((100, 2, 8)));
-/// let v = Array3::from_elem((100, 2, 8), 3.0);
-/// let mut out = Array3::zeros((100, 4, 8));
-/// attention.forward(q.view(), k.view(), v.view(), out.view_mut())?;
+/// let mut attention = HybridAttention::new(AttentionShape::new(4, 2, 8)?, HybridConfig::default())?;
+/// let (q, k, v, mut out) = ([1.0; 3200], [1.0; 1600], [3.0; 1600], [0.0; 3200]); // 100 tokens
+/// let [q, k, v] = [(&q[..], 4), (&k, 2), (&v, 2)].map(|(data, heads)| HeadsView::new(data, [100, heads, 8]));
+/// attention.forward_heads(q?, k?, v?, HeadsViewMut::new(&mut out, [100, 4, 8])?)?;
 /// assert!(out.iter().all(|x| (x - 3.0_f32).abs() < 1e-5));
 /// assert_eq!(attention.stats().total().zero_fraction(), 0.99); // the keys never move
 /// assert!(attention.footprint().total() > 0);
@@ -125,7 +166,7 @@ impl From<PaperRule> for HybridConfig {
 /// ```
 #[derive(Debug)]
 pub struct HybridAttention {
-    options: AttentionOptions,
+    options: Settings,
     /// `None` is delta everywhere.
     window: Option<Window>,
     exact_prompt: usize,
@@ -146,20 +187,21 @@ impl HybridAttention {
     /// # Errors
     /// [`AttentionError::Setting`] for a window, margin, scale or soft cap out of range; [`AttentionError::Core`] when
     /// the thresholds are not for this layer.
-    pub fn new(options: &AttentionOptions, config: &HybridConfig) -> Result<Self, AttentionError> {
+    pub fn new(shape: AttentionShape, config: HybridConfig) -> Result<Self, AttentionError> {
         config.window.check()?;
         config.skip_margin.map_or(Ok(()), SkipMargin::check)?;
-        Self::with_window(options, config, Some(config.window))
+        let window = Some(config.window);
+        Self::with_window(shape, config, window)
     }
 
     /// `window` is the configuration's, or none for delta everywhere.
     pub(crate) fn with_window(
-        options: &AttentionOptions,
-        config: &HybridConfig,
+        shape: AttentionShape,
+        config: HybridConfig,
         window: Option<Window>,
     ) -> Result<Self, AttentionError> {
-        options.check()?;
-        let (kv_heads, head_dim, store) = (options.shape.kv_heads(), options.shape.head_dim(), options.store);
+        let options = Settings::new(shape, config.options)?;
+        let (kv_heads, head_dim, store) = (shape.kv_heads(), shape.head_dim(), options.store);
         if window.is_none() && !store.is_delta() {
             let expected = "f32, f16, bf16 or compact (int8 has no deltas: use dense or hybrid attention)";
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
@@ -179,7 +221,7 @@ impl HybridAttention {
             counts: vec![HeadSparsity::default(); kv_heads],
             state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
             prompt_end: 0,
-            options: options.clone(),
+            options,
         })
     }
 
@@ -404,14 +446,14 @@ impl AttentionKernel for HybridAttention {
 /// # Errors
 /// [`AttentionError`] for shapes that do not fit, numbers that are not finite, and settings out of range.
 pub fn attend_hybrid(
-    options: &AttentionOptions,
+    shape: AttentionShape,
     config: &HybridConfig,
     q: HeadsView,
     k: HeadsView,
     v: HeadsView,
     out: HeadsViewMut,
 ) -> Result<SparsityStats, AttentionError> {
-    let mut attention = HybridAttention::new(options, config)?;
+    let mut attention = HybridAttention::new(shape, config.clone())?;
     let first = attention.check_call(&q, &k, &v, &out)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());

@@ -1,12 +1,14 @@
 //! The interface between a model and its attention.
 
+use std::fmt;
+
 use deltallm_core::{Footprint, SparsityStats};
+#[cfg(feature = "ndarray")]
 use ndarray::{ArrayView3, ArrayViewMut3};
 
-use crate::{
-    AttentionError, HeadsView, HeadsViewMut,
-    view::{with_view, with_view_mut},
-};
+#[cfg(feature = "ndarray")]
+use crate::arrays::{with_view, with_view_mut};
+use crate::{AttentionError, HeadsView, HeadsViewMut};
 
 /// One layer's attention together with its key-value cache.
 ///
@@ -32,8 +34,20 @@ pub trait AttentionKernel: Send {
 
     /// [`forward_heads`](Self::forward_heads) for ndarray views of any strides.
     ///
+    /// ```
+    /// use deltallm_attn::{AttentionKernel, AttentionShape, HybridAttention, HybridConfig, ndarray::Array3};
+    ///
+    /// let mut attention = HybridAttention::new(AttentionShape::new(4, 2, 8)?, HybridConfig::default())?;
+    /// let (q, k) = (Array3::ones((5, 4, 8)), Array3::ones((5, 2, 8)));
+    /// let (v, mut out) = (Array3::from_elem((5, 2, 8), 3.0), Array3::zeros((5, 4, 8)));
+    /// attention.forward(q.view(), k.view(), v.view(), out.view_mut())?;
+    /// assert!(out.iter().all(|x| (x - 3.0_f32).abs() < 1e-5));
+    /// # Ok::<(), deltallm_attn::AttentionError>(())
+    /// ```
+    ///
     /// # Errors
     /// The same.
+    #[cfg(feature = "ndarray")]
     fn forward(
         &mut self,
         q: ArrayView3<f32>,
@@ -87,6 +101,17 @@ pub trait AttentionKernel: Send {
     fn narrow(&mut self) -> Result<usize, AttentionError>;
 }
 
+/// What a kernel says of itself: whatever it is, its tokens and its bytes.
+impl fmt::Debug for dyn AttentionKernel + '_ {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (len, footprint) = (self.len(), self.footprint());
+        f.debug_struct("AttentionKernel")
+            .field("len", &len)
+            .field("footprint", &footprint)
+            .finish_non_exhaustive()
+    }
+}
+
 /// A kernel around another one: it changes what comes in or goes out, and the other one holds the cache.
 ///
 /// Implement this and [`AttentionKernel`] comes with it: everything about the cache is asked of [`inner`](Self::inner), so
@@ -118,8 +143,8 @@ pub trait AttentionKernel: Send {
 ///     }
 /// }
 ///
-/// let options = AttentionOptions::new(AttentionShape::new(4, 2, 8)?);
-/// let mut kernel = Counting(DenseAttention::new(&options)?, 0);
+/// let (shape, options) = (AttentionShape::new(4, 2, 8)?, AttentionOptions::default());
+/// let mut kernel = Counting(DenseAttention::new(shape, options)?, 0);
 /// let (q, k) = (vec![1.0; 4 * 8], vec![1.0; 2 * 8]);
 /// let (q, k) = (HeadsView::new(&q, [1, 4, 8])?, HeadsView::new(&k, [1, 2, 8])?);
 /// let grows = kernel.growth(1);

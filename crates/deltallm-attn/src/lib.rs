@@ -18,13 +18,18 @@
 //!
 //! | feature | by default | what |
 //! |---|---|---|
+//! | `ndarray` | on | [`AttentionKernel::forward`] for arrays, [`mod@calibration`], and the crate `ndarray` re-exported |
 //! | `rayon` | off | tiles and kv heads are shared among the threads of the current rayon pool where [`AttentionOptions::parallel`] says so; any number of threads gives the same bits |
 //! | `serde` | off | the JSON form of [`KernelSpec`], [`AttentionProfile`] and their parts, and `deltallm-core`'s `serde` |
 #![deny(unsafe_code)] // allowed in single modules of `arch` only
+#![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+#[cfg(feature = "ndarray")]
+mod arrays;
 mod attend;
 mod cache;
+#[cfg(feature = "ndarray")]
 pub mod calibration;
 mod decode;
 mod delta;
@@ -54,6 +59,8 @@ pub use dense::{DenseAttention, attend_dense};
 pub use error::{AttentionError, SpecError};
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::{AttentionKernel, KernelWrapper};
+#[cfg(feature = "ndarray")]
+pub use ndarray;
 pub use options::AttentionOptions;
 pub use precision::Precision;
 pub use prefill::query_tile;

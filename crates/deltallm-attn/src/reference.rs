@@ -7,7 +7,7 @@ use std::ops::Range;
 use deltallm_core::KvStore;
 use half::f16;
 
-use crate::{AttentionShape, HeadsView, SkipMargin, Window};
+use crate::{AttentionError, AttentionShape, HeadsView, SkipMargin, Window};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
@@ -56,13 +56,18 @@ impl Method {
 /// Causal attention of all tokens: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`.
 /// Returns the outputs, `[tokens, heads, head_dim]`, and the number of (query, key) pairs whose value was skipped.
 ///
+/// # Errors
+/// [`AttentionError::Shape`] for inputs or thresholds of other shapes, and a tile of no queries; [`AttentionError::Setting`] for a
+/// window or margin out of range.
+///
 /// ```
 /// use deltallm_attn::{AttentionShape, HeadsView, reference};
 ///
 /// let shape = AttentionShape::new(1, 1, 2)?;
 /// let (q, k, v) = ([1.0, 0.0, 1.0, 0.0], [2.0, 1.0, 2.0, -1.0], [1.0, 0.0, 3.0, 0.0]);
 /// let view = |data| HeadsView::new(data, [2, 1, 2]);
-/// let (out, skipped) = reference::attention(&shape, &reference::Method::dense(&shape), &view(&q)?, &view(&k)?, &view(&v)?);
+/// let method = reference::Method::dense(&shape);
+/// let (out, skipped) = reference::attention(&shape, &method, &view(&q)?, &view(&k)?, &view(&v)?)?;
 /// assert_eq!(out, [1.0, 0.0, 2.0, 0.0]); // the second token sees two keys of the same score
 /// assert_eq!(skipped, 0);
 /// # Ok::<(), deltallm_attn::AttentionError>(())
@@ -73,7 +78,8 @@ pub fn attention(
     q: &HeadsView,
     k: &HeadsView,
     v: &HeadsView,
-) -> (Vec<f64>, u64) {
+) -> Result<(Vec<f64>, u64), AttentionError> {
+    check(shape, method, q, k, v)?;
     let (n, d, heads) = (q.tokens(), shape.head_dim(), shape.heads());
     let mut out = vec![0.0; n * heads * d];
     let mut skipped = 0;
@@ -114,7 +120,35 @@ pub fn attention(
             }
         }
     }
-    (out, skipped)
+    Ok((out, skipped))
+}
+
+fn check(
+    shape: &AttentionShape,
+    method: &Method,
+    q: &HeadsView,
+    k: &HeadsView,
+    v: &HeadsView,
+) -> Result<(), AttentionError> {
+    let (heads, kv_heads, d) = (shape.heads(), shape.kv_heads(), shape.head_dim());
+    let mut sizes = vec![("tile", "queries (at least)", 1, method.tile.min(1))];
+    for (input, view, heads) in [("q", q, heads), ("k", k, kv_heads), ("v", v, kv_heads)] {
+        let dimensions =
+            [view.tokens(), view.heads(), view.head_dim()].into_iter().zip([q.tokens(), heads, d]);
+        let names = ["tokens", "heads", "head_dim"].into_iter().zip(dimensions);
+        sizes.extend(names.map(|(name, (got, expected))| (input, name, expected, got)));
+    }
+    for thresholds in method.thresholds.iter() {
+        sizes.push(("thresholds", "kv_heads", kv_heads, thresholds.len()));
+        sizes.extend(thresholds.iter().map(|head| ("thresholds", "head_dim", d, head.len())));
+    }
+    for (input, dimension, expected, got) in sizes {
+        if expected != got {
+            return Err(AttentionError::Shape { input, dimension, expected, got });
+        }
+    }
+    method.window.map_or(Ok(()), Window::check)?;
+    method.skip_margin.map_or(Ok(()), SkipMargin::check)
 }
 
 /// The keys and values of one kv head as the store gives them back, `[tokens][head_dim]`.

@@ -1,8 +1,11 @@
 //! Head counts and sizes of one attention layer.
 
-use deltallm_core::ElementType;
+use deltallm_core::{ElementType, internal::LAYER_CHANNELS};
 
 use crate::{AttentionError, HeadsView, HeadsViewMut};
+
+/// Most heads, and most channels of a head.
+const MOST: usize = 1 << 16;
 
 /// Heads of one layer. Query head `h` reads kv head `h / (heads / kv_heads)` (grouped-query attention).
 ///
@@ -25,14 +28,26 @@ impl AttentionShape {
     /// `heads` query heads sharing `kv_heads` key-value heads, all of `head_dim` channels.
     ///
     /// # Errors
-    /// [`AttentionError::Shape`] when a size is zero or `kv_heads` does not divide `heads`.
+    /// [`AttentionError::Shape`] when a size is zero, `kv_heads` does not divide `heads`, or a size is beyond what kernels keep a
+    /// row of state for: 65536 heads, 65536 channels of a head, and 1048576 channels of all query heads.
     pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Result<Self, AttentionError> {
         let shape =
             |dimension, expected, got| AttentionError::Shape { input: "shape", dimension, expected, got };
-        for (dimension, size) in [("heads", heads), ("kv_heads", kv_heads), ("head_dim", head_dim)] {
+        for (dimension, most, size) in [
+            ("heads", "heads (at most)", heads),
+            ("kv_heads", "kv_heads (at most)", kv_heads),
+            ("head_dim", "head_dim (at most)", head_dim),
+        ] {
             if size == 0 {
                 return Err(shape(dimension, 1, 0));
             }
+            if size > MOST {
+                return Err(shape(most, MOST, size));
+            }
+        }
+        let width = heads.saturating_mul(head_dim);
+        if width > LAYER_CHANNELS {
+            return Err(shape("heads * head_dim (at most)", LAYER_CHANNELS, width));
         }
         if !heads.is_multiple_of(kv_heads) {
             return Err(shape("heads (a multiple of kv_heads)", heads.next_multiple_of(kv_heads), heads));

@@ -4,7 +4,6 @@ use std::ops::Range;
 
 use deltallm_core::ElementType;
 use deltallm_simd::{Isa, dispatch};
-use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
 
 use crate::AttentionError;
 
@@ -36,6 +35,15 @@ impl Layout {
 
     fn check(&self, input: &'static str, len: usize) -> Result<(), AttentionError> {
         let expected = self.span();
+        // Else a short slice could stand for any number of tokens.
+        if self.token_stride == 0 && self.tokens > 1 && expected > 0 {
+            return Err(AttentionError::Shape {
+                input,
+                dimension: "token stride (at least)",
+                expected: 1,
+                got: 0,
+            });
+        }
         if len < expected {
             return Err(AttentionError::SliceTooShort { input, expected, got: len });
         }
@@ -44,6 +52,15 @@ impl Layout {
 
     fn start(&self, token: usize, head: usize) -> usize {
         token * self.token_stride + head * self.head_stride
+    }
+
+    /// The elements of one head of one token; none if there is no such token or head.
+    fn row(&self, token: usize, head: usize) -> Range<usize> {
+        if token >= self.tokens || head >= self.heads {
+            return 0..0;
+        }
+        let start = self.start(token, head);
+        start..start + self.head_dim
     }
 
     /// The layout of some of the tokens, and the elements of the slice that are theirs.
@@ -93,7 +110,7 @@ impl<'a> HeadsView<'a> {
     /// Data in which token `t`, head `h` starts at `t * token_stride + h * head_stride`, its channels adjacent.
     ///
     /// # Errors
-    /// [`AttentionError::SliceTooShort`].
+    /// [`AttentionError::SliceTooShort`]; [`AttentionError::Shape`] for several tokens at the same place.
     pub fn strided(
         data: &'a [f32],
         [tokens, heads, head_dim]: [usize; 3],
@@ -120,9 +137,9 @@ impl<'a> HeadsView<'a> {
         self.layout.head_dim
     }
 
-    /// The channels of one head of one token, `[head_dim]`.
+    /// The channels of one head of one token, `[head_dim]`; nothing if there is no such token or head.
     pub fn row(&self, token: usize, head: usize) -> &'a [f32] {
-        &self.data[self.layout.start(token, head)..][..self.layout.head_dim]
+        &self.data[self.layout.row(token, head)]
     }
 
     /// Some of the tokens.
@@ -206,7 +223,7 @@ impl<'a> HeadsViewMut<'a> {
     /// Data in which token `t`, head `h` starts at `t * token_stride + h * head_stride`, its channels adjacent.
     ///
     /// # Errors
-    /// [`AttentionError::SliceTooShort`].
+    /// [`AttentionError::SliceTooShort`]; [`AttentionError::Shape`] for several tokens at the same place.
     pub fn strided(
         data: &'a mut [f32],
         [tokens, heads, head_dim]: [usize; 3],
@@ -218,9 +235,9 @@ impl<'a> HeadsViewMut<'a> {
         Ok(Self { data, layout })
     }
 
-    /// The channels of one head of one token, `[head_dim]`.
+    /// The channels of one head of one token, `[head_dim]`; nothing if there is no such token or head.
     pub fn row_mut(&mut self, token: usize, head: usize) -> &mut [f32] {
-        &mut self.data[self.layout.start(token, head)..][..self.layout.head_dim]
+        &mut self.data[self.layout.row(token, head)]
     }
 
     /// Some of the tokens.
@@ -253,42 +270,5 @@ fn check_shape(
             return Err(AttentionError::Shape { input, dimension, expected, got });
         }
     }
-    Ok(())
-}
-
-/// Calls `f` with a [`HeadsView`] of an array of any strides; only arrays without adjacent channels are copied.
-pub(crate) fn with_view<T>(
-    array: ArrayView3<f32>,
-    f: impl FnOnce(HeadsView) -> Result<T, AttentionError>,
-) -> Result<T, AttentionError> {
-    let (tokens, heads, head_dim) = array.dim();
-    let adjacent = array.strides()[2] == 1 && array.strides().iter().all(|s| *s >= 0);
-    let array = if adjacent && array.as_slice_memory_order().is_some() {
-        CowArray::<f32, Ix3>::from(array)
-    } else {
-        CowArray::from(array.as_standard_layout().into_owned())
-    };
-    // A permuted array keeps its memory; its strides say how to walk it.
-    let stride = |axis: usize| array.strides()[axis].unsigned_abs();
-    let data = array.as_slice_memory_order().unwrap_or(&[]);
-    f(HeadsView::strided(data, [tokens, heads, head_dim], stride(0), stride(1))?)
-}
-
-/// Calls `f` with a [`HeadsViewMut`] of an array of any strides.
-pub(crate) fn with_view_mut(
-    mut array: ArrayViewMut3<f32>,
-    f: impl FnOnce(HeadsViewMut) -> Result<(), AttentionError>,
-) -> Result<(), AttentionError> {
-    let (tokens, heads, head_dim) = array.dim();
-    let strides = [array.strides()[0], array.strides()[1], array.strides()[2]];
-    let adjacent = strides[2] == 1 && strides.iter().all(|s| *s >= 0);
-    if adjacent && let Some(data) = array.as_slice_memory_order_mut() {
-        let [token, head, _] = strides.map(isize::unsigned_abs);
-        return f(HeadsViewMut::strided(data, [tokens, heads, head_dim], token, head)?);
-    }
-    let mut copy = array.to_owned().as_standard_layout().into_owned();
-    let data = copy.as_slice_mut().unwrap_or(&mut []);
-    f(HeadsViewMut::new(data, [tokens, heads, head_dim])?)?;
-    array.assign(&copy);
     Ok(())
 }

@@ -17,8 +17,8 @@ use common::{Inputs, isa, worst};
 
 const TOLERANCE: f64 = 2e-5;
 
-fn options(shape: AttentionShape, isa: Isa, store: KvStore) -> AttentionOptions {
-    AttentionOptions { isa, store, ..AttentionOptions::new(shape) }
+fn options(isa: Isa, store: KvStore) -> AttentionOptions {
+    AttentionOptions::default().isa(isa).store(store)
 }
 
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
@@ -72,8 +72,8 @@ proptest! {
         let method = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
         let (expected, _) = inputs.reference(&method);
         for isa in Isa::available() {
-            let options = AttentionOptions { softcap, ..options(shape, isa, store) };
-            let out = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+            let options = options(isa, store).softcap(softcap);
+            let out = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]);
             assert_close(&out, &expected, isa.name());
         }
     }
@@ -85,7 +85,7 @@ proptest! {
         let (expected, _) = inputs.reference(&method);
         for isa in Isa::available() {
             let mut kernel =
-                DeltaAttention::new(&options(shape, isa, store), ThresholdPolicy::Uniform(theta), 0).unwrap();
+                DeltaAttention::new(shape, ThresholdPolicy::Uniform(theta), 0, options(isa, store)).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, isa.name());
         }
     }
@@ -101,9 +101,9 @@ proptest! {
             ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
-        let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
         for isa in Isa::available() {
-            let mut kernel = HybridAttention::new(&options(shape, isa, store), &config).unwrap();
+            let mut kernel = HybridAttention::new(shape, config.clone().options(options(isa, store))).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, isa.name());
         }
     }
@@ -131,13 +131,10 @@ proptest! {
             inputs.reference(&moved).1
         };
         prop_assume!(near(1e-4) == skipped && near(-1e-4) == skipped);
-        let config = HybridConfig {
-            window: Window::Sliding(window), sinks: 2, skip_margin: Some(margin),
-            ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-        };
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window)).sinks(2).skip_margin(margin);
         let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
         for isa in Isa::available() {
-            let mut kernel = HybridAttention::new(&options(shape, isa, KvStore::F32), &config).unwrap();
+            let mut kernel = HybridAttention::new(shape, config.clone().options(options(isa, KvStore::F32))).unwrap();
             assert_close(&inputs.run(&mut kernel, &ends), &expected, isa.name());
             prop_assert_eq!(kernel.stats().total().skipped_values, skipped);
         }
@@ -148,17 +145,17 @@ proptest! {
         let ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).collect();
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, isa(), store);
-        let config = HybridConfig { window, sinks: 3, ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let options = options(isa(), store);
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(window).sinks(3);
+        let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
         kernel.begin_prompt(tokens);
         let chunked = inputs.run(&mut kernel, &ends);
-        let mut whole = HybridAttention::new(&options, &config).unwrap();
+        let mut whole = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
         same(&chunked, &inputs.run(&mut whole, &[tokens]), "hybrid");
         prop_assert_eq!(kernel.stats(), whole.stats());
         if DENSE.contains(&store) {
-            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &ends);
-            same(&dense, &inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]), "dense");
+            let dense = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &ends);
+            same(&dense, &inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]), "dense");
         }
     }
 
@@ -166,16 +163,16 @@ proptest! {
     fn the_stateless_calls_equal_the_kernels(shape in shapes(), cached in 1_usize..200, new in 1_usize..40, seed: u64) {
         let tokens = cached + new;
         let inputs = Inputs::new(shape, tokens, seed);
-        let options = options(shape, isa(), KvStore::F32);
-        let config = HybridConfig { skip_margin: None, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
+        let options = options(isa(), KvStore::F32);
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).skip_margin(None);
         let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
         let mut out = vec![0.0; new * inputs.q_row()];
         let dims = [new, shape.heads(), shape.head_dim()];
-        attend_dense(&options, q, k, v, HeadsViewMut::new(&mut out, dims).unwrap()).unwrap();
-        let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+        attend_dense(shape, &options, q, k, v, HeadsViewMut::new(&mut out, dims).unwrap()).unwrap();
+        let dense = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]);
         same(&out, &dense[cached * inputs.q_row()..], "dense");
-        attend_hybrid(&options, &config, q, k, v, HeadsViewMut::new(&mut out, dims).unwrap()).unwrap();
-        let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
+        attend_hybrid(shape, &config.clone().options(options.clone()), q, k, v, HeadsViewMut::new(&mut out, dims).unwrap()).unwrap();
+        let hybrid = inputs.run(&mut HybridAttention::new(shape, config.clone().options(options.clone())).unwrap(), &[tokens]);
         same(&out, &hybrid[cached * inputs.q_row()..], "hybrid");
     }
 }
@@ -192,13 +189,13 @@ fn theta_zero_equals_dense() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 1);
         for store in [KvStore::F32, KvStore::F16, KvStore::Bf16] {
-            let options = options(smollm(), isa(), store);
-            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+            let options = options(isa(), store);
+            let dense = inputs.run(&mut DenseAttention::new(smollm(), options.clone()).unwrap(), &[tokens]);
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
-            let mut delta = DeltaAttention::new(&options, policy.clone(), 0).unwrap();
-            let config = HybridConfig { window: Window::Sliding(8), ..HybridConfig::new(policy) };
-            let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+            let mut delta = DeltaAttention::new(smollm(), policy.clone(), 0, options.clone()).unwrap();
+            let config = HybridConfig::new(policy).window(Window::Sliding(8));
+            let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             for kernel in [&mut delta as &mut dyn AttentionKernel, &mut hybrid] {
                 for (x, y) in inputs.run(kernel, &[tokens]).iter().zip(&dense) {
                     assert!((x - y).abs() <= 1e-5 * largest, "{tokens} {store}: {x} {y}");
@@ -213,11 +210,10 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 2);
         for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
-            let options = options(smollm(), isa(), KvStore::F16);
-            let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
-            let config =
-                HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(9.0)) };
-            let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+            let options = options(isa(), KvStore::F16);
+            let dense = inputs.run(&mut DenseAttention::new(smollm(), options.clone()).unwrap(), &[tokens]);
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(9.0)).window(window).sinks(0);
+            let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             assert_eq!(inputs.run(&mut hybrid, &[tokens]), dense, "{tokens} {window:?}");
             assert_eq!(hybrid.stats().total().sparsity(), 0.0);
         }
@@ -228,13 +224,16 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
 fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
-    let options = options(smollm(), isa(), KvStore::F32);
-    let config =
-        HybridConfig { window: Window::Sliding(20), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+    let options = options(isa(), KvStore::F32);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(20));
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-        &|| Box::new(DenseAttention::new(&options).unwrap()),
-        &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.4), 0).unwrap()),
-        &|| Box::new(HybridAttention::new(&options, &config).unwrap()),
+        &|| Box::new(DenseAttention::new(smollm(), options.clone()).unwrap()),
+        &|| {
+            Box::new(
+                DeltaAttention::new(smollm(), ThresholdPolicy::Uniform(0.4), 0, options.clone()).unwrap(),
+            )
+        },
+        &|| Box::new(HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap()),
     ];
     for make in make {
         let (mut one_by_one, mut at_once) = (make(), make());
@@ -260,9 +259,9 @@ fn every_store_is_the_reference_around_every_edge() {
                         store,
                         ..Method::dense(&shape)
                     };
-                    let config =
-                        HybridConfig { window, sinks: 2, ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
-                    let mut kernel = HybridAttention::new(&options(shape, isa(), store), &config).unwrap();
+                    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(window).sinks(2);
+                    let mut kernel =
+                        HybridAttention::new(shape, config.clone().options(options(isa(), store))).unwrap();
                     let got = inputs.run(&mut kernel, &[tokens]);
                     let what = format!("{store}, {head_dim} channels, {tokens} tokens, {window}");
                     assert_close(&got, &inputs.reference(&method).0, &what);
@@ -279,13 +278,12 @@ fn token_by_token_equals_prefill_in_every_store() {
     let steps: Vec<usize> = (1..=tokens).collect();
     for store in KvStore::ALL {
         for window in [1, 20, 64] {
-            let options = options(smollm(), isa(), store);
-            let config = HybridConfig {
-                window: Window::Sliding(window),
-                ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-            };
-            let mut one_by_one = HybridAttention::new(&options, &config).unwrap();
-            let mut at_once = HybridAttention::new(&options, &config).unwrap();
+            let options = options(isa(), store);
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window));
+            let mut one_by_one =
+                HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
+            let mut at_once =
+                HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             let got = inputs.run(&mut one_by_one, &steps);
             same(&got, &inputs.run(&mut at_once, &[tokens]), &format!("{store}, window {window}"));
             assert_eq!(one_by_one.stats(), at_once.stats());
@@ -297,10 +295,13 @@ fn token_by_token_equals_prefill_in_every_store() {
 fn a_store_that_a_kernel_has_no_use_for_is_refused() {
     let policy = ThresholdPolicy::Uniform(0.4);
     for store in KvStore::ALL {
-        let options = options(smollm(), isa(), store);
-        let dense = DenseAttention::new(&options).map(drop);
-        let delta = DeltaAttention::new(&options, policy.clone(), 0).map(drop);
-        assert!(HybridAttention::new(&options, &HybridConfig::new(policy.clone())).is_ok());
+        let options = options(isa(), store);
+        let dense = DenseAttention::new(smollm(), options.clone()).map(drop);
+        let delta = DeltaAttention::new(smollm(), policy.clone(), 0, options.clone()).map(drop);
+        assert!(
+            HybridAttention::new(smollm(), HybridConfig::new(policy.clone()).options(options.clone()))
+                .is_ok()
+        );
         for (result, stores) in [(dense, DENSE), (delta, DELTA)] {
             match result {
                 Ok(()) => assert!(stores.contains(&store)),
@@ -322,9 +323,9 @@ fn after_the_prompt_a_block_window_slides() {
         prompt_end: prompt,
         ..Method::dense(&smollm())
     };
-    let config = HybridConfig { window, sinks: 0, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
-    let options = options(smollm(), isa(), KvStore::F32);
-    let mut kernel = HybridAttention::new(&options, &config).unwrap();
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(0);
+    let options = options(isa(), KvStore::F32);
+    let mut kernel = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
     assert_close(&inputs.run(&mut kernel, &ends), &inputs.reference(&method).0, "prompt, then decode");
 }
@@ -333,14 +334,11 @@ fn after_the_prompt_a_block_window_slides() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let tokens = 300;
     let inputs = Inputs::new(smollm(), tokens, 5);
-    let config = HybridConfig {
-        skip_margin: Some(SkipMargin::Fixed(2.0)),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-    };
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).skip_margin(SkipMargin::Fixed(2.0));
     let run = |parallel| {
-        let options = AttentionOptions { parallel, ..options(smollm(), isa(), KvStore::F32) };
-        let mut dense = DenseAttention::new(&options).unwrap();
-        let mut hybrid = HybridAttention::new(&options, &config).unwrap();
+        let options = options(isa(), KvStore::F32).parallel(parallel);
+        let mut dense = DenseAttention::new(smollm(), options.clone()).unwrap();
+        let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
         let ends = [200, 201, 202, tokens];
         (inputs.run(&mut dense, &ends), inputs.run(&mut hybrid, &ends), hybrid.stats())
     };
@@ -363,21 +361,20 @@ fn a_cut_within_the_window_leaves_no_trace() {
 fn cut_within_the_window(store: KvStore) {
     let inputs = Inputs::new(smollm(), 220, 6);
     let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
-    let dense_options = options(smollm(), isa(), dense_store);
-    let options = options(smollm(), isa(), store);
-    let config =
-        HybridConfig { window: Window::Sliding(64), ..HybridConfig::new(ThresholdPolicy::Uniform(0.4)) };
+    let dense_options = options(isa(), dense_store);
+    let options = options(isa(), store);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(64));
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
         // A window of 64 keeps 63 keys, so a cut of 0 to 48 keys leaves the window of the next query incomplete
         // unless all keys are still there; the expected result knows which exact keys are left.
-        let mut cut_back = HybridAttention::new(&options, &config).unwrap();
+        let mut cut_back = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
         inputs.run(&mut cut_back, &[reached]);
         cut_back.truncate(cut).unwrap();
         assert_eq!(cut_back.len(), cut);
-        let mut dense = DenseAttention::new(&dense_options).unwrap();
+        let mut dense = DenseAttention::new(smollm(), dense_options.clone()).unwrap();
         inputs.run(&mut dense, &[reached]);
         dense.truncate(cut).unwrap();
-        let mut fresh = DenseAttention::new(&dense_options).unwrap();
+        let mut fresh = DenseAttention::new(smollm(), dense_options.clone()).unwrap();
         if cut > 0 {
             inputs.run(&mut fresh, &[cut]);
         }
@@ -385,7 +382,7 @@ fn cut_within_the_window(store: KvStore) {
         assert_eq!(dense.footprint(), fresh.footprint());
 
         let after = inputs.run(&mut cut_back, &[220]);
-        let mut straight = HybridAttention::new(&options, &config).unwrap();
+        let mut straight = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
         let expected = inputs.run(&mut straight, &[220]);
         // From 63 tokens after the cut on, every window is full again.
         let full = (63 * inputs.q_row()).min(after.len());
@@ -399,8 +396,8 @@ fn strides_do_not_matter() {
     use ndarray::{Array3, s};
     let (tokens, shape) = (20, smollm());
     let inputs = Inputs::new(shape, tokens, 7);
-    let options = options(shape, isa(), KvStore::F32);
-    let expected = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
+    let options = options(isa(), KvStore::F32);
+    let expected = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]);
     let array = |data: &[f32], heads| Array3::from_shape_vec((tokens, heads, 64), data.to_vec()).unwrap();
     let (q, k, v) = (array(&inputs.q, 9), array(&inputs.k, 3), array(&inputs.v, 3));
 
@@ -408,7 +405,7 @@ fn strides_do_not_matter() {
     let head_major = |a: &Array3<f32>| a.view().permuted_axes([1, 0, 2]).as_standard_layout().into_owned();
     let (q1, k1, v1) = (head_major(&q), head_major(&k), head_major(&v));
     let mut out1 = Array3::zeros((9, tokens, 64));
-    DenseAttention::new(&options)
+    DenseAttention::new(shape, options.clone())
         .unwrap()
         .forward(
             q1.view().permuted_axes([1, 0, 2]),
@@ -427,7 +424,7 @@ fn strides_do_not_matter() {
     };
     let (q2, k2, v2) = (spread(&q), spread(&k), spread(&v));
     let mut out2 = Array3::zeros((tokens, 9, 128));
-    DenseAttention::new(&options)
+    DenseAttention::new(shape, options.clone())
         .unwrap()
         .forward(
             q2.slice(s![..;-1, .., ..;2]),
@@ -449,14 +446,12 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     k[(tokens - 1) * 4..].fill(2.5);
     let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
     let inputs = Inputs { shape, tokens, q, k, v };
-    let options = options(shape, isa(), KvStore::F32);
-    let config = HybridConfig {
-        window: Window::Sliding(1),
-        sinks: 0,
-        skip_margin: Some(SkipMargin::length(1.0)),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
-    };
-    let mut kernel = HybridAttention::new(&options, &config).unwrap();
+    let options = options(isa(), KvStore::F32);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1))
+        .window(Window::Sliding(1))
+        .sinks(0)
+        .skip_margin(SkipMargin::length(1.0));
+    let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
     inputs.run(&mut kernel, &[tokens - 1]);
     let before = kernel.stats().total().skipped_values;
     let out = inputs.run(&mut kernel, &[tokens]);
@@ -477,11 +472,11 @@ fn equal_scores_and_denormals_are_ordinary() {
             v: vec![1.5; tokens * 8],
         };
         for isa in Isa::available() {
-            let options = options(shape, isa, KvStore::F32);
+            let options = options(isa, KvStore::F32);
             let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
             for kernel in [
-                &mut DenseAttention::new(&options).unwrap() as &mut dyn AttentionKernel,
-                &mut HybridAttention::new(&options, &config).unwrap(),
+                &mut DenseAttention::new(shape, options.clone()).unwrap() as &mut dyn AttentionKernel,
+                &mut HybridAttention::new(shape, config.clone().options(options.clone())).unwrap(),
             ] {
                 for y in inputs.run(kernel, &[tokens]) {
                     assert!((y - 1.5).abs() < 1e-5, "{isa} {x}: {y}");
@@ -497,7 +492,7 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
     let mut kernel =
-        HybridAttention::new(&options(shape, isa(), KvStore::F32), &HybridConfig::new(policy)).unwrap();
+        HybridAttention::new(shape, HybridConfig::new(policy).options(options(isa(), KvStore::F32))).unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
@@ -527,15 +522,15 @@ proptest! {
             softcap: softcap.map(f64::from), ..Method::dense(&shape)
         };
         let dense = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
-        let config = HybridConfig { window, sinks, ..HybridConfig::new(ThresholdPolicy::Uniform(theta)) };
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
         let expected = inputs.reference(&hybrid).0;
         let expected_dense = DENSE.contains(&store).then(|| inputs.reference(&dense).0);
         for isa in Isa::available() {
-            let options = AttentionOptions { softcap, ..options(shape, isa, store) };
-            let mut kernel = HybridAttention::new(&options, &config).unwrap();
+            let options = options(isa, store).softcap(softcap);
+            let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
             assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("{isa}, {store}"));
             if let Some(expected) = &expected_dense {
-                let mut kernel = DenseAttention::new(&options).unwrap();
+                let mut kernel = DenseAttention::new(shape, options.clone()).unwrap();
                 assert_close(&decoded(&inputs, &mut kernel), &expected[last..], &format!("dense, {isa}, {store}"));
             }
         }
@@ -551,14 +546,16 @@ fn decoding_equals_prefill_around_the_edges_of_chunks() {
         let inputs = Inputs::new(shape, tokens, 13);
         for store in KvStore::ALL {
             for isa in Isa::available() {
-                let options = options(shape, isa, store);
+                let options = options(isa, store);
                 let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
-                let mut kernel = HybridAttention::new(&options, &config).unwrap();
+                let mut kernel =
+                    HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
                 let expected = inputs.run(&mut kernel, &[tokens]);
                 // A margin that keeps all changes nothing.
                 for skip_margin in [None, Some(SkipMargin::Fixed(1e4))] {
-                    let config = HybridConfig { skip_margin, ..config.clone() };
-                    let mut kernel = HybridAttention::new(&options, &config).unwrap();
+                    let config = config.clone().skip_margin(skip_margin);
+                    let mut kernel =
+                        HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
                     let got = decoded(&inputs, &mut kernel);
                     let what = format!("{store}, {isa}, {tokens} tokens, margin {skip_margin:?}");
                     same(&got, &expected[expected.len() - inputs.q_row()..], &what);
@@ -584,13 +581,11 @@ fn every_group_and_head_is_decoded_at_every_isa() {
                     ..Method::dense(&shape)
                 };
                 let (expected, _) = inputs.reference(&method);
-                let config = HybridConfig {
-                    window: Window::Sliding(20),
-                    sinks: 3,
-                    ..HybridConfig::new(ThresholdPolicy::Uniform(0.3))
-                };
+                let config =
+                    HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(20)).sinks(3);
                 for isa in Isa::available() {
-                    let mut kernel = HybridAttention::new(&options(shape, isa, store), &config).unwrap();
+                    let mut kernel =
+                        HybridAttention::new(shape, config.clone().options(options(isa, store))).unwrap();
                     let what = format!("{store}, {isa}, {group} heads of {head_dim}");
                     let got = decoded(&inputs, &mut kernel);
                     assert_close(&got, &expected[expected.len() - inputs.q_row()..], &what);
@@ -605,16 +600,14 @@ fn decoding_a_long_cache_does_not_depend_on_the_number_of_threads() {
     let tokens = 2100;
     let shape = AttentionShape::new(6, 2, 64).unwrap();
     let inputs = Inputs::new(shape, tokens, 15);
-    let config = HybridConfig {
-        skip_margin: Some(SkipMargin::Fixed(2.0)),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-    };
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).skip_margin(SkipMargin::Fixed(2.0));
     for store in KvStore::ALL {
-        let options = |parallel| AttentionOptions { parallel, ..options(shape, isa(), store) };
-        let hybrid = |parallel| HybridAttention::new(&options(parallel), &config).unwrap();
+        let options = |parallel| options(isa(), store).parallel(parallel);
+        let hybrid =
+            |parallel| HybridAttention::new(shape, config.clone().options(options(parallel))).unwrap();
         equal_on_any_number_of_threads(&inputs, &mut hybrid(false), &mut hybrid(true));
         if DENSE.contains(&store) {
-            let dense = |parallel| DenseAttention::new(&options(parallel)).unwrap();
+            let dense = |parallel| DenseAttention::new(shape, options(parallel)).unwrap();
             equal_on_any_number_of_threads(&inputs, &mut dense(false), &mut dense(true));
         }
     }
@@ -647,9 +640,9 @@ fn a_token_whose_scores_leave_f32_is_refused_and_others_are_not() {
                 // The exact window of the compact store is f16.
                 let mut kernel = match store {
                     KvStore::Compact => {
-                        DeltaAttention::new(&options(shape, isa, store), policy, 0).map(|k| Box::new(k) as _)
+                        DeltaAttention::new(shape, policy, 0, options(isa, store)).map(|k| Box::new(k) as _)
                     }
-                    _ => DenseAttention::new(&options(shape, isa, store)).map(|k| Box::new(k) as _),
+                    _ => DenseAttention::new(shape, options(isa, store)).map(|k| Box::new(k) as _),
                 }
                 .unwrap();
                 let kernel: &mut Box<dyn AttentionKernel> = &mut kernel;
@@ -688,18 +681,15 @@ proptest! {
             thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3, skip_margin: margin,
             tile: query_tile(shape.group()), ..dense.clone()
         };
-        let config = HybridConfig {
-            window: Window::Sliding(window), sinks: 3, skip_margin: margin,
-            ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
-        };
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window)).sinks(3).skip_margin(margin);
         let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
         for isa in Isa::available() {
             // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
             let slack = if margin.is_some() { 0.1 } else { 0.0 };
             for (precision, tolerance) in [(Precision::Int16, 4e-3 + slack), (Precision::Bf16, 6e-2 + slack)] {
-                let options = AttentionOptions { softcap, precision, ..options(shape, isa, KvStore::F32) };
-                let dense = inputs.run(&mut DenseAttention::new(&options).unwrap(), &[tokens]);
-                let hybrid = inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[tokens]);
+                let options = options(isa, KvStore::F32).softcap(softcap).precision(precision);
+                let dense = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]);
+                let hybrid = inputs.run(&mut HybridAttention::new(shape, config.clone().options(options.clone())).unwrap(), &[tokens]);
                 for (got, expected) in [dense, hybrid].iter().zip(&expected) {
                     let worst = worst(got, expected);
                     prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", isa, precision, worst);
@@ -712,15 +702,16 @@ proptest! {
 #[test]
 fn f32_takes_the_place_of_a_precision_that_a_level_lacks() {
     let inputs = Inputs::new(smollm(), 150, 4);
-    let config = HybridConfig {
-        window: Window::Sliding(9),
-        skip_margin: Some(SkipMargin::Fixed(3.0)),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-    };
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+        .window(Window::Sliding(9))
+        .skip_margin(SkipMargin::Fixed(3.0));
     for simd in Isa::available() {
         let run = |precision| {
-            let options = AttentionOptions { precision, ..options(smollm(), simd, KvStore::F32) };
-            inputs.run(&mut HybridAttention::new(&options, &config).unwrap(), &[150])
+            let options = options(simd, KvStore::F32).precision(precision);
+            inputs.run(
+                &mut HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap(),
+                &[150],
+            )
         };
         let f32s = run(Precision::F32);
         for precision in [Precision::Bf16, Precision::Int16] {
@@ -746,20 +737,19 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
                 ..Method::dense(&shape)
             };
             let (expected, _) = inputs.reference(&method);
-            let config = HybridConfig {
-                window,
-                sinks: 2,
-                skip_margin,
-                ..HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-            };
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+                .window(window)
+                .sinks(2)
+                .skip_margin(skip_margin);
             for isa in Isa::available() {
                 for (precision, tolerance) in
                     [(Precision::F32, 1e-4), (Precision::Int16, 0.02), (Precision::Bf16, 0.2)]
                 {
-                    let options = AttentionOptions { precision, ..options(shape, isa, KvStore::F32) };
+                    let options = options(isa, KvStore::F32).precision(precision);
                     // In one call, and in calls of one tile.
                     for ends in [vec![150], (1..=15).map(|i| i * 10).collect()] {
-                        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+                        let mut kernel =
+                            HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
                         let calls = ends.len();
                         if calls > 1 && skip_margin.is_some() {
                             continue;
@@ -786,18 +776,14 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
         ..Method::dense(&smollm())
     };
     let (expected, _) = inputs.reference(&method);
-    let options = options(smollm(), isa(), KvStore::F32);
-    let config = HybridConfig {
-        window,
-        sinks: 2,
-        exact_prompt: prompt,
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.6))
-    };
+    let options = options(isa(), KvStore::F32);
+    let config =
+        HybridConfig::new(ThresholdPolicy::Uniform(0.6)).window(window).sinks(2).exact_prompt(prompt);
     let one_by_one: Vec<usize> = (prompt..=tokens).collect();
     let in_chunks: Vec<usize> = [31, 32, 64].into_iter().chain(prompt..=tokens).collect();
     let mut bytes = Vec::new();
     for ends in [one_by_one, in_chunks] {
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let mut kernel = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
         kernel.begin_prompt(prompt);
         assert_close(&inputs.run(&mut kernel, &ends), &expected, "short prompt");
         let counts = kernel.stats().total();
@@ -808,8 +794,8 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
     assert_eq!(bytes[0], bytes[1]);
 
     // A longer prompt is not exact, and neither does a short one cost memory once it is over.
-    let plain = HybridConfig { exact_prompt: prompt - 1, ..config };
-    let mut kernel = HybridAttention::new(&options, &plain).unwrap();
+    let plain = config.exact_prompt(prompt - 1);
+    let mut kernel = HybridAttention::new(smollm(), plain.clone().options(options.clone())).unwrap();
     kernel.begin_prompt(prompt);
     let out = inputs.run(&mut kernel, &(prompt..=tokens).collect::<Vec<_>>());
     let method = Method { whole_until: 0, ..method };

@@ -47,12 +47,14 @@ const STEPS: [Step; 15] = [
     Step::Append { each: 1, len: 70 },
 ];
 
-fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
+fn kernels(shape: AttentionShape, options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
     let policy = ThresholdPolicy::Uniform(0.3);
-    let config = HybridConfig { sinks: 20, ..HybridConfig::new(policy.clone()) };
-    let dense = DenseAttention::new(options).map(|kernel| Box::new(kernel) as Box<dyn AttentionKernel>);
-    let delta = DeltaAttention::new(options, policy, 0).map(|kernel| Box::new(kernel) as _);
-    let hybrid = HybridAttention::new(options, &config).map(|kernel| Box::new(kernel) as _);
+    let config = HybridConfig::new(policy.clone()).sinks(20);
+    let dense = DenseAttention::new(shape, options.clone())
+        .map(|kernel| Box::new(kernel) as Box<dyn AttentionKernel>);
+    let delta = DeltaAttention::new(shape, policy, 0, options.clone()).map(|kernel| Box::new(kernel) as _);
+    let hybrid =
+        HybridAttention::new(shape, config.options(options.clone())).map(|kernel| Box::new(kernel) as _);
     // Not every kernel takes every store.
     [dense, delta, hybrid].into_iter().filter_map(Result::ok).collect()
 }
@@ -94,14 +96,12 @@ fn what_a_kernel_accounts_for_is_what_it_has_allocated() {
     let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
     for (again, store) in twice_every_store() {
         let budget = MemoryBudget::unlimited();
-        let options = AttentionOptions {
-            store,
-            budget: budget.clone(),
-            isa: Isa::from_env().unwrap(),
-            parallel: false,
-            ..AttentionOptions::new(shape)
-        };
-        for (index, mut kernel) in kernels(&options).into_iter().enumerate() {
+        let options = AttentionOptions::default()
+            .store(store)
+            .budget(budget.clone())
+            .isa(Isa::from_env().unwrap())
+            .parallel(false);
+        for (index, mut kernel) in kernels(shape, &options).into_iter().enumerate() {
             let mut empty = allocated();
             let mut narrowed = 0;
             let becomes_compact = if store == KvStore::F32 { 2 } else { 1 };
@@ -148,13 +148,8 @@ fn steps_of_decoding_allocate_nothing_but_their_cache() {
     let shape = AttentionShape::new(HEADS, KV_HEADS, HEAD_DIM).unwrap();
     let (mut quiet, mut steps) = (0, 0);
     for (again, store) in twice_every_store() {
-        let options = AttentionOptions {
-            store,
-            isa: Isa::from_env().unwrap(),
-            parallel: false,
-            ..AttentionOptions::new(shape)
-        };
-        for (index, mut kernel) in kernels(&options).into_iter().enumerate() {
+        let options = AttentionOptions::default().store(store).isa(Isa::from_env().unwrap()).parallel(false);
+        for (index, mut kernel) in kernels(shape, &options).into_iter().enumerate() {
             append(&mut *kernel, 200, HEAD_DIM, [&queries, &keys], &mut out);
             while kernel.len() < MOST_TOKENS {
                 let (growth, before) = (kernel.growth(1).unwrap(), dhat::HeapStats::get().total_blocks);

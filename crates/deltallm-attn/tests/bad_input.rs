@@ -10,15 +10,17 @@ use ndarray::{Array3, s};
 
 mod common;
 
+use common::options;
+
 const SHAPE: [usize; 3] = [4, 2, 8];
 
-fn options() -> AttentionOptions {
+fn shape() -> AttentionShape {
     let [heads, kv_heads, head_dim] = SHAPE;
-    common::options(AttentionShape::new(heads, kv_heads, head_dim).unwrap())
+    AttentionShape::new(heads, kv_heads, head_dim).unwrap()
 }
 
 fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
-    common::kernels(options, 0.1)
+    common::kernels(shape(), options, 0.1)
 }
 
 type Dims = (usize, usize, usize);
@@ -100,7 +102,7 @@ fn nan_and_infinity_are_refused_and_the_cache_stays() {
 
 #[test]
 fn numbers_too_large_for_the_cache_are_refused() {
-    let options = AttentionOptions { store: KvStore::F16, ..options() };
+    let options = options().store(KvStore::F16);
     for mut kernel in kernels(&options) {
         let (q, mut k) = (Array3::ones((1, 4, 8)), Array3::ones((1, 2, 8)));
         k[[0, 1, 3]] = 70_000.0;
@@ -116,10 +118,11 @@ fn numbers_too_large_for_the_cache_are_refused() {
 /// Exact copies are f16 in the compact store, but coded keys take what f32 does.
 #[test]
 fn what_a_store_takes_is_checked_before_anything_is_held() {
-    let options = AttentionOptions { store: KvStore::Compact, ..options() };
+    let options = options().store(KvStore::Compact);
     let policy = || ThresholdPolicy::Uniform(0.1);
-    let mut delta = DeltaAttention::new(&options, policy(), 0).unwrap();
-    let mut hybrid = HybridAttention::new(&options, &HybridConfig::new(policy())).unwrap();
+    let mut delta = DeltaAttention::new(shape(), policy(), 0, options.clone()).unwrap();
+    let mut hybrid =
+        HybridAttention::new(shape(), HybridConfig::new(policy()).options(options.clone())).unwrap();
     let (small, mut large) = (Array3::ones((2, 2, 8)), Array3::ones((2, 2, 8)));
     large[[1, 1, 3]] = 70_000.0;
     let forward = |kernel: &mut dyn AttentionKernel, k: &Array3<f32>, v: &Array3<f32>| {
@@ -140,16 +143,14 @@ fn what_a_store_takes_is_checked_before_anything_is_held() {
 /// A far key whose score is no number must not be taken for one that may be skipped.
 #[test]
 fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
-    let config = HybridConfig {
-        window: Window::Sliding(8),
-        sinks: 2,
-        skip_margin: Some(SkipMargin::Fixed(4.0)),
-        ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
-    };
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.0))
+        .window(Window::Sliding(8))
+        .sinks(2)
+        .skip_margin(SkipMargin::Fixed(4.0));
     for isa in Isa::available() {
         // Sums of integers stay finite here.
         for precision in [Precision::F32, Precision::Bf16] {
-            let options = AttentionOptions { isa, precision, ..options() };
+            let options = options().isa(isa).precision(precision);
             // The key is beyond all bounds for queries that see it from afar, and nothing to those that have it in the window.
             let q = Array3::from_shape_fn((300, 4, 8), |(t, ..)| if t < 64 { 0.0 } else { 1e9 });
             let mut k = Array3::from_elem((300, 2, 8), 1e-9);
@@ -157,7 +158,7 @@ fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
                 // Infinity less infinity; with fused products it stays at infinity.
                 *x = if j < 4 { 1e38 } else { -1e38 };
             }
-            let mut kernel = HybridAttention::new(&options, &config).unwrap();
+            let mut kernel = HybridAttention::new(shape(), config.clone().options(options.clone())).unwrap();
             let (v, mut out) = (Array3::ones((300, 2, 8)), Array3::zeros((300, 4, 8)));
             let result = kernel.forward(q.view(), k.view(), v.view(), out.view_mut());
             assert_eq!(result, Err(AttentionError::Overflow), "{isa} {precision}");
@@ -170,7 +171,7 @@ fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
 #[test]
 fn scores_beyond_f32_are_an_error_at_every_level() {
     for isa in Isa::available() {
-        for mut kernel in kernels(&AttentionOptions { isa, ..options() }) {
+        for mut kernel in kernels(&options().isa(isa)) {
             forward(&mut *kernel, (3, 4, 8), (3, 2, 8), (3, 2, 8), (3, 4, 8)).unwrap();
             let (q, k) = (Array3::from_elem((2, 4, 8), 1e30), Array3::from_elem((2, 2, 8), 1e30));
             let error = kernel
@@ -204,7 +205,7 @@ fn truncate_beyond_the_length_is_refused() {
 #[test]
 fn a_budget_smaller_than_one_token_is_refused_and_gives_everything_back() {
     let budget = MemoryBudget::new(100);
-    for mut kernel in kernels(&AttentionOptions { budget: budget.clone(), ..options() }) {
+    for mut kernel in kernels(&options().budget(budget.clone())) {
         let error = forward(&mut *kernel, (1, 4, 8), (1, 2, 8), (1, 2, 8), (1, 4, 8)).unwrap_err();
         assert!(
             matches!(error, AttentionError::Core(CoreError::BudgetExhausted { limit: 100, .. })),
@@ -225,8 +226,7 @@ fn an_exhausted_budget_loses_nothing_that_is_cached() {
             kernel.footprint().total()
         };
         let budget = MemoryBudget::new(full + 1000);
-        let mut kernel =
-            kernels(&AttentionOptions { budget: budget.clone(), ..options() }).swap_remove(index);
+        let mut kernel = kernels(&options().budget(budget.clone())).swap_remove(index);
         let mut free = kernels(&options()).swap_remove(index);
         for kernel in [&mut kernel, &mut free] {
             forward(&mut **kernel, (64, 4, 8), (64, 2, 8), (64, 2, 8), (64, 4, 8)).unwrap();
@@ -249,7 +249,7 @@ fn an_exhausted_budget_loses_nothing_that_is_cached() {
 fn the_footprint_is_what_the_budget_was_charged() {
     for tokens in [1, 63, 64, 65, 300] {
         let budget = MemoryBudget::unlimited();
-        for mut kernel in kernels(&AttentionOptions { budget: budget.clone(), ..options() }) {
+        for mut kernel in kernels(&options().budget(budget.clone())) {
             forward(&mut *kernel, (tokens, 4, 8), (tokens, 2, 8), (tokens, 2, 8), (tokens, 4, 8)).unwrap();
             assert_eq!(kernel.footprint().total(), budget.used());
             kernel.truncate(tokens / 2).unwrap();
@@ -263,14 +263,11 @@ fn the_footprint_is_what_the_budget_was_charged() {
 fn a_plan_is_the_footprint_token_by_token() {
     for (window, sinks) in [(1, 0), (16, 4), (17, 40), (64, 4)] {
         let options = options();
-        let config = HybridConfig {
-            window: Window::Sliding(window),
-            sinks,
-            ..HybridConfig::new(ThresholdPolicy::Uniform(0.0))
-        };
-        let mut kernel = HybridAttention::new(&options, &config).unwrap();
+        let config =
+            HybridConfig::new(ThresholdPolicy::Uniform(0.0)).window(Window::Sliding(window)).sinks(sinks);
+        let mut kernel = HybridAttention::new(shape(), config.clone().options(options.clone())).unwrap();
         let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window, sinks };
-        let plan = CachePlan { kv_heads: 2, head_dim: 8, store: KvStore::F32, keys };
+        let plan = CachePlan::new(2, 8, KvStore::F32, keys);
         for t in 0..300 {
             // Half of the channels change at every step.
             let k = Array3::from_shape_fn(
@@ -291,8 +288,8 @@ fn a_plan_is_the_footprint_token_by_token() {
 
 #[test]
 fn a_huge_number_of_sinks_reserves_nothing() {
-    let config = HybridConfig { sinks: usize::MAX, ..HybridConfig::new(ThresholdPolicy::Uniform(0.1)) };
-    let mut kernel = HybridAttention::new(&options(), &config).unwrap();
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).sinks(usize::MAX);
+    let mut kernel = HybridAttention::new(shape(), config.clone().options(options())).unwrap();
     forward(&mut kernel, (100, 4, 8), (100, 2, 8), (100, 2, 8), (100, 4, 8)).unwrap();
     assert_eq!(kernel.stats().total().exact_share(), 1.0);
     assert!(kernel.footprint().window < 100 * 2 * 2 * 8 * 4 * 2);
@@ -309,24 +306,26 @@ fn impossible_shapes_are_refused() {
 fn settings_out_of_range_are_refused() {
     let options = options();
     for bad in [0.0, -1.0, f32::NAN, f32::INFINITY] {
-        for options in [
-            AttentionOptions { scale: bad, ..options.clone() },
-            AttentionOptions { softcap: Some(bad), ..options.clone() },
-        ] {
-            assert!(matches!(DenseAttention::new(&options), Err(AttentionError::Setting { .. })));
+        for options in [options.clone().scale(bad), options.clone().softcap(bad)] {
+            assert!(matches!(
+                DenseAttention::new(shape(), options.clone()),
+                Err(AttentionError::Setting { .. })
+            ));
         }
-        let config = HybridConfig {
-            skip_margin: Some(SkipMargin::Fixed(bad)),
-            ..HybridConfig::new(ThresholdPolicy::Uniform(0.1))
-        };
-        assert!(matches!(HybridAttention::new(&options, &config), Err(AttentionError::Setting { .. })));
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).skip_margin(SkipMargin::Fixed(bad));
+        assert!(matches!(
+            HybridAttention::new(shape(), config.clone().options(options.clone())),
+            Err(AttentionError::Setting { .. })
+        ));
     }
-    let no_window =
-        HybridConfig { window: Window::Sliding(0), ..HybridConfig::new(ThresholdPolicy::Uniform(0.1)) };
-    assert!(matches!(HybridAttention::new(&options, &no_window), Err(AttentionError::Setting { .. })));
+    let no_window = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).window(Window::Sliding(0));
+    assert!(matches!(
+        HybridAttention::new(shape(), no_window.clone().options(options.clone())),
+        Err(AttentionError::Setting { .. })
+    ));
     let negative = HybridConfig::new(ThresholdPolicy::Uniform(-0.1));
     assert!(matches!(
-        HybridAttention::new(&options, &negative),
+        HybridAttention::new(shape(), negative.clone().options(options.clone())),
         Err(AttentionError::Core(CoreError::Threshold { .. }))
     ));
 }
@@ -334,7 +333,8 @@ fn settings_out_of_range_are_refused() {
 #[test]
 fn a_profile_for_another_model_is_refused() {
     let profile = ThresholdProfile::new(ModelFingerprint(1), [1, 3, 8], vec![0.1; 24]).unwrap();
-    let error = DeltaAttention::new(&options(), ThresholdPolicy::Profile(profile.into()), 0).unwrap_err();
+    let error =
+        DeltaAttention::new(shape(), ThresholdPolicy::Profile(profile.into()), 0, options()).unwrap_err();
     assert_eq!(error.to_string(), "threshold profile: expected kv_heads = 2, got 3");
 }
 
@@ -354,6 +354,6 @@ fn more_queries_than_keys_are_refused() {
     let (q, k) = (HeadsView::new(&data, [3, 4, 8]).unwrap(), HeadsView::new(&data, [2, 2, 8]).unwrap());
     let mut out = [0.0; 96];
     let out = deltallm_attn::HeadsViewMut::new(&mut out, [3, 4, 8]).unwrap();
-    let error = attend_dense(&options(), q, k, k, out).unwrap_err();
+    let error = attend_dense(shape(), &options(), q, k, k, out).unwrap_err();
     assert_eq!(error.to_string(), "k: expected tokens (at least those of q) = 3, got 2");
 }

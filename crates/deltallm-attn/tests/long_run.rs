@@ -64,23 +64,19 @@ fn kernels() -> Vec<(String, MakeKernel)> {
     let [heads, kv_heads, head_dim] = SHAPE;
     let shape = AttentionShape::new(heads, kv_heads, head_dim).unwrap();
     for store in KvStore::ALL {
-        let options = AttentionOptions {
-            store,
-            isa: Isa::from_env().unwrap(),
-            parallel: false,
-            ..AttentionOptions::new(shape)
-        };
+        let options = AttentionOptions::default().store(store).isa(Isa::from_env().unwrap()).parallel(false);
         let target = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.6));
         for policy in [ThresholdPolicy::Uniform(0.3), target] {
-            let config =
-                HybridConfig { window: Window::Sliding(WINDOW), ..HybridConfig::new(policy.clone()) };
+            let config = HybridConfig::new(policy.clone()).window(Window::Sliding(WINDOW));
             let options = options.clone();
-            let make = move || Box::new(HybridAttention::new(&options, &config).unwrap()) as _;
+            let make = move || {
+                Box::new(HybridAttention::new(shape, config.clone().options(options.clone())).unwrap()) as _
+            };
             kernels.push((format!("hybrid {store}, {policy:?}"), Box::new(make)));
         }
         if let KvStore::F16 | KvStore::Int8 = store {
             let options = options.clone();
-            let make = move || Box::new(DenseAttention::new(&options).unwrap()) as _;
+            let make = move || Box::new(DenseAttention::new(shape, options.clone()).unwrap()) as _;
             kernels.push((format!("dense {store}"), Box::new(make)));
         }
     }

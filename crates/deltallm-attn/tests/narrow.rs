@@ -1,9 +1,8 @@
 //! What kernels answer after they have gone to a narrower store: within the bounds of `docs/method.md`, and nothing is lost.
 
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HybridAttention, HybridConfig, KernelWrapper, MemoryBudget, PaperRule, ThresholdPolicy, Window,
-    reference::Method,
+    AttentionError, AttentionKernel, AttentionShape, DeltaAttention, DenseAttention, HybridAttention,
+    HybridConfig, KernelWrapper, MemoryBudget, PaperRule, ThresholdPolicy, Window, reference::Method,
 };
 use deltallm_core::{
     CoreError, DeltaMatrix, ElementType, KvStore,
@@ -43,7 +42,7 @@ fn assert_delta_attends_the_keys_it_holds(
 ) {
     let inputs = Inputs::new(shape, before + after, seed);
     let (d, row) = (shape.head_dim(), shape.kv_heads() * shape.head_dim());
-    let mut kernel = DeltaAttention::new(&options(shape), ThresholdPolicy::Uniform(theta), 0).unwrap();
+    let mut kernel = DeltaAttention::new(shape, ThresholdPolicy::Uniform(theta), 0, options()).unwrap();
     inputs.call(&mut kernel, before).unwrap();
     let freed: Vec<usize> = (0..times).map(|_| kernel.narrow().unwrap()).collect();
     let got = inputs.call(&mut kernel, before + after).unwrap();
@@ -110,12 +109,12 @@ proptest! {
     ) {
         let inputs = Inputs::new(shape, before + after, seed);
         let policy = ThresholdPolicy::Uniform(theta);
-        let config = HybridConfig { window: Window::Sliding(window), sinks, ..HybridConfig::new(policy.clone()) };
-        let options = options(shape);
+        let config = HybridConfig::new(policy.clone()).window(Window::Sliding(window)).sinks(sinks);
+        let options = options();
         let mut kernel: Box<dyn AttentionKernel> = match kind {
-            0 => Box::new(DenseAttention::new(&options).unwrap()),
-            1 => Box::new(DeltaAttention::new(&options, policy, 0).unwrap()),
-            _ => Box::new(HybridAttention::new(&options, &config).unwrap()),
+            0 => Box::new(DenseAttention::new(shape, options.clone()).unwrap()),
+            1 => Box::new(DeltaAttention::new(shape, policy, 0, options.clone()).unwrap()),
+            _ => Box::new(HybridAttention::new(shape, config.clone().options(options.clone())).unwrap()),
         };
         inputs.call(&mut *kernel, before).unwrap();
         let held = kernel.footprint().total();
@@ -127,7 +126,7 @@ proptest! {
         let theta = if kind == 0 { 0.0 } else { f64::from(theta) };
         let largest_key = inputs.k.iter().fold(0.0, |m: f64, x| m.max(f64::from(x.abs())));
         let (key_error, value_error) = (theta + (largest_key + theta) / 2048.0, 1.0 / 2048.0);
-        let score_error = f64::from(options.scale) * largest_query(&inputs) * key_error;
+        let score_error = f64::from(1.0 / (shape.head_dim() as f32).sqrt()) * largest_query(&inputs) * key_error;
         let bound = (2.0 * score_error).exp_m1() + value_error + 2e-5;
         let worst = worst(&got, &exact(&inputs, &inputs.k, &inputs.v, before));
         prop_assert!(worst <= bound, "off by {worst:e}, expected at most {bound:e}");
@@ -148,7 +147,7 @@ fn a_block_that_has_just_been_sealed_is_narrowed_twice() {
 #[test]
 fn narrowing_ends_when_there_is_nothing_left_to_gain() {
     let inputs = Inputs::new(shape(), 300, 1);
-    for (index, mut kernel) in kernels(&options(shape()), 0.2).into_iter().enumerate() {
+    for (index, mut kernel) in kernels(shape(), &options(), 0.2).into_iter().enumerate() {
         inputs.call(&mut *kernel, 300).unwrap();
         let freed: Vec<usize> = (0..10).map(|_| kernel.narrow().unwrap()).collect();
         let helped = freed.iter().take_while(|bytes| **bytes > 0).count();
@@ -177,7 +176,7 @@ fn a_wrapped_kernel_answers_like_the_one_inside() {
     let inputs = Inputs::new(shape(), 301, 6);
     // The paper's window, which depends on what `begin_prompt` says.
     let config = HybridConfig::from(PaperRule { theta: 0.3, ..PaperRule::default() });
-    let kernel = || HybridAttention::new(&options(shape()), &config).unwrap();
+    let kernel = || HybridAttention::new(shape(), config.clone().options(options())).unwrap();
     let (mut plain, mut borrowed) = (kernel(), kernel());
     let wrapped: [Box<dyn AttentionKernel + '_>; 3] =
         [Box::new(Wrapped(kernel())), Box::new(Box::new(kernel())), Box::new(&mut borrowed)];
@@ -203,8 +202,8 @@ fn a_cache_that_cannot_be_narrowed_stays_as_it_is() {
         let mut inputs = Inputs::new(shape(), 200, 3);
         // In the last head, which is looked at last.
         *inputs.v.last_mut().unwrap() = 1e6;
-        let mut kernel = kernels(&options(shape()), 0.2).into_iter().nth(index).unwrap();
-        let mut free = kernels(&options(shape()), 0.2).into_iter().nth(index).unwrap();
+        let mut kernel = kernels(shape(), &options(), 0.2).into_iter().nth(index).unwrap();
+        let mut free = kernels(shape(), &options(), 0.2).into_iter().nth(index).unwrap();
         for kernel in [&mut kernel, &mut free] {
             inputs.call(&mut **kernel, 199).unwrap();
             inputs.call(&mut **kernel, 200).unwrap();
@@ -223,8 +222,8 @@ fn a_token_never_fails_when_its_growth_is_available() {
     for index in 0..3 {
         for limit in [40_000, 60_000, 90_000] {
             let budget = MemoryBudget::new(limit);
-            let options = AttentionOptions { budget: budget.clone(), ..options(shape()) };
-            let mut kernel = kernels(&options, 0.2).into_iter().nth(index).unwrap();
+            let options = options().budget(budget.clone());
+            let mut kernel = kernels(shape(), &options, 0.2).into_iter().nth(index).unwrap();
             let mut tokens = 0;
             while tokens < 500 {
                 let (held, growth) = (budget.used(), kernel.growth(1).unwrap());

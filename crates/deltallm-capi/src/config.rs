@@ -102,12 +102,9 @@ impl KernelConfig {
             Some(name) => name.parse().map_err(ConfigError::Simd)?,
             None => Isa::from_env().map_err(ConfigError::Environment)?,
         };
-        Ok(KernelContext {
-            isa,
-            budget: self.budget_bytes.map_or(usual.budget, MemoryBudget::new),
-            parallel: self.parallel.unwrap_or(usual.parallel),
-            ..usual
-        })
+        let budget = self.budget_bytes.map_or_else(MemoryBudget::unlimited, MemoryBudget::new);
+        let parallel = self.parallel.unwrap_or(usual.parallel);
+        Ok(usual.isa(isa).budget(budget).parallel(parallel))
     }
 
     fn given(&self) -> SpecOverrides {

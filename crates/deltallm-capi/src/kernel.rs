@@ -22,6 +22,7 @@ pub const DELTALLM_ABI_VERSION: u32 = 1;
 /// The attention of one layer together with its key-value cache.
 ///
 /// Calls on one kernel wait for each other. After a panic in one of them the rest are refused.
+#[derive(Debug)]
 pub struct DeltallmKernel {
     shape: AttentionShape,
     /// Poisoned by a panic.

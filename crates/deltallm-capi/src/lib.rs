@@ -55,6 +55,8 @@
 //! Different kernels can be used by different threads at the same time. Calls on one kernel wait for each other, and can
 //! come from any thread. Only [`deltallm_kernel_free`] must not run beside another call on the same kernel.
 
+#![warn(missing_debug_implementations)]
+
 mod config;
 mod error;
 mod kernel;

@@ -8,7 +8,7 @@ use std::{
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView,
-    HeadsViewMut, Isa, KernelWrapper,
+    HeadsViewMut, Isa, KernelWrapper, KvStore,
 };
 use deltallm_core::{Footprint, SparsityStats};
 
@@ -119,8 +119,8 @@ fn assert_error(status: DeltallmStatus, expected: DeltallmStatus, message: &str)
 #[test]
 fn the_answers_are_those_of_the_kernel_inside() {
     let shape = AttentionShape::new(4, 2, 8).unwrap();
-    let options = AttentionOptions { isa: Isa::from_env().unwrap(), ..AttentionOptions::new(shape) };
-    let mut expected_kernel = DenseAttention::new(&options).unwrap();
+    let options = AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap());
+    let mut expected_kernel = DenseAttention::new(shape, options).unwrap();
     let kernel = dense();
     for (first, count) in [(0, 70), (70, 1), (71, 3)] {
         let [q, k, v] = tokens(first, count);
@@ -599,7 +599,7 @@ impl KernelWrapper for Broken {
 #[test]
 fn a_kernel_that_panicked_is_not_used_again() {
     let shape = AttentionShape::new(4, 2, 8).unwrap();
-    let whole = DenseAttention::new(&AttentionOptions::new(shape)).unwrap();
+    let whole = DenseAttention::new(shape, AttentionOptions::default()).unwrap();
     let kernel = DeltallmKernel::new(shape, Box::new(Broken(whole)));
     assert_eq!(len(&kernel), 0);
     assert_error(forward(&kernel, 0, 1).0, Panic, "half done");

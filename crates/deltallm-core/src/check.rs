@@ -22,6 +22,19 @@ pub(crate) fn check_row(
     if dispatch!(isa, _simd => element.holds(row)) { Ok(()) } else { element.check(row) }
 }
 
+/// Most channels of all heads of a layer together: fifty times those of the largest models. What is larger is a mistake, and is
+/// refused before memory is asked for.
+pub const LAYER_CHANNELS: usize = 1 << 20;
+
+/// Checks the heads of a layer for which nothing has been allocated yet.
+///
+/// # Errors
+/// [`CoreError::Channels`] for more than [`LAYER_CHANNELS`].
+pub(crate) fn check_layer(kv_heads: usize, head_dim: usize) -> Result<(), CoreError> {
+    let got = kv_heads.max(1).saturating_mul(head_dim.max(1));
+    if got > LAYER_CHANNELS { Err(CoreError::Channels { expected: LAYER_CHANNELS, got }) } else { Ok(()) }
+}
+
 /// Checks thresholds: finite and not negative.
 ///
 /// # Errors

@@ -11,6 +11,9 @@ use crate::{
 
 /// Bytes a cache holds, by purpose. Room that is allocated but not filled yet counts.
 ///
+/// Parts may be added: a kernel that makes one names its parts and ends with `..Footprint::default()`. Sums that are too large
+/// stay at the largest number.
+///
 /// ```
 /// use deltallm_core::Footprint;
 ///
@@ -37,16 +40,20 @@ pub struct Footprint {
 impl Footprint {
     /// Sum of all parts.
     pub fn total(&self) -> usize {
-        self.keys + self.values + self.window + self.bookkeeping
+        [self.values, self.window, self.bookkeeping].into_iter().fold(self.keys, usize::saturating_add)
     }
 }
 
 impl AddAssign for Footprint {
     fn add_assign(&mut self, other: Self) {
-        self.keys += other.keys;
-        self.values += other.values;
-        self.window += other.window;
-        self.bookkeeping += other.bookkeeping;
+        for (sum, more) in [
+            (&mut self.keys, other.keys),
+            (&mut self.values, other.values),
+            (&mut self.window, other.window),
+            (&mut self.bookkeeping, other.bookkeeping),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
     }
 }
 
@@ -75,17 +82,19 @@ pub enum KeyPlan {
 /// Computes the bytes of one layer's cache before it exists.
 ///
 /// Dense plans are exact. Delta plans are as exact as what they expect of the deltas, for a cache that is filled token by token;
-/// a chunk of `n` tokens holds up to `n` more exact keys while it is being attended to.
+/// a chunk of `n` tokens holds up to `n` more exact keys while it is being attended to. Numbers that are too large stay at the
+/// largest one.
 ///
 /// ```
 /// use deltallm_core::{CachePlan, KeyPlan, KvStore};
 ///
-/// let plan = CachePlan { kv_heads: 3, head_dim: 64, store: KvStore::F16, keys: KeyPlan::Dense };
+/// let plan = CachePlan::new(3, 64, KvStore::F16, KeyPlan::Dense);
 /// let bytes = plan.footprint(1024).total();
 /// assert_eq!(plan.tokens_within(bytes), 1024);
 /// assert_eq!(plan.tokens_within(1000), 0);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct CachePlan {
     /// Key-value heads.
     pub kv_heads: usize,
@@ -98,6 +107,11 @@ pub struct CachePlan {
 }
 
 impl CachePlan {
+    /// A plan for a layer of `kv_heads` heads of `head_dim` channels.
+    pub fn new(kv_heads: usize, head_dim: usize, store: KvStore, keys: KeyPlan) -> Self {
+        Self { kv_heads, head_dim, store, keys }
+    }
+
     /// Tokens in a page of the exact window: small, because on average half a page is held in vain.
     pub const WINDOW_PAGE_TOKENS: usize = 16;
 
@@ -127,10 +141,13 @@ impl CachePlan {
             }
         };
         Footprint {
-            keys: keys.data * self.kv_heads,
-            values: values.data * self.kv_heads,
-            window: exact.data * self.kv_heads,
-            bookkeeping: (keys.table + values.table + exact.table) * self.kv_heads,
+            keys: keys.data.saturating_mul(self.kv_heads),
+            values: values.data.saturating_mul(self.kv_heads),
+            window: exact.data.saturating_mul(self.kv_heads),
+            bookkeeping: [values.table, exact.table]
+                .into_iter()
+                .fold(keys.table, usize::saturating_add)
+                .saturating_mul(self.kv_heads),
         }
     }
 
@@ -143,7 +160,9 @@ impl CachePlan {
         let per_block = |per_token: f64| (BLOCK_TOKENS as f64 * per_token.max(0.0)).round() as usize;
         let sent = per_block(self.head_dim as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0)));
         let wide = (sent as f64 * wide.clamp(0.0, 1.0)).round() as usize;
-        let expected = Expected { sent, wide, escapes: per_block(escapes) };
+        // A value escapes at most once.
+        let escapes = per_block(escapes.min(self.head_dim as f64));
+        let expected = Expected { sent, wide, escapes };
         planned_bytes(self.store, self.head_dim, tokens, expected)
     }
 
@@ -155,7 +174,7 @@ impl CachePlan {
         let copies = if self.store.is_quantised() { 2 } else { 1 };
         let format = RowFormat::from(self.store.exact());
         let page = Self::WINDOW_PAGE_TOKENS;
-        let needed = (tokens + 1).saturating_sub(window).min(tokens);
+        let needed = tokens.saturating_sub(window - 1).min(tokens);
         let held = tokens.div_ceil(page) - needed / page;
         // Before a page is dropped, the window can touch one more than it fills.
         let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
@@ -163,7 +182,8 @@ impl CachePlan {
         let page = Self::sink_page_tokens(sinks);
         let held = sinks.min(tokens).div_ceil(page);
         let sinks = self.rows(format, page).bytes(held, table_capacity(0, held));
-        StoreBytes { data: copies * (tail.data + sinks.data), table: copies * (tail.table + sinks.table) }
+        let both = |tail: usize, sinks: usize| tail.saturating_add(sinks).saturating_mul(copies);
+        StoreBytes { data: both(tail.data, sinks.data), table: both(tail.table, sinks.table) }
     }
 
     /// The largest number of tokens whose cache fits in `bytes`.
@@ -199,7 +219,7 @@ mod tests {
             (PagedRows::new(8, ElementType::F16, BLOCK_TOKENS), MemoryBudget::unlimited().reservation());
         for tokens in 1..600 {
             rows.push(&[0.5; 8], &mut reservation).unwrap();
-            let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F16, keys: KeyPlan::Dense };
+            let plan = CachePlan::new(1, 8, KvStore::F16, KeyPlan::Dense);
             assert_eq!(plan.footprint(tokens).total(), 2 * reservation.bytes());
         }
     }
@@ -213,7 +233,7 @@ mod tests {
             let key: Vec<f32> = (0..8).map(|j| if j % 2 == 0 { t as f32 + 1.0 } else { 0.0 }).collect();
             matrix.push(&key, &mut reservation).unwrap();
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window: 0, sinks: 0 };
-            let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::F32, keys }.footprint(t + 1);
+            let plan = CachePlan::new(1, 8, KvStore::F32, keys).footprint(t + 1);
             assert_eq!(plan.keys, matrix.key_bytes());
             assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), reservation.bytes());
         }
@@ -221,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_budget_smaller_than_one_token_fits_nothing() {
-        let plan = CachePlan { kv_heads: 1, head_dim: 64, store: KvStore::F32, keys: KeyPlan::Dense };
+        let plan = CachePlan::new(1, 64, KvStore::F32, KeyPlan::Dense);
         assert_eq!(plan.tokens_within(0), 0);
         assert_eq!(plan.tokens_within(plan.footprint(1).total() - 1), 0);
         assert_eq!(plan.tokens_within(plan.footprint(1).total()), BLOCK_TOKENS);

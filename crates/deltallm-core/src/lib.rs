@@ -8,8 +8,8 @@
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), or those that meet a zero fraction ([`TargetSparsity`]).
 //! 4. [`KvStore`]: how a cache keeps its keys and values; [`ElementType`]: the float types.
-//! 5. [`MemoryBudget`], [`Reservation`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged while
-//!    running, and what is done when they run out.
+//! 5. [`MemoryBudget`], [`Reservation`], [`Footprint`], [`CachePlan`], [`AgainstF16`], [`AtLimit`]: bytes, planned before and
+//!    charged while running, and what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
 //!
 //! Rows that are not coded, and what kernels read of coded ones, are for `deltallm-attn` alone and not part of this interface.
@@ -31,8 +31,10 @@
 //! |---|---|---|
 //! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdPolicy`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
 #![forbid(unsafe_code)]
+#![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod against_f16;
 mod budget;
 mod buffer;
 mod check;
@@ -48,6 +50,7 @@ mod stats;
 mod store;
 mod threshold;
 
+pub use against_f16::AgainstF16;
 pub use budget::{AtLimit, MemoryBudget, Reservation};
 pub use delta::{DeltaEncoder, DeltaMatrix};
 pub use element::ElementType;
@@ -63,6 +66,7 @@ pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdPr
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{
+        check::LAYER_CHANNELS,
         delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
     };

@@ -23,7 +23,7 @@ pub struct HeadSparsity {
 impl HeadSparsity {
     /// `zeros(delta) / numel(delta)`, in 0..=1.
     pub fn zero_fraction(&self) -> f64 {
-        ratio(self.elements - self.nonzeros, self.elements)
+        ratio(self.elements.saturating_sub(self.nonzeros), self.elements)
     }
 
     /// Share of causal pairs that were scored exactly, in 0..=1.
@@ -33,23 +33,27 @@ impl HeadSparsity {
 
     /// The paper's sparsity: zero fraction times the share of pairs that are not exact.
     pub fn sparsity(&self) -> f64 {
-        self.zero_fraction() * ratio(self.pairs - self.exact_pairs, self.pairs)
+        self.zero_fraction() * ratio(self.pairs.saturating_sub(self.exact_pairs), self.pairs)
     }
 
     /// Share of the far pairs (those not exact) whose value was skipped, in 0..=1.
     pub fn values_skipped(&self) -> f64 {
-        ratio(self.skipped_values, self.pairs - self.exact_pairs)
+        ratio(self.skipped_values, self.pairs.saturating_sub(self.exact_pairs))
     }
 }
 
 impl AddAssign for HeadSparsity {
-    /// Adds the counts of another head, layer or run.
+    /// Adds the counts of another head, layer or run; a sum that is too large stays at the largest number.
     fn add_assign(&mut self, other: Self) {
-        self.elements += other.elements;
-        self.nonzeros += other.nonzeros;
-        self.pairs += other.pairs;
-        self.exact_pairs += other.exact_pairs;
-        self.skipped_values += other.skipped_values;
+        for (sum, more) in [
+            (&mut self.elements, other.elements),
+            (&mut self.nonzeros, other.nonzeros),
+            (&mut self.pairs, other.pairs),
+            (&mut self.exact_pairs, other.exact_pairs),
+            (&mut self.skipped_values, other.skipped_values),
+        ] {
+            *sum = sum.saturating_add(more);
+        }
     }
 }
 

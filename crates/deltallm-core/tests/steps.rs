@@ -265,7 +265,7 @@ fn a_plan_is_exact_when_what_it_expects_of_the_deltas_is() {
             matrix.push(&key, &mut reservation).unwrap();
             let escapes = if every > 0 { 1.0 / every as f64 } else { 0.0 };
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.5, escapes, window: 0, sinks: 0 };
-            let plan = CachePlan { kv_heads: 1, head_dim: 8, store: KvStore::Compact, keys }.footprint(t + 1);
+            let plan = CachePlan::new(1, 8, KvStore::Compact, keys).footprint(t + 1);
             // The open block's room for escapes has its size once a block has been full.
             if every == 0 || t >= BLOCK_TOKENS {
                 assert_eq!(plan.keys, matrix.key_bytes(), "token {t}, escapes {escapes}");

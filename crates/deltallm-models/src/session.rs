@@ -12,16 +12,15 @@ use crate::{LogitRows, Model, ModelError, Sequence};
 /// again. Kernels of several kinds can be mixed, one kind per layer.
 ///
 /// ```
-/// use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, ThresholdPolicy};
+/// use deltallm_attn::{HybridAttention, HybridConfig, ThresholdPolicy};
 /// use deltallm_models::{Model, ModelFile, Sampler, SamplerConfig, Session};
 ///
 /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
 /// let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
 /// let model = Model::load(&file, &mut |done, total| println!("{done} of {total}"))?;
-/// let options = AttentionOptions::new(model.attention_shape());
 /// let mut session = Session::new(&model, |layer| {
-///     let config = HybridConfig { layer, ..HybridConfig::new(ThresholdPolicy::Uniform(0.6)) };
-///     Ok(Box::new(HybridAttention::new(&options, &config)?))
+///     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.6)).layer(layer);
+///     Ok(Box::new(HybridAttention::new(model.attention_shape(), config)?))
 /// })?;
 ///
 /// let mut sampler = Sampler::new(SamplerConfig::default())?; // greedy
@@ -94,15 +93,16 @@ impl<'m> Session<'m> {
     /// might use up the budget at any token. What has been narrowed stays so, also after [`rewind`](Self::rewind).
     ///
     /// ```
-    /// use deltallm_attn::{AtLimit, AttentionOptions, DenseAttention, MemoryBudget};
+    /// use deltallm_attn::{AtLimit, AttentionOptions, DenseAttention, KvStore, MemoryBudget};
     /// use deltallm_models::{Model, ModelFile, Session};
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
     /// # let model = Model::load(&file, &mut |_, _| {})?;
     /// let budget = MemoryBudget::new(80_000);
-    /// let options = AttentionOptions { budget: budget.clone(), ..AttentionOptions::new(model.attention_shape()) };
-    /// let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)))?;
+    /// let options = AttentionOptions::default().store(KvStore::F32).budget(budget.clone());
+    /// let shape = model.attention_shape();
+    /// let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)))?;
     /// session.limit_memory(budget.clone(), AtLimit::NarrowStore);
     /// session.prefill(&[1; 70], &mut |_| {})?; // two pages a layer: in f32 that would be twice the budget
     /// assert!(budget.used() <= 80_000);
@@ -177,8 +177,8 @@ impl<'m> Session<'m> {
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
     /// # let model = Model::load(&file, &mut |_, _| {})?;
-    /// let options = AttentionOptions::new(model.attention_shape());
-    /// let session = || Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?)));
+    /// let (shape, options) = (model.attention_shape(), AttentionOptions::default());
+    /// let session = || Session::new(&model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)));
     /// let (mut a, mut b) = (session()?, session()?);
     /// a.prefill(&[1, 2, 3], &mut |_| {})?;
     /// b.prefill(&[4, 5], &mut |_| {})?;

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use common::bitnet::{Form, Masters};
 use common::files::fixture;
-use common::models::{argmax, dense_kernels, harmless_kernels, load_model, options_for};
+use common::models::{argmax, dense_kernels, harmless_kernels, load_model, options};
 use deltallm_attn::{
     AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
 };
@@ -232,18 +232,23 @@ fn activations_beyond_the_range_of_f16_are_fine() {
 #[test]
 fn a_session_decodes_with_hybrid_attention() {
     let (model, golden) = (model(CASES[0], "session", Form::Gguf(TensorType::I2_S)), golden(CASES[0].0));
-    let options = options_for(&model);
-    let config =
-        HybridConfig { window: Window::Sliding(8), ..HybridConfig::new(ThresholdPolicy::Uniform(0.3)) };
+    let options = options();
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(8));
     let hybrid = |layer| {
-        Ok(Box::new(HybridAttention::new(&options, &HybridConfig { layer, ..config.clone() })?) as Box<_>)
+        Ok(Box::new(HybridAttention::new(
+            model.attention_shape(),
+            config.clone().layer(layer).options(options.clone()),
+        )?) as Box<_>)
     };
     let mut session = Session::new(&model, hybrid).unwrap();
     let last = session.prefill(&golden.tokens, &mut |_| {}).unwrap();
     let next = session.decode(argmax(last.view())).unwrap();
     assert!(next.iter().all(|logit| logit.is_finite()));
     assert!(session.kernels().iter().all(|kernel| kernel.stats().total().zero_fraction() > 0.0));
-    let mut dense = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?) as Box<_>)).unwrap();
+    let mut dense = Session::new(&model, |_| {
+        Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?) as Box<_>)
+    })
+    .unwrap();
     let exact = dense.prefill(&golden.tokens, &mut |_| {}).unwrap();
     assert_ne!(exact, last);
 }

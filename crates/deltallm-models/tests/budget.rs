@@ -4,7 +4,7 @@ mod common;
 
 use common::{
     files::fixture,
-    models::{argmax, load_model, options_for},
+    models::{argmax, load_model, options},
 };
 use deltallm_attn::{
     AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HeadsView,
@@ -23,16 +23,25 @@ fn model() -> Model {
 }
 
 fn session<'m>(model: &'m Model, kind: &str, store: KvStore, budget: &MemoryBudget) -> Session<'m> {
-    let options = AttentionOptions { store, budget: budget.clone(), ..options_for(model) };
+    let options = options().store(store).budget(budget.clone());
     let policy = ThresholdPolicy::Uniform(0.1);
     Session::new(model, |layer| {
         Ok(match kind {
-            "dense" => Box::new(DenseAttention::new(&options)?) as Box<dyn AttentionKernel>,
-            "delta" => Box::new(DeltaAttention::new(&options, policy.clone(), layer)?),
+            "dense" => Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)
+                as Box<dyn AttentionKernel>,
+            "delta" => Box::new(DeltaAttention::new(
+                model.attention_shape(),
+                policy.clone(),
+                layer,
+                options.clone(),
+            )?),
             _ => {
                 let window = Window::Sliding(20);
-                let config = HybridConfig { layer, window, ..HybridConfig::new(policy.clone()) };
-                Box::new(HybridAttention::new(&options, &config)?)
+                let config = HybridConfig::new(policy.clone()).layer(layer).window(window);
+                Box::new(HybridAttention::new(
+                    model.attention_shape(),
+                    config.clone().options(options.clone()),
+                )?)
             }
         })
     })
@@ -228,9 +237,13 @@ impl AttentionKernel for Unplanned {
 fn a_kernel_that_does_not_know_its_growth_is_not_narrowed_in_silence() {
     let model = model();
     let budget = MemoryBudget::new(1 << 30);
-    let options = AttentionOptions { isa: model.isa(), ..AttentionOptions::new(model.attention_shape()) };
+    let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
     let mixed = |layer| -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        Ok(if layer == 0 { Box::new(DenseAttention::new(&options)?) } else { Box::new(Unplanned(0)) })
+        Ok(if layer == 0 {
+            Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)
+        } else {
+            Box::new(Unplanned(0))
+        })
     };
     let mut session = Session::new(&model, mixed).unwrap();
     session.prefill(&PROMPT, &mut |_| {}).unwrap();

@@ -4,11 +4,11 @@ mod common;
 
 use common::{
     files::fixture,
-    models::{argmax, dense_kernels, harmless_kernels, load_model, options_for},
+    models::{argmax, dense_kernels, harmless_kernels, load_model, options},
 };
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    MemoryBudget, ThresholdPolicy,
+    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, MemoryBudget,
+    ThresholdPolicy,
 };
 use deltallm_core::CoreError;
 use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
@@ -90,8 +90,9 @@ fn theta_zero_and_a_full_window_leave_the_logits_alone() {
 }
 
 fn session(model: &Model) -> Session<'_> {
-    let options = options_for(model);
-    Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap()
+    let options = options();
+    Session::new(model, |_| Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)))
+        .unwrap()
 }
 
 #[test]
@@ -171,8 +172,11 @@ fn an_exhausted_budget_leaves_every_layer_as_it_was() {
         session.footprint().total() / 2
     };
     let budget = MemoryBudget::new(one_layer + one_layer / 2);
-    let options = AttentionOptions { budget: budget.clone(), ..options_for(&model) };
-    let mut session = Session::new(&model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
+    let options = options().budget(budget.clone());
+    let mut session = Session::new(&model, |_| {
+        Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?))
+    })
+    .unwrap();
     let error = session.prefill(&golden.tokens, &mut |_| {}).unwrap_err();
     match error {
         ModelError::Attention {
@@ -218,7 +222,7 @@ fn a_batch_gives_each_sequence_what_it_gets_alone() {
 fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
     let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
     let model = load_model(file).unwrap();
-    let options = options_for(&model);
+    let options = options();
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
     // Prompts of different lengths, and kernels of different kinds.
     let sessions = || -> Vec<(Session, Vec<f32>)> {
@@ -226,8 +230,11 @@ fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
         let prefilled = |(index, prompt): (usize, &[u32])| {
             let kernel = |_| -> Result<Box<dyn AttentionKernel>, _> {
                 match index % 2 {
-                    0 => Ok(Box::new(DenseAttention::new(&options)?)),
-                    _ => Ok(Box::new(HybridAttention::new(&options, &config)?)),
+                    0 => Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)),
+                    _ => Ok(Box::new(HybridAttention::new(
+                        model.attention_shape(),
+                        config.clone().options(options.clone()),
+                    )?)),
                 }
             };
             let mut session = Session::new(&model, kernel).unwrap();
@@ -256,8 +263,11 @@ fn sessions_of_packed_weights_decode_together_as_they_do_alone() {
 #[test]
 fn sessions_that_cannot_decode_together_stay_where_they_are() {
     let (model, other) = (load("gqa3-d64-llama3"), load("gqa3-d64-llama3"));
-    let options = options_for(&model);
-    let session = |model| Session::new(model, |_| Ok(Box::new(DenseAttention::new(&options)?))).unwrap();
+    let options = options();
+    let session = |model| {
+        Session::new(model, |_| Ok(Box::new(DenseAttention::new(model.attention_shape(), options.clone())?)))
+            .unwrap()
+    };
     let (mut a, mut b, mut c) = (session(&model), session(&model), session(&other));
     let wrong = Session::decode_together(&mut [(&mut a, 1), (&mut b, 1), (&mut c, 1)]);
     assert!(matches!(wrong, Err(ModelError::OtherModel { index: 2 })));
@@ -270,8 +280,11 @@ fn sessions_that_cannot_decode_together_stay_where_they_are() {
 #[test]
 fn a_failing_sequence_leaves_the_whole_batch_where_it_was() {
     let model = load("gqa3-d64-llama3");
-    let options = AttentionOptions { budget: MemoryBudget::new(1), ..options_for(&model) };
-    let starved = || Box::new(DenseAttention::new(&options).unwrap()) as Box<dyn AttentionKernel>;
+    let options = options().budget(MemoryBudget::new(1));
+    let starved = || {
+        Box::new(DenseAttention::new(model.attention_shape(), options.clone()).unwrap())
+            as Box<dyn AttentionKernel>
+    };
     let (mut good, mut bad) = (dense_kernels(&model), dense_kernels(&model));
     *bad.last_mut().unwrap() = starved();
     let mut batch = [

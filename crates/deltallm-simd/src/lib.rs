@@ -8,6 +8,7 @@
 //! A function that needs instructions takes the token of their instruction set, or of the feature, as an argument, and is safe to
 //! call: nobody can make a token on a machine without them.
 #![deny(unsafe_code)] // allowed in single modules, where a token is turned into a call
+#![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 pub mod convert;

@@ -2,7 +2,7 @@
 
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, ThresholdPolicy,
+    HybridAttention, HybridConfig, KvStore, ThresholdPolicy,
 };
 
 const SHAPE: [usize; 3] = [8, 2, 64];
@@ -11,9 +11,10 @@ const SHAPE: [usize; 3] = [8, 2, 64];
 fn attend(theta: f32, q: &[f32], k: &[f32], v: &[f32], out: &mut [f32]) -> Result<HybridAttention, AttentionError> {
     let [heads, kv_heads, head_dim] = SHAPE;
     let tokens = q.len() / (heads * head_dim);
-    let options = AttentionOptions::new(AttentionShape::new(heads, kv_heads, head_dim)?);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(theta));
-    let mut attention = HybridAttention::new(&options, &config)?;
+    let shape = AttentionShape::new(heads, kv_heads, head_dim)?;
+    let exact = AttentionOptions::default().store(KvStore::F32);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).options(exact);
+    let mut attention = HybridAttention::new(shape, config)?;
     attention.forward_heads(
         HeadsView::new(q, [tokens, heads, head_dim])?,
         HeadsView::new(k, [tokens, kv_heads, head_dim])?,

@@ -50,7 +50,7 @@ impl Allocation {
         let (mut sent, mut all) = (0.0, 0.0);
         for ((_, curves), thresholds) in self.layers.iter().zip(thresholds) {
             sent += thresholds.iter().enumerate().map(|(j, t)| curves.sent(j, *t)).sum::<f64>();
-            all += (curves.tokens() * curves.channels()) as f64;
+            all += curves.tokens() as f64 * curves.channels() as f64;
         }
         1.0 - sent / f64::max(all, 1.0)
     }

@@ -15,7 +15,7 @@ use super::{
     search::{Search, runs},
     sensitivity::Sensitivity,
 };
-use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, view::with_view};
+use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, arrays::with_view};
 
 /// Every so many queries of the calibration text one is looked at: neighbours say much the same.
 const QUERY_STRIDE: usize = 2;

@@ -38,7 +38,8 @@ use deltallm_simd::tuning::DECODE_CHUNK;
 use deltallm_simd::tuning::LEAST_DECODED_KEYS;
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    AttentionError, HeadsView, HeadsViewMut,
+    options::Settings,
     segment::{CHANNELS, Keys, Rows, Segment, Segments},
     softcap::softcap,
     window::{Part, Split},
@@ -128,7 +129,7 @@ struct Partial<'a> {
 
 /// One token's attention.
 struct Token<'a, 'p> {
-    options: &'a AttentionOptions,
+    options: &'a Settings,
     position: usize,
     /// Channels, padded to whole vectors.
     channels: usize,
@@ -141,7 +142,7 @@ struct Token<'a, 'p> {
 /// Attends the single token of `q`, which stands at `position`, to the keys of all segments, in order. If all goes well, the
 /// pairs of each kv head are added to `counts`.
 pub(crate) fn attend<'a>(
-    options: &AttentionOptions,
+    options: &Settings,
     q: &HeadsView,
     position: usize,
     split: &Split,
@@ -159,7 +160,7 @@ pub(crate) fn attend<'a>(
 /// The same; the pairs are left in `memory`.
 fn attend_in<'a>(
     memory: &mut Memory,
-    options: &AttentionOptions,
+    options: &Settings,
     q: &HeadsView,
     position: usize,
     split: &Split,

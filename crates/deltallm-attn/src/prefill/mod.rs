@@ -31,7 +31,8 @@ use std::ops::Range;
 use deltallm_core::HeadSparsity;
 
 use crate::{
-    AttentionError, AttentionOptions, HeadsView, HeadsViewMut,
+    AttentionError, HeadsView, HeadsViewMut,
+    options::Settings,
     segment::{Segment, Segments},
     window::Split,
 };
@@ -43,7 +44,7 @@ use tile::{Scratch, Tile, attend_tile, union};
 /// Attends `q`, whose first token stands at position `first`, and writes `out`. `segments` knows the segments of each
 /// kv head. If all goes well, the pairs of each kv head are added to `counts`.
 pub(crate) fn attend<'a>(
-    options: &AttentionOptions,
+    options: &Settings,
     q: &HeadsView,
     first: usize,
     split: &Split,
@@ -78,7 +79,7 @@ pub(crate) fn attend<'a>(
 
 /// Every segment of every kv head, prepared for the queries at `positions`.
 fn prepare<'a>(
-    options: &AttentionOptions,
+    options: &Settings,
     positions: Range<usize>,
     split: &Split,
     segments: &[Segments<'a>],

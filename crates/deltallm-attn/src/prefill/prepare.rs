@@ -17,7 +17,7 @@ use super::{
     values::TileValues,
 };
 use crate::{
-    AttentionOptions,
+    options::Settings,
     segment::{Keys, Rows, Segment},
 };
 
@@ -52,7 +52,7 @@ struct SharedValues<'a> {
 
 /// Prepares the keys `tokens` of each of the segments of a kv head.
 pub(crate) fn prepare_head<'a>(
-    options: &AttentionOptions,
+    options: &Settings,
     segments: &[(&Segment<'a>, Range<usize>)],
     scratch: &mut Vec<f32>,
 ) -> Vec<Prepared<'a>> {

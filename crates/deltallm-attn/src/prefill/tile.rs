@@ -21,7 +21,8 @@ use super::{
     values::ValueScratch,
 };
 use crate::{
-    AttentionError, AttentionOptions, HeadsView,
+    AttentionError, HeadsView,
+    options::Settings,
     segment::Segment,
     softcap::softcap,
     window::{Part, Split},
@@ -91,7 +92,7 @@ pub(crate) struct Scratch {
 /// position of `q`'s first token.
 #[expect(clippy::too_many_arguments, reason = "one call's inputs, and one tile of it")]
 pub(crate) fn attend_tile(
-    options: &AttentionOptions,
+    options: &Settings,
     q: &HeadsView,
     first: usize,
     tile: &Tile,
@@ -138,7 +139,7 @@ pub(crate) fn attend_tile(
 
 /// The queries of a tile in its lanes, scaled; and in 16 bits for the `arithmetic` that needs them so.
 fn take_queries(
-    options: &AttentionOptions,
+    options: &Settings,
     q: &HeadsView,
     first: usize,
     tile: &Tile,
@@ -172,7 +173,7 @@ pub(crate) fn union(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> 
 /// A tile and one segment of its keys.
 #[derive(Clone, Copy)]
 struct TileSegment<'a> {
-    options: &'a AttentionOptions,
+    options: &'a Settings,
     segment: &'a Segment<'a>,
     prepared: &'a Prepared<'a>,
     tile: &'a Tile,

@@ -79,7 +79,16 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 }
 
 /// What kernels need besides their settings: the heads of the model, and what they run on.
+///
+/// ```
+/// use deltallm_attn::{AttentionShape, KernelContext, MemoryBudget};
+///
+/// let context = KernelContext::new(AttentionShape::new(9, 3, 64)?).budget(MemoryBudget::new(64 << 20));
+/// assert!(context.budget.limit().is_some());
+/// # Ok::<(), deltallm_attn::AttentionError>(())
+/// ```
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct KernelContext {
     /// Heads of a layer.
     pub shape: AttentionShape,
@@ -92,25 +101,38 @@ pub struct KernelContext {
 }
 
 impl KernelContext {
-    /// As [`AttentionOptions::new`] has it: the best instruction set of this machine, no limit on memory, parallel where the
+    /// As [`AttentionOptions::default`] has it: the best instruction set of this machine, no limit on memory, parallel where the
     /// feature `rayon` is on.
     pub fn new(shape: AttentionShape) -> Self {
-        let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::new(shape);
+        let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::default();
         Self { shape, isa, budget, parallel }
+    }
+
+    /// Sets the instruction set.
+    #[must_use]
+    pub fn isa(self, isa: Isa) -> Self {
+        Self { isa, ..self }
+    }
+
+    /// Sets the account that memory is charged to.
+    #[must_use]
+    pub fn budget(self, budget: MemoryBudget) -> Self {
+        Self { budget, ..self }
+    }
+
+    /// Sets whether to spread work over the current rayon pool.
+    #[must_use]
+    pub fn parallel(self, parallel: bool) -> Self {
+        Self { parallel, ..self }
     }
 }
 
 impl Default for KernelSpec {
-    /// Hybrid attention with the settings of [`HybridConfig::default`] and a cache in f32.
+    /// Hybrid attention with the method of [`HybridConfig::default`], and a cache in f32: what is missing in a file has always
+    /// meant this.
     fn default() -> Self {
-        HybridConfig::default().into()
-    }
-}
-
-impl From<HybridConfig> for KernelSpec {
-    /// The same in every layer.
-    fn from(config: HybridConfig) -> Self {
-        let HybridConfig { thresholds, layer: _, window, exact_prompt, sinks, skip_margin } = config;
+        let HybridConfig { thresholds, window, exact_prompt, sinks, skip_margin, .. } =
+            HybridConfig::default();
         Self {
             kernel: KernelKind::Hybrid,
             store: KvStore::default(),
@@ -128,8 +150,10 @@ impl From<HybridConfig> for KernelSpec {
 }
 
 impl From<PaperRule> for KernelSpec {
+    /// The same in every layer, and a cache in f32.
     fn from(rule: PaperRule) -> Self {
-        HybridConfig::from(rule).into()
+        let HybridConfig { thresholds, window, sinks, .. } = rule.into();
+        Self { thresholds, window, sinks, ..Self::default() }
     }
 }
 
@@ -159,22 +183,20 @@ impl KernelSpec {
             let (expected, got) = (layer.saturating_add(1), self.layers.len());
             return Err(CoreError::ProfileShape { what: "layers", expected, got }.into());
         }
-        let options = self.options(layer, context);
-        Ok(match (self.kernel, self.hybrid_config(layer, context.shape)) {
+        let (shape, options) = (context.shape, self.options(layer, context));
+        Ok(match (self.kernel, self.hybrid_config(layer, context)) {
             (KernelKind::Delta, _) => {
-                Box::new(DeltaAttention::new(&options, self.thresholds_for(context.shape), layer)?)
+                Box::new(DeltaAttention::new(shape, self.thresholds_for(shape), layer, options)?)
             }
-            (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(&options, &config)?),
-            _ => Box::new(DenseAttention::new(&options)?),
+            (KernelKind::Hybrid, Some(config)) => Box::new(HybridAttention::new(shape, config)?),
+            _ => Box::new(DenseAttention::new(shape, options)?),
         })
     }
 
     /// What the kernel of a layer is given, whichever it is. A dense layer gets the nearest store that dense attention has.
     pub fn options(&self, layer: usize, context: &KernelContext) -> AttentionOptions {
-        let usual = AttentionOptions::new(context.shape);
         AttentionOptions {
-            shape: context.shape,
-            scale: self.scale.unwrap_or(usual.scale),
+            scale: self.scale,
             softcap: self.softcap,
             store: self.store(layer),
             budget: context.budget.clone(),
@@ -186,15 +208,16 @@ impl KernelSpec {
 
     /// Settings of hybrid attention in a layer; `None` in a layer that is to be dense. The kernel of the spec is not looked at, so
     /// that other kernels can be compared with it.
-    pub fn hybrid_config(&self, layer: usize, shape: AttentionShape) -> Option<HybridConfig> {
+    pub fn hybrid_config(&self, layer: usize, context: &KernelContext) -> Option<HybridConfig> {
         let plan = self.layer(layer);
         let config = || HybridConfig {
-            thresholds: self.thresholds_for(shape),
+            thresholds: self.thresholds_for(context.shape),
             layer,
             window: self.window,
             exact_prompt: plan.exact_prompt.unwrap_or(self.exact_prompt),
             sinks: self.sinks,
             skip_margin: plan.skip_margin,
+            options: self.options(layer, context),
         };
         (!plan.dense).then(config)
     }
@@ -236,9 +259,10 @@ mod tests {
     use deltallm_core::ModelFingerprint;
 
     use super::*;
+    use crate::{HeadsView, HeadsViewMut};
 
     fn context(shape: AttentionShape) -> KernelContext {
-        KernelContext { isa: Isa::from_env().unwrap(), ..KernelContext::new(shape) }
+        KernelContext::new(shape).isa(Isa::from_env().unwrap())
     }
 
     fn shape() -> AttentionShape {
@@ -259,13 +283,14 @@ mod tests {
 
     #[test]
     fn every_layer_gets_its_own_kernel() {
-        let (q, k) = (ndarray::Array3::ones((20, 2, 4)), ndarray::Array3::ones((20, 1, 4)));
-        let mut out = ndarray::Array3::zeros((20, 2, 4));
+        let (q, k, mut out) = ([1.0; 20 * 2 * 4], [1.0; 20 * 4], [0.0; 20 * 2 * 4]);
+        let (q, k) = (HeadsView::new(&q, [20, 2, 4]).unwrap(), HeadsView::new(&k, [20, 1, 4]).unwrap());
         let mut elements = |kernel| {
             let spec = KernelSpec { kernel, ..two_layers() };
             [0, 1].map(|layer| {
                 let mut kernel = spec.build(layer, &context(shape())).unwrap();
-                kernel.forward(q.view(), k.view(), k.view(), out.view_mut()).unwrap();
+                let out = HeadsViewMut::new(&mut out, [20, 2, 4]).unwrap();
+                kernel.forward_heads(q, k, k, out).unwrap();
                 kernel.stats().total().elements
             })
         };
@@ -285,8 +310,8 @@ mod tests {
         let spec = KernelSpec { store: KvStore::Compact, ..two_layers() };
         let context = context(shape());
         let dense = spec.build(0, &context).unwrap();
-        let int8 = AttentionOptions { store: KvStore::Int8, ..AttentionOptions::new(shape()) };
-        assert_eq!(dense.growth(100), DenseAttention::new(&int8).unwrap().growth(100));
+        let int8 = DenseAttention::new(shape(), AttentionOptions::default().store(KvStore::Int8)).unwrap();
+        assert_eq!(dense.growth(100), int8.growth(100));
         assert_eq!(
             [0, 1].map(|layer| spec.options(layer, &context).store),
             [KvStore::Int8, KvStore::Compact]
@@ -307,13 +332,13 @@ mod tests {
             layers: vec![LayerSpec::default(), own],
             ..two_layers()
         };
-        let config = |layer| spec.hybrid_config(layer, shape()).unwrap();
+        let config = |layer| spec.hybrid_config(layer, &context(shape())).unwrap();
         assert_eq!((config(0).exact_prompt, config(1).exact_prompt), (7, 3));
         let margins = [0, 1].map(|layer| config(layer).skip_margin);
         assert_eq!(margins, [Some(SkipMargin::Fixed(4.0)), Some(SkipMargin::Fixed(2.0))]);
         assert_eq!((config(1).layer, config(1).window, config(1).sinks), (1, Window::Sliding(8), 4));
         assert_eq!([0, 1].map(|layer| spec.layer(layer).store), [Some(KvStore::F32), Some(KvStore::Bf16)]);
-        assert!(two_layers().hybrid_config(0, shape()).is_none());
+        assert!(two_layers().hybrid_config(0, &context(shape())).is_none());
     }
 
     #[test]
@@ -323,7 +348,7 @@ mod tests {
         let spec =
             KernelSpec { thresholds: ThresholdPolicy::Profile(Arc::new(list)), ..KernelSpec::default() };
         let shape = AttentionShape::new(4, 2, 3).unwrap();
-        let config = spec.hybrid_config(1, shape).unwrap();
+        let config = spec.hybrid_config(1, &context(shape)).unwrap();
         let heads = config.thresholds.for_layer(1, 2, 3).unwrap();
         assert_eq!([heads[0].start(), heads[1].start()], [[6.0, 7.0, 8.0], [9.0, 10.0, 11.0]]);
         spec.build(1, &context(shape)).unwrap();

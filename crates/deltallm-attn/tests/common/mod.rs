@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, ThresholdPolicy,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
     reference::{Method, attention},
 };
 use deltallm_testing::Random;
@@ -15,18 +15,22 @@ pub(crate) fn isa() -> Isa {
     Isa::from_env().unwrap()
 }
 
-/// The usual settings on that instruction set.
-pub(crate) fn options(shape: AttentionShape) -> AttentionOptions {
-    AttentionOptions { isa: isa(), ..AttentionOptions::new(shape) }
+/// A cache in f32, which rounds nothing, on that instruction set.
+pub(crate) fn options() -> AttentionOptions {
+    AttentionOptions::default().store(KvStore::F32).isa(isa())
 }
 
 /// Every kernel: dense, delta and hybrid.
-pub(crate) fn kernels(options: &AttentionOptions, theta: f32) -> Vec<Box<dyn AttentionKernel>> {
+pub(crate) fn kernels(
+    shape: AttentionShape,
+    options: &AttentionOptions,
+    theta: f32,
+) -> Vec<Box<dyn AttentionKernel>> {
     let policy = ThresholdPolicy::Uniform(theta);
     vec![
-        Box::new(DenseAttention::new(options).unwrap()),
-        Box::new(DeltaAttention::new(options, policy.clone(), 0).unwrap()),
-        Box::new(HybridAttention::new(options, &HybridConfig::new(policy)).unwrap()),
+        Box::new(DenseAttention::new(shape, options.clone()).unwrap()),
+        Box::new(DeltaAttention::new(shape, policy.clone(), 0, options.clone()).unwrap()),
+        Box::new(HybridAttention::new(shape, HybridConfig::new(policy).options(options.clone())).unwrap()),
     ]
 }
 
@@ -99,7 +103,7 @@ impl Inputs {
     pub(crate) fn reference_with(&self, method: &Method, k: &[f32], v: &[f32]) -> (Vec<f64>, u64) {
         let all = 0..self.tokens;
         let (q, k, v) = (self.q(all.clone()), self.kv(k, all.clone()), self.kv(v, all));
-        attention(&self.shape, method, &q, &k, &v)
+        attention(&self.shape, method, &q, &k, &v).unwrap()
     }
 }
 

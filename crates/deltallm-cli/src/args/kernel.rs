@@ -119,7 +119,7 @@ impl KernelArgs {
         };
         let (given, config) = (self.given(), model.config());
         let (spec, shape) = (base.with(&given), model.attention_shape());
-        let context = KernelContext { isa: model.isa(), ..KernelContext::new(shape) };
+        let context = KernelContext::new(shape).isa(model.isa());
         spec.validate(shape, config.layers)
             .and_then(|()| spec.validate_on(context.isa, config.context_length))
             .map_err(by_option)?;

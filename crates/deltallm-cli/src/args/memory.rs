@@ -178,7 +178,7 @@ impl MemoryLimit {
 
 /// The plan of one layer.
 fn plan(config: &ModelConfig, keys: KeyPlan, store: KvStore) -> CachePlan {
-    CachePlan { kv_heads: config.kv_heads, head_dim: config.head_dim, store, keys }
+    CachePlan::new(config.kv_heads, config.head_dim, store, keys)
 }
 
 #[cfg(test)]

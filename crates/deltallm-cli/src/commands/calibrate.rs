@@ -107,15 +107,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         .exact_prompt(args.exact_prompt)
         .store(args.kv);
     let graph = &model.graph;
-    let kernels = KernelContext { isa: graph.isa(), ..KernelContext::new(graph.attention_shape()) };
-    let exact = AttentionOptions {
-        store: args.kv.exact().into(),
-        isa: graph.isa(),
-        ..AttentionOptions::new(graph.attention_shape())
-    };
+    let shape = graph.attention_shape();
+    let kernels = KernelContext::new(shape).isa(graph.isa());
+    let exact = AttentionOptions::default().store(args.kv.exact().into()).isa(graph.isa());
 
     let start = Instant::now();
-    let mut calibrator = Calibrator::new(graph.attention_shape(), graph.config().layers, request)?;
+    let mut calibrator = Calibrator::new(shape, graph.config().layers, request)?;
     let total = calibration.len() + held_out.len() * (1 + calibrator.runs());
     let (mut progress, mut done) = (Progress::new("calibrating"), 0);
     let mut step = |windows: usize| {
@@ -128,7 +125,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         observe(graph, tokens, &exact, &mut calibrator)?;
         step(1);
     }
-    let dense = HeldOutText::new(graph, &held_out, &|_| Ok(Box::new(DenseAttention::new(&exact)?)))?;
+    let dense =
+        HeldOutText::new(graph, &held_out, &|_| Ok(Box::new(DenseAttention::new(shape, exact.clone())?)))?;
     step(held_out.len());
     let found = calibrator.find(|spec: &KernelSpec| {
         let measured = dense.measure(graph, &|layer| spec.build(layer, &kernels))?;
@@ -218,7 +216,8 @@ fn observe(
     dense: &AttentionOptions,
     calibrator: &mut Calibrator,
 ) -> anyhow::Result<()> {
-    let kernels = (0..graph.config().layers).map(|_| DenseAttention::new(dense));
+    let kernels =
+        (0..graph.config().layers).map(|_| DenseAttention::new(graph.attention_shape(), dense.clone()));
     let mut kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut failure = Ok(());
     graph.forward_observed(tokens, &mut kernels, LogitRows::None, &mut |input| {

@@ -211,7 +211,7 @@ fn stores(config: &ModelConfig, isa: Isa, profile: Option<&ModelProfile>) -> any
         let given = SpecOverrides { kernel: Some(kernel), store: Some(store), ..SpecOverrides::default() };
         let spec = base.clone().with(&given);
         spec.validate(shape, config.layers).ok()?;
-        let context = KernelContext { isa, ..KernelContext::new(shape) };
+        let context = KernelContext::new(shape).isa(isa);
         Some(KernelChoice::new(spec, context, profile.cloned(), None, Phases::Both))
     };
     let context = config.context_length;

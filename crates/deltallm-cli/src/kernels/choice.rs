@@ -59,8 +59,9 @@ impl KernelChoice {
         Ok(match self.phases {
             Phases::Prefill if !exact => {
                 let options = self.options(layer);
-                let dense = AttentionOptions { store: options.store.dense(), ..options };
-                Box::new(PrefillOnly::new(DenseAttention::new(&dense)?, kernel))
+                let store = options.store.dense();
+                let dense = DenseAttention::new(self.context.shape, options.store(store))?;
+                Box::new(PrefillOnly::new(dense, kernel))
             }
             _ => kernel,
         })
@@ -90,7 +91,7 @@ impl KernelChoice {
 
     /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
     pub fn hybrid_config(&self, layer: usize) -> Option<HybridConfig> {
-        self.spec.hybrid_config(layer, self.context.shape)
+        self.spec.hybrid_config(layer, &self.context)
     }
 
     /// The profile that the settings come from.
@@ -133,7 +134,7 @@ impl KernelChoice {
     /// The same with caches that are charged to `budget`.
     #[must_use]
     pub fn with_budget(&self, budget: MemoryBudget) -> Self {
-        Self { context: KernelContext { budget, ..self.context.clone() }, ..self.clone() }
+        Self { context: self.context.clone().budget(budget), ..self.clone() }
     }
 
     /// When attention is approximate.
@@ -178,7 +179,7 @@ impl KernelChoice {
             let dense = self.kind() == KernelKind::Hybrid && self.hybrid_config(layer).is_none();
             let keys = if dense { KeyPlan::Dense } else { coded };
             let ModelConfig { kv_heads, head_dim, .. } = *config;
-            let plan = CachePlan { kv_heads, head_dim, store: self.options(layer).store, keys };
+            let plan = CachePlan::new(kv_heads, head_dim, self.options(layer).store, keys);
             plan.footprint(tokens).total()
         };
         (0..config.layers).map(layer).sum()

@@ -115,29 +115,24 @@ mod tests {
 
     const TOKENS: usize = 24;
 
+    fn shape() -> AttentionShape {
+        AttentionShape::new(4, 2, 8).unwrap()
+    }
+
     fn options() -> AttentionOptions {
-        let shape = AttentionShape::new(4, 2, 8).unwrap();
-        AttentionOptions {
-            isa: Isa::from_env().unwrap(),
-            store: KvStore::F32,
-            ..AttentionOptions::new(shape)
-        }
+        AttentionOptions::default().isa(Isa::from_env().unwrap()).store(KvStore::F32)
     }
 
     fn hybrid_config() -> HybridConfig {
-        HybridConfig {
-            window: Window::Sliding(2),
-            sinks: 1,
-            ..HybridConfig::new(ThresholdPolicy::Uniform(0.9))
-        }
+        HybridConfig::new(ThresholdPolicy::Uniform(0.9)).window(Window::Sliding(2)).sinks(1)
     }
 
     fn hybrid() -> HybridAttention {
-        HybridAttention::new(&options(), &hybrid_config()).unwrap()
+        HybridAttention::new(shape(), hybrid_config().options(options())).unwrap()
     }
 
     fn dense() -> DenseAttention {
-        DenseAttention::new(&options()).unwrap()
+        DenseAttention::new(shape(), options()).unwrap()
     }
 
     fn input(heads: usize, phase: f32) -> Array3<f32> {
@@ -194,9 +189,10 @@ mod tests {
     #[test]
     fn what_a_call_charges_is_known_and_both_caches_narrow() {
         let budget = MemoryBudget::unlimited();
-        let options = AttentionOptions { budget: budget.clone(), ..options() };
-        let hybrid = HybridAttention::new(&options, &hybrid_config()).unwrap();
-        let mut mixed = PrefillOnly::new(DenseAttention::new(&options).unwrap(), Box::new(hybrid));
+        let options = options().budget(budget.clone());
+        let hybrid = HybridAttention::new(shape(), hybrid_config().options(options.clone())).unwrap();
+        let mut mixed =
+            PrefillOnly::new(DenseAttention::new(shape(), options.clone()).unwrap(), Box::new(hybrid));
         let (q, k) = (input(4, 0.1), input(2, 0.2));
         let mut out = Array3::zeros(q.dim());
         // The prompt goes to both, the token after it to one.

@@ -16,12 +16,7 @@ fn parse_peak(status: &str) -> Option<u64> {
 
 /// Bytes of a dense f16 cache of all layers that holds `tokens` tokens.
 pub fn dense_f16_bytes(config: &ModelConfig, tokens: usize) -> usize {
-    let plan = CachePlan {
-        kv_heads: config.kv_heads,
-        head_dim: config.head_dim,
-        store: KvStore::F16,
-        keys: KeyPlan::Dense,
-    };
+    let plan = CachePlan::new(config.kv_heads, config.head_dim, KvStore::F16, KeyPlan::Dense);
     config.layers * plan.footprint(tokens).total()
 }
 

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deltallm::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, HybridAttention, HybridConfig,
-    ModelFingerprint, PaperRule, ThresholdPolicy, ThresholdProfile, Window,
+    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ModelFingerprint,
+    PaperRule, ThresholdPolicy, ThresholdProfile, Window,
 };
 use serde::Serialize;
 
@@ -104,14 +104,15 @@ impl Rule {
         thresholds: &ThresholdPolicy,
         layer: usize,
     ) -> Result<Box<dyn AttentionKernel>, AttentionError> {
-        let options = subject.kernel.options(layer);
-        let Some(base) = &self.layers[layer] else { return Ok(Box::new(DenseAttention::new(&options)?)) };
+        let (shape, options) = (subject.graph().attention_shape(), subject.kernel.options(layer));
+        let Some(base) = &self.layers[layer] else {
+            return Ok(Box::new(DenseAttention::new(shape, options)?));
+        };
         let thresholds = thresholds.clone();
-        let config = HybridConfig { thresholds, layer, skip_margin: None, ..base.clone() };
+        let config = base.clone().thresholds(thresholds).layer(layer).skip_margin(None);
         // A rule may code keys where the profile has dense attention.
         let store = subject.kernel.spec().layer(layer).store.unwrap_or(options.store);
-        let options = AttentionOptions { store, ..options };
-        Ok(Box::new(HybridAttention::new(&options, &config)?))
+        Ok(Box::new(HybridAttention::new(shape, config.options(options.store(store)))?))
     }
 
     /// The zero fraction of keys with these rates, layer by layer.

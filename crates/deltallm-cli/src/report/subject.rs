@@ -95,8 +95,10 @@ impl Subject<'_> {
     pub(crate) fn capture(&self, tokens: usize) -> anyhow::Result<Captured> {
         let dense = self.kernel.dense().with_store(KvStore::F32);
         let layers = 0..self.graph().config().layers;
-        let mut kernels =
-            layers.map(|layer| DenseAttention::new(&dense.options(layer))).collect::<Result<Vec<_>, _>>()?;
+        let shape = self.graph().attention_shape();
+        let mut kernels = layers
+            .map(|layer| DenseAttention::new(shape, dense.options(layer)))
+            .collect::<Result<Vec<_>, _>>()?;
         let mut captured = Vec::new();
         self.graph().forward_observed(
             &self.tokens[..tokens],

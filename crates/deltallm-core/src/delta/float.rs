@@ -32,12 +32,12 @@ pub(super) struct FloatBlock(pub(super) FloatBuffer);
 
 /// Bytes of so many numbers: frames and transmitted values.
 fn bytes(element: ElementType, numbers: usize) -> usize {
-    numbers * element.bytes()
+    numbers.saturating_mul(element.bytes())
 }
 
 /// Numbers of a block in which every token transmits every channel.
 fn most_numbers(channels: usize) -> usize {
-    channels + BLOCK_TOKENS * channels
+    channels.saturating_mul(BLOCK_TOKENS + 1)
 }
 
 impl FloatCodec {
@@ -72,7 +72,7 @@ impl FloatCodec {
 
     /// Bytes of the codes of a sealed block that transmits `sent` values, and of the open one.
     pub(super) fn planned_bytes(element: ElementType, channels: usize, sent: usize) -> [usize; 2] {
-        [channels + sent, most_numbers(channels)].map(|numbers| bytes(element, numbers))
+        [channels.saturating_add(sent), most_numbers(channels)].map(|numbers| bytes(element, numbers))
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) struct Block<T> {
 
 /// Bytes of the masks of a block that is full, or has room for it.
 fn mask_bytes(channels: usize) -> usize {
-    BLOCK_TOKENS * words(channels) * size_of::<u64>()
+    words(channels).saturating_mul(BLOCK_TOKENS * size_of::<u64>())
 }
 
 impl<T: Codes> Block<T> {
@@ -246,7 +246,8 @@ impl<C: Codec> Matrix<C> {
     pub(super) fn bytes_at(tokens: usize, channels: usize, [sealed, open]: [usize; 2]) -> StoreBytes {
         // The last block stays open until a key comes that does not fit.
         let full = tokens.div_ceil(BLOCK_TOKENS) - 1;
-        let data = full * (sealed + mask_bytes(channels)) + open + mask_bytes(channels);
+        let [sealed, open] = [sealed, open].map(|codes| codes.saturating_add(mask_bytes(channels)));
+        let data = full.saturating_mul(sealed).saturating_add(open);
         Self::in_table(data, table_capacity(0, full))
     }
 }

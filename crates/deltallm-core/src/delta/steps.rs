@@ -94,12 +94,13 @@ struct Counts {
 impl Counts {
     /// Of a block without escapes in which every token transmits every channel, all by more than 4 bits hold.
     fn most(channels: usize) -> Self {
-        let differences = BLOCK_TOKENS * channels;
-        Self { whole: channels + differences, differences, escapes: 0 }
+        let differences = channels.saturating_mul(BLOCK_TOKENS);
+        Self { whole: channels.saturating_add(differences), differences, escapes: 0 }
     }
 
     fn bytes(self) -> usize {
-        self.whole + self.differences.div_ceil(2) + self.escapes * size_of::<Escape>()
+        let escapes = self.escapes.saturating_mul(size_of::<Escape>());
+        self.whole.saturating_add(self.differences.div_ceil(2)).saturating_add(escapes)
     }
 }
 
@@ -219,11 +220,11 @@ impl StepCodec {
     /// Bytes of the codes of a sealed block with `sent` differences, `wide` of them of 8 bits, and `escapes` of these or of the
     /// frame; and of the open one when every block is like that.
     pub(super) fn planned_bytes(channels: usize, sent: usize, wide: usize, escapes: usize) -> [usize; 2] {
-        let mut room = 2 * channels;
-        while room < escapes + channels {
-            room *= 2;
+        let mut room = channels.saturating_mul(2);
+        while room < escapes.saturating_add(channels) {
+            room = room.saturating_mul(2).max(1);
         }
-        let sealed = Counts { whole: channels + wide, differences: sent, escapes };
+        let sealed = Counts { whole: channels.saturating_add(wide), differences: sent, escapes };
         [sealed, Counts { escapes: room, ..Counts::most(channels) }].map(Counts::bytes)
     }
 }

@@ -20,7 +20,7 @@ pub(crate) struct FloatPage(pub(super) FloatBuffer);
 impl FloatPage {
     /// Bytes of a row.
     pub(crate) fn row_bytes(element: ElementType, channels: usize) -> usize {
-        channels * element.bytes()
+        channels.saturating_mul(element.bytes())
     }
 
     /// Room for so many rows.

@@ -28,7 +28,7 @@ pub(crate) struct Int4Page {
 impl Int4Page {
     /// Bytes of a row.
     pub(crate) fn row_bytes(channels: usize) -> usize {
-        nibble_bytes(channels) + groups(channels) * size_of::<f16>()
+        nibble_bytes(channels).saturating_add(groups(channels).saturating_mul(size_of::<f16>()))
     }
 
     /// Room for so many rows.

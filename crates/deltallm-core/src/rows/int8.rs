@@ -26,7 +26,7 @@ pub(crate) struct Int8Page {
 impl Int8Page {
     /// Bytes of a row.
     pub(crate) fn row_bytes(channels: usize) -> usize {
-        channels + groups(channels) * size_of::<f16>()
+        channels.saturating_add(groups(channels).saturating_mul(size_of::<f16>()))
     }
 
     /// Room for so many rows.

@@ -70,7 +70,7 @@ pub(crate) struct Layout {
 impl Layout {
     /// Bytes of so many pages, in a table with so many slots.
     pub(crate) fn bytes(&self, pages: usize, slots: usize) -> StoreBytes {
-        let page = self.page_tokens * self.format.row_bytes(self.channels);
+        let page = self.page_tokens.saturating_mul(self.format.row_bytes(self.channels));
         StoreBytes { data: pages.saturating_mul(page), table: slots.saturating_mul(size_of::<Page>()) }
     }
 }

@@ -8,7 +8,7 @@ mod target;
 
 use std::sync::Arc;
 
-use crate::error::CoreError;
+use crate::{check::check_layer, error::CoreError};
 
 pub use head::HeadThresholds;
 pub use profile::ThresholdProfile;
@@ -50,7 +50,8 @@ impl ThresholdPolicy {
     ///
     /// # Errors
     /// [`CoreError::Threshold`] for a value that is negative or not finite, [`CoreError::ProfileShape`] when a profile
-    /// has other dimensions or too few layers, and what [`TargetSparsity`] refuses.
+    /// has other dimensions or too few layers, [`CoreError::Channels`] for none or for more than 2^20 channels, and what
+    /// [`TargetSparsity`] refuses.
     pub fn for_layer(
         &self,
         layer: usize,
@@ -60,6 +61,7 @@ impl ThresholdPolicy {
         let fixed = |heads: &[f32]| heads.chunks_exact(head_dim).map(|head| head.to_vec().into()).collect();
         match self {
             Self::Uniform(theta) => {
+                check_layer(kv_heads, head_dim)?;
                 let head = HeadThresholds::from(vec![*theta; head_dim]);
                 head.check()?;
                 Ok(vec![head; kv_heads])

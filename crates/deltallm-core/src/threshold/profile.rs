@@ -66,7 +66,7 @@ impl ThresholdProfile {
     /// # Errors
     /// [`CoreError::ProfileShape`] for a layer the profile does not have, or heads of another shape.
     pub fn layer(&self, layer: usize, kv_heads: usize, head_dim: usize) -> Result<&[f32], CoreError> {
-        self.check_shape(self.layers.max(layer + 1), kv_heads, head_dim)?;
+        self.check_shape(self.layers.max(layer.saturating_add(1)), kv_heads, head_dim)?;
         let size = kv_heads * head_dim;
         Ok(&self.thresholds[layer * size..(layer + 1) * size])
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{head::HeadThresholds, profile::ThresholdProfile};
-use crate::error::CoreError;
+use crate::{check::check_layer, error::CoreError};
 
 /// A zero fraction to be reached in one pass, without calibration: in every kv head a controller scales the thresholds,
 /// token by token, until the wanted share of entries is zero.
@@ -73,7 +73,8 @@ impl TargetSparsity {
     /// Thresholds of one layer, one per kv head.
     ///
     /// # Errors
-    /// [`CoreError::ZeroFraction`] for a target outside of 0..=1, [`CoreError::ProfileShape`] when the profile does not fit.
+    /// [`CoreError::ZeroFraction`] for a target outside of 0..=1, [`CoreError::ProfileShape`] when the profile does not fit,
+    /// [`CoreError::Channels`] for none or for more than 2^20 channels.
     pub fn for_layer(
         &self,
         layer: usize,
@@ -82,7 +83,10 @@ impl TargetSparsity {
     ) -> Result<Vec<HeadThresholds>, CoreError> {
         let head = |start: Vec<f32>| HeadThresholds::with_target(start, self.zero_fraction);
         let heads: Vec<HeadThresholds> = match &self.start {
-            Start::Uniform(theta) => vec![head(vec![*theta; head_dim]); kv_heads],
+            Start::Uniform(theta) => {
+                check_layer(kv_heads, head_dim)?;
+                vec![head(vec![*theta; head_dim]); kv_heads]
+            }
             Start::Profile(profile) => {
                 let thresholds = profile.layer(layer, kv_heads, head_dim)?;
                 thresholds.chunks_exact(head_dim).map(|start| head(start.to_vec())).collect()

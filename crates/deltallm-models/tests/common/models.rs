@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, Isa,
-    ThresholdPolicy, Window,
+    KvStore, ThresholdPolicy, Window,
 };
 use deltallm_models::{Model, ModelError, ModelFile};
 use ndarray::ArrayView1;
@@ -18,29 +18,40 @@ pub(crate) fn load_model(file: ModelFile) -> Result<Model, ModelError> {
 }
 
 /// The usual settings for its attention kernels.
-pub(crate) fn options_for(model: &Model) -> AttentionOptions {
-    AttentionOptions { isa: isa(), ..AttentionOptions::new(model.attention_shape()) }
+pub(crate) fn options() -> AttentionOptions {
+    AttentionOptions::default().store(KvStore::F32).isa(isa())
 }
 
 /// Exact attention for every layer.
 pub(crate) fn dense_kernels(model: &Model) -> Vec<Box<dyn AttentionKernel>> {
-    let options = options_for(model);
-    (0..model.config().layers).map(|_| Box::new(DenseAttention::new(&options).unwrap()) as _).collect()
+    let options = options();
+    (0..model.config().layers)
+        .map(|_| Box::new(DenseAttention::new(model.attention_shape(), options.clone()).unwrap()) as _)
+        .collect()
 }
 
 /// Attention that approximates nothing, three times for every layer: thresholds of 0 without and with a window, and a window
 /// over everything.
 pub(crate) fn harmless_kernels(model: &Model) -> [Vec<Box<dyn AttentionKernel>>; 3] {
-    let options = options_for(model);
+    let options = options();
     let hybrid = |window, theta| {
-        let config = HybridConfig {
-            window: Window::Sliding(window),
-            ..HybridConfig::new(ThresholdPolicy::Uniform(theta))
-        };
-        Box::new(HybridAttention::new(&options, &config).unwrap()) as Box<dyn AttentionKernel>
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window));
+        Box::new(
+            HybridAttention::new(model.attention_shape(), config.clone().options(options.clone())).unwrap(),
+        ) as Box<dyn AttentionKernel>
     };
     let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-        &|| Box::new(DeltaAttention::new(&options, ThresholdPolicy::Uniform(0.0), 0).unwrap()),
+        &|| {
+            Box::new(
+                DeltaAttention::new(
+                    model.attention_shape(),
+                    ThresholdPolicy::Uniform(0.0),
+                    0,
+                    options.clone(),
+                )
+                .unwrap(),
+            )
+        },
         &|| hybrid(5, 0.0),
         &|| hybrid(40, 100.0),
     ];
