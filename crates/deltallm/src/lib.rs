@@ -58,7 +58,7 @@
 //!
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
-//! - [`calibration`]: finds the settings of a model, in any engine.
+//! - `calibration` (feature `ndarray`, on by default): finds the settings of a model, in any engine.
 //! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
 //!
 //! # Features
