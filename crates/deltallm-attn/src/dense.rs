@@ -122,7 +122,7 @@ impl DenseAttention {
     fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
         let mut narrow = Vec::with_capacity(2 * self.keys.len());
         for cache in self.caches() {
-            // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
+            // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
             let mut charge = MemoryBudget::unlimited().reservation();
             narrow.push((cache.rows.converted(RowFormat::Int8, &mut charge)?, charge.bytes()));
         }

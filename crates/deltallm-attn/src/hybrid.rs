@@ -1,4 +1,4 @@
-//! Delta attention with an exact window: the product.
+//! Delta attention with an exact window: the kernel to use.
 
 use deltallm_core::{
     CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation, SparsityStats,
@@ -328,7 +328,7 @@ impl HybridAttention {
 
     /// All heads, if that is smaller: with thresholds next to zero it is not.
     fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
-        // What the conversion holds for a while is not charged; the result is smaller than what it replaces.
+        // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
         let mut heads = Vec::with_capacity(self.heads.len());
         let mut narrow = Vec::with_capacity(self.heads.len());
         for head in &self.heads {

@@ -165,7 +165,7 @@ pub trait KernelWrapper: Send {
     /// What [`AttentionKernel::forward_heads`] is to do, if not what the kernel inside does.
     ///
     /// # Errors
-    /// As there.
+    /// Those of [`AttentionKernel::forward_heads`].
     fn attend(
         &mut self,
         q: HeadsView,

@@ -35,7 +35,7 @@ impl Rows for PagedRows {
     }
 }
 
-/// One head of somebody else's keys or values.
+/// One head of keys or values that the caller holds.
 pub(crate) struct HeadRows<'v> {
     pub(crate) view: HeadsView<'v>,
     pub(crate) head: usize,

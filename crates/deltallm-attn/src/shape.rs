@@ -105,7 +105,7 @@ impl AttentionShape {
         self.check_call_for([ElementType::F32; 2], q, k, v, out)
     }
 
-    /// The same for a cache whose keys and values must fit these types. What comes behind it is not checked again.
+    /// The same for a cache whose keys and values must fit these types. Later steps do not check it again.
     ///
     /// # Errors
     /// As above, and [`CoreError::NotStorable`](deltallm_core::CoreError::NotStorable).

@@ -27,7 +27,7 @@ impl FloatBuffer {
         }
     }
 
-    /// FloatBuffer in the buffer.
+    /// Numbers in the buffer.
     pub(crate) fn len(&self) -> usize {
         match self {
             Self::F32(v) => v.len(),

@@ -6,7 +6,7 @@ use deltallm_simd::{Isa, dispatch};
 
 use crate::{element::ElementType, error::CoreError, fingerprint::ModelFingerprint};
 
-/// Checks a row on its way into a store: `channels` numbers that `element` holds. What is behind this takes the row as it is.
+/// Checks a row on its way into a store: `channels` numbers that `element` holds. Later steps do not check it again.
 ///
 /// # Errors
 /// [`CoreError::Channels`] or [`CoreError::NotStorable`].

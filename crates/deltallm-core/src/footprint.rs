@@ -112,7 +112,7 @@ impl CachePlan {
         Self { kv_heads, head_dim, store, keys }
     }
 
-    /// Tokens in a page of the exact window: small, because on average half a page is held in vain.
+    /// Tokens in a page of the exact window: small, because on average half a page stays empty.
     pub const WINDOW_PAGE_TOKENS: usize = 16;
 
     /// Tokens in a page of sinks: as many as there are, unless they are unusually many.

@@ -30,7 +30,7 @@ pub(crate) fn round_up(x: f32) -> f16 {
     if near.to_f32() < x { f16::from_bits(near.to_bits() + 1) } else { near }
 }
 
-/// `1 / x`, or 0 where that is no use: for zero, and for what is too small to divide by.
+/// `1 / x`, or 0 where that would not be finite: for zero and for numbers too small to divide by.
 #[inline(always)]
 pub(crate) fn inverse(x: f32) -> f32 {
     if x.abs() >= f32::MIN_POSITIVE { 1.0 / x } else { 0.0 }

@@ -28,7 +28,7 @@ impl Ahead {
         Self { start: memory.as_ptr().cast(), bytes: size_of_val(memory) }
     }
 
-    /// This and `more`, which lies behind it.
+    /// This and `more`, which follows it in memory.
     pub(crate) fn and<T>(self, more: &[T]) -> Self {
         Self { bytes: self.bytes + size_of_val(more), ..self }
     }
@@ -112,7 +112,7 @@ pub(crate) fn rows_memory(rows: StoredRows, channels: usize) -> [Ahead; 2] {
     [rows, scales]
 }
 
-/// Where the masks of a block are, and its key frame with the values, which lie behind it, or its differences.
+/// Where the masks of a block are, and its key frame with the values that follow it, or its differences.
 pub(crate) fn block_memory(block: DeltaBlock) -> [Ahead; 2] {
     let codes = match block.codes {
         DeltaCodes::F32(FloatCodes { frame, values }) => Ahead::of(frame).and(values),

@@ -4,7 +4,7 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::expand::{grow, padded};
 
-/// The differences of a block, one to a byte; what lies behind them is of no account.
+/// The differences of a block, one to a byte; bytes after them are not read.
 #[derive(Debug, Default)]
 pub(crate) struct Differences {
     bytes: Vec<i8>,

@@ -4,8 +4,8 @@
 //! and the heads of a group share every row of the cache. The keys of a kv head are taken in blocks of [`BLOCK_TOKENS`]:
 //! scores, the skip test, softmax, and the values of the keys that are left.
 //!
-//! Long caches are cut into chunks of [`DECODE_CHUNK`] keys that know nothing of each other and are merged in order, whoever
-//! worked them off: the result does not depend on the number of threads. Value skipping needs the best exact score
+//! Long caches are cut into chunks of [`DECODE_CHUNK`] keys that are attended separately and merged in order, on whichever
+//! thread each ran: the result does not depend on the number of threads. Value skipping needs the best exact score
 //! first, so there are two rounds: the segments before the first one that skips, then the rest.
 //!
 //! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and converted. In
@@ -58,7 +58,7 @@ struct Chunk {
 }
 
 thread_local! {
-    /// What a call works in: kept for the thread's next one, so that a step of decoding asks for no memory but the cache's.
+    /// Working memory of a call, kept for the thread's next one, so that a step of decoding allocates nothing but cache.
     static MEMORY: Cell<Memory> = Cell::default();
     /// The same for each thread that shares the work of a call.
     static SCRATCH: Cell<Scratch> = Cell::default();
@@ -119,7 +119,7 @@ struct Converted {
     padded: Vec<f32>,
 }
 
-/// What has come of some keys of one kv head: `[group]` maxima, `[group]` sums of weights, `[group, channels]` weighted
+/// Partial result over some keys of one kv head: `[group]` maxima, `[group]` sums of weights, `[group, channels]` weighted
 /// sums of values.
 struct Partial<'a> {
     max: &'a mut [f32],
@@ -241,8 +241,8 @@ fn cut(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
 }
 
 impl Token<'_, '_> {
-    /// Attends all chunks, each into its part of `partials`, and says how many values each skipped; `merged` is what earlier
-    /// rounds have come to.
+    /// Attends all chunks, each into its part of `partials`, and says how many values each skipped; `merged` is the result of
+    /// earlier rounds.
     fn attend_all(&self, chunks: &[Chunk], merged: &[f32], partials: &mut [f32], skipped: &mut [u64]) {
         let size = merged.len() / self.options.shape.kv_heads();
         #[cfg(feature = "rayon")]
@@ -435,7 +435,7 @@ impl<'a> Partial<'a> {
         self.sums.fill(0.0);
     }
 
-    /// Adds what other keys have come to.
+    /// Adds the partial result over other keys.
     fn merge(&mut self, other: &Partial) {
         let channels = self.sums.len() / self.max.len();
         for head in 0..self.max.len() {

@@ -71,7 +71,7 @@ fn select_block<S: Lanes>(
     if count > 0 {
         simd.numbers(bits, &mut kept.numbers);
         let channels = state.sums.len() / state.max.len();
-        // First all, then all: what has just been stored in pieces cannot be loaded as a whole at once.
+        // All stores first, then all loads: a load that spans several recent stores waits for them.
         for (scores, weights) in scores.chunks_exact(BLOCK_TOKENS).zip(weights.chunks_exact_mut(BLOCK_TOKENS))
         {
             pack(simd, scores, bits, weights);

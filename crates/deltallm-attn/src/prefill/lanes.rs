@@ -18,7 +18,7 @@ pub(crate) fn all_finite(isa: Isa, numbers: &[f32]) -> bool {
     dispatch!(isa, _simd => ElementType::F32.holds(numbers))
 }
 
-/// Whether an instruction set has registers for large tiles. Not so the scalar one: unrolled for it, they are of no use and
+/// Whether an instruction set has registers for large tiles. The scalar one has not: unrolled tiles gain nothing there and
 /// take minutes to compile.
 #[inline(always)]
 pub(crate) const fn large_tiles<S: Simd>() -> bool {

@@ -30,7 +30,7 @@ pub(crate) struct Prepared<'a> {
 }
 
 impl<'a> Prepared<'a> {
-    /// For a single tile, which would not earn a conversion back: rows are read block by block.
+    /// For a single tile, for which a conversion would not pay: rows are read block by block.
     pub(crate) fn as_held(segment: &Segment<'a>) -> Self {
         Self { keys: held(segment.keys), values: Arc::new(HeldRows(segment.values)), first_pass: None }
     }

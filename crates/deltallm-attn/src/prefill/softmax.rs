@@ -3,7 +3,7 @@
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
 /// Turns a block of scores `[rows, lanes]`, in units of ln 2, into weights `2^(score - max)`, where `max` is each lane's largest score so
-/// far, and keeps the books of the online softmax (Milakov and Gimelshein, arXiv 1805.02867): `max` and `sum` are
+/// far, and holds the state of the online softmax (Milakov and Gimelshein, arXiv 1805.02867): `max` and `sum` are
 /// updated, and `rescale` (all `[lanes]`) is what earlier sums and outputs must be multiplied by. Returns whether any
 /// lane's factor differs from one.
 ///

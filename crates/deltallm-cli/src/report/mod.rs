@@ -4,6 +4,7 @@
 
 mod accuracy;
 mod bytes;
+mod contents;
 mod four_bits;
 mod page;
 mod pairs;
@@ -11,56 +12,16 @@ mod sparsity;
 mod subject;
 mod time;
 
-use anyhow::Context;
-use serde::Serialize;
-
-use crate::KernelSettings;
-
 pub use crate::drawing::PICTURE_SIZE;
 pub use accuracy::{Accuracy, RuleCost, RuleCosts};
+use anyhow::Context;
 pub use bytes::{Bytes, Store};
+pub use contents::{Picture, Report};
 pub use page::{Verdict, page};
 pub use pairs::{Pair, PairChoice, PairCounts, Pairs};
 pub use sparsity::{LayerSparsity, Sparsity};
 pub use subject::{Cost, Subject};
 pub use time::{AtLength, Milliseconds, Times};
-
-/// The numbers behind all pictures.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
-    /// Name of the model.
-    pub model: String,
-    /// Name of the text.
-    pub text: String,
-    /// Tokens in a window.
-    pub context: usize,
-    /// Windows that accuracy is measured on.
-    pub windows: usize,
-    /// Worker threads.
-    pub threads: usize,
-    /// The hybrid kernel.
-    pub settings: KernelSettings,
-    /// `sparsity.png`.
-    pub sparsity: Sparsity,
-    /// `accuracy.png`.
-    pub accuracy: Accuracy,
-    /// `bytes.png`.
-    pub bytes: Bytes,
-    /// `time.png`.
-    pub time: Times,
-    /// `pairs.png`.
-    pub pairs: Pairs,
-}
-
-/// A drawn picture.
-pub struct Picture {
-    /// Name of its file.
-    pub file: &'static str,
-    /// What is to be seen, in one line.
-    pub summary: String,
-    /// The file's contents, of [`PICTURE_SIZE`].
-    pub png: Vec<u8>,
-}
 
 impl Report {
     /// How often [`measure`](Self::measure) calls `step`.

@@ -5,7 +5,12 @@ use minijinja::value::{Serde, Value};
 use minijinja::{AutoEscape, Environment};
 use serde::Serialize;
 
-use super::{AtLength, Cost, Picture, Report, Store};
+use super::{
+    bytes::Store,
+    contents::{Picture, Report},
+    subject::Cost,
+    time::AtLength,
+};
 
 /// Up to here a change of perplexity (a share) and a divergence (nats) count as small.
 const SMALL: (f64, f64) = (0.01, 0.01);

@@ -25,7 +25,7 @@ pub(super) trait Codec: Debug {
     /// Appends the channels `rule.sent` of a key, token number `token` of the block, and counts it. There is room for them.
     fn append(&mut self, key: &[f32], rule: &mut Rule, token: usize, codes: &mut Self::Codes);
 
-    /// Goes on behind the last key of a block: the reference becomes what the receiver has of it.
+    /// Sets the reference to the last key of a block as it is reconstructed, so that coding can go on there.
     fn resume(&mut self, rule: &mut Rule, masks: &[u64], codes: &Self::Codes);
 
     /// The key frame, `[channels]`; zeros for a block that has not begun.
@@ -66,7 +66,7 @@ pub(super) trait Codes: Debug + Clone {
     /// Keeps the first `tokens` tokens, which transmit `sent` values.
     fn truncate(&mut self, tokens: usize, sent: usize, channels: usize);
 
-    /// Becomes what the sealed block `other` is, within the room it has.
+    /// Takes over the contents of the sealed block `other`, without allocating.
     fn reopen(&mut self, other: Self);
 
     /// Bytes of what is held.

@@ -6,7 +6,7 @@
 /// 4 bits (`docs/results/stores.md`). Differences of 8 bits wrap around, so any code can follow any other.
 #[derive(Debug, Clone)]
 pub(super) struct Differences {
-    /// The frame, `[channels]`, and behind it the differences that take 8 bits.
+    /// The frame, `[channels]`, followed by the differences that take 8 bits.
     pub(super) whole: Vec<i8>,
     /// All differences, two to a byte, the first one in the low half: -8..=7, and 0 for the next one of 8 bits.
     nibbles: Vec<u8>,

@@ -52,7 +52,7 @@ impl<T: Codes> Block<T> {
         self.codes.truncate(tokens, count(&self.masks), channels);
     }
 
-    /// Becomes what the sealed block `other` is, within the room it has.
+    /// Takes over the contents of the sealed block `other`, without allocating.
     fn reopen(&mut self, other: Self) {
         self.masks.clear();
         self.masks.extend_from_slice(&other.masks);

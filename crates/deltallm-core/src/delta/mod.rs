@@ -117,8 +117,8 @@ impl DeltaMatrix {
     /// An empty matrix of 8-bit codes. A transmitted value is `code * step`; a channel's step is its threshold at the
     /// beginning of the block, so the code is off by less than the threshold, and the encoder compares with what the codes
     /// give back: `|k[j] - khat[j]| <= threshold[j]`, always. A value that no code comes near enough to *escapes*
-    /// and is stored as f32: one beyond 127 steps, and every one of a channel whose threshold is zero or next
-    /// to it. That is correct and large: thresholds of zero take more room here than in f32.
+    /// and is stored as f32: one beyond 127 steps, and every one of a channel whose threshold is zero or almost
+    /// zero. That is correct and large: thresholds of zero take more room here than in f32.
     ///
     /// # Errors
     /// As [`DeltaEncoder::new`]; [`CoreError::Channels`] for more than 65536 channels.

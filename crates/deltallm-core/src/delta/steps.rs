@@ -35,7 +35,7 @@ pub struct Escape {
 const OPEN_END: u8 = BLOCK_TOKENS as u8;
 
 /// The numbers of a block in steps: a number is `code * (steps[channel] * factor)`, and escapes on top. A channel whose step is of
-/// no use (0, or not a normal f32 after the product) has codes of 0 only.
+/// not usable (0, or not a normal f32 after the product) has codes of 0 only.
 #[derive(Debug, Clone, Copy)]
 pub struct StepCodes<'a> {
     /// Codes of the key frame, `[channels]`.

@@ -124,8 +124,8 @@ impl PagedRows {
         self.layout.page_tokens
     }
 
-    /// The first of `tokens` as they are held, as many as stand in one page, and how many these are. `None` if their page is not
-    /// held. Rows before [`first`](Self::first) in it mean nothing.
+    /// The first of `tokens` in their stored form, as many as are in one page, and their number. `None` if their page is not
+    /// held. Rows of the page before [`first`](Self::first) have been dropped and must not be read.
     pub fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
         let page = self.pages.get((tokens.start / self.layout.page_tokens).checked_sub(self.first_page)?)?;
         let first = tokens.start % self.layout.page_tokens;
@@ -258,7 +258,7 @@ impl PagedRows {
         Ok(copy)
     }
 
-    /// Bytes that appending `tokens` rows would reservation.
+    /// Bytes that appending `tokens` rows would charge.
     pub fn growth(&self, tokens: usize) -> usize {
         if tokens == 0 {
             return 0;

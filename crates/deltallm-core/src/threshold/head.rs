@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{check::check_thresholds, error::CoreError};
 
-/// Thresholds of one kv head: fixed, or led to a target.
+/// Thresholds of one kv head: fixed, or adjusted until a share of entries is zero.
 ///
 /// ```
 /// use deltallm_core::HeadThresholds;

@@ -22,7 +22,7 @@ pub(crate) struct Rounded {
 }
 
 impl<'a> Inputs<'a> {
-    /// These tokens. `rounded` is memory; what it contains is of no use any more.
+    /// These tokens. `rounded` is memory; its contents are overwritten.
     pub(crate) fn new(x: ArrayView2<'a, f32>, rounded: &'a mut Rounded) -> Self {
         rounded.ternary.clear();
         rounded.quantised.clear();

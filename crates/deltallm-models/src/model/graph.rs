@@ -100,7 +100,7 @@ impl<K> fmt::Debug for Sequence<'_, K> {
     }
 }
 
-/// What a layer's attention is given, for whoever looks on ([`Model::forward_observed`]).
+/// What a layer's attention is given, for an observer ([`Model::forward_observed`]).
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct AttentionInput<'a> {

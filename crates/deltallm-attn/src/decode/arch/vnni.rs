@@ -326,7 +326,7 @@ fn multiply<const W: usize, const G: usize, const HALF: usize>(
     sums
 }
 
-/// The two registers of [`multiply`] that come of `fours[..][i]`.
+/// The two registers of [`multiply`] made from `fours[..][i]`.
 #[inline(always)]
 fn quarter<const W: usize, const G: usize, const HALF: usize>(
     simd: Avx512,

@@ -78,7 +78,7 @@ const FAR: f32 = 268_435_456.0;
 
 impl FirstPass {
     /// The first pass over keys whose values may be skipped, if the CPU has the dot products of bytes that make it worth while (or
-    /// the instruction set is there for its answers).
+    /// the instruction set exists to be compared with).
     pub(crate) fn of(isa: Isa) -> Option<Self> {
         let dots = ByteKernel::of(isa);
         let worth_while = match dots {

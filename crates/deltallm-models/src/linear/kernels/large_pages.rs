@@ -2,7 +2,7 @@
 //!
 //! A decoded token reads every weight once. In pages of 4 kB every 64th cache line needs another translation of its address,
 //! and the hardware's prefetching stops at the end of each page. The matrices of a small model are smaller than a large page
-//! (2 MB on x86-64), so they lie one behind the other in regions, for which Linux is asked to use large pages.
+//! (2 MB on x86-64), so they lie side by side in regions, for which Linux is asked to use large pages.
 
 use std::{
     fmt,
