@@ -5,7 +5,7 @@ use std::collections::HashMap;
 /// Lower case, without ASCII punctuation, the words *a*, *an* and *the*, and surplus white space.
 ///
 /// ```
-/// assert_eq!(deltallm_examples::normalise(" The  U.S. and a dog"), "us and dog");
+/// assert_eq!(deltallm_cli::normalise(" The  U.S. and a dog"), "us and dog");
 /// ```
 pub fn normalise(text: &str) -> String {
     let lower = text.to_lowercase();
