@@ -131,6 +131,39 @@ fn inspect_says_what_a_file_holds_and_what_caches_take() {
 
 /// What is planned is what a run takes.
 #[test]
+fn a_cache_is_smaller_than_f16_from_where_inspect_says() {
+    let report = json(&run("inspect", &["--json"]));
+    let stores = report["stores"].as_array().expect("a list");
+    let store = |kernel: &str, kv: &str| {
+        stores.iter().find(|store| store["kernel"] == kernel && store["kv"] == kv).expect("this store")
+    };
+    assert!(["f32", "f16"].iter().all(|kv| store("dense", kv)["smaller_than_f16_from"].is_null()));
+    let from = store("hybrid", "compact")["smaller_than_f16_from"].as_u64().expect("a length");
+    assert!((18..200).contains(&from), "{from}");
+    // A run just before is larger and says why; one well behind is smaller.
+    let share = |tokens: u64| {
+        let args = [
+            "--kv",
+            "compact",
+            "--prompt",
+            "A",
+            "--temperature",
+            "1.5",
+            "--seed",
+            "3",
+            "--verbose",
+            "--json",
+        ];
+        let output = run("generate", &[&args[..], &["--max-tokens", &tokens.to_string()]].concat());
+        let report = json(&output);
+        let share = report["kv_bytes"].as_f64().unwrap() / report["kv_bytes_dense_f16"].as_f64().unwrap();
+        (share, String::from_utf8_lossy(&output.stderr).contains("the exact window is held beside"))
+    };
+    let ((early, said), (late, quiet)) = (share(40), share(2 * from));
+    assert!(early > 1.0 && said && late < 1.0 && !quiet, "{early} {late}");
+}
+
+#[test]
 fn inspect_plans_the_bytes_that_a_run_takes() {
     let report = json(&run("inspect", &["--json"]));
     let run = json(&run("generate", &["--json", "--max-tokens", "40"]));

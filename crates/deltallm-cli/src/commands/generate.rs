@@ -368,6 +368,12 @@ impl Run {
             percent(footprint.total() as f64 / self.dense_f16_bytes as f64),
             bytes(self.dense_f16_bytes)
         );
+        if footprint.total() > self.dense_f16_bytes && footprint.window > 0 {
+            eprintln!(
+                "             more, because in a short context the exact window is held beside its coded keys; `deltallm inspect` says from \
+                 which length on it is less"
+            );
+        }
         if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
             let narrowed = match self.generation.narrowed {
                 Narrowed { times: 0, .. } => String::new(),

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use deltallm::core::BLOCK_TOKENS;
 use deltallm::models::ModelConfig;
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, HybridConfig,
@@ -13,7 +14,7 @@ use serde::Serialize;
 use super::phases::Phases;
 use super::prefill_only::PrefillOnly;
 use super::timed::{AttentionTime, Timed};
-use crate::{ModelProfile, describe_margins};
+use crate::{ModelProfile, dense_f16_bytes, describe_margins};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
@@ -183,6 +184,24 @@ impl KernelChoice {
             plan.footprint(tokens).total()
         };
         (0..config.layers).map(layer).sum()
+    }
+
+    /// The length from which on these caches are planned smaller than dense ones in f16, up to the model's context; `None` if they are
+    /// not. Shorter ones are larger because the exact window is held beside its coded keys.
+    pub fn smaller_than_f16_from(&self, config: &ModelConfig) -> Option<usize> {
+        let smaller = |tokens: usize| self.planned_bytes(config, tokens) < dense_f16_bytes(config, tokens);
+        // Where the window and its pages are full, every further token takes the same.
+        let filled = match self.key_plan(0.0, config.context_length) {
+            KeyPlan::Delta { window, sinks, .. } => {
+                window.saturating_add(sinks).saturating_add(8 * BLOCK_TOKENS)
+            }
+            _ => BLOCK_TOKENS,
+        };
+        let (context, filled) = (config.context_length, filled.min(config.context_length));
+        if !(smaller(context) && smaller(filled)) {
+            return None;
+        }
+        Some((1..=filled).rev().find(|tokens| !smaller(*tokens)).map_or(1, |tokens| tokens + 1))
     }
 
     /// The settings for a report; those that the kernel does not use are absent.

@@ -125,7 +125,7 @@ impl Verdict {
         });
         if !small {
             reasons.push(
-                "Next: `deltallm calibrate` on text like yours finds thresholds that cost less.".into(),
+                "Next: run deltallm calibrate on text like yours; it finds thresholds that cost less.".into(),
             );
         }
         Self { tone: if small && headline.starts_with("Yes") { "good" } else { "bad" }, headline, reasons }
