@@ -137,6 +137,17 @@ fn a_limit_is_kept_and_a_looser_one_gives_as_many_zeros_or_more() {
 }
 
 #[test]
+fn thresholds_leave_half_of_a_limit_to_skipping() {
+    let limit = 1e-3;
+    let zeros = |limit, skip| find(request(CalibrationGoal::Kl(limit)).skip(skip)).unwrap().zero_fraction;
+    let half = zeros(0.5 * limit, SkipSearch::Off);
+    assert!(half < zeros(limit, SkipSearch::Off));
+    for skip in [SkipSearch::One, SkipSearch::Layers] {
+        assert_eq!(zeros(limit, skip), half, "{skip:?}");
+    }
+}
+
+#[test]
 fn a_share_of_zeros_is_met_and_the_same_numbers_give_the_same_settings() {
     let request = request(CalibrationGoal::ZeroFraction(0.7)).skip(SkipSearch::Off);
     let found = find(request).unwrap();

@@ -98,6 +98,17 @@ proptest! {
 }
 
 #[test]
+fn a_key_after_narrowing_is_compared_with_the_reference_as_rounded() {
+    let mut reservation = MemoryBudget::unlimited().reservation();
+    let mut matrix = DeltaMatrix::new(vec![0.5], ElementType::F32).unwrap();
+    matrix.push(&[1000.3], &mut reservation).unwrap();
+    matrix.narrow(ElementType::F16, &mut reservation).unwrap();
+    // Within the threshold of what came, and not of what is held.
+    matrix.push(&[999.9], &mut reservation).unwrap();
+    assert_eq!((reconstruction(&matrix), matrix.nonzeros()), (vec![1000.5, 1000.0], 2));
+}
+
+#[test]
 fn rows_are_rounded_in_place_and_later_rows_too() {
     let budget = MemoryBudget::unlimited();
     let mut reservation = budget.reservation();

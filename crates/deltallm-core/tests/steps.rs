@@ -213,6 +213,25 @@ proptest! {
 }
 
 #[test]
+fn errors_of_a_conversion_do_not_add_up_from_block_to_block() {
+    // The first channel is sent once and then stands in key frames only. The others change the thresholds.
+    let mut keys = keys(8, 8 * BLOCK_TOKENS, 7, 1.0);
+    keys.iter_mut().for_each(|key| key[0] = 3.3);
+    let mut reservation = MemoryBudget::unlimited().reservation();
+    let mut wide =
+        DeltaMatrix::new(HeadThresholds::with_target(vec![0.5; 8], 0.6), ElementType::F32).unwrap();
+    push(&mut wide, &keys, &mut reservation);
+    let matrix = wide.to_steps(&mut reservation).unwrap();
+    let mut rows = Vec::new();
+    for number in 0..matrix.blocks() {
+        let StepCodes { steps, factor, .. } = in_steps(&matrix.coded(number).unwrap());
+        matrix.reconstruct(number, &mut rows);
+        let (step, got) = (steps[0] * factor, rows[0]);
+        assert!((got - 3.3).abs() <= 0.501 * step, "block {number}: {got}, with a step of {step}");
+    }
+}
+
+#[test]
 fn every_cut_around_block_edges_equals_a_fresh_start() {
     let keys = keys(3, 3 * BLOCK_TOKENS + 1, 5, 1.0);
     for target in [false, true] {

@@ -10,7 +10,7 @@ use common::{
 };
 use deltallm_attn::{
     AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, MemoryBudget,
-    ThresholdPolicy,
+    ThresholdPolicy, Window,
 };
 use deltallm_core::CoreError;
 use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
@@ -124,6 +124,29 @@ fn chunks_rewinding_and_reuse_do_not_show() {
         last = Some(chunked.decode(*token).unwrap());
     }
     assert!(close(&last.unwrap(), &expected), "token by token");
+}
+
+#[test]
+fn a_prompt_in_chunks_is_one_prompt_for_the_kernels() {
+    let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
+    let config = HybridConfig::default().options(options()).sinks(0);
+    for config in [
+        // Chunks end within the length that is attended exactly, and the prompt does not.
+        config.clone().window(Window::Sliding(8)).exact_prompt(30),
+        // The blocks are a share of the prompt, and not of a chunk.
+        config.window(Window::Block { scale: 0.3 }),
+    ] {
+        let exact_pairs = |chunk| {
+            let kernel = |_| -> Result<Box<dyn AttentionKernel>, _> {
+                Ok(Box::new(HybridAttention::new(model.attention_shape(), config.clone())?))
+            };
+            let mut session = Session::new(model.clone(), kernel).unwrap();
+            session.set_chunk(chunk);
+            session.prefill(&golden.tokens).unwrap();
+            session.stats().total().exact_pairs
+        };
+        assert_eq!(exact_pairs(7), exact_pairs(golden.tokens.len()), "{:?}", config.window);
+    }
 }
 
 #[test]

@@ -270,6 +270,14 @@ mod tests {
         assert_eq!(Some(&ByteKernel::of(Isa::best())), kernels.last());
     }
 
+    #[test]
+    fn the_kernel_of_an_instruction_set_is_the_fastest_that_this_machine_has() {
+        for isa in Isa::available() {
+            let fastest = ByteKernel::available().into_iter().rfind(|kernel| kernel.isa() == isa);
+            assert_eq!(Some(ByteKernel::of(isa)), fastest, "{isa}");
+        }
+    }
+
     /// Bytes of both signs, the ends of their range among them.
     fn bytes<const N: usize>(factor: usize) -> [u8; N] {
         std::array::from_fn(|i| match i % 7 {

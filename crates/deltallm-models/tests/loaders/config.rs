@@ -115,6 +115,19 @@ fn json_defaults() {
     );
 }
 
+/// Those of llama.cpp.
+#[test]
+fn gguf_defaults() {
+    let optional = ["llama.attention.head_count_kv", "llama.vocab_size", "llama.rope.freq_base"];
+    let config = tiny::config(&optional.into_iter().fold(tiny::llama(), |writer, key| writer.remove(key)));
+    let config = config.unwrap();
+    assert_eq!(
+        (config.kv_heads, config.head_dim, config.vocab_size),
+        (tiny::HEADS, tiny::HEAD_DIM, tiny::VOCAB)
+    );
+    assert_eq!((config.rope.theta, config.rope.scaling), (10_000.0, RopeScaling::None));
+}
+
 #[test]
 fn json_bias_flags() {
     let json = with(with(llama_3_2_1b(), "attention_bias", json!(true)), "mlp_bias", json!(true));
