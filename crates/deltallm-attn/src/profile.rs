@@ -202,8 +202,6 @@ mod stored {
 
 #[cfg(test)]
 mod tests {
-    use deltallm_core::KvStore;
-
     use super::*;
     use crate::{LayerSpec, SkipMargin, Window};
 
@@ -212,13 +210,14 @@ mod tests {
         Arc::new(ThresholdProfile::new(ModelFingerprint(7), [2, 1, 4], thresholds).unwrap())
     }
 
+    #[cfg(feature = "serde")]
     fn profile() -> AttentionProfile {
         let layers = vec![
             LayerSpec { dense: true, ..LayerSpec::default() },
             LayerSpec {
                 exact_prompt: Some(19),
                 skip_margin: Some(SkipMargin::length(2.5)),
-                store: Some(KvStore::Bf16),
+                store: Some(deltallm_core::KvStore::Bf16),
                 ..LayerSpec::default()
             },
         ];
