@@ -184,7 +184,7 @@ impl<'a> Run<'a> {
     fn new(setting: &'a Setting) -> Self {
         let isas = Isa::available();
         let options: Vec<_> = isas.iter().map(|isa| setting.options(*isa)).collect();
-        let kernel = |options| HybridAttention::new(setting.shape, setting.config.clone().options(options.clone())).expect("a valid setting");
+        let kernel = |options: &AttentionOptions| HybridAttention::new(setting.shape, setting.config.clone().options(options.clone())).expect("a valid setting");
         Self {
             setting,
             kernels: options.iter().map(kernel).collect(),

@@ -50,6 +50,25 @@ impl Layout {
         Ok(())
     }
 
+    /// Checks that no two rows share an element: the smaller stride steps over a row, the larger one over all of the smaller.
+    fn check_apart(&self, input: &'static str) -> Result<(), AttentionError> {
+        let tokens = ("token stride (at least)", self.token_stride, self.tokens);
+        let heads = ("head stride (at least)", self.head_stride, self.heads);
+        let mut strides = [tokens, heads];
+        // An axis of one step never moves.
+        strides.sort_by_key(|(_, stride, steps)| if *steps > 1 { *stride } else { 0 });
+        let mut expected = self.head_dim;
+        for (dimension, got, steps) in strides {
+            if steps > 1 && self.span() > 0 {
+                if got < expected {
+                    return Err(AttentionError::Shape { input, dimension, expected, got });
+                }
+                expected = got.saturating_mul(steps - 1).saturating_add(expected);
+            }
+        }
+        Ok(())
+    }
+
     fn start(&self, token: usize, head: usize) -> usize {
         token * self.token_stride + head * self.head_stride
     }
@@ -223,7 +242,16 @@ impl<'a> HeadsViewMut<'a> {
     /// Data in which token `t`, head `h` starts at `t * token_stride + h * head_stride`, its channels adjacent.
     ///
     /// # Errors
-    /// [`AttentionError::SliceTooShort`]; [`AttentionError::Shape`] for several tokens at the same place.
+    /// [`AttentionError::SliceTooShort`]; [`AttentionError::Shape`] for rows that overlap: one result would overwrite another.
+    ///
+    /// ```
+    /// use deltallm_attn::HeadsViewMut;
+    ///
+    /// let mut out = vec![0.0; 4 * 4 * 16];
+    /// assert!(HeadsViewMut::strided(&mut out, [4, 4, 16], 16, 64).is_ok()); // head after head
+    /// let error = HeadsViewMut::strided(&mut out, [4, 4, 16], 64, 1).unwrap_err();
+    /// assert_eq!(error.to_string(), "view: expected head stride (at least) = 16, got 1");
+    /// ```
     pub fn strided(
         data: &'a mut [f32],
         [tokens, heads, head_dim]: [usize; 3],
@@ -232,6 +260,7 @@ impl<'a> HeadsViewMut<'a> {
     ) -> Result<Self, AttentionError> {
         let layout = Layout { tokens, heads, head_dim, token_stride, head_stride };
         layout.check("view", data.len())?;
+        layout.check_apart("view")?;
         Ok(Self { data, layout })
     }
 

@@ -48,7 +48,7 @@ pub use model::{LoadedModel, ModelProfile, read_text};
 pub(crate) use model::{model_file, model_name};
 #[doc(hidden)]
 pub use output::{
-    Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, sha256_hex, write_whole,
+    Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, print_line, sha256_hex, write_whole,
 };
 pub use program::main;
 #[doc(hidden)]

@@ -10,7 +10,7 @@ use crate::{bench, main_with};
 
 /// Language models with delta attention: try it, measure it, set it up
 #[derive(Debug, Parser)]
-#[command(name = "deltallm", version, disable_help_subcommand = true)]
+#[command(name = "deltallm", version, disable_help_subcommand = true, arg_required_else_help = true)]
 struct Program {
     #[command(subcommand)]
     command: Command,
@@ -40,10 +40,7 @@ pub fn main() -> ExitCode {
         Command::Report(args) => report::run(*args),
         Command::Bench(args) => bench::run(&args, &[], start),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Completions(args) => {
-            shell::completions(&args, Program::command());
-            Ok(())
-        }
+        Command::Completions(args) => shell::completions(&args, Program::command()),
         Command::Man(args) => shell::man(&args, Program::command()),
         Command::Pictures(args) => pictures::run(args),
     })

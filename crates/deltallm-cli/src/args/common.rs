@@ -61,6 +61,11 @@ pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyh
     let parsed = A::command().try_get_matches().and_then(|given| Ok((A::from_arg_matches(&given)?, given)));
     let (args, given) = match parsed {
         Ok(parsed) => parsed,
+        // Nothing was asked for: the list of commands says more than one line can.
+        Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+            let _ = error.print();
+            return ExitCode::from(2);
+        }
         Err(error) if error.use_stderr() => return fail(&usage_line(&error.render().to_string())),
         Err(help_or_version) => help_or_version.exit(),
     };

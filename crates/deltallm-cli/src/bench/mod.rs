@@ -19,7 +19,7 @@ pub use args::Args;
 pub use engine::{Engine, EngineName, Rival};
 pub use phase::Phase;
 
-use crate::{LoadedModel, Progress, format_bytes, peak_rss_bytes, print_json};
+use crate::{LoadedModel, Progress, format_bytes, peak_rss_bytes, print_json, print_line};
 use ours::{Ours, kernel};
 use report::{FirstToken, Report, header, line, rows};
 use rounds::{Entry, Plan, measure, most_probable};
@@ -57,7 +57,7 @@ fn time(args: &Args, rivals: &[Rival]) -> anyhow::Result<()> {
         decode_tokens: args.decode_tokens.into(),
         repetitions: args.repetitions.into(),
     };
-    print_header(&report, &entries);
+    print_header(&report, &entries)?;
     for (phase, prompt) in tests {
         let decoded = if phase == Phase::Decode { args.decode_tokens.into() } else { 0 };
         let plan = Plan { phase, prompt, decoded, repetitions: args.repetitions.into() };
@@ -66,7 +66,7 @@ fn time(args: &Args, rivals: &[Rival]) -> anyhow::Result<()> {
         let measured = measure(&mut entries, &tokens, &plan, &mut step)?;
         drop(progress);
         let rows = rows(&entries, &plan, &measured);
-        rows.iter().for_each(|row| println!("{}", line(row)));
+        rows.iter().try_for_each(|row| print_line(line(row)))?;
         report.rows.extend(rows);
     }
     if args.json {
@@ -107,13 +107,13 @@ fn first_token(args: &Args, rivals: &[Rival], prompt: usize, start: Instant) -> 
         next,
         peak_rss_bytes: peak_rss_bytes(),
     };
-    println!(
+    print_line(format_args!(
         "{}: first token of a prompt of {prompt} after {:.1} ms, model loaded after {:.1} ms, at most {} resident",
         report.engine,
         report.first_token_ms,
         report.load_ms,
         report.peak_rss_bytes.map_or("?".to_owned(), format_bytes)
-    );
+    ))?;
     if args.json {
         print_json(&report)?;
     }
@@ -160,14 +160,18 @@ fn check_length(longest: usize, limit: usize, whose: &str) -> anyhow::Result<()>
     Ok(())
 }
 
-fn print_header(report: &Report, entries: &[Entry]) {
-    println!(
-        "machine            {}; {}; level {}, {} threads",
+fn print_header(report: &Report, entries: &[Entry]) -> anyhow::Result<()> {
+    let threads = if report.threads == 1 { "thread" } else { "threads" };
+    print_line(format_args!(
+        "machine            {}; {}; level {}, {} {threads}",
         report.cpu, report.date, report.level, report.threads
-    );
-    println!("model              {}; {} tokens decoded in a row", report.model, report.decode_tokens);
+    ))?;
+    print_line(format_args!(
+        "model              {}; {} tokens decoded in a row",
+        report.model, report.decode_tokens
+    ))?;
     for entry in entries {
-        println!("{:18} {}", entry.name, entry.settings);
+        print_line(format_args!("{:18} {}", entry.name, entry.settings))?;
     }
-    println!("{}", header());
+    print_line(header())
 }

@@ -88,6 +88,12 @@ const STRANGE_PERPLEXITY: f64 = 1000.0;
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     check_out(&args.out)?;
+    let same = |a: &Path, b: &Path| a.canonicalize().ok().is_some_and(|a| b.canonicalize().ok() == Some(a));
+    anyhow::ensure!(
+        !same(&args.out, &args.text),
+        "--out {}: expected another file than --text, which would be overwritten",
+        args.out.display()
+    );
     let text = read_text("--text", &args.text)?;
     let model = args.model.open()?;
     let exact = (args.window as usize).saturating_add(args.sinks as usize);
@@ -175,6 +181,13 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let exact = || layers.iter().filter(exact).filter_map(|plan| plan.exact_prompt);
     if let (Some(least), Some(most)) = (exact().min(), exact().max()) {
         eprintln!("prompts      exact up to {least} to {most} tokens, by layer");
+    }
+    let (context, most) = (graph.config().context_length, exact().max());
+    if most.is_none_or(|most| most >= context) {
+        eprintln!(
+            "warning      with this profile every prompt of up to {context} tokens, the model's context, is attended exactly: nothing \
+             is gained there. --exact-prompt 0 approximates all; another text, or more --tokens, may find more to skip"
+        );
     }
     if stored > 0 {
         eprintln!("store        {} in {stored} of {} layers", args.kv, layers.len());

@@ -105,6 +105,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     scores.lines.iter().for_each(|line| eprintln!("{line}"));
     if setup.kernel.kind() != KernelKind::Dense {
         eprintln!("{}", sparsity_line(&scores.sparsity));
+        if scores.sparsity.pairs > 0 && scores.sparsity.exact_pairs == scores.sparsity.pairs {
+            eprintln!(
+                "warning      nothing was approximated: every text was short enough to be attended exactly; take longer ones, or \
+                 --exact-prompt 0"
+            );
+        }
     }
     eprintln!("time         {seconds:.1} s");
     if args.common.json {

@@ -3,6 +3,7 @@
 //! `cargo run --release -- inspect --model FILE`
 
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::PathBuf;
 
 use deltallm::models::{ModelConfig, ModelFile, Tokenizer};
@@ -30,7 +31,7 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let file = model_file(args.model.as_deref())?;
     let report = Report::new(&file)?;
-    report.describe();
+    report.describe(&mut std::io::stdout().lock())?;
     if args.json {
         print_json(&report)?;
     }
@@ -141,41 +142,44 @@ impl Report {
         })
     }
 
-    fn describe(&self) {
+    fn describe(&self, out: &mut impl Write) -> std::io::Result<()> {
         let Self { layers, heads, kv_heads, head_dim, hidden_size, intermediate_size, .. } = self;
-        println!("model        {}: {}, {}", self.model, self.architecture, self.format);
-        println!(
+        writeln!(out, "model        {}: {}, {}", self.model, self.architecture, self.format)?;
+        writeln!(
+            out,
             "layers       {layers} of width {hidden_size} and {intermediate_size}, {heads} heads over {kv_heads} kv heads of \
              {head_dim} channels"
-        );
-        println!("context      {} tokens, vocabulary {}", self.context_length, self.vocab_size);
+        )?;
+        writeln!(out, "context      {} tokens, vocabulary {}", self.context_length, self.vocab_size)?;
         for (index, Tensors { kind, count, bytes }) in self.tensors.iter().enumerate() {
             let label = if index == 0 { "tensors" } else { "" };
-            println!("{label:<12} {count} of type {kind}, {}", format_bytes(*bytes as u64));
+            writeln!(out, "{label:<12} {count} of type {kind}, {}", format_bytes(*bytes as u64))?;
         }
         match (&self.tokenizer, &self.tokenizer_error) {
             (Some(TokenizerReport { tokens, chat_template }), _) => {
                 let with = if *chat_template { "with" } else { "without" };
-                println!("tokenizer    {tokens} tokens, {with} a chat template");
+                writeln!(out, "tokenizer    {tokens} tokens, {with} a chat template")?;
             }
-            (None, error) => println!("tokenizer    none: {}", error.as_deref().unwrap_or_default()),
+            (None, error) => writeln!(out, "tokenizer    none: {}", error.as_deref().unwrap_or_default())?,
         }
-        println!(
+        writeln!(
+            out,
             "settings     {}",
             self.profile.as_deref().unwrap_or("none for this model; calibrate makes some")
-        );
-        println!("this machine {}, products of {}", self.simd, self.precisions.join(", "));
-        self.describe_stores();
+        )?;
+        writeln!(out, "this machine {}, products of {}", self.simd, self.precisions.join(", "))?;
+        self.describe_stores(out)
     }
 
-    fn describe_stores(&self) {
+    fn describe_stores(&self, out: &mut impl Write) -> std::io::Result<()> {
         let lengths: Vec<usize> =
             self.stores.iter().take(1).flat_map(|store| store.bytes.iter().map(|at| at.tokens)).collect();
         let header: String = lengths.iter().map(|tokens| format!(" {tokens:>12}")).collect();
-        println!("\n{:<16} {:>11}{header}   of dense f16   smaller from", "cache", "bytes/token");
+        writeln!(out, "\n{:<16} {:>11}{header}   of dense f16   smaller from", "cache", "bytes/token")?;
         for store in &self.stores {
             let bytes = store.bytes.iter().map(|at| format!(" {:>12}", format_bytes(at.bytes as u64)));
-            println!(
+            writeln!(
+                out,
                 "{:<16} {:>11.0}{}   {:>10.1} %   {:>12}",
                 format!("{} {}", store.kernel, store.kv),
                 store.bytes_per_token,
@@ -184,12 +188,13 @@ impl Report {
                 store
                     .smaller_than_f16_from
                     .map_or_else(|| "never".to_owned(), |tokens| format!("{tokens} tokens"))
-            );
+            )?;
         }
-        println!(
+        writeln!(
+            out,
             "\nIn short contexts hybrid caches are larger than dense ones in f16: the exact window is held beside its coded keys. Plans are for \
              keys like those of the calibration text; keys that never rest take more."
-        );
+        )
     }
 }
 

@@ -9,7 +9,7 @@ use clap::Subcommand;
 
 use crate::pictures::{CurveFiles, MethodChoice, curves, method};
 use crate::report::Subject;
-use crate::{KernelArgs, ModelArgs, read_text, write_whole};
+use crate::{KernelArgs, ModelArgs, print_line, read_text, write_whole};
 
 /// Draw a picture of the documentation
 #[derive(Debug, clap::Args)]
@@ -75,12 +75,11 @@ fn draw_method(args: &MethodArgs) -> anyhow::Result<()> {
     );
     let subject = Subject { model: &model, kernel: &kernel, tokens: &tokens, text: "", context, windows: 1 };
     let (png, summary) = method(&subject, args.choice)?;
-    println!("{summary}");
+    print_line(summary)?;
     write(&args.out, &png)
 }
 
 fn write(out: &Path, png: &[u8]) -> anyhow::Result<()> {
     write_whole(out, png)?;
-    println!("{}", out.display());
-    Ok(())
+    print_line(out.display())
 }

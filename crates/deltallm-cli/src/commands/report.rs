@@ -12,7 +12,7 @@ use serde::Serialize;
 use crate::report::{PairChoice, Report, Subject, Verdict, page};
 use crate::{
     CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, print_json,
-    read_text, write_whole,
+    print_line, read_text, write_whole,
 };
 
 /// The files that the help names.
@@ -105,18 +105,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     for picture in &pictures {
         let path = args.out.join(picture.file);
         write_whole(&path, &picture.png)?;
-        println!("{}: {}", path.display(), picture.summary);
+        print_line(format_args!("{}: {}", path.display(), picture.summary))?;
     }
     let path = args.out.join("report.html");
     write_whole(&path, html.as_bytes())?;
-    println!("{}: all of it on one page", path.display());
+    print_line(format_args!("{}: all of it on one page", path.display()))?;
     let path = args.out.join("report.json");
     let mut json = serde_json::to_vec(&output)?;
     json.push(b'\n');
     write_whole(&path, &json)?;
-    println!("{}: the numbers behind the pictures", path.display());
-    println!("{}", verdict.headline);
-    verdict.reasons.iter().for_each(|reason| println!("- {reason}"));
+    print_line(format_args!("{}: the numbers behind the pictures", path.display()))?;
+    print_line(verdict.headline)?;
+    verdict.reasons.iter().try_for_each(|reason| print_line(format_args!("- {reason}")))?;
     eprintln!("model        {}", model.name);
     eprintln!("kernel       {kernel}");
     eprintln!("time         {:.1} s", output.seconds);

@@ -1,5 +1,6 @@
 //! Completions for shells and pages for `man`, from the command line itself.
 
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
@@ -22,9 +23,10 @@ pub(crate) struct ManArgs {
     out: Option<PathBuf>,
 }
 
-pub(crate) fn completions(args: &CompletionsArgs, mut program: Command) {
-    let name = program.get_name().to_owned();
-    clap_complete::generate(args.shell, &mut program, name, &mut std::io::stdout());
+pub(crate) fn completions(args: &CompletionsArgs, mut program: Command) -> anyhow::Result<()> {
+    let (name, mut script) = (program.get_name().to_owned(), Vec::new());
+    clap_complete::generate(args.shell, &mut program, name, &mut script);
+    Ok(std::io::stdout().lock().write_all(&script)?)
 }
 
 pub(crate) fn man(args: &ManArgs, program: Command) -> anyhow::Result<()> {

@@ -5,11 +5,21 @@ use std::path::Path;
 
 use anyhow::Context;
 
-/// Writes `contents` to a temporary file beside `path` and renames it.
+/// Writes `contents` to a temporary file beside `path` and renames it. A link stays one: the file that it leads to is replaced.
 ///
 /// # Errors
-/// When the folder does not exist or cannot be written to; what was at `path` is still there then.
+/// When the folder does not exist or cannot be written to, and when there is something else than a file at `path`, such as a
+/// device; what was at `path` is still there then.
 pub fn write_whole(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
+    if let Ok(metadata) = fs::metadata(path) {
+        anyhow::ensure!(
+            metadata.is_file(),
+            "{}: expected a file or nothing, got a folder or a device; choose another path",
+            path.display()
+        );
+    }
+    let target = fs::canonicalize(path);
+    let path = target.as_deref().unwrap_or(path);
     let name =
         path.file_name().with_context(|| format!("{}: expected the path of a file", path.display()))?;
     let mut temporary = name.to_owned();
@@ -36,6 +46,17 @@ mod tests {
         write_whole(&path, b"two").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"two");
         assert!(write_whole(&folder.join("no/such/folder"), b"x").is_err());
+        // A link leads where it led, and a device stays what it is.
+        #[cfg(unix)]
+        {
+            let link = folder.join("link");
+            std::os::unix::fs::symlink(&path, &link).unwrap();
+            write_whole(&link, b"three").unwrap();
+            assert!(link.is_symlink() && fs::read(&path).unwrap() == b"three");
+            fs::remove_file(&link).unwrap();
+            let error = write_whole(Path::new("/dev/null"), b"x").unwrap_err().to_string();
+            assert!(error.contains("got a folder or a device"), "{error}");
+        }
         // A folder cannot be replaced by a file.
         assert!(write_whole(&folder, b"x").is_err());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);

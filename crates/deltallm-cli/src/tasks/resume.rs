@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::Progress;
+use crate::{Progress, write_whole};
 
 /// The log of one run.
 #[derive(Debug)]
@@ -95,14 +95,10 @@ impl<R: Serialize + DeserializeOwned> ResumeLog<R> {
     }
 }
 
-/// Writes a temporary file and renames it: a log has its first line or is not there.
+/// A log has its first line or is not there.
 fn create(path: &Path, run: &Value) -> anyhow::Result<()> {
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".new");
     let header = serde_json::to_string(&Header { evaluate_log: VERSION, run: run.clone() })?;
-    std::fs::write(&temporary, format!("{header}\n"))?;
-    std::fs::rename(&temporary, path)?;
-    Ok(())
+    write_whole(path, format!("{header}\n").as_bytes())
 }
 
 /// The name of the first value that differs, and both values.
