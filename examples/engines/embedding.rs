@@ -69,8 +69,10 @@ pub(crate) enum Linear {
 /// Attention settings that fit a model: makes the kernel of every layer.
 #[derive(Debug, Clone)]
 pub(crate) struct Kernels {
-    spec: KernelSpec,
-    context: KernelContext,
+    /// The settings.
+    pub(crate) spec: KernelSpec,
+    /// What else a kernel needs.
+    pub(crate) context: KernelContext,
 }
 
 impl Kernels {

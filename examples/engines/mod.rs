@@ -2,13 +2,16 @@
 
 mod candle;
 mod embedding;
+mod llama;
 mod threads;
 mod timing;
 
 use std::time::{Duration, Instant};
 
 pub(crate) use candle::Candle;
-pub(crate) use embedding::{EmbedArgs, Kernels};
+pub(crate) use embedding::{EmbedArgs, Kernels, Original};
+pub(crate) use llama::{Llama, Look};
+pub(crate) use threads::restart_with;
 
 /// A model with its cache.
 pub(crate) trait Engine {
