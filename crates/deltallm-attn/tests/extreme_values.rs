@@ -169,7 +169,7 @@ fn views_of_any_sizes_and_strides() {
                         assert!(view.row(token, token).len() <= 100);
                         let _ = (view.slice(token..tokens).is_ok(), view.slice(0..token).is_ok());
                     }
-                    let mut out = HeadsViewMut::strided(&mut out, dims, stride, stride).unwrap();
+                    let Ok(mut out) = HeadsViewMut::strided(&mut out, dims, stride, stride) else { continue };
                     assert!(out.row_mut(tokens, heads).is_empty());
                     let _ = (out.slice(tokens..0).is_ok(), out.slice(0..usize::MAX).is_ok());
                     // None of these is a call of this shape, and checking it ends.
@@ -182,6 +182,25 @@ fn views_of_any_sizes_and_strides() {
     }
     let one = HeadsView::strided(&data, [3, 2, 8], 0, 8).unwrap_err();
     assert_eq!(one.to_string(), "view: expected token stride (at least) = 1, got 0");
+}
+
+#[test]
+fn rows_of_an_output_never_share_an_element() {
+    let mut out = [0.0; 100];
+    let mut taken = 0;
+    for (tokens, heads, head_dim) in [(3, 4, 2), (1, 4, 3), (4, 1, 3), (1, 1, 5), (2, 2, 1)] {
+        for (token, head) in (0..12).flat_map(|token| (0..12).map(move |head| (token, head))) {
+            let dims = [tokens, heads, head_dim];
+            let Ok(mut view) = HeadsViewMut::strided(&mut out, dims, token, head) else { continue };
+            (0..tokens)
+                .for_each(|t| (0..heads).for_each(|h| view.row_mut(t, h).iter_mut().for_each(|x| *x += 1.0)));
+            assert!(out.iter().all(|x| *x <= 1.0), "{dims:?} with strides {token} and {head}");
+            assert_eq!(out.iter().sum::<f32>(), (tokens * heads * head_dim) as f32);
+            out.fill(0.0);
+            taken += 1;
+        }
+    }
+    assert!(taken > 100, "token after token, head after head, and with gaps");
 }
 
 #[test]
