@@ -38,6 +38,6 @@ pub struct Picture {
     pub file: &'static str,
     /// What is to be seen, in one line.
     pub summary: String,
-    /// The file's contents, of [`PICTURE_SIZE`].
+    /// The file's contents, of [`PICTURE_SIZE`](super::PICTURE_SIZE).
     pub png: Vec<u8>,
 }
