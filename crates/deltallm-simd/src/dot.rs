@@ -1,27 +1,20 @@
-//! Products of bytes: which instructions this machine has for them, and these instructions; and Arm's for bf16.
-#![allow(
-    unsafe_code,
-    reason = "instructions that the language has no name for, and calls that a token proves"
-)]
+//! Products of bytes: which instructions this machine has for them. The instructions themselves are in `arch`.
 
 use std::fmt;
 
-#[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
-#[cfg(target_arch = "aarch64")]
-use std::arch::{aarch64::*, asm};
-
 use fearless_simd::Fallback;
-#[cfg(target_arch = "x86_64")]
-use fearless_simd::{Avx2, Avx512, i8x32, i8x64, i32x8, i32x16, kernel, prelude::*, u8x32, u8x64};
 #[cfg(target_arch = "aarch64")]
-use fearless_simd::{Neon, f32x4, i8x16, i32x4, prelude::*, u32x4};
+use fearless_simd::Neon;
+#[cfg(target_arch = "x86_64")]
+use fearless_simd::{Avx2, Avx512};
 
 use crate::Isa;
 #[cfg(target_arch = "x86_64")]
+pub use crate::arch::dot_avx512;
+#[cfg(target_arch = "x86_64")]
 use crate::features::AvxVnni;
 #[cfg(target_arch = "aarch64")]
-use crate::features::{Bf16Dot, DotProd};
+use crate::features::DotProd;
 
 /// The instructions that multiply bytes: a proof that this machine has them.
 #[derive(Clone, Copy)]
@@ -139,124 +132,14 @@ impl fmt::Display for ByteKernel {
     }
 }
 
-#[cfg(target_arch = "x86_64")]
-impl AvxVnni {
-    /// Adds to every lane the products of its four unsigned bytes with its four signed ones.
-    #[inline(always)]
-    pub fn dot(self, sums: i32x8<Avx2>, unsigned: u8x32<Avx2>, signed: i8x32<Avx2>) -> i32x8<Avx2> {
-        #[inline]
-        #[target_feature(enable = "avx2,avxvnni")]
-        fn compiled(sums: __m256i, unsigned: __m256i, signed: __m256i) -> __m256i {
-            _mm256_dpbusd_avx_epi32(sums, unsigned, signed)
-        }
-        // SAFETY: the token proves that the CPU has the instructions.
-        unsafe { compiled(sums.into(), unsigned.into(), signed.into()) }.simd_into(self.avx2())
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-kernel!(
-    /// Adds to every lane the products of its four unsigned bytes with its four signed ones.
-    #[inline(always)]
-    pub fn dot_avx512(
-        avx512: Avx512,
-        sums: i32x16<Avx512>,
-        unsigned: u8x64<Avx512>,
-        signed: i8x64<Avx512>,
-    ) -> i32x16<Avx512> {
-        _mm512_dpbusd_epi32(sums.into(), unsigned.into(), signed.into()).simd_into(avx512)
-    }
-);
-
-#[cfg(target_arch = "aarch64")]
-impl DotProd {
-    /// Adds to every lane the products of its four bytes with its four of the other, all signed.
-    #[inline(always)]
-    pub fn dot(self, sums: i32x4<Neon>, a: i8x16<Neon>, b: i8x16<Neon>) -> i32x4<Neon> {
-        // SAFETY: the token proves that the CPU has the instruction.
-        unsafe { sdot(sums.into(), a.into(), b.into()) }.simd_into(self.neon())
-    }
-
-    /// Adds to every lane the products of its four bytes with the four of lane `LANE` of the other, all signed.
-    #[inline(always)]
-    pub fn dot_lane<const LANE: usize>(
-        self,
-        sums: i32x4<Neon>,
-        a: i8x16<Neon>,
-        b: i8x16<Neon>,
-    ) -> i32x4<Neon> {
-        // SAFETY: the token proves that the CPU has the instruction.
-        unsafe { sdot_lane::<LANE>(sums.into(), a.into(), b.into()) }.simd_into(self.neon())
-    }
-}
-
-#[cfg(target_arch = "aarch64")]
-impl Bf16Dot {
-    /// Adds to every lane the products of its two numbers with its two of the other; two bf16 to a lane.
-    #[inline(always)]
-    pub fn dot(self, sums: f32x4<Neon>, a: u32x4<Neon>, b: u32x4<Neon>) -> f32x4<Neon> {
-        // SAFETY: the token proves that the CPU has the instruction.
-        unsafe { bfdot(sums.into(), a.into(), b.into()) }.simd_into(self.neon())
-    }
-}
-
-/// The intrinsic, `vbfdotq_f32`, is not stable yet.
-#[cfg(target_arch = "aarch64")]
-#[inline]
-#[target_feature(enable = "neon,bf16")]
-fn bfdot(mut sums: float32x4_t, a: uint32x4_t, b: uint32x4_t) -> float32x4_t {
-    // SAFETY: this function has the instruction, which reads and writes these registers alone.
-    unsafe {
-        asm!(
-            "bfdot {sums:v}.4s, {a:v}.8h, {b:v}.8h",
-            sums = inout(vreg) sums,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
-}
-
-/// The intrinsic, `vdotq_s32`, is not stable yet.
-#[cfg(target_arch = "aarch64")]
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn sdot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: this function has the instruction, which reads and writes these registers alone.
-    unsafe {
-        asm!(
-            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.16b",
-            sums = inout(vreg) sums,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
-}
-
-/// The intrinsic, `vdotq_laneq_s32`, is not stable yet.
-#[cfg(target_arch = "aarch64")]
-#[inline]
-#[target_feature(enable = "neon,dotprod")]
-fn sdot_lane<const LANE: usize>(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
-    // SAFETY: this function has the instruction, which reads and writes these registers alone.
-    unsafe {
-        asm!(
-            "sdot {sums:v}.4s, {a:v}.16b, {b:v}.4b[{lane}]",
-            sums = inout(vreg) sums,
-            a = in(vreg) a,
-            b = in(vreg) b,
-            lane = const LANE,
-            options(pure, nomem, nostack, preserves_flags),
-        );
-    }
-    sums
-}
-
 #[cfg(test)]
 mod tests {
+    #[cfg(target_arch = "aarch64")]
+    use fearless_simd::i8x16;
+    use fearless_simd::prelude::*;
+    #[cfg(target_arch = "x86_64")]
+    use fearless_simd::{u8x32, u8x64};
+
     use super::*;
 
     #[test]

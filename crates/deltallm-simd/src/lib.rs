@@ -11,6 +11,7 @@
 #![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod arch;
 pub mod convert;
 pub mod dot;
 pub mod features;
