@@ -38,6 +38,7 @@ mod against_f16;
 mod budget;
 mod buffer;
 mod check;
+mod codes_from;
 mod delta;
 mod element;
 mod error;
@@ -67,7 +68,7 @@ pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdPr
 pub mod internal {
     pub use crate::{
         check::LAYER_CHANNELS,
-        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes},
+        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
     };
 }

@@ -368,11 +368,11 @@ impl Run {
             percent(footprint.total() as f64 / self.dense_f16_bytes as f64),
             bytes(self.dense_f16_bytes)
         );
+        let says = "`deltallm inspect` says from which length on it is less";
         if footprint.total() > self.dense_f16_bytes && footprint.window > 0 {
-            eprintln!(
-                "             more, because in a short context the exact window is held beside its coded keys; `deltallm inspect` says from \
-                 which length on it is less"
-            );
+            eprintln!("             more, because the exact window is held beside its coded keys; {says}");
+        } else if footprint.total() == self.dense_f16_bytes && self.kernel.kind() == KernelKind::Hybrid {
+            eprintln!("             the same, because so short a context is held in f16; {says}");
         }
         if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
             let narrowed = match self.generation.narrowed {
