@@ -57,7 +57,7 @@ const EXPRESSIONS: [(&str, &str, &str, usize); 27] = [
 fn chains_of_operators_are_refused_on_a_small_stack() {
     with_small_stack(|| {
         for (before, repeated, after, times) in EXPRESSIONS {
-            for times in [times / 10, times, 2 * times, 10 * times] {
+            for times in [times, 2 * times, 10 * times] {
                 let source = format!("{before}{}{after}", repeated.repeat(times));
                 let error = ChatTemplate::new(&source, "", "").map(drop).unwrap_err();
                 match source.len() > ChatTemplate::MAX_SOURCE_BYTES {
@@ -167,7 +167,6 @@ fn values_nested_by_a_loop_work_on_a_small_stack() {
             "{'a': {'a': {'a': {'a': {'a': ns.x}}}}}",
             "dict(a=ns.x)",
             "namespace(a=ns.x)",
-            "[ns.x] * 2",
             "[ns.x] * 1 * 1 * 1",
             "[ns.x][::-1]",
             "[ns.x] + [1]",
@@ -199,9 +198,9 @@ fn values_nested_by_a_loop_work_on_a_small_stack() {
             ] {
                 let source = format!(
                     "{{% set ns = namespace(x=1, y=1) %}}{{% for i in range(100000) %}}{{% set ns.x = {wrapped} %}}\
-                     {{% if i < 3000 %}}{{% set ns.y = ns.x %}}{{% endif %}}{{% if i == {{}} %}}{{% break %}}{{% endif %}}{{% endfor %}}{used}"
+                     {{% if i < 200 %}}{{% set ns.y = ns.x %}}{{% endif %}}{{% if i == {{}} %}}{{% break %}}{{% endif %}}{{% endfor %}}{used}"
                 );
-                for last in ["300", "2500", "-1"] {
+                for last in ["300", "3000"] {
                     let _ = render(&source.replace("{}", last));
                 }
             }
@@ -308,7 +307,7 @@ fn words_of_a_template_are_cut() {
 
 #[test]
 fn a_long_conversation_is_worth_more_than_a_short_one() {
-    let source = "{% for m in messages %}{% for i in range(300) %}{% endfor %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}";
+    let source = "{% for m in messages %}{% for i in range(100) %}{% endfor %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}";
     let template = ChatTemplate::new(source, "", "").unwrap();
     let messages: Vec<ChatMessage> =
         (0..1000).map(|i| ChatMessage::new("user", format!("{i} {}", "word ".repeat(200)))).collect();

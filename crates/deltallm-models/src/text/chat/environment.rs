@@ -2,10 +2,10 @@
 //!
 //! minijinja counts instructions and what most filters make. What it does not count is paid for here.
 
-use std::fmt::{self, Write};
+use std::fmt::Write;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, Tuple};
+use minijinja::value::{Rest, Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use minijinja_contrib::globals::{cycler, joiner};
 use minijinja_contrib::pycompat::unknown_method_callback;
@@ -15,6 +15,9 @@ use super::json::to_json;
 
 /// Deepest nesting of macros and loops: a macro is four, a loop one.
 const MAX_RECURSION: usize = 200;
+
+/// Deepest nesting of a list or dictionary that is written.
+const MAX_DEPTH: usize = 200;
 
 /// An environment without templates.
 ///
@@ -44,10 +47,10 @@ pub(super) fn environment() -> Result<Environment<'static>, ChatError> {
     Ok(environment)
 }
 
-fn raise_exception(message: &Value) -> Result<Value, Error> {
-    let error = Error::new(ErrorKind::InvalidOperation, "raise_exception");
-    let message = message.as_str().map_or_else(|| message.to_string(), str::to_owned);
-    Err(error.with_source(Raised::new(&message)))
+fn raise_exception(state: &State, message: &Value) -> Result<Value, Error> {
+    let mut text = String::new();
+    write_paid(&mut text, state, message)?;
+    Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised::new(&text)))
 }
 
 fn word_count(text: &str) -> usize {
@@ -69,26 +72,50 @@ fn to_string(state: &State, value: &Value) -> Result<Value, Error> {
     Ok(Value::from(text))
 }
 
-/// Writes a value. A list may hold another many times, which holds a third many times: the text can be far longer than what
-/// the template did to make it, so it is paid for while it is written.
+/// Writes a value as Python's `str` does. A list may hold another many times, which holds a third many times: the text can be
+/// far longer than what the template did to make it, so it is paid for while it is written.
 fn write_paid(output: &mut impl Write, state: &State, value: &Value) -> Result<(), Error> {
-    struct Paid<'a, W> {
-        output: &'a mut W,
-        state: &'a State<'a, 'a>,
+    match value.as_str() {
+        Some(text) => Ok(output.write_str(text)?),
+        None => write_item(output, state, value, 0),
     }
-    impl<W: Write> Write for Paid<'_, W> {
-        fn write_str(&mut self, text: &str) -> fmt::Result {
-            self.state.consume_fuel(text.len().div_ceil(64) as u64).map_err(|_| fmt::Error)?;
-            self.output.write_str(text)
+}
+
+/// Writes a value as Python's `repr` does.
+fn write_item(output: &mut impl Write, state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        let detail =
+            format!("expected at most {MAX_DEPTH} levels of lists and dictionaries in a text, got more");
+        return Err(Error::new(ErrorKind::InvalidOperation, detail));
+    }
+    state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
+    match value.kind() {
+        ValueKind::Map => {
+            output.write_char('{')?;
+            for (index, key) in value.try_iter()?.enumerate() {
+                output.write_str(if index > 0 { ", " } else { "" })?;
+                write_item(output, state, &key, depth + 1)?;
+                output.write_str(": ")?;
+                write_item(output, state, &value.get_item(&key)?, depth + 1)?;
+            }
+            Ok(output.write_char('}')?)
         }
+        ValueKind::Seq | ValueKind::Iterable => {
+            let tuple = value.downcast_object_ref::<Tuple>();
+            output.write_char(if tuple.is_some() { '(' } else { '[' })?;
+            for (index, item) in value.try_iter()?.enumerate() {
+                output.write_str(if index > 0 { ", " } else { "" })?;
+                write_item(output, state, &item, depth + 1)?;
+            }
+            Ok(output.write_str(match tuple.map(|tuple| tuple.len()) {
+                Some(1) => ",)",
+                Some(_) => ")",
+                None => "]",
+            })?)
+        }
+        ValueKind::String => Ok(write!(output, "{value:?}")?),
+        _ => Ok(write!(output, "{value}")?),
     }
-    if let Some(text) = value.as_str() {
-        return Ok(output.write_str(text)?);
-    }
-    let written = write!(Paid { output, state }, "{value}");
-    // Where nothing is left, paying nothing fails too.
-    state.consume_fuel(0)?;
-    Ok(written?)
 }
 
 /// Methods of Python's strings and dictionaries.

@@ -76,7 +76,7 @@ impl ChatTemplate {
     /// Longest template source, in bytes. Published ones have less than 20 kB.
     pub const MAX_SOURCE_BYTES: usize = 256 << 10;
     /// Most Jinja instructions for one rendering, where 64 bytes of text that is made or two items of a list
-    /// count as one. A conversation has 50 000, 500 more for each message and one for each 4 bytes of it, up to
+    /// count as one. A conversation has 50 000, 1000 more for each message and one for each 4 bytes of it, up to
     /// this.
     pub const MAX_INSTRUCTIONS: u64 = 2_000_000;
     /// Longest rendered conversation, in bytes. A conversation has 256 KiB, and 4 for each byte of it, up to
@@ -130,8 +130,9 @@ impl ChatTemplate {
         let probe = [ChatMessage::new("user", PROBE)];
         let shown = |content| match self.render_as(content, &probe, false) {
             Ok(prompt) => Ok(prompt.contains(PROBE)),
-            Err(error @ ChatError::Thread { .. }) => Err(error),
-            Err(_) => Ok(false),
+            // It may ask for other messages.
+            Err(ChatError::Raised { .. } | ChatError::Render { .. }) => Ok(false),
+            Err(error) => Err(error),
         };
         Ok(if !shown(Content::Text)? && shown(Content::Parts)? { Content::Parts } else { Content::Text })
     }
@@ -178,7 +179,7 @@ struct Limits {
 impl Limits {
     fn of(messages: &[ChatMessage]) -> Self {
         let bytes: usize = messages.iter().map(|message| message.role.len() + message.content.len()).sum();
-        let instructions = 50_000 + 500 * messages.len() as u64 + bytes as u64 / 4;
+        let instructions = 50_000 + 1000 * messages.len() as u64 + bytes as u64 / 4;
         let output = (256 << 10) + 4 * bytes;
         Self {
             instructions: instructions.min(ChatTemplate::MAX_INSTRUCTIONS),
