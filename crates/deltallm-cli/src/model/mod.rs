@@ -178,6 +178,15 @@ mod tests {
     }
 
     #[test]
+    fn templates_can_ask_for_the_time() {
+        let day = strftime_now("%d %b %Y");
+        assert!(day.len() == 11 && day.contains(" 20"), "{day}");
+        // As C does it: what is unknown stays.
+        assert_eq!(strftime_now("%! é"), "%! é");
+        assert_eq!(strftime_now("%9999999d"), "%9999999d");
+    }
+
+    #[test]
     fn the_embedded_models_read_back_what_they_encode() {
         for (name, _) in EMBEDDED {
             let model = LoadedModel::open(Some(Path::new(name))).unwrap();

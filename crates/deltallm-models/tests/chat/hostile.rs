@@ -14,7 +14,7 @@ fn render(source: &str) -> Result<String, ChatError> {
     ChatTemplate::new(source, "<s>", "</s>")?.render(&[ChatMessage::new("user", "Hi")], false)
 }
 
-/// In both of its forms and all of its ends a template is over soon.
+/// The error of a template, which comes soon.
 fn refused(source: &str) -> ChatError {
     let start = Instant::now();
     let error = render(source).expect_err(source);
@@ -22,7 +22,7 @@ fn refused(source: &str) -> ChatError {
     error
 }
 
-/// What is repeated, between what comes before and after it: for each time, how much of it overflows a stack of 8 MiB.
+/// What is repeated, between what comes before and after it, and how often: so many overflow a stack of 8 MiB.
 const EXPRESSIONS: [(&str, &str, &str, usize); 27] = [
     ("{{ ", "-", "1 }}", 19_365),
     ("{{ ", "- ", "x }}", 19_365),
@@ -77,7 +77,7 @@ fn the_longest_chains_that_are_accepted_work_on_a_small_stack() {
     with_small_stack(|| {
         for (before, repeated, after, _) in EXPRESSIONS {
             // As many as fit in a tag; such a tag as often as fits in a template.
-            let longest = (1..2000).rev().map(|times| format!("{before}{}{after}", repeated.repeat(times)));
+            let longest = (1..1000).rev().map(|times| format!("{before}{}{after}", repeated.repeat(times)));
             let is_short =
                 |tag: &String| !matches!(ChatTemplate::new(tag, "", ""), Err(ChatError::TagTooLong { .. }));
             let Some(tag) = longest.clone().find(is_short) else { continue };

@@ -7,7 +7,7 @@
 use super::error::ChatError;
 
 /// Most words and signs in a tag. Published templates have less than 200.
-const MAX_TAG_TOKENS: usize = 2000;
+const MAX_TAG_TOKENS: usize = 1000;
 
 /// Most `elif` in a template. Published ones have less than 50.
 const MAX_ELIFS: usize = 1000;
@@ -31,13 +31,17 @@ pub(super) fn prepare(source: &str) -> Result<String, ChatError> {
             }
             None => {
                 let tag = Tag::read(tag, &mut brackets);
-                let line = 1 + prepared.bytes().filter(|byte| *byte == b'\n').count();
+                let line = || 1 + prepared.matches('\n').count();
                 if tag.tokens > MAX_TAG_TOKENS {
-                    return Err(ChatError::TagTooLong { line, limit: MAX_TAG_TOKENS, got: tag.tokens });
+                    return Err(ChatError::TagTooLong {
+                        line: line(),
+                        limit: MAX_TAG_TOKENS,
+                        got: tag.tokens,
+                    });
                 }
                 elifs += usize::from(tag.name == "elif");
                 if elifs > MAX_ELIFS {
-                    return Err(ChatError::TooManyBranches { line, limit: MAX_ELIFS });
+                    return Err(ChatError::TooManyBranches { line: line(), limit: MAX_ELIFS });
                 }
                 prepared.push_str(tag.before);
                 prepared.push_str(tag.known_name());
