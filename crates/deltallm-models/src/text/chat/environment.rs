@@ -39,7 +39,7 @@ pub(super) fn environment() -> Result<Environment<'static>, ChatError> {
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", to_string);
     environment.add_filter("wordcount", word_count);
-    // Jinja has no such names, and what these make is not counted.
+    // No chat template has these, `transformers` has few of them, and what they make is not counted.
     environment.remove_global("debug");
     for filter in ["split", "lines", "zip", "chain", "pprint"] {
         environment.remove_filter(filter);
