@@ -287,6 +287,30 @@ fn one_instruction_takes_no_memory_that_is_not_paid_for() {
 }
 
 #[test]
+fn long_texts_in_a_loop_end_soon() {
+    for work in [
+        "{% if s == t %}{% endif %}",
+        "{% if s < t %}{% endif %}",
+        "{% if s in [t, t, t, t] %}{% endif %}",
+        "{% set x = s[-1] %}",
+        "{% set x = s[:1] %}",
+        "{% set x = s[::-999999] %}",
+        "{% set x = s.startswith(t) %}",
+        "{% set x = s | length %}",
+        "{% set x = s | first %}",
+        "{% set x = {s: 1} %}",
+        "{% set x = [s, t, s, t] | sort %}",
+        "{% set x = [s, t, s, t] | unique | list %}",
+        "{% set x = s %}",
+    ] {
+        refused(&format!(
+            "{{% set s = 'é' * 400000 ~ 'a' %}}{{% set t = 'é' * 400000 ~ 'a' %}}\
+             {{% for i in range(100000) %}}{work}{{% endfor %}}"
+        ));
+    }
+}
+
+#[test]
 fn words_of_a_template_are_cut() {
     let error = refused("{{ raise_exception('\x1b[31mé' * 100000) }}");
     assert!(matches!(&error, ChatError::Raised { message } if message.chars().count() == 1001), "{error}");
