@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use deltallm::Footprint;
 use deltallm::core::HeadSparsity;
-use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, Session, StopReason};
+use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, SamplingError, Session, StopReason};
 
 use crate::{LoadedModel, Progress, interrupted};
 
@@ -89,7 +89,7 @@ pub fn generate(
         "the prompt has {} tokens: expected at most {context}, the model's context; shorten it",
         prompt.len()
     );
-    let mut sampler = Sampler::new(sampling)?;
+    let mut sampler = Sampler::new(sampling).map_err(by_flag)?;
 
     let start = Instant::now();
     let mut progress = Progress::new("reading the prompt");
@@ -138,6 +138,16 @@ pub fn generate(
         narrowed: session.narrowed(),
         sparsity: session.stats().total(),
     })
+}
+
+/// What a setting is called here.
+fn by_flag(error: SamplingError) -> anyhow::Error {
+    match error {
+        SamplingError::InvalidConfig { field, expected, got } => {
+            anyhow::anyhow!("--{}: expected {expected}, got {got}", field.replace('_', "-"))
+        }
+        other => other.into(),
+    }
 }
 
 fn advise(error: ModelError, tokens: usize) -> anyhow::Error {

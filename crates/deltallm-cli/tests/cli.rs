@@ -91,8 +91,8 @@ fn precisions_that_are_not_multiplied() {
 
 #[test]
 fn bad_sampling_settings() {
-    assert_refused("generate", &["--temperature=-1"], &["temperature", "at least 0", "-1"]);
-    assert_refused("generate", &["--top-p", "1.5"], &["top_p", "(0, 1]", "1.5"]);
+    assert_refused("generate", &["--temperature=-1"], &["--temperature: expected", "at least 0", "-1"]);
+    assert_refused("generate", &["--top-p", "1.5"], &["--top-p: expected", "(0, 1]", "1.5"]);
 }
 
 #[test]

@@ -244,6 +244,11 @@ fn write_the_seeds_of_the_fuzz_targets() {
         Tokenizer::from_json_file(&path).unwrap();
         write("tokenizer", name, &[text.as_bytes(), b"\0", json.as_bytes()].concat());
     }
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat/families");
+    for template in fs::read_dir(templates).unwrap() {
+        let path = template.unwrap().path();
+        write("chat", path.file_stem().unwrap().to_str().unwrap(), &fs::read(&path).unwrap());
+    }
     write("profile", "two-layers", PROFILE.as_bytes());
     for (i, setting) in ATTENTION.iter().enumerate() {
         write("attention", &format!("steps-{i}"), &[setting.as_slice(), STEPS.as_flattened()].concat());
