@@ -1,6 +1,13 @@
 //! Properties and edge cases of tokenizers.
 
+mod added_tokens;
+mod gguf_defaults;
+#[path = "../common/gguf_writer.rs"]
+#[allow(dead_code)] // It is shared with other tests.
+mod gguf_writer;
 mod goldens;
+mod hostile_steps;
+mod limits;
 mod vocabulary;
 
 use std::collections::BTreeMap;
