@@ -46,6 +46,7 @@ pub use measure::{
 #[doc(hidden)]
 pub use model::{LoadedModel, ModelProfile, read_text};
 pub(crate) use model::{model_file, model_name};
+pub(crate) use output::read_whole;
 #[doc(hidden)]
 pub use output::{
     Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, print_line, sha256_hex, write_whole,

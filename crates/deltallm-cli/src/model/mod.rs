@@ -11,7 +11,7 @@ use anyhow::Context;
 use deltallm::Isa;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
 
-use crate::Progress;
+use crate::{Progress, read_whole};
 use path::in_folder;
 pub use profile::ModelProfile;
 
@@ -121,13 +121,17 @@ pub(crate) fn model_file(path: Option<&Path>) -> anyhow::Result<ModelFile> {
     })
 }
 
+/// Texts and tasks are held in memory, and a model takes hours for less.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
+
 /// Reads a text; `option` is the option that named it.
 ///
 /// # Errors
-/// For a file that cannot be read, is not UTF-8, or is empty.
+/// For a file that cannot be read, is longer than 256 MiB, is not UTF-8, or is empty.
 pub fn read_text(option: &str, path: &Path) -> anyhow::Result<String> {
     let name = || format!("{option} {}", path.display());
-    let bytes = std::fs::read(path).with_context(|| format!("{}: expected a text file", name()))?;
+    let bytes =
+        read_whole(path, MAX_TEXT_BYTES).with_context(|| format!("{}: expected a text file", name()))?;
     let text = String::from_utf8(bytes).with_context(|| format!("{}: expected UTF-8 text", name()))?;
     anyhow::ensure!(!text.trim().is_empty(), "{}: expected a text, got an empty file", name());
     Ok(text)
