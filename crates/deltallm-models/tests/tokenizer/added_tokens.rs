@@ -260,15 +260,6 @@ fn a_stream_of_normalized_tokens_equals_decode() {
 }
 
 #[test]
-fn ids_beyond_the_vocabulary_in_generation_config_are_those_of_another_model() {
-    let generation = json!({"bos_token_id": 50_256, "eos_token_id": [50_256, 4]}).to_string();
-    let file = pieces().to_string();
-    let folder = Folder::new("stale", &[("tokenizer.json", &file), ("generation_config.json", &generation)]);
-    let tokenizer = folder.load().unwrap();
-    assert_eq!((tokenizer.bos(), tokenizer.eos_ids()), (None, &[4][..]));
-}
-
-#[test]
 fn an_end_of_turn_that_was_added_as_text_ends_turns() {
     let tokenizer =
         with_token(json!({"id": 6, "content": "<|im_end|>", "special": false, "normalized": false}));

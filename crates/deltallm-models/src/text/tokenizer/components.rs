@@ -171,13 +171,21 @@ impl Component {
 /// How often the counted repetitions of a pattern repeat, were each nested in the others.
 fn repetitions(pattern: &str) -> u64 {
     let count = |digits: &str| match digits.trim() {
-        // Such as the `L` of `\p{L}`.
         other if other.is_empty() || !other.bytes().all(|byte| byte.is_ascii_digit()) => 1,
         digits => digits.parse().unwrap_or(u64::MAX).max(1),
     };
-    let counts =
-        pattern.split('{').skip(1).filter_map(|rest| rest.split('}').next()?.split(',').map(count).max());
+    let counts = pattern
+        .match_indices('{')
+        .filter(|(place, _)| !names_a_character(&pattern[..*place]))
+        .filter_map(|(place, _)| pattern[place + 1..].split('}').next()?.split(',').map(count).max());
     counts.fold(1, u64::saturating_mul)
+}
+
+/// Whether a brace after `before` belongs to it, as in `\p{L}` and `\x{20000}`.
+fn names_a_character(before: &str) -> bool {
+    let escape = before.strip_suffix(|last: char| last.is_ascii_alphabetic());
+    // Of two backslashes the first one escapes the second.
+    escape.is_some_and(|escape| escape.bytes().rev().take_while(|byte| *byte == b'\\').count() % 2 == 1)
 }
 
 #[cfg(test)]
@@ -194,6 +202,8 @@ mod tests {
             ("a{,7}", 7),
             ("a{99999999999999999999}", u64::MAX),
             ("a{", 1),
+            (r"[\x{3400}-\x{4DBF}\x{20000}]{1,3}", 3),
+            (r"\\x{20000}", 20_000),
         ] {
             assert_eq!(repetitions(pattern), expected, "{pattern}");
         }

@@ -192,8 +192,9 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
-    pub(super) fn set_eos_ids(&mut self, ids: impl IntoIterator<Item = u32>) {
-        let mut ids: Vec<u32> = ids.into_iter().collect();
+    /// Puts ids that a file names in front of those that end an answer because of their text.
+    pub(super) fn set_eos_ids(&mut self, named: impl IntoIterator<Item = u32>) {
+        let mut ids: Vec<u32> = named.into_iter().chain(std::mem::take(&mut self.eos_ids)).collect();
         let mut seen = std::collections::HashSet::new();
         ids.retain(|&id| seen.insert(id));
         self.eos_ids = ids;

@@ -387,15 +387,25 @@ fn configure(tokenizer: &mut Tokenizer, folder: &Path) -> Result<(), TokenizerEr
                 .and_then(|token| tokenizer.token_to_id(token))
         })
     };
-    // The file may be another model's: ids beyond the vocabulary stand for no token, and no text ends with them.
-    let known = |id: &Value| {
-        let id = u32::try_from(id.as_u64()?).ok()?;
-        ((id as usize) < tokenizer.vocab_size()).then_some(id)
+    let in_range = |what, id: u64| match u32::try_from(id) {
+        Ok(id) if (id as usize) < tokenizer.vocab_size() => Ok(id),
+        _ => Err(TokenizerError::IdOutOfRange {
+            what,
+            id: u32::try_from(id).unwrap_or(u32::MAX),
+            vocab_size: tokenizer.vocab_size(),
+        }),
     };
-    let bos = named("bos_token").or_else(|| known(&generation["bos_token_id"]));
+    let bos = match named("bos_token") {
+        Some(id) => Some(id),
+        None => generation["bos_token_id"].as_u64().map(|id| in_range("bos_token_id", id)).transpose()?,
+    };
     let mut eos: Vec<u32> = named("eos_token").into_iter().collect();
-    let ids = &generation["eos_token_id"];
-    eos.extend(ids.as_array().map_or(std::slice::from_ref(ids), Vec::as_slice).iter().filter_map(known));
+    let generation_eos = &generation["eos_token_id"];
+    for id in generation_eos.as_array().map_or(std::slice::from_ref(generation_eos), Vec::as_slice) {
+        if let Some(id) = id.as_u64() {
+            eos.push(in_range("eos_token_id", id)?);
+        }
+    }
     let jinja = folder.join("chat_template.jinja");
     let chat_template = match read_optional(&jinja)? {
         Some(text) => Some(String::from_utf8_lossy(&text).into_owned()),
@@ -403,7 +413,6 @@ fn configure(tokenizer: &mut Tokenizer, folder: &Path) -> Result<(), TokenizerEr
     };
     tokenizer.bos = bos;
     tokenizer.chat_template = chat_template;
-    eos.append(&mut tokenizer.eos_ids);
     tokenizer.set_eos_ids(eos);
     Ok(())
 }
