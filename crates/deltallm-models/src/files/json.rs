@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use deltallm_core::internal::quoted;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
@@ -93,6 +94,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
         let mut keys = HashSet::new();
         while let Some(key) = entries.next_key::<String>()? {
             if keys.contains(&key) {
+                let key = quoted(key);
                 return Err(A::Error::custom(format_args!("expected every key once, got `{key}` twice")));
             }
             keys.insert(key);
