@@ -46,6 +46,8 @@ impl Write for Escaped<'_, '_> {
             self.length += character.len_utf8();
             if self.length > self.most {
                 // Only counted.
+            } else if character == '\0' {
+                self.out.write_str("\\0")?;
             } else if is_obeyed(character) {
                 write!(self.out, "{}", character.escape_default())?;
             } else {
@@ -71,10 +73,7 @@ mod tests {
     #[test]
     fn what_a_terminal_obeys_is_escaped() {
         let text = "a\u{1b}[31m\n\r\t\0\u{7f}\u{9b}\u{202e}\u{2066}\u{feff}é😀\\";
-        assert_eq!(
-            quoted(text).to_string(),
-            r"a\u{1b}[31m\n\r\t\u{0}\u{7f}\u{9b}\u{202e}\u{2066}\u{feff}é😀\"
-        );
+        assert_eq!(quoted(text).to_string(), r"a\u{1b}[31m\n\r\t\0\u{7f}\u{9b}\u{202e}\u{2066}\u{feff}é😀\");
         assert_eq!(quoted(quoted(text)).to_string(), quoted(text).to_string());
     }
 
