@@ -104,3 +104,18 @@ fn an_expression_that_goes_back_without_end_is_an_error_and_not_a_wait() {
     let error = within_a_minute(|| tokenizer.encode(&"a".repeat(5000), false).unwrap_err());
     assert!(matches!(error, TokenizerError::Pipeline { step: "pre-tokenizer", .. }), "{error}");
 }
+
+#[test]
+fn an_expression_of_many_parts_is_read_and_used_in_bounded_time() {
+    // Each part behind a look-around is compiled by itself, with all letters of Unicode.
+    let parts = r"(?=a)\p{L}".repeat(800);
+    let repeated = r"((?=a)\p{L}){999}";
+    for pattern in [&parts, repeated] {
+        let mut file = pieces();
+        file["pre_tokenizer"] =
+            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let ids =
+            within_a_minute(|| load("many-parts", &file).and_then(|it| it.encode(&"a".repeat(2000), false)));
+        assert!(ids.is_ok() || pattern == repeated, "{ids:?}");
+    }
+}
