@@ -106,6 +106,18 @@ fn an_expression_that_goes_back_without_end_is_an_error_and_not_a_wait() {
 }
 
 #[test]
+fn an_expression_that_matches_nowhere_in_a_long_text_is_no_error() {
+    // Digits in threes from the right, as some vocabularies have them.
+    let pattern = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))";
+    let mut file = pieces();
+    file["pre_tokenizer"] =
+        json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let tokenizer = load("nowhere", &file).unwrap();
+    let text = "ab".repeat(50_000);
+    assert_eq!(tokenizer.decode(&tokenizer.encode(&text, false).unwrap()).unwrap(), text);
+}
+
+#[test]
 fn an_expression_of_many_parts_is_read_and_used_in_bounded_time() {
     // Each part behind a look-around is compiled by itself, with all letters of Unicode.
     let parts = r"(?=a)\p{L}".repeat(800);

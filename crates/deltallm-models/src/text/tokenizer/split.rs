@@ -9,8 +9,9 @@ use tokenizers::{PreTokenizedString, SplitDelimiterBehavior};
 use super::TokenizerError;
 use super::components::PRE_TOKENIZER;
 
-/// Steps back that one match may take. Published expressions take some dozens; `fancy-regex` would allow a million, at every place of a text.
-const MAX_BACKTRACKING: usize = 20_000;
+/// Steps back that one match may take, which is what `fancy-regex` allows anyway. Fewer would refuse long texts: to look for a match that
+/// does not come takes a step or two for every character.
+const MAX_BACKTRACKING: usize = 1_000_000;
 
 /// `Split` of the crate `tokenizers`, which leaves the rest of a text uncut where its expression takes too long. Here that is an error.
 #[derive(Debug)]
