@@ -11,7 +11,7 @@ use anyhow::Context;
 use deltallm::Isa;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
 
-use crate::{Progress, read_whole};
+use crate::Progress;
 use path::in_folder;
 pub use profile::ModelProfile;
 
@@ -119,22 +119,6 @@ pub(crate) fn model_file(path: Option<&Path>) -> anyhow::Result<ModelFile> {
         (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
         (None, path) => ModelFile::open(in_folder(path.unwrap_or(Path::new("")))?).map_err(with_advice)?,
     })
-}
-
-/// Texts and tasks are held in memory, and a model takes hours for less.
-const MAX_TEXT_BYTES: u64 = 256 << 20;
-
-/// Reads a text; `option` is the option that named it.
-///
-/// # Errors
-/// For a file that cannot be read, is longer than 256 MiB, is not UTF-8, or is empty.
-pub fn read_text(option: &str, path: &Path) -> anyhow::Result<String> {
-    let name = || format!("{option} {}", path.display());
-    let bytes =
-        read_whole(path, MAX_TEXT_BYTES).with_context(|| format!("{}: expected a text file", name()))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{}: expected UTF-8 text", name()))?;
-    anyhow::ensure!(!text.trim().is_empty(), "{}: expected a text, got an empty file", name());
-    Ok(text)
 }
 
 /// The file's name without `.gguf`: what is inside often says less (not the quantisation, for one).

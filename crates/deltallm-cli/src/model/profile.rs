@@ -6,7 +6,7 @@ use anyhow::Context;
 use deltallm::AttentionProfile;
 use deltallm::models::ModelConfig;
 
-use crate::read_whole;
+use crate::input::read_bytes;
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
 const BUILT_IN: [(&str, &str); 3] = [
@@ -14,9 +14,6 @@ const BUILT_IN: [(&str, &str); 3] = [
     ("fairy-tales (built in)", include_str!("../../assets/profiles/fairy-tales.json")),
     ("smollm2-135m (built in)", include_str!("../../assets/profiles/smollm2-135m.json")),
 ];
-
-/// The profile of a model with a hundred layers of 8 times 128 channels has about a megabyte.
-const MAX_BYTES: u64 = 64 << 20;
 
 /// A profile that has been checked against its model.
 #[derive(Debug, Clone)]
@@ -35,7 +32,7 @@ impl ModelProfile {
     pub fn read(path: &Path, model: &ModelConfig) -> anyhow::Result<Self> {
         let name = || format!("--profile {}", path.display());
         let expected = || format!("{}: expected a file that calibrate has written", name());
-        let text = read_whole(path, MAX_BYTES).with_context(expected)?;
+        let text = read_bytes(&name(), path).with_context(expected)?;
         let settings: AttentionProfile = serde_json::from_slice(&text).with_context(expected)?;
         check(&settings, model)
             .with_context(|| format!("{} (calibrate makes one for this model)", name()))?;

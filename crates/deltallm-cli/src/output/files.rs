@@ -1,25 +1,9 @@
 //! Files that are there whole or not at all.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::Path;
 
 use anyhow::Context;
-
-/// Reads a file of at most `limit` bytes. A device such as `/dev/zero` has no end, and no size that could be asked for before.
-///
-/// # Errors
-/// For a file that cannot be read or is longer.
-pub(crate) fn read_whole(path: &Path, limit: u64) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let file = File::open(path)?;
-    let size = file.metadata()?.len();
-    anyhow::ensure!(size <= limit, "expected at most {limit} bytes, got {size}");
-    // One more than may be there.
-    file.take(limit + 1).read_to_end(&mut bytes)?;
-    anyhow::ensure!(bytes.len() as u64 <= limit, "expected at most {limit} bytes, got more");
-    Ok(bytes)
-}
 
 /// Writes `contents` to a temporary file beside `path` and renames it. A link stays one: the file that it leads to is replaced.
 ///
@@ -52,20 +36,6 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn files_without_an_end_are_not_read_to_it() {
-        let error = |path: &Path| read_whole(path, 1 << 20).unwrap_err().to_string();
-        if cfg!(unix) {
-            assert_eq!(error(Path::new("/dev/zero")), "expected at most 1048576 bytes, got more");
-        }
-        let path = std::env::temp_dir().join(format!("deltallm-sparse-{}", std::process::id()));
-        File::create(&path).unwrap().set_len(1 << 40).unwrap();
-        assert_eq!(error(&path), "expected at most 1048576 bytes, got 1099511627776");
-        File::create(&path).unwrap().set_len(1 << 20).unwrap();
-        assert_eq!(read_whole(&path, 1 << 20).unwrap().len(), 1 << 20);
-        fs::remove_file(path).unwrap();
-    }
 
     #[test]
     fn a_file_is_replaced_whole_and_nothing_else_is_left() {

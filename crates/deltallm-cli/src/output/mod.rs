@@ -8,7 +8,6 @@ mod progress;
 
 pub use bytes::{dense_f16_bytes, format_bytes, peak_rss_bytes};
 pub use digest::sha256_hex;
-pub(crate) use files::read_whole;
 pub use files::write_whole;
 pub use json::{print_json, print_line};
 pub use progress::Progress;

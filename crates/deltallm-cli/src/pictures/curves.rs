@@ -10,7 +10,6 @@ use crate::drawing::{
     Axis, Canvas, Dash, LINE, Marker, Panel, Place, SeriesStyle, legend, legend_between, palette, png_of,
     step,
 };
-use crate::read_whole;
 
 const SIZE: [u32; 2] = [1400, 1260];
 
@@ -134,14 +133,10 @@ pub fn curves(files: &CurveFiles) -> anyhow::Result<Vec<u8>> {
     })
 }
 
-/// A benchmark prints some kilobytes.
-const MAX_BYTES: u64 = 64 << 20;
-
 fn read<R: DeserializeOwned>(option: &str, path: &Path) -> anyhow::Result<Run<R>> {
     let expected =
         || format!("{option} {}: expected what a benchmark has printed with --json", path.display());
-    let text =
-        read_whole(path, MAX_BYTES).and_then(|text| Ok(String::from_utf8(text)?)).with_context(expected)?;
+    let text = std::fs::read_to_string(path).with_context(expected)?;
     serde_json::from_str(text.trim_end().lines().last().unwrap_or_default()).with_context(expected)
 }
 

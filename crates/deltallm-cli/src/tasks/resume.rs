@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Progress, read_whole, write_whole};
+use crate::{Progress, write_whole};
 
 /// The log of one run.
 #[derive(Debug)]
@@ -37,9 +37,6 @@ struct Line<R> {
     result: R,
 }
 
-/// Logs have a line of some hundred bytes for each example.
-const MAX_LOG_BYTES: u64 = 256 << 20;
-
 /// Changes when a line's meaning does.
 const VERSION: u32 = 1;
 
@@ -51,12 +48,9 @@ impl<R: Serialize + DeserializeOwned> ResumeLog<R> {
     /// For a file that is no log, or the log of another run: the message names the first setting that differs.
     pub fn open(path: &Path, run: &Value) -> anyhow::Result<Self> {
         let name = format!("--resume {}", path.display());
-        let is_missing = |error: &anyhow::Error| {
-            error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::NotFound)
-        };
-        let text = match read_whole(path, MAX_LOG_BYTES) {
+        let text = match std::fs::read(path) {
             Ok(bytes) => bytes,
-            Err(error) if is_missing(&error) => Vec::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error).context(name),
         };
         if text.is_empty() {
