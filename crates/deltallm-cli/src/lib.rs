@@ -6,7 +6,7 @@
 //! - `commands`: a file for each command, with its options and what it prints.
 //! - `args`: options that several commands share; [`KernelArgs`] are the attention settings of all of them.
 //! - `kernels`: the kernels that the settings stand for. `model`: a model with its tokenizer, from a file or embedded.
-//! - `generation`, `tasks`, `measure`, `bench`: what the commands do, apart from printing.
+//! - `input`: the texts that are read. `generation`, `tasks`, `measure`, `bench`: what the commands do, apart from printing.
 //! - `report`, `pictures`, `drawing`: pictures, and the numbers behind them. `output`: JSON, files, bytes in words.
 
 mod args;
@@ -15,6 +15,7 @@ pub mod bench;
 mod commands;
 mod drawing;
 mod generation;
+mod input;
 mod kernels;
 mod measure;
 mod model;
@@ -36,6 +37,8 @@ pub use deltallm::KernelKind;
 #[doc(hidden)]
 pub use generation::{Generation, Stop, first_difference, generate};
 #[doc(hidden)]
+pub use input::read_text;
+#[doc(hidden)]
 pub use kernels::{
     AttentionTime, KernelChoice, KernelSettings, OneByOne, Phases, PrefillOnly, Timed, describe_margins,
 };
@@ -44,7 +47,7 @@ pub use measure::{
     Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,
 };
 #[doc(hidden)]
-pub use model::{LoadedModel, ModelProfile, read_text};
+pub use model::{LoadedModel, ModelProfile};
 pub(crate) use model::{model_file, model_name};
 #[doc(hidden)]
 pub use output::{

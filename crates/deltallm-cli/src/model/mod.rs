@@ -131,18 +131,6 @@ pub(crate) fn model_file(path: Option<&Path>) -> anyhow::Result<ModelFile> {
     })
 }
 
-/// Reads a text; `option` is the option that named it.
-///
-/// # Errors
-/// For a file that cannot be read, is not UTF-8, or is empty.
-pub fn read_text(option: &str, path: &Path) -> anyhow::Result<String> {
-    let name = || format!("{option} {}", path.display());
-    let bytes = std::fs::read(path).with_context(|| format!("{}: expected a text file", name()))?;
-    let text = String::from_utf8(bytes).with_context(|| format!("{}: expected UTF-8 text", name()))?;
-    anyhow::ensure!(!text.trim().is_empty(), "{}: expected a text, got an empty file", name());
-    Ok(text)
-}
-
 /// The file's name without `.gguf`: what is inside often says less (not the quantisation, for one).
 pub(crate) fn model_name(file: &ModelFile) -> String {
     let path = file.path();
