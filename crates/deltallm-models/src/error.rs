@@ -46,6 +46,15 @@ pub enum ModelError {
         /// Which rule.
         source: crate::gguf::GgufError,
     },
+    /// The parts of a split GGUF file do not make a whole one.
+    #[cfg(feature = "gguf")]
+    #[error("{}: {source}", file.display())]
+    Split {
+        /// The part, or where it should be.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: crate::gguf::SplitError,
+    },
     /// The safetensors file breaks the format's rules.
     #[cfg(feature = "safetensors")]
     #[error("{}: {source}", file.display())]
@@ -81,6 +90,14 @@ pub enum ModelError {
         /// The name it gives.
         got: String,
     },
+    /// A shard named by `model.safetensors.index.json` is not there.
+    #[error("{}: expected this part of the model, which {} names, got no such file", file.display(), index.display())]
+    MissingShard {
+        /// Where it should be.
+        file: PathBuf,
+        /// The index file.
+        index: PathBuf,
+    },
     /// The model's parameters are inconsistent or not supported.
     #[error("{}: {source}", file.display())]
     Config {
@@ -92,6 +109,28 @@ pub enum ModelError {
     /// A tensor that the architecture needs is not in the file.
     #[error("{}: tensor `{tensor}` is missing", file.display())]
     MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+    },
+    /// A tensor that the graph does not have, so that the model would compute something else.
+    #[error("{}: tensor `{tensor}`: expected tensors that are understood, got {got}", file.display())]
+    UnknownTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// What it is, as far as its name says.
+        got: &'static str,
+    },
+    /// The configuration says that the head is the embedding, and the file has another one.
+    #[error(
+        "{}: tensor `{tensor}`: expected the numbers of the embedding, because `tie_word_embeddings` is true, got others; set it \
+         to false to use them, or take the tensor out of the file",
+        file.display()
+    )]
+    UntiedHead {
         /// The file.
         file: PathBuf,
         /// The tensor's name in that format.
