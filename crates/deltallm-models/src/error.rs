@@ -48,6 +48,15 @@ pub enum ModelError {
         /// Which rule.
         source: crate::gguf::GgufError,
     },
+    /// The parts of a split GGUF file do not make a whole one.
+    #[cfg(feature = "gguf")]
+    #[error("{}: {}", message(file.display()), message(source))]
+    Split {
+        /// The part, or where it should be.
+        file: PathBuf,
+        /// What is wrong with it.
+        source: crate::gguf::SplitError,
+    },
     /// The safetensors file breaks the format's rules.
     #[cfg(feature = "safetensors")]
     #[error("{}: {}", message(file.display()), message(source))]
@@ -83,6 +92,14 @@ pub enum ModelError {
         /// The name it gives.
         got: String,
     },
+    /// A shard named by `model.safetensors.index.json` is not there.
+    #[error("{}: expected this part of the model, which {} names, got no such file", message(file.display()), message(index.display()))]
+    MissingShard {
+        /// Where it should be.
+        file: PathBuf,
+        /// The index file.
+        index: PathBuf,
+    },
     /// The model's parameters are inconsistent or not supported.
     #[error("{}: {source}", message(file.display()))]
     Config {
@@ -94,6 +111,29 @@ pub enum ModelError {
     /// A tensor that the architecture needs is not in the file.
     #[error("{}: tensor `{tensor}` is missing", message(file.display()), tensor = quoted(tensor))]
     MissingTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+    },
+    /// A tensor that the graph does not have, so that the model would compute something else.
+    #[error("{}: tensor `{tensor}`: expected tensors that are understood, got {got}", message(file.display()), tensor = quoted(tensor))]
+    UnknownTensor {
+        /// The file.
+        file: PathBuf,
+        /// The tensor's name in that format.
+        tensor: String,
+        /// What it is, as far as its name says.
+        got: &'static str,
+    },
+    /// The configuration says that the head is the embedding, and the file has another one.
+    #[error(
+        "{}: tensor `{tensor}`: expected the numbers of the embedding, because `tie_word_embeddings` is true, got others; set it \
+         to false to use them, or take the tensor out of the file",
+        message(file.display()),
+        tensor = quoted(tensor)
+    )]
+    UntiedHead {
         /// The file.
         file: PathBuf,
         /// The tensor's name in that format.

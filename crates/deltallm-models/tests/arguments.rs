@@ -313,7 +313,10 @@ fn a_spec_for_another_model_is_refused_by_its_field() {
     let spec = KernelSpec { layers: vec![LayerSpec::default(); 99], ..KernelSpec::default() };
     let error = Session::with_spec(model(), &spec).unwrap_err();
     assert!(matches!(&error, ModelError::Spec(error) if error.field == "layers"), "{error}");
-    assert_eq!(error.to_string(), "attention settings: layers: expected none, or 2, got 99");
+    assert_eq!(
+        error.to_string(),
+        "attention settings: layers: expected none, or 2, one for each layer of the model, got 99"
+    );
 }
 
 #[test]

@@ -32,7 +32,8 @@ impl KernelSpec {
         named("window", self.window.check())?;
         self.skip_margin.map_or(Ok(()), |margin| named("skip_margin", margin.check()))?;
         if !self.layers.is_empty() && self.layers.len() != layers {
-            return Err(SpecError::new("layers", format!("none, or {layers}"), self.layers.len()));
+            let expected = format!("none, or {layers}, one for each layer of the model");
+            return Err(SpecError::new("layers", expected, self.layers.len()));
         }
         for (layer, plan) in self.layers.iter().enumerate() {
             let field = || format!("layers[{layer}].skip_margin");
@@ -72,6 +73,13 @@ impl KernelSpec {
                 (dimensions.into_iter().fold(1, usize::saturating_mul), profile.thresholds().len());
             if is_list(profile) && expected != got {
                 let expected = format!("{expected} numbers, layers * kv_heads * head_dim");
+                let layer = shape.kv_heads().saturating_mul(shape.head_dim());
+                let got = match got / layer {
+                    whole if got == whole * layer => {
+                        format!("{got} (layers: {whole} in the profile, {layers} in the model)")
+                    }
+                    _ => got.to_string(),
+                };
                 return Err(SpecError::new(field, expected, got));
             }
             if !is_list(profile) && dimensions != profile.shape() {
@@ -223,6 +231,20 @@ mod tests {
                 assert!(spec.build(1, &KernelContext::new(shape())).is_err() || field == "layers", "{error}");
             }
         }
+    }
+
+    #[test]
+    fn thresholds_for_another_number_of_layers_say_how_many_there_are_and_should_be() {
+        for layers in [1, 3] {
+            let channels = channels([1, 1, layers * 16]);
+            let spec = KernelSpec { thresholds: ThresholdPolicy::Profile(channels), ..KernelSpec::default() };
+            let error = spec.validate(shape(), LAYERS).unwrap_err().to_string();
+            let end = format!("got {} (layers: {layers} in the profile, 2 in the model)", layers * 16);
+            assert!(error.ends_with(&end), "{error}");
+        }
+        let spec = KernelSpec { layers: vec![LayerSpec::default()], ..KernelSpec::default() };
+        let error = spec.validate(shape(), LAYERS).unwrap_err().to_string();
+        assert_eq!(error, "layers: expected none, or 2, one for each layer of the model, got 1");
     }
 
     #[test]

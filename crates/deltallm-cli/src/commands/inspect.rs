@@ -206,8 +206,8 @@ fn tensors(file: &ModelFile) -> Vec<Tensors> {
         let (count, sum) = by_type.entry(kind).or_default();
         (*count, *sum) = (*count + 1, *sum + bytes);
     };
-    if let Some(header) = file.gguf() {
-        header.tensors().iter().for_each(|tensor| add(tensor.ty.name().to_owned(), tensor.range.len()));
+    for tensor in file.gguf_files().flat_map(|header| header.tensors()) {
+        add(tensor.ty.name().to_owned(), tensor.range.len());
     }
     if let Some(model) = file.safetensors() {
         model.tensors().for_each(|(_, kind, bytes)| add(kind, bytes));

@@ -127,7 +127,10 @@ pub(crate) fn model_file(path: Option<&Path>) -> anyhow::Result<ModelFile> {
     };
     Ok(match (embedded, path) {
         (Some((name, bytes)), _) => ModelFile::from_gguf_bytes(name, *bytes)?,
-        (None, path) => ModelFile::open(in_folder(path.unwrap_or(Path::new("")))?).map_err(with_advice)?,
+        (None, path) => {
+            let path = in_folder(path.unwrap_or(Path::new("")))?;
+            ModelFile::open(&path).map_err(|error| with_advice(error, &path))?
+        }
     })
 }
 
@@ -138,14 +141,15 @@ pub(crate) fn model_name(file: &ModelFile) -> String {
     name.strip_suffix(".gguf").unwrap_or(&name).to_owned()
 }
 
-fn with_advice(error: ModelError) -> anyhow::Error {
-    match error {
-        ModelError::Io { .. } => anyhow::anyhow!(
+/// Only where the path itself is not there: other files are named by what asks for them.
+fn with_advice(error: ModelError, path: &Path) -> anyhow::Error {
+    match &error {
+        ModelError::Io { file, .. } if file == path => anyhow::anyhow!(
             "--model {error}: expected a GGUF file, a model directory or an embedded model ({}); leave --model out for \
              the first of these, or run tools/fetch-smollm2",
             EMBEDDED.map(|(name, _)| name).join(", ")
         ),
-        other => other.into(),
+        _ => error.into(),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 
-/// The GGUF file in a folder that holds one and no safetensors files; any other path as it is.
+/// The GGUF file in a folder that holds one and no safetensors files, or the first part of one in parts; any other path as it is.
 ///
 /// # Errors
 /// For a folder with several, which it lists.
@@ -19,7 +19,9 @@ pub(super) fn in_folder(path: &Path) -> anyhow::Result<Cow<'_, Path>> {
     if !with("safetensors").is_empty() {
         return Ok(path.into());
     }
-    match <[PathBuf; 1]>::try_from(with("gguf")) {
+    let mut files = with("gguf");
+    files.retain(|file| !is_later_part(file));
+    match <[PathBuf; 1]>::try_from(files) {
         Ok([file]) => Ok(file.into()),
         Err(none) if none.is_empty() => Ok(path.into()),
         Err(several) => {
@@ -33,6 +35,15 @@ pub(super) fn in_folder(path: &Path) -> anyhow::Result<Cow<'_, Path>> {
             )
         }
     }
+}
+
+/// Whether a file is a part of a split model, `NAME-00002-of-00003.gguf`, and not the first.
+fn is_later_part(path: &Path) -> bool {
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let mut words = stem.rsplitn(4, '-');
+    let (count, of, no) = (words.next(), words.next(), words.next());
+    let number = |word: Option<&str>| word.filter(|word| word.len() == 5)?.parse::<u32>().ok();
+    of == Some("of") && number(count).is_some() && number(no).is_some_and(|no| no > 1)
 }
 
 #[cfg(test)]
@@ -51,6 +62,11 @@ mod tests {
         file("a.GGUF");
         let error = in_folder(&folder).unwrap_err().to_string();
         assert!(error.contains("one GGUF file, got 2: a.GGUF, b.gguf; name one of them"), "{error}");
+        std::fs::remove_file(folder.join("a.GGUF")).unwrap();
+        file("b-00002-of-00002.gguf");
+        assert_eq!(in_folder(&folder).unwrap(), folder.join("b.gguf"));
+        std::fs::rename(folder.join("b.gguf"), folder.join("b-00001-of-00002.gguf")).unwrap();
+        assert_eq!(in_folder(&folder).unwrap(), folder.join("b-00001-of-00002.gguf"));
         file("model.safetensors");
         assert_eq!(in_folder(&folder).unwrap(), folder);
         std::fs::remove_dir_all(&folder).unwrap();

@@ -55,6 +55,9 @@ pub(crate) enum Format {
     Safetensors,
 }
 
+/// The divisors of the RoPE frequencies in a GGUF file: parameters, though they lie there as a tensor.
+pub(crate) const ROPE_FACTORS: &str = "rope_freqs.weight";
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
     Weight,
@@ -63,27 +66,71 @@ pub(crate) enum Part {
     Scale,
 }
 
+impl Format {
+    /// What the names of a layer's tensors begin with, before its number.
+    fn layers(self) -> &'static str {
+        match self {
+            Self::Gguf => "blk.",
+            Self::Safetensors => "model.layers.",
+        }
+    }
+
+    /// The one of two names, GGUF's and that of safetensors files.
+    fn pick(self, (gguf, safetensors): (&'static str, &'static str)) -> &'static str {
+        match self {
+            Self::Gguf => gguf,
+            Self::Safetensors => safetensors,
+        }
+    }
+}
+
+impl Part {
+    const ALL: [Self; 3] = [Self::Weight, Self::Bias, Self::Scale];
+
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Weight => ("weight", "weight"),
+            Self::Bias => ("bias", "bias"),
+            Self::Scale => ("scale", "weight_scale"),
+        }
+    }
+}
+
 impl TensorId {
+    /// Those that are no layer's.
+    const ENDS: [Self; 3] = [Self::TokenEmbedding, Self::FinalNorm, Self::Head];
+
     pub(crate) fn name(self, format: Format, part: Part) -> String {
-        let part = match (part, format) {
-            (Part::Weight, _) => "weight",
-            (Part::Bias, _) => "bias",
-            (Part::Scale, Format::Gguf) => "scale",
-            (Part::Scale, Format::Safetensors) => "weight_scale",
+        let (name, part) = (format.pick(self.names()), format.pick(part.names()));
+        match self {
+            Self::Layer(layer, _) => format!("{}{layer}.{name}.{part}", format.layers()),
+            _ => format!("{name}.{part}"),
+        }
+    }
+
+    /// The tensor that has that name in a file; `None` for a name that no tensor has.
+    pub(crate) fn parse(format: Format, name: &str) -> Option<(Self, Part)> {
+        let (stem, part) = name.rsplit_once('.')?;
+        let part = Part::ALL.into_iter().find(|known| format.pick(known.names()) == part)?;
+        let id = match stem.strip_prefix(format.layers()) {
+            Some(rest) => {
+                let (layer, stem) = rest.split_once('.')?;
+                let is = |tensor: &LayerTensor| format.pick(tensor.names()) == stem;
+                Self::Layer(layer.parse().ok()?, LayerTensor::ALL.into_iter().find(is)?)
+            }
+            None => Self::ENDS.into_iter().find(|id| format.pick(id.names()) == stem)?,
         };
-        let (gguf, safetensors) = match self {
+        // A number can be written in several ways, of which files have one.
+        (id.name(format, part) == name).then_some((id, part))
+    }
+
+    /// In GGUF and in safetensors files, without the layer's prefix.
+    fn names(self) -> (&'static str, &'static str) {
+        match self {
             Self::TokenEmbedding => ("token_embd", "model.embed_tokens"),
             Self::FinalNorm => ("output_norm", "model.norm"),
             Self::Head => ("output", "lm_head"),
             Self::Layer(_, tensor) => tensor.names(),
-        };
-        match (self, format) {
-            (Self::Layer(layer, _), Format::Gguf) => format!("blk.{layer}.{gguf}.{part}"),
-            (Self::Layer(layer, _), Format::Safetensors) => {
-                format!("model.layers.{layer}.{safetensors}.{part}")
-            }
-            (_, Format::Gguf) => format!("{gguf}.{part}"),
-            (_, Format::Safetensors) => format!("{safetensors}.{part}"),
         }
     }
 
@@ -108,25 +155,9 @@ impl TensorId {
         }
     }
 
-    pub(crate) fn has_bias(self, config: &ModelConfig) -> bool {
-        let Self::Layer(_, tensor) = self else { return false };
-        match tensor {
-            LayerTensor::AttentionNorm
-            | LayerTensor::AttentionSubNorm
-            | LayerTensor::MlpNorm
-            | LayerTensor::MlpSubNorm => false,
-            LayerTensor::Query | LayerTensor::Key | LayerTensor::Value => config.attention_bias,
-            LayerTensor::AttentionOutput => config.attention_output_bias,
-            LayerTensor::Gate | LayerTensor::Up | LayerTensor::Down => config.mlp_bias,
-        }
-    }
-
     /// Whether its weights are ternary: those of the projections of a BitNet model.
     pub(crate) fn is_ternary(self, config: &ModelConfig) -> bool {
-        use LayerTensor::{AttentionOutput, Down, Gate, Key, Query, Up, Value};
-        let projection =
-            matches!(self, Self::Layer(_, Query | Key | Value | AttentionOutput | Gate | Up | Down));
-        projection && config.architecture.is_ternary()
+        matches!(self, Self::Layer(_, tensor) if tensor.is_projection()) && config.architecture.is_ternary()
     }
 
     /// Whether RoPE is applied to what it projects to.
@@ -136,6 +167,29 @@ impl TensorId {
 }
 
 impl LayerTensor {
+    const ALL: [Self; 11] = [
+        Self::AttentionNorm,
+        Self::Query,
+        Self::Key,
+        Self::Value,
+        Self::AttentionSubNorm,
+        Self::AttentionOutput,
+        Self::MlpNorm,
+        Self::Gate,
+        Self::Up,
+        Self::MlpSubNorm,
+        Self::Down,
+    ];
+
+    pub(crate) fn is_projection(self) -> bool {
+        !matches!(self, Self::AttentionNorm | Self::MlpNorm) && !self.is_sub_norm()
+    }
+
+    /// Whether only some architectures have it; see [`Architecture::has_sub_norms`](crate::Architecture::has_sub_norms).
+    pub(crate) fn is_sub_norm(self) -> bool {
+        matches!(self, Self::AttentionSubNorm | Self::MlpSubNorm)
+    }
+
     /// In GGUF and in safetensors files, without the layer's prefix.
     fn names(self) -> (&'static str, &'static str) {
         match self {
@@ -150,6 +204,43 @@ impl LayerTensor {
             Self::Up => ("ffn_up", "mlp.up_proj"),
             Self::MlpSubNorm => ("ffn_sub_norm", "mlp.ffn_sub_norm"),
             Self::Down => ("ffn_down", "mlp.down_proj"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_lead_back_to_their_tensors() {
+        let layers = LayerTensor::ALL.map(|tensor| TensorId::Layer(12, tensor));
+        for id in layers.into_iter().chain(TensorId::ENDS) {
+            for format in [Format::Gguf, Format::Safetensors] {
+                for part in Part::ALL {
+                    assert_eq!(TensorId::parse(format, &id.name(format, part)), Some((id, part)));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn other_names_lead_nowhere() {
+        for name in [
+            "",
+            "weight",
+            "blk.0.weight",
+            "blk.attn_q.weight",
+            "blk.00.attn_q.weight",
+            "blk.+1.attn_q.weight",
+            "blk.0.attn_q_norm.weight",
+            "blk.0.attn_q.weight.weight",
+            "blk.99999999999999999999999.attn_q.weight",
+            "attn_q.weight",
+            "blk.0.output.weight",
+            "model.norm.weight",
+        ] {
+            assert_eq!(TensorId::parse(Format::Gguf, name), None, "{name}");
         }
     }
 }

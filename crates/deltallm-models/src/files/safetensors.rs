@@ -47,6 +47,19 @@ struct Index {
     weight_map: BTreeMap<String, String>,
 }
 
+impl Index {
+    /// That of a directory, if it has one.
+    fn beside(directory: &Path) -> Result<Option<Self>, ModelError> {
+        let path = directory.join(INDEX);
+        if path.is_file() { read_json(&path, MAX_INDEX_BYTES).map(Some) } else { Ok(None) }
+    }
+
+    /// Whether a file is one of its shards.
+    fn names(&self, path: &Path) -> bool {
+        path.file_name().is_some_and(|name| self.weight_map.values().any(|shard| name == OsStr::new(shard)))
+    }
+}
+
 impl SafetensorsModel {
     /// Says that a tensor's bytes will not be read soon; see [`Bytes::release`].
     pub(crate) fn release(&self, bytes: &[u8]) {
@@ -60,21 +73,47 @@ impl SafetensorsModel {
     /// [`ModelError`], naming the file.
     pub fn open_directory(directory: &Path) -> Result<Self, ModelError> {
         if directory.join(SINGLE).is_file() {
-            return Self::open_file(&directory.join(SINGLE));
+            return Self::open_single(directory, &directory.join(SINGLE));
         }
-        let path = directory.join(INDEX);
-        if !path.is_file() {
-            return Err(ModelError::IncompleteDirectory { file: directory.to_owned(), expected: SINGLE });
+        match Index::beside(directory)? {
+            Some(index) => Self::open_shards(directory, &index),
+            None => Err(ModelError::IncompleteDirectory { file: directory.to_owned(), expected: SINGLE }),
         }
+    }
+
+    /// Opens one safetensors file whose directory holds the `config.json`. Of a file that an index names the others are opened
+    /// too.
+    ///
+    /// # Errors
+    /// [`ModelError`], naming the file.
+    pub fn open_file(path: &Path) -> Result<Self, ModelError> {
+        let directory = path.parent().unwrap_or(Path::new(""));
+        if let Some(index) = Index::beside(directory)?.filter(|index| index.names(path)) {
+            return Self::open_shards(directory, &index);
+        }
+        Self::open_single(directory, path)
+    }
+
+    fn open_single(directory: &Path, path: &Path) -> Result<Self, ModelError> {
         let mut model = Self::without_tensors(directory)?;
-        let index: Index = read_json(&path, MAX_INDEX_BYTES)?;
+        model.add_shard(path, |_| true)?;
+        Ok(model)
+    }
+
+    fn open_shards(directory: &Path, index: &Index) -> Result<Self, ModelError> {
+        let mut model = Self::without_tensors(directory)?;
         let names: BTreeSet<&String> = index.weight_map.values().collect();
         for name in names {
+            let file = directory.join(INDEX);
             if !is_plain_name(name) {
-                return Err(ModelError::ShardName { file: path, got: name.clone() });
+                return Err(ModelError::ShardName { file, got: name.clone() });
             }
             let shard = directory.join(name);
-            model.add_shard(&shard, |tensor| index.weight_map.get(tensor) == Some(name))?;
+            if !shard.is_file() {
+                return Err(ModelError::MissingShard { file: shard, index: file });
+            }
+            // What the index does not list is not left out without a word: the model has it, or refuses it.
+            model.add_shard(&shard, |tensor| index.weight_map.get(tensor).is_none_or(|file| file == name))?;
         }
         // A tensor that the index promises may still be absent from its shard.
         match index.weight_map.keys().find(|&tensor| !model.tensors.contains_key(tensor)) {
@@ -83,17 +122,6 @@ impl SafetensorsModel {
             }
             None => Ok(model),
         }
-    }
-
-    /// Opens one safetensors file whose directory holds the `config.json`.
-    ///
-    /// # Errors
-    /// [`ModelError`], naming the file.
-    pub fn open_file(path: &Path) -> Result<Self, ModelError> {
-        let directory = path.parent().unwrap_or(Path::new(""));
-        let mut model = Self::without_tensors(directory)?;
-        model.add_shard(path, |_| true)?;
-        Ok(model)
     }
 
     /// The directory, where tokenizer files lie too.

@@ -14,7 +14,7 @@ use crate::quant::TensorType;
 #[cfg(feature = "gguf")]
 use crate::{
     Bytes,
-    gguf::{self, GgufFile},
+    gguf::{self, GgufFile, GgufModel},
 };
 use crate::{ConfigError, LinearForm, ModelConfig, ModelError, TensorId};
 
@@ -46,7 +46,7 @@ pub struct ModelFile {
 #[derive(Debug)]
 pub(super) enum Source {
     #[cfg(feature = "gguf")]
-    Gguf { header: GgufFile, bytes: Bytes },
+    Gguf(GgufModel),
     #[cfg(feature = "safetensors")]
     Safetensors(SafetensorsModel),
 }
@@ -62,7 +62,7 @@ pub(super) struct RawTensor<'a> {
 
 impl ModelFile {
     /// Opens a GGUF file (recognised by its first bytes, not its name), a `.safetensors` file with a `config.json`
-    /// beside it, or a directory with both.
+    /// beside it, or a directory with both. Of a GGUF file that `gguf-split` has cut, the other parts lie beside it.
     ///
     /// # Errors
     /// [`ModelError`], naming the file and what is wrong with it.
@@ -76,7 +76,7 @@ impl ModelFile {
         let start = first_bytes(path)?;
         #[cfg(feature = "gguf")]
         if start == gguf::MAGIC {
-            return Self::from_gguf(path.to_owned(), Bytes::map(path)?);
+            return Ok(Self::new(path.to_owned(), Source::Gguf(GgufModel::open(path)?)));
         }
         #[cfg(feature = "safetensors")]
         if path.extension().is_some_and(|extension| extension == "safetensors") {
@@ -94,17 +94,12 @@ impl ModelFile {
     /// name in messages.
     ///
     /// # Errors
-    /// [`ModelError::Gguf`].
+    /// [`ModelError::Gguf`]; [`ModelError::Split`] for a part of a model.
     #[cfg(feature = "gguf")]
     pub fn from_gguf_bytes(name: &str, bytes: impl Into<Cow<'static, [u8]>>) -> Result<Self, ModelError> {
-        Self::from_gguf(PathBuf::from(name), Bytes::from(bytes.into()))
-    }
-
-    #[cfg(feature = "gguf")]
-    fn from_gguf(path: PathBuf, bytes: Bytes) -> Result<Self, ModelError> {
-        let header =
-            GgufFile::parse(&bytes).map_err(|source| ModelError::Gguf { file: path.clone(), source })?;
-        Ok(Self::new(path, Source::Gguf { header, bytes }))
+        let path = PathBuf::from(name);
+        let source = Source::Gguf(GgufModel::from_bytes(&path, Bytes::from(bytes.into()))?);
+        Ok(Self::new(path, source))
     }
 
     /// The same file, whose quantised weights are to be held in that form. [`matrix`](Self::matrix) answers `f32` in any.
@@ -145,11 +140,23 @@ impl ModelFile {
         &self.path
     }
 
-    /// The header of a GGUF file, which holds the tokenizer too; `None` for other formats.
+    /// The header of a GGUF file, which holds the tokenizer too; `None` for other formats. Of a split model it is that of the
+    /// first file, which has the metadata of all.
     #[cfg(feature = "gguf")]
     pub fn gguf(&self) -> Option<&GgufFile> {
+        self.gguf_model().map(GgufModel::header)
+    }
+
+    /// The headers of all files of a GGUF model, of which most have one; none for other formats.
+    #[cfg(feature = "gguf")]
+    pub fn gguf_files(&self) -> impl Iterator<Item = &GgufFile> {
+        self.gguf_model().into_iter().flat_map(GgufModel::files).map(|(header, _)| header)
+    }
+
+    #[cfg(feature = "gguf")]
+    fn gguf_model(&self) -> Option<&GgufModel> {
         match &self.source {
-            Source::Gguf { header, .. } => Some(header),
+            Source::Gguf(model) => Some(model),
             #[cfg(feature = "safetensors")]
             Source::Safetensors(_) => None,
         }
@@ -161,30 +168,37 @@ impl ModelFile {
         match &self.source {
             Source::Safetensors(model) => Some(model),
             #[cfg(feature = "gguf")]
-            Source::Gguf { .. } => None,
+            Source::Gguf(_) => None,
         }
     }
 
     /// The model's parameters.
     ///
     /// # Errors
-    /// [`ModelError::Config`] for an unknown architecture or inconsistent parameters, [`ModelError::MissingTensor`]
-    /// without an embedding.
+    /// [`ModelError::Config`] for an unknown architecture, or parameters that are inconsistent or not understood;
+    /// [`ModelError::MissingTensor`] without an embedding, [`ModelError::UnknownTensor`] for tensors that are not understood.
     pub fn config(&self) -> Result<ModelConfig, ModelError> {
         let config = match &self.source {
             #[cfg(feature = "gguf")]
-            Source::Gguf { header, bytes } => ModelConfig::from_gguf(header, bytes),
+            Source::Gguf(model) => {
+                ModelConfig::from_gguf_parts(model.header().metadata(), &Vec::from_iter(model.files()))
+            }
             #[cfg(feature = "safetensors")]
             Source::Safetensors(model) => ModelConfig::from_value(model.config()),
         };
         let config = config.map_err(|source| self.config_error(source))?;
-        let rows =
-            self.raw(TensorId::TokenEmbedding, Part::Weight)?.shape.first().copied().unwrap_or_default();
-        if config.vocab_size == rows {
-            Ok(config)
-        } else {
-            Err(self.config_error(ConfigError::Vocabulary { rows, got: config.vocab_size }))
+        let rows = self.embedding_rows()?;
+        if config.vocab_size != rows {
+            return Err(self.config_error(ConfigError::Vocabulary { rows, got: config.vocab_size }));
         }
+        self.refuse_unknown_tensors(&config)?;
+        Ok(config)
+    }
+
+    /// The ids that the model knows, which may be more than there are tokens.
+    pub(crate) fn embedding_rows(&self) -> Result<usize, ModelError> {
+        let embedding = self.raw(TensorId::TokenEmbedding, Part::Weight)?;
+        Ok(embedding.shape.first().copied().unwrap_or_default())
     }
 
     /// The parameters are not usable.
@@ -201,7 +215,7 @@ impl ModelFile {
     pub(super) fn format(&self) -> Format {
         match &self.source {
             #[cfg(feature = "gguf")]
-            Source::Gguf { .. } => Format::Gguf,
+            Source::Gguf(_) => Format::Gguf,
             #[cfg(feature = "safetensors")]
             Source::Safetensors(_) => Format::Safetensors,
         }
@@ -225,15 +239,24 @@ impl ModelFile {
         })
     }
 
+    pub(super) fn contains(&self, id: TensorId, part: Part) -> bool {
+        let name = id.name(self.format(), part);
+        match &self.source {
+            #[cfg(feature = "gguf")]
+            Source::Gguf(model) => model.tensor(&name).is_some(),
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(model) => model.contains(&name),
+        }
+    }
+
     pub(super) fn raw(&self, id: TensorId, part: Part) -> Result<RawTensor<'_>, ModelError> {
         let name = id.name(self.format(), part);
         match &self.source {
             #[cfg(feature = "gguf")]
-            Source::Gguf { header, bytes } => {
-                let Some(info) = header.tensor(&name) else {
+            Source::Gguf(model) => {
+                let Some((info, bytes)) = model.tensor(&name) else {
                     return Err(ModelError::MissingTensor { file: self.path.clone(), tensor: name });
                 };
-                let bytes = bytes.get(info.range.clone()).unwrap_or_default();
                 Ok(RawTensor { name, ty: info.ty, shape: &info.shape, bytes })
             }
             #[cfg(feature = "safetensors")]

@@ -36,7 +36,7 @@ impl ModelFile {
         if let Ok(raw) = self.raw(id, Part::Weight) {
             match &self.source {
                 #[cfg(feature = "gguf")]
-                Source::Gguf { bytes, .. } => bytes.release(raw.bytes),
+                Source::Gguf(model) => model.release(raw.bytes),
                 #[cfg(feature = "safetensors")]
                 Source::Safetensors(model) => model.release(raw.bytes),
             }

@@ -76,7 +76,13 @@ impl ModelWeights {
             progress(layer + 2, steps);
         }
         let final_norm = file.norm(config, TensorId::FinalNorm)?;
-        let head = if config.tie_embeddings { None } else { Some(file.weight(config, TensorId::Head)?) };
+        let head = match config.tie_embeddings {
+            true => {
+                file.refuse_other_head()?;
+                None
+            }
+            false => Some(file.weight(config, TensorId::Head)?),
+        };
         progress(steps, steps);
         Ok(Self { token_embedding, layers, final_norm, head })
     }

@@ -1,5 +1,6 @@
 //! A model's weights: an open [`file`](ModelFile), and its tensors as the linear maps and norms of the graph.
 
+mod completeness;
 mod file;
 mod forms;
 mod half;

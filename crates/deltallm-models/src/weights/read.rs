@@ -18,13 +18,13 @@ impl ModelFile {
         self.read(id, Part::Weight, &[length], config).map(Array1::from)
     }
 
-    /// The bias of a projection as `f32`, `[out]`, in the order of the matrix's rows; `None` where the model's
-    /// parameters say that there is none.
+    /// The bias of a projection as `f32`, `[out]`, in the order of the matrix's rows; `None` where the file has none. (Where
+    /// a `config.json` promises one, `transformers` takes zeros then.)
     ///
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn bias(&self, config: &ModelConfig, id: TensorId) -> Result<Option<Array1<f32>>, ModelError> {
-        if !id.has_bias(config) {
+        if !self.contains(id, Part::Bias) {
             return Ok(None);
         }
         let [rows, _] = self.shape(config, id)?;

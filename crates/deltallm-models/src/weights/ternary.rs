@@ -45,7 +45,7 @@ impl ModelFile {
             #[cfg(feature = "safetensors")]
             Source::Safetensors(model) => self.ternary_of_directory(model, id, shape),
             #[cfg(feature = "gguf")]
-            Source::Gguf { .. } => self.ternary_of_gguf(id, shape),
+            Source::Gguf(_) => self.ternary_of_gguf(id, shape),
         }
     }
 

@@ -3,6 +3,7 @@
 use deltallm_models::gguf::{Array, Value};
 use deltallm_models::quant::TensorType;
 
+#[derive(Clone)]
 pub(crate) struct GgufWriter {
     pub(crate) version: u32,
     /// Counts to claim instead of the true ones.
@@ -78,6 +79,16 @@ impl GgufWriter {
 
     pub(crate) fn without_tensor(mut self, name: &str) -> Self {
         self.tensors.retain(|(other, _)| other != name);
+        self
+    }
+
+    pub(crate) fn only_tensors(mut self, wanted: impl Fn(&str) -> bool) -> Self {
+        self.tensors.retain(|(name, _)| wanted(name));
+        self
+    }
+
+    pub(crate) fn without_entries(mut self) -> Self {
+        self.entries.clear();
         self
     }
 

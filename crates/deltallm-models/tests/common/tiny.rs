@@ -15,11 +15,24 @@ pub(crate) const FFN: usize = 6;
 pub(crate) const VOCAB: usize = 5;
 
 pub(crate) fn llama() -> GgufWriter {
+    layers_of(1, |i| i as f32)
+}
+
+pub(crate) fn two_layers() -> GgufWriter {
+    layers_of(2, |i| i as f32)
+}
+
+/// Weights with which every part of a layer matters for the result.
+pub(crate) fn two_layers_of_small_numbers() -> GgufWriter {
+    layers_of(2, |i| (i as f32 * 0.7).sin())
+}
+
+fn layers_of(layers: usize, number: impl Fn(usize) -> f32) -> GgufWriter {
     let size = |n: usize| Value::U32(n as u32);
     let writer = GgufWriter::new()
         .set("general.architecture", Value::String("llama".into()))
         .set("llama.embedding_length", size(HIDDEN))
-        .set("llama.block_count", size(1))
+        .set("llama.block_count", size(layers))
         .set("llama.attention.head_count", size(HEADS))
         .set("llama.attention.head_count_kv", size(KV_HEADS))
         .set("llama.feed_forward_length", size(FFN))
@@ -27,21 +40,27 @@ pub(crate) fn llama() -> GgufWriter {
         .set("llama.vocab_size", size(VOCAB))
         .set("llama.attention.layer_norm_rms_epsilon", Value::F32(1e-5))
         .set("llama.rope.freq_base", Value::F32(10_000.0));
-    let shapes: [(&str, Vec<usize>); 11] = [
-        ("token_embd.weight", vec![VOCAB, HIDDEN]),
-        ("output_norm.weight", vec![HIDDEN]),
-        ("blk.0.attn_norm.weight", vec![HIDDEN]),
-        ("blk.0.attn_q.weight", vec![HEADS * HEAD_DIM, HIDDEN]),
-        ("blk.0.attn_k.weight", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
-        ("blk.0.attn_v.weight", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
-        ("blk.0.attn_output.weight", vec![HIDDEN, HEADS * HEAD_DIM]),
-        ("blk.0.ffn_norm.weight", vec![HIDDEN]),
-        ("blk.0.ffn_gate.weight", vec![FFN, HIDDEN]),
-        ("blk.0.ffn_up.weight", vec![FFN, HIDDEN]),
-        ("blk.0.ffn_down.weight", vec![HIDDEN, FFN]),
+    let mut shapes = vec![
+        ("token_embd.weight".to_owned(), vec![VOCAB, HIDDEN]),
+        ("output_norm.weight".to_owned(), vec![HIDDEN]),
     ];
+    for layer in 0..layers {
+        for (name, shape) in [
+            ("attn_norm", vec![HIDDEN]),
+            ("attn_q", vec![HEADS * HEAD_DIM, HIDDEN]),
+            ("attn_k", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
+            ("attn_v", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
+            ("attn_output", vec![HIDDEN, HEADS * HEAD_DIM]),
+            ("ffn_norm", vec![HIDDEN]),
+            ("ffn_gate", vec![FFN, HIDDEN]),
+            ("ffn_up", vec![FFN, HIDDEN]),
+            ("ffn_down", vec![HIDDEN, FFN]),
+        ] {
+            shapes.push((format!("blk.{layer}.{name}.weight"), shape));
+        }
+    }
     shapes.iter().fold(writer, |writer, (name, shape)| {
-        let values: Vec<f32> = (0..shape.iter().product()).map(|i: usize| i as f32).collect();
+        let values: Vec<f32> = (0..shape.iter().product()).map(&number).collect();
         writer.f32_tensor(name, shape, &values)
     })
 }

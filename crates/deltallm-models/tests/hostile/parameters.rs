@@ -192,8 +192,12 @@ fn missing_and_mistyped_parameters() {
     let writer = tiny::llama().remove("llama.block_count");
     assert_eq!(config(&writer), Err(ConfigError::Missing { key: "llama.block_count".into() }));
     // Some architectures have a number of heads for each layer; Llama has one.
-    let writer = tiny::llama().set("llama.attention.head_count", Value::Array(Array::I32(vec![2])));
-    assert!(matches!(config(&writer), Err(ConfigError::Gguf(_))));
+    let layers =
+        [Array::I32(vec![2, 1]), Array::I8(vec![-1]), Array::U8(vec![2; 100_000]), Array::F32(vec![2.0])];
+    for heads in layers {
+        let writer = tiny::llama().set("llama.attention.head_count", Value::Array(heads));
+        assert!(matches!(config(&writer), Err(ConfigError::Unsupported { .. })));
+    }
 }
 
 #[test]
@@ -210,9 +214,10 @@ fn gguf_rope_factors_that_do_not_fit() {
     assert!(matches!(error(matrix), ConfigError::WrongType { .. }));
     let half = tiny::llama().tensor(tensor, &[2], TensorType::F16, &[0, 60, 0, 60]);
     assert!(matches!(error(half), ConfigError::WrongType { .. }));
-    let twice = tiny::llama()
-        .set("llama.rope.scaling.type", Value::String("linear".into()))
-        .set("llama.rope.scaling.factor", Value::F32(2.0))
-        .f32_tensor(tensor, &[2], &[1.0; 2]);
-    assert!(matches!(error(twice), ConfigError::Unsupported { .. }));
+    let overflow = tiny::llama().set("llama.rope.scaling.factor", Value::F32(f32::MAX)).f32_tensor(
+        tensor,
+        &[2],
+        &[2.0; 2],
+    );
+    assert!(matches!(error(overflow), ConfigError::NotPositive { .. }));
 }

@@ -155,11 +155,30 @@ fn shards_give_the_same_weights_as_one_file() {
         }
     }
 
+    // Whoever names a shard means the model.
+    assert_eq!(load(&target.join("model-1.safetensors")).token_embedding, one.token_embedding);
+
     // A tensor that the index promises and the shard lacks.
     map["model.layers.9.mlp.up_proj.weight"] = json!("model-0.safetensors");
     write_index(&target, map);
     let error = open_error(&target);
     assert!(matches!(error, ModelError::MissingTensor { tensor, .. } if tensor.contains("layers.9")));
+}
+
+#[test]
+fn a_tensor_that_the_index_does_not_list_is_not_left_out() {
+    let target = with_config("unlisted");
+    let bytes = fs::read(fixture("llama/gqa1-d32/model.safetensors")).unwrap();
+    let whole = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let map = whole.names().into_iter().map(|name| (name.to_owned(), json!("model-1.safetensors"))).collect();
+    let ones = 1.0_f32.to_le_bytes().repeat(64);
+    let bias = TensorView::new(Dtype::F32, vec![64], &ones).unwrap();
+    let name = "model.layers.0.self_attn.q_proj.bias".to_owned();
+    let tensors = whole.tensors().into_iter().chain([(name.clone(), bias)]);
+    fs::write(target.join("model-1.safetensors"), safetensors::serialize(tensors, None).unwrap()).unwrap();
+    write_index(&target, Json::Object(map));
+    let error = ModelFile::open(&target).unwrap().config().unwrap_err();
+    assert!(matches!(&error, ModelError::UnknownTensor { tensor, .. } if *tensor == name), "{error}");
 }
 
 #[test]
@@ -183,7 +202,10 @@ fn shard_names_that_leave_the_directory() {
 fn absent_shard_and_malformed_index() {
     let path = with_config("absent-shard");
     write_index(&path, json!({"a": "model-1.safetensors"}));
-    assert!(matches!(open_error(&path), ModelError::Io { .. }));
+    let error = open_error(&path);
+    let shard = path.join("model-1.safetensors");
+    assert!(matches!(&error, ModelError::MissingShard { file, .. } if *file == shard), "{error}");
+    assert!(error.to_string().starts_with(&shard.display().to_string()), "{error}");
     for index in ["[]", "{}", "{\"weight_map\": {\"a\": 3}}"] {
         fs::write(path.join("model.safetensors.index.json"), index).unwrap();
         assert!(matches!(open_error(&path), ModelError::Json { .. }), "{index}");

@@ -4,6 +4,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod biases;
+mod completeness;
 mod config;
 mod directories;
 mod fuzz_seeds;
@@ -11,4 +13,7 @@ mod gguf_properties;
 mod quantised;
 mod quants;
 mod real_model;
+mod rope;
+mod split;
+mod token_ids;
 mod weights;

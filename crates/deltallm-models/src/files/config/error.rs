@@ -20,7 +20,20 @@ pub enum ConfigError {
         /// Its name.
         got: String,
     },
-    /// A variant of the architecture that has further weights.
+    /// A parameter that nothing is known about, so that the model may compute something else than the graph.
+    #[error(
+        "`{key}`: expected parameters that are understood, got one that is not, {got}; if it changes nothing in what the model \
+         computes, take it out of the file",
+        key = quoted(key),
+        got = quoted(got)
+    )]
+    Unknown {
+        /// The parameter.
+        key: String,
+        /// Its value.
+        got: String,
+    },
+    /// A variant of the architecture that computes something else.
     #[error("`{key}`: expected {expected}, got {got}", key = quoted(key), got = quoted(got))]
     Unsupported {
         /// The parameter.

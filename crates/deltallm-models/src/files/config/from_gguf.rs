@@ -1,9 +1,12 @@
 //! Parameters from the metadata of a GGUF file, whose keys begin with the architecture's name there.
 
+use super::gguf_parameters::Parameters;
 use super::sizes::{checked_size, default_head_dim};
 use super::{Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
-use crate::gguf::{GgufFile, Metadata};
+use crate::files::names::{Format, Part, ROPE_FACTORS};
+use crate::gguf::{GgufFile, Metadata, TensorInfo};
 use crate::quant::{TensorType, dequantize};
+use crate::{LayerTensor, TensorId};
 
 impl ModelConfig {
     /// Reads the parameters from the header of a GGUF file. `bytes` is the whole file: the RoPE factors are a tensor.
@@ -11,61 +14,88 @@ impl ModelConfig {
     /// # Errors
     /// [`ConfigError`], naming the parameter.
     pub fn from_gguf(file: &GgufFile, bytes: &[u8]) -> Result<Self, ConfigError> {
-        let metadata = file.metadata();
+        Self::from_gguf_parts(file.metadata(), &[(file, bytes)])
+    }
+
+    /// The same from all files of a model, each with its bytes, and the metadata of the first.
+    pub(crate) fn from_gguf_parts(
+        metadata: &Metadata,
+        parts: &[(&GgufFile, &[u8])],
+    ) -> Result<Self, ConfigError> {
+        let tensor = |name: &str| parts.iter().find_map(|(file, bytes)| Some((file.tensor(name)?, *bytes)));
+        let missing = |key: &str| ConfigError::Missing { key: key.to_owned() };
+        if let Some(got) = metadata.string("general.type")?.filter(|kind| *kind != "model") {
+            let (key, expected) = ("general.type".to_owned(), "`model`, the weights of a whole one");
+            return Err(ConfigError::Unsupported { key, expected, got: format!("`{got}`") });
+        }
         let name = metadata.string("general.architecture")?.unwrap_or_default();
         let Some(architecture) = Architecture::from_gguf_name(name) else {
             let expected = "`llama`, `bitnet`, `bitnet-b1.58` and `bitnet-25`";
             return Err(ConfigError::Architecture { expected, got: name.to_owned() });
         };
-        let key = |parameter: &str| format!("{name}.{parameter}");
-        let embedding = file
-            .tensor("token_embd.weight")
-            .ok_or_else(|| ConfigError::Missing { key: "token_embd.weight".into() })?;
+        let embedding = TensorId::TokenEmbedding.name(Format::Gguf, Part::Weight);
+        let (embedding, _) = tensor(&embedding).ok_or_else(|| missing(&embedding))?;
         let rows = embedding.shape.first().copied().unwrap_or_default();
+        let head = TensorId::Head.name(Format::Gguf, Part::Weight);
 
-        refuse_experts(metadata, &key("expert_count"))?;
-        let hidden_size = required(metadata, &key("embedding_length"))?;
-        let heads = required(metadata, &key("attention.head_count"))?;
-        let head_dim = match metadata.integer(&key("attention.key_length"))? {
+        let mut parameters = Parameters::new(metadata, name);
+        let hidden_size = parameters.required("embedding_length")?;
+        let layers = parameters.required("block_count")?;
+        let heads = parameters.required_layer_size("attention.head_count", layers)?;
+        let kv_heads = parameters.layer_size("attention.head_count_kv", layers)?.unwrap_or(heads);
+        let intermediate_size = parameters.required_layer_size("feed_forward_length", layers)?;
+        let head_dim = match parameters.integer("attention.key_length")? {
             Some(length) => length,
             None => default_head_dim(hidden_size, heads)?,
         };
-        for key in ["attention.value_length", "rope.dimension_count"].map(key) {
-            if let Some(got) = metadata.integer(&key)?.filter(|&got| got != head_dim) {
-                let expected = "the size of a key head";
+        for name in ["attention.value_length", "rope.dimension_count"] {
+            if let Some(got) = parameters.integer(name)?.filter(|&got| got != head_dim) {
+                let (key, expected) = (parameters.key(name), "the size of a key head");
                 return Err(ConfigError::Unsupported { key, expected, got: got.to_string() });
             }
         }
+        refuse_score_scale(&mut parameters, head_dim)?;
+        // Within a window, attention to the window is attention to everything.
+        let window = parameters.integer("attention.sliding_window")?.filter(|&tokens| tokens > 0);
+        let context_length = parameters.required("context_length")?.min(window.unwrap_or(u64::MAX));
+        // As llama.cpp, which takes it from the tokens; but a file cannot promise more than it has.
+        let vocab_size = parameters.integer("vocab_size")?.filter(|&size| size == 0 || size > rows as u64);
+        let norm_eps = parameters.float("attention.layer_norm_rms_epsilon")?;
+        let norm_eps =
+            norm_eps.ok_or_else(|| missing(&parameters.key("attention.layer_norm_rms_epsilon")))?;
+        let theta = parameters.float("rope.freq_base")?.unwrap_or(10_000.0);
+        let factor = linear_factor(&mut parameters)?;
+        parameters.refuse_others()?;
+
+        let biases = || parts.iter().flat_map(|(file, _)| file.tensors()).filter_map(projection_with_bias);
+        let some_bias = |of: fn(LayerTensor) -> bool| biases().any(of);
         let config = Self {
             architecture,
             hidden_size: checked_size("hidden size", hidden_size)?,
-            layers: checked_size("layers", required(metadata, &key("block_count"))?)?,
+            layers: checked_size("layers", layers)?,
             heads: checked_size("heads", heads)?,
-            kv_heads: checked_size(
-                "key-value heads",
-                metadata.integer(&key("attention.head_count_kv"))?.unwrap_or(heads),
-            )?,
+            kv_heads: checked_size("key-value heads", kv_heads)?,
             head_dim: checked_size("head size", head_dim)?,
-            intermediate_size: checked_size(
-                "intermediate size",
-                required(metadata, &key("feed_forward_length"))?,
-            )?,
-            vocab_size: checked_size(
-                "vocabulary",
-                metadata.integer(&key("vocab_size"))?.unwrap_or(rows as u64),
-            )?,
-            norm_eps: metadata
-                .float(&key("attention.layer_norm_rms_epsilon"))?
-                .ok_or_else(|| ConfigError::Missing { key: key("attention.layer_norm_rms_epsilon") })?,
+            intermediate_size: checked_size("intermediate size", intermediate_size)?,
+            vocab_size: checked_size("vocabulary", vocab_size.unwrap_or(rows as u64))?,
+            norm_eps,
             rope: RopeConfig {
-                theta: metadata.float(&key("rope.freq_base"))?.unwrap_or(10_000.0),
-                scaling: read_scaling(file, bytes, key)?,
+                theta,
+                scaling: match tensor(ROPE_FACTORS) {
+                    Some((factors, bytes)) => scaled_factors(factors, bytes, factor)?,
+                    None if factor == 1.0 => RopeScaling::None,
+                    None => RopeScaling::Linear { factor },
+                },
             },
-            context_length: checked_size("context length", required(metadata, &key("context_length"))?)?,
-            tie_embeddings: file.tensor("output.weight").is_none(),
-            attention_bias: file.tensor("blk.0.attn_q.bias").is_some(),
-            attention_output_bias: file.tensor("blk.0.attn_output.bias").is_some(),
-            mlp_bias: file.tensor("blk.0.ffn_up.bias").is_some(),
+            context_length: checked_size("context length", context_length)?,
+            tie_embeddings: tensor(&head).is_none(),
+            attention_bias: some_bias(|tensor| {
+                matches!(tensor, LayerTensor::Query | LayerTensor::Key | LayerTensor::Value)
+            }),
+            attention_output_bias: some_bias(|tensor| tensor == LayerTensor::AttentionOutput),
+            mlp_bias: some_bias(|tensor| {
+                matches!(tensor, LayerTensor::Gate | LayerTensor::Up | LayerTensor::Down)
+            }),
         };
         config.validate()?;
         if config.vocab_size != rows {
@@ -75,48 +105,38 @@ impl ModelConfig {
     }
 }
 
-fn required(metadata: &Metadata, key: &str) -> Result<u64, ConfigError> {
-    metadata.integer(key)?.ok_or_else(|| ConfigError::Missing { key: key.into() })
-}
-
-fn refuse_experts(metadata: &Metadata, key: &str) -> Result<(), ConfigError> {
-    match metadata.integer(key)? {
-        None | Some(0) => Ok(()),
-        Some(got) => Err(ConfigError::Unsupported {
-            key: key.into(),
-            expected: "no mixture of experts",
-            got: got.to_string(),
-        }),
+/// The projection that a tensor is a bias of.
+fn projection_with_bias(tensor: &TensorInfo) -> Option<LayerTensor> {
+    match TensorId::parse(Format::Gguf, &tensor.name)? {
+        (TensorId::Layer(_, tensor), Part::Bias) => Some(tensor),
+        _ => None,
     }
 }
 
-fn read_scaling(
-    file: &GgufFile,
-    bytes: &[u8],
-    key: impl Fn(&str) -> String,
-) -> Result<RopeScaling, ConfigError> {
-    let metadata = file.metadata();
-    let scaling = match metadata.string(&key("rope.scaling.type"))? {
-        None => match metadata.float(&key("rope.scale_linear"))? {
-            None => RopeScaling::None,
-            Some(factor) => RopeScaling::Linear { factor },
-        },
-        Some("none") => RopeScaling::None,
-        Some("linear") => RopeScaling::Linear {
-            factor: metadata
-                .float(&key("rope.scaling.factor"))?
-                .ok_or_else(|| ConfigError::Missing { key: key("rope.scaling.factor") })?,
-        },
-        Some(got) => return Err(ConfigError::RopeScaling { got: got.into() }),
-    };
-    let Some(tensor) = file.tensor("rope_freqs.weight") else { return Ok(scaling) };
-    if scaling != RopeScaling::None {
-        return Err(ConfigError::Unsupported {
-            key: "rope_freqs.weight".into(),
-            expected: "no other RoPE scaling beside it",
-            got: format!("{scaling:?}"),
-        });
+/// Scores are divided by the square root of the head size; 0 says so too.
+fn refuse_score_scale(parameters: &mut Parameters<'_>, head_dim: u64) -> Result<(), ConfigError> {
+    let Some(got) = parameters.float("attention.scale")? else { return Ok(()) };
+    if got == 0.0 || (got * (head_dim as f32).sqrt() - 1.0).abs() < 1e-4 {
+        return Ok(());
     }
+    let (key, expected) = (parameters.key("attention.scale"), "one over the square root of the head size");
+    Err(ConfigError::Unsupported { key, expected, got: got.to_string() })
+}
+
+/// What all frequencies are divided by. As in llama.cpp, a scaling without a type is linear, and one without a factor changes
+/// nothing; the old key counts where the new one is absent.
+fn linear_factor(parameters: &mut Parameters<'_>) -> Result<f32, ConfigError> {
+    let kind = parameters.string("rope.scaling.type")?;
+    let (factor, old) = (parameters.float("rope.scaling.factor")?, parameters.float("rope.scale_linear")?);
+    match kind {
+        Some("none") => Ok(1.0),
+        None | Some("linear") => Ok(factor.or(old).filter(|&factor| factor != 0.0).unwrap_or(1.0)),
+        Some(got) => Err(ConfigError::RopeScaling { got: got.into() }),
+    }
+}
+
+/// The factors that a tensor holds, each times another.
+fn scaled_factors(tensor: &TensorInfo, bytes: &[u8], factor: f32) -> Result<RopeScaling, ConfigError> {
     // Shape and type are checked before the values are read: they decide how much is allocated.
     let [count] = tensor.shape[..] else {
         let got = format!("{:?}", tensor.shape);
@@ -133,5 +153,6 @@ fn read_scaling(
         expected: "the bytes of the file that the header was read from",
         got: error.to_string(),
     })?;
+    factors.iter_mut().for_each(|divisor| *divisor *= factor);
     Ok(RopeScaling::Factors(factors))
 }

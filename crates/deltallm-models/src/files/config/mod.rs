@@ -6,6 +6,10 @@ mod error;
 mod from_gguf;
 #[cfg(feature = "safetensors")]
 mod from_json;
+#[cfg(feature = "gguf")]
+mod gguf_parameters;
+#[cfg(feature = "safetensors")]
+mod irrelevant_fields;
 #[cfg(feature = "safetensors")]
 mod json_fields;
 mod model_config;

@@ -37,15 +37,15 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rotary position embedding.
     pub rope: RopeConfig,
-    /// Positions that the model was trained for.
+    /// Positions that the model was trained for; not more than the window of a model whose attention has one.
     pub context_length: usize,
     /// Whether the head is the embedding.
     pub tie_embeddings: bool,
-    /// Whether query, key and value projections have biases.
+    /// Whether query, key and value projections may have biases. Which of them do, and in which layers, the file says.
     pub attention_bias: bool,
-    /// Whether the attention's output projection has a bias.
+    /// Whether the attention's output projection may have a bias.
     pub attention_output_bias: bool,
-    /// Whether the MLP's projections have biases.
+    /// Whether the MLP's projections may have biases.
     pub mlp_bias: bool,
 }
 

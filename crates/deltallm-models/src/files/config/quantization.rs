@@ -4,7 +4,7 @@
 use serde_json::Value;
 
 use super::ConfigError;
-use super::json_fields::{Object, boolean, string, wrong_type};
+use super::json_fields::Fields;
 
 /// The form of the ternary weights in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,54 +17,58 @@ pub(crate) enum Quantization {
     PackedOverScale,
 }
 
-const CONFIG: &str = "quantization_config";
-
 impl Quantization {
-    /// Reads a parsed `config.json`. Without `quantization_config`, `transformers` would run the model unquantised,
-    /// which no BitNet model is made for, so it must be there.
+    /// The field of `config.json` that holds it.
+    pub(crate) const FIELD: &str = "quantization_config";
+
+    /// Reads a parsed `config.json`.
     ///
     /// # Errors
     /// [`ConfigError`], naming the parameter.
     pub(crate) fn from_value(json: &Value) -> Result<Self, ConfigError> {
-        let value = json.get(CONFIG).filter(|value| !value.is_null());
-        let value = value.ok_or_else(|| ConfigError::Missing { key: CONFIG.into() })?;
-        let object = value.as_object().ok_or_else(|| wrong_type(CONFIG, "an object", value))?;
-        let unsupported = |key: &str, expected, got: &str| {
-            Err(ConfigError::Unsupported { key: format!("{CONFIG}.{key}"), expected, got: got.into() })
-        };
-        match string(object, "quant_method")? {
-            None | Some("bitnet") => {}
-            Some(got) => return unsupported("quant_method", "`bitnet`", got),
+        Self::read(&mut Fields::new(json)?)
+    }
+
+    /// Reads the fields of a `config.json`. Without `quantization_config`, `transformers` would run the model unquantised,
+    /// which no BitNet model is made for, so it must be there.
+    pub(super) fn read(fields: &mut Fields<'_>) -> Result<Self, ConfigError> {
+        let object = fields.object(Self::FIELD)?;
+        let mut object = object.ok_or_else(|| ConfigError::Missing { key: Self::FIELD.into() })?;
+        if let Some(got) = object.string("quant_method")?.filter(|&method| method != "bitnet") {
+            return Err(object.unsupported("quant_method", "`bitnet`", got));
         }
-        if boolean(object, "use_rms_norm")? {
-            return unsupported("use_rms_norm", "false, no further norms in the projections", "true");
+        if object.boolean("use_rms_norm")? == Some(true) {
+            return Err(object.unsupported(
+                "use_rms_norm",
+                "false, no further norms in the projections",
+                true,
+            ));
         }
-        if let Some(got) = other_exceptions(object) {
-            return unsupported("modules_to_not_convert", "only `lm_head`", &got);
+        // For those norms.
+        object.float("rms_norm_eps")?;
+        if let Some(got) = object.present("modules_to_not_convert").filter(|names| !is_only_head(names)) {
+            return Err(object.unsupported("modules_to_not_convert", "only `lm_head`", got));
         }
-        let mode = string(object, "quantization_mode")?.unwrap_or("offline");
-        match (string(object, "linear_class")?.unwrap_or("bitlinear"), mode) {
+        let mode = object.string("quantization_mode")?.unwrap_or("offline");
+        let class = object.string("linear_class")?.unwrap_or("bitlinear");
+        object.refuse_others()?;
+        match (class, mode) {
             ("autobitlinear", "online") => Ok(Self::Online),
             // There transformers multiplies the biases too, which no converter can have meant.
-            ("autobitlinear", "offline") if json["attention_bias"] == true => Err(ConfigError::Unsupported {
-                key: "attention_bias".into(),
-                expected: "false with packed weights of `autobitlinear`",
-                got: "true".into(),
-            }),
+            ("autobitlinear", "offline") if fields.boolean("attention_bias")? == Some(true) => Err(
+                fields.unsupported("attention_bias", "false with packed weights of `autobitlinear`", true)
+            ),
             ("autobitlinear", "offline") => Ok(Self::PackedTimesScale),
             ("bitlinear", "online" | "offline") => Ok(Self::PackedOverScale),
             ("autobitlinear" | "bitlinear", got) => {
-                unsupported("quantization_mode", "`online` or `offline`", got)
+                Err(object.unsupported("quantization_mode", "`online` or `offline`", got))
             }
-            (got, _) => unsupported("linear_class", "`autobitlinear` or `bitlinear`", got),
+            (got, _) => Err(object.unsupported("linear_class", "`autobitlinear` or `bitlinear`", got)),
         }
     }
 }
 
-/// What is to stay unquantised besides the head, which always does.
-fn other_exceptions(object: &Object) -> Option<String> {
-    let modules = object.get("modules_to_not_convert").filter(|value| !value.is_null())?;
-    let only_head = (modules.as_array())
-        .is_some_and(|names| !names.is_empty() && names.iter().all(|name| name == "lm_head"));
-    (!only_head).then(|| modules.to_string())
+/// Whether it lists the head, which always stays unquantised, and nothing else.
+fn is_only_head(modules: &Value) -> bool {
+    (modules.as_array()).is_some_and(|names| !names.is_empty() && names.iter().all(|name| name == "lm_head"))
 }

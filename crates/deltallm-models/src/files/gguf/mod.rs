@@ -5,6 +5,7 @@
 
 mod cursor;
 mod error;
+mod split;
 mod value;
 
 use std::collections::{BTreeMap, HashMap};
@@ -12,6 +13,8 @@ use std::ops::Range;
 
 use cursor::Cursor;
 pub use error::GgufError;
+pub(crate) use split::GgufModel;
+pub use split::SplitError;
 pub use value::{Array, Metadata, Value};
 
 use crate::files::config::Architecture;
@@ -75,6 +78,11 @@ impl GgufFile {
     /// # Errors
     /// [`GgufError`], naming the rule that the file breaks.
     pub fn parse(bytes: &[u8]) -> Result<Self, GgufError> {
+        Self::parse_part(bytes, None)
+    }
+
+    /// The same for a part of a split model, of which only the first says the architecture.
+    fn parse_part(bytes: &[u8], first: Option<&Self>) -> Result<Self, GgufError> {
         let cursor = &mut Cursor::new(bytes);
         let version = read_version(cursor)?;
         // The least size of an entry bounds both counts; the tensors' one is bounded again once it is their turn.
@@ -83,8 +91,7 @@ impl GgufFile {
         let metadata = read_metadata(cursor, entry_count)?;
         let alignment = read_alignment(&metadata)?;
         // The number of `I2_S` is another type's in other files.
-        let knows_i2_s = matches!(metadata.get("general.architecture"), Some(Value::String(name))
-            if Architecture::from_gguf_name(name) == Some(Architecture::BitNet));
+        let knows_i2_s = is_bitnet(first.map_or(&metadata, |first| &first.metadata));
         let descriptions = read_descriptions(cursor, tensor_count)?;
         let data_start = cursor.position().next_multiple_of(alignment);
         let tensors = descriptions
@@ -115,6 +122,11 @@ impl GgufFile {
     pub fn tensor(&self, name: &str) -> Option<&TensorInfo> {
         self.by_name.get(name).map(|&i| &self.tensors[i])
     }
+}
+
+fn is_bitnet(metadata: &Metadata) -> bool {
+    matches!(metadata.get("general.architecture"), Some(Value::String(name))
+        if Architecture::from_gguf_name(name) == Some(Architecture::BitNet))
 }
 
 fn read_version(cursor: &mut Cursor<'_>) -> Result<u32, GgufError> {

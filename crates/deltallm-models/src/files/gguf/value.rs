@@ -63,7 +63,7 @@ impl Value {
     }
 
     /// Any integer that is not negative.
-    fn as_u64(&self) -> Option<u64> {
+    pub(crate) fn as_u64(&self) -> Option<u64> {
         match *self {
             Self::U8(x) => Some(x.into()),
             Self::U16(x) => Some(x.into()),
@@ -79,6 +79,40 @@ impl Value {
 }
 
 impl Array {
+    /// Number of elements.
+    pub(crate) fn len(&self) -> usize {
+        match self {
+            Self::U8(x) => x.len(),
+            Self::I8(x) => x.len(),
+            Self::U16(x) => x.len(),
+            Self::I16(x) => x.len(),
+            Self::U32(x) => x.len(),
+            Self::I32(x) => x.len(),
+            Self::U64(x) => x.len(),
+            Self::I64(x) => x.len(),
+            Self::F32(x) => x.len(),
+            Self::F64(x) => x.len(),
+            Self::Bool(x) => x.len(),
+            Self::String(x) => x.len(),
+            Self::Array(x) => x.len(),
+        }
+    }
+
+    /// An element that is an integer of any width and not negative.
+    pub(crate) fn integer(&self, i: usize) -> Option<u64> {
+        match self {
+            Self::U8(x) => x.get(i).map(|&x| x.into()),
+            Self::U16(x) => x.get(i).map(|&x| x.into()),
+            Self::U32(x) => x.get(i).map(|&x| x.into()),
+            Self::U64(x) => x.get(i).copied(),
+            Self::I8(x) => x.get(i).and_then(|&x| x.try_into().ok()),
+            Self::I16(x) => x.get(i).and_then(|&x| x.try_into().ok()),
+            Self::I32(x) => x.get(i).and_then(|&x| x.try_into().ok()),
+            Self::I64(x) => x.get(i).and_then(|&x| x.try_into().ok()),
+            _ => None,
+        }
+    }
+
     fn element_name(&self) -> &'static str {
         match self {
             Self::U8(_) => "u8",

@@ -105,7 +105,7 @@ impl Merge {
 }
 
 impl Tokenizer {
-    /// Reads a `tokenizer.json` and what lies beside it: `tokenizer_config.json`, `generation_config.json`,
+    /// Reads a `tokenizer.json` and what lies beside it: `tokenizer_config.json`, `generation_config.json`, `config.json`,
     /// `special_tokens_map.json` and `chat_template.jinja`, each where there is one.
     ///
     /// # Errors
@@ -376,6 +376,7 @@ fn configure(tokenizer: &mut Tokenizer, folder: &Path) -> Result<(), TokenizerEr
     let config = read_beside(folder, "tokenizer_config.json")?;
     let map = read_beside(folder, "special_tokens_map.json")?;
     let generation = read_beside(folder, "generation_config.json")?;
+    let model = read_beside(folder, "config.json")?;
 
     let named = |name: &str| {
         [&config, &map].into_iter().find_map(|file| {
@@ -387,25 +388,11 @@ fn configure(tokenizer: &mut Tokenizer, folder: &Path) -> Result<(), TokenizerEr
                 .and_then(|token| tokenizer.token_to_id(token))
         })
     };
-    let in_range = |what, id: u64| match u32::try_from(id) {
-        Ok(id) if (id as usize) < tokenizer.vocab_size() => Ok(id),
-        _ => Err(TokenizerError::IdOutOfRange {
-            what,
-            id: u32::try_from(id).unwrap_or(u32::MAX),
-            vocab_size: tokenizer.vocab_size(),
-        }),
-    };
-    let bos = match named("bos_token") {
-        Some(id) => Some(id),
-        None => generation["bos_token_id"].as_u64().map(|id| in_range("bos_token_id", id)).transpose()?,
-    };
-    let mut eos: Vec<u32> = named("eos_token").into_iter().collect();
-    let generation_eos = &generation["eos_token_id"];
-    for id in generation_eos.as_array().map_or(std::slice::from_ref(generation_eos), Vec::as_slice) {
-        if let Some(id) = id.as_u64() {
-            eos.push(in_range("eos_token_id", id)?);
-        }
-    }
+    let bos = named("bos_token").or_else(|| ids(&generation["bos_token_id"], tokenizer).first().copied());
+    // As transformers, which looks into config.json where the other file says nothing.
+    let ends = [&generation, &model].map(|file| ids(&file["eos_token_id"], tokenizer));
+    let ends = ends.into_iter().find(|ids| !ids.is_empty()).unwrap_or_default();
+    let eos: Vec<u32> = named("eos_token").into_iter().chain(ends).collect();
     let jinja = folder.join("chat_template.jinja");
     let chat_template = match read_optional(&jinja)? {
         Some(text) => Some(String::from_utf8_lossy(&text).into_owned()),
@@ -415,6 +402,13 @@ fn configure(tokenizer: &mut Tokenizer, folder: &Path) -> Result<(), TokenizerEr
     tokenizer.chat_template = chat_template;
     tokenizer.set_eos_ids(eos);
     Ok(())
+}
+
+/// One id, or a list of them. Those beyond the vocabulary are left over from another model, and can never come.
+fn ids(value: &Value, tokenizer: &Tokenizer) -> Vec<u32> {
+    let ids = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice).iter();
+    let ids = ids.filter_map(|id| u32::try_from(id.as_u64()?).ok());
+    ids.filter(|&id| (id as usize) < tokenizer.vocab_size()).collect()
 }
 
 /// A template is a string, or a list of named ones of which `default` is meant.

@@ -9,12 +9,19 @@ use crate::{ModelError, ModelFile};
 
 impl Tokenizer {
     /// The tokenizer of an open model: from the metadata of a GGUF file, or from the `tokenizer.json` beside
-    /// safetensors files.
+    /// safetensors files. Ids that the model knows and no token has, with which many embeddings are padded, have no text.
     ///
     /// # Errors
     /// [`ModelError::Tokenizer`] for a vocabulary that is missing or inconsistent, [`ModelError::Gguf`] for metadata of
     /// another type than the format has there.
     pub fn from_model(file: &ModelFile) -> Result<Self, ModelError> {
+        let mut tokenizer = Self::of_file(file)?;
+        // A file of a vocabulary alone has no embedding.
+        tokenizer.pieces.pad_to(file.embedding_rows().unwrap_or_default());
+        Ok(tokenizer)
+    }
+
+    fn of_file(file: &ModelFile) -> Result<Self, ModelError> {
         let tokenizer = |source| ModelError::Tokenizer { file: file.path().to_owned(), source };
         #[cfg(feature = "gguf")]
         if let Some(header) = file.gguf() {

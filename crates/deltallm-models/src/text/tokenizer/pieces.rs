@@ -10,6 +10,8 @@ pub(super) struct Pieces {
     /// Where the bytes of each id end.
     ends: Vec<usize>,
     kinds: Vec<TokenKind>,
+    /// Ids below this are the model's; those that no token has are padding, and stand for no bytes.
+    model_ids: usize,
 }
 
 impl Pieces {
@@ -21,10 +23,15 @@ impl Pieces {
             push(id, kind, &mut bytes);
             ends.push(bytes.len());
         }
-        Self { bytes, ends, kinds }
+        Self { bytes, ends, kinds, model_ids: 0 }
     }
 
-    /// One more than the highest id.
+    /// Says how many ids the model knows.
+    pub(super) fn pad_to(&mut self, model_ids: usize) {
+        self.model_ids = model_ids;
+    }
+
+    /// One more than the highest id of a token.
     pub(super) fn len(&self) -> usize {
         self.kinds.len()
     }
@@ -37,6 +44,7 @@ impl Pieces {
                 let start = if index == 0 { 0 } else { self.ends[index - 1] };
                 Ok((kind, &self.bytes[start..self.ends[index]]))
             }
+            _ if index < self.model_ids => Ok((TokenKind::Absent, &[])),
             _ => Err(TokenizerError::IdOutOfRange { what: "decode", id, vocab_size: self.len() }),
         }
     }
