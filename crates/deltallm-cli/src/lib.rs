@@ -6,8 +6,11 @@
 //! - `commands`: a file for each command, with its options and what it prints.
 //! - `args`: options that several commands share; [`KernelArgs`] are the attention settings of all of them.
 //! - `kernels`: the kernels that the settings stand for. `model`: a model with its tokenizer, from a file or embedded.
-//! - `generation`, `tasks`, `measure`, `bench`: what the commands do, apart from printing.
+//! - `input`: the texts that are read. `generation`, `tasks`, `measure`, `bench`: what the commands do, apart from printing.
 //! - `report`, `pictures`, `drawing`: pictures, and the numbers behind them. `output`: JSON, files, bytes in words.
+
+// Both panic where the stream is closed: see `output`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
 #[doc(hidden)]
@@ -15,6 +18,7 @@ pub mod bench;
 mod commands;
 mod drawing;
 mod generation;
+mod input;
 mod kernels;
 mod measure;
 mod model;
@@ -34,7 +38,9 @@ pub use args::{
 #[doc(hidden)]
 pub use deltallm::KernelKind;
 #[doc(hidden)]
-pub use generation::{Generation, Stop, first_difference, generate};
+pub use generation::{BudgetRefusal, Generation, Stop, first_difference, generate};
+#[doc(hidden)]
+pub use input::read_text;
 #[doc(hidden)]
 pub use kernels::{
     AttentionTime, KernelChoice, KernelSettings, OneByOne, Phases, PrefillOnly, Timed, describe_margins,
@@ -44,17 +50,20 @@ pub use measure::{
     Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,
 };
 #[doc(hidden)]
-pub use model::{LoadedModel, ModelProfile, read_text};
+pub use model::{LoadedModel, ModelProfile};
 pub(crate) use model::{model_file, model_name};
+pub(crate) use output::is_closed_stdout;
 #[doc(hidden)]
 pub use output::{
-    Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, print_line, sha256_hex, write_whole,
+    Progress, SkippedValues, dense_f16_bytes, format_bytes, note, peak_rss_bytes, print, print_json,
+    print_line, sha256_hex, write_whole,
 };
 pub use program::main;
 #[doc(hidden)]
 pub use tasks::{
     ANSWER_TOKENS, Answer, ChoiceExample, Dataset, Estimate, ExampleResult, ExampleScores, Examples,
     LastWordExample, Lengths, LikelihoodExample, Outcome, Pair, Plan, Question, RequestScore, ResumeLog,
-    Resumed, Score, Setup, Shape, Summary, TaskKind, WindowResult, answer_all, answer_questions, exact_match,
-    f1, normalise, read_dataset, run_windows, score_examples, score_requests, score_window, sum_windows,
+    Resumed, Score, Scored, Setup, Shape, Summary, TaskKind, Unscorable, WindowResult, answer_all,
+    answer_questions, exact_match, f1, normalise, read_dataset, run_windows, score_examples, score_requests,
+    score_window, sum_windows,
 };
