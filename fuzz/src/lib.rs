@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use deltallm_attn::{AttentionOptions, HybridAttention, HybridConfig, KvStore};
-use deltallm_models::{LinearForm, Model, ModelFile, Session};
+use deltallm_models::{LinearForm, Model, ModelFile, Session, StreamDecoder, Tokenizer};
 
 /// Keeps rayon on one thread: runs are the same each time, and several targets can run side by side.
 pub fn one_thread() {
@@ -28,6 +28,29 @@ pub fn run_model(file: ModelFile) {
         if session.prefill(&[0, last, last / 2]).is_ok() {
             let _ = session.decode(0);
         }
+    }
+}
+
+/// Encodes a text as text and as a prompt. Decoding in pieces must equal decoding at once.
+pub fn use_tokenizer(tokenizer: &Tokenizer, text: &str) {
+    let vocab_size = tokenizer.vocab_size() as u32;
+    assert!(tokenizer.token_text(vocab_size - 1).is_ok());
+    assert!(tokenizer.decode(&[vocab_size]).is_err());
+    let escaped = tokenizer.escape(text);
+    let encodings = [
+        tokenizer.encode(text, false),
+        tokenizer.encode(text, true),
+        tokenizer.encode_prompt(&escaped, true),
+    ];
+    for ids in encodings.into_iter().flatten() {
+        let whole = tokenizer.decode(&ids).expect("its own ids");
+        let mut stream = StreamDecoder::new(tokenizer);
+        let mut pieces = String::new();
+        for id in ids {
+            pieces.extend(stream.push(id).expect("its own id"));
+        }
+        pieces.extend(stream.finish());
+        assert_eq!(pieces, whole);
     }
 }
 

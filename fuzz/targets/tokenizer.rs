@@ -3,8 +3,8 @@
 
 use std::sync::LazyLock;
 
-use deltallm_fuzz::{Directory, one_thread};
-use deltallm_models::{ModelFile, StreamDecoder, Tokenizer};
+use deltallm_fuzz::{Directory, one_thread, use_tokenizer};
+use deltallm_models::{ModelFile, Tokenizer};
 use libfuzzer_sys::fuzz_target;
 
 static DIRECTORY: LazyLock<Directory> = LazyLock::new(|| Directory::new("tokenizer"));
@@ -20,28 +20,6 @@ fuzz_target!(init: one_thread(), |bytes: &[u8]| {
         Tokenizer::from_json_file(DIRECTORY.path().join("tokenizer.json")).ok()
     };
     if let Some(tokenizer) = tokenizer {
-        use_it(&tokenizer, &text);
+        use_tokenizer(&tokenizer, &text);
     }
 });
-
-fn use_it(tokenizer: &Tokenizer, text: &str) {
-    let vocab_size = tokenizer.vocab_size() as u32;
-    assert!(tokenizer.token_text(vocab_size - 1).is_ok());
-    assert!(tokenizer.decode(&[vocab_size]).is_err());
-    let escaped = tokenizer.escape(text);
-    let encodings = [
-        tokenizer.encode(text, false),
-        tokenizer.encode(text, true),
-        tokenizer.encode_prompt(&escaped, true),
-    ];
-    for ids in encodings.into_iter().flatten() {
-        let whole = tokenizer.decode(&ids).expect("its own ids");
-        let mut stream = StreamDecoder::new(tokenizer);
-        let mut pieces = String::new();
-        for id in ids {
-            pieces.extend(stream.push(id).expect("its own id"));
-        }
-        pieces.extend(stream.finish());
-        assert_eq!(pieces, whole);
-    }
-}

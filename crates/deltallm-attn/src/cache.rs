@@ -2,30 +2,48 @@
 
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
-    Reservation,
-    internal::{PagedRows, RowFormat},
+    MemoryBudget, Reservation,
+    internal::{PagedRows, RowFormat, most_key_bytes},
 };
+use half::f16;
 
-/// Keys and values of one kv head: all of them coded as the store says, and exact copies of some.
+/// Keys and values of one kv head.
+///
+/// Float stores code every token as it comes, and hold exact keys of the window and the sinks beside. The stores that
+/// quantise hold a token once: exactly, values too, until it leaves the window, and coded from then on.
 #[derive(Debug)]
 pub(crate) struct HybridHead {
-    pub(crate) keys: FarKeys,
-    pub(crate) values: PagedRows,
-    /// Exact copies of the latest tokens.
+    pub(crate) coded: CodedTokens,
+    /// The latest tokens, exactly.
     pub(crate) tail: ExactRows,
-    /// Exact copies of the first tokens.
+    /// How many of the first tokens are to be kept exactly; `None` keeps no token exactly.
+    kept: Option<usize>,
+    /// Whether keys are held whole where their deltas would take more than f16.
+    bounded: bool,
+    /// A key and a value of the tail on their way to be coded.
+    row: [Vec<f32>; 2],
+}
+
+/// The tokens that are coded, and those of them that are kept exactly as well.
+#[derive(Debug)]
+pub(crate) struct CodedTokens {
+    pub(crate) keys: FarKeys,
+    /// In a float store, the exact ones.
+    pub(crate) values: PagedRows,
+    /// The first tokens, exactly.
     pub(crate) sinks: ExactRows,
 }
 
-/// All keys of a head, coded.
+/// The keys of a head that are coded.
 #[derive(Debug)]
 #[expect(clippy::large_enum_variant, reason = "one for each kv head")]
 pub(crate) enum FarKeys {
     Delta(DeltaMatrix),
-    Int8(PagedRows),
+    /// In 8 bits, or in f16 where deltas would take more.
+    Rows(PagedRows),
 }
 
-/// Exact keys, and their values where the values of the whole history are not exact.
+/// Exact keys, and their values where far values are not exact.
 #[derive(Debug)]
 pub(crate) struct ExactRows {
     pub(crate) keys: PagedRows,
@@ -36,7 +54,7 @@ impl FarKeys {
     fn new(store: KvStore, thresholds: HeadThresholds) -> Result<Self, CoreError> {
         let channels = thresholds.start().len();
         Ok(match store {
-            KvStore::Int8 => Self::Int8(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS)),
+            KvStore::Int8 => Self::Rows(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS)),
             KvStore::Compact => Self::Delta(DeltaMatrix::in_steps(thresholds)?),
             float => Self::Delta(DeltaMatrix::new(thresholds, float.exact())?),
         })
@@ -54,43 +72,66 @@ impl FarKeys {
     fn takes(&self) -> ElementType {
         match self {
             Self::Delta(matrix) => matrix.takes(),
-            Self::Int8(rows) => rows.format().takes(),
+            Self::Rows(rows) => rows.format().takes(),
         }
     }
 
     fn len(&self) -> usize {
         match self {
             Self::Delta(matrix) => matrix.len(),
-            Self::Int8(rows) => rows.len(),
+            Self::Rows(rows) => rows.len(),
         }
     }
 
     fn push(&mut self, key: &[f32], charge: &mut Reservation) -> Result<(), CoreError> {
         match self {
             Self::Delta(matrix) => matrix.push_checked(key, charge),
-            Self::Int8(rows) => rows.push_checked(key, charge),
+            Self::Rows(rows) => rows.push_checked(key, charge),
         }
     }
 
     fn truncate(&mut self, len: usize, charge: &mut Reservation) -> Result<(), CoreError> {
         match self {
             Self::Delta(matrix) => matrix.truncate(len, charge),
-            Self::Int8(rows) => rows.truncate(len, charge),
+            Self::Rows(rows) => rows.truncate(len, charge),
         }
     }
 
     fn growth(&self, tokens: usize) -> usize {
         match self {
             Self::Delta(matrix) => matrix.growth(tokens),
-            Self::Int8(rows) => rows.growth(tokens),
+            Self::Rows(rows) => rows.growth(tokens),
         }
+    }
+
+    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. They are
+    /// of that type already, exactly, so what comes in is off by no more than it was.
+    fn keep_small(&mut self, charge: &mut Reservation) -> Result<(), CoreError> {
+        let Self::Delta(matrix) = self else { return Ok(()) };
+        let (channels, growth) = (matrix.channels(), matrix.growth(1));
+        let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
+        if growth == 0 || held + growth <= most_key_bytes(channels, matrix.len() + 1) {
+            return Ok(());
+        }
+        let mut whole = MemoryBudget::unlimited().reservation();
+        let mut rows = PagedRows::new(channels, ElementType::F16, BLOCK_TOKENS);
+        let mut keys = Vec::new();
+        for block in 0..matrix.blocks() {
+            matrix.reconstruct(block, &mut keys);
+            keys.iter_mut().for_each(|x| *x = x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
+            keys.chunks_exact(channels).try_for_each(|key| rows.push(key, &mut whole))?;
+        }
+        charge.grow(whole.bytes().saturating_sub(held))?;
+        charge.shrink(held.saturating_sub(whole.bytes()));
+        *self = Self::Rows(rows);
+        Ok(())
     }
 
     /// Bytes of the keys, and of the table of their blocks.
     fn bytes(&self) -> (usize, usize) {
         match self {
             Self::Delta(matrix) => (matrix.key_bytes(), matrix.bookkeeping_bytes()),
-            Self::Int8(rows) => (rows.held_bytes(), rows.bookkeeping_bytes()),
+            Self::Rows(rows) => (rows.held_bytes(), rows.bookkeeping_bytes()),
         }
     }
 }
@@ -110,6 +151,10 @@ impl ExactRows {
         self.values.as_mut().map_or(Ok(()), |values| values.push_checked(value, charge))
     }
 
+    fn bytes(&self) -> usize {
+        self.rows().map(|rows| rows.held_bytes() + rows.bookkeeping_bytes()).sum()
+    }
+
     fn rows(&self) -> impl Iterator<Item = &PagedRows> {
         [Some(&self.keys), self.values.as_ref()].into_iter().flatten()
     }
@@ -118,42 +163,110 @@ impl ExactRows {
         [Some(&mut self.keys), self.values.as_mut()].into_iter().flatten()
     }
 
-    /// Exact copies in f16, with the values of all tokens in `values`.
+    /// The tokens from `needed` on, in pages as a window has them.
+    fn in_small_pages(&self, needed: usize, charge: &mut Reservation) -> Result<Self, CoreError> {
+        let page = CachePlan::WINDOW_PAGE_TOKENS;
+        let first = (needed / page * page).max(self.keys.first());
+        let mut copy = |rows: &PagedRows| rows.copied(first..rows.len(), rows.format(), page, charge);
+        Ok(Self { keys: copy(&self.keys)?, values: self.values.as_ref().map(copy).transpose()? })
+    }
+
+    /// The same in f16, with the values of all tokens in `values`.
     fn to_quantised(&self, values: &PagedRows, charge: &mut Reservation) -> Result<Self, CoreError> {
-        let keys = self.keys.converted(ElementType::F16, charge)?;
-        let mut copies =
-            PagedRows::starting_at(keys.first(), values.channels(), ElementType::F16, keys.page_tokens());
-        let mut scratch = Vec::new();
-        for token in keys.first()..keys.len() {
-            copies.push(values.read(token..token + 1, &mut scratch), charge)?;
+        let mut copy = |rows: &PagedRows| {
+            let tokens = self.keys.first()..self.keys.len();
+            rows.copied(tokens, ElementType::F16, self.keys.page_tokens(), charge)
+        };
+        Ok(Self { keys: copy(&self.keys)?, values: Some(copy(values)?) })
+    }
+}
+
+impl CodedTokens {
+    pub(crate) fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Codes the next token; if it is one of the first `kept`, it is kept exactly too.
+    fn push(
+        &mut self,
+        key: &[f32],
+        value: &[f32],
+        kept: Option<usize>,
+        charge: &mut Reservation,
+    ) -> Result<(), CoreError> {
+        self.keys.push(key, charge)?;
+        if kept.is_some_and(|kept| self.sinks.len() < kept) {
+            self.sinks.push(key, value, charge)?;
         }
-        Ok(Self { keys, values: Some(copies) })
+        self.values.push_checked(value, charge)
+    }
+
+    /// Back to `len` tokens, or to as many as there are.
+    fn roll_back(&mut self, len: usize, charge: &mut Reservation) {
+        // None of these can fail: none is asked for more than it holds.
+        let _ = self.keys.truncate(len.min(self.keys.len()), charge);
+        for rows in self.sinks.rows_mut().chain([&mut self.values]) {
+            let _ = rows.truncate(len.min(rows.len()), charge);
+        }
     }
 }
 
 impl HybridHead {
-    /// An empty cache with room for nothing yet; `sinks` is the number of first tokens to be kept exactly.
+    /// An empty cache with room for nothing yet. `kept` is the number of first tokens to be kept exactly beside a window, or
+    /// `None` if no token is; `bounded` says whether keys may be held whole where deltas take more than f16.
     ///
     /// # Errors
     /// For thresholds that are not numbers >= 0.
-    pub(crate) fn new(store: KvStore, thresholds: HeadThresholds, sinks: usize) -> Result<Self, CoreError> {
+    pub(crate) fn new(
+        store: KvStore,
+        thresholds: HeadThresholds,
+        kept: Option<usize>,
+        bounded: bool,
+    ) -> Result<Self, CoreError> {
         let channels = thresholds.start().len();
-        Ok(Self {
+        let sink_pages = CachePlan::sink_page_tokens(kept.unwrap_or(0));
+        let coded = CodedTokens {
             keys: FarKeys::new(store, thresholds)?,
             values: PagedRows::new(channels, RowFormat::of(store), BLOCK_TOKENS),
-            tail: ExactRows::new(store, channels, CachePlan::WINDOW_PAGE_TOKENS),
-            sinks: ExactRows::new(store, channels, CachePlan::sink_page_tokens(sinks)),
-        })
+            sinks: ExactRows::new(store, channels, sink_pages),
+        };
+        Ok(Self { bounded, ..Self::with_codes(coded, store, kept) })
     }
 
-    /// The float types that keys and values must fit; `exact` as in [`push`](Self::push).
-    pub(crate) fn takes(&self, exact: Option<usize>) -> [ElementType; 2] {
-        // What fits an exact copy fits the far keys, too.
-        let keys = exact.map_or_else(|| self.keys.takes(), |_| self.tail.keys.format().takes());
-        [keys, self.values.format().takes()]
+    /// A cache whose tail is still empty.
+    fn with_codes(coded: CodedTokens, store: KvStore, kept: Option<usize>) -> Self {
+        let channels = coded.values.channels();
+        // A window that is held for its own sake has small pages. What is not coded yet lies as in a dense cache.
+        let pages = if store.is_quantised() { BLOCK_TOKENS } else { CachePlan::WINDOW_PAGE_TOKENS };
+        let waits = store.is_quantised() && kept.is_some();
+        let row = || Vec::with_capacity(if waits { channels } else { 0 });
+        Self {
+            coded,
+            tail: ExactRows::new(store, channels, pages),
+            kept,
+            bounded: false,
+            row: [row(), row()],
+        }
     }
 
-    /// Appends a token that has been checked ([`takes`](Self::takes)); `exact` says whether the latest tokens are kept exactly, and how many of the first.
+    /// The float types that keys and values must fit.
+    pub(crate) fn takes(&self) -> [ElementType; 2] {
+        // What fits an exact copy fits the codes, too.
+        let keys = self.kept.map_or_else(|| self.coded.keys.takes(), |_| self.tail.keys.format().takes());
+        [keys, self.coded.values.format().takes()]
+    }
+
+    /// Whether a token waits in the tail until it leaves the window, and is coded then.
+    fn codes_later(&self) -> bool {
+        self.kept.is_some() && self.tail.values.is_some()
+    }
+
+    /// Tokens in the cache.
+    pub(crate) fn len(&self) -> usize {
+        if self.codes_later() { self.tail.len() } else { self.coded.values.len() }
+    }
+
+    /// Appends a token that has been checked ([`takes`](Self::takes)).
     ///
     /// # Errors
     /// As the stores' `push`; some parts may hold the token then, and others not.
@@ -161,81 +274,152 @@ impl HybridHead {
         &mut self,
         key: &[f32],
         value: &[f32],
-        exact: Option<usize>,
         charge: &mut Reservation,
     ) -> Result<(), CoreError> {
-        self.keys.push(key, charge)?;
-        if let Some(sinks) = exact {
+        if self.kept.is_some() {
             self.tail.push(key, value, charge)?;
-            if self.sinks.len() < sinks {
-                self.sinks.push(key, value, charge)?;
-            }
         }
-        self.values.push_checked(value, charge)
+        if self.codes_later() { Ok(()) } else { self.coded.push(key, value, self.kept, charge) }
     }
 
-    /// Back to `len` tokens, or to as many as there are.
-    pub(crate) fn roll_back(&mut self, len: usize, charge: &mut Reservation) {
-        // None of these can fail: none is asked for more than it holds.
-        let _ = self.keys.truncate(len.min(self.keys.len()), charge);
-        let rows = self.tail.rows_mut().chain(self.sinks.rows_mut()).chain([&mut self.values]);
-        for rows in rows {
+    /// Codes tokens that wait in the tail, until `end` are coded.
+    ///
+    /// # Errors
+    /// As [`push`](Self::push).
+    pub(crate) fn code_until(&mut self, end: usize, charge: &mut Reservation) -> Result<(), CoreError> {
+        if !self.codes_later() {
+            return Ok(());
+        }
+        let Self { coded, tail, kept, bounded, row: [key, value] } = self;
+        let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
+        for token in coded.len()..end {
+            if *bounded {
+                coded.keys.keep_small(charge)?;
+            }
+            let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
+            coded.push(key, value, *kept, charge)?;
+        }
+        Ok(())
+    }
+
+    /// Drops exact copies of tokens before `needed`, as far as they are coded.
+    pub(crate) fn trim(&mut self, needed: usize, charge: &mut Reservation) {
+        let end = needed.min(self.coded.len());
+        if self.codes_later() && end > 0 && self.tail.keys.page_tokens() > CachePlan::WINDOW_PAGE_TOKENS {
+            self.take_small_pages(end, charge);
+        }
+        self.tail.rows_mut().for_each(|rows| rows.drop_before(end, charge));
+    }
+
+    /// Codes tokens of a cache that has no codes, those before `end`, and drops their exact copies. The cache must be one that
+    /// is smaller then; memory that this takes for a moment is not charged.
+    pub(crate) fn begin_codes(&mut self, end: usize, charge: &mut Reservation) {
+        let mut uncharged = MemoryBudget::unlimited().reservation();
+        // Neither can fail: what is in the tail can be coded, and no budget says no.
+        let _ = self.code_until(end, &mut uncharged);
+        if let Ok(tail) = self.tail.in_small_pages(end, &mut uncharged) {
+            self.tail = tail;
+        }
+        charge.shrink(charge.bytes().saturating_sub(self.footprint().total()));
+    }
+
+    /// Copies the tokens from `needed` on into pages as a window has them, unless these take more.
+    fn take_small_pages(&mut self, needed: usize, charge: &mut Reservation) {
+        let (held, mut copied) = (self.tail.bytes(), MemoryBudget::unlimited().reservation());
+        if let Ok(tail) = self.tail.in_small_pages(needed, &mut copied)
+            && copied.bytes() <= held
+        {
+            self.tail = tail;
+            charge.shrink(held - copied.bytes());
+        }
+    }
+
+    /// Back to `len` tokens, or to as many as there are, of which at most `coded` are coded.
+    pub(crate) fn roll_back(&mut self, len: usize, coded: usize, charge: &mut Reservation) {
+        self.coded.roll_back(len.min(coded), charge);
+        for rows in self.tail.rows_mut() {
             let _ = rows.truncate(len.min(rows.len()), charge);
         }
     }
 
-    /// Drops exact copies of tokens before `needed`.
-    pub(crate) fn drop_before(&mut self, needed: usize, charge: &mut Reservation) {
-        self.tail.rows_mut().for_each(|rows| rows.drop_before(needed, charge));
-    }
-
-    /// Bytes that appending `tokens` tokens would charge at most; `exact` as in [`push`](Self::push).
-    pub(crate) fn growth(&self, tokens: usize, exact: Option<usize>) -> usize {
-        let tail = if exact.is_some() { tokens } else { 0 };
-        let sinks = tail.min(exact.unwrap_or(0).saturating_sub(self.sinks.len()));
+    /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`.
+    pub(crate) fn growth(&self, tokens: usize, coded: usize) -> usize {
+        let tail = if self.kept.is_some() { tokens } else { 0 };
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        let coded = if self.codes_later() { coded.saturating_sub(keys.len()) } else { tokens };
+        let kept = coded.min(self.kept.unwrap_or(0).saturating_sub(sinks.len()));
         let tail = self.tail.rows().map(|rows| rows.growth(tail));
-        let sinks = self.sinks.rows().map(|rows| rows.growth(sinks));
-        let all = tail.chain(sinks).chain([self.keys.growth(tokens), self.values.growth(tokens)]);
+        let sinks = sinks.rows().map(|rows| rows.growth(kept));
+        let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded)]);
         all.fold(0, usize::saturating_add)
     }
 
     pub(crate) fn footprint(&self) -> Footprint {
-        let (keys, table) = self.keys.bytes();
-        let exact = || self.tail.rows().chain(self.sinks.rows());
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        let (keys, table) = keys.bytes();
+        let exact = || self.tail.rows().chain(sinks.rows());
         Footprint {
             keys,
-            values: self.values.held_bytes(),
+            values: values.held_bytes(),
             window: exact().map(PagedRows::held_bytes).sum(),
             bookkeeping: table
-                + self.values.bookkeeping_bytes()
+                + values.bookkeeping_bytes()
                 + exact().map(PagedRows::bookkeeping_bytes).sum::<usize>(),
         }
     }
 
     /// Checks that every number can be stored in a narrower float type.
     pub(crate) fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
-        self.keys.deltas().map_or(Ok(()), |matrix| matrix.check_narrow(element))?;
-        let mut rows = self.tail.rows().chain(self.sinks.rows()).chain([&self.values]);
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        keys.deltas().map_or(Ok(()), |matrix| matrix.check_narrow(element))?;
+        let mut rows = self.tail.rows().chain(sinks.rows()).chain([values]);
         rows.try_for_each(|rows| rows.check_narrow(element))
     }
 
     /// Converts a float store to a narrower float type.
     pub(crate) fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
-        if let FarKeys::Delta(matrix) = &mut self.keys {
+        let CodedTokens { keys, values, sinks } = &mut self.coded;
+        if let FarKeys::Delta(matrix) = keys {
             matrix.narrow(element, charge)?;
         }
-        let mut rows = self.tail.rows_mut().chain(self.sinks.rows_mut()).chain([&mut self.values]);
+        let mut rows = self.tail.rows_mut().chain(sinks.rows_mut()).chain([values]);
         rows.try_for_each(|rows| rows.narrow(element, charge))
     }
 
-    /// A copy of a float store in [`KvStore::Compact`]; `None` if it is not one.
-    pub(crate) fn to_compact(&self, charge: &mut Reservation) -> Result<Option<Self>, CoreError> {
-        let FarKeys::Delta(matrix) = &self.keys else { return Ok(None) };
-        Ok(Some(Self {
+    /// A copy of a float store in [`KvStore::Compact`], in which exact tokens from `needed` on are not coded; `None` if it is
+    /// not one.
+    pub(crate) fn to_compact(
+        &self,
+        needed: usize,
+        charge: &mut Reservation,
+    ) -> Result<Option<Self>, CoreError> {
+        let CodedTokens { keys: FarKeys::Delta(matrix), values, sinks } = &self.coded else {
+            return Ok(None);
+        };
+        let coded = CodedTokens {
             keys: FarKeys::Delta(matrix.to_steps(charge)?),
-            values: self.values.converted(RowFormat::of(KvStore::Compact), charge)?,
-            tail: self.tail.to_quantised(&self.values, charge)?,
-            sinks: self.sinks.to_quantised(&self.values, charge)?,
-        }))
+            values: values.converted(RowFormat::of(KvStore::Compact), charge)?,
+            sinks: sinks.to_quantised(values, charge)?,
+        };
+        let mut copy = Self::with_codes(coded, KvStore::Compact, self.kept);
+        copy.tail = self.tail.to_quantised(values, charge)?;
+        if copy.codes_later() {
+            copy.coded.roll_back(needed.max(copy.tail.keys.first()), charge);
+        }
+        Ok(Some(copy))
+    }
+
+    /// How many channels of all keys change, and of how many; `None` for a store without deltas. Keys that are not coded yet count as they
+    /// will be coded.
+    pub(crate) fn changes(&self, store: KvStore) -> Option<[usize; 2]> {
+        let elements = self.len() * self.coded.values.channels();
+        let FarKeys::Delta(matrix) = &self.coded.keys else {
+            return store.is_delta().then_some([elements; 2]);
+        };
+        let waiting = matrix.len()..self.len();
+        if waiting.is_empty() {
+            return Some([matrix.nonzeros(), elements]);
+        }
+        Some([matrix.nonzeros_with(self.tail.keys.read(waiting, &mut Vec::new())), elements])
     }
 }

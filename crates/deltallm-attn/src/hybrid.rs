@@ -1,15 +1,15 @@
 //! Delta attention with an exact window: the kernel to use.
 
 use deltallm_core::{
-    CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation, SparsityStats,
-    TargetSparsity, ThresholdPolicy, internal::PagedRows,
+    CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget, Reservation,
+    SparsityStats, TargetSparsity, ThresholdPolicy, internal::PagedRows,
 };
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, SkipMargin,
     Window,
     attend::attend,
-    cache::{ExactRows, FarKeys, HybridHead},
+    cache::{CodedTokens, ExactRows, FarKeys, HybridHead},
     options::Settings,
     query_tile,
     segment::{Keys, Segment, Segments},
@@ -42,6 +42,10 @@ pub struct HybridConfig {
     pub exact_prompt: usize,
     /// First keys of the sequence, always scored exactly.
     pub sinks: usize,
+    /// The length from which on a cache in [`KvStore::Int8`] or [`KvStore::Compact`] holds codes. A shorter one holds everything in f16, and
+    /// its queries see all keys exactly. `None` is [`CachePlan::codes_from`], from where on it is smaller than in f16, and holds keys whole
+    /// whose deltas would take more than that.
+    pub codes_from: Option<usize>,
     /// Skip a far value when its key scores by this margin or more below the best exact score, for every query of the
     /// tile (`docs/method.md`, equation 5); `None` keeps all.
     pub skip_margin: Option<SkipMargin>,
@@ -58,6 +62,7 @@ impl HybridConfig {
             window: Window::Sliding(64),
             exact_prompt: 0,
             sinks: 4,
+            codes_from: None,
             skip_margin: None,
             options: AttentionOptions::default(),
         }
@@ -91,6 +96,12 @@ impl HybridConfig {
     #[must_use]
     pub fn sinks(self, sinks: usize) -> Self {
         Self { sinks, ..self }
+    }
+
+    /// Sets the length from which on a cache that quantises [holds codes](Self#structfield.codes_from).
+    #[must_use]
+    pub fn codes_from(self, tokens: impl Into<Option<usize>>) -> Self {
+        Self { codes_from: tokens.into(), ..self }
     }
 
     /// Sets the margin of [value skipping](Self#structfield.skip_margin); `None` skips nothing.
@@ -146,10 +157,10 @@ impl From<PaperRule> for HybridConfig {
 /// Hybrid attention (`docs/method.md`, equations 1 to 6): exact scores inside a local window and for the first keys,
 /// delta-coded keys for the rest of the history, values untouched but skipped where they cannot matter.
 ///
-/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. The store
-/// [`KvStore::Int8`] holds keys in fewer bits without deltas, and does not use the thresholds; it and
-/// [`KvStore::Compact`] hold far values in fewer bits and keep exact copies of values as well. Exact copies that have left
-/// the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that
+/// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. [`KvStore::Int8`] and
+/// [`KvStore::Compact`] hold the window in f16 alone, values too, and code what leaves it in fewer bits, values too; the former
+/// without deltas and thresholds. A [short](HybridConfig::codes_from) cache of theirs is in f16 throughout, so it is never larger than one in f16.
+/// Exact copies that have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that
 /// point are scored through their deltas (within the bound) until the window has filled up again.
 ///
 /// ```
@@ -171,6 +182,8 @@ pub struct HybridAttention {
     window: Option<Window>,
     exact_prompt: usize,
     sinks: usize,
+    /// `None` follows from the window.
+    codes_from: Option<usize>,
     skip_margin: Option<SkipMargin>,
     heads: Vec<HybridHead>,
     /// What each of the heads is charged, so that they can be filled side by side.
@@ -207,22 +220,45 @@ impl HybridAttention {
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
+        let kept = window.map(|_| config.sinks);
+        let codes_from = if store.is_quantised() && window.is_some() { config.codes_from } else { Some(0) };
         let mut heads = Vec::with_capacity(kv_heads);
         for thresholds in thresholds {
-            heads.push(HybridHead::new(store, thresholds, config.sinks)?);
+            heads.push(HybridHead::new(store, thresholds, kept, codes_from.is_none())?);
         }
-        Ok(Self {
+        let mut kernel = Self {
             window,
             exact_prompt: config.exact_prompt,
-            sinks: if window.is_some() { config.sinks } else { 0 },
+            sinks: kept.unwrap_or(0),
+            codes_from,
             skip_margin: config.skip_margin,
             heads,
             charges: (0..kv_heads).map(|_| options.budget.reservation()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
-            state: window.map_or(WindowState::NONE, |window| WindowState::new(window, 0)),
+            state: WindowState::NONE,
             prompt_end: 0,
             options,
-        })
+        };
+        kernel.state = kernel.window_for(0);
+        Ok(kernel)
+    }
+
+    /// The window for a prompt that ends at token `prompt_end`.
+    fn window_for(&self, prompt_end: usize) -> WindowState {
+        let Some(window) = self.window else { return WindowState::NONE };
+        let state = WindowState::new(window, prompt_end);
+        let codes_from = self.codes_from.unwrap_or_else(|| {
+            let keys = KeyPlan::Delta {
+                zero_fraction: 0.0,
+                wide: 0.0,
+                escapes: 0.0,
+                window: state.keys(),
+                sinks: self.sinks,
+            };
+            let shape = self.options.shape;
+            CachePlan::new(shape.kv_heads(), shape.head_dim(), self.options.store, keys).codes_from()
+        });
+        state.codes_from(codes_from)
     }
 
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
@@ -238,15 +274,18 @@ impl HybridAttention {
         v: &HeadsView,
         out: &HeadsViewMut,
     ) -> Result<usize, AttentionError> {
-        let fits = self.heads.first().map_or_else(Default::default, |head| head.takes(self.exact()));
+        let fits = self.heads.first().map_or_else(Default::default, HybridHead::takes);
         self.options.shape.check_call_for(fits, q, k, v, out)
     }
 
-    fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
-        let exact = self.exact();
+    /// Appends tokens, and codes all those that the queries from position `first` on see through codes.
+    fn append(&mut self, k: &HeadsView, v: &HeadsView, first: usize) -> Result<(), CoreError> {
+        let far = self.far_until(first, self.len() + k.tokens());
         let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Reservation)| {
-            (0..k.tokens())
-                .try_for_each(|token| head.push(k.row(token, kv_head), v.row(token, kv_head), exact, charge))
+            for token in 0..k.tokens() {
+                head.push(k.row(token, kv_head), v.row(token, kv_head), charge)?;
+            }
+            head.code_until(far, charge)
         };
         #[cfg(feature = "rayon")]
         if self.options.parallel
@@ -271,14 +310,23 @@ impl HybridAttention {
         self.charges.iter().map(Reservation::bytes).sum()
     }
 
-    /// Whether the latest tokens are kept exactly, and then how many of the first.
-    fn exact(&self) -> Option<usize> {
-        self.window.map(|_| self.sinks)
+    /// Tokens to be coded before the queries `first..end` are attended: what they see through codes, and what no later one will
+    /// need exactly. In a cache without codes the latter can wait.
+    fn far_until(&self, first: usize, end: usize) -> usize {
+        match self.state.far_until(first..end) {
+            0 if self.coded() == 0 => 0,
+            far => far.max(self.state.needed_from(end)),
+        }
     }
 
-    /// Back to `len` tokens in every head, some of which may not have got so far.
-    fn roll_back(&mut self, len: usize) {
-        self.accounts().for_each(|(head, charge)| head.roll_back(len, charge));
+    /// Tokens that every head has coded.
+    fn coded(&self) -> usize {
+        self.heads.last().map_or(0, |head| head.coded.len())
+    }
+
+    /// Back to `len` tokens in every head, some of which may not have got so far, and to at most `coded` coded ones.
+    fn roll_back(&mut self, len: usize, coded: usize) {
+        self.accounts().for_each(|(head, charge)| head.roll_back(len, coded, charge));
     }
 
     /// Attends the last tokens of the cache, of which `q` are the queries.
@@ -286,19 +334,19 @@ impl HybridAttention {
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
         let split = Split { window: self.state, exact_from, sinks: self.sinks };
         let segments = |head: usize| {
-            let head = &self.heads[head];
-            let keys = match &head.keys {
+            let HybridHead { coded: CodedTokens { keys, values, sinks }, tail, .. } = &self.heads[head];
+            let keys = match keys {
                 FarKeys::Delta(matrix) => Keys::Deltas(matrix),
-                FarKeys::Int8(rows) => Keys::Rows(rows),
+                FarKeys::Rows(rows) => Keys::Rows(rows),
             };
-            let far = Segment { keys, values: &head.values, part: Part::Far, skip_margin: None };
+            let far = Segment { keys, values, part: Part::Far, skip_margin: None };
             if self.window.is_none() {
                 return Segments::One([far]);
             }
             // The exact segments come first: they fix the scores that a far value has to come near to.
             Segments::Three([
-                exact_segment(&head.sinks, &head.values, Part::Sinks),
-                exact_segment(&head.tail, &head.values, Part::Window),
+                exact_segment(sinks, values, Part::Sinks),
+                exact_segment(tail, values, Part::Window),
                 Segment { skip_margin: self.skip_margin, ..far },
             ])
         };
@@ -309,11 +357,9 @@ impl HybridAttention {
     fn enter_window(&mut self, first: usize, end: usize) -> WindowState {
         let before = self.state;
         let prompt_end = if first < self.prompt_end { self.prompt_end } else { end };
-        if let Some(window) = self.window
-            && (first < self.prompt_end || end - first > 1)
-        {
+        if first < self.prompt_end || end - first > 1 {
             let whole = if prompt_end <= self.exact_prompt { prompt_end } else { 0 };
-            self.state = WindowState::new(window, prompt_end).whole_until(whole);
+            self.state = self.window_for(prompt_end).whole_until(whole);
         }
         before
     }
@@ -331,9 +377,10 @@ impl HybridAttention {
         // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
         let mut heads = Vec::with_capacity(self.heads.len());
         let mut narrow = Vec::with_capacity(self.heads.len());
+        let needed = self.state.needed_from(self.len());
         for head in &self.heads {
             let mut charge = MemoryBudget::unlimited().reservation();
-            heads.extend(head.to_compact(&mut charge)?);
+            heads.extend(head.to_compact(needed, &mut charge)?);
             narrow.push(charge.bytes());
         }
         let smaller = self.charges.iter().zip(&narrow).all(|(charge, narrow)| *narrow < charge.bytes());
@@ -350,7 +397,10 @@ impl HybridAttention {
     /// Drops exact copies that no later query can need.
     fn trim(&mut self) {
         let needed = self.state.needed_from(self.len());
-        self.accounts().for_each(|(head, charge)| head.drop_before(needed, charge));
+        if needed > 0 && self.coded() == 0 && self.codes_from.is_none() {
+            return self.accounts().for_each(|(head, charge)| head.begin_codes(needed, charge));
+        }
+        self.accounts().for_each(|(head, charge)| head.trim(needed, charge));
     }
 }
 
@@ -368,16 +418,20 @@ impl AttentionKernel for HybridAttention {
         v: HeadsView,
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        let cached = self.len();
+        let (cached, coded) = (self.len(), self.coded());
         let first = cached + self.check_call(&q, &k, &v, &out)?;
         let before = self.enter_window(cached, cached + k.tokens());
-        match self.append(&k, &v).map_err(AttentionError::from).and_then(|()| self.attend(&q, first, out)) {
+        match self
+            .append(&k, &v, first)
+            .map_err(AttentionError::from)
+            .and_then(|()| self.attend(&q, first, out))
+        {
             Ok(()) => {
                 self.trim();
                 Ok(())
             }
             Err(error) => {
-                self.roll_back(cached);
+                self.roll_back(cached, coded);
                 self.state = before;
                 Err(error)
             }
@@ -389,15 +443,14 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn len(&self) -> usize {
-        // Values are pushed last, so the last head's values are the tokens that are complete.
-        self.heads.last().map_or(0, |head| head.values.len())
+        self.heads.last().map_or(0, HybridHead::len)
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
         if len > self.len() {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
         }
-        self.roll_back(len);
+        self.roll_back(len, self.coded());
         self.prompt_end = self.prompt_end.min(len);
         self.state.cut(len);
         Ok(())
@@ -410,20 +463,24 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn stats(&self) -> SparsityStats {
-        let heads = self.heads.iter().zip(&self.counts).map(|(head, counts)| match head.keys.deltas() {
-            Some(deltas) => HeadSparsity {
-                elements: (deltas.len() * deltas.channels()) as u64,
-                nonzeros: deltas.nonzeros() as u64,
-                ..*counts
-            },
+        let store = self.options.store;
+        let heads = self.heads.iter().zip(&self.counts).map(|(head, counts)| match head.changes(store) {
+            Some([nonzeros, elements]) => {
+                HeadSparsity { elements: elements as u64, nonzeros: nonzeros as u64, ..*counts }
+            }
             None => *counts,
         });
         SparsityStats::new(heads.collect())
     }
 
     fn growth(&self, tokens: usize) -> Option<usize> {
-        let exact = self.exact();
-        Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, exact))))
+        let end = self.len().saturating_add(tokens);
+        // How a window in blocks will lie is not known before the prompt has been announced.
+        let coded = match self.window {
+            Some(Window::Block { .. }) => end,
+            _ => self.far_until(self.len(), end),
+        };
+        Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, coded))))
     }
 
     /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].
@@ -457,7 +514,7 @@ pub fn attend_hybrid(
     let first = attention.check_call(&q, &k, &v, &out)?;
     attention.begin_prompt(k.tokens());
     attention.enter_window(0, k.tokens());
-    attention.append(&k, &v)?;
+    attention.append(&k, &v, first)?;
     attention.attend(&q, first, out)?;
     Ok(attention.stats())
 }

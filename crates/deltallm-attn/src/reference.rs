@@ -19,7 +19,8 @@ pub struct Method {
     pub window: Option<Window>,
     /// Where the prompt ends, for a block window.
     pub prompt_end: usize,
-    /// Queries before this position see every key exactly: the end of a prompt that is short enough.
+    /// Queries before this position see every key exactly: the end of a prompt that is short enough, or the length from which on
+    /// a cache holds codes.
     pub whole_until: usize,
     /// First keys that every query sees exactly.
     pub sinks: usize,
@@ -179,15 +180,22 @@ impl Stored {
             let (keys, values) = (rows(keys, far), rows(values, far));
             return Self { far_keys: FarKeys::Rows(keys.clone()), far_values: values.clone(), keys, values };
         };
+        // A token that was in the window first is coded as it was held there.
+        let window: &dyn Fn(&[f32]) -> Vec<f32> = match method.window {
+            Some(_) if method.store.is_quantised() => &float,
+            _ => &<[f32]>::to_vec,
+        };
+        let [waited, waited_values] =
+            [keys, values].map(|rows| rows.iter().map(|row| window(row)).collect::<Vec<_>>());
         let far_keys = match method.store {
-            KvStore::Int8 => FarKeys::Rows(rows(keys, far)),
-            store => FarKeys::Deltas(delta_matrix(keys, store, &thresholds[kv_head])),
+            KvStore::Int8 => FarKeys::Rows(rows(&waited, far)),
+            store => FarKeys::Deltas(delta_matrix(&waited, store, &thresholds[kv_head])),
         };
         Self {
             keys: rows(keys, &float),
             values: rows(values, &float),
             far_keys,
-            far_values: rows(values, far),
+            far_values: rows(&waited_values, far),
         }
     }
 }

@@ -95,13 +95,15 @@ pub(crate) struct WindowState {
     keys: usize,
     /// Queries before this position see blocks, later ones slide.
     prompt_end: usize,
-    /// Queries before this position see everything.
+    /// Queries before this position see everything: a prompt that is short enough.
     whole_until: usize,
+    /// Up to this length the cache holds no codes, and queries see everything as well.
+    codes_from: usize,
 }
 
 impl WindowState {
     /// No key is exact: delta everywhere.
-    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0, whole_until: 0 };
+    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0, whole_until: 0, codes_from: 0 };
 
     /// The window for a prompt that ends at token `prompt_end`.
     pub(crate) fn new(window: Window, prompt_end: usize) -> Self {
@@ -119,6 +121,21 @@ impl WindowState {
         Self { whole_until: position, ..self }
     }
 
+    /// The same for a cache that holds no codes before there are `tokens` tokens.
+    pub(crate) fn codes_from(self, tokens: usize) -> Self {
+        Self { codes_from: tokens, ..self }
+    }
+
+    /// Keys in the window.
+    pub(crate) fn keys(&self) -> usize {
+        self.keys
+    }
+
+    /// Whether the query at `position` sees every key exactly.
+    fn is_whole(&self, position: usize) -> bool {
+        position < self.whole_until.max(self.codes_from)
+    }
+
     /// The prompt has been cut back to `len` tokens: what follows slides.
     pub(crate) fn cut(&mut self, len: usize) {
         self.prompt_end = self.prompt_end.min(len);
@@ -127,21 +144,30 @@ impl WindowState {
 
     /// The first key that the query at `position` sees exactly; up to and including `position` all are exact.
     pub(crate) fn start(&self, position: usize) -> usize {
-        if position < self.whole_until {
+        if self.is_whole(position) {
             0
         } else if position < self.prompt_end {
             position / self.keys * self.keys
         } else {
-            (position + 1).saturating_sub(self.keys)
+            position.saturating_add(1).saturating_sub(self.keys)
         }
+    }
+
+    /// The end of the keys that any of the queries at `positions` sees through codes, the sinks left aside.
+    pub(crate) fn far_until(&self, positions: Range<usize>) -> usize {
+        // Windows only move on, but for the end of a prompt in blocks.
+        let ends = [positions.end, self.prompt_end]
+            .into_iter()
+            .filter(|end| (positions.start + 1..=positions.end).contains(end));
+        ends.map(|end| self.start(end - 1)).max().unwrap_or(0)
     }
 
     /// The first key that any query from `position` on may need exactly.
     pub(crate) fn needed_from(&self, position: usize) -> usize {
-        if position < self.whole_until {
+        if self.is_whole(position) {
             return 0;
         }
-        (position + 1).saturating_sub(self.keys)
+        position.saturating_add(1).saturating_sub(self.keys)
     }
 }
 
@@ -206,6 +232,18 @@ mod tests {
         for window in [sliding, blocks, sliding.whole_until(30), blocks.whole_until(50)] {
             for position in 0..100 {
                 assert!((position..120).all(|later| window.start(later) >= window.needed_from(position)));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_far_covers_every_query_of_the_call() {
+        let sliding = WindowState::new(Window::Sliding(5), 0);
+        let blocks = WindowState::new(Window::Block { scale: 0.13 }, 50);
+        for window in [sliding, blocks, sliding.whole_until(30), blocks.codes_from(30), WindowState::NONE] {
+            for (first, end) in (0..60).flat_map(|first| (first + 1..=60).map(move |end| (first, end))) {
+                let starts = (first..end).map(|position| window.start(position));
+                assert_eq!(starts.max(), Some(window.far_until(first..end)), "{window:?}, {first}..{end}");
             }
         }
     }

@@ -21,6 +21,11 @@ fn options(isa: Isa, store: KvStore) -> AttentionOptions {
     AttentionOptions::default().isa(isa).store(store)
 }
 
+/// A configuration whose caches hold codes from the first token on, so that short inputs go through them.
+fn coded_at_once(policy: ThresholdPolicy) -> HybridConfig {
+    HybridConfig::new(policy).codes_from(0)
+}
+
 fn thresholds(shape: AttentionShape, theta: f32) -> Option<Vec<Vec<f32>>> {
     Some(vec![vec![theta; shape.head_dim()]; shape.kv_heads()])
 }
@@ -101,7 +106,7 @@ proptest! {
             ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
+        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
         for isa in Isa::available() {
             let mut kernel = HybridAttention::new(shape, config.clone().options(options(isa, store))).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, isa.name());
@@ -131,7 +136,7 @@ proptest! {
             inputs.reference(&moved).1
         };
         prop_assume!(near(1e-4) == skipped && near(-1e-4) == skipped);
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window)).sinks(2).skip_margin(margin);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window)).sinks(2).skip_margin(margin);
         let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
         for isa in Isa::available() {
             let mut kernel = HybridAttention::new(shape, config.clone().options(options(isa, KvStore::F32))).unwrap();
@@ -146,7 +151,7 @@ proptest! {
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
         let options = options(isa(), store);
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(window).sinks(3);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(window).sinks(3);
         let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
         kernel.begin_prompt(tokens);
         let chunked = inputs.run(&mut kernel, &ends);
@@ -164,7 +169,7 @@ proptest! {
         let tokens = cached + new;
         let inputs = Inputs::new(shape, tokens, seed);
         let options = options(isa(), KvStore::F32);
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).skip_margin(None);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.3)).skip_margin(None);
         let (q, k, v) = (inputs.q(cached..tokens), inputs.kv(&inputs.k, 0..tokens), inputs.kv(&inputs.v, 0..tokens));
         let mut out = vec![0.0; new * inputs.q_row()];
         let dims = [new, shape.heads(), shape.head_dim()];
@@ -194,7 +199,7 @@ fn theta_zero_equals_dense() {
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
             let mut delta = DeltaAttention::new(smollm(), policy.clone(), 0, options.clone()).unwrap();
-            let config = HybridConfig::new(policy).window(Window::Sliding(8));
+            let config = coded_at_once(policy).window(Window::Sliding(8));
             let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             for kernel in [&mut delta as &mut dyn AttentionKernel, &mut hybrid] {
                 for (x, y) in inputs.run(kernel, &[tokens]).iter().zip(&dense) {
@@ -212,7 +217,7 @@ fn a_window_over_everything_equals_dense_bit_for_bit() {
         for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
             let options = options(isa(), KvStore::F16);
             let dense = inputs.run(&mut DenseAttention::new(smollm(), options.clone()).unwrap(), &[tokens]);
-            let config = HybridConfig::new(ThresholdPolicy::Uniform(9.0)).window(window).sinks(0);
+            let config = coded_at_once(ThresholdPolicy::Uniform(9.0)).window(window).sinks(0);
             let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             assert_eq!(inputs.run(&mut hybrid, &[tokens]), dense, "{tokens} {window:?}");
             assert_eq!(hybrid.stats().total().sparsity(), 0.0);
@@ -225,7 +230,7 @@ fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
     let options = options(isa(), KvStore::F32);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(20));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(20));
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
         &|| Box::new(DenseAttention::new(smollm(), options.clone()).unwrap()),
         &|| {
@@ -259,7 +264,7 @@ fn every_store_is_the_reference_around_every_edge() {
                         store,
                         ..Method::dense(&shape)
                     };
-                    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(window).sinks(2);
+                    let config = coded_at_once(ThresholdPolicy::Uniform(0.3)).window(window).sinks(2);
                     let mut kernel =
                         HybridAttention::new(shape, config.clone().options(options(isa(), store))).unwrap();
                     let got = inputs.run(&mut kernel, &[tokens]);
@@ -279,7 +284,7 @@ fn token_by_token_equals_prefill_in_every_store() {
     for store in KvStore::ALL {
         for window in [1, 20, 64] {
             let options = options(isa(), store);
-            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window));
+            let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window));
             let mut one_by_one =
                 HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             let mut at_once =
@@ -299,8 +304,7 @@ fn a_store_that_a_kernel_has_no_use_for_is_refused() {
         let dense = DenseAttention::new(smollm(), options.clone()).map(drop);
         let delta = DeltaAttention::new(smollm(), policy.clone(), 0, options.clone()).map(drop);
         assert!(
-            HybridAttention::new(smollm(), HybridConfig::new(policy.clone()).options(options.clone()))
-                .is_ok()
+            HybridAttention::new(smollm(), coded_at_once(policy.clone()).options(options.clone())).is_ok()
         );
         for (result, stores) in [(dense, DENSE), (delta, DELTA)] {
             match result {
@@ -323,7 +327,7 @@ fn after_the_prompt_a_block_window_slides() {
         prompt_end: prompt,
         ..Method::dense(&smollm())
     };
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(0);
+    let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(window).sinks(0);
     let options = options(isa(), KvStore::F32);
     let mut kernel = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
@@ -334,7 +338,7 @@ fn after_the_prompt_a_block_window_slides() {
 fn a_cut_ends_the_prompt_that_had_been_announced() {
     let inputs = Inputs::new(smollm(), 60, 8);
     let config = |window| {
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5)).window(window).sinks(0);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.5)).window(window).sinks(0);
         config.options(options(isa(), KvStore::F32))
     };
     let one_by_one: Vec<usize> = (21..=60).collect();
@@ -354,7 +358,7 @@ fn a_cut_into_an_exact_prompt_ends_it() {
     let inputs = Inputs::new(smollm(), 120, 9);
     let one_by_one: Vec<usize> = (51..=120).collect();
     let [got, expected] = [100, 0].map(|exact_prompt| {
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.6)).window(Window::Sliding(9));
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.6)).window(Window::Sliding(9));
         let config = config.exact_prompt(exact_prompt).options(options(isa(), KvStore::F32));
         let mut kernel = HybridAttention::new(smollm(), config).unwrap();
         inputs.run(&mut kernel, &[100]);
@@ -367,7 +371,7 @@ fn a_cut_into_an_exact_prompt_ends_it() {
 /// Runs a kernel in calls that end at `ends`; queries decide in tiles of `tile`.
 fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usize]) {
     let inputs = Inputs::new(smollm(), *ends.last().unwrap(), 10);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9)).sinks(2);
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9)).sinks(2);
     let config = config.skip_margin(margin);
     let method = Method {
         thresholds: thresholds(smollm(), 0.4),
@@ -408,7 +412,7 @@ fn lanes_without_a_query_keep_no_value_alive() {
 #[test]
 fn tiles_start_at_multiples_wherever_a_call_begins() {
     let inputs = Inputs::new(smollm(), 150, 11);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9));
     let config = config.skip_margin(SkipMargin::Fixed(0.8)).options(options(isa(), KvStore::F32));
     let [at_once, in_two] = [&[150][..], &[10, 150]].map(|ends| {
         let mut kernel = HybridAttention::new(smollm(), config.clone()).unwrap();
@@ -422,7 +426,7 @@ fn tiles_start_at_multiples_wherever_a_call_begins() {
 fn results_do_not_depend_on_the_number_of_threads() {
     let tokens = 300;
     let inputs = Inputs::new(smollm(), tokens, 5);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).skip_margin(SkipMargin::Fixed(2.0));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).skip_margin(SkipMargin::Fixed(2.0));
     let run = |parallel| {
         let options = options(isa(), KvStore::F32).parallel(parallel);
         let mut dense = DenseAttention::new(smollm(), options.clone()).unwrap();
@@ -451,7 +455,7 @@ fn cut_within_the_window(store: KvStore) {
     let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
     let dense_options = options(isa(), dense_store);
     let options = options(isa(), store);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(64));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(64));
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
         // A window of 64 keeps 63 keys, so a cut of 0 to 48 keys leaves the window of the next query incomplete
         // unless all keys are still there; the expected result knows which exact keys are left.
@@ -560,7 +564,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     let v: Vec<f32> = (0..tokens * 4).map(|i| i as f32).collect();
     let inputs = Inputs { shape, tokens, q, k, v };
     let options = options(isa(), KvStore::F32);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1))
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.1))
         .window(Window::Sliding(1))
         .sinks(0)
         .skip_margin(SkipMargin::length(1.0));
@@ -586,7 +590,7 @@ fn equal_scores_and_denormals_are_ordinary() {
         };
         for isa in Isa::available() {
             let options = options(isa, KvStore::F32);
-            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.5));
+            let config = coded_at_once(ThresholdPolicy::Uniform(0.5));
             for kernel in [
                 &mut DenseAttention::new(shape, options.clone()).unwrap() as &mut dyn AttentionKernel,
                 &mut HybridAttention::new(shape, config.clone().options(options.clone())).unwrap(),
@@ -605,7 +609,7 @@ fn a_target_is_met_and_the_bound_of_the_moment_holds() {
     let inputs = Inputs::new(shape, 700, 3);
     let policy = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.7));
     let mut kernel =
-        HybridAttention::new(shape, HybridConfig::new(policy).options(options(isa(), KvStore::F32))).unwrap();
+        HybridAttention::new(shape, coded_at_once(policy).options(options(isa(), KvStore::F32))).unwrap();
     inputs.run(&mut kernel, &[512, 700]);
     let zeros = kernel.stats().total().zero_fraction();
     assert!((zeros - 0.7).abs() <= 0.02, "{zeros}");
@@ -635,7 +639,7 @@ proptest! {
             softcap: softcap.map(f64::from), ..Method::dense(&shape)
         };
         let dense = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
+        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
         let expected = inputs.reference(&hybrid).0;
         let expected_dense = DENSE.contains(&store).then(|| inputs.reference(&dense).0);
         for isa in Isa::available() {
@@ -660,7 +664,7 @@ fn decoding_equals_prefill_around_the_edges_of_chunks() {
         for store in KvStore::ALL {
             for isa in Isa::available() {
                 let options = options(isa, store);
-                let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
+                let config = coded_at_once(ThresholdPolicy::Uniform(0.3));
                 let mut kernel =
                     HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
                 let expected = inputs.run(&mut kernel, &[tokens]);
@@ -695,7 +699,7 @@ fn every_group_and_head_is_decoded_at_every_isa() {
                 };
                 let (expected, _) = inputs.reference(&method);
                 let config =
-                    HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(20)).sinks(3);
+                    coded_at_once(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(20)).sinks(3);
                 for isa in Isa::available() {
                     let mut kernel =
                         HybridAttention::new(shape, config.clone().options(options(isa, store))).unwrap();
@@ -731,7 +735,7 @@ fn decoding_a_long_cache_does_not_depend_on_the_number_of_threads() {
     let tokens = 2100;
     let shape = AttentionShape::new(6, 2, 64).unwrap();
     let inputs = Inputs::new(shape, tokens, 15);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).skip_margin(SkipMargin::Fixed(2.0));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).skip_margin(SkipMargin::Fixed(2.0));
     for store in KvStore::ALL {
         let options = |parallel| options(isa(), store).parallel(parallel);
         let hybrid =
@@ -812,7 +816,7 @@ proptest! {
             thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3, skip_margin: margin,
             tile: query_tile(shape.group()), ..dense.clone()
         };
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window)).sinks(3).skip_margin(margin);
+        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window)).sinks(3).skip_margin(margin);
         let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
         for isa in Isa::available() {
             // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
@@ -835,7 +839,7 @@ proptest! {
 fn products_of_sixteen_bits_take_the_values_of_each_segment() {
     let shape = AttentionShape::new(2, 1, 16).unwrap();
     let inputs = Inputs::new(shape, 100, 12);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(9)).sinks(3);
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(9)).sinks(3);
     let method = |store| Method {
         thresholds: thresholds(shape, 0.3),
         window: Some(Window::Sliding(9)),
@@ -857,7 +861,7 @@ fn products_of_sixteen_bits_take_the_values_of_each_segment() {
 #[test]
 fn f32_takes_the_place_of_a_precision_that_a_level_lacks() {
     let inputs = Inputs::new(smollm(), 150, 4);
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4))
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4))
         .window(Window::Sliding(9))
         .skip_margin(SkipMargin::Fixed(3.0));
     for simd in Isa::available() {
@@ -892,10 +896,8 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
                 ..Method::dense(&shape)
             };
             let (expected, _) = inputs.reference(&method);
-            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4))
-                .window(window)
-                .sinks(2)
-                .skip_margin(skip_margin);
+            let config =
+                coded_at_once(ThresholdPolicy::Uniform(0.4)).window(window).sinks(2).skip_margin(skip_margin);
             for isa in Isa::available() {
                 for (precision, tolerance) in
                     [(Precision::F32, 1e-4), (Precision::Int16, 0.02), (Precision::Bf16, 0.2)]
@@ -932,8 +934,7 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
     };
     let (expected, _) = inputs.reference(&method);
     let options = options(isa(), KvStore::F32);
-    let config =
-        HybridConfig::new(ThresholdPolicy::Uniform(0.6)).window(window).sinks(2).exact_prompt(prompt);
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.6)).window(window).sinks(2).exact_prompt(prompt);
     let one_by_one: Vec<usize> = (prompt..=tokens).collect();
     let in_chunks: Vec<usize> = [31, 32, 64].into_iter().chain(prompt..=tokens).collect();
     let mut bytes = Vec::new();

@@ -67,7 +67,7 @@ fn kernels() -> Vec<(String, MakeKernel)> {
         let options = AttentionOptions::default().store(store).isa(Isa::from_env().unwrap()).parallel(false);
         let target = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.6));
         for policy in [ThresholdPolicy::Uniform(0.3), target] {
-            let config = HybridConfig::new(policy.clone()).window(Window::Sliding(WINDOW));
+            let config = HybridConfig::new(policy.clone()).window(Window::Sliding(WINDOW)).codes_from(0);
             let options = options.clone();
             let make = move || {
                 Box::new(HybridAttention::new(shape, config.clone().options(options.clone())).unwrap()) as _
@@ -145,7 +145,10 @@ fn live(steps: usize, checks: usize) {
                 let (got, expected) = (kernel.stats().total(), fresh.stats().total());
                 assert_eq!((got.elements, got.nonzeros), (expected.elements, expected.nonzeros), "{name}");
                 let (got, expected) = (kernel.footprint(), fresh.footprint());
-                assert_eq!(got.values, expected.values, "{name}, step {number}");
+                // What was coded before a cut stays so, where a fresh cache would still hold it exactly.
+                let coded_late = name.contains("hybrid int8") || name.contains("compact");
+                let fits = got.values == expected.values || coded_late && got.values > expected.values;
+                assert!(fits, "{name}, step {number}: {got:?}, {expected:?}");
             }
         }
         assert!(compared > checks / 4, "{name}: {compared}");

@@ -165,7 +165,7 @@ typedef struct DeltallmFootprint {
      */
     size_t values;
     /**
-     * Exact copies of window and sinks.
+     * The exact window and the sinks.
      */
     size_t window;
     /**

@@ -8,7 +8,7 @@ use std::{
 };
 
 use deltallm_attn::AttentionError;
-use deltallm_core::CoreError;
+use deltallm_core::{CoreError, internal};
 
 use crate::config::ConfigError;
 
@@ -80,8 +80,8 @@ pub(crate) fn guard(body: impl FnOnce() -> Result<(), CallError>) -> DeltallmSta
         Ok(()) => (DeltallmStatus::Ok, String::new()),
         Err(error) => (error.status(), error.to_string()),
     };
-    // A zero byte would end the message in C; names out of the configuration can contain one.
-    let message = CString::new(message.replace('\0', "\\0")).unwrap_or_default();
+    // Names out of the configuration can be long and contain anything, a zero byte too, which would end the message in C.
+    let message = CString::new(internal::message(message).to_string()).unwrap_or_default();
     // Fails only while the thread ends, when nobody can ask for it any more.
     let _ = LAST_ERROR.try_with(|last| last.replace(message));
     status

@@ -62,7 +62,7 @@ pub struct DeltallmFootprint {
     pub keys: usize,
     /// Values of the whole history.
     pub values: usize,
-    /// Exact copies of window and sinks.
+    /// The exact window and the sinks.
     pub window: usize,
     /// Tables of pages and blocks.
     pub bookkeeping: usize,

@@ -4,7 +4,9 @@ use std::fmt;
 use std::time::{Duration, Instant};
 
 use deltallm::core::HeadSparsity;
-use deltallm::models::{GenerationError, ModelError, Narrowed, Sampler, SamplerConfig, Session, StopReason};
+use deltallm::models::{
+    GenerationError, ModelError, Narrowed, Sampler, SamplerConfig, SamplingError, Session, StopReason,
+};
 use deltallm::{AttentionError, CoreError, Footprint};
 
 use crate::{LoadedModel, Progress, format_bytes, interrupted};
@@ -143,7 +145,7 @@ pub fn generate(
         "the prompt has {} tokens: expected at most {context}, the model's context; shorten it",
         prompt.len()
     );
-    let mut sampler = Sampler::new(sampling)?;
+    let mut sampler = Sampler::new(sampling).map_err(by_flag)?;
 
     let start = Instant::now();
     let mut progress = Progress::new("reading the prompt");
@@ -198,6 +200,16 @@ pub fn generate(
         sparsity: session.stats().total(),
         prompt_sparsity,
     })
+}
+
+/// What a setting is called here.
+fn by_flag(error: SamplingError) -> anyhow::Error {
+    match error {
+        SamplingError::InvalidConfig { field, expected, got } => {
+            anyhow::anyhow!("--{}: expected {expected}, got {got}", field.replace('_', "-"))
+        }
+        other => other.into(),
+    }
 }
 
 fn advise(error: ModelError, tokens: usize) -> anyhow::Error {

@@ -3,27 +3,31 @@
 use std::fmt;
 
 use crate::{
+    codes_from::first_block_from,
     footprint::{CachePlan, Footprint, KeyPlan},
     store::{BLOCK_TOKENS, KvStore},
 };
 
 /// A planned cache beside a dense one in f16, at one length.
 ///
-/// The stores with deltas save where keys rest, and cost where they do not: short contexts are held twice, exactly and coded, and
-/// keys that move by more than their thresholds at every token take more than the keys themselves. Which of it holds is known
-/// before anything is cached.
+/// Beside a window the stores that quantise are never larger ([`CachePlan::codes_from`]). A float store holds window and sinks twice, exactly
+/// and coded, and keys that move by more than their thresholds at every token take more than the keys themselves; a cache without
+/// a window has room for a whole block from the first token on. What holds is known before anything is cached.
 ///
 /// ```
 /// use deltallm_core::{CachePlan, KeyPlan, KvStore};
 ///
 /// let keys = KeyPlan::Delta { zero_fraction: 0.6, wide: 0.1, escapes: 0.1, window: 64, sinks: 4 };
-/// let plan = CachePlan::new(3, 64, KvStore::Compact, keys);
-/// let short = plan.against_f16(100);
-/// assert!(!short.is_smaller());
-/// assert!(short.to_string().contains("larger, because window and sinks are held twice"), "{short}");
-/// let from = plan.smaller_than_f16_from().expect("these keys rest");
-/// assert!((100..400).contains(&from) && plan.against_f16(from).is_smaller());
-/// assert!(!plan.against_f16(4096).is_always_smaller()); // keys might move more than planned
+/// let compact = CachePlan::new(3, 64, KvStore::Compact, keys);
+/// assert!(compact.against_f16(4096).is_always_smaller());
+/// assert!(compact.against_f16(100).to_string().ends_with("the same, because so short a context is held in f16"));
+///
+/// let f16 = CachePlan::new(3, 64, KvStore::F16, keys);
+/// let short = f16.against_f16(100).to_string();
+/// assert!(short.ends_with("larger, because window and sinks are held twice"), "{short}");
+/// let from = f16.smaller_than_f16_from().expect("these keys rest");
+/// assert!((100..1000).contains(&from) && f16.against_f16(from).is_smaller());
+/// assert!(!f16.against_f16(4096).is_always_smaller()); // keys might move more than planned
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[non_exhaustive]
@@ -36,6 +40,8 @@ pub struct AgainstF16 {
     pub most: Footprint,
     /// A dense cache in f16.
     pub f16: Footprint,
+    /// From so many tokens on the cache [holds codes](CachePlan::codes_from).
+    pub codes_from: usize,
 }
 
 impl AgainstF16 {
@@ -53,11 +59,13 @@ impl AgainstF16 {
 /// `27392 bytes for 64 tokens, 16384 in a dense f16 cache: larger, because window and sinks are held twice`
 impl fmt::Display for AgainstF16 {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { tokens, planned, f16, .. } = self;
+        let Self { tokens, planned, f16, codes_from, .. } = self;
         let (bytes, dense) = (planned.total(), f16.total());
         write!(f, "{bytes} bytes for {tokens} tokens, {dense} in a dense f16 cache: ")?;
         f.write_str(if bytes < dense {
             "smaller"
+        } else if bytes == dense && tokens < codes_from {
+            "the same, because so short a context is held in f16"
         } else if bytes == dense {
             "the same"
         } else if bytes.saturating_sub(planned.window) < dense {
@@ -86,6 +94,7 @@ impl CachePlan {
             planned: self.footprint(tokens),
             most: Self { keys, ..*self }.footprint(tokens),
             f16: f16.footprint(tokens),
+            codes_from: self.codes_from(),
         }
     }
 
@@ -101,26 +110,7 @@ impl CachePlan {
             KeyPlan::Dense => 0,
         };
         // Once the window is full every block of tokens brings the same bytes: what is smaller stays so.
-        let last = (1 << 40) / BLOCK_TOKENS;
-        let mut high = filled.min(last);
-        let mut step = 1;
-        while !smaller(high) {
-            if high == last {
-                return None;
-            }
-            high = (high + step).min(last);
-            step *= 2;
-        }
-        let mut low = filled;
-        while low < high {
-            let middle = low + (high - low) / 2;
-            if smaller(middle) {
-                high = middle;
-            } else {
-                low = middle + 1;
-            }
-        }
-        Some(high * BLOCK_TOKENS + 1)
+        Some(first_block_from(filled, smaller)? * BLOCK_TOKENS + 1)
     }
 }
 
@@ -163,8 +153,10 @@ mod tests {
         let says = |plan: CachePlan, tokens| plan.against_f16(tokens).to_string();
         let compact = |zero_fraction, escapes| plan(KvStore::Compact, zero_fraction, escapes, 64);
         assert!(says(compact(0.6, 0.1), 4096).ends_with("smaller"));
-        assert!(says(compact(0.6, 0.1), 64).ends_with("larger, because window and sinks are held twice"));
-        let restless = compact(0.0, 64.0);
+        assert!(says(compact(0.6, 0.1), 64).ends_with("the same, because so short a context is held in f16"));
+        let hybrid = |zero_fraction, window| plan(KvStore::F16, zero_fraction, 0.0, window);
+        assert!(says(hybrid(0.8, 64), 100).ends_with("larger, because window and sinks are held twice"));
+        let restless = hybrid(0.0, 64);
         assert!(
             says(restless, 4096)
                 .ends_with("larger, because the deltas of these keys take more than the keys")

@@ -159,6 +159,14 @@ impl StoreBytes {
         self.data.saturating_add(self.table)
     }
 
+    pub(crate) fn plus(self, other: Self) -> Self {
+        Self { data: self.data.saturating_add(other.data), table: self.table.saturating_add(other.table) }
+    }
+
+    pub(crate) fn times(self, times: usize) -> Self {
+        Self { data: self.data.saturating_mul(times), table: self.table.saturating_mul(times) }
+    }
+
     /// Bytes that this is more than `before`.
     pub(crate) fn beyond(self, before: Self) -> usize {
         self.total() - before.total()

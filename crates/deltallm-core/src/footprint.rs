@@ -4,7 +4,8 @@ use std::ops::AddAssign;
 
 use crate::{
     budget::{StoreBytes, table_capacity},
-    delta::{Expected, planned_bytes},
+    delta::{Expected, most_key_bytes, planned_bytes},
+    element::ElementType,
     rows::{Layout, RowFormat},
     store::{BLOCK_TOKENS, KvStore},
 };
@@ -31,7 +32,7 @@ pub struct Footprint {
     pub keys: usize,
     /// Values of the whole history.
     pub values: usize,
-    /// Exact copies of keys (and values) that are also held coded: window and sinks.
+    /// Exact keys of the window and the sinks, and their values where far ones are quantised.
     pub window: usize,
     /// Tables of pages and blocks.
     pub bookkeeping: usize,
@@ -64,7 +65,7 @@ pub enum KeyPlan {
     /// Every key whole.
     Dense,
     /// As hybrid and delta attention hold them: coded in the way of the store, with exact copies of the window and the
-    /// sinks, and of their values if the store quantises.
+    /// sinks; if the store quantises, those are not coded, and have exact values too.
     Delta {
         /// Expected share of delta entries that are zero, in 0..=1.
         zero_fraction: f64,
@@ -125,53 +126,74 @@ impl CachePlan {
         if tokens == 0 {
             return Footprint::default();
         }
-        let rows = || {
-            let pages = tokens.div_ceil(BLOCK_TOKENS);
-            self.rows(RowFormat::of(self.store), BLOCK_TOKENS).bytes(pages, table_capacity(0, pages))
-        };
-        let values = rows();
-        let (keys, exact) = match self.keys {
-            KeyPlan::Dense => (rows(), StoreBytes::default()),
+        let rows = |tokens| self.rows_of(RowFormat::of(self.store), tokens);
+        let (keys, values, exact) = match self.keys {
+            KeyPlan::Dense => (rows(tokens), rows(tokens), StoreBytes::default()),
             KeyPlan::Delta { zero_fraction, wide, escapes, window, sinks } => {
+                if self.holds_tokens_once() && tokens < self.codes_from() {
+                    let exact = self.rows_of(self.store.exact().into(), tokens).times(2);
+                    return self.all_heads(StoreBytes::default(), StoreBytes::default(), exact);
+                }
+                let coded = self.coded(tokens, window);
                 let keys = match self.store.is_delta() {
-                    true => self.delta_keys(tokens, zero_fraction, wide, escapes),
-                    false => rows(),
+                    true => self.delta_keys(coded, zero_fraction, wide, escapes),
+                    false => rows(coded),
                 };
-                (keys, self.exact_rows(tokens, window, sinks))
+                (keys, rows(coded), self.exact_rows(tokens, window, sinks))
             }
         };
-        Footprint {
-            keys: keys.data.saturating_mul(self.kv_heads),
-            values: values.data.saturating_mul(self.kv_heads),
-            window: exact.data.saturating_mul(self.kv_heads),
-            bookkeeping: [values.table, exact.table]
-                .into_iter()
-                .fold(keys.table, usize::saturating_add)
-                .saturating_mul(self.kv_heads),
-        }
+        self.all_heads(keys, values, exact)
+    }
+
+    fn all_heads(&self, keys: StoreBytes, values: StoreBytes, window: StoreBytes) -> Footprint {
+        let [keys, values, window] = [keys, values, window].map(|head| head.times(self.kv_heads));
+        let tables = [values.table, window.table].into_iter().fold(keys.table, usize::saturating_add);
+        Footprint { keys: keys.data, values: values.data, window: window.data, bookkeeping: tables }
+    }
+
+    /// Whether a token is held exactly or coded, not both: in the stores that quantise, beside a window.
+    pub(crate) fn holds_tokens_once(&self) -> bool {
+        self.store.is_quantised() && matches!(self.keys, KeyPlan::Delta { window: 1.., .. })
+    }
+
+    /// Tokens that are coded, once any are.
+    pub(crate) fn coded(&self, tokens: usize, window: usize) -> usize {
+        if self.holds_tokens_once() { tokens.saturating_sub(window - 1) } else { tokens }
     }
 
     fn rows(&self, format: RowFormat, page_tokens: usize) -> Layout {
         Layout { channels: self.head_dim, format, page_tokens }
     }
 
+    /// Whole rows of one head, in pages as a dense cache has them.
+    pub(crate) fn rows_of(&self, format: RowFormat, tokens: usize) -> StoreBytes {
+        let pages = tokens.div_ceil(BLOCK_TOKENS);
+        self.rows(format, BLOCK_TOKENS).bytes(pages, table_capacity(0, pages))
+    }
+
     /// Delta-coded keys of one head.
     fn delta_keys(&self, tokens: usize, zero_fraction: f64, wide: f64, escapes: f64) -> StoreBytes {
+        if tokens == 0 {
+            return StoreBytes::default();
+        }
         let per_block = |per_token: f64| (BLOCK_TOKENS as f64 * per_token.max(0.0)).round() as usize;
         let sent = per_block(self.head_dim as f64 * (1.0 - zero_fraction.clamp(0.0, 1.0)));
         let wide = (sent as f64 * wide.clamp(0.0, 1.0)).round() as usize;
         // A value escapes at most once.
         let escapes = per_block(escapes.min(self.head_dim as f64));
-        let expected = Expected { sent, wide, escapes };
-        planned_bytes(self.store, self.head_dim, tokens, expected)
+        let keys = planned_bytes(self.store, self.head_dim, tokens, Expected { sent, wide, escapes });
+        // Keys that would take more are held whole.
+        match self.holds_tokens_once() && keys.total() > most_key_bytes(self.head_dim, tokens) {
+            true => self.rows_of(ElementType::F16.into(), tokens),
+            false => keys,
+        }
     }
 
-    /// Exact copies of window and sinks of one head, of keys alone where far values are exact.
-    fn exact_rows(&self, tokens: usize, window: usize, sinks: usize) -> StoreBytes {
+    /// Exact window and sinks of one head, with their values where far ones are quantised.
+    pub(crate) fn exact_rows(&self, tokens: usize, window: usize, sinks: usize) -> StoreBytes {
         if window == 0 {
             return StoreBytes::default();
         }
-        let copies = if self.store.is_quantised() { 2 } else { 1 };
         let format = RowFormat::from(self.store.exact());
         let page = Self::WINDOW_PAGE_TOKENS;
         let needed = tokens.saturating_sub(window - 1).min(tokens);
@@ -180,10 +202,9 @@ impl CachePlan {
         let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
         let tail = self.rows(format, page).bytes(held, table_capacity(0, most));
         let page = Self::sink_page_tokens(sinks);
-        let held = sinks.min(tokens).div_ceil(page);
+        let held = sinks.min(self.coded(tokens, window)).div_ceil(page);
         let sinks = self.rows(format, page).bytes(held, table_capacity(0, held));
-        let both = |tail: usize, sinks: usize| tail.saturating_add(sinks).saturating_mul(copies);
-        StoreBytes { data: both(tail.data, sinks.data), table: both(tail.table, sinks.table) }
+        tail.plus(sinks).times(if self.store.is_quantised() { 2 } else { 1 })
     }
 
     /// The largest number of tokens whose cache fits in `bytes`.
@@ -211,7 +232,7 @@ impl CachePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DeltaMatrix, ElementType, MemoryBudget, internal::PagedRows};
+    use crate::{DeltaMatrix, MemoryBudget, internal::PagedRows};
 
     #[test]
     fn a_dense_plan_is_exact_at_every_length() {

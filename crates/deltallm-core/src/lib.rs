@@ -38,6 +38,7 @@ mod against_f16;
 mod budget;
 mod buffer;
 mod check;
+mod codes_from;
 mod delta;
 mod element;
 mod error;
@@ -45,6 +46,7 @@ mod fingerprint;
 mod footprint;
 mod mask;
 mod quantise;
+mod quoted;
 mod rows;
 mod stats;
 mod store;
@@ -61,13 +63,14 @@ pub use stats::{HeadSparsity, SparsityStats};
 pub use store::{BLOCK_TOKENS, KvStore};
 pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdProfile};
 
-/// For `deltallm-attn`, no promises: the forms in which keys and values are held, which its kernels read. They change with
-/// any release.
+/// For the other crates, no promises: the forms in which keys and values are held, which the kernels of `deltallm-attn` read,
+/// and how messages show text out of files. They change with any release.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{
         check::LAYER_CHANNELS,
-        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes},
+        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
+        quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
     };
 }

@@ -10,7 +10,7 @@ pub const BLOCK_TOKENS: usize = 64;
 /// The store of a layer's keys and values.
 ///
 /// The first three keep everything in one float type. The others are for long contexts: what is far from the query is
-/// quantised, the exact window and the sinks are copies in f16 (`docs/method.md`, "What is stored").
+/// quantised, the exact window and the sinks are in f16 (`docs/method.md`, "What is stored").
 ///
 /// ```
 /// use deltallm_core::{ElementType, KvStore};

@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use deltallm_core::internal::{message, quoted};
+
 use crate::files::config::ConfigError;
 use crate::quant::QuantError;
 
@@ -10,7 +12,7 @@ use crate::quant::QuantError;
 #[non_exhaustive]
 pub enum ModelError {
     /// The file system refused.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}", message(file.display()))]
     Io {
         /// File or directory that was being read.
         file: PathBuf,
@@ -21,7 +23,7 @@ pub enum ModelError {
     #[error(
         "{}: not a model: expected a GGUF file, a .safetensors file or a directory holding config.json and \
          safetensors files, got a file that starts with {start:02x?}",
-        file.display()
+        message(file.display())
     )]
     UnknownFormat {
         /// The path as given.
@@ -30,7 +32,7 @@ pub enum ModelError {
         start: Vec<u8>,
     },
     /// The directory lacks a file that every model directory has.
-    #[error("{}: not a model directory: expected {expected} in it", file.display())]
+    #[error("{}: not a model directory: expected {expected} in it", message(file.display()))]
     IncompleteDirectory {
         /// The directory.
         file: PathBuf,
@@ -39,7 +41,7 @@ pub enum ModelError {
     },
     /// The GGUF file breaks the format's rules.
     #[cfg(feature = "gguf")]
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}", message(file.display()))]
     Gguf {
         /// The file.
         file: PathBuf,
@@ -48,7 +50,7 @@ pub enum ModelError {
     },
     /// The safetensors file breaks the format's rules.
     #[cfg(feature = "safetensors")]
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {}", message(file.display()), message(source))]
     Safetensors {
         /// The file.
         file: PathBuf,
@@ -56,7 +58,7 @@ pub enum ModelError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A JSON file is malformed.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}", message(file.display()))]
     Json {
         /// The file.
         file: PathBuf,
@@ -64,17 +66,17 @@ pub enum ModelError {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// A side file is larger than any real one.
-    #[error("{}: expected at most {limit} bytes, got {got}", file.display())]
+    #[error("{}: expected at most {limit} bytes, got at least {got}", message(file.display()))]
     FileTooLarge {
         /// The file.
         file: PathBuf,
         /// The most bytes that are read.
         limit: u64,
-        /// Its size in bytes.
+        /// Its size in bytes; of a file without an end, such as a device, what was read of it.
         got: u64,
     },
     /// A shard named by `model.safetensors.index.json` lies outside the model's directory.
-    #[error("{}: expected the plain name of a file in the same directory, got {got:?}", file.display())]
+    #[error("{}: expected the plain name of a file in the same directory, got `{got}`", message(file.display()), got = quoted(got))]
     ShardName {
         /// The index file.
         file: PathBuf,
@@ -82,7 +84,7 @@ pub enum ModelError {
         got: String,
     },
     /// The model's parameters are inconsistent or not supported.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}", message(file.display()))]
     Config {
         /// The file.
         file: PathBuf,
@@ -90,7 +92,7 @@ pub enum ModelError {
         source: ConfigError,
     },
     /// A tensor that the architecture needs is not in the file.
-    #[error("{}: tensor `{tensor}` is missing", file.display())]
+    #[error("{}: tensor `{tensor}` is missing", message(file.display()), tensor = quoted(tensor))]
     MissingTensor {
         /// The file.
         file: PathBuf,
@@ -98,7 +100,7 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor's element type cannot be read.
-    #[error("{}: tensor `{tensor}`: expected {expected}, got elements of type {got}", file.display())]
+    #[error("{}: tensor `{tensor}`: expected {expected}, got elements of type {got}", message(file.display()), tensor = quoted(tensor), got = quoted(got))]
     ElementType {
         /// The file.
         file: PathBuf,
@@ -110,7 +112,7 @@ pub enum ModelError {
         got: String,
     },
     /// A tensor does not have the shape that the model's parameters imply.
-    #[error("{}: tensor `{tensor}`: expected shape {expected:?}, got {got:?}", file.display())]
+    #[error("{}: tensor `{tensor}`: expected shape {expected:?}, got {got:?}", message(file.display()), tensor = quoted(tensor))]
     TensorShape {
         /// The file.
         file: PathBuf,
@@ -122,7 +124,7 @@ pub enum ModelError {
         got: Vec<usize>,
     },
     /// A tensor's bytes do not form whole blocks of its type.
-    #[error("{}: tensor `{tensor}`: {source}", file.display())]
+    #[error("{}: tensor `{tensor}`: {source}", message(file.display()), tensor = quoted(tensor))]
     Quant {
         /// The file.
         file: PathBuf,
@@ -132,7 +134,7 @@ pub enum ModelError {
         source: QuantError,
     },
     /// A weight is NaN or infinite, which a damaged file or a broken conversion produces.
-    #[error("{}: tensor `{tensor}`: expected finite weights, got {got} at row {row}, column {column}", file.display())]
+    #[error("{}: tensor `{tensor}`: expected finite weights, got {got} at row {row}, column {column}", message(file.display()), tensor = quoted(tensor))]
     NonFiniteWeight {
         /// The file.
         file: PathBuf,
@@ -148,8 +150,7 @@ pub enum ModelError {
     /// What ternary weights are multiplied with is not usable. A scale of a damaged or unfinished file is often 0 or NaN.
     #[error(
         "{}: tensor `{tensor}`: expected a positive finite scale for the ternary weights, got {got}",
-        file.display()
-    )]
+        message(file.display()), tensor = quoted(tensor))]
     TernaryScale {
         /// The file.
         file: PathBuf,
@@ -161,8 +162,7 @@ pub enum ModelError {
     /// The blocks of a tensor have different scales, but a ternary matrix has one.
     #[error(
         "{}: tensor `{tensor}`: expected all blocks to have the scale of the first, {expected}, got {got} in block {block}",
-        file.display()
-    )]
+        message(file.display()), tensor = quoted(tensor))]
     BlockScale {
         /// The file.
         file: PathBuf,
@@ -176,7 +176,7 @@ pub enum ModelError {
         got: f32,
     },
     /// Packed ternary weights hold four rows in one.
-    #[error("{}: tensor `{tensor}`: expected rows that are a multiple of 4, to unpack, got {got}", file.display())]
+    #[error("{}: tensor `{tensor}`: expected rows that are a multiple of 4, to unpack, got {got}", message(file.display()), tensor = quoted(tensor))]
     PackedRows {
         /// The file.
         file: PathBuf,
@@ -188,8 +188,7 @@ pub enum ModelError {
     /// A scale beside weights that are not ternary yet: whether they are to be rounded before or after is anybody's guess.
     #[error(
         "{}: tensor `{tensor}`: expected ternary weights beside a separate scale, got weights of several magnitudes",
-        file.display()
-    )]
+        message(file.display()), tensor = quoted(tensor))]
     NotTernary {
         /// The file.
         file: PathBuf,
@@ -197,7 +196,7 @@ pub enum ModelError {
         tensor: String,
     },
     /// Weights make no ternary matrix: one of the codes is none of -1, 0 and 1, or there are too many columns.
-    #[error("{}: tensor `{tensor}`: {source}", file.display())]
+    #[error("{}: tensor `{tensor}`: {source}", message(file.display()), tensor = quoted(tensor))]
     Ternary {
         /// The file.
         file: PathBuf,
@@ -207,7 +206,7 @@ pub enum ModelError {
         source: crate::TernaryError,
     },
     /// Quantised weights cannot be packed.
-    #[error("{}: tensor `{tensor}`: {source}", file.display())]
+    #[error("{}: tensor `{tensor}`: {source}", message(file.display()), tensor = quoted(tensor))]
     Quantised {
         /// The file.
         file: PathBuf,
@@ -283,7 +282,7 @@ pub enum ModelError {
         got: usize,
     },
     /// The tokenizer could not be made from the model's files.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}", message(file.display()))]
     Tokenizer {
         /// The file or directory.
         file: PathBuf,

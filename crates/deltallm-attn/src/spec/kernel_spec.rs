@@ -216,6 +216,7 @@ impl KernelSpec {
             window: self.window,
             exact_prompt: plan.exact_prompt.unwrap_or(self.exact_prompt),
             sinks: self.sinks,
+            codes_from: None,
             skip_margin: plan.skip_margin,
             options: self.options(layer, context),
         };

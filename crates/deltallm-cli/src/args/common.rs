@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
 use clap::{Command, CommandFactory, FromArgMatches};
+use deltallm::core::internal::message;
 
 use super::numbers::whole;
 use super::rules;
@@ -114,8 +115,9 @@ fn usage_line(message: &str) -> String {
     line.strip_prefix("error: ").unwrap_or(&line).to_owned()
 }
 
+/// On one line, and whatever a file has put in it shown as text.
 fn one_line<'a>(lines: impl Iterator<Item = &'a str>) -> String {
-    lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")
+    message(lines.map(str::trim).filter(|line| !line.is_empty()).collect::<Vec<_>>().join(" ")).to_string()
 }
 
 #[cfg(test)]
@@ -127,6 +129,14 @@ mod tests {
         let io = std::io::Error::other("no such file");
         let error = anyhow::Error::new(io).context("a.gguf: no such file").context("cannot open the model");
         assert_eq!(error_line(&error), "cannot open the model: a.gguf: no such file");
+    }
+
+    #[test]
+    fn what_a_file_says_cannot_write_to_the_terminal() {
+        let error = anyhow::anyhow!("tensor `\u{1b}[2J\u{202e}{}`", "x".repeat(1 << 20));
+        let line = error_line(&error);
+        assert!(line.starts_with(r"tensor `\u{1b}[2J\u{202e}xxx") && line.len() < 5000, "{line}");
+        assert!(line.ends_with("… (1048592 bytes)"), "{line}");
     }
 
     #[test]

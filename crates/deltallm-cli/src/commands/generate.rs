@@ -4,7 +4,7 @@
 
 use clap::ValueEnum;
 use deltallm::KvStore;
-use deltallm::models::{Narrowed, Sampler, SamplerConfig, SamplingError, Session};
+use deltallm::models::{Narrowed, SamplerConfig, Session};
 use serde::Serialize;
 
 use crate::args::{MOST, number, whole};
@@ -105,18 +105,7 @@ impl SamplingArgs {
     }
 }
 
-/// The complaint with the name of the option instead of the field.
-fn by_option(error: SamplingError) -> anyhow::Error {
-    match error {
-        SamplingError::InvalidConfig { field, expected, got } => {
-            anyhow::anyhow!("--{}: expected {expected}, got {got}", field.replace('_', "-"))
-        }
-        other => other.into(),
-    }
-}
-
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
-    Sampler::new(args.sampling.resolve(args.demonstrates())).map_err(by_option)?;
     args.common.start_threads()?;
     let model = args.model.open()?;
     let demonstrates = args.demonstrates() && args.kernel.kind() != KernelKind::Dense;
@@ -379,11 +368,13 @@ impl Run {
             percent(footprint.total() as f64 / self.dense_f16_bytes as f64),
             bytes(self.dense_f16_bytes)
         ));
+        let says = "`deltallm inspect` says from which length on it is less";
         if footprint.total() > self.dense_f16_bytes && footprint.window > 0 {
             note(format_args!(
-                "             more, because in a short context the exact window is held beside its coded keys; `deltallm inspect` says from \
-                 which length on it is less"
+                "             more, because the exact window is held beside its coded keys; {says}"
             ));
+        } else if footprint.total() == self.dense_f16_bytes && self.kernel.kind() == KernelKind::Hybrid {
+            note(format_args!("             the same, because so short a context is held in f16; {says}"));
         }
         if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
             let narrowed = match self.generation.narrowed {

@@ -194,8 +194,9 @@ impl Report {
         }
         writeln!(
             out,
-            "\nIn short contexts hybrid caches are larger than dense ones in f16: the exact window is held beside its coded keys. Plans are for \
-             keys like those of the calibration text; keys that never rest take more."
+            "\nHybrid caches in int8 and compact are never larger than a dense one in f16: shorter contexts than \"smaller from\" are held in f16. \
+             Those in f32, f16 and bf16 hold the exact window beside its coded keys. Plans are for keys like those of the calibration text; \
+             keys that never rest take more."
         )
     }
 }

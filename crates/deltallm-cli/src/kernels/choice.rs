@@ -225,7 +225,7 @@ impl KernelChoice {
     }
 
     /// The length from which on these caches are planned smaller than dense ones in f16, up to the model's context; `None` if they are
-    /// not. Shorter ones are larger because the exact window is held beside its coded keys.
+    /// not. Shorter ones are in f16 as well, or larger where the exact window is held beside its coded keys.
     pub fn smaller_than_f16_from(&self, config: &ModelConfig) -> Option<usize> {
         let smaller = |tokens: usize| self.planned_bytes(config, tokens) < dense_f16_bytes(config, tokens);
         // Where the window and its pages are full, every further token takes the same.

@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use deltallm::Isa;
 use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError, ModelFile, Tokenizer};
+use jiff::Zoned;
+use jiff::fmt::strtime::{self, BrokenDownTime};
 
 use crate::Progress;
 use path::in_folder;
@@ -80,7 +82,8 @@ impl LoadedModel {
         let bos = special(self.tokenizer.bos())?;
         let eos = special(self.tokenizer.eos_ids().first().copied())?;
         let message = ChatMessage::new("user", self.tokenizer.escape(text));
-        let prompt = ChatTemplate::new(source, &bos, &eos)?.render(&[message], true)?;
+        let template = ChatTemplate::new(source, &bos, &eos)?.with_strftime_now(strftime_now);
+        let prompt = template.render(&[message], true)?;
         // The template has written the special tokens.
         self.checked(self.tokenizer.encode_prompt(&prompt, false)?)
     }
@@ -109,6 +112,13 @@ impl LoadedModel {
         anyhow::ensure!(!tokens.is_empty(), "expected a text of at least one token, got an empty one");
         Ok(tokens)
     }
+}
+
+/// The time here and now in a format of C's `strftime`, as templates may ask for it. Of what is no such format, itself.
+fn strftime_now(format: &str) -> String {
+    let config = strtime::Config::new().lenient(true);
+    let now = BrokenDownTime::from(&Zoned::now());
+    now.to_string_with_config(&config, format).unwrap_or_else(|_| format.to_owned())
 }
 
 /// Opens the file of a model: see [`LoadedModel::open`].
@@ -158,6 +168,15 @@ mod tests {
             assert_eq!(model.name, name);
         }
         assert_eq!(LoadedModel::open(None).unwrap().name, "fairy-tales");
+    }
+
+    #[test]
+    fn templates_can_ask_for_the_time() {
+        let day = strftime_now("%d %b %Y");
+        assert!(day.len() == 11 && day.contains(" 20"), "{day}");
+        // As C does it: what is unknown stays.
+        assert_eq!(strftime_now("%! é"), "%! é");
+        assert_eq!(strftime_now("%9999999d"), "%9999999d");
     }
 
     #[test]

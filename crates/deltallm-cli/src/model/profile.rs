@@ -6,6 +6,8 @@ use anyhow::Context;
 use deltallm::AttentionProfile;
 use deltallm::models::ModelConfig;
 
+use crate::input::read_bytes;
+
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
 const BUILT_IN: [(&str, &str); 3] = [
     ("bitnet-tiny (built in)", include_str!("../../assets/profiles/bitnet-tiny.json")),
@@ -30,8 +32,8 @@ impl ModelProfile {
     pub fn read(path: &Path, model: &ModelConfig) -> anyhow::Result<Self> {
         let name = || format!("--profile {}", path.display());
         let expected = || format!("{}: expected a file that calibrate has written", name());
-        let text = std::fs::read_to_string(path).with_context(expected)?;
-        let settings: AttentionProfile = serde_json::from_str(&text).with_context(expected)?;
+        let text = read_bytes(&name(), path).with_context(expected)?;
+        let settings: AttentionProfile = serde_json::from_slice(&text).with_context(expected)?;
         check(&settings, model)
             .with_context(|| format!("{} (calibrate makes one for this model)", name()))?;
         Ok(Self { name: path.display().to_string(), settings })

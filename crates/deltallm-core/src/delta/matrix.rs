@@ -6,7 +6,7 @@ use super::{
     rule::Rule,
 };
 use crate::{
-    budget::{Reservation, StoreBytes, reserve_slot, table_capacity},
+    budget::{MemoryBudget, Reservation, StoreBytes, reserve_slot, table_capacity},
     element::ElementType,
     error::CoreError,
     mask::{count, words},
@@ -110,6 +110,25 @@ impl<C: Codec> Matrix<C> {
         self.sealed.get(number).or(open)
     }
 
+    /// What [`nonzeros`](Self::nonzeros) will be once these keys, `[tokens, channels]`, have been appended too.
+    pub(super) fn nonzeros_with(&self, keys: &[f32]) -> usize
+    where
+        C: Clone,
+    {
+        let mut charge = MemoryBudget::unlimited().reservation();
+        let mut ahead = Self::new(self.rule.clone(), self.codec.clone());
+        if self.open_tokens() > 0 {
+            ahead.make_room();
+            ahead.open.reopen(self.open.clone());
+        }
+        let counted = self.rule.nonzeros();
+        for key in keys.chunks_exact(self.channels()) {
+            // No budget says no, so every key comes in.
+            let _ = ahead.push(key, &mut charge);
+        }
+        self.nonzeros() + ahead.rule.nonzeros() - counted
+    }
+
     /// Appends a key that has been checked.
     pub(super) fn push(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
         self.prepare(reservation)?;
@@ -125,14 +144,20 @@ impl<C: Codec> Matrix<C> {
         }
         let written = self.open_tokens();
         reservation.grow(self.missing(1))?;
-        self.codec.make_room(&mut self.open.codes, written);
-        if self.open.masks.capacity() == 0 {
-            self.open.masks.reserve_exact(BLOCK_TOKENS * words(self.channels()));
-        }
+        self.make_room();
         if written == 0 {
             self.codec.start(&mut self.rule, &mut self.open.codes);
         }
         Ok(())
+    }
+
+    /// Allocates what [`missing`](Self::missing) says of one key.
+    fn make_room(&mut self) {
+        let written = self.open_tokens();
+        self.codec.make_room(&mut self.open.codes, written);
+        if self.open.masks.capacity() == 0 {
+            self.open.masks.reserve_exact(BLOCK_TOKENS * words(self.channels()));
+        }
     }
 
     /// Appends the channels of a key that the rule has chosen.

@@ -15,11 +15,12 @@ mod steps;
 use half::{bf16, f16};
 
 use crate::{
-    budget::{Reservation, StoreBytes},
+    budget::{Reservation, StoreBytes, table_capacity},
     buffer::FloatBuffer,
     check::check_row,
     element::ElementType,
     error::CoreError,
+    rows::Layout,
     store::{BLOCK_TOKENS, KvStore},
     threshold::HeadThresholds,
 };
@@ -170,6 +171,15 @@ impl DeltaMatrix {
         match &self.0 {
             Form::Float(matrix) => matrix.nonzeros(),
             Form::Steps(matrix) => matrix.nonzeros(),
+        }
+    }
+
+    /// What [`nonzeros`](Self::nonzeros) will be once these keys, `[tokens, channels]`, have been coded too.
+    #[doc(hidden)]
+    pub fn nonzeros_with(&self, keys: &[f32]) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.nonzeros_with(keys),
+            Form::Steps(matrix) => matrix.nonzeros_with(keys),
         }
     }
 
@@ -340,4 +350,17 @@ pub(crate) fn planned_bytes(
             Matrix::<FloatCodec>::bytes_at(tokens, channels, codes)
         }
     }
+}
+
+/// The most that the coded keys of a head in [`KvStore::Compact`] may take beside a window: as much as whole keys in f16, and
+/// the room of the block that is being written, should that be more than a page. Keys that would take more are held whole.
+pub fn most_key_bytes(channels: usize, tokens: usize) -> usize {
+    let rows = |tokens: usize| {
+        let pages = tokens.div_ceil(BLOCK_TOKENS);
+        let rows = Layout { channels, format: ElementType::F16.into(), page_tokens: BLOCK_TOKENS };
+        rows.bytes(pages, table_capacity(0, pages)).total()
+    };
+    let nothing = Expected { sent: 0, wide: 0, escapes: 0 };
+    let open = planned_bytes(KvStore::Compact, channels, 1, nothing).total();
+    rows(tokens).saturating_add(open.saturating_sub(rows(1)))
 }

@@ -44,6 +44,11 @@ impl Rule {
         self.reference.len()
     }
 
+    /// Entries transmitted so far.
+    pub(super) fn nonzeros(&self) -> usize {
+        self.nonzeros
+    }
+
     /// What the thresholds are multiplied by for the next key.
     pub(super) fn factor(&self) -> f32 {
         self.thresholds.factor(self.tokens, self.nonzeros)

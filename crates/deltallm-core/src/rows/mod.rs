@@ -250,9 +250,23 @@ impl PagedRows {
         format: impl Into<RowFormat>,
         reservation: &mut Reservation,
     ) -> Result<Self, CoreError> {
-        let mut copy = Self::starting_at(self.first, self.layout.channels, format, self.layout.page_tokens);
+        self.copied(self.first..self.len, format, self.layout.page_tokens, reservation)
+    }
+
+    /// A copy of some tokens, all of which must be held, in another format and in pages of another size.
+    ///
+    /// # Errors
+    /// As [`converted`](Self::converted).
+    pub fn copied(
+        &self,
+        tokens: Range<usize>,
+        format: impl Into<RowFormat>,
+        page_tokens: usize,
+        reservation: &mut Reservation,
+    ) -> Result<Self, CoreError> {
+        let mut copy = Self::starting_at(tokens.start, self.layout.channels, format, page_tokens);
         let mut scratch = Vec::new();
-        for token in self.first..self.len {
+        for token in tokens {
             copy.push(self.read(token..token + 1, &mut scratch), reservation)?;
         }
         Ok(copy)

@@ -6,13 +6,14 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use deltallm_core::internal::quoted;
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
 /// Why a file was not read.
 pub(crate) enum ReadError {
     Io(io::Error),
-    /// Its size in bytes.
+    /// Its size in bytes, or what was read of it.
     TooLarge(u64),
 }
 
@@ -22,7 +23,7 @@ impl From<io::Error> for ReadError {
     }
 }
 
-/// Reads a file of at most `limit` bytes.
+/// Reads a file of at most `limit` bytes. Devices and pipes are read too, and have no size that could be asked for before.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError> {
     let file = File::open(path)?;
     let size = file.metadata()?.len();
@@ -30,9 +31,12 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>, ReadError
         return Err(ReadError::TooLarge(size));
     }
     let mut text = Vec::new();
-    // The file may grow after its size was read.
-    file.take(limit).read_to_end(&mut text)?;
-    Ok(text)
+    // One more than may be there.
+    file.take(limit + 1).read_to_end(&mut text)?;
+    match text.len() as u64 {
+        got if got > limit => Err(ReadError::TooLarge(got)),
+        _ => Ok(text),
+    }
 }
 
 /// Parses a text in which no object has a key twice. JSON leaves open which of the two counts, and parsers differ.
@@ -90,6 +94,7 @@ impl<'de> Visitor<'de> for UniqueKeys {
         let mut keys = HashSet::new();
         while let Some(key) = entries.next_key::<String>()? {
             if keys.contains(&key) {
+                let key = quoted(key);
                 return Err(A::Error::custom(format_args!("expected every key once, got `{key}` twice")));
             }
             keys.insert(key);

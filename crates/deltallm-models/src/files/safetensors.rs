@@ -6,6 +6,7 @@ use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
 use ::safetensors::{Dtype, SafeTensorError, SafeTensors};
+use deltallm_core::internal::message;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -209,5 +210,8 @@ fn read_json<T: DeserializeOwned>(path: &Path, limit: u64) -> Result<T, ModelErr
         ReadError::Io(source) => ModelError::Io { file: path.to_owned(), source },
         ReadError::TooLarge(got) => ModelError::FileTooLarge { file: path.to_owned(), limit, got },
     })?;
-    json::from_slice(&text).map_err(|error| ModelError::Json { file: path.to_owned(), source: error.into() })
+    json::from_slice(&text).map_err(|error| ModelError::Json {
+        file: path.to_owned(),
+        source: message(error).to_string().into(),
+    })
 }

@@ -9,6 +9,7 @@ mod common;
 
 mod gguf;
 mod json;
+mod messages;
 mod parameters;
 mod safetensors_files;
 mod ternary;

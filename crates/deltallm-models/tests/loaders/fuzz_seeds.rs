@@ -166,6 +166,25 @@ const BYTE_LEVEL_TOKENIZER: &str = r#"{"added_tokens":[{"id":3,"content":"<s>","
 "post_processor":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":false,"use_regex":true},"decoder":{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true},
 "model":{"type":"BPE","vocab":{"a":0,"b":1,"ab":2},"merges":["a b"]}}"#;
 
+const STEPS_OF_TOKENIZERS: [(&str, &str); 4] = [
+    (
+        "pieces",
+        r#"{"normalizer":{"type":"Sequence","normalizers":[{"type":"Prepend","prepend":"▁"},{"type":"Replace","pattern":{"String":" "},"content":"▁"},{"type":"NFKC"},{"type":"StripAccents"}]},"decoder":{"type":"Sequence","decoders":[{"type":"Replace","pattern":{"String":"▁"},"content":" "},{"type":"Fuse"},{"type":"Strip","content":" ","start":1,"stop":0}]}}"#,
+    ),
+    (
+        "metaspace",
+        r#"{"pre_tokenizer":{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":true},"decoder":{"type":"Metaspace","replacement":"▁","prepend_scheme":"first","split":true}}"#,
+    ),
+    (
+        "bytes",
+        r#"{"normalizer":{"type":"Replace","pattern":{"Regex":"^|b*"},"content":"a"},"pre_tokenizer":{"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":"(?i:'s)|\\p{N}{1,3}|\\s+(?!\\S)"},"behavior":"MergedWithNext","invert":true},{"type":"Digits","individual_digits":true},{"type":"Punctuation","behavior":"Contiguous"},{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true,"use_regex":true}]},"decoder":{"type":"ByteLevel"}}"#,
+    ),
+    (
+        "around",
+        r#"{"post_processor":{"type":"Sequence","processors":[{"type":"ByteLevel","add_prefix_space":true,"trim_offsets":true},{"type":"TemplateProcessing","single":[{"SpecialToken":{"id":"<s>","type_id":0}},{"Sequence":{"id":"A","type_id":0}}],"pair":[],"special_tokens":{"<s>":{"id":"<s>","ids":[1],"tokens":["<s>"]}}}]}}"#,
+    ),
+];
+
 const PROFILE: &str = r#"{"version":3,"model":"0000000000000007","kv_heads":1,"head_dim":2,
 "provenance":{"model":"m","text_sha256":"00","tokens":8,"context":4,"goal":{"kl":0.01},"zero_fraction":0.5,"held_out":{"tokens":4,"zero_fraction":0.5,"sparsity":0.4,"values_skipped":0.3,"perplexity_dense":9.0,"perplexity_change":0.001,"kl":0.01,"top1_agreement":0.9}},
 "spec":{"kernel":"hybrid","store":"f16","precision":"int16","scale":0.5,"softcap":50,"thresholds":{"channels":[0.0,0.5,0.25,1]},"window":"8","sinks":2,"skip_margin":4.5,"exact_prompt":3,
@@ -243,6 +262,14 @@ fn write_the_seeds_of_the_fuzz_targets() {
         fs::write(&path, json).unwrap();
         Tokenizer::from_json_file(&path).unwrap();
         write("tokenizer", name, &[text.as_bytes(), b"\0", json.as_bytes()].concat());
+    }
+    let templates = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/chat/families");
+    for template in fs::read_dir(templates).unwrap() {
+        let path = template.unwrap().path();
+        write("chat", path.file_stem().unwrap().to_str().unwrap(), &fs::read(&path).unwrap());
+    }
+    for (name, steps) in STEPS_OF_TOKENIZERS {
+        write("steps", name, &[text.as_bytes(), b"\0", steps.as_bytes()].concat());
     }
     write("profile", "two-layers", PROFILE.as_bytes());
     for (i, setting) in ATTENTION.iter().enumerate() {

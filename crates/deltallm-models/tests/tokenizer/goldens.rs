@@ -56,5 +56,6 @@ fn smollm_vocabulary() {
     };
     let tokenizer = Tokenizer::from_model(&ModelFile::open(path).unwrap()).unwrap();
     assert_cases(&tokenizer, &read::<Cases>(&fixture("smollm.json")).cases);
-    assert_eq!(tokenizer.eos_ids(), [2, 0]);
+    // `<|im_end|>`, `<|endoftext|>` and, as in llama.cpp, `<reponame>`.
+    assert_eq!(tokenizer.eos_ids(), [2, 0, 4]);
 }

@@ -1,6 +1,15 @@
 //! Properties and edge cases of tokenizers.
 
+mod added_tokens;
+#[cfg(feature = "gguf")]
+mod gguf_defaults;
+#[cfg(feature = "gguf")]
+#[path = "../common/gguf_writer.rs"]
+#[allow(dead_code, reason = "other test programs use the rest")]
+mod gguf_writer;
 mod goldens;
+mod hostile_steps;
+mod limits;
 mod vocabulary;
 
 use std::collections::BTreeMap;

@@ -1,17 +1,19 @@
 //! Why a model's parameters cannot be used.
 
+use deltallm_core::internal::quoted;
+
 /// Why a model's parameters cannot be used. Keys are those of the file at hand.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
     /// The text is not JSON, or has a key twice.
-    #[error("config.json: expected JSON with every key once, got {detail}")]
+    #[error("config.json: expected JSON with every key once, got {detail}", detail = quoted(detail))]
     Json {
         /// What is wrong, with line and column.
         detail: String,
     },
     /// An architecture that is not supported.
-    #[error("architecture: expected one of {expected}, got `{got}`")]
+    #[error("architecture: expected one of {expected}, got `{got}`", got = quoted(got))]
     Architecture {
         /// The names that this format has for those that are.
         expected: &'static str,
@@ -19,7 +21,7 @@ pub enum ConfigError {
         got: String,
     },
     /// A variant of the architecture that has further weights.
-    #[error("`{key}`: expected {expected}, got {got}")]
+    #[error("`{key}`: expected {expected}, got {got}", key = quoted(key), got = quoted(got))]
     Unsupported {
         /// The parameter.
         key: String,
@@ -29,13 +31,13 @@ pub enum ConfigError {
         got: String,
     },
     /// A kind of RoPE scaling that is not supported.
-    #[error("RoPE scaling: expected none, `default`, `linear` or `llama3`, got `{got}`")]
+    #[error("RoPE scaling: expected none, `default`, `linear` or `llama3`, got `{got}`", got = quoted(got))]
     RopeScaling {
         /// Its name.
         got: String,
     },
     /// Another activation than the architecture's.
-    #[error("activation: expected `{expected}`, got `{got}`")]
+    #[error("activation: expected `{expected}`, got `{got}`", got = quoted(got))]
     Activation {
         /// The architecture's.
         expected: &'static str,
@@ -43,13 +45,13 @@ pub enum ConfigError {
         got: String,
     },
     /// A parameter that has no default is missing.
-    #[error("`{key}` is missing")]
+    #[error("`{key}` is missing", key = quoted(key))]
     Missing {
         /// The parameter.
         key: String,
     },
     /// A parameter is of the wrong type.
-    #[error("`{key}`: expected {expected}, got {got}")]
+    #[error("`{key}`: expected {expected}, got {got}", key = quoted(key), got = quoted(got))]
     WrongType {
         /// The parameter.
         key: String,

@@ -1,5 +1,7 @@
 //! The errors of the GGUF reader.
 
+use deltallm_core::internal::quoted;
+
 /// Which rule of the GGUF format a file breaks.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 #[non_exhaustive]
@@ -55,7 +57,7 @@ pub enum GgufError {
         valid: usize,
     },
     /// The type number of a metadata value or array element means nothing.
-    #[error("metadata `{key}`: expected a value type of 0 to 12, got {got}")]
+    #[error("metadata `{key}`: expected a value type of 0 to 12, got {got}", key = quoted(key))]
     ValueType {
         /// The key.
         key: String,
@@ -63,7 +65,7 @@ pub enum GgufError {
         got: u32,
     },
     /// A Boolean is neither 0 nor 1.
-    #[error("metadata `{key}`: expected a Boolean of 0 or 1, got {got}")]
+    #[error("metadata `{key}`: expected a Boolean of 0 or 1, got {got}", key = quoted(key))]
     Bool {
         /// The key.
         key: String,
@@ -71,7 +73,7 @@ pub enum GgufError {
         got: u8,
     },
     /// Arrays are nested deeper than any real file has them.
-    #[error("metadata `{key}`: expected arrays nested at most {most} deep")]
+    #[error("metadata `{key}`: expected arrays nested at most {most} deep", key = quoted(key))]
     Nesting {
         /// The key.
         key: String,
@@ -79,19 +81,19 @@ pub enum GgufError {
         most: usize,
     },
     /// Two metadata entries have one key.
-    #[error("metadata `{key}`: expected one entry, got two")]
+    #[error("metadata `{key}`: expected one entry, got two", key = quoted(key))]
     DuplicateKey {
         /// The key.
         key: String,
     },
     /// A metadata entry that is needed is missing.
-    #[error("metadata `{key}` is missing")]
+    #[error("metadata `{key}` is missing", key = quoted(key))]
     MissingKey {
         /// The key.
         key: String,
     },
     /// A metadata entry has another type than its key calls for.
-    #[error("metadata `{key}`: expected {expected}, got {got}")]
+    #[error("metadata `{key}`: expected {expected}, got {got}", key = quoted(key), got = quoted(got))]
     WrongType {
         /// The key.
         key: String,
@@ -109,13 +111,13 @@ pub enum GgufError {
         got: u64,
     },
     /// Two tensors have one name.
-    #[error("tensor `{tensor}`: expected one tensor of that name, got two")]
+    #[error("tensor `{tensor}`: expected one tensor of that name, got two", tensor = quoted(tensor))]
     DuplicateTensor {
         /// The name.
         tensor: String,
     },
     /// A tensor has no or too many dimensions.
-    #[error("tensor `{tensor}`: expected 1 to 4 dimensions, got {got}")]
+    #[error("tensor `{tensor}`: expected 1 to 4 dimensions, got {got}", tensor = quoted(tensor))]
     Rank {
         /// The name.
         tensor: String,
@@ -123,7 +125,7 @@ pub enum GgufError {
         got: u32,
     },
     /// A dimension is zero.
-    #[error("tensor `{tensor}`: expected dimensions of at least 1, got {dims:?}")]
+    #[error("tensor `{tensor}`: expected dimensions of at least 1, got {dims:?}", tensor = quoted(tensor))]
     ZeroDimension {
         /// The name.
         tensor: String,
@@ -131,7 +133,7 @@ pub enum GgufError {
         dims: Vec<u64>,
     },
     /// The number of elements or bytes does not fit 64 bits.
-    #[error("tensor `{tensor}`: expected a size that fits 64 bits, got dimensions {dims:?}")]
+    #[error("tensor `{tensor}`: expected a size that fits 64 bits, got dimensions {dims:?}", tensor = quoted(tensor))]
     ShapeOverflow {
         /// The name.
         tensor: String,
@@ -139,10 +141,8 @@ pub enum GgufError {
         dims: Vec<u64>,
     },
     /// The tensor's element type is unknown or not supported.
-    #[error(
-        "tensor `{tensor}`: expected an element type that can be read ({}), got type {got}",
-        type_names()
-    )]
+    #[error("tensor `{tensor}`: expected an element type that can be read ({}), got type {got}",
+        type_names(), tensor = quoted(tensor))]
     TensorType {
         /// The name.
         tensor: String,
@@ -150,7 +150,7 @@ pub enum GgufError {
         got: u32,
     },
     /// Rows are no whole number of blocks.
-    #[error("tensor `{tensor}`: expected rows of a multiple of {block} elements, got {got}")]
+    #[error("tensor `{tensor}`: expected rows of a multiple of {block} elements, got {got}", tensor = quoted(tensor))]
     PartialBlock {
         /// The name.
         tensor: String,
@@ -160,7 +160,7 @@ pub enum GgufError {
         got: u64,
     },
     /// A tensor's offset is not aligned.
-    #[error("tensor `{tensor}`: expected an offset that is a multiple of {alignment}, got {got}")]
+    #[error("tensor `{tensor}`: expected an offset that is a multiple of {alignment}, got {got}", tensor = quoted(tensor))]
     Misaligned {
         /// The name.
         tensor: String,
@@ -170,9 +170,7 @@ pub enum GgufError {
         got: u64,
     },
     /// A tensor's data reaches past the end of the file.
-    #[error(
-        "tensor `{tensor}`: expected {bytes} bytes at offset {offset} of the data, got {available} bytes of data"
-    )]
+    #[error("tensor `{tensor}`: expected {bytes} bytes at offset {offset} of the data, got {available} bytes of data", tensor = quoted(tensor))]
     TensorPastEnd {
         /// The name.
         tensor: String,
@@ -184,7 +182,7 @@ pub enum GgufError {
         available: u64,
     },
     /// Two tensors share bytes.
-    #[error("tensors `{first}` and `{second}`: expected separate data, got overlapping ranges")]
+    #[error("tensors `{first}` and `{second}`: expected separate data, got overlapping ranges", first = quoted(first), second = quoted(second))]
     Overlap {
         /// The tensor that starts first.
         first: String,

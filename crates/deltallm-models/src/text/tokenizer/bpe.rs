@@ -20,12 +20,12 @@ pub(super) struct BpeOptions {
     pub(super) fuse_unk: bool,
 }
 
-/// Maps each token to its id.
+/// Maps each token to its id. Tokens without a text, which some files pad with, have none: no text makes them.
 pub(super) fn index<'a>(
     tokens: impl IntoIterator<Item = (u32, &'a str)>,
 ) -> Result<HashMap<&'a str, u32>, TokenizerError> {
-    let tokens = tokens.into_iter();
-    let mut ids = HashMap::with_capacity(tokens.size_hint().0);
+    let tokens = tokens.into_iter().filter(|(_, token)| !token.is_empty());
+    let mut ids = HashMap::with_capacity(tokens.size_hint().1.unwrap_or(0));
     for (second, token) in tokens {
         if let Some(first) = ids.insert(token, second) {
             return Err(TokenizerError::DuplicateToken { token: token.to_owned(), first, second });

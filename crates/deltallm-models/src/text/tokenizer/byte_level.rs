@@ -4,7 +4,7 @@ use tokenizers::models::bpe::BPE;
 
 use super::bpe::{self, BpeOptions};
 use super::vocabulary::TokenKind;
-use super::{GgufVocabulary, TokenizerError, pre_tokenizer};
+use super::{GgufVocabulary, TokenizerError};
 
 /// The byte that a character of the GPT-2 alphabet stands for.
 ///
@@ -35,23 +35,23 @@ pub(super) fn push_bytes(token: &str, bytes: &mut Vec<u8>) {
     }
 }
 
-/// The model and its pre-tokenizer.
+/// The model for a pre-tokenizer that takes (`ignore_merges`) or does not take words that are tokens as they are.
 ///
 /// Bytes that the vocabulary has no symbol for (some lack rare control characters) are left out of the
 /// encoding, as `transformers` and llama.cpp do, unless there is a token of type "unknown".
 pub(super) fn model(
     vocabulary: &GgufVocabulary<'_>,
     kinds: &[TokenKind],
-) -> Result<(BPE, tokenizers::PreTokenizerWrapper), TokenizerError> {
-    let pre = pre_tokenizer::named(vocabulary.pre.unwrap_or("default"))?;
+    ignore_merges: bool,
+) -> Result<BPE, TokenizerError> {
     let ids = bpe::index((0u32..).zip(vocabulary.tokens.iter().copied()))?;
     let unk_token = vocabulary
         .unk
         .filter(|&id| kinds[id as usize] == TokenKind::Unknown)
         .map(|id| vocabulary.tokens[id as usize].to_owned());
     let merges = vocabulary.merges.iter().enumerate().map(|(index, merge)| bpe::split_merge(index, merge));
-    let options = BpeOptions { ignore_merges: pre.ignore_merges, unk_token, ..BpeOptions::default() };
-    Ok((bpe::build(&ids, kinds, merges, options)?, pre.steps))
+    let options = BpeOptions { ignore_merges, unk_token, ..BpeOptions::default() };
+    bpe::build(&ids, kinds, merges, options)
 }
 
 #[cfg(test)]

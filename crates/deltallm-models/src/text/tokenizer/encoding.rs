@@ -3,27 +3,14 @@
 use std::borrow::Cow;
 
 use tokenizers::models::bpe::BPE;
-use tokenizers::{
-    Model, Normalizer, NormalizerWrapper, OffsetType, PreTokenizedString, PreTokenizer, PreTokenizerWrapper,
-};
+use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizedString};
 
 use super::TokenizerError;
+use super::normalizer::Normalizer;
 use super::pieces::Pieces;
-use super::special::{ESCAPE, SpecialTokens};
+use super::pre_tokenizer::PreTokenizers;
+use super::special::{Part, SpecialTokens, unescape};
 use super::vocabulary::TokenKind;
-
-/// Control tokens that end an answer in the chat formats of Model, SmolLM, Gemma, Phi and their kin, besides
-/// `eos`.
-const END_OF_TURN: &[&str] = &[
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|endoftext|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "</s>",
-];
 
 /// A vocabulary with its rules for cutting text into tokens.
 ///
@@ -45,10 +32,13 @@ const END_OF_TURN: &[&str] = &[
 /// # Ok::<(), deltallm_models::TokenizerError>(())
 /// ```
 pub struct Tokenizer {
-    pub(super) normalizer: Option<NormalizerWrapper>,
-    pub(super) pre_tokenizer: Option<PreTokenizerWrapper>,
+    pub(super) normalizer: Normalizer,
+    pub(super) pre_tokenizers: PreTokenizers,
     pub(super) model: BPE,
+    /// Found in the text as it comes.
     pub(super) special: SpecialTokens,
+    /// Found in the text that has been normalized; no control tokens.
+    pub(super) normalized_special: SpecialTokens,
     pub(super) pieces: Pieces,
     pub(super) bos: Option<u32>,
     pub(super) eos_ids: Vec<u32>,
@@ -107,38 +97,49 @@ impl Tokenizer {
     /// `content` such that [`encode_prompt`](Self::encode_prompt) takes the control tokens spelled out in it
     /// as text.
     ///
-    /// Each is preceded by the noncharacter U+FDD0, which `encode_prompt` takes out again.
+    /// Each is preceded by the noncharacter U+FDD0, which `encode_prompt` takes out again, and so is each U+FDD0 in the text.
     pub fn escape<'t>(&self, content: &'t str) -> Cow<'t, str> {
         self.special.escape(content)
     }
 
     fn encode_with(&self, text: &str, add_special: bool, control: bool) -> Result<Vec<u32>, TokenizerError> {
-        let step = |step| move |source| TokenizerError::Pipeline { step, source };
-        let mut parts = PreTokenizedString::from(text);
-        parts.split(|_, part| Ok(self.special.split(part, control))).map_err(step("special tokens"))?;
-        parts
-            .normalize(|part| {
-                if control && part.get().contains(ESCAPE) {
-                    part.filter(|character| character != ESCAPE);
+        let (prefix, suffix) = if add_special { (&*self.prefix, &*self.suffix) } else { (&[][..], &[][..]) };
+        let mut ids = prefix.to_vec();
+        for part in self.special.split(text, control) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(range) => {
+                    let part = &text[range.clone()];
+                    let part = if control { unescape(part) } else { Cow::Borrowed(part) };
+                    self.encode_part(&part, range.start == 0, &mut ids)?;
                 }
-                self.normalizer.as_ref().map_or(Ok(()), |normalizer| normalizer.normalize(part))
-            })
-            .map_err(step("normalizer"))?;
-        if let Some(pre_tokenizer) = &self.pre_tokenizer {
-            pre_tokenizer.pre_tokenize(&mut parts).map_err(step("pre-tokenizer"))?;
+            }
         }
-        parts.tokenize(|part| self.model.tokenize(part.get())).map_err(step("model"))?;
-        let encoding = parts.into_encoding(None, 0, OffsetType::None).map_err(step("encoding"))?;
-
-        let mut ids = Vec::with_capacity(encoding.len() + self.prefix.len() + self.suffix.len());
-        if add_special {
-            ids.extend_from_slice(&self.prefix);
-        }
-        ids.extend_from_slice(encoding.get_ids());
-        if add_special {
-            ids.extend_from_slice(&self.suffix);
-        }
+        ids.extend_from_slice(suffix);
         Ok(ids)
+    }
+
+    /// Encodes what is between control tokens.
+    fn encode_part(&self, part: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
+        let text = self.normalizer.apply(part)?;
+        for part in self.normalized_special.split(&text, false) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(range) => {
+                    let at_start = at_start && range.start == 0;
+                    let mut words = PreTokenizedString::from(&text[range]);
+                    self.pre_tokenizers.cut(&mut words, at_start)?;
+                    for (word, _, _) in words.get_splits(OffsetReferential::Normalized, OffsetType::None) {
+                        let tokens = self
+                            .model
+                            .tokenize(word)
+                            .map_err(|source| TokenizerError::Pipeline { step: "model", source })?;
+                        ids.extend(tokens.iter().map(|token| token.id));
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     /// The text of `ids`. Control tokens have none; bytes that are not UTF-8 become U+FFFD.
@@ -202,9 +203,9 @@ impl Tokenizer {
         self.chat_template.as_deref()
     }
 
+    /// Puts ids that a file names in front of those that end an answer because of their text.
     pub(super) fn set_eos_ids(&mut self, named: impl IntoIterator<Item = u32>) {
-        let turn_ends = END_OF_TURN.iter().filter_map(|token| self.special.control_id(token));
-        let mut ids: Vec<u32> = named.into_iter().chain(turn_ends).collect();
+        let mut ids: Vec<u32> = named.into_iter().chain(std::mem::take(&mut self.eos_ids)).collect();
         let mut seen = std::collections::HashSet::new();
         ids.retain(|&id| seen.insert(id));
         self.eos_ids = ids;

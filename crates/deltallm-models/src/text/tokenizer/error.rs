@@ -2,6 +2,8 @@
 
 use std::path::PathBuf;
 
+use deltallm_core::internal::{message, quoted};
+
 /// Why a tokenizer could not be built, or could not encode or decode.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -18,7 +20,7 @@ pub enum TokenizerError {
         got: usize,
     },
     /// The kind of vocabulary is not one this crate reads.
-    #[error("unsupported tokenizer model: expected one of {}, got `{got}`", .supported.join(", "))]
+    #[error("unsupported tokenizer model: expected one of {}, got `{got}`", .supported.join(", "), got = quoted(got))]
     UnsupportedModel {
         /// The kind named by the file.
         got: String,
@@ -26,7 +28,7 @@ pub enum TokenizerError {
         supported: &'static [&'static str],
     },
     /// The pre-tokenizer is not one this crate knows.
-    #[error("unknown pre-tokenizer: expected one of {}, got `{got}`", .supported.join(", "))]
+    #[error("unknown pre-tokenizer: expected one of {}, got `{got}`", .supported.join(", "), got = quoted(got))]
     UnknownPreTokenizer {
         /// The name in the file.
         got: String,
@@ -52,7 +54,7 @@ pub enum TokenizerError {
         got: i32,
     },
     /// Two ids spell the same token.
-    #[error("duplicate token `{token}`: expected one id, got {first} and {second}")]
+    #[error("duplicate token `{token}`: expected one id, got {first} and {second}", token = quoted(token))]
     DuplicateToken {
         /// The token's text.
         token: String,
@@ -62,7 +64,7 @@ pub enum TokenizerError {
         second: u32,
     },
     /// Two tokens share an id.
-    #[error("duplicate id {id}: expected one token, got `{first}` and `{second}`")]
+    #[error("duplicate id {id}: expected one token, got `{first}` and `{second}`", first = quoted(first), second = quoted(second))]
     DuplicateId {
         /// The id.
         id: u32,
@@ -71,8 +73,40 @@ pub enum TokenizerError {
         /// The other.
         second: String,
     },
+    /// A token is longer than any real one.
+    #[error("token {id}: expected at most {limit} bytes of text, got {got}")]
+    TokenTooLong {
+        /// The token's id.
+        id: u32,
+        /// The most bytes accepted.
+        limit: usize,
+        /// Its bytes.
+        got: usize,
+    },
+    /// The special tokens of a vocabulary have more text than those of any real one.
+    #[error("special tokens: expected at most {limit} bytes of text in all, got {got}")]
+    SpecialTokensTooLong {
+        /// The most bytes accepted.
+        limit: usize,
+        /// Their bytes.
+        got: usize,
+    },
+    /// There are far more ways to put tokens together than in any trained vocabulary.
+    #[error("vocabulary: expected merges of at most {limit} bytes to follow from it, got more")]
+    TooManyMerges {
+        /// The most bytes accepted, for a vocabulary of this size.
+        limit: usize,
+    },
+    /// A token is to be put around texts, and the file does not say which.
+    #[error(
+        "`tokenizer.ggml.{key}`: expected the id of a token, because the file says to add it to texts, got none"
+    )]
+    MissingSpecialToken {
+        /// The key of the id.
+        key: &'static str,
+    },
     /// A merge is not two tokens.
-    #[error("merge {index}: expected two tokens separated by a space, got `{got}`")]
+    #[error("merge {index}: expected two tokens separated by a space, got `{got}`", got = quoted(got))]
     MalformedMerge {
         /// The merge's rank.
         index: usize,
@@ -80,7 +114,7 @@ pub enum TokenizerError {
         got: String,
     },
     /// A merge names, or makes, a token that the vocabulary does not have.
-    #[error("merge {index}: expected tokens of the vocabulary, got `{token}`, which is not one")]
+    #[error("merge {index}: expected tokens of the vocabulary, got `{token}`, which is not one", token = quoted(token))]
     UnknownMergeToken {
         /// The merge's rank.
         index: usize,
@@ -106,7 +140,7 @@ pub enum TokenizerError {
         vocab_size: usize,
     },
     /// A part of tokenizer.json that this crate does not read.
-    #[error("tokenizer.json: expected {expected} in `{field}`, got {got}")]
+    #[error("tokenizer.json: expected {expected} in `{field}`, got {got}", got = quoted(got))]
     UnsupportedField {
         /// Where in the file.
         field: &'static str,
@@ -115,8 +149,16 @@ pub enum TokenizerError {
         /// What is there.
         got: String,
     },
+    /// The normalizer of tokenizer.json makes a text so much longer as none that is meant for text does.
+    #[error("normalizer: expected a text of at most {limit} bytes, got {got}")]
+    NormalizedTooLong {
+        /// The most bytes accepted for this text.
+        limit: usize,
+        /// The bytes it has become.
+        got: usize,
+    },
     /// A file could not be read.
-    #[error("cannot read {}", .path.display())]
+    #[error("cannot read {}", message(path.display()))]
     Io {
         /// The file.
         path: PathBuf,
@@ -124,17 +166,17 @@ pub enum TokenizerError {
         source: std::io::Error,
     },
     /// A file is larger than any real one.
-    #[error("{}: expected at most {limit} bytes, got {got}", .path.display())]
+    #[error("{}: expected at most {limit} bytes, got at least {got}", message(path.display()))]
     FileTooLarge {
         /// The file.
         path: PathBuf,
         /// The most bytes that are read.
         limit: u64,
-        /// Its size in bytes.
+        /// Its size in bytes; of a file without an end, such as a device, what was read of it.
         got: u64,
     },
     /// A file is not the JSON it should be.
-    #[error("{}: not a valid tokenizer file", .path.display())]
+    #[error("{}: not a valid tokenizer file", message(path.display()))]
     Json {
         /// The file.
         path: PathBuf,

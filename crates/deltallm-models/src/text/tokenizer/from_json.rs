@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::path::Path;
 
+use deltallm_core::internal::message;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
-use tokenizers::{
-    Encoding, NormalizerWrapper, PostProcessor, PostProcessorWrapper, PreTokenizerWrapper, Token,
-};
 
 use super::bpe::{self, BpeOptions};
+use super::components::{DECODER, POST_PROCESSOR};
+use super::normalizer::Normalizer;
 use super::pieces::Pieces;
+use super::pre_tokenizer::PreTokenizers;
 use super::special::{SpecialToken, SpecialTokens};
-use super::vocabulary::{MAX_TOKEN_IDS, TokenKind};
+use super::turn_ends::{END_OF_TURN, end_is_of_message};
+use super::vocabulary::{MAX_TOKEN_IDS, TokenKind, check_length};
 use super::{Tokenizer, TokenizerError, byte_level, sentencepiece};
 use crate::files::json::{self, ReadError};
 
@@ -21,6 +23,9 @@ use crate::files::json::{self, ReadError};
 const MAX_FILE_BYTES: u64 = 64 << 20;
 /// Ids without a token, at most: published files have a few hundred, and each takes memory as if it had one.
 const MAX_HOLES: usize = 1 << 14;
+
+/// What a post-processor may put beside a text, in tokens. Published ones put one or two.
+const MAX_SURROUNDINGS: usize = 64;
 
 /// Just enough to tell the kind of model before reading the rest.
 #[derive(Deserialize)]
@@ -38,9 +43,12 @@ struct ProbeModel {
 struct File {
     #[serde(default)]
     added_tokens: Vec<AddedToken>,
-    normalizer: Option<NormalizerWrapper>,
-    pre_tokenizer: Option<PreTokenizerWrapper>,
-    post_processor: Option<PostProcessorWrapper>,
+    #[serde(default)]
+    normalizer: Value,
+    #[serde(default)]
+    pre_tokenizer: Value,
+    #[serde(default)]
+    post_processor: Value,
     #[serde(default)]
     decoder: Value,
     model: BpeModel,
@@ -58,6 +66,9 @@ struct AddedToken {
     lstrip: bool,
     #[serde(default)]
     rstrip: bool,
+    /// Matched in normalized text. Not of control tokens: those are matched as they are spelled.
+    #[serde(default)]
+    normalized: bool,
 }
 
 #[derive(Deserialize)]
@@ -116,14 +127,22 @@ impl Tokenizer {
 }
 
 fn parse<T: DeserializeOwned>(path: &Path, text: &[u8]) -> Result<T, TokenizerError> {
-    json::from_slice(text)
-        .map_err(|error| TokenizerError::Json { path: path.to_owned(), source: error.into() })
+    json::from_slice(text).map_err(|error| TokenizerError::Json {
+        path: path.to_owned(),
+        source: message(error).to_string().into(),
+    })
 }
 
 fn build(file: File) -> Result<Tokenizer, TokenizerError> {
-    let File { added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } = file;
-    refuse_unsupported(&model, &added_tokens, pre_tokenizer.as_ref())?;
+    let File { mut added_tokens, normalizer, pre_tokenizer, post_processor, decoder, model } = file;
+    refuse_unsupported(&model, &added_tokens)?;
+    let normalizer = Normalizer::from_json(&normalizer)?;
+    let pre_tokenizers = PreTokenizers::from_json(&pre_tokenizer)?;
     let style = Style::of(&decoder)?;
+    let turn_ends = turn_ends(&added_tokens);
+    for token in &mut added_tokens {
+        token.special |= turn_ends.contains(&token.id);
+    }
 
     let (tokens, kinds) = table(&model, &added_tokens)?;
     let ids = bpe::index((0u32..).zip(tokens.iter()).filter_map(|(id, token)| Some((id, (*token)?))))?;
@@ -136,34 +155,39 @@ fn build(file: File) -> Result<Tokenizer, TokenizerError> {
     };
     let bpe = bpe::build(&ids, &kinds, merges, options)?;
 
-    let (prefix, suffix) = surroundings(post_processor)?;
+    let (prefix, suffix) = surroundings(&post_processor)?;
     let is_missing = |id: u32| kinds.get(id as usize).is_none_or(|kind| *kind == TokenKind::Absent);
     if let Some(&id) = prefix.iter().chain(&suffix).find(|id| is_missing(**id)) {
         return Err(TokenizerError::IdOutOfRange { what: "post_processor", id, vocab_size: kinds.len() });
     }
+    let (mut special, mut normalized_special) = (Vec::new(), Vec::new());
+    for token in &added_tokens {
+        let normalized = token.normalized && !token.special;
+        let content =
+            if normalized { normalizer.apply(&token.content)?.into_owned() } else { token.content.clone() };
+        let list = if normalized { &mut normalized_special } else { &mut special };
+        let (id, control) = (token.id, token.special);
+        list.push(SpecialToken { id, content, control, lstrip: token.lstrip, rstrip: token.rstrip });
+    }
+    let spelled: HashMap<u32, &str> =
+        normalized_special.iter().map(|token: &SpecialToken| (token.id, token.content.as_str())).collect();
     let pieces = Pieces::new(kinds, |id, kind, bytes| {
         let Some(token) = tokens[id] else { return };
+        let token = spelled.get(&(id as u32)).copied().unwrap_or(token);
         match (kind, style.byte_level) {
-            (TokenKind::Control | TokenKind::UserDefined, _) => bytes.extend_from_slice(token.as_bytes()),
+            (TokenKind::Control, _) | (TokenKind::UserDefined, true) => {
+                bytes.extend_from_slice(token.as_bytes())
+            }
             (_, true) => byte_level::push_bytes(token, bytes),
             (_, false) => sentencepiece::push_bytes(token, kind, bytes),
         }
     });
-    let special = added_tokens
-        .iter()
-        .map(|token| SpecialToken {
-            id: token.id,
-            content: token.content.clone(),
-            control: token.special,
-            lstrip: token.lstrip,
-            rstrip: token.rstrip,
-        })
-        .collect();
-    Ok(Tokenizer {
+    let mut tokenizer = Tokenizer {
         normalizer,
-        pre_tokenizer,
+        pre_tokenizers,
         model: bpe,
         special: SpecialTokens::new(special)?,
+        normalized_special: SpecialTokens::new(normalized_special)?,
         pieces,
         bos: None,
         eos_ids: Vec::new(),
@@ -171,7 +195,17 @@ fn build(file: File) -> Result<Tokenizer, TokenizerError> {
         suffix,
         strips_space: style.strips_space,
         chat_template: None,
-    })
+    };
+    tokenizer.set_eos_ids(turn_ends);
+    Ok(tokenizer)
+}
+
+/// The added tokens that end a turn by their text, the most usual first.
+fn turn_ends(added: &[AddedToken]) -> Vec<u32> {
+    let id_of = |name: &str| added.iter().find(|token| token.content == name).map(|token| token.id);
+    let of_message = end_is_of_message(|name| id_of(name).is_some());
+    let ends = END_OF_TURN.iter().filter(|name| !(of_message && **name == "<|end|>"));
+    ends.filter_map(|name| id_of(name)).collect()
 }
 
 /// The token and kind of each id.
@@ -192,6 +226,7 @@ fn table<'a>(
     }
     let mut tokens: Vec<Option<&str>> = vec![None; highest + 1];
     for (token, id) in all() {
+        check_length(id, token)?;
         match tokens[id as usize].replace(token) {
             Some(first) if first != token => {
                 let (first, second) = (first.to_owned(), token.to_owned());
@@ -220,11 +255,7 @@ fn table<'a>(
 }
 
 /// Refuses what would change the result if it were left out.
-fn refuse_unsupported(
-    model: &BpeModel,
-    added: &[AddedToken],
-    pre_tokenizer: Option<&PreTokenizerWrapper>,
-) -> Result<(), TokenizerError> {
+fn refuse_unsupported(model: &BpeModel, added: &[AddedToken]) -> Result<(), TokenizerError> {
     let refuse = |field, expected, got| Err(TokenizerError::UnsupportedField { field, expected, got });
     for (field, value) in [
         ("model.continuing_subword_prefix", &model.continuing_subword_prefix),
@@ -240,18 +271,7 @@ fn refuse_unsupported(
     if let Some(token) = added.iter().find(|token| token.single_word) {
         return refuse("added_tokens.single_word", "false", format!("true for `{}`", token.content));
     }
-    if pre_tokenizer.is_some_and(has_fixed_length) {
-        return refuse("pre_tokenizer", "rules for text", "`FixedLength`".to_owned());
-    }
     Ok(())
-}
-
-fn has_fixed_length(step: &PreTokenizerWrapper) -> bool {
-    match step {
-        PreTokenizerWrapper::FixedLength(_) => true,
-        PreTokenizerWrapper::Sequence(steps) => steps.as_ref().iter().any(has_fixed_length),
-        _ => false,
-    }
 }
 
 /// How token strings spell bytes, as the decoder tells.
@@ -263,68 +283,92 @@ struct Style {
 
 impl Style {
     fn of(decoder: &Value) -> Result<Self, TokenizerError> {
-        let mut steps = vec![decoder];
         let (mut byte_level, mut pieces, mut strips_space) = (false, false, false);
-        while let Some(step) = steps.pop() {
-            match step["type"].as_str() {
-                Some("Sequence") => steps.extend(step["decoders"].as_array().into_iter().flatten()),
-                Some("ByteLevel") => byte_level = true,
-                Some("ByteFallback" | "Replace") => pieces = true,
-                Some("Strip") => strips_space |= step["content"] == " " && step["start"].as_u64() > Some(0),
-                Some("Metaspace") => {
-                    pieces = true;
-                    strips_space |=
-                        step["prepend_scheme"].as_str() != Some("never") && step["add_prefix_space"] != false;
+        for step in DECODER.steps(decoder)? {
+            let kind = step["type"].as_str().unwrap_or_default();
+            let (is_usual, expected) = match kind {
+                "Replace" => {
+                    (step["pattern"]["String"] == "▁" && step["content"] == " ", "`▁` replaced with a space")
                 }
-                Some("Fuse") => {}
-                other => return Err(Self::unsupported(other)),
+                "Strip" => {
+                    let one_or_none = step["start"] == 0 || step["start"] == 1;
+                    let is_usual = step["content"] == " " && one_or_none && step["stop"] == 0;
+                    (is_usual, "at most one space stripped, from the start")
+                }
+                "Metaspace" => (step["replacement"] == "▁", "`▁` for spaces"),
+                _ => (true, ""),
+            };
+            if !is_usual {
+                return Err(DECODER.refuse(expected, step));
+            }
+            match kind {
+                "ByteLevel" => byte_level = true,
+                "Strip" => strips_space |= step["start"] == 1,
+                "Metaspace" => {
+                    pieces = true;
+                    strips_space |= step["prepend_scheme"] != "never" && step["add_prefix_space"] != false;
+                }
+                "Fuse" => {}
+                _ => pieces = true,
             }
         }
         match byte_level != pieces {
             true => Ok(Self { byte_level, strips_space }),
-            false => Err(Self::unsupported(None)),
-        }
-    }
-
-    fn unsupported(got: Option<&str>) -> TokenizerError {
-        TokenizerError::UnsupportedField {
-            field: "decoder",
-            expected: "ByteLevel, or Metaspace, ByteFallback, Replace, Strip and Fuse",
-            got: got.map_or("neither".to_owned(), |got| format!("`{got}`")),
+            false => Err(DECODER.refuse(
+                "either ByteLevel or the steps of pieces",
+                if byte_level { "both" } else { "neither" },
+            )),
         }
     }
 }
 
-/// What the post-processor puts before and after a text: tried out on a text of one token.
-fn surroundings(
-    post_processor: Option<PostProcessorWrapper>,
-) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
-    let Some(post_processor) = post_processor else { return Ok(Default::default()) };
-    // A step that cannot be written as JSON was not read from it.
-    if let Some(token) = serde_json::to_value(&post_processor).ok().as_ref().and_then(undefined_token) {
-        return Err(TokenizerError::UnsupportedField {
-            field: "post_processor",
-            expected: "a template whose special tokens all stand in `special_tokens`",
-            got: format!("`{token}`, which does not"),
-        });
+/// What the post-processor puts before and after a text.
+fn surroundings(post_processor: &Value) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+    let mut steps = POST_PROCESSOR.steps(post_processor)?;
+    // It only changes where tokens are said to stand in the text.
+    steps.retain(|step| step["type"] != "ByteLevel");
+    let step = match steps[..] {
+        [] => return Ok(Default::default()),
+        [step] => step,
+        _ => return Err(POST_PROCESSOR.refuse("one step that puts tokens around a text", "several")),
+    };
+    match step["type"].as_str() {
+        Some("TemplateProcessing") => around_template(step),
+        _ => Ok((vec![id_in(&step["cls"][1])?], vec![id_in(&step["sep"][1])?])),
     }
-    let text = Encoding::from_tokens(vec![Token::new(0, "a".to_owned(), (0, 1))], 0);
-    let around = post_processor
-        .process(text, None, true)
-        .map_err(|source| TokenizerError::Pipeline { step: "post-processor", source })?;
-    let (ids, mask) = (around.get_ids(), around.get_special_tokens_mask());
-    let Some(text) = mask.iter().position(|&special| special == 0) else { return Ok(Default::default()) };
-    Ok((ids[..text].to_vec(), ids[text + 1..].to_vec()))
 }
 
-/// A special token that a template names and does not define: the `tokenizers` crate panics over it.
-fn undefined_token(post_processor: &Value) -> Option<&str> {
-    let templates = [&post_processor["single"], &post_processor["pair"]];
-    let pieces = templates.into_iter().filter_map(Value::as_array).flatten();
-    let mut named = pieces.filter_map(|piece| piece["SpecialToken"]["id"].as_str());
-    let undefined = named.find(|token| post_processor["special_tokens"].get(token).is_none());
-    let mut steps = post_processor["processors"].as_array().into_iter().flatten();
-    undefined.or_else(|| steps.find_map(undefined_token))
+/// What stands around the text in the template `single`; `pair` is never used.
+fn around_template(step: &Value) -> Result<(Vec<u32>, Vec<u32>), TokenizerError> {
+    let (mut before, mut after, mut texts) = (Vec::new(), Vec::new(), 0);
+    for piece in step["single"].as_array().into_iter().flatten() {
+        if let Some(name) = piece["SpecialToken"]["id"].as_str() {
+            let Some(ids) = step["special_tokens"][name]["ids"].as_array() else {
+                let expected = "a template whose special tokens all stand in `special_tokens`";
+                return Err(POST_PROCESSOR.refuse(expected, format_args!("`{name}`, which does not")));
+            };
+            let side = if texts == 0 { &mut before } else { &mut after };
+            if side.len() + ids.len() > MAX_SURROUNDINGS {
+                return Err(POST_PROCESSOR.refuse("at most 64 tokens beside a text", "more"));
+            }
+            for id in ids {
+                side.push(id_in(id)?);
+            }
+        } else if piece["Sequence"]["id"] == "A" {
+            texts += 1;
+        } else {
+            return Err(POST_PROCESSOR.refuse("special tokens and the sequence A in `single`", piece));
+        }
+    }
+    match texts {
+        1 => Ok((before, after)),
+        got => Err(POST_PROCESSOR.refuse("the sequence A once in `single`", got)),
+    }
+}
+
+fn id_in(value: &Value) -> Result<u32, TokenizerError> {
+    let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+    id.ok_or_else(|| POST_PROCESSOR.refuse("the ids of tokens", value))
 }
 
 /// Takes `bos`, `eos` and the chat template from the files beside tokenizer.json.

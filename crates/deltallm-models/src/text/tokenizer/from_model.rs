@@ -4,7 +4,7 @@
 use super::GgufVocabulary;
 use super::Tokenizer;
 #[cfg(feature = "gguf")]
-use crate::gguf::{GgufError, GgufFile};
+use crate::gguf::{GgufError, GgufFile, Value};
 use crate::{ModelError, ModelFile};
 
 impl Tokenizer {
@@ -39,12 +39,21 @@ fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary<'_>, GgufError> {
     let strings = |key| -> Result<Vec<&str>, GgufError> {
         Ok(metadata.strings(key)?.unwrap_or_default().iter().map(String::as_str).collect())
     };
-    // An id beyond u32 is beyond every vocabulary too, and is refused as that.
     let id = |key| -> Result<Option<u32>, GgufError> {
-        Ok(metadata.integer(key)?.map(|id| u32::try_from(id).unwrap_or(u32::MAX)))
+        match metadata.get(key) {
+            // What -1 looks like in each type: converters write it for a token that there is not.
+            Some(Value::U32(u32::MAX) | Value::U64(u64::MAX) | Value::I32(-1) | Value::I64(-1)) => Ok(None),
+            // An id beyond u32 is beyond every vocabulary too, and is refused as that.
+            _ => Ok(metadata.integer(key)?.map(|id| u32::try_from(id).unwrap_or(u32::MAX))),
+        }
     };
+    let model = metadata.string("tokenizer.ggml.model")?.unwrap_or_default();
+    // Without merges every byte would be a token of its own. No merges at all are meant only if the file says so.
+    if model == "gpt2" && metadata.get("tokenizer.ggml.merges").is_none() {
+        return Err(GgufError::MissingKey { key: "tokenizer.ggml.merges".to_owned() });
+    }
     Ok(GgufVocabulary {
-        model: metadata.string("tokenizer.ggml.model")?.unwrap_or_default(),
+        model,
         pre: metadata.string("tokenizer.ggml.pre")?,
         tokens: strings("tokenizer.ggml.tokens")?,
         scores: metadata.floats("tokenizer.ggml.scores")?.unwrap_or_default(),
@@ -53,6 +62,7 @@ fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary<'_>, GgufError> {
         bos: id("tokenizer.ggml.bos_token_id")?,
         eos: id("tokenizer.ggml.eos_token_id")?,
         eot: id("tokenizer.ggml.eot_token_id")?,
+        eom: id("tokenizer.ggml.eom_token_id")?,
         unk: id("tokenizer.ggml.unknown_token_id")?,
         add_bos: metadata.bool("tokenizer.ggml.add_bos_token")?,
         add_eos: metadata.bool("tokenizer.ggml.add_eos_token")?,

@@ -7,16 +7,21 @@
 
 mod bpe;
 mod byte_level;
+mod components;
+mod cuts;
 mod encoding;
 mod error;
 mod from_gguf;
 mod from_json;
 mod from_model;
+mod normalizer;
 mod pieces;
 mod pre_tokenizer;
 mod sentencepiece;
 mod special;
+mod split;
 mod stream;
+mod turn_ends;
 mod vocabulary;
 
 pub use encoding::Tokenizer;

@@ -3,13 +3,16 @@
 //! GGUF names them (`tokenizer.ggml.pre`) and leaves the rules to the reader. The rules here are those of the
 //! original tokenizer.json files, except `default`, which is llama.cpp's.
 
+use serde_json::{Value, json};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
-use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
-use tokenizers::{PreTokenizerWrapper, SplitDelimiterBehavior};
+use tokenizers::pre_tokenizers::split::{self, SplitPattern};
+use tokenizers::{PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, SplitDelimiterBehavior};
 
 use super::TokenizerError;
+use super::components::PRE_TOKENIZER;
+use super::split::Split;
 
 /// The names understood, aliases included.
 const SUPPORTED: &[&str] = &["smollm", "llama-bpe", "llama3", "llama-v3", "default", "gpt-2"];
@@ -25,11 +28,83 @@ const DEFAULT: [&str; 4] = [
     "[0-9][0-9][0-9]",
 ];
 
-/// A pre-tokenizer, and what it implies for the model.
+/// What cuts texts, step by step. Without any steps, a text is one piece.
+#[derive(Debug, Default)]
+pub(super) struct PreTokenizers {
+    steps: Vec<Step>,
+    /// The steps for pieces of a text that are not its start, where they differ: a Metaspace may put a space in front of a text only.
+    later: Option<Vec<Step>>,
+}
+
+#[derive(Debug)]
+enum Step {
+    Split(Split),
+    Other(PreTokenizerWrapper),
+}
+
+impl Step {
+    fn from_json(step: &Value) -> Result<Self, TokenizerError> {
+        match step["type"].as_str() {
+            Some("Split") => Split::from_json(step).map(Self::Split),
+            _ => PRE_TOKENIZER.read(step).map(Self::Other),
+        }
+    }
+}
+
+impl PreTokenizers {
+    /// Reads `pre_tokenizer` of a tokenizer.json.
+    pub(super) fn from_json(value: &Value) -> Result<Self, TokenizerError> {
+        let steps = PRE_TOKENIZER.steps(value)?;
+        for kind in ["ByteLevel", "Metaspace"] {
+            // Each makes a text longer; together they would double it again and again.
+            if steps.iter().filter(|step| step["type"] == kind).count() > 1 {
+                return Err(PRE_TOKENIZER.refuse("at most one", format_args!("more than one {kind}")));
+            }
+        }
+        let read = |steps: &[&Value]| -> Result<Vec<_>, TokenizerError> {
+            steps.iter().map(|step| Step::from_json(step)).collect()
+        };
+        let is_first = |step: &&Value| step["type"] == "Metaspace" && step["prepend_scheme"] == "first";
+        let later = match steps.iter().position(is_first) {
+            Some(index) => {
+                let mut never = steps[index].clone();
+                never["prepend_scheme"] = json!("never");
+                let mut later = steps.clone();
+                later[index] = &never;
+                Some(read(&later)?)
+            }
+            None => None,
+        };
+        Ok(Self { steps: read(&steps)?, later })
+    }
+
+    /// Cuts `words`; `at_start` says whether they are the start of the whole text.
+    pub(super) fn cut(&self, words: &mut PreTokenizedString, at_start: bool) -> Result<(), TokenizerError> {
+        let later = self.later.as_ref().filter(|_| !at_start);
+        for step in later.unwrap_or(&self.steps) {
+            let cut = match step {
+                Step::Split(split) => split.cut(words),
+                Step::Other(step) => step.pre_tokenize(words),
+            };
+            cut.map_err(|source| TokenizerError::Pipeline { step: "pre-tokenizer", source })?;
+        }
+        Ok(())
+    }
+}
+
+impl From<PreTokenizerWrapper> for PreTokenizers {
+    fn from(step: PreTokenizerWrapper) -> Self {
+        Self { steps: vec![Step::Other(step)], later: None }
+    }
+}
+
+/// A pre-tokenizer by its name, and what the name implies.
 pub(super) struct PreTokenizer {
     pub(super) steps: PreTokenizerWrapper,
     /// Whether a whole pre-token that is a token is taken without merging.
     pub(super) ignore_merges: bool,
+    /// Whether a text gets a BOS in front where the file does not say.
+    pub(super) add_bos: bool,
 }
 
 /// The pre-tokenizer called `name`.
@@ -46,7 +121,8 @@ pub(super) fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
         }
         got => return Err(TokenizerError::UnknownPreTokenizer { got: got.to_owned(), supported: SUPPORTED }),
     };
-    Ok(PreTokenizer { steps, ignore_merges: matches!(name, "llama-bpe" | "llama3" | "llama-v3") })
+    let llama3 = matches!(name, "llama-bpe" | "llama3" | "llama-v3");
+    Ok(PreTokenizer { steps, ignore_merges: llama3, add_bos: llama3 })
 }
 
 fn sequence<const N: usize>(steps: [PreTokenizerWrapper; N]) -> PreTokenizerWrapper {
@@ -55,7 +131,7 @@ fn sequence<const N: usize>(steps: [PreTokenizerWrapper; N]) -> PreTokenizerWrap
 
 /// Cuts around each match and keeps the matches.
 fn split(pattern: &str) -> Result<PreTokenizerWrapper, TokenizerError> {
-    Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)
+    split::Split::new(SplitPattern::Regex(pattern.to_owned()), SplitDelimiterBehavior::Isolated, false)
         .map(Into::into)
         .map_err(|source| TokenizerError::Pipeline { step: "pre-tokenizer", source })
 }

@@ -1,10 +1,11 @@
 //! SentencePiece style vocabularies: BPE over characters by score, spaces written as `▁`, bytes as fallback.
 
-use tokenizers::NormalizerWrapper;
 use tokenizers::models::bpe::BPE;
-use tokenizers::normalizers::{Prepend, Replace, Sequence};
+use tokenizers::normalizers::{Prepend, Replace};
 
 use super::bpe::{self, BpeOptions};
+use super::cuts::Cuts;
+use super::normalizer::Normalizer;
 use super::vocabulary::TokenKind;
 use super::{GgufVocabulary, TokenizerError};
 
@@ -30,15 +31,18 @@ pub(super) fn push_bytes(token: &str, kind: TokenKind, bytes: &mut Vec<u8>) {
 }
 
 /// Writes spaces as `▁`, with one more in front where the vocabulary wants it.
-pub(super) fn normalizer(add_space_prefix: bool) -> Result<NormalizerWrapper, TokenizerError> {
+pub(super) fn normalizer(add_space_prefix: bool) -> Result<Normalizer, TokenizerError> {
     let spaces =
         Replace::new(" ", SPACE).map_err(|source| TokenizerError::Pipeline { step: "normalizer", source })?;
-    Ok(if add_space_prefix {
-        Sequence::new(vec![Prepend::new(SPACE.to_owned()).into(), spaces.into()]).into()
-    } else {
-        spaces.into()
-    })
+    let prefix = add_space_prefix.then(|| Prepend::new(SPACE.to_owned()).into());
+    Ok(Normalizer::new(prefix.into_iter().chain([spaces.into()]).collect()))
 }
+
+/// What the merges of a vocabulary may take, beside the vocabulary: published ones have two or three for each token.
+const MERGES_PER_TOKEN: usize = 16;
+const FEW_MERGES_BYTES: usize = 1 << 20;
+/// Of a merge, beside the text of its sides.
+const MERGE_BYTES: usize = size_of::<(String, String)>();
 
 /// The model, with merges derived from the scores.
 ///
@@ -63,12 +67,18 @@ pub(super) fn model(vocabulary: &GgufVocabulary<'_>, kinds: &[TokenKind]) -> Res
 
     let mut by_score: Vec<usize> = (0..tokens.len()).filter(|&id| kinds[id] == TokenKind::Normal).collect();
     by_score.sort_by(|&a, &b| scores[b].total_cmp(&scores[a]));
+    let cuts = Cuts::new(by_score.iter().map(|&id| tokens[id]));
+    let vocabulary_bytes: usize = by_score.iter().map(|&id| tokens[id].len() + MERGE_BYTES).sum();
+    let limit = vocabulary_bytes * MERGES_PER_TOKEN + FEW_MERGES_BYTES;
+    let mut got = 0;
     let merges = by_score.iter().flat_map(|&id| {
         let token = tokens[id];
-        let cuts = token.char_indices().skip(1);
-        cuts.map(move |(cut, _)| token.split_at(cut))
-            .filter(|(left, right)| is_piece(left) && is_piece(right))
-            .map(Ok)
+        let sides = cuts.of(token).into_iter().map(|cut| token.split_at(cut));
+        sides.filter(|(left, right)| is_piece(left) && is_piece(right))
+    });
+    let merges = merges.map(|(left, right)| {
+        got += left.len() + right.len() + MERGE_BYTES;
+        if got > limit { Err(TokenizerError::TooManyMerges { limit }) } else { Ok((left, right)) }
     });
 
     let has_all_bytes = (0..=255u8).all(|byte| ids.contains_key(format!("<0x{byte:02X}>").as_str()));

@@ -1,16 +1,19 @@
 //! Tokens that are matched in text as a whole: control tokens, where they are wanted, and user-defined ones.
 
 use std::borrow::Cow;
+use std::ops::Range;
 
-use aho_corasick::{AhoCorasick, Input, MatchKind};
-use tokenizers::normalizer::Range;
-use tokenizers::{NormalizedString, Token};
+use aho_corasick::{AhoCorasick, AhoCorasickKind, Input, MatchKind};
 
 use super::TokenizerError;
 
 /// Stands before the spelling of a control token that is text and not that token. A noncharacter (Unicode
-/// 23.7), so no text that is meant to be exchanged has it.
+/// 23.7), so no text that is meant to be exchanged has it; one that has it all the same has it escaped too.
 pub(super) const ESCAPE: char = '\u{FDD0}';
+
+/// Longest texts of all special tokens together: what finds them takes some fifty times as many bytes. Published vocabularies have up
+/// to 3 MB (tokens of speech), most some kilobytes.
+const MAX_SPECIAL_BYTES: usize = 8 << 20;
 
 /// A token to find in text.
 #[derive(Debug, Clone)]
@@ -25,6 +28,14 @@ pub(super) struct SpecialToken {
     pub(super) rstrip: bool,
 }
 
+/// A piece of a text that has been cut around special tokens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Part {
+    Text(Range<usize>),
+    /// A special token's id.
+    Token(u32),
+}
+
 /// Finds special tokens, leftmost first and longest of those.
 #[derive(Debug)]
 pub(super) struct SpecialTokens {
@@ -33,17 +44,24 @@ pub(super) struct SpecialTokens {
     all: Option<AhoCorasick>,
     /// Matches the tokens that are not control tokens; the ones before `text_tokens`.
     text: Option<AhoCorasick>,
+    /// Matches the control tokens.
+    control: Option<AhoCorasick>,
     text_tokens: usize,
 }
 
 impl SpecialTokens {
     pub(super) fn new(mut tokens: Vec<SpecialToken>) -> Result<Self, TokenizerError> {
         tokens.retain(|token| !token.content.is_empty());
+        let got = tokens.iter().map(|token| token.content.len()).sum();
+        if got > MAX_SPECIAL_BYTES {
+            return Err(TokenizerError::SpecialTokensTooLong { limit: MAX_SPECIAL_BYTES, got });
+        }
         tokens.sort_by_key(|token| token.control);
         let text_tokens = tokens.iter().take_while(|token| !token.control).count();
         let all = matcher(&tokens)?;
         let text = matcher(&tokens[..text_tokens])?;
-        Ok(Self { tokens, all, text, text_tokens })
+        let control = matcher(&tokens[text_tokens..])?;
+        Ok(Self { tokens, all, text, control, text_tokens })
     }
 
     /// The control token that `text` spells.
@@ -51,74 +69,89 @@ impl SpecialTokens {
         self.tokens[self.text_tokens..].iter().find(|token| token.content == text).map(|token| token.id)
     }
 
-    /// Cuts `text` around special tokens and gives these their ids; control tokens only if asked for.
-    pub(super) fn split(
-        &self,
-        text: NormalizedString,
-        control: bool,
-    ) -> Vec<(NormalizedString, Option<Vec<Token>>)> {
-        let Some(matcher) = (if control { &self.all } else { &self.text }) else {
-            return vec![(text, None)];
-        };
-        let source = text.get();
+    /// Cuts `source` around special tokens; around control tokens only if asked for.
+    pub(super) fn split(&self, source: &str, control: bool) -> Vec<Part> {
+        let matcher = if control { &self.all } else { &self.text };
+        let find = |from| matcher.as_ref()?.find(Input::new(source).range(from..));
         let mut parts = Vec::new();
-        let mut push = |range: std::ops::Range<usize>, tokens| {
-            // The ranges come from matches of UTF-8 patterns in `source`, so slicing cannot fail.
-            if let Some(part) = text.slice(Range::Normalized(range)) {
-                parts.push((part, tokens));
-            }
-        };
-        let mut end = 0;
-        for found in matcher.find_iter(source) {
+        let (mut end, mut from) = (0, 0);
+        while let Some(found) = find(from) {
             let token = &self.tokens[found.pattern().as_usize()];
-            if found.start() < end {
-                continue; // White space that the token before took in.
-            }
             let before = &source[end..found.start()];
-            if control && before.ends_with(ESCAPE) {
+            if token.control && is_escaped(before) {
+                from = next_character(source, found.start());
                 continue;
             }
             let start = end + if token.lstrip { before.trim_end().len() } else { before.len() };
             let after = &source[found.end()..];
-            let stop = found.end() + if token.rstrip { after.len() - after.trim_start().len() } else { 0 };
-            if start > end {
-                push(end..start, None);
+            if end < start {
+                parts.push(Part::Text(end..start));
             }
-            push(start..stop, Some(vec![Token::new(token.id, token.content.clone(), (0, stop - start))]));
-            end = stop;
+            parts.push(Part::Token(token.id));
+            end = found.end() + if token.rstrip { after.len() - after.trim_start().len() } else { 0 };
+            from = end;
         }
         if end < source.len() {
-            push(end..source.len(), None);
+            parts.push(Part::Text(end..source.len()));
         }
         parts
     }
 
-    /// `text` with [`ESCAPE`] in front of every control token that it spells, overlapping ones included.
+    /// `text` with [`ESCAPE`] in front of every control token that it spells, overlapping ones included, and of every [`ESCAPE`].
     pub(super) fn escape<'t>(&self, text: &'t str) -> Cow<'t, str> {
-        let Some(matcher) = &self.all else { return Cow::Borrowed(text) };
-        let mut escaped = String::new();
-        let (mut copied, mut from) = (0, 0);
-        while let Some(found) = matcher.find(Input::new(text).range(from..)) {
-            if self.tokens[found.pattern().as_usize()].control {
-                escaped.push_str(&text[copied..found.start()]);
-                escaped.push(ESCAPE);
-                copied = found.start();
-            }
-            from = found.start() + text[found.start()..].chars().next().map_or(1, char::len_utf8);
+        let mut places: Vec<usize> = text.match_indices(ESCAPE).map(|(place, _)| place).collect();
+        let find = |from| self.control.as_ref()?.find(Input::new(text).range(from..));
+        let mut from = 0;
+        while let Some(found) = find(from) {
+            places.push(found.start());
+            from = next_character(text, found.start());
         }
-        if escaped.is_empty() {
+        if places.is_empty() {
             return Cow::Borrowed(text);
+        }
+        places.sort_unstable();
+        places.dedup();
+        let mut escaped = String::with_capacity(text.len() + places.len() * ESCAPE.len_utf8());
+        let mut copied = 0;
+        for place in places {
+            escaped.push_str(&text[copied..place]);
+            escaped.push(ESCAPE);
+            copied = place;
         }
         escaped.push_str(&text[copied..]);
         Cow::Owned(escaped)
     }
 }
 
+/// `text` without what [`SpecialTokens::escape`] has put in: of two [`ESCAPE`]s one stays.
+pub(super) fn unescape(text: &str) -> Cow<'_, str> {
+    if !text.contains(ESCAPE) {
+        return Cow::Borrowed(text);
+    }
+    let mut escaped = false;
+    let mut keep = |character| {
+        escaped = character == ESCAPE && !escaped;
+        !escaped
+    };
+    Cow::Owned(text.chars().filter(|&character| keep(character)).collect())
+}
+
+/// Whether `before` ends in an [`ESCAPE`] that is not escaped itself.
+fn is_escaped(before: &str) -> bool {
+    before.chars().rev().take_while(|&character| character == ESCAPE).count() % 2 == 1
+}
+
+fn next_character(text: &str, place: usize) -> usize {
+    place + text[place..].chars().next().map_or(1, char::len_utf8)
+}
+
 fn matcher(tokens: &[SpecialToken]) -> Result<Option<AhoCorasick>, TokenizerError> {
     if tokens.is_empty() {
         return Ok(None);
     }
+    // Of few tokens it would build a table of 256 entries for each of their bytes.
     AhoCorasick::builder()
+        .kind(Some(AhoCorasickKind::ContiguousNFA))
         .match_kind(MatchKind::LeftmostLongest)
         .build(tokens.iter().map(|token| &token.content))
         .map(Some)

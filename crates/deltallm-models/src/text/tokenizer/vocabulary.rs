@@ -6,6 +6,18 @@ use super::TokenizerError;
 /// tokens.
 pub(super) const MAX_TOKEN_IDS: usize = 1 << 20;
 
+/// Longest text of a token, in bytes. Published ones have up to some hundred (runs of spaces, addresses of the web); what looks for tokens
+/// in a text takes time that grows with the longest.
+pub(super) const MAX_TOKEN_BYTES: usize = 4 << 10;
+
+/// Refuses a token that is longer than any real one.
+pub(super) fn check_length(id: u32, token: &str) -> Result<(), TokenizerError> {
+    match token.len() {
+        0..=MAX_TOKEN_BYTES => Ok(()),
+        got => Err(TokenizerError::TokenTooLong { id, limit: MAX_TOKEN_BYTES, got }),
+    }
+}
+
 /// The `tokenizer.ggml.*` metadata of a GGUF file, borrowed.
 ///
 /// Field by field as in the [GGUF
@@ -25,16 +37,18 @@ pub struct GgufVocabulary<'a> {
     pub token_types: &'a [i32],
     /// `tokenizer.ggml.merges`, `left right`, best first, for `gpt2` vocabularies; otherwise empty.
     pub merges: Vec<&'a str>,
-    /// `tokenizer.ggml.bos_token_id`.
+    /// `tokenizer.ggml.bos_token_id`. `None` means 1 for `llama`, and none for `gpt2`.
     pub bos: Option<u32>,
-    /// `tokenizer.ggml.eos_token_id`.
+    /// `tokenizer.ggml.eos_token_id`. `None` means 2 for `llama`, and none for `gpt2`.
     pub eos: Option<u32>,
     /// `tokenizer.ggml.eot_token_id`: ends a turn where that is another token than `eos`.
     pub eot: Option<u32>,
+    /// `tokenizer.ggml.eom_token_id`: ends a message that a tool is to answer.
+    pub eom: Option<u32>,
     /// `tokenizer.ggml.unknown_token_id`.
     pub unk: Option<u32>,
-    /// `tokenizer.ggml.add_bos_token`. `None` means the default of the kind: true for `llama`, false for
-    /// `gpt2`.
+    /// `tokenizer.ggml.add_bos_token`. `None` means the default of the kind: true for `llama` and the pre-tokenizers of
+    /// Llama 3 (`llama-bpe`, `llama3`, `llama-v3`), false for others.
     pub add_bos: Option<bool>,
     /// `tokenizer.ggml.add_eos_token`. `None` means false.
     pub add_eos: Option<bool>,
@@ -88,25 +102,29 @@ impl GgufVocabulary<'_> {
         if expected > MAX_TOKEN_IDS {
             return Err(TokenizerError::VocabularyTooLarge { limit: MAX_TOKEN_IDS, got: expected });
         }
+        (0u32..).zip(&self.tokens).try_for_each(|(id, token)| check_length(id, token))?;
         for (field, got) in [("scores", self.scores.len()), ("token_types", self.token_types.len())] {
             if got != 0 && got != expected {
                 return Err(TokenizerError::LengthMismatch { field, expected, got });
             }
         }
-        let special = [("bos", self.bos), ("eos", self.eos), ("eot", self.eot), ("unk", self.unk)];
+        let special =
+            [("bos", self.bos), ("eos", self.eos), ("eot", self.eot), ("eom", self.eom), ("unk", self.unk)];
         for (what, id) in special {
             if let Some(id) = id.filter(|&id| id as usize >= expected) {
                 return Err(TokenizerError::IdOutOfRange { what, id, vocab_size: expected });
             }
         }
-        if !self.token_types.is_empty() {
-            return self.token_types.iter().enumerate().map(|(id, &t)| TokenKind::from_gguf(id, t)).collect();
-        }
         let mut kinds = vec![TokenKind::Normal; expected];
-        for (what, id) in special {
-            if let Some(id) = id {
-                kinds[id as usize] = if what == "unk" { TokenKind::Unknown } else { TokenKind::Control };
+        if self.token_types.is_empty() {
+            for (what, id) in special {
+                if let Some(id) = id {
+                    kinds[id as usize] = if what == "unk" { TokenKind::Unknown } else { TokenKind::Control };
+                }
             }
+        }
+        for (id, &value) in self.token_types.iter().enumerate() {
+            kinds[id] = TokenKind::from_gguf(id, value)?;
         }
         Ok(kinds)
     }

@@ -1,5 +1,8 @@
 //! Chat templates against `transformers` 5.23 (`apply_chat_template`), and hostile ones.
 
+mod goldens;
+mod hostile;
+
 use deltallm_models::{ChatError, ChatMessage, ChatTemplate};
 
 const SMOLLM2: &str = "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system
@@ -10,7 +13,7 @@ You are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>
 ' }}{% endif %}";
 
 /// The text and dialogue parts of Llama 3.2's template, with its white space.
-const LLAMA: &str = include_str!("fixtures/chat/llama-3.2.jinja");
+const LLAMA: &str = include_str!("../fixtures/chat/llama-3.2.jinja");
 
 type Conversation = (&'static [(&'static str, &'static str)], bool);
 
@@ -108,6 +111,32 @@ fn strftime_now_is_there_when_given() {
 }
 
 #[test]
+fn a_template_that_takes_parts_gets_parts() {
+    for (source, expected) in [
+        ("{% for p in messages[0].content %}{{ p.text }}{% endfor %}]", "Hi]"),
+        (
+            "{% for p in messages[0]['content'] %}{% if p['type'] == 'text' %}{{ p['text'] }}{% endif %}{% endfor %}",
+            "Hi",
+        ),
+        ("{{ messages[0].content[0].text | upper }}", "HI"),
+        (
+            "{% if messages[0].content is string %}{{ raise_exception('parts!') }}{% endif %}{{ messages[0].content[0].text }}",
+            "Hi",
+        ),
+        ("{{ messages[0].content if messages[0].content is string else messages[0].content[0].text }}", "Hi"),
+        (
+            "{% if strftime_now('%Y') %}{% for p in messages[0].content %}{{ p.text }}{% endfor %}{% endif %}",
+            "Hi",
+        ),
+        // Neither is shown.
+        ("{{ messages[0].role }} {{ messages[0].content is string }}", "user True"),
+    ] {
+        let template = ChatTemplate::new(source, "", "").unwrap().with_strftime_now(str::to_owned);
+        assert_eq!(template.render(&messages(&[("user", "Hi")]), true).unwrap(), expected, "{source}");
+    }
+}
+
+#[test]
 fn raised_exception_carries_the_templates_words() {
     for source in [
         "{{ raise_exception('roles must alternate') }}",
@@ -150,7 +179,7 @@ fn endless_loop_runs_out_of_fuel() {
         "{% macro f() %}{% for a in range(10000) %}{% for b in range(10000) %}{% endfor %}{% endfor %}{% endmacro %}{{ f() }}",
     ] {
         let error = render(source).unwrap_err();
-        assert!(matches!(error, ChatError::OutOfFuel { limit: ChatTemplate::MAX_INSTRUCTIONS }), "{error}");
+        assert!(matches!(error, ChatError::OutOfFuel { .. }), "{error}");
     }
 }
 
@@ -164,13 +193,13 @@ fn endless_recursion() {
 fn huge_output() {
     let line = "x".repeat(1000);
     let error = render(&format!("{{% for a in range(100000) %}}{line}{{% endfor %}}")).unwrap_err();
-    assert!(matches!(error, ChatError::OutputTooLong { limit: ChatTemplate::MAX_OUTPUT_BYTES }), "{error}");
+    assert!(matches!(error, ChatError::OutputTooLong { .. }), "{error}");
 }
 
 #[test]
 fn huge_repeated_string() {
     let error = render("{{ 'x' * 100000000000 }}").unwrap_err();
-    assert!(matches!(error, ChatError::Render { .. } | ChatError::OutputTooLong { .. }), "{error}");
+    assert!(matches!(error, ChatError::OutOfFuel { .. }), "{error}");
 }
 
 #[test]

@@ -1,0 +1,177 @@
+//! What a chat template can call: what `transformers` gives it, in Jinja as Python has it.
+//!
+//! minijinja counts instructions and what most filters make. What it does not count is paid for here.
+
+use std::fmt::Write;
+
+use minijinja::syntax::SyntaxConfig;
+use minijinja::value::{Rest, Tuple, ValueKind};
+use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
+use minijinja_contrib::globals::{cycler, joiner};
+use minijinja_contrib::pycompat::unknown_method_callback;
+
+use super::error::{ChatError, Raised};
+use super::json::to_json;
+
+/// Deepest nesting of macros and loops: a macro is four, a loop one.
+const MAX_RECURSION: usize = 200;
+
+/// Deepest nesting of a list or dictionary that is written.
+const MAX_DEPTH: usize = 200;
+
+/// An environment without templates.
+///
+/// # Errors
+/// [`ChatError::Syntax`] if minijinja does not know the rules for white space.
+pub(super) fn environment() -> Result<Environment<'static>, ChatError> {
+    let mut environment = Environment::new();
+    // The line end after a block and the indentation before it are not output.
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build();
+    environment.set_syntax(syntax.map_err(|error| ChatError::syntax(&error))?);
+    environment.set_recursion_limit(MAX_RECURSION);
+    // Otherwise errors differ between builds, and hold the source.
+    environment.set_debug(false);
+    environment.set_formatter(write_value);
+    environment.set_unknown_method_callback(call_method);
+    environment.add_function("raise_exception", raise_exception);
+    environment.add_function("joiner", joiner);
+    environment.add_function("cycler", |items: Rest<Value>| cycler(items.0));
+    environment.add_filter("tojson", to_json);
+    environment.add_filter("string", to_string);
+    environment.add_filter("wordcount", word_count);
+    // No chat template has these, `transformers` has few of them, and what they make is not counted.
+    environment.remove_global("debug");
+    for filter in ["split", "lines", "zip", "chain", "pprint"] {
+        environment.remove_filter(filter);
+    }
+    Ok(environment)
+}
+
+fn raise_exception(state: &State, message: &Value) -> Result<Value, Error> {
+    let mut text = String::new();
+    write_paid(&mut text, state, message)?;
+    Err(Error::new(ErrorKind::InvalidOperation, "raise_exception").with_source(Raised::new(&text)))
+}
+
+fn word_count(text: &str) -> usize {
+    text.split(|letter: char| !letter.is_alphanumeric() && letter != '_')
+        .filter(|word| !word.is_empty())
+        .count()
+}
+
+fn write_value(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
+    write_paid(output, state, value)
+}
+
+fn to_string(state: &State, value: &Value) -> Result<Value, Error> {
+    if value.as_str().is_some() {
+        return Ok(value.clone());
+    }
+    let mut text = String::new();
+    write_paid(&mut text, state, value)?;
+    Ok(Value::from(text))
+}
+
+/// Writes a value as Python's `str` does. A list may hold another many times, which holds a third many times: the text can be
+/// far longer than what the template did to make it, so it is paid for while it is written.
+fn write_paid(output: &mut impl Write, state: &State, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) => Ok(output.write_str(text)?),
+        None => write_item(output, state, value, 0),
+    }
+}
+
+/// Writes a value as Python's `repr` does.
+fn write_item(output: &mut impl Write, state: &State, value: &Value, depth: usize) -> Result<(), Error> {
+    if depth > MAX_DEPTH {
+        let detail =
+            format!("expected at most {MAX_DEPTH} levels of lists and dictionaries in a text, got more");
+        return Err(Error::new(ErrorKind::InvalidOperation, detail));
+    }
+    state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
+    match value.kind() {
+        ValueKind::Map => {
+            output.write_char('{')?;
+            for (index, key) in value.try_iter()?.enumerate() {
+                output.write_str(if index > 0 { ", " } else { "" })?;
+                write_item(output, state, &key, depth + 1)?;
+                output.write_str(": ")?;
+                write_item(output, state, &value.get_item(&key)?, depth + 1)?;
+            }
+            Ok(output.write_char('}')?)
+        }
+        ValueKind::Seq | ValueKind::Iterable => {
+            let tuple = value.downcast_object_ref::<Tuple>();
+            output.write_char(if tuple.is_some() { '(' } else { '[' })?;
+            for (index, item) in value.try_iter()?.enumerate() {
+                output.write_str(if index > 0 { ", " } else { "" })?;
+                write_item(output, state, &item, depth + 1)?;
+            }
+            Ok(output.write_str(match tuple.map(|tuple| tuple.len()) {
+                Some(1) => ",)",
+                Some(_) => ")",
+                None => "]",
+            })?)
+        }
+        ValueKind::String => Ok(write!(output, "{value:?}")?),
+        _ => Ok(write!(output, "{value}")?),
+    }
+}
+
+/// Methods of Python's strings and dictionaries.
+fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, method, args) };
+    let strings: Vec<&str> = args.iter().map_while(Value::as_str).collect();
+    match (method, &*strings) {
+        ("removeprefix", [prefix]) => Ok(text.strip_prefix(prefix).unwrap_or(text).into()),
+        ("removesuffix", [suffix]) => Ok(text.strip_suffix(suffix).unwrap_or(text).into()),
+        ("partition", [separator]) => {
+            let (before, found, after) = match text.split_once(separator) {
+                Some((before, after)) => (before, *separator, after),
+                None => (text, "", ""),
+            };
+            Ok(Tuple::from([before, found, after].map(Value::from)).into())
+        }
+        ("rpartition", [separator]) => {
+            let (before, found, after) = match text.rsplit_once(separator) {
+                Some((before, after)) => (before, *separator, after),
+                None => ("", "", text),
+            };
+            Ok(Tuple::from([before, found, after].map(Value::from)).into())
+        }
+        ("rsplit", [separator]) if !separator.is_empty() => {
+            pay_for_pieces(state, text.matches(separator).count())?;
+            // A negative number is no limit, as for `split`.
+            let most = args.get(1).and_then(|most| usize::try_from(most.clone()).ok());
+            let most = most.map_or(usize::MAX, |most| most.saturating_add(1));
+            let mut pieces: Vec<Value> = text.rsplitn(most, separator).map(Value::from).collect();
+            pieces.reverse();
+            Ok(pieces.into())
+        }
+        ("split", [separator, ..]) if !separator.is_empty() => {
+            pay_for_pieces(state, text.matches(separator).count())?;
+            unknown_method_callback(state, value, method, args)
+        }
+        ("split" | "splitlines", _) => {
+            pay_for_pieces(state, text.split_whitespace().count().max(text.matches('\n').count()))?;
+            unknown_method_callback(state, value, method, args)
+        }
+        ("format", _) => {
+            state.consume_fuel(widths(text) / 64)?;
+            unknown_method_callback(state, value, method, args)
+        }
+        _ => unknown_method_callback(state, value, method, args),
+    }
+}
+
+fn pay_for_pieces(state: &State, pieces: usize) -> Result<(), Error> {
+    state.consume_fuel(pieces as u64)
+}
+
+/// The characters that the fields of a format string ask for: the sum of the numbers in it, where they are too large 2^64.
+fn widths(format: &str) -> u64 {
+    let fields = format.split('{').skip(1).map(|field| field.split('}').next().unwrap_or_default());
+    let numbers = fields.flat_map(|field| field.split(|letter: char| !letter.is_ascii_digit()));
+    let widths = numbers.filter(|number| !number.is_empty()).map(|number| number.parse().unwrap_or(u64::MAX));
+    widths.fold(0, u64::saturating_add)
+}
