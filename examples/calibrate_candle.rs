@@ -6,6 +6,7 @@
 //! q, k and v of every layer with the residual stream, and logits of all tokens. The output projections are in the file.
 
 use std::fs;
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
@@ -19,6 +20,7 @@ use ndarray::{Array, Array2, ArrayD, Dimension, Ix2, Ix3};
 
 #[allow(dead_code, unused_imports, reason = "embed_candle uses the rest")]
 mod engines;
+mod output;
 
 use engines::{Candle, Kernels, Llama, Look, Original, restart_with};
 
@@ -53,6 +55,10 @@ struct Args {
 }
 
 fn main() -> Result<()> {
+    output::run(calibrate)
+}
+
+fn calibrate(out: &mut dyn Write) -> Result<()> {
     let args = Args::parse();
     restart_with(args.threads, Some(true))?;
     let mut candle = Candle::open(&args.model)?;
@@ -90,13 +96,19 @@ fn main() -> Result<()> {
     for window in held_out {
         text.add(window, run(&mut llama, window, &dense, &mut |_, _, _| Ok(()))?.0)?;
     }
-    eprintln!("dense attention: perplexity {:.2} on the text held out", text.perplexity());
+    let _ = writeln!(
+        std::io::stderr(),
+        "dense attention: perplexity {:.2} on the text held out",
+        text.perplexity()
+    );
     let (most, mut runs) = (calibrator.runs(), 0);
     let found = calibrator.find(|spec| {
         let kernels = Kernels { spec: spec.clone(), context: context.clone() };
         let score = text.score(|window| run(&mut llama, window, &kernels, &mut |_, _, _| Ok(())));
         runs += 1;
-        score.inspect(|score| eprintln!("{runs:>2} of at most {most}: KL {:.5} nats", score.kl))
+        score.inspect(|score| {
+            let _ = writeln!(std::io::stderr(), "{runs:>2} of at most {most}: KL {:.5} nats", score.kl);
+        })
     })?;
 
     // 3. The profile, and what it costs.
@@ -105,7 +117,8 @@ fn main() -> Result<()> {
     fs::write(&args.out, serde_json::to_string(&profile)? + "\n")
         .with_context(|| format!("--out {}", args.out.display()))?;
     let cost = found.held_out;
-    println!(
+    writeln!(
+        out,
         "{}: zeros {:.3}, values skipped {:.3}, perplexity {:+.2} %, KL {:.5} nats, {} of {} layers dense",
         args.out.display(),
         cost.zero_fraction,
@@ -114,7 +127,7 @@ fn main() -> Result<()> {
         cost.kl,
         found.spec.layers.iter().filter(|layer| layer.dense).count(),
         config.layers
-    );
+    )?;
     Ok(())
 }
 

@@ -5,10 +5,14 @@
 //! An engine hands over three things: what attention is given in every layer, the output projections if it has them, and a way
 //! to run itself with other kernels. It gets a `KernelSpec`, from which it makes its kernels, and a profile to save.
 
+mod output;
+
+use std::io::Write;
+
 use anyhow::Result;
 use deltallm::attn::{CalibrationGoal, KernelKind};
 use deltallm::calibration::{CalibrationRequest, Calibrator, HeldOutText};
-use deltallm::{AttentionShape, KernelContext, KernelSpec, ModelFingerprint, SparsityStats};
+use deltallm::{AttentionShape, Isa, KernelContext, KernelSpec, ModelFingerprint, SparsityStats};
 use ndarray::{Array1, Array2, Array3};
 
 const LAYERS: usize = 2;
@@ -63,7 +67,7 @@ impl Engine {
         spec: &KernelSpec,
         look: &mut Look,
     ) -> Result<(Array2<f32>, Vec<SparsityStats>)> {
-        let context = KernelContext::new(shape());
+        let context = KernelContext::new(shape()).isa(Isa::from_env()?);
         // A token goes on from those before it, as in real models: neighbouring keys and queries are alike.
         let mut x = Array2::zeros((tokens.len(), HIDDEN));
         let mut state = Array1::zeros(HIDDEN);
@@ -93,6 +97,10 @@ fn shape() -> AttentionShape {
 }
 
 fn main() -> Result<()> {
+    output::run(calibrate)
+}
+
+fn calibrate(out: &mut dyn Write) -> Result<()> {
     let engine = Engine::new();
     let dense = KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() };
     // Text like what the model will read. This one reads itself, once to be measured and once to be scored.
@@ -123,19 +131,23 @@ fn main() -> Result<()> {
     let found = calibrator.find(|spec| {
         runs += 1;
         let score = text.score(|tokens| engine.run(tokens, spec, &mut |_, _, _| Ok(())));
-        score.inspect(|score| println!("{runs:>2} of at most {most}: KL {:.5} nats", score.kl))
+        // A reader who leaves is noticed when the results are printed: it is no fault of the engine's.
+        score.inspect(|score| {
+            let _ = writeln!(out, "{runs:>2} of at most {most}: KL {:.5} nats", score.kl);
+        })
     })?;
 
     // 3. The settings, to make kernels from and to save.
     let cost = found.held_out;
-    println!(
+    writeln!(
+        out,
         "found: zeros {:.3}, values skipped {:.3}, KL {:.5} nats",
         cost.zero_fraction, cost.values_skipped, cost.kl
-    );
+    )?;
     for (number, layer) in found.spec.layers.iter().enumerate() {
-        println!("layer {number}: {layer:?}");
+        writeln!(out, "layer {number}: {layer:?}")?;
     }
     let profile = found.profile(ModelFingerprint(1), "forty lines", "")?;
-    println!("{} bytes of JSON", serde_json::to_string(&profile)?.len());
+    writeln!(out, "{} bytes of JSON", serde_json::to_string(&profile)?.len())?;
     Ok(())
 }

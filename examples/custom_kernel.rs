@@ -1,12 +1,15 @@
 //! A kernel of your own in our models: the first tokens and a sliding window, nothing else (StreamingLLM, arXiv 2309.17453).
 
+mod output;
+
+use std::io::Write;
 use std::sync::Arc;
 
 use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
 use deltallm::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, CoreError, DenseAttention,
 };
-use deltallm::{Footprint, HeadsView, HeadsViewMut, KvStore, SparsityStats, attend_dense};
+use deltallm::{Footprint, HeadsView, HeadsViewMut, Isa, KvStore, SparsityStats, attend_dense};
 
 /// A small model that comes with the program `deltallm`.
 pub(crate) const MODEL: &[u8] = include_bytes!("../crates/deltallm-cli/assets/fairy-tales.gguf");
@@ -81,22 +84,26 @@ impl AttentionKernel for Streaming {
 }
 
 fn main() -> anyhow::Result<()> {
-    let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL)?;
+    output::run(compare)
+}
+
+fn compare(out: &mut dyn Write) -> anyhow::Result<()> {
+    let file = ModelFile::from_gguf_bytes("fairy-tales", MODEL)?.with_isa(Isa::from_env()?);
     let (tokenizer, model) = (Tokenizer::from_model(&file)?, Arc::new(Model::load(&file)?));
     let shape = model.attention_shape();
     let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
     let new = || Streaming { shape, options: options.clone(), sinks: 4, window: 64, rows: Vec::new() };
     let own = Session::new(model.clone(), |_| Ok(Box::new(new())))?;
     let dense = Session::new(model, |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?)))?;
-    let prompt = tokenizer.encode("Once upon a time there was", true)?;
+    let prompt = tokenizer.encode_beginning("Once upon a time there was")?;
     for (name, mut session) in [("sinks and window", own), ("dense", dense)] {
         let mut sampler = Sampler::new(SamplerConfig::default().with_temperature(0.7).with_top_k(40))?;
         let mut logits = session.prefill(&prompt)?;
         for _ in 0..200 {
             logits = session.decode(sampler.sample(&logits.to_vec())?)?;
         }
-        println!("{name}: {} tokens, {} bytes", session.tokens().len(), session.footprint().total());
-        println!("{}\n", tokenizer.decode(session.tokens())?);
+        writeln!(out, "{name}: {} tokens, {} bytes", session.tokens().len(), session.footprint().total())?;
+        writeln!(out, "{}\n", tokenizer.decode(session.tokens())?)?;
     }
     Ok(())
 }

@@ -13,6 +13,7 @@ use clap::Parser;
 
 #[allow(dead_code, unused_imports, reason = "calibrate_candle uses the rest")]
 mod engines;
+mod output;
 
 use engines::{Candle, EmbedArgs, Engine, Kernels, Llama};
 
@@ -20,5 +21,5 @@ fn main() -> anyhow::Result<()> {
     let args = EmbedArgs::parse();
     let (path, kernels) = args.start()?;
     let with = |kernels: Kernels| Ok(Box::new(Llama::open(path, &kernels)?) as Box<dyn Engine>);
-    args.compare(&Candle::open(path)?, kernels, &with)
+    output::run(|_| args.compare(&Candle::open(path)?, kernels, &with))
 }

@@ -2,12 +2,14 @@
 //!
 //! `cargo run --release --example generate [PROMPT [MODEL.gguf]]`; the program `deltallm` has options for everything.
 
+mod output;
+
 use std::io::Write;
 use std::sync::Arc;
 use std::time::Instant;
 
 use deltallm::models::{Model, ModelFile, Sampler, SamplerConfig, Session, Tokenizer};
-use deltallm::{AttentionProfile, Footprint, KernelKind, KernelSpec, KvStore};
+use deltallm::{AttentionProfile, Footprint, Isa, KernelKind, KernelSpec, KvStore};
 
 /// A language model of 3.7 MB that tells fairy tales, its attention settings, and the beginning of a tale.
 const MODEL: &[u8] = include_bytes!("../crates/deltallm-cli/assets/fairy-tales.gguf");
@@ -17,6 +19,10 @@ const TALE: &str = include_str!("../crates/deltallm-cli/assets/golden-bird.txt")
 const TOKENS: usize = 160;
 
 fn main() -> anyhow::Result<()> {
+    output::run(compare)
+}
+
+fn compare(out: &mut dyn Write) -> anyhow::Result<()> {
     let mut args = std::env::args().skip(1);
     let (prompt, path) = (args.next(), args.next());
 
@@ -25,6 +31,8 @@ fn main() -> anyhow::Result<()> {
         Some(path) => ModelFile::open(path)?,
         None => ModelFile::from_gguf_bytes("fairy-tales", MODEL)?,
     };
+    // The fastest instruction set, or the one that DELTALLM_SIMD names.
+    let file = file.with_isa(Isa::from_env()?);
     let tokenizer = Tokenizer::from_model(&file)?;
     let model = Arc::new(Model::load(&file)?);
 
@@ -38,31 +46,34 @@ fn main() -> anyhow::Result<()> {
     let dense = KernelSpec { kernel: KernelKind::Dense, store: KvStore::F16, ..KernelSpec::default() };
 
     let text = prompt.as_deref().unwrap_or(TALE);
-    let prompt = tokenizer.encode(text, true)?;
-    println!("[… {} tokens …]\n{}", prompt.len(), text.lines().last().unwrap_or_default());
-    let ours = Continued::new(&model, &tokenizer, &hybrid, &prompt, true)?;
-    let exact = Continued::new(&model, &tokenizer, &dense, &prompt, false)?;
+    let prompt = tokenizer.encode_beginning(text)?;
+    writeln!(out, "[… {} tokens …]\n{}", prompt.len(), text.lines().last().unwrap_or_default())?;
+    let ours = Continued::new(&model, &tokenizer, &hybrid, &prompt, out)?;
+    let exact = Continued::new(&model, &tokenizer, &dense, &prompt, &mut std::io::sink())?;
 
     let same = ours.tokens.iter().zip(&exact.tokens).take_while(|(a, b)| a == b).count();
-    println!("\n");
+    writeln!(out, "\n")?;
     for (name, run) in [("hybrid", &ours), ("dense", &exact)] {
-        println!(
+        writeln!(
+            out,
             "{name:<7} {:>8} bytes of cache, prompt at {:.0} tokens/s, text at {:.0} tokens/s",
             run.footprint.total(),
             run.prompt_speed,
             run.text_speed
-        );
+        )?;
     }
-    println!(
+    writeln!(
+        out,
         "{:.0} % of the deltas are zero, {:.0} % of the far values were skipped",
         100.0 * ours.zero_fraction,
         100.0 * ours.values_skipped
-    );
-    println!(
+    )?;
+    writeln!(
+        out,
         "cache {:.0} % of f16; text identical for the first {same} of {} tokens",
         100.0 * ours.footprint.total() as f64 / exact.footprint.total() as f64,
         ours.tokens.len()
-    );
+    )?;
     Ok(())
 }
 
@@ -83,7 +94,7 @@ impl Continued {
         tokenizer: &Tokenizer,
         spec: &KernelSpec,
         prompt: &[u32],
-        shown: bool,
+        out: &mut dyn Write,
     ) -> anyhow::Result<Self> {
         // A session has one attention kernel, with its cache, for each layer.
         let mut session = Session::with_spec(model.clone(), spec)?;
@@ -97,11 +108,8 @@ impl Continued {
         let start = Instant::now();
         let mut generation = session.generate(logits, tokenizer, &mut sampler);
         for generated in generation.by_ref().take(TOKENS) {
-            let text = generated?.text;
-            if shown {
-                print!("{text}");
-                std::io::stdout().flush()?;
-            }
+            write!(out, "{}", generated?.text)?;
+            out.flush()?;
         }
         let tokens = generation.tokens().to_vec();
         let sparsity = session.stats().total();

@@ -182,7 +182,7 @@ impl EmbedArgs {
             engines.push((format!("{} + dense", original.name()), with(kernel.dense())?));
         }
         let ours = format!("{} + {}", original.name(), self.kernel);
-        eprintln!("{ours:<16} {kernel}");
+        let _ = writeln!(std::io::stderr(), "{ours:<16} {kernel}");
         engines.push((ours, with(kernel)?));
         match self.timing.bench {
             true => self.bench(&mut engines, original),
@@ -222,7 +222,8 @@ impl EmbedArgs {
             texts.push(text);
         }
         for text in &texts {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "{:<16} prompt at {:.1} tokens/s, text at {:.1} tokens/s, {}",
                 text.engine,
                 text.prefill_tokens_per_second,
@@ -234,7 +235,7 @@ impl EmbedArgs {
         if self.json {
             let threads = rayon::current_num_threads();
             let report = Report { prompt_tokens: prompt.len(), threads, engines: texts };
-            println!("{}", serde_json::to_string(&report)?);
+            writeln!(std::io::stdout(), "{}", serde_json::to_string(&report)?)?;
         }
         Ok(())
     }
@@ -251,9 +252,13 @@ impl EmbedArgs {
             None => include_str!("../../docs/method.md").to_owned(),
         };
         let rows = time_engines(engines, &original.encode(&text)?, &self.timing)?;
-        eprintln!("engine            prompt   prefill/s  ratio   decode/s  ratio   agreement");
+        let _ = writeln!(
+            std::io::stderr(),
+            "engine            prompt   prefill/s  ratio   decode/s  ratio   agreement"
+        );
         for row in &rows {
-            eprintln!(
+            let _ = writeln!(
+                std::io::stderr(),
                 "{:<16} {:>7} {:>11.1} {:>6.2} {:>10.2} {:>6.2} {:>9.1} %",
                 row.engine,
                 row.prompt_tokens,
@@ -265,7 +270,7 @@ impl EmbedArgs {
             );
         }
         let timed = Timed { threads: rayon::current_num_threads(), linear: self.linear, rows };
-        println!("{}", serde_json::to_string(&timed)?);
+        writeln!(std::io::stdout(), "{}", serde_json::to_string(&timed)?)?;
         Ok(())
     }
 }

@@ -142,7 +142,7 @@ fn a_session_with_a_long_window_chooses_as_dense_attention_does() {
     };
     let dense = |_| Ok(Box::new(DenseAttention::new(shape, options.clone())?) as _);
     let tokenizer = Tokenizer::from_model(&file).unwrap();
-    let prompt = tokenizer.encode("Once upon a time there was a king", true).unwrap();
+    let prompt = tokenizer.encode_beginning("Once upon a time there was a king").unwrap();
     let (mut own, mut dense) =
         (Session::new(model.clone(), own).unwrap(), Session::new(model, dense).unwrap());
     let mut logits = dense.prefill(&prompt).unwrap();

@@ -47,3 +47,24 @@ fn an_engine_that_is_not_ours_is_calibrated() {
     assert!(number(&text, ", KL ", " nats\nlayer 0") <= 0.05, "{text}");
     assert!(text.contains("bytes of JSON"), "{text}");
 }
+
+#[cfg(unix)]
+#[test]
+fn a_reader_who_leaves_ends_an_example_quietly() {
+    for name in ["attention", "custom_kernel", "calibrate_your_engine", "generate"] {
+        let (reader, writer) = std::io::pipe().expect("a pipe");
+        drop(reader);
+        let output = common::command(name).stdout(writer).output().expect("the example starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && stderr.is_empty(), "{name}: {stderr}");
+    }
+}
+
+#[test]
+fn an_instruction_set_that_does_not_exist_is_an_error_of_the_variable() {
+    for name in ["attention", "custom_kernel", "calibrate_your_engine", "generate"] {
+        let output = common::command(name).env("DELTALLM_SIMD", "sse9").output().expect("the example starts");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && stderr.contains("DELTALLM_SIMD: expected"), "{name}: {stderr}");
+    }
+}

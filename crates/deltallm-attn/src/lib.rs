@@ -64,7 +64,7 @@ pub use ndarray;
 pub use options::AttentionOptions;
 pub use precision::Precision;
 pub use prefill::query_tile;
-pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, Provenance};
+pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, Provenance, Verified};
 pub use shape::AttentionShape;
 pub use skip::SkipMargin;
 pub use spec::{KernelContext, KernelKind, KernelSpec, LayerSpec, SpecOverrides};

@@ -58,8 +58,30 @@ pub struct Provenance {
     pub goal: CalibrationGoal,
     /// Zero fraction on the calibration text.
     pub zero_fraction: f64,
-    /// Accuracy on text that was not used for the calibration.
+    /// Accuracy on text that was not used for the calibration, in windows of `context`.
     pub held_out: HeldOut,
+    /// The same at other lengths, and on other text, if that was measured.
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "Vec::is_empty"))]
+    pub verified: Vec<Verified>,
+}
+
+/// What the settings cost at one length.
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(deny_unknown_fields))]
+pub struct Verified {
+    /// Tokens of a window.
+    pub context: usize,
+    /// Whether the text is one by which nothing was chosen; otherwise it is the one held out, by which the settings were chosen.
+    pub unseen: bool,
+    /// What was measured, with no prompt attended exactly.
+    pub cost: HeldOut,
+}
+
+impl Provenance {
+    /// The longest text for which it is known what the settings cost, in tokens. Longer ones cost more.
+    pub fn longest(&self) -> usize {
+        self.verified.iter().map(|verified| verified.context).fold(self.context, usize::max)
+    }
 }
 
 /// What is asked of a calibration.
@@ -267,6 +289,40 @@ mod tests {
             let error = serde_json::from_str::<AttentionProfile>(&json).unwrap_err().to_string();
             assert!(error.contains("thresholds: expected channels"), "{error}");
         }
+    }
+
+    #[cfg(feature = "serde")]
+    #[test]
+    fn a_profile_says_for_which_lengths_it_is_good_and_one_without_for_its_own() {
+        let cost = HeldOut {
+            tokens: 64,
+            zero_fraction: 0.5,
+            sparsity: 0.4,
+            values_skipped: 0.3,
+            perplexity_dense: 9.0,
+            perplexity_change: 0.01,
+            kl: 0.002,
+            top1_agreement: 0.98,
+        };
+        let provenance = Provenance {
+            model: "m".to_owned(),
+            text_sha256: String::new(),
+            tokens: 64,
+            context: 32,
+            goal: CalibrationGoal::Kl(0.01),
+            zero_fraction: 0.5,
+            held_out: cost,
+            verified: Vec::new(),
+        };
+        let old = serde_json::to_string(&profile().with_provenance(provenance.clone())).unwrap();
+        assert!(!old.contains("verified"), "{old}");
+        let read = serde_json::from_str::<AttentionProfile>(&old).unwrap();
+        assert_eq!(read.provenance().map(Provenance::longest), Some(32));
+
+        let verified = [16, 64].map(|context| Verified { context, unseen: true, cost });
+        let new = profile().with_provenance(Provenance { verified: verified.to_vec(), ..provenance });
+        let read = serde_json::from_str::<AttentionProfile>(&serde_json::to_string(&new).unwrap()).unwrap();
+        assert_eq!((read.provenance().map(Provenance::longest), &read), (Some(64), &new));
     }
 
     /// As `calibrate` wrote them before.

@@ -1,12 +1,15 @@
 //! Continuing a prompt, measured.
 
+use std::fmt;
 use std::time::{Duration, Instant};
 
-use deltallm::Footprint;
 use deltallm::core::HeadSparsity;
-use deltallm::models::{ModelError, Narrowed, Sampler, SamplerConfig, SamplingError, Session, StopReason};
+use deltallm::models::{
+    GenerationError, ModelError, Narrowed, Sampler, SamplerConfig, SamplingError, Session, StopReason,
+};
+use deltallm::{AttentionError, CoreError, Footprint};
 
-use crate::{LoadedModel, Progress, interrupted};
+use crate::{LoadedModel, Progress, format_bytes, interrupted};
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -24,15 +27,64 @@ pub enum Stop {
     Interrupted,
 }
 
-impl std::fmt::Display for Stop {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::EndOfText => "the model ended the text",
             Self::MaxTokens => "as many as asked for",
             Self::ContextFull => "stopped: the context is full",
-            Self::BudgetExhausted => "stopped: the memory budget is used up",
+            Self::BudgetExhausted => "stopped: the next token does not fit in the memory budget",
             Self::Interrupted => "interrupted",
         })
+    }
+}
+
+/// What did not fit in a memory budget. Caches grow by blocks of tokens in all layers at once, so a part of the budget is free where
+/// they end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct BudgetRefusal {
+    /// The layer whose cache was to grow.
+    pub layer: usize,
+    /// By so many bytes.
+    pub requested_bytes: usize,
+    /// What the layers before it had left.
+    pub available_bytes: usize,
+    /// Most that the next token may take in all layers; `None` where a kernel does not say.
+    pub next_token_bytes: Option<usize>,
+    /// Free in the end, when the layers before it have given back what they had taken for that token.
+    pub free_bytes: usize,
+    /// Of so many.
+    pub budget_bytes: usize,
+}
+
+impl BudgetRefusal {
+    /// What `error` says of a session that it has ended.
+    fn new(error: &ModelError, session: &Session) -> Option<Self> {
+        let ModelError::Attention { layer, source: AttentionError::Core(source) } = error else {
+            return None;
+        };
+        let CoreError::BudgetExhausted { requested, available, limit } = *source else { return None };
+        Some(Self {
+            layer: *layer,
+            requested_bytes: requested,
+            available_bytes: available,
+            next_token_bytes: session.kernels().iter().map(|kernel| kernel.growth(1)).sum(),
+            free_bytes: limit.saturating_sub(session.footprint().total()),
+            budget_bytes: limit,
+        })
+    }
+}
+
+/// `layer 2 asked for 16 kB when 12 kB were left: the next token takes up to 80 kB in all layers, and 46 kB of 332 kB are free`
+impl fmt::Display for BudgetRefusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bytes = |bytes: usize| format_bytes(bytes as u64);
+        let (requested, available) = (bytes(self.requested_bytes), bytes(self.available_bytes));
+        write!(f, "layer {} asked for {requested} when {available} were left: ", self.layer)?;
+        if let Some(next) = self.next_token_bytes {
+            write!(f, "the next token takes up to {} in all layers, and ", bytes(next))?;
+        }
+        write!(f, "{} of {} are free", bytes(self.free_bytes), bytes(self.budget_bytes))
     }
 }
 
@@ -55,10 +107,14 @@ pub struct Generation {
     pub cached_tokens: usize,
     /// Bytes of all layers' caches at the end.
     pub footprint: Footprint,
+    /// What did not fit any more, where that ended the text.
+    pub refused: Option<BudgetRefusal>,
     /// What was done to stay within a memory budget.
     pub narrowed: Narrowed,
     /// Sparsity of all layers and heads together.
     pub sparsity: HeadSparsity,
+    /// Of these, what came of the prompt.
+    pub prompt_sparsity: HeadSparsity,
 }
 
 impl Generation {
@@ -98,12 +154,13 @@ pub fn generate(
         .map_err(|error| advise(error, prompt.len()))?;
     drop(progress);
     let prefill = start.elapsed();
+    let prompt_sparsity = session.stats().total();
 
     let mut new = session.generate(logits, &model.tokenizer, &mut sampler);
     if !continues_text {
         new = new.as_answer();
     }
-    let mut first_token = prefill;
+    let (mut first_token, mut refused) = (prefill, None);
     let stop = loop {
         match new.stop_reason() {
             Some(StopReason::EndOfText) => break Stop::EndOfText,
@@ -113,7 +170,10 @@ pub fn generate(
             None => {}
         }
         match new.next() {
-            Some(Err(error)) if error.is_budget_exhausted() => break Stop::BudgetExhausted,
+            Some(Err(GenerationError::Model(error))) if error.is_budget_exhausted() => {
+                refused = Some(error);
+                break Stop::BudgetExhausted;
+            }
             Some(generated) => on_text(&generated?.text)?,
             // It says why.
             None => continue,
@@ -135,8 +195,10 @@ pub fn generate(
         decode,
         cached_tokens: session.tokens().len(),
         footprint: session.footprint(),
+        refused: refused.and_then(|error| BudgetRefusal::new(&error, &session)),
         narrowed: session.narrowed(),
         sparsity: session.stats().total(),
+        prompt_sparsity,
     })
 }
 

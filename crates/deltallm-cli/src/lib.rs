@@ -9,6 +9,9 @@
 //! - `input`: the texts that are read. `generation`, `tasks`, `measure`, `bench`: what the commands do, apart from printing.
 //! - `report`, `pictures`, `drawing`: pictures, and the numbers behind them. `output`: JSON, files, bytes in words.
 
+// Both panic where the stream is closed: see `output`.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 #[doc(hidden)]
 pub mod bench;
@@ -35,7 +38,7 @@ pub use args::{
 #[doc(hidden)]
 pub use deltallm::KernelKind;
 #[doc(hidden)]
-pub use generation::{Generation, Stop, first_difference, generate};
+pub use generation::{BudgetRefusal, Generation, Stop, first_difference, generate};
 #[doc(hidden)]
 pub use input::read_text;
 #[doc(hidden)]
@@ -49,15 +52,18 @@ pub use measure::{
 #[doc(hidden)]
 pub use model::{LoadedModel, ModelProfile};
 pub(crate) use model::{model_file, model_name};
+pub(crate) use output::is_closed_stdout;
 #[doc(hidden)]
 pub use output::{
-    Progress, dense_f16_bytes, format_bytes, peak_rss_bytes, print_json, print_line, sha256_hex, write_whole,
+    Progress, SkippedValues, dense_f16_bytes, format_bytes, note, peak_rss_bytes, print, print_json,
+    print_line, sha256_hex, write_whole,
 };
 pub use program::main;
 #[doc(hidden)]
 pub use tasks::{
     ANSWER_TOKENS, Answer, ChoiceExample, Dataset, Estimate, ExampleResult, ExampleScores, Examples,
     LastWordExample, Lengths, LikelihoodExample, Outcome, Pair, Plan, Question, RequestScore, ResumeLog,
-    Resumed, Score, Setup, Shape, Summary, TaskKind, WindowResult, answer_all, answer_questions, exact_match,
-    f1, normalise, read_dataset, run_windows, score_examples, score_requests, score_window, sum_windows,
+    Resumed, Score, Scored, Setup, Shape, Summary, TaskKind, Unscorable, WindowResult, answer_all,
+    answer_questions, exact_match, f1, normalise, read_dataset, run_windows, score_examples, score_requests,
+    score_window, sum_windows,
 };

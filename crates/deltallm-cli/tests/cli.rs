@@ -69,10 +69,33 @@ fn bad_attention_settings() {
         ("--kv", "q8", "expected f32, f16, bf16, int8 or compact"),
         ("--kv", "f8", "f32, f16, bf16, int8 or compact"),
         ("--kv", "int4", "expected f32, f16, bf16, int8 or compact"),
-        ("--sinks", "18446744073709551615", "at most 1024"),
-        ("--threads", "0", "1..=1024"),
+        ("--sinks", "4294967295", "at most 1024"),
+        ("--window", "4294967295", "at most 1024, the model's context"),
+        ("--exact-prompt", "1025", "at most 1024, the model's context"),
     ] {
         assert_refused("generate", &[&format!("{option}={value}")], &[option, expected]);
+    }
+}
+
+#[test]
+fn numbers_that_are_none_are_told_what_is_expected() {
+    for (command, option, value, expected) in [
+        ("generate", "--threads", "0", "a whole number from 1 to 1024"),
+        ("generate", "--max-tokens", "many", "a whole number from 1 to 4294967295"),
+        ("generate", "--seed", "-1", "a whole number from 0 to 18446744073709551615"),
+        ("generate", "--top-k", "1.5", "a whole number from 0"),
+        ("generate", "--sinks", "99999999999999999999", "a whole number from 0"),
+        ("generate", "--temperature", "warm", "a number"),
+        ("calibrate", "--tokens", "-5", "a whole number from 1"),
+        ("evaluate", "--limit", "0", "a whole number from 1"),
+        ("report", "--layer", "x", "a whole number from 0"),
+        ("bench", "--n", "512,x", "a whole number from 1"),
+        ("bench", "--repetitions", "65536", "a whole number from 1 to 65535"),
+    ] {
+        let line = refusal(command, &[option, value]);
+        let got = value.rsplit(',').next().expect("a value");
+        let said = format!("invalid value '{got}' for '{option} <");
+        assert!(line.contains(&said) && line.contains(&format!("expected {expected}")), "{line}");
     }
 }
 
@@ -91,15 +114,21 @@ fn precisions_that_are_not_multiplied() {
 
 #[test]
 fn bad_sampling_settings() {
-    assert_refused("generate", &["--temperature=-1"], &["--temperature: expected", "at least 0", "-1"]);
-    assert_refused("generate", &["--top-p", "1.5"], &["--top-p: expected", "(0, 1]", "1.5"]);
+    assert_refused(
+        "generate",
+        &["--temperature", "-1"],
+        &["--temperature: expected", "at least 0", "got -1"],
+    );
+    assert_refused("generate", &["--top-p", "1.5"], &["--top-p: expected", "(0, 1]", "got 1.5"]);
 }
 
 #[test]
 fn bad_memory_settings() {
-    for bad in ["64", "MiB", "64mb", "1.5GiB", "-1B", "99999999999GiB"] {
-        assert_refused("generate", &[&format!("--kv-budget={bad}")], &["--kv-budget", bad, "such as 64MiB"]);
+    for bad in ["64", "MiB", "64mb", "1.5GiB", "-1B"] {
+        assert_refused("generate", &["--kv-budget", bad], &["--kv-budget", bad, "a whole number and a unit"]);
     }
+    let huge = ["--kv-budget", "99999999999GiB"];
+    assert_refused("generate", &huge, &["--kv-budget", "expected at most 17179869183 GiB"]);
     let with = |more: &[&str]| refusal("generate", &[&["--kv-budget", "1MB", "--at-limit"], more].concat());
     for gone in ["forget", "raise-thresholds"] {
         assert!(with(&[gone]).contains("[possible values: error, narrow]"));
@@ -142,11 +171,19 @@ fn a_used_up_budget_ends_the_text_with_the_report_and_exit_code_2() {
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     assert_eq!(output.status.code(), Some(2), "{stderr}");
     let error = stderr.lines().last().expect("a last line");
-    assert!(error.starts_with("error: --kv-budget") && error.contains("--at-limit"), "{error}");
+    let asked = "layer 0 asked for 16 kB when 0 B were left: the next token takes up to 328 kB in all layers, and 0 B of 332 kB are free";
+    for part in ["error: --kv-budget: expected enough for 41 more tokens", asked, "--at-limit"] {
+        assert!(error.contains(part), "{part:?} is not in: {error}");
+    }
     assert!(stderr.contains("dense f32") && stderr.contains("budget       "), "plan and report: {stderr}");
     let report: Value = serde_json::from_str(stdout.lines().last().expect("a last line")).expect("JSON");
     assert!(stdout.contains(report["text"].as_str().expect("text")), "{stdout}");
     assert_eq!(report["stop"], "budget_exhausted");
+    let refused = &report["budget_refused"];
+    assert_eq!((&refused["layer"], &refused["free_bytes"]), (&0.into(), &0.into()), "{refused}");
+    // A page of keys and one of values in each head; there is room in the tables.
+    assert_eq!(refused["next_token_bytes"], 5 * 2 * 2 * 64 * 64 * 4);
+    assert!(refused["requested_bytes"].as_u64() > refused["available_bytes"].as_u64(), "{refused}");
     assert_eq!((&report["kv_budget_bytes"], &report["at_limit"]), (&DENSE_F32_PAGE.into(), &"error".into()));
     assert_eq!(report["times_relieved"], 0);
     // One page of 64 tokens a head; the last new token is not cached.
@@ -199,6 +236,28 @@ fn a_wrapped_kernel_narrows_at_the_limit_too() {
         let (stopped, narrowed) = (tokens("error"), tokens("narrow"));
         assert!(stopped < 300 && narrowed > stopped + 64, "{phases}: {stopped} tokens, then {narrowed}");
     }
+}
+
+/// Two caches hold half as many tokens: what is planned says so, and a prompt that fits in one of them alone is refused.
+#[test]
+fn a_budget_counts_both_caches_of_a_kernel_that_approximates_prompts_only() {
+    let planned = |phases: &str| {
+        let args = ["--kv-budget", "2MiB", "--verbose", "--max-tokens", "2", "--phases", phases];
+        let output = run("generate", &args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        let line = said.lines().find(|line| line.trim_start().starts_with("hybrid f16")).expect("a plan");
+        line.split_whitespace().rev().nth(1).and_then(|tokens| tokens.parse::<f64>().ok()).expect("tokens")
+    };
+    let ratio = planned("prefill") / planned("both");
+    assert!((0.35..0.65).contains(&ratio), "{ratio}");
+    let prompt = "once upon a time ".repeat(40);
+    let args = ["--prompt", &prompt, "--max-tokens", "1", "--kv", "f32", "--json"];
+    let taken = json(&run("generate", &args))["kv_bytes"].as_u64().expect("bytes");
+    let budget = format!("{}B", taken + taken / 4);
+    let limited = [&args[..], &["--kv-budget", &budget]].concat();
+    assert!(run("generate", &limited).status.success());
+    let prefill = [&limited[..], &["--phases", "prefill"]].concat();
+    assert_refused("generate", &prefill, &["--kv-budget: expected at least", "shorten the prompt"]);
 }
 
 #[test]
@@ -315,6 +374,61 @@ fn calibration_makes_a_profile_that_evaluate_takes() {
 }
 
 #[test]
+fn a_profile_is_measured_at_every_length_and_says_so_beyond_them() {
+    let text = file("lengths.txt", LONG_TEXT.as_bytes());
+    let out = path("lengths.json");
+    let args =
+        ["--text", &text, "--out", &out, "--tokens", "512", "--held-out-tokens", "256", "--max-kl", "0.05"];
+    let output =
+        run("calibrate", &[&args[..], &["--context", "256,128", "--exact-prompt", "0", "--json"]].concat());
+    let report = json(&output);
+    let number = |value: &Value| value.as_f64().expect("a number");
+    // What it was chosen by keeps a part of the limit free, which is what was asked for all the same.
+    assert_eq!((&report["context"], &report["goal"]["kl"]), (&256.into(), &0.05.into()), "{report}");
+    assert!(number(&report["held_out"]["kl"]) <= 0.75 * 0.05, "{report}");
+    let verified = report["verified"].as_array().expect("lengths");
+    assert_eq!(verified.iter().map(|at| at["context"].as_u64()).collect::<Vec<_>>(), [Some(128), Some(256)]);
+    for at in verified {
+        assert_eq!((&at["unseen"], at["cost"]["tokens"].as_u64() > Some(200)), (&true.into(), true), "{at}");
+    }
+    assert!(number(&verified[0]["cost"]["kl"]) < number(&verified[1]["cost"]["kl"]), "{report}");
+    assert!(number(&verified[1]["cost"]["kl"]) <= 0.05, "the limit holds on other text: {report}");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(said.matches("verified     at ").count(), 2, "{said}");
+    let profile = std::fs::read_to_string(&out).expect("a profile");
+    let profile: Value = serde_json::from_str(&profile).expect("JSON");
+    assert_eq!(profile["provenance"]["verified"], report["verified"]);
+
+    let evaluate = |context: &str| {
+        let args = ["--task", "perplexity", "--data", &text, "--limit", "1", "--profile", &out, "--json"];
+        let output = run("evaluate", &[&args[..], &["--context", context]].concat());
+        let said =
+            String::from_utf8_lossy(&output.stderr).matches("texts of up to 256 tokens; at 300").count();
+        (json(&output), said)
+    };
+    let ((within, quiet), (beyond, said)) = (evaluate("256"), evaluate("300"));
+    assert_eq!((&within["beyond_profile"], quiet), (&false.into(), 0));
+    assert_eq!((&beyond["beyond_profile"], said), (&true.into(), 1));
+    assert_eq!(beyond["settings"]["profile_tokens"], 256);
+    let prompt = &LONG_TEXT[..2500];
+    let output = run("generate", &["--prompt", prompt, "--max-tokens", "2", "--profile", &out, "--json"]);
+    assert_eq!(json(&output)["beyond_profile"], true);
+    assert_eq!(String::from_utf8_lossy(&output.stderr).matches("texts of up to 256 tokens").count(), 1);
+}
+
+#[test]
+fn calibration_takes_the_longest_windows_that_fit() {
+    let text = file("longest.txt", LONG_TEXT.as_bytes());
+    let context = |more: &[&str]| {
+        let out = path("longest.json");
+        let args = ["--text", &text, "--out", &out, "--sparsity", "0.5", "--skip-margin", "off", "--json"];
+        json(&run("calibrate", &[&args[..], more].concat()))["context"].as_u64()
+    };
+    assert_eq!(context(&["--tokens", "600", "--held-out-tokens", "300"]), Some(300));
+    assert_eq!(context(&["--tokens", "200", "--held-out-tokens", "300"]), Some(200));
+}
+
+#[test]
 fn bad_calibrations_are_refused_and_write_nothing() {
     let text = file("calibration-2.txt", LONG_TEXT.as_bytes());
     let out = path("never-made.json");
@@ -325,7 +439,17 @@ fn bad_calibrations_are_refused_and_write_nothing() {
     with(&[], &["--sparsity"]);
     with(&["--sparsity", "1"], &["expected a number >= 0 and < 1"]);
     with(&["--max-kl", "0"], &["nats > 0"]);
-    with(&["--max-kl", "1e-12"], &["--max-kl", "zero fraction"]);
+    for tiny in ["1e-12", "1e-300"] {
+        with(
+            &["--max-kl", tiny],
+            &["--max-kl: expected more than 0.0", &format!("got {tiny}"), "zero fraction of 0.05"],
+        );
+    }
+    with(
+        &["--sparsity", "0.5", "--window", "4294967295"],
+        &["--window", "context of 1024", "got 4294967299"],
+    );
+    with(&["--sparsity", "0.5", "--exact-prompt", "1025"], &["--exact-prompt", "at most 1024", "got 1025"]);
     with(&["--sparsity", "0.5", "--max-kl", "1"], &["--max-kl"]);
     let other = |text: &str, out: &str, more: &[&str], parts: &[&str]| {
         let args = ["--text", text, "--out", out, "--sparsity", "0.5"];
@@ -348,6 +472,9 @@ fn bad_text_files() {
     evaluate("no-such.txt", &["no-such.txt", "expected a text file"]);
     evaluate(&file("empty.txt", b""), &["empty file"]);
     evaluate(&file("latin-1.txt", b"\xe9"), &["UTF-8"]);
+    if cfg!(unix) {
+        evaluate("/dev/zero", &["--data /dev/zero", "at most 268435456 bytes, got more"]);
+    }
     evaluate(&file("short.txt", b"Once upon a time"), &["one window of 1024 tokens", "got a text of"]);
 }
 

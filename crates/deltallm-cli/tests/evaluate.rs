@@ -64,18 +64,6 @@ fn every_task_reports_the_promised_fields() {
 }
 
 #[test]
-fn dense_beside_dense_differs_in_nothing() {
-    for (task, data, metrics) in tasks() {
-        let report = evaluate(task, &data, &["--compare", "dense", "--kernel", "dense"]);
-        assert_eq!((&report["flips"], &report["kl"]), (&json!(0), &json!(0.0)), "{report}");
-        assert_eq!(report["top1_agreement"], 1.0);
-        for metric in metrics {
-            assert_eq!(report[metric], report["dense"][metric]);
-        }
-    }
-}
-
-#[test]
 fn a_fairy_tale_model_knows_how_fairy_tales_begin() {
     let [choices, _, last_word, ..] = tasks();
     let report = evaluate(choices.0, &choices.1, &["--kernel", "dense", "--limit", "2"]);
@@ -144,14 +132,15 @@ fn scores_in_a_batch_equal_scores_alone() {
             for (option, pair) in example.pairs().iter().enumerate() {
                 let single = ChoiceExample { options: vec![pair.clone()], gold: 0 };
                 let single = score_examples(&setup, index, &[single], &mut |_| {}).expect("scores");
-                let expected = single[0].run.log_likelihoods[0];
+                let expected = single[0].as_ref().expect("a score").run.log_likelihoods[0];
                 for result in [batched, &alone[0]] {
-                    let got = result.run.log_likelihoods[option];
+                    let got = result.as_ref().expect("a score").run.log_likelihoods[option];
                     assert!((got - expected).abs() < 1e-4, "{options:?}: {got} instead of {expected}");
                 }
             }
-            assert_eq!(batched.sparsity.pairs, alone[0].sparsity.pairs);
-            assert_eq!(batched.lengths, alone[0].lengths);
+            let [batched, alone] = [batched, &alone[0]].map(|result| result.as_ref().expect("a score"));
+            assert_eq!(batched.sparsity.pairs, alone.sparsity.pairs);
+            assert_eq!(batched.lengths, alone.lengths);
         }
     }
 }
@@ -168,7 +157,8 @@ fn prefill_only_changes_answers_but_not_likelihoods() {
     };
     let scores = ["both", "prefill"].map(|phases| {
         let setup = setup(&model, &["--theta", "1", "--window", "2", "--phases", phases]);
-        score_examples(&setup, 0, std::slice::from_ref(&example), &mut |_| {}).expect("scores")[0].clone()
+        let scores = score_examples(&setup, 0, std::slice::from_ref(&example), &mut |_| {});
+        scores.expect("scores").remove(0).expect("a score")
     });
     assert_eq!(scores[0].run, scores[1].run);
     assert_eq!(scores[0].sparsity, scores[1].sparsity);
@@ -178,7 +168,7 @@ fn prefill_only_changes_answers_but_not_likelihoods() {
     let prompts = [model.encode("Once upon a time there was a king who had").expect("tokens")];
     let [both, prefill] = ["both", "prefill"].map(|phases| {
         let setup = setup(&model, &["--theta", "1", "--window", "2", "--phases", phases]);
-        answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("an answer").remove(0)
+        answer_all(&model, &setup.kernel, None, &prompts, &mut |_| {}).expect("an answer").remove(0)
     });
     assert_eq!(both.first_logits, prefill.first_logits);
     assert!(both.tokens > 10 && prefill.tokens > 10, "too short to tell: {both:?}");
@@ -205,7 +195,7 @@ fn answers_in_a_batch_are_what_greedy_generation_writes() {
         [&["--kernel", "dense"][..], &["--window", "4", "--theta", "0.8"], &["--phases", "prefill"]]
     {
         let setup = setup(&model, options);
-        let answers = answer_all(&model, &setup.kernel, &prompts, &mut |_| {}).expect("answers");
+        let answers = answer_all(&model, &setup.kernel, None, &prompts, &mut |_| {}).expect("answers");
         for (prompt, answer) in prompts.iter().zip(&answers) {
             let greedy = SamplerConfig::default();
             let session =
@@ -217,6 +207,156 @@ fn answers_in_a_batch_are_what_greedy_generation_writes() {
         }
         assert!(answers.iter().any(|answer| answer.tokens > 10));
     }
+}
+
+/// Six good examples and, in the middle, three that have nothing to score: one token spans the joint, a choice shares that, and one is
+/// longer than the context.
+fn with_joints() -> String {
+    let good = json!({"query": "Once upon a", "choices": [" time", " horse"], "gold": 0});
+    let joint = json!({"query": "Once upon a ti", "choices": ["me", "ny"], "gold": 0});
+    let half = json!({"query": "Once upon a ti", "choices": ["me there was", "me"], "gold": 0});
+    let long = json!({"query": "Once", "choices": ["king ".repeat(60), "upon"], "gold": 0});
+    [&good, &good, &good, &joint, &half, &long, &good, &good, &good]
+        .map(|record| format!("{record}\n"))
+        .concat()
+}
+
+#[test]
+fn an_example_that_cannot_be_scored_is_counted_and_the_run_goes_on() {
+    let data = file("joints.jsonl", with_joints().as_bytes());
+    let options = ["--kernel", "dense", "--delimiter", "", "--context", "40"];
+    let report = evaluate("choices", &data, &options);
+    assert_eq!((&report["examples"], &report["skipped_examples"]), (&json!(6), &json!(3)), "{report}");
+    assert_eq!(report["skipped_reasons"], json!({"no_tokens": 2, "too_long": 1}));
+    assert_eq!(report["accuracy"], 1.0);
+    let args = [&["--task", "choices", "--data", &data][..], &options].concat();
+    let said = String::from_utf8(run("evaluate", &args).stderr).expect("UTF-8");
+    assert!(
+        said.contains("3 examples cannot be scored") && said.contains("the first is example 4"),
+        "{said}"
+    );
+    assert!(said.contains("2: the continuation has no token of its own"), "{said}");
+    // The log knows them too.
+    let log = file("joints.log", b"");
+    std::fs::remove_file(&log).expect("just written");
+    let logged = [&options[..], &["--resume", &log]].concat();
+    for _ in 0..2 {
+        assert_eq!(numbers(evaluate("choices", &data, &logged)), numbers(report.clone()));
+    }
+    assert_eq!(std::fs::read_to_string(&log).expect("a log").lines().count(), 1 + 9);
+    let none = file("only-joints.jsonl", with_joints().lines().nth(3).expect("the joint").as_bytes());
+    let args = ["--task", "choices", "--data", &none, "--delimiter", ""];
+    assert_refused("evaluate", &args, &["only-joints.jsonl", "got 1 that cannot", "no token of its own"]);
+}
+
+/// The embedded model in a file whose tokenizer puts the end of a text behind every text.
+fn ends_texts() -> String {
+    let model = include_bytes!("../assets/fairy-tales.gguf");
+    file("ends-texts.gguf", &with_flag(model, "tokenizer.ggml.add_eos_token"))
+}
+
+/// A GGUF file with one more flag in its metadata, set.
+fn with_flag(gguf: &[u8], name: &str) -> Vec<u8> {
+    let number = |at: usize| u64::from_le_bytes(gguf[at..at + 8].try_into().expect("eight bytes"));
+    let mut entry = u64::try_from(name.len()).expect("a length").to_le_bytes().to_vec();
+    entry.extend_from_slice(name.as_bytes());
+    // Type 7 is a bool. The tensors are aligned to 32 bytes, so another key takes up the rest.
+    entry.extend_from_slice(&[7, 0, 0, 0, 1]);
+    let rest = 32 - entry.len() % 32;
+    let filler = if rest < 14 { rest + 32 } else { rest };
+    entry.extend_from_slice(&u64::try_from(filler - 13).expect("a length").to_le_bytes());
+    entry.extend(std::iter::repeat_n(b'x', filler - 13));
+    entry.extend_from_slice(&[7, 0, 0, 0, 1]);
+    let mut file = gguf[..16].to_vec();
+    file.extend_from_slice(&(number(16) + 2).to_le_bytes());
+    file.extend_from_slice(&entry);
+    file.extend_from_slice(&gguf[24..]);
+    file
+}
+
+#[test]
+fn a_tokenizer_that_ends_texts_does_not_end_what_is_continued() {
+    let model = ends_texts();
+    let loaded = LoadedModel::open(Some(model.as_ref())).expect("a model");
+    let ended = loaded.tokenizer.encode("Once", true).expect("tokens");
+    assert!(loaded.tokenizer.eos_ids().contains(ended.last().expect("a token")), "the flag is read");
+    for (task, data, metrics) in tasks() {
+        let [with, without] = [&["--model", &model][..], &[]]
+            .map(|model| evaluate(task, &data, &[model, &["--kernel", "dense"]].concat()));
+        for metric in metrics {
+            assert_eq!(with[metric], without[metric], "{task}: {metric}");
+        }
+        assert_eq!(with["tokens"], without["tokens"], "{task}");
+    }
+    let prompt = ["--prompt", "Once upon a time", "--max-tokens", "8", "--temperature", "0", "--json"];
+    let [with, without] =
+        [&["--model", &model][..], &[]].map(|model| json(&run("generate", &[&prompt[..], model].concat())));
+    assert_eq!((&with["text"], &with["prompt_tokens"]), (&without["text"], &without["prompt_tokens"]));
+}
+
+#[test]
+fn generated_answers_are_compared_token_by_token_on_the_dense_text() {
+    let model = LoadedModel::open(None).expect("the embedded model");
+    let prompts: Vec<_> = ["The king said", "One day the fox went to the wolf, and"]
+        .iter()
+        .map(|text| model.encode(text).expect("tokens"))
+        .collect();
+    // Coarse thresholds: both texts part from the dense ones, though their first tokens are the same.
+    let setup = setup(&model, &["--theta", "2", "--window", "2", "--skip-margin", "3"]);
+    let dense = setup.dense.as_ref().expect("dense attention");
+    let all =
+        |kernel, follower| answer_all(&model, kernel, follower, &prompts, &mut |_| {}).expect("answers");
+    let (own, exact) = (all(&setup.kernel, None), all(dense, Some(&setup.kernel)));
+    let mut flips = 0;
+    for (own, exact) in own.iter().zip(&exact) {
+        let compared = exact.follower.expect("compared");
+        flips += compared.flips();
+        assert!(compared.kl() > 0.0 && compared.flips() < exact.tokens);
+        // A text that is another one parts at a token that the kernel would have chosen otherwise.
+        assert!(own.text == exact.text || compared.flips() > 0, "{own:?} {exact:?}");
+    }
+    assert!(flips > 0 && own[0].text != exact[0].text, "nothing parts: {own:?}");
+    // Exact attention that follows itself agrees everywhere.
+    for exact in all(dense, Some(dense)) {
+        let compared = exact.follower.expect("compared");
+        assert!(compared.flips() == 0 && compared.kl().abs() < 1e-9, "{compared:?}");
+    }
+}
+
+#[test]
+fn a_share_of_skipped_values_says_of_which_pairs() {
+    let [choices, ..] = tasks();
+    let settings = ["--window", "2", "--theta", "1", "--skip-margin", "3"];
+    let prompts = evaluate(choices.0, &choices.1, &settings);
+    assert_eq!(
+        (&prompts["values_skipped"], &prompts["values_skipped_decode"]),
+        (&prompts["values_skipped_prefill"], &Value::Null)
+    );
+    let prompt = "Once upon a time there was a king who had three sons. ".repeat(4);
+    let args = ["--prompt", &prompt, "--max-tokens", "60", "--temperature", "0", "--json", "--verbose"];
+    let output = run("generate", &[&args[..], &settings].concat());
+    let both = json(&output);
+    let share = |name: &str| both[name].as_f64().expect("a share");
+    let [all, prompt, decode] =
+        ["values_skipped", "values_skipped_prefill", "values_skipped_decode"].map(share);
+    assert!(prompt.min(decode) < all && all < prompt.max(decode), "{both}");
+    assert!(String::from_utf8_lossy(&output.stderr).contains("in decoding"));
+}
+
+#[test]
+fn a_run_that_approximates_nothing_says_so_once() {
+    let data = file("nothing.jsonl", CHOICES.as_bytes());
+    let said = |more: &[&str]| {
+        let args = [&["--task", "choices", "--data", &data][..], more].concat();
+        String::from_utf8(run("evaluate", &args).stderr)
+            .expect("UTF-8")
+            .matches("nothing was approximated")
+            .count()
+    };
+    assert_eq!(said(&["--exact-prompt", "1024"]), 1);
+    assert_eq!(said(&["--window", "2", "--sinks", "0", "--theta", "0", "--skip-margin", "off"]), 1);
+    assert_eq!(said(&["--window", "2", "--sinks", "0", "--theta", "1"]), 0);
+    assert_eq!(said(&["--kernel", "dense"]), 0);
 }
 
 /// A report without what no two runs share.
@@ -292,13 +432,14 @@ fn the_log_of_another_run_is_refused() {
     for (more, setting) in [
         (["--theta", "0.9"], "profile_sha256"),
         (["--sinks", "3"], "settings.sinks"),
-        (["--kernel", "dense"], "kernel"),
+        (["--kernel", "dense"], "the log's run has kernel"),
         (["--delimiter", ""], "delimiter"),
         (["--context", "500"], "context"),
         (["--compare", "dense"], "compare"),
         (["--phases", "prefill"], "settings.phases"),
     ] {
-        assert_refused("evaluate", &[&base[..], &more].concat(), &["--resume", setting, "name another file"]);
+        let parts = ["error: --resume", setting, "name another file"];
+        assert_refused("evaluate", &[&base[..], &more].concat(), &parts);
     }
     let other = file("other-data.jsonl", format!("{CHOICES}\n").as_bytes());
     let args = ["--task", "choices", "--data", &other, "--resume", &log];
@@ -383,5 +524,10 @@ fn bad_records() {
         &["line 1", "`continuation`, got an empty text"],
     );
     let long = format!("{}\n", json!({"context": "a", "continuation": "king ".repeat(1200)}));
-    refused("last-word", "too-long.jsonl", long.as_bytes(), &["example 1", "at most 1024 tokens"]);
+    refused(
+        "last-word",
+        "too-long.jsonl",
+        long.as_bytes(),
+        &["can be scored, got 1 that cannot", "longer than the context"],
+    );
 }

@@ -55,6 +55,12 @@ fn settings_without_effect_are_refused_by_name() {
         ("generate", &["--kernel", "delta", "--sinks", "4"], ["--sinks", "--kernel delta"]),
         ("generate", &["--kv", "int8", "--target-sparsity", "0.5"], ["--target-sparsity", "--kv int8"]),
         ("generate", &["--temperature", "0", "--top-k", "5"], ["--top-k", "--temperature 0"]),
+        ("generate", &["--temperature", "0", "--seed", "3"], ["--seed", "--temperature 0"]),
+        ("generate", &["--profile", "x", "--theta", "1"], ["--profile", "--theta 1"]),
+        ("generate", &["--profile", "x", "--paper"], ["--profile", "--paper"]),
+        ("bench", &["--phases", "prefill", "--depths", "128"], ["--depths", "--phases prefill"]),
+        ("bench", &["--phases", "prefill", "--decode-tokens", "9"], ["--decode-tokens", "--phases prefill"]),
+        ("bench", &["--phases", "decode", "--prompts", "128"], ["--prompts", "--phases decode"]),
         ("evaluate", &["--task", "squad", "--data", "x", "--decode"], ["--decode", "--task squad"]),
         (
             "evaluate",
@@ -83,6 +89,39 @@ fn settings_without_effect_are_refused_by_name() {
         "0",
     ];
     stderr(&run("generate", &[&args[..], &["--max-tokens", "1"]].concat()));
+}
+
+#[test]
+fn no_profile_goes_with_any_thresholds() {
+    for thresholds in [&["--theta", "1"][..], &["--paper"], &["--target-sparsity", "0.5"]] {
+        let args = ["--profile", "none", "--max-tokens", "1", "--prompt", "A"];
+        stderr(&run("generate", &[&args[..], thresholds].concat()));
+    }
+}
+
+#[test]
+fn dense_attention_is_not_compared_with_itself() {
+    let same = ["--kernel", "dense", "--compare", "dense"];
+    assert_refused("generate", &same, &["--compare dense", "got the same, dense: cache f16"]);
+    let data = file("same.txt", "Once upon a time. ".repeat(20).as_bytes());
+    let task = ["--task", "perplexity", "--data", &data, "--context", "32", "--limit", "1"];
+    assert_refused("evaluate", &[&task[..], &same].concat(), &["--compare dense"]);
+    // In another store it is not the same.
+    let report = json(&run("evaluate", &[&task[..], &same, &["--kv", "int8", "--json"]].concat()));
+    assert!(report["kl"].as_f64() > Some(0.0), "{report}");
+}
+
+#[test]
+fn help_and_tables_say_nothing_twice_and_no_value_that_is_none() {
+    let output = run("generate", &["--help"]);
+    let help = String::from_utf8_lossy(&output.stdout);
+    assert!(!help.contains("packed: Packed") && !help.contains("[possible values: packed"), "{help}");
+    // One token alone has no standard error.
+    let data = file("one.txt", b"Once upon a time there was");
+    let args =
+        ["--task", "perplexity", "--data", &data, "--context", "2", "--limit", "1", "--compare", "dense"];
+    let said = stderr(&run("evaluate", &args));
+    assert!(!said.contains("NaN") && said.contains("over 1 tokens"), "{said}");
 }
 
 #[test]
@@ -185,6 +224,8 @@ fn bench_times_the_kernels_in_turns() {
     let first = json(&run("bench", &["--first-token", "16", "--kernels", "hybrid-f16", "--json"]));
     assert!(first["first_token_ms"].as_f64() > first["load_ms"].as_f64(), "{first}");
     assert_refused("bench", &["--kernels", "fastest"], &["--kernels", "such as hybrid-compact", "fastest"]);
+    let twice = ["--kernels", "dense-f16,hybrid-f16,dense"];
+    assert_refused("bench", &twice, &["--kernels", "each kernel once, got dense-f16 twice"]);
     assert_refused("bench", &["--n", "1024"], &["at most 1024", "got 1056"]);
 }
 

@@ -67,7 +67,7 @@ pub enum StopReason {
 /// let tokenizer = Tokenizer::from_model(&file)?;
 /// let mut session = Session::with_spec(Model::load(&file)?, &KernelSpec::default())?;
 ///
-/// let logits = session.prefill(&tokenizer.encode("Once upon a time there was", true)?)?;
+/// let logits = session.prefill(&tokenizer.encode_beginning("Once upon a time there was")?)?;
 /// let mut sampler = Sampler::new(SamplerConfig::default().with_temperature(0.7))?;
 /// let mut generation = session.generate(logits, &tokenizer, &mut sampler);
 /// for generated in generation.by_ref().take(20) {

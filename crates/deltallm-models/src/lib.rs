@@ -13,7 +13,7 @@
 //! let model = Model::load(&file)?;
 //! let mut session = Session::with_spec(model, &KernelSpec::default())?;
 //!
-//! let logits = session.prefill(&tokenizer.encode("Once upon a time there was", true)?)?;
+//! let logits = session.prefill(&tokenizer.encode_beginning("Once upon a time there was")?)?;
 //! let mut sampler = Sampler::new(SamplerConfig::default())?; // always the most probable token
 //! for generated in session.generate(logits, &tokenizer, &mut sampler).take(20) {
 //!     print!("{}", generated?.text);

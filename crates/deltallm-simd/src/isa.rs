@@ -68,7 +68,7 @@ impl Isa {
         *BEST.get_or_init(|| Self::available().pop().unwrap_or(Self::Scalar(Fallback::new())))
     }
 
-    /// The one that `DELTALLM_SIMD` names, or else the [best](Self::best). For the start of a program, a test or a library's
+    /// The one that `DELTALLM_SIMD` names, or the [best](Self::best) where it is not set or empty. For the start of a program, a test or a library's
     /// first call from C.
     ///
     /// # Errors
@@ -78,6 +78,9 @@ impl Isa {
     }
 
     fn of_variable(name: &OsStr) -> Result<Self, IsaError> {
+        if name.is_empty() {
+            return Ok(Self::best()); // as shells have it: `DELTALLM_SIMD= program`
+        }
         let unknown = || IsaError::new(&name.to_string_lossy());
         let isa = name.to_str().map_or_else(|| Err(unknown()), str::parse);
         isa.map_err(|error| IsaError { variable: true, ..error })
@@ -224,6 +227,7 @@ mod tests {
     #[test]
     fn the_environment_names_one_or_is_an_error_that_says_so() {
         assert_eq!(Isa::of_variable(OsStr::new("scalar")).unwrap().name(), "scalar");
+        assert_eq!(Isa::of_variable(OsStr::new("")).unwrap(), Isa::best());
         let error = Isa::of_variable(OsStr::new("sse9")).unwrap_err().to_string();
         assert!(error.starts_with("DELTALLM_SIMD: ") && error.contains("\"sse9\""), "{error}");
         #[cfg(unix)]

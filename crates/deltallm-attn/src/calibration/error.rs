@@ -58,8 +58,9 @@ pub enum CalibrationError {
     },
     /// Even few zeros diverge further than was asked for.
     #[error(
-        "expected a divergence that thresholds can keep, got one whose share for them is {limit:.6}: at a zero fraction of \
-         {zero_fraction:.2} it is {least:.6}"
+        "expected a divergence that thresholds can stay within, got {limit:?} nats as their share of it: with {:.0} % zeros, the fewest \
+         that were tried, it is {least:.6} nats",
+        100.0 * zero_fraction
     )]
     Unreachable {
         /// What the thresholds may cost, nats: half of what was asked for where values are skipped too.

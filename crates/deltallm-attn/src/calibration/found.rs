@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use deltallm_core::{KvStore, ModelFingerprint, ThresholdProfile};
 
-use crate::{AttentionError, AttentionProfile, CalibrationGoal, HeldOut, KernelSpec, Provenance};
+use crate::{AttentionError, AttentionProfile, CalibrationGoal, HeldOut, KernelSpec, Provenance, Verified};
 
 /// The settings that a [`Calibrator`](super::Calibrator) has found, and what they cost.
 #[derive(Debug, Clone)]
@@ -24,6 +24,8 @@ pub struct Calibrated {
     pub tokens: usize,
     /// Tokens of its longest window.
     pub context: usize,
+    /// What the settings cost at other lengths and on other text: empty at first, for who measures it.
+    pub verified: Vec<Verified>,
     pub(super) thresholds: Arc<ThresholdProfile>,
 }
 
@@ -53,6 +55,7 @@ impl Calibrated {
             goal: self.goal,
             zero_fraction: self.zero_fraction,
             held_out: self.held_out,
+            verified: self.verified.clone(),
         }))
     }
 }

@@ -101,6 +101,7 @@ impl Search<'_> {
             without_skipping,
             tokens: 0,
             context: self.context,
+            verified: Vec::new(),
         })
     }
 

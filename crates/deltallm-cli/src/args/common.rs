@@ -1,20 +1,21 @@
 //! What all commands share: threads, JSON, Ctrl-C, and one line for whatever goes wrong.
 
-use std::io::ErrorKind;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches};
 use deltallm::core::internal::message;
 
+use super::numbers::whole;
 use super::rules;
+use crate::{is_closed_stdout, note};
 
 /// Options of most commands.
 #[derive(Debug, clap::Args)]
 pub struct CommonArgs {
     /// Worker threads [default: one per CPU]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", value_parser = whole(1..=1024_u16))]
     pub threads: Option<u16>,
     /// Print the results as one JSON object, the last line of stdout
     #[arg(long)]
@@ -59,7 +60,8 @@ pub fn interrupted() -> bool {
 /// Parses the command line, refuses settings that would have no effect, and runs the program. Errors, those of the command line included, become one line on
 /// stderr and exit code 2.
 pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
-    let parsed = A::command().try_get_matches().and_then(|given| Ok((A::from_arg_matches(&given)?, given)));
+    let command = with_negative_numbers(A::command());
+    let parsed = command.try_get_matches().and_then(|given| Ok((A::from_arg_matches(&given)?, given)));
     let (args, given) = match parsed {
         Ok(parsed) => parsed,
         // Nothing was asked for: the list of commands says more than one line can.
@@ -68,23 +70,31 @@ pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyh
             return ExitCode::from(2);
         }
         Err(error) if error.use_stderr() => return fail(&usage_line(&error.render().to_string())),
-        Err(help_or_version) => help_or_version.exit(),
+        Err(help_or_version) => {
+            let _ = help_or_version.print();
+            return ExitCode::SUCCESS;
+        }
     };
     match rules::check(&given).and_then(|()| run(args)) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe (`| head`) has seen enough: nothing is wrong.
-        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if is_closed_stdout(&error) => ExitCode::SUCCESS,
         Err(error) => fail(&error_line(&error)),
     }
 }
 
-fn fail(line: &str) -> ExitCode {
-    eprintln!("error: {line}");
-    ExitCode::from(2)
+/// Lets `--seed -1` be a seed, to be refused as one, and not an option that does not exist.
+fn with_negative_numbers(command: Command) -> Command {
+    let command = command.mut_args(|arg| {
+        let takes = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes)
+    });
+    command.mut_subcommands(with_negative_numbers)
 }
 
-fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == ErrorKind::BrokenPipe)
+fn fail(line: &str) -> ExitCode {
+    note(format_args!("error: {line}"));
+    ExitCode::from(2)
 }
 
 /// An error with its causes. Some errors repeat their cause in their own words; it is not said twice.

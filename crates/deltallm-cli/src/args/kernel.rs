@@ -9,6 +9,7 @@ use deltallm::{
     SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy, Window,
 };
 
+use super::numbers::{MOST, whole};
 use crate::{KernelChoice, ModelProfile, Phases};
 
 /// Attention settings.
@@ -22,27 +23,27 @@ pub struct KernelArgs {
     #[arg(long, value_name = "FILE|none")]
     profile: Option<PathBuf>,
     /// One threshold for all key channels
-    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with_all = ["profile", "target_sparsity"])]
+    #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with = "target_sparsity")]
     theta: Option<f32>,
     /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.45
     /// where there is no profile]
     #[arg(long, value_name = "S", value_parser = parse_share)]
     target_sparsity: Option<f32>,
     /// The paper's rule: --theta 0.6 --window block:0.05 --sinks 0 --skip-margin off, each of which can be changed
-    #[arg(long, conflicts_with_all = ["profile", "target_sparsity"])]
+    #[arg(long, conflicts_with = "target_sparsity")]
     paper: bool,
     /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt [default: 64]
     #[arg(long, value_name = "N|block:SCALE")]
     window: Option<Window>,
     /// First keys, always scored exactly [default: 4]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     sinks: Option<usize>,
     /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C, at least 3; ln:C:L, at least L
     /// [default: the profile's, or off]
     #[arg(long, value_name = "T|ln:C[:L]|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     exact_prompt: Option<usize>,
     /// Store of keys and values: f32, f16, bf16; int8; or compact (4-bit deltas and values, with an exact f16 window in hybrid) [default: f16]
     #[arg(long, value_name = "STORE", value_parser = parse_store)]
@@ -118,12 +119,29 @@ impl KernelArgs {
             None => KernelSpec::default(),
         };
         let (given, config) = (self.given(), model.config());
+        self.check_lengths(config.context_length)?;
         let (spec, shape) = (base.with(&given), model.attention_shape());
         let context = KernelContext::new(shape).isa(model.isa());
         spec.validate(shape, config.layers)
             .and_then(|()| spec.validate_on(context.isa, config.context_length))
             .map_err(by_option)?;
         Ok(KernelChoice::new(spec, context, profile, given.exact_prompt, self.phases))
+    }
+
+    /// Checks that what is asked to be exact leaves something of the model's context that is not.
+    fn check_lengths(&self, context: usize) -> anyhow::Result<()> {
+        let window = match self.window {
+            Some(Window::Sliding(keys)) => Some(keys),
+            _ => None,
+        };
+        for (option, given) in [("--window", window), ("--exact-prompt", self.exact_prompt)] {
+            if let Some(got) = given.filter(|keys| *keys > context) {
+                anyhow::bail!(
+                    "{option}: expected at most {context}, the model's context, got {got}; --kernel dense is exact everywhere"
+                );
+            }
+        }
+        Ok(())
     }
 
     /// What has been said on the command line.

@@ -6,14 +6,15 @@ use deltallm::models::{ModelConfig, Session};
 use deltallm::{AtLimit, CachePlan, KeyPlan, KvStore, MemoryBudget};
 use serde::Serialize;
 
-use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, format_bytes};
+use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, Phases, format_bytes};
 
 /// Memory settings.
 #[derive(Debug, Clone, clap::Args)]
 #[command(next_help_heading = "Memory")]
 pub struct MemoryArgs {
     /// Most bytes for the key-value caches of all layers, such as 64MiB (B, kB, MB, GB, KiB, MiB, GiB)
-    #[arg(long, value_name = "BYTES", value_parser = parse_bytes)]
+    // A value such as -1B is to be refused as a value, not as an option.
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, allow_hyphen_values = true)]
     kv_budget: Option<usize>,
     /// When they are used up: error, or narrow (the next narrower --kv)
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = LimitPolicy::Error, hide_possible_values = true,
@@ -53,11 +54,12 @@ fn parse_bytes(text: &str) -> Result<usize, String> {
         "GiB" => Some(1 << 30),
         _ => None,
     };
-    let bytes =
-        number.parse().ok().zip(unit).and_then(|(number, unit): (usize, usize)| number.checked_mul(unit));
-    bytes.ok_or_else(|| {
-        "expected a whole number and a unit, B, kB, MB, GB, KiB, MiB or GiB, such as 64MiB".into()
-    })
+    let whole = !number.is_empty();
+    let unit = unit
+        .filter(|_| whole)
+        .ok_or("expected a whole number and a unit, B, kB, MB, GB, KiB, MiB or GiB, such as 64MiB")?;
+    let bytes = number.parse().ok().and_then(|number: usize| number.checked_mul(unit));
+    bytes.ok_or_else(|| format!("expected at most {} GiB, such as 64MiB", usize::MAX >> 30))
 }
 
 impl MemoryArgs {
@@ -126,7 +128,7 @@ impl MemoryLimit {
         tokens: usize,
     ) -> anyhow::Result<()> {
         let keys = kernel.key_plan(1.0, config.context_length);
-        let least = config.layers * plan(config, keys, kernel.store()).footprint(tokens).total();
+        let least = config.layers * layer_bytes(config, kernel, keys, kernel.store(), tokens);
         anyhow::ensure!(
             self.policy != LimitPolicy::Error || least <= self.bytes,
             "--kv-budget: expected at least {} for the prompt of {tokens} tokens, got {}; give more, shorten the \
@@ -149,7 +151,8 @@ impl MemoryLimit {
         let rows = stores.into_iter().flat_map(|(kind, keys)| {
             let narrowest = if kind == KernelKind::Dense { KvStore::Int8 } else { KvStore::Compact };
             [KvStore::F32, KvStore::F16, narrowest].map(|store| {
-                let tokens = plan(config, keys, store).tokens_within(self.bytes / config.layers);
+                let of_layer = self.bytes / config.layers;
+                let tokens = most(|tokens| layer_bytes(config, kernel, keys, store, tokens) <= of_layer);
                 (format!("{kind} {store}"), tokens)
             })
         });
@@ -176,14 +179,42 @@ impl MemoryLimit {
     }
 }
 
-/// The plan of one layer.
-fn plan(config: &ModelConfig, keys: KeyPlan, store: KvStore) -> CachePlan {
-    CachePlan::new(config.kv_heads, config.head_dim, store, keys)
+/// Bytes of one layer with so many tokens. In `--phases prefill` a layer that is not dense keeps a dense cache too.
+fn layer_bytes(
+    config: &ModelConfig,
+    kernel: &KernelChoice,
+    keys: KeyPlan,
+    store: KvStore,
+    tokens: usize,
+) -> usize {
+    let bytes =
+        |keys, store| CachePlan::new(config.kv_heads, config.head_dim, store, keys).footprint(tokens).total();
+    match (keys, kernel.phases()) {
+        (KeyPlan::Delta { .. }, Phases::Prefill) => {
+            bytes(keys, store).saturating_add(bytes(KeyPlan::Dense, store.dense()))
+        }
+        _ => bytes(keys, store),
+    }
+}
+
+/// The largest number of tokens that fits, where fewer always do. No cache on earth has 2^40.
+fn most(fits: impl Fn(usize) -> bool) -> usize {
+    (0..40)
+        .rev()
+        .map(|bit| 1 << bit)
+        .fold(0, |tokens, more| if fits(tokens + more) { tokens + more } else { tokens })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_largest_number_that_fits_is_found() {
+        for limit in [0, 1, 2, 1000, (1 << 40) - 1] {
+            assert_eq!(most(|tokens| tokens <= limit), limit);
+        }
+    }
 
     #[test]
     fn bytes_parse() {
@@ -192,20 +223,11 @@ mod tests {
         {
             assert_eq!(parse_bytes(text), Ok(bytes));
         }
-        for bad in [
-            "",
-            "64",
-            "MiB",
-            "64mib",
-            "64 MiB",
-            "1.5GiB",
-            "-1B",
-            "+1B",
-            "1e3B",
-            "99999999999999999999B",
-            "99999999999GiB",
-        ] {
-            assert!(parse_bytes(bad).unwrap_err().contains("such as 64MiB"), "{bad}");
+        for bad in ["", "64", "MiB", "64mib", "64 MiB", "1.5GiB", "-1B", "+1B", "1e3B"] {
+            assert!(parse_bytes(bad).unwrap_err().contains("whole number and a unit"), "{bad}");
+        }
+        for large in ["99999999999999999999B", "99999999999GiB"] {
+            assert!(parse_bytes(large).unwrap_err().contains("at most 17179869183 GiB"), "{large}");
         }
     }
 }

@@ -14,7 +14,7 @@ pub struct ModelArgs {
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// How to hold quantised weights: packed, inputs of linear layers being rounded to 8 bits, or as f32: exact, slower
-    #[arg(long, value_enum, value_name = "FORM", default_value_t = LinearKind::Packed)]
+    #[arg(long, value_enum, value_name = "FORM", default_value_t = LinearKind::Packed, hide_possible_values = true)]
     pub linear: LinearKind,
 }
 

@@ -10,7 +10,7 @@ struct Rule {
     option: &'static str,
     /// Values of it that ask for nothing, and are true beside anything.
     harmless: &'static [&'static str],
-    /// Another option with one of these values.
+    /// Another option with one of these values, or with any if there are none.
     beside: (&'static str, &'static [&'static str]),
     /// Why it has no effect there.
     because: &'static str,
@@ -32,13 +32,19 @@ const GREEDY: (&str, &[&str]) = ("temperature", &["0"]);
 const NOT_PERPLEXITY: (&str, &[&str]) = ("task", &["choices", "schema", "last-word", "squad"]);
 const ONE_TEXT: (&str, &[&str]) = ("task", &["perplexity", "squad"]);
 
+const PREFILL: (&str, &[&str]) = ("phases", &["prefill"]);
+
 const NO_DELTAS: &str = "dense attention codes no keys";
 const ALL_EXACT: &str = "dense attention is exact everywhere";
 const NONE_EXACT: &str = "delta attention has no exact keys; hybrid has";
 const WHOLE_KEYS: &str = "int8 holds keys whole, so there are no deltas";
 const MOST_PROBABLE: &str = "the most probable token is always taken";
 
+const NOTHING_DECODED: &str = "nothing is decoded";
+
 const RULES: &[Rule] = &[
+    rule("profile", &["none"], ("theta", &[]), "one threshold for all replaces what was calibrated"),
+    rule("profile", &["none"], ("paper", &[]), "the paper's rule replaces what was calibrated"),
     rule("profile", &["none"], DENSE, "dense attention has nothing to calibrate"),
     rule("theta", &[], DENSE, NO_DELTAS),
     rule("target_sparsity", &[], DENSE, NO_DELTAS),
@@ -58,6 +64,10 @@ const RULES: &[Rule] = &[
     rule("top_k", &["0"], GREEDY, MOST_PROBABLE),
     rule("top_p", &["1"], GREEDY, MOST_PROBABLE),
     rule("min_p", &["0"], GREEDY, MOST_PROBABLE),
+    rule("seed", &[], GREEDY, MOST_PROBABLE),
+    rule("depths", &[], PREFILL, NOTHING_DECODED),
+    rule("decode_tokens", &[], PREFILL, NOTHING_DECODED),
+    rule("prompts", &[], ("phases", &["decode"]), "no prompt is timed"),
     rule("decode", &[], NOT_PERPLEXITY, "only the text of --task perplexity is attended one token at a time"),
     rule("delimiter", &[], ONE_TEXT, "there is no continuation behind a delimiter"),
     rule("profile", &["none"], ("kernels", &["dense", "delta"]), "only hybrid kernels are given the profile"),
@@ -75,15 +85,17 @@ pub(super) fn check(given: &ArgMatches) -> anyhow::Result<()> {
         if !is_given(given, option) || values_of(given, option).iter().any(|it| is_one_of(it, harmless)) {
             continue;
         }
-        // Of a list, all must be such.
         let others = values_of(given, other);
-        let idle = !others.is_empty() && others.iter().all(|it| is_one_of(kind(other, it), values));
+        let idle = match values.is_empty() {
+            true => is_given(given, other),
+            // Of a list, all must be such.
+            false => !others.is_empty() && others.iter().all(|it| is_one_of(kind(other, it), values)),
+        };
         ensure!(
             !idle,
-            "{}: has no effect with {} {}: {because}; leave it out",
+            "{}: has no effect with {}: {because}; leave it out",
             name(option),
-            name(other),
-            others.join(",")
+            written(other, &others.join(","))
         );
     }
     Ok(())
@@ -113,6 +125,11 @@ fn kind<'v>(option: &str, value: &'v str) -> &'v str {
 fn is_one_of(value: &str, values: &[&str]) -> bool {
     let number = |text: &str| text.parse::<f64>().ok();
     values.iter().any(|it| *it == value || number(it).is_some_and(|it| number(value) == Some(it)))
+}
+
+/// An option as it was given. A flag has the value `true`, which nobody wrote.
+fn written(option: &str, value: &str) -> String {
+    if value == "true" { name(option) } else { format!("{} {value}", name(option)) }
 }
 
 /// `--skip-margin` for `skip_margin`.
@@ -151,6 +168,10 @@ mod tests {
             "skip_margin",
             "exact_prompt",
             "phases",
+            "seed",
+            "depths",
+            "decode_tokens",
+            "prompts",
         ] {
             command = command.arg(option(name));
         }
@@ -173,10 +194,11 @@ mod tests {
     #[test]
     fn every_rule_names_both_options_and_lets_harmless_values_pass() {
         for Rule { option, harmless, beside: (other, values), because } in RULES {
-            for value in *values {
+            let values = if values.is_empty() { &["0.5"] } else { *values };
+            for value in values {
                 let beside = with(other, value);
                 let error = checked(&[with(option, "7"), beside.clone()].concat()).unwrap_err();
-                let start = format!("{}: has no effect with {} {value}: ", name(option), name(other));
+                let start = format!("{}: has no effect with {}: ", name(option), beside.join(" "));
                 assert!(error.starts_with(&start) && error.contains(because), "{error}");
                 for harmless in *harmless {
                     checked(&[with(option, harmless), beside.clone()].concat()).unwrap();

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::engine::EngineName;
 use super::phase::Phase;
+use crate::args::whole;
 
 /// Lengths of prompts and of caches, unless others are asked for or the model takes fewer.
 const PROMPTS: [u32; 2] = [512, 2048];
@@ -33,16 +34,16 @@ pub struct Args {
     #[arg(long, value_name = "FILE|none")]
     pub profile: Option<String>,
     /// Tokens of the prompts, and tokens in the cache before decoding
-    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["prompts", "depths"], value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', conflicts_with_all = ["prompts", "depths"], value_parser = whole(1..=u32::MAX))]
     n: Vec<u32>,
     /// Tokens of the prompts [default: 512,2048, if the model takes them]
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = whole(1..=u32::MAX))]
     prompts: Vec<u32>,
     /// Tokens in the cache before decoding [default: 128,2048, if the model takes them]
-    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = whole(1..=u32::MAX))]
     depths: Vec<u32>,
     /// Tokens decoded in a row
-    #[arg(long, value_name = "N", default_value_t = 32, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 32, value_parser = whole(1..=u16::MAX))]
     pub decode_tokens: u16,
     /// What is timed
     #[arg(
@@ -54,13 +55,13 @@ pub struct Args {
     )]
     pub phases: Vec<Phase>,
     /// Rounds that count; their median is the result
-    #[arg(long, value_name = "R", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "R", default_value_t = 5, value_parser = whole(1..=u16::MAX))]
     pub repetitions: u16,
     /// Threads of everyone
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = whole(1..=1024_u16))]
     pub threads: u16,
     /// Only load the model and read a prompt of N tokens, with one kernel; time counts from the start of the program
-    #[arg(long, value_name = "N", conflicts_with_all = ["n", "prompts", "depths", "decode_tokens", "phases", "repetitions"], value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", conflicts_with_all = ["n", "prompts", "depths", "decode_tokens", "phases", "repetitions"], value_parser = whole(1..=u32::MAX))]
     pub first_token: Option<u32>,
     /// Print the results as one JSON object, the last line of stdout
     #[arg(long)]

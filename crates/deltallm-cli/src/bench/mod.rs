@@ -43,8 +43,12 @@ fn time(args: &Args, rivals: &[Rival]) -> anyhow::Result<()> {
     let tests = args.tests(model.graph.config().context_length)?;
     let longest = args.longest(&tests);
     let tokens = text::tokens(&model, args.text.as_deref(), longest)?;
-    let mut entries = Vec::new();
-    for name in &args.kernels {
+    let mut entries: Vec<Entry> = Vec::new();
+    for (index, name) in args.kernels.iter().enumerate() {
+        anyhow::ensure!(
+            !args.kernels[..index].contains(name),
+            "--kernels: expected each kernel once, got {name} twice"
+        );
         entries.push(entry(name, Some(&model), args, rivals, longest)?);
     }
     let mut report = Report {

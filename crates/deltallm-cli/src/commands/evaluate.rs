@@ -12,11 +12,12 @@ use deltallm::core::HeadSparsity;
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Map, Value, json};
 
+use crate::args::{MOST, whole};
 use crate::{
-    ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, ExampleResult, Examples,
-    KernelArgs, KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs,
-    ModelProfile, Perplexity, Plan, Question, ResumeLog, Resumed, Score, Setup, Summary, TaskKind,
-    WindowResult, answer_questions, print_json, read_dataset, read_text, run_windows, score_examples,
+    ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, Examples, KernelArgs,
+    KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs, ModelProfile,
+    Perplexity, Plan, Question, ResumeLog, Resumed, Score, Scored, Setup, SkippedValues, Summary, TaskKind,
+    WindowResult, answer_questions, note, print_json, read_dataset, read_text, run_windows, score_examples,
     score_window, sha256_hex, sum_windows, windows,
 };
 
@@ -40,10 +41,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
     /// Most examples (perplexity: windows) to score, from the first on [default: all]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", value_parser = whole(1..=u32::MAX))]
     limit: Option<u32>,
     /// Tokens in a window (perplexity; default 1024), or most tokens of a sequence (default: the model's context)
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1..=MOST))]
     context: Option<usize>,
     /// Perplexity: attend one token at a time, as in generation
     #[arg(long)]
@@ -70,8 +71,8 @@ Records, one JSON object a line:
   last-word  context, continuation; or (GSM8K) context, chain_of_thought, answer: would greedy decoding write it
 
 With --json accuracy, f1 and exact_match are in 0..1, each with its standard error. With --compare dense, kl and
-top1_agreement are over the scored positions (squad: the first generated position), and flips counts the examples
-whose prediction differs. Nothing is decoded in choices, schema, last-word and perplexity: there --phases prefill
+top1_agreement are over the scored positions (squad: every token that exact attention generates, read by both), and
+flips counts the examples whose prediction differs. Nothing is decoded in choices, schema, last-word and perplexity: there --phases prefill
 is the same as both.";
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -85,6 +86,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let input = Input::read(&args)?;
     let model = args.model.open()?;
     let kernel = args.kernel.resolve(&model.graph)?;
+    if args.compare.is_some() {
+        kernel.check_comparable()?;
+    }
     let setup = Setup {
         context: context(&args, &model)?,
         dense: args.compare.map(|Baseline::Dense| kernel.dense()),
@@ -100,19 +104,16 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let seconds = start.elapsed().as_secs_f64();
 
-    eprintln!("model        {}", model.name);
-    eprintln!("kernel       {}", setup.kernel);
-    scores.lines.iter().for_each(|line| eprintln!("{line}"));
+    note(format_args!("model        {}", model.name));
+    note(format_args!("kernel       {}", setup.kernel));
+    scores.lines.iter().for_each(note);
+    let skipped = SkippedValues::new(&scores.sparsity, &scores.prompts);
     if setup.kernel.kind() != KernelKind::Dense {
-        eprintln!("{}", sparsity_line(&scores.sparsity));
-        if scores.sparsity.pairs > 0 && scores.sparsity.exact_pairs == scores.sparsity.pairs {
-            eprintln!(
-                "warning      nothing was approximated: every text was short enough to be attended exactly; take longer ones, or \
-                 --exact-prompt 0"
-            );
-        }
+        sparsity_lines(&scores.sparsity, &skipped).iter().for_each(note);
+        nothing_approximated(&scores.sparsity).into_iter().for_each(note);
+        setup.kernel.warning_beyond_profile(scores.longest).into_iter().for_each(note);
     }
-    eprintln!("time         {seconds:.1} s");
+    note(format_args!("time         {seconds:.1} s"));
     if args.common.json {
         print_json(&Report {
             task: args.task,
@@ -122,9 +123,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
             zero_fraction: scores.sparsity.zero_fraction(),
             sparsity: scores.sparsity.sparsity(),
             exact_share: scores.sparsity.exact_share(),
-            values_skipped: scores.sparsity.values_skipped(),
+            skipped,
             model: &model.name,
             kernel: setup.kernel.kind(),
+            beyond_profile: setup.kernel.is_beyond_profile(scores.longest),
             settings: setup.kernel.settings(),
             context: setup.context,
             threads: rayon::current_num_threads(),
@@ -174,6 +176,10 @@ struct Scores {
     /// For people.
     lines: Vec<String>,
     sparsity: HeadSparsity,
+    /// What came of prompts; the rest came of generated tokens, or of text attended as such.
+    prompts: HeadSparsity,
+    /// Tokens of the longest text.
+    longest: usize,
 }
 
 /// Runs the examples that are wanted, those in the log of an earlier run excepted.
@@ -190,7 +196,11 @@ fn run_all<R: Serialize + DeserializeOwned>(
     };
     let Resumed { results, from_log } = run_windows(plan, log, score)?;
     if let Some(path) = args.resume.as_ref().filter(|_| from_log > 0) {
-        eprintln!("resumed      {from_log} of {} examples are from {}", plan.examples, path.display());
+        note(format_args!(
+            "resumed      {from_log} of {} examples are from {}",
+            plan.examples,
+            path.display()
+        ));
     }
     Ok(results)
 }
@@ -251,12 +261,19 @@ fn perplexity(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> 
         fields: perplexity_fields(&sum),
         lines,
         sparsity: sum.run.sparsity,
+        prompts: if setup.decode { HeadSparsity::default() } else { sum.run.sparsity },
+        longest: context,
     })
 }
 
 fn perplexity_line(name: &str, perplexity: &Perplexity) -> String {
-    let (value, error) = (perplexity.value(), perplexity.standard_error());
-    format!("{name:12} {value:.4} ± {error:.4} over {} tokens", perplexity.tokens())
+    let error = give_or_take(perplexity.standard_error(), 4);
+    format!("{name:12} {:.4} {error}over {} tokens", perplexity.value(), perplexity.tokens())
+}
+
+/// A standard error behind its number. One example alone says nothing about its spread.
+fn give_or_take(error: f64, digits: usize) -> String {
+    if error.is_finite() { format!("± {error:.digits$} ") } else { String::new() }
 }
 
 fn perplexity_difference(sum: &WindowResult, setup: &Setup) -> Vec<String> {
@@ -266,7 +283,7 @@ fn perplexity_difference(sum: &WindowResult, setup: &Setup) -> Vec<String> {
     vec![
         format!("difference   perplexity {:+.2} %", 100.0 * (sum.run.value() / dense.value() - 1.0)),
         comparison_line(comparison, setup) + &flips,
-        format!("             log-likelihood {mean:+.5} ± {error:.5} nats a token"),
+        format!("             log-likelihood {mean:+.5} {}nats a token", give_or_take(error, 5)),
     ]
 }
 
@@ -305,28 +322,30 @@ fn perplexity_fields(sum: &WindowResult) -> Map<String, Value> {
 
 fn task(args: &Args, setup: &Setup, dataset: &Dataset) -> anyhow::Result<Scores> {
     let (names, results) = match &dataset.examples {
-        Examples::Choices(examples) => (ChoiceExample::METRICS, likelihoods(args, setup, dataset, examples)),
+        Examples::Choices(examples) => (ChoiceExample::METRICS, likelihoods(args, setup, dataset, examples)?),
         Examples::LastWord(examples) => {
-            (LastWordExample::METRICS, likelihoods(args, setup, dataset, examples))
+            (LastWordExample::METRICS, likelihoods(args, setup, dataset, examples)?)
         }
         Examples::Squad(questions) => {
             let plan = plan(args, questions, QUESTIONS_AT_ONCE);
             let results = run_all(args, setup, &dataset.sha256, plan, &mut |range, progress| {
-                answer_questions(setup, &questions[range], progress)
+                answer_questions(setup, &questions[range], progress).with_context(|| of_data(args))
             });
-            (Question::METRICS, results)
+            (Question::METRICS, results?)
         }
     };
-    let results = results.with_context(|| format!("--data {}", args.data.display()))?;
-    let summary = Summary::new(names, &results)?;
+    let summary = Summary::new(names, &results).with_context(|| of_data(args))?;
     let mut fields = summary.json();
     fields.insert("records".into(), json!(dataset.shape));
+    let examples = results.len() - summary.skipped();
     Ok(Scores {
-        examples: results.len(),
+        examples,
         tokens: summary.tokens,
         fields,
-        lines: task_lines(args, setup, &summary, results.len()),
+        lines: task_lines(args, setup, &summary, examples),
         sparsity: summary.sparsity,
+        prompts: summary.prompts,
+        longest: summary.lengths.longest,
     })
 }
 
@@ -335,11 +354,16 @@ fn likelihoods<E: LikelihoodExample>(
     setup: &Setup,
     dataset: &Dataset,
     examples: &[E],
-) -> anyhow::Result<Vec<ExampleResult>> {
+) -> anyhow::Result<Vec<Scored>> {
     let plan = plan(args, examples, EXAMPLES_AT_ONCE);
     run_all(args, setup, &dataset.sha256, plan, &mut |range, progress| {
-        score_examples(setup, range.start, &examples[range], progress)
+        score_examples(setup, range.start, &examples[range], progress).with_context(|| of_data(args))
     })
+}
+
+/// Where an example comes from.
+fn of_data(args: &Args) -> String {
+    format!("--data {}", args.data.display())
 }
 
 fn task_lines(args: &Args, setup: &Setup, summary: &Summary, examples: usize) -> Vec<String> {
@@ -350,6 +374,14 @@ fn task_lines(args: &Args, setup: &Setup, summary: &Summary, examples: usize) ->
         summary.mean_tokens(),
         summary.lengths.longest
     )];
+    if let Some(first) = summary.first_skipped {
+        lines.push(format!(
+            "warning      {} examples cannot be scored and are in no number here; the first is example {}",
+            summary.skipped(),
+            first + 1
+        ));
+        lines.extend(summary.skipped.iter().map(|(why, examples)| format!("             {examples}: {why}")));
+    }
     if summary.lengths.truncated > 0 {
         lines.push(format!(
             "             {} sequences were longer than the context and lost their beginning",
@@ -379,21 +411,36 @@ fn metrics_line(name: &str, metrics: &[(&'static str, Estimate)], signed: bool) 
             if *name == "log_likelihood" { (1.0, "nats", 4) } else { (100.0, "%", 2) };
         let (mean, error) = (factor * estimate.mean, factor * estimate.standard_error);
         let mean = if signed { format!("{mean:+.digits$}") } else { format!("{mean:.digits$}") };
-        // One example alone says nothing about its spread.
-        let error = if error.is_nan() { String::new() } else { format!("± {error:.digits$} ") };
-        format!("{name} {mean} {error}{unit}")
+        format!("{name} {mean} {}{unit}", give_or_take(error, digits))
     };
     format!("{name:12} {}", metrics.iter().map(metric).collect::<Vec<_>>().join(", "))
 }
 
-fn sparsity_line(sparsity: &HeadSparsity) -> String {
+fn sparsity_lines(sparsity: &HeadSparsity, skipped: &SkippedValues) -> [String; 2] {
     let percent = |x: f64| format!("{:.1} %", 100.0 * x);
-    format!(
-        "sparsity     zero fraction {}, exact pairs {}, sparsity as the paper counts it {}, values skipped {}",
-        percent(sparsity.zero_fraction()),
-        percent(sparsity.exact_share()),
-        percent(sparsity.sparsity()),
-        percent(sparsity.values_skipped())
+    [
+        format!(
+            "sparsity     zero fraction {}, exact pairs {}, sparsity as the paper counts it {}",
+            percent(sparsity.zero_fraction()),
+            percent(sparsity.exact_share()),
+            percent(sparsity.sparsity())
+        ),
+        format!("             {skipped}"),
+    ]
+}
+
+/// A warning where the numbers are those of dense attention.
+fn nothing_approximated(sparsity: &HeadSparsity) -> Option<&'static str> {
+    if sparsity.pairs > 0 && sparsity.exact_pairs == sparsity.pairs {
+        return Some(
+            "warning      nothing was approximated: every text was short enough to be attended exactly; take longer ones, or \
+             --exact-prompt 0",
+        );
+    }
+    let nothing = sparsity.nonzeros == sparsity.elements && sparsity.skipped_values == 0;
+    nothing.then_some(
+        "warning      nothing was approximated: no delta was left out and no value skipped; take a higher --theta or \
+         --target-sparsity, or a --skip-margin",
     )
 }
 
@@ -408,9 +455,12 @@ struct Report<'a> {
     zero_fraction: f64,
     sparsity: f64,
     exact_share: f64,
-    values_skipped: f64,
+    #[serde(flatten)]
+    skipped: SkippedValues,
     model: &'a str,
     kernel: KernelKind,
+    /// Whether a text is longer than those that the profile was measured on.
+    beyond_profile: bool,
     settings: KernelSettings,
     context: usize,
     threads: usize,

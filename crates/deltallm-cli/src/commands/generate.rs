@@ -2,17 +2,17 @@
 //!
 //! `cargo run --release -- generate` runs the embedded model beside dense attention; `--help` lists the rest.
 
-use std::io::Write;
-
 use clap::ValueEnum;
 use deltallm::KvStore;
 use deltallm::models::{Narrowed, SamplerConfig, Session};
 use serde::Serialize;
 
+use crate::args::{MOST, number, whole};
 use crate::{
-    AttentionTime, CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind, KernelSettings, LimitPolicy,
-    LoadedModel, MemoryArgs, MemoryLimit, ModelArgs, Stop, dense_f16_bytes, first_difference, format_bytes,
-    generate, interrupted, peak_rss_bytes, print_json, stop_on_ctrl_c,
+    AttentionTime, BudgetRefusal, CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind,
+    KernelSettings, LimitPolicy, LoadedModel, MemoryArgs, MemoryLimit, ModelArgs, SkippedValues, Stop,
+    dense_f16_bytes, first_difference, format_bytes, generate, interrupted, note, peak_rss_bytes, print,
+    print_json, print_line, stop_on_ctrl_c,
 };
 
 /// Continued where nothing else is asked for: the beginning of a tale by the brothers Grimm, long enough that attention matters.
@@ -37,7 +37,7 @@ pub(crate) struct Args {
     #[arg(long)]
     chat: bool,
     /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole(1..=u32::MAX))]
     max_tokens: u32,
     /// Run the same prompt with exact attention too, and show where the texts part
     #[arg(long, value_name = "KERNEL")]
@@ -64,22 +64,22 @@ enum Baseline {
 #[command(next_help_heading = "Sampling")]
 struct SamplingArgs {
     /// 0 always takes the most probable token [default: 0.7]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = number)]
     temperature: Option<f32>,
     /// Only the K most probable tokens; 0 is off [default: 40]
-    #[arg(long, value_name = "K")]
+    #[arg(long, value_name = "K", value_parser = whole(0..=MOST))]
     top_k: Option<usize>,
     /// Only the fewest most probable tokens that together have this probability; 1 is off [default: 0.95]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = number)]
     top_p: Option<f32>,
     /// Only tokens at least this probable relative to the most probable one; 0 is off [default: 0]
-    #[arg(long, value_name = "P")]
+    #[arg(long, value_name = "P", value_parser = number)]
     min_p: Option<f32>,
     /// Makes tokens that have occurred less probable; 1 is off [default: 1]
-    #[arg(long, value_name = "X")]
+    #[arg(long, value_name = "X", value_parser = number)]
     repetition_penalty: Option<f32>,
     /// The same seed gives the same text [default: 0]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0..=u64::MAX))]
     seed: Option<u64>,
 }
 
@@ -113,12 +113,15 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         args.kernel = args.kernel.or_store(KvStore::Compact);
     }
     let kernel = args.kernel.resolve(&model.graph)?;
+    if args.compare.is_some() {
+        kernel.check_comparable()?;
+    }
     let limit = args.memory.resolve(&kernel)?;
     let prompt = Prompt::new(&args, &model)?;
     if let Some(limit) = &limit {
         limit.check_prompt(model.graph.config(), &kernel, prompt.tokens.len())?;
         if args.verbose {
-            eprint!("{}", limit.describe(model.graph.config(), &kernel));
+            note(limit.describe(model.graph.config(), &kernel).trim_end());
         }
     }
     stop_on_ctrl_c()?;
@@ -137,7 +140,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
             break;
         }
         if args.compare.is_some() {
-            heading(&format!("=== {kernel} ==="))?;
+            print_line(format_args!("=== {kernel} ==="))?;
         }
         // What it is compared with is not limited; it is shown if it was asked for.
         let limit = limit.filter(|_| runs.is_empty());
@@ -147,11 +150,12 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
 
     let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
     let difference = dense.first().map(|dense| Difference::find(&model, run, dense)).transpose()?;
-    eprintln!();
+    note("");
     if args.verbose {
         describe(&model, &runs, difference.as_ref());
     }
-    eprintln!("{}", summary(run, dense.first(), difference.as_ref()));
+    run.kernel.warning_beyond_profile(run.generation.cached_tokens).into_iter().for_each(note);
+    note(summary(run, dense.first(), difference.as_ref()));
     if args.common.json {
         print_json(&Report {
             model: &model.name,
@@ -164,13 +168,14 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
             first_difference: difference,
         })?;
     }
-    let cached = run.generation.cached_tokens;
-    anyhow::ensure!(
-        run.generation.stop != Stop::BudgetExhausted,
-        "--kv-budget: expected enough for {} more tokens, got what {cached} tokens take; give more, or choose a lower \
-         --max-tokens or another --at-limit",
-        args.max_tokens as usize - run.generation.tokens.len()
-    );
+    if let Some(refused) = &run.generation.refused {
+        anyhow::bail!(
+            "--kv-budget: expected enough for {} more tokens, got what {} tokens take: {refused}; give more, or choose a lower \
+             --max-tokens or another --at-limit",
+            args.max_tokens as usize - run.generation.tokens.len(),
+            run.generation.cached_tokens
+        );
+    }
     Ok(())
 }
 
@@ -179,11 +184,6 @@ impl Args {
     fn demonstrates(&self) -> bool {
         self.model.path().is_none() && self.prompt.is_none() && !self.chat && !self.memory.is_limited()
     }
-}
-
-fn heading(text: &str) -> anyhow::Result<()> {
-    writeln!(std::io::stdout(), "{text}")?;
-    Ok(())
 }
 
 /// Lets a kernel, and the model around it, do everything once: the first of two runs would pay for both.
@@ -197,25 +197,25 @@ fn warm_up(model: &LoadedModel, kernel: &KernelChoice, tokens: &[u32]) -> anyhow
 /// Everything, for people who want to know.
 fn describe(model: &LoadedModel, runs: &[Run], difference: Option<&Option<Difference>>) {
     let config = model.graph.config();
-    eprintln!(
+    note(format_args!(
         "model        {}: {} layers, {} heads, {} kv heads, head_dim {}, context {}",
         model.name, config.layers, config.heads, config.kv_heads, config.head_dim, config.context_length
-    );
-    eprintln!(
+    ));
+    note(format_args!(
         "weights      {} in memory, read and packed in {:.2} s",
         format_bytes(model.graph.weights().bytes() as u64),
         model.loading.as_secs_f64()
-    );
+    ));
     runs.iter().for_each(Run::describe);
     if let Some(bytes) = peak_rss_bytes() {
-        eprintln!("memory       {} at the peak, model included", format_bytes(bytes));
+        note(format_args!("memory       {} at the peak, model included", format_bytes(bytes)));
     }
     match difference {
-        Some(Some(d)) => eprintln!(
+        Some(Some(d)) => note(format_args!(
             "difference   token {} of the text is {:?}, with dense attention {:?}",
             d.index, d.token, d.dense_token
-        ),
-        Some(None) => eprintln!("difference   none: the same tokens as with dense attention"),
+        )),
+        Some(None) => note("difference   none: the same tokens as with dense attention"),
         None => {}
     }
 }
@@ -290,16 +290,13 @@ impl Run {
         shown: bool,
     ) -> anyhow::Result<Self> {
         let sampling = args.sampling.resolve(args.demonstrates());
-        let mut stdout = std::io::stdout();
         let mut before = prompt.shown.as_deref();
         let mut write = |text: &str| -> anyhow::Result<()> {
             if !shown {
                 return Ok(());
             }
             // With the first new text, so that a prompt which is refused is not printed.
-            write!(stdout, "{}{text}", before.take().unwrap_or_default())?;
-            stdout.flush()?;
-            Ok(())
+            print(format_args!("{}{text}", before.take().unwrap_or_default()))
         };
         let attention = AttentionTime::default();
         let session = match limit {
@@ -332,29 +329,32 @@ impl Run {
     /// The report for people.
     fn describe(&self) {
         let Generation { tokens, stop, footprint, sparsity, .. } = &self.generation;
+        let skipped = SkippedValues::new(sparsity, &self.generation.prompt_sparsity);
         let percent = |x: f64| format!("{:.1} %", 100.0 * x);
         let bytes = |x: usize| format_bytes(x as u64);
-        eprintln!("kernel       {}", self.kernel);
-        eprintln!(
+        note(format_args!("kernel       {}", self.kernel));
+        note(format_args!(
             "prompt       {} tokens at {:.1} tokens/s; first new token after {:.2} s",
             self.prompt_tokens,
             self.prefill_tokens_per_second(),
             self.generation.first_token.as_secs_f64()
-        );
+        ));
         match self.generation.decode_tokens_per_second() {
-            Some(speed) => eprintln!("generated    {} tokens at {speed:.1} tokens/s ({stop})", tokens.len()),
-            None => eprintln!("generated    {} tokens ({stop})", tokens.len()),
+            Some(speed) => {
+                note(format_args!("generated    {} tokens at {speed:.1} tokens/s ({stop})", tokens.len()))
+            }
+            None => note(format_args!("generated    {} tokens ({stop})", tokens.len())),
         }
-        eprintln!("attention    {:.3} s of that, all layers together", self.attention_seconds());
+        note(format_args!("attention    {:.3} s of that, all layers together", self.attention_seconds()));
         if self.kernel.kind() != KernelKind::Dense {
-            eprintln!(
-                "sparsity     zero fraction {}, sparsity as the paper counts it {}, values skipped {}",
+            note(format_args!(
+                "sparsity     zero fraction {}, sparsity as the paper counts it {}",
                 percent(sparsity.zero_fraction()),
-                percent(sparsity.sparsity()),
-                percent(sparsity.values_skipped())
-            );
+                percent(sparsity.sparsity())
+            ));
+            note(format_args!("             {skipped}"));
         }
-        eprintln!(
+        note(format_args!(
             "cache        {} for {} tokens: keys {}, values {}, exact window {}, tables {}",
             bytes(footprint.total()),
             self.generation.cached_tokens,
@@ -362,17 +362,19 @@ impl Run {
             bytes(footprint.values),
             bytes(footprint.window),
             bytes(footprint.bookkeeping)
-        );
-        eprintln!(
+        ));
+        note(format_args!(
             "             {} of the {} that a dense f16 cache takes",
             percent(footprint.total() as f64 / self.dense_f16_bytes as f64),
             bytes(self.dense_f16_bytes)
-        );
+        ));
         let says = "`deltallm inspect` says from which length on it is less";
         if footprint.total() > self.dense_f16_bytes && footprint.window > 0 {
-            eprintln!("             more, because the exact window is held beside its coded keys; {says}");
+            note(format_args!(
+                "             more, because the exact window is held beside its coded keys; {says}"
+            ));
         } else if footprint.total() == self.dense_f16_bytes && self.kernel.kind() == KernelKind::Hybrid {
-            eprintln!("             the same, because so short a context is held in f16; {says}");
+            note(format_args!("             the same, because so short a context is held in f16; {says}"));
         }
         if let Some(MemoryLimit { bytes: limit, policy }) = self.limit {
             let narrowed = match self.generation.narrowed {
@@ -381,7 +383,14 @@ impl Run {
                     format!("; {policy} helped {times} times and gave {} back", bytes(freed))
                 }
             };
-            eprintln!("budget       {} of {} used{narrowed}", bytes(footprint.total()), bytes(limit));
+            note(format_args!(
+                "budget       {} of {} used{narrowed}",
+                bytes(footprint.total()),
+                bytes(limit)
+            ));
+            if let Some(refused) = &self.generation.refused {
+                note(format_args!("             {refused}"));
+            }
         }
     }
 
@@ -396,7 +405,7 @@ impl Run {
             decode_tokens_per_second: self.generation.decode_tokens_per_second(),
             zero_fraction: sparsity.zero_fraction(),
             sparsity: sparsity.sparsity(),
-            values_skipped: sparsity.values_skipped(),
+            skipped: SkippedValues::new(sparsity, &self.generation.prompt_sparsity),
             kv_bytes: footprint.total(),
             kv_bytes_dense_f16: self.dense_f16_bytes,
             stop: *stop,
@@ -406,7 +415,9 @@ impl Run {
                 kv_budget_bytes: bytes,
                 at_limit: policy,
                 times_narrowed: self.generation.narrowed.times,
+                refused: self.generation.refused,
             }),
+            beyond_profile: self.kernel.is_beyond_profile(self.generation.cached_tokens),
             settings: self.kernel.settings(),
         }
     }
@@ -457,7 +468,8 @@ struct Measured<'a> {
     decode_tokens_per_second: Option<f64>,
     zero_fraction: f64,
     sparsity: f64,
-    values_skipped: f64,
+    #[serde(flatten)]
+    skipped: SkippedValues,
     kv_bytes: usize,
     kv_bytes_dense_f16: usize,
     stop: Stop,
@@ -467,6 +479,8 @@ struct Measured<'a> {
     /// Absent without a budget.
     #[serde(flatten)]
     budget: Option<BudgetReport>,
+    /// Whether the text is longer than those that the profile was measured on.
+    beyond_profile: bool,
     settings: KernelSettings,
 }
 
@@ -476,4 +490,7 @@ struct BudgetReport {
     at_limit: LimitPolicy,
     #[serde(rename = "times_relieved")]
     times_narrowed: usize,
+    /// What did not fit any more, where that ended the text.
+    #[serde(rename = "budget_refused")]
+    refused: Option<BudgetRefusal>,
 }

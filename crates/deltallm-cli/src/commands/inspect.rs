@@ -12,7 +12,7 @@ use deltallm::{
 };
 use serde::Serialize;
 
-use crate::{KernelChoice, ModelProfile, Phases, format_bytes, model_file, model_name, print_json};
+use crate::{KernelChoice, ModelProfile, Phases, format_bytes, model_file, model_name, print, print_json};
 
 /// Lengths that bytes are told for, beside the model's context.
 const LENGTHS: [usize; 2] = [1024, 4096];
@@ -31,7 +31,9 @@ pub(crate) struct Args {
 pub(crate) fn run(args: &Args) -> anyhow::Result<()> {
     let file = model_file(args.model.as_deref())?;
     let report = Report::new(&file)?;
-    report.describe(&mut std::io::stdout().lock())?;
+    let mut text = Vec::new();
+    report.describe(&mut text)?;
+    print(String::from_utf8_lossy(&text))?;
     if args.json {
         print_json(&report)?;
     }

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use clap::Subcommand;
 
+use crate::args::whole;
 use crate::pictures::{CurveFiles, MethodChoice, curves, method};
 use crate::report::Subject;
 use crate::{KernelArgs, ModelArgs, print_line, read_text, write_whole};
@@ -43,7 +44,7 @@ struct MethodArgs {
     #[arg(long, value_name = "WORDS", default_value = "")]
     start: String,
     /// Tokens of the passage
-    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=384))]
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = whole(1..=384_u16))]
     tokens: u16,
     #[command(flatten)]
     choice: MethodChoice,

@@ -9,10 +9,11 @@ use anyhow::Context;
 use deltallm::Window;
 use serde::Serialize;
 
+use crate::args::{MOST, whole};
 use crate::report::{PairChoice, Report, Subject, Verdict, page};
 use crate::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, print_json,
-    print_line, read_text, write_whole,
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, note,
+    print_json, print_line, read_text, write_whole,
 };
 
 /// The files that the help names.
@@ -38,16 +39,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Tokens in a window; time is taken from a quarter of it to twice it [default: 1024, or the model's context if that is shorter]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(1..=MOST))]
     context: Option<usize>,
     /// Windows to measure accuracy on; their logits are held in memory
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = whole(1..=u32::MAX))]
     windows: u32,
     /// Layer of pairs.png [default: one with typical values]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     layer: Option<usize>,
     /// Kv head of pairs.png [default: one with typical values]
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     head: Option<usize>,
     #[command(flatten)]
     common: CommonArgs,
@@ -117,9 +118,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     print_line(format_args!("{}: the numbers behind the pictures", path.display()))?;
     print_line(verdict.headline)?;
     verdict.reasons.iter().try_for_each(|reason| print_line(format_args!("- {reason}")))?;
-    eprintln!("model        {}", model.name);
-    eprintln!("kernel       {kernel}");
-    eprintln!("time         {:.1} s", output.seconds);
+    note(format_args!("model        {}", model.name));
+    note(format_args!("kernel       {kernel}"));
+    kernel.warning_beyond_profile(subject.context).into_iter().for_each(note);
+    note(format_args!("time         {:.1} s", output.seconds));
     if args.common.json {
         print_json(&output)?;
     }

@@ -1,11 +1,12 @@
 //! Completions for shells and pages for `man`, from the command line itself.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::Command;
 use clap_complete::Shell;
+
+use crate::print;
 
 /// Write completions for a shell to stdout
 #[derive(Debug, clap::Args)]
@@ -26,13 +27,17 @@ pub(crate) struct ManArgs {
 pub(crate) fn completions(args: &CompletionsArgs, mut program: Command) -> anyhow::Result<()> {
     let (name, mut script) = (program.get_name().to_owned(), Vec::new());
     clap_complete::generate(args.shell, &mut program, name, &mut script);
-    Ok(std::io::stdout().lock().write_all(&script)?)
+    print(String::from_utf8_lossy(&script))
 }
 
 pub(crate) fn man(args: &ManArgs, program: Command) -> anyhow::Result<()> {
     match &args.out {
         Some(folder) => clap_mangen::generate_to(program, folder)
             .with_context(|| format!("--out {}: cannot write", folder.display())),
-        None => Ok(clap_mangen::Man::new(program).render(&mut std::io::stdout())?),
+        None => {
+            let mut page = Vec::new();
+            clap_mangen::Man::new(program).render(&mut page)?;
+            print(String::from_utf8_lossy(&page))
+        }
     }
 }

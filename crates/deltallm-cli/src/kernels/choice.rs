@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use deltallm::attn::Provenance;
 use deltallm::core::BLOCK_TOKENS;
 use deltallm::models::ModelConfig;
 use deltallm::{
@@ -100,6 +101,29 @@ impl KernelChoice {
         self.profile.as_ref()
     }
 
+    /// Up to how many tokens it is known what the profile costs; `None` where it does not say, or is not used.
+    pub fn verified_tokens(&self) -> Option<usize> {
+        let profile = self.profile.as_ref().filter(|_| self.kind() != KernelKind::Dense)?;
+        profile.settings.provenance().map(Provenance::longest)
+    }
+
+    /// Whether a text of so many tokens is longer than those for which it is known what the profile costs.
+    pub fn is_beyond_profile(&self, tokens: usize) -> bool {
+        self.verified_tokens().is_some_and(|most| tokens > most)
+    }
+
+    /// Says so.
+    pub fn warning_beyond_profile(&self, tokens: usize) -> Option<String> {
+        let (most, profile) = self.verified_tokens().zip(self.profile.as_ref())?;
+        (tokens > most).then(|| {
+            format!(
+                "warning      the profile {} has been measured on texts of up to {most} tokens; at {tokens} it costs more than it says: \
+                 `calibrate --context {tokens}` makes one for such",
+                profile.name
+            )
+        })
+    }
+
     /// The same with another store (in layers for which a profile has none of its own).
     #[must_use]
     pub fn with_store(&self, store: KvStore) -> Self {
@@ -125,6 +149,20 @@ impl KernelChoice {
             ..self.spec.clone()
         };
         Self { spec, profile: None, ..self.clone() }
+    }
+
+    /// Checks that there is something to compare with [`dense`](Self::dense).
+    ///
+    /// # Errors
+    /// When it is the same.
+    pub fn check_comparable(&self) -> anyhow::Result<()> {
+        let parts = |spec: &KernelSpec| (spec.kernel, spec.store, spec.precision);
+        anyhow::ensure!(
+            parts(&self.spec) != parts(&self.dense().spec),
+            "--compare dense: expected another kernel, or dense attention with another --kv or --precision, got the same, {self}; \
+             leave --compare out"
+        );
+        Ok(())
     }
 
     /// Which kernel.
@@ -219,6 +257,7 @@ impl KernelChoice {
             theta: theta.filter(|_| coded),
             target_sparsity: target_sparsity.filter(|_| coded),
             profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
+            profile_tokens: self.verified_tokens(),
             window: hybrid.then(|| self.spec.window.to_string()),
             sinks: hybrid.then_some(self.spec.sinks),
             skip_margin: margins.filter(|_| hybrid),
@@ -263,6 +302,8 @@ pub struct KernelSettings {
     pub target_sparsity: Option<f32>,
     /// File of calibrated settings, or the name of a built-in one.
     pub profile: Option<String>,
+    /// The longest text for which it is known what the profile costs.
+    pub profile_tokens: Option<usize>,
     /// As on the command line.
     pub window: Option<String>,
     /// First keys, always exact.

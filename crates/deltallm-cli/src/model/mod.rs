@@ -60,12 +60,12 @@ impl LoadedModel {
         Ok(Self { name: model_name(&file), graph, tokenizer, loading: start.elapsed() })
     }
 
-    /// The tokens of `text` as a text to be continued.
+    /// The tokens of `text` as a text to be continued, without the end of a text behind them.
     ///
     /// # Errors
     /// When the tokenizer fails, or the text has no tokens.
     pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
-        self.checked(self.tokenizer.encode(text, true)?)
+        self.checked(self.tokenizer.encode_beginning(text)?)
     }
 
     /// The tokens of a conversation in which the user says `text` and the model is to answer.
@@ -92,10 +92,15 @@ impl LoadedModel {
     /// so many that some are beyond window and sinks.
     ///
     /// # Errors
-    /// For a `--context` below `least` or above what the model takes.
+    /// For a `--context` below `least` or above what the model takes, and for window and sinks that leave nothing of that.
     pub fn window_tokens(&self, context: Option<usize>, least: usize) -> anyhow::Result<usize> {
         let most = self.graph.config().context_length;
         let context = context.unwrap_or(most.min(1024));
+        anyhow::ensure!(
+            least <= most,
+            "--window, --sinks: expected fewer keys than the model's context of {most} tokens, with something beyond them, got {}",
+            least.saturating_sub(2)
+        );
         anyhow::ensure!(
             (least..=most).contains(&context),
             "--context: expected {least} (window and sinks and something beyond) to {most} (the model's context), got {context}"

@@ -1,13 +1,16 @@
-//! What a program gives: JSON, files, bytes in words, a progress bar.
+//! What a program gives: text and JSON, files, bytes and shares in words, a progress bar.
 
 mod bytes;
 mod digest;
 mod files;
-mod json;
 mod progress;
+mod skipped;
+mod streams;
 
 pub use bytes::{dense_f16_bytes, format_bytes, peak_rss_bytes};
 pub use digest::sha256_hex;
 pub use files::write_whole;
-pub use json::{print_json, print_line};
 pub use progress::Progress;
+pub use skipped::SkippedValues;
+pub(crate) use streams::is_closed_stdout;
+pub use streams::{note, print, print_json, print_line};

@@ -10,6 +10,7 @@ use crate::drawing::{
     Axis, Canvas, Dash, LINE, Marker, Panel, Place, SeriesStyle, legend, legend_between, palette, png_of,
     step,
 };
+use crate::read_text;
 
 const SIZE: [u32; 2] = [1400, 1260];
 
@@ -136,7 +137,7 @@ pub fn curves(files: &CurveFiles) -> anyhow::Result<Vec<u8>> {
 fn read<R: DeserializeOwned>(option: &str, path: &Path) -> anyhow::Result<Run<R>> {
     let expected =
         || format!("{option} {}: expected what a benchmark has printed with --json", path.display());
-    let text = std::fs::read_to_string(path).with_context(expected)?;
+    let text = read_text(option, path).with_context(expected)?;
     serde_json::from_str(text.trim_end().lines().last().unwrap_or_default()).with_context(expected)
 }
 

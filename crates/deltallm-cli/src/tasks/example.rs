@@ -4,7 +4,7 @@ use anyhow::Context;
 use deltallm::core::HeadSparsity;
 use serde::{Deserialize, Serialize};
 
-use super::{ExampleScores, Pair, Request, RequestScore, Setup, score_requests};
+use super::{ExampleScores, Pair, Request, RequestScore, Setup, Unscorable, score_requests};
 use crate::Comparison;
 
 /// What one kernel made of an example.
@@ -63,7 +63,12 @@ pub struct ExampleResult {
     pub lengths: Lengths,
     /// Of all layers and heads.
     pub sparsity: HeadSparsity,
+    /// Of these, what came of the prompt; the rest came while text was generated.
+    pub prompt: HeadSparsity,
 }
+
+/// What became of an example: its result, or why it has none.
+pub type Scored = Result<ExampleResult, Unscorable>;
 
 /// An example that is decided by the log-likelihoods of continuations.
 pub trait LikelihoodExample {
@@ -74,35 +79,39 @@ pub trait LikelihoodExample {
     fn judge(&self, scores: &[RequestScore]) -> Outcome;
 }
 
-/// Scores examples together; `first` is the number of the first one in its file, counted from 0. `progress` is told how
-/// many are done.
+/// Scores examples together; `first` is the number of the first one in its file, counted from 0. An example with a pair that cannot be
+/// scored is left out, since there is nothing to compare the others with. `progress` is told how many are done.
 ///
 /// # Errors
-/// For a pair that cannot be encoded, and a failing model.
+/// For a tokenizer or a model that fails.
 pub fn score_examples<E: LikelihoodExample>(
     setup: &Setup,
     first: usize,
     examples: &[E],
     progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<Vec<ExampleResult>> {
+) -> anyhow::Result<Vec<Scored>> {
     let requests = |(index, example): (usize, &E)| {
         let encode = |pair| Request::new(setup.model, pair, &setup.delimiter, setup.context);
         let requests: anyhow::Result<Vec<_>> = example.pairs().iter().map(encode).collect();
-        requests.with_context(|| format!("example {}", first + index + 1))
+        let requests = requests.with_context(|| format!("example {}", first + index + 1))?;
+        anyhow::Ok(requests.into_iter().collect::<Result<Vec<_>, _>>())
     };
     let requests = examples.iter().enumerate().map(requests).collect::<anyhow::Result<Vec<_>>>()?;
-    let scores = score_requests(setup, &requests, progress)?;
-    let result = |((example, requests), scores): ((&E, &Vec<Request>), ExampleScores)| {
+    let scorable: Vec<&[Request]> = requests.iter().map(|own| own.as_deref().unwrap_or_default()).collect();
+    let scores = score_requests(setup, &scorable, progress)?;
+    let result = |((example, requests), scores): ((&E, Result<Vec<Request>, _>), ExampleScores)| {
+        let requests = requests?;
         let mut lengths = Lengths::default();
         requests.iter().for_each(|request| lengths.add(request.len(), request.truncated()));
-        ExampleResult {
+        Ok(ExampleResult {
             run: example.judge(&scores.run),
             dense: scores.dense.as_ref().map(|dense| example.judge(dense)),
             comparison: scores.comparison,
             tokens: requests.iter().map(|request| request.targets().len()).sum(),
             lengths,
             sparsity: scores.sparsity,
-        }
+            prompt: scores.sparsity,
+        })
     };
-    Ok(examples.iter().zip(&requests).zip(scores).map(result).collect())
+    Ok(examples.iter().zip(requests).zip(scores).map(result).collect())
 }

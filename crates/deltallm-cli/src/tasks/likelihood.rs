@@ -50,7 +50,7 @@ impl Pass<'_> {
 /// When the model fails, or a log-likelihood is not finite.
 pub fn score_requests(
     setup: &Setup,
-    examples: &[Vec<Request>],
+    examples: &[&[Request]],
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<ExampleScores>> {
     let nothing = RequestScore { log_likelihood: 0.0, greedy: false };

@@ -22,12 +22,12 @@ mod windows;
 
 pub use answers::{ANSWER_TOKENS, Answer, answer_all};
 pub use choices::ChoiceExample;
-pub use example::{ExampleResult, Lengths, LikelihoodExample, Outcome, score_examples};
+pub use example::{ExampleResult, Lengths, LikelihoodExample, Outcome, Scored, score_examples};
 pub use last_word::LastWordExample;
 pub use likelihood::{ExampleScores, RequestScore, score_requests};
 pub use metrics::Estimate;
-pub use pair::Pair;
 pub(crate) use pair::Request;
+pub use pair::{Pair, Unscorable};
 pub use records::{Dataset, Examples, Shape, TaskKind, read_dataset};
 pub use resume::{Plan, ResumeLog, Resumed, Score, run_windows};
 pub use setup::Setup;

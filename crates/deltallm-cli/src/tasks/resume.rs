@@ -12,7 +12,7 @@ use anyhow::{Context, bail, ensure};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 
-use crate::{Progress, write_whole};
+use crate::{Progress, input::read_bytes, write_whole};
 
 /// The log of one run.
 #[derive(Debug)]
@@ -38,7 +38,7 @@ struct Line<R> {
 }
 
 /// Changes when a line's meaning does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 impl<R: Serialize + DeserializeOwned> ResumeLog<R> {
     /// Opens the log of the run that `run` describes (a JSON object), or begins one. A last line that is torn, because
@@ -48,8 +48,9 @@ impl<R: Serialize + DeserializeOwned> ResumeLog<R> {
     /// For a file that is no log, or the log of another run: the message names the first setting that differs.
     pub fn open(path: &Path, run: &Value) -> anyhow::Result<Self> {
         let name = format!("--resume {}", path.display());
-        let text = match std::fs::read(path) {
-            Ok(bytes) => bytes,
+        let text = match std::fs::metadata(path) {
+            Ok(file) if file.is_file() => read_bytes(&name, path)?,
+            Ok(_) => bail!("{name}: expected a file or nothing, got a folder or a device; name another file"),
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(error).context(name),
         };
@@ -62,11 +63,16 @@ impl<R: Serialize + DeserializeOwned> ResumeLog<R> {
         if !text.is_empty() {
             let (_, first) = lines.next().unwrap_or_default();
             let header: Option<Header> = serde_json::from_slice(first).ok();
-            let Some(header) = header.filter(|header| header.evaluate_log == VERSION && whole > 0) else {
+            let Some(header) = header.filter(|_| whole > 0) else {
                 bail!(
                     "{name}: expected the log of an earlier run or a file that does not exist, got something else"
                 );
             };
+            ensure!(
+                header.evaluate_log == VERSION,
+                "{name}: expected a log of version {VERSION}, got {}, of another version of this program; name another file",
+                header.evaluate_log
+            );
             if let Some((setting, log, now)) = first_difference("", &header.run, run) {
                 bail!("{name}: the log's run has {setting} {log}, this one {now}; name another file");
             }

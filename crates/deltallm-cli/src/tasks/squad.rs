@@ -1,10 +1,10 @@
 //! Questions about a paragraph, some of which have no answer in it.
 
 use anyhow::ensure;
-use ndarray::Axis;
 
-use super::{ANSWER_TOKENS, Answer, ExampleResult, Lengths, Outcome, Setup, answer_all, exact_match, f1};
-use crate::{Comparison, score_rows};
+use super::{
+    ANSWER_TOKENS, Answer, ExampleResult, Lengths, Outcome, Scored, Setup, answer_all, exact_match, f1,
+};
 
 /// A question of SQuAD 2.0.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,7 +44,8 @@ impl Question {
 /// Answers questions together. A prompt that leaves no room for [`ANSWER_TOKENS`] tokens loses its beginning. `progress` is
 /// told how many are done.
 ///
-/// The comparison is of the distributions after the prompt: later ones depend on what each kernel has written.
+/// The comparison is over every token that exact attention writes: the kernel that is measured reads its text too, since their own texts
+/// part.
 ///
 /// # Errors
 /// For a context without room for an answer, and a failing model.
@@ -52,7 +53,7 @@ pub fn answer_questions(
     setup: &Setup,
     questions: &[Question],
     progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<Vec<ExampleResult>> {
+) -> anyhow::Result<Vec<Scored>> {
     ensure!(
         setup.context > ANSWER_TOKENS,
         "expected a context of more than {ANSWER_TOKENS} tokens, the room for an answer, got {}",
@@ -69,13 +70,13 @@ pub fn answer_questions(
         lengths.push(surplus > 0);
     }
     // With a comparison the first half of the work is not the end of it.
-    let runs = answer_all(setup.model, &setup.kernel, &prompts, &mut |done| {
+    let runs = answer_all(setup.model, &setup.kernel, None, &prompts, &mut |done| {
         progress(if setup.dense.is_some() { done / 2 } else { done });
     })?;
     let dense = match &setup.dense {
         Some(dense) => {
             let mut second = |done| progress((questions.len() + done) / 2);
-            Some(answer_all(setup.model, dense, &prompts, &mut second)?)
+            Some(answer_all(setup.model, dense, Some(&setup.kernel), &prompts, &mut second)?)
         }
         None => None,
     };
@@ -83,26 +84,17 @@ pub fn answer_questions(
         let dense = dense.as_ref().map(|dense| &dense[index]);
         let mut sequence = Lengths::default();
         sequence.add(prompts[index].len() + run.tokens, lengths[index]);
-        ExampleResult {
+        Ok(ExampleResult {
             run: question.judge(&run),
             dense: dense.map(|dense| question.judge(dense)),
-            comparison: dense.map(|dense| compare(&run, dense)),
+            comparison: dense.and_then(|dense| dense.follower),
             tokens: run.tokens,
             lengths: sequence,
             sparsity: run.sparsity,
-        }
+            prompt: run.prompt,
+        })
     };
     Ok(questions.iter().zip(runs).enumerate().map(result).collect())
-}
-
-/// The first tokens' distributions.
-fn compare(run: &Answer, dense: &Answer) -> Comparison {
-    let mut comparison = Comparison::default();
-    let rows = [dense, run].map(|answer| answer.first_logits.view().insert_axis(Axis(0)));
-    // Which token came does not matter here: there is none that both must score.
-    let [dense_scores, scores] = [0, 1].map(|i: usize| score_rows(rows[i], &[0]));
-    comparison.add((rows[0], &dense_scores), (rows[1], &scores));
-    comparison
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! All examples of a run together.
 
-use anyhow::ensure;
+use std::collections::BTreeMap;
+
+use anyhow::{bail, ensure};
 use deltallm::core::HeadSparsity;
 use serde_json::{Map, Value, json};
 
-use super::{Estimate, ExampleResult, Lengths, Outcome};
+use super::{Estimate, ExampleResult, Lengths, Outcome, Scored, Unscorable};
 use crate::Comparison;
 
 /// The numbers of a task.
@@ -22,6 +24,12 @@ pub struct Summary {
     pub unfinished: usize,
     /// Of all layers, heads and sequences.
     pub sparsity: HeadSparsity,
+    /// Of these, what came of prompts.
+    pub prompts: HeadSparsity,
+    /// Examples that are in no other number here, by what they lack.
+    pub skipped: BTreeMap<Unscorable, usize>,
+    /// The first of them, counted from 0.
+    pub first_skipped: Option<usize>,
 }
 
 /// A run beside exact attention.
@@ -43,8 +51,20 @@ impl Summary {
     /// Sums up examples whose metrics have these names.
     ///
     /// # Errors
-    /// When an example has other metrics, or only some have been compared: they are not of one run.
-    pub fn new(names: &[&'static str], examples: &[ExampleResult]) -> anyhow::Result<Self> {
+    /// When none has been scored. When an example has other metrics, or only some have been compared: they are not of one run.
+    pub fn new(names: &[&'static str], results: &[Scored]) -> anyhow::Result<Self> {
+        let mut skipped = BTreeMap::new();
+        for why in results.iter().filter_map(|result| result.as_ref().err()) {
+            *skipped.entry(*why).or_default() += 1;
+        }
+        let examples: Vec<&ExampleResult> = results.iter().flatten().collect();
+        let first = results.iter().find_map(|result| result.as_ref().err());
+        if let (true, Some(why)) = (examples.is_empty(), first) {
+            bail!(
+                "expected an example that can be scored, got {} that cannot: in the first, {why}",
+                results.len()
+            );
+        }
         let runs: Vec<&Outcome> = examples.iter().map(|example| &example.run).collect();
         let dense: Vec<&Outcome> = examples.iter().filter_map(|example| example.dense.as_ref()).collect();
         let metrics = runs.iter().chain(&dense).all(|outcome| outcome.metrics.len() == names.len());
@@ -54,11 +74,12 @@ impl Summary {
             names.len()
         );
         let mut lengths = Lengths::default();
-        let mut sparsity = HeadSparsity::default();
+        let [mut sparsity, mut prompts] = [HeadSparsity::default(); 2];
         let mut comparison = Comparison::default();
-        for example in examples {
+        for example in &examples {
             lengths.merge(&example.lengths);
             sparsity += example.sparsity;
+            prompts += example.prompt;
             example.comparison.iter().for_each(|more| comparison += *more);
         }
         let unfinished = |outcomes: &[&Outcome]| outcomes.iter().filter(|o| o.unfinished).count();
@@ -84,7 +105,15 @@ impl Summary {
             lengths,
             unfinished: unfinished(&runs),
             sparsity,
+            prompts,
+            skipped,
+            first_skipped: results.iter().position(Result::is_err),
         })
+    }
+
+    /// Examples that were not scored.
+    pub fn skipped(&self) -> usize {
+        self.skipped.values().sum()
     }
 
     /// Mean length of a sequence, in tokens.
@@ -100,6 +129,9 @@ impl Summary {
         fields.insert("sequences".into(), json!(self.lengths.sequences));
         fields.insert("truncated".into(), json!(self.lengths.truncated));
         fields.insert("unfinished".into(), json!(self.unfinished));
+        let reasons = self.skipped.iter().map(|(why, examples)| (why.name().to_owned(), json!(examples)));
+        fields.insert("skipped_examples".into(), json!(self.skipped()));
+        fields.insert("skipped_reasons".into(), reasons.collect::<Map<_, _>>().into());
         if let Some(dense) = &self.dense {
             let mut nested = metrics_json(&dense.metrics);
             nested.insert("unfinished".into(), json!(dense.unfinished));
@@ -131,7 +163,7 @@ fn metrics_json(metrics: &[(&'static str, Estimate)]) -> Map<String, Value> {
 mod tests {
     use super::*;
 
-    fn example(run: (&str, f64), dense: (&str, f64)) -> ExampleResult {
+    fn example(run: (&str, f64), dense: (&str, f64)) -> Scored {
         let outcome = |(prediction, value): (&str, f64)| Outcome {
             prediction: prediction.into(),
             metrics: vec![value],
@@ -141,14 +173,15 @@ mod tests {
         let mut lengths = Lengths::default();
         lengths.add(10, false);
         lengths.add(30, true);
-        ExampleResult {
+        Ok(ExampleResult {
             run: outcome(run),
             dense: Some(outcome(dense)),
             comparison: Some(Comparison::default()),
             tokens: 3,
             lengths,
             sparsity: HeadSparsity::default(),
-        }
+            prompt: HeadSparsity::default(),
+        })
     }
 
     #[test]
@@ -174,7 +207,24 @@ mod tests {
         let examples = [example(("0", 1.0), ("0", 1.0)), example(("1", 0.0), ("2", 0.0))];
         assert!(Summary::new(&["accuracy", "accuracy_norm"], &examples).is_err());
         let [first, mut second] = examples;
-        second.dense = None;
+        second.as_mut().unwrap().dense = None;
         assert!(Summary::new(&["accuracy"], &[first, second]).is_err());
+    }
+
+    #[test]
+    fn examples_that_cannot_be_scored_are_counted_by_reason_and_in_no_metric() {
+        let good = || example(("0", 1.0), ("0", 0.0));
+        let results =
+            [good(), Err(Unscorable::TooLong), Err(Unscorable::NoTokens), good(), Err(Unscorable::NoTokens)];
+        let summary = Summary::new(&["accuracy"], &results).unwrap();
+        let json = summary.json();
+        assert_eq!(
+            (&json["accuracy"], &json["skipped_examples"], summary.first_skipped),
+            (&json!(1.0), &json!(3), Some(1))
+        );
+        assert_eq!(json["skipped_reasons"], json!({"no_tokens": 2, "too_long": 1}));
+        assert_eq!(json["sequences"], 4);
+        let error = Summary::new(&["accuracy"], &results[1..3]).unwrap_err().to_string();
+        assert!(error.contains("got 2 that cannot") && error.contains("longer than the context"), "{error}");
     }
 }

@@ -4,7 +4,7 @@ use std::fs;
 
 use deltallm_models::{ModelError, ModelFile, Tokenizer, TokenizerError};
 
-use crate::common::files::{directory, fixture};
+use crate::common::files::{TooLong, directory, fixture};
 use crate::measured;
 
 fn config(name: &str, text: &str) -> ModelError {
@@ -74,10 +74,9 @@ fn a_config_that_grows_when_it_is_read() {
 #[test]
 fn a_tokenizer_larger_than_any_real_one() {
     let path = directory("tokenizer-large").join("tokenizer.json");
-    // Sparse: the file takes no space.
-    fs::File::create(&path).unwrap().set_len(1 << 40).unwrap();
+    let _file = TooLong::new(path.clone());
     let error = measured(0, || Tokenizer::from_json_file(&path)).unwrap_err();
-    assert!(matches!(error, TokenizerError::FileTooLarge { got, .. } if got == 1 << 40), "{error}");
+    assert!(matches!(error, TokenizerError::FileTooLarge { got, .. } if got == TooLong::BYTES), "{error}");
 }
 
 #[test]
@@ -85,7 +84,7 @@ fn files_beside_a_tokenizer_larger_than_any_real_one() {
     for name in ["tokenizer_config.json", "generation_config.json", "chat_template.jinja"] {
         let folder = directory("tokenizer-beside");
         fs::write(folder.join("tokenizer.json"), vocabulary(r#""a":0"#)).unwrap();
-        fs::File::create(folder.join(name)).unwrap().set_len(1 << 40).unwrap();
+        let _file = TooLong::new(folder.join(name));
         let error = measured(0, || Tokenizer::from_json_file(folder.join("tokenizer.json"))).unwrap_err();
         assert!(
             matches!(&error, TokenizerError::FileTooLarge { path, .. } if path.ends_with(name)),

@@ -6,7 +6,7 @@ use deltallm_models::{ModelError, ModelFile, ModelWeights};
 use safetensors::SafeTensorError;
 use serde_json::{Value as Json, json};
 
-use crate::common::files::directory;
+use crate::common::files::{TooLong, directory};
 use crate::measured;
 
 /// One layer of 2 heads of 4 channels.
@@ -206,8 +206,7 @@ fn an_index_with_a_tensor_twice() {
 fn an_index_larger_than_any_real_one() {
     let path = directory("index-large");
     fs::write(path.join("config.json"), config().to_string()).unwrap();
-    // Sparse: the file takes no space.
-    fs::File::create(path.join("model.safetensors.index.json")).unwrap().set_len(1 << 40).unwrap();
+    let _file = TooLong::new(path.join("model.safetensors.index.json"));
     let error = measured(0, || ModelFile::open(&path)).unwrap_err();
-    assert!(matches!(error, ModelError::FileTooLarge { got, .. } if got == 1 << 40), "{error}");
+    assert!(matches!(error, ModelError::FileTooLarge { got, .. } if got == TooLong::BYTES), "{error}");
 }

@@ -7,7 +7,7 @@ use deltallm_models::{ModelError, ModelFile, ModelWeights};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 
-use crate::common::files::{directory, fixture};
+use crate::common::files::{TooLong, directory, fixture};
 use crate::common::tiny;
 
 /// Copies a fixture's `config.json`.
@@ -238,7 +238,6 @@ fn nan_in_safetensors() {
 fn config_larger_than_any_real_one() {
     let path = directory("large-config");
     fs::copy(fixture("llama/gqa1-d32/model.safetensors"), path.join("model.safetensors")).unwrap();
-    // Sparse: the file takes no space.
-    fs::File::create(path.join("config.json")).unwrap().set_len(1 << 40).unwrap();
-    assert!(matches!(open_error(&path), ModelError::FileTooLarge { got, .. } if got == 1 << 40));
+    let _file = TooLong::new(path.join("config.json"));
+    assert!(matches!(open_error(&path), ModelError::FileTooLarge { got, .. } if got == TooLong::BYTES));
 }

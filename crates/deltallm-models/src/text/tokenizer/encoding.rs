@@ -83,6 +83,17 @@ impl Tokenizer {
         self.encode_with(text, add_special, true)
     }
 
+    /// Encodes the beginning of a text that is to go on: with what the model wants in front of a text, but without what it wants behind
+    /// one. Some files ask for `eos` there, after which a model begins something new.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_beginning(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut ids = self.encode(text, true)?;
+        ids.truncate(ids.len() - self.suffix.len());
+        Ok(ids)
+    }
+
     /// `content` such that [`encode_prompt`](Self::encode_prompt) takes the control tokens spelled out in it
     /// as text.
     ///
