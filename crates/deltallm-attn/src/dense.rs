@@ -192,6 +192,10 @@ impl AttentionKernel for DenseAttention {
         Some(self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens))))
     }
 
+    fn budget(&self) -> Option<&MemoryBudget> {
+        Some(&self.options.budget)
+    }
+
     /// From f32 to f16, and the next time from 16 bits to 8.
     fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.charged();

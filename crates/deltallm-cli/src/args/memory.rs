@@ -110,7 +110,7 @@ impl MemoryLimit {
                 LimitPolicy::Error => AtLimit::Error,
                 LimitPolicy::Narrow => AtLimit::NarrowStore,
             },
-        );
+        )?;
         Ok(session)
     }
 
