@@ -118,8 +118,12 @@ impl DenseAttention {
         Ok(())
     }
 
-    /// All heads or none, as above.
+    /// All heads or none, as above. Of one or two channels, codes and their scale take as much as f16 or more: these stay.
     fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
+        let head_dim = self.options.shape.head_dim();
+        if RowFormat::Int8.row_bytes(head_dim) >= RowFormat::from(ElementType::F16).row_bytes(head_dim) {
+            return Ok(());
+        }
         let mut narrow = Vec::with_capacity(2 * self.keys.len());
         for cache in self.caches() {
             // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
