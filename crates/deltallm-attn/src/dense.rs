@@ -118,8 +118,12 @@ impl DenseAttention {
         Ok(())
     }
 
-    /// All heads or none, as above.
+    /// All heads or none, as above. Of one or two channels, codes and their scale take as much as f16 or more: these stay.
     fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
+        let head_dim = self.options.shape.head_dim();
+        if RowFormat::Int8.row_bytes(head_dim) >= RowFormat::from(ElementType::F16).row_bytes(head_dim) {
+            return Ok(());
+        }
         let mut narrow = Vec::with_capacity(2 * self.keys.len());
         for cache in self.caches() {
             // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
@@ -190,6 +194,10 @@ impl AttentionKernel for DenseAttention {
 
     fn growth(&self, tokens: usize) -> Option<usize> {
         Some(self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens))))
+    }
+
+    fn budget(&self) -> Option<&MemoryBudget> {
+        Some(&self.options.budget)
     }
 
     /// From f32 to f16, and the next time from 16 bits to 8.

@@ -192,6 +192,17 @@ pub struct HybridAttention {
     state: WindowState,
     /// Where an announced prompt ends.
     prompt_end: usize,
+    /// Where a step has begun that may be taken back.
+    step: Option<Point>,
+}
+
+/// What a cache returns to when calls are taken back. Exact copies are let go after that, so what was held is still there.
+#[derive(Debug, Clone, Copy)]
+struct Point {
+    len: usize,
+    coded: usize,
+    state: WindowState,
+    prompt_end: usize,
 }
 
 impl HybridAttention {
@@ -237,6 +248,7 @@ impl HybridAttention {
             counts: vec![HeadSparsity::default(); kv_heads],
             state: WindowState::NONE,
             prompt_end: 0,
+            step: None,
             options,
         };
         kernel.state = kernel.window_for(0);
@@ -353,15 +365,25 @@ impl HybridAttention {
         attend(&self.options, q, first, &split, &segments, out, &mut self.counts)
     }
 
-    /// Fixes the window for the tokens `first..end` and returns the one before, should it have to come back.
-    fn enter_window(&mut self, first: usize, end: usize) -> WindowState {
-        let before = self.state;
+    /// Where the cache stands.
+    fn point(&self) -> Point {
+        let Self { state, prompt_end, .. } = *self;
+        Point { len: self.len(), coded: self.coded(), state, prompt_end }
+    }
+
+    /// Takes back whatever has come since, from heads that may have got to different lengths.
+    fn return_to(&mut self, Point { len, coded, state, prompt_end }: Point) {
+        self.roll_back(len, coded);
+        (self.state, self.prompt_end) = (state, prompt_end);
+    }
+
+    /// Fixes the window for the tokens `first..end`.
+    fn enter_window(&mut self, first: usize, end: usize) {
         let prompt_end = if first < self.prompt_end { self.prompt_end } else { end };
         if first < self.prompt_end || end - first > 1 {
             let whole = if prompt_end <= self.exact_prompt { prompt_end } else { 0 };
             self.state = self.window_for(prompt_end).whole_until(whole);
         }
-        before
     }
 
     /// All heads or, if a number does not fit in f16, none.
@@ -418,24 +440,17 @@ impl AttentionKernel for HybridAttention {
         v: HeadsView,
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        let (cached, coded) = (self.len(), self.coded());
-        let first = cached + self.check_call(&q, &k, &v, &out)?;
-        let before = self.enter_window(cached, cached + k.tokens());
-        match self
-            .append(&k, &v, first)
-            .map_err(AttentionError::from)
-            .and_then(|()| self.attend(&q, first, out))
-        {
-            Ok(()) => {
-                self.trim();
-                Ok(())
-            }
-            Err(error) => {
-                self.roll_back(cached, coded);
-                self.state = before;
-                Err(error)
-            }
+        let before = self.point();
+        let first = before.len + self.check_call(&q, &k, &v, &out)?;
+        self.enter_window(before.len, before.len + k.tokens());
+        let appended = self.append(&k, &v, first).map_err(AttentionError::from);
+        let result = appended.and_then(|()| self.attend(&q, first, out));
+        if result.is_err() {
+            self.return_to(before);
+        } else if self.step.is_none() {
+            self.trim();
         }
+        result
     }
 
     fn begin_prompt(&mut self, tokens: usize) {
@@ -453,7 +468,28 @@ impl AttentionKernel for HybridAttention {
         self.roll_back(len, self.coded());
         self.prompt_end = self.prompt_end.min(len);
         self.state.cut(len);
+        self.step = self.step.filter(|step| step.len <= len);
         Ok(())
+    }
+
+    fn begin_step(&mut self) {
+        self.step = Some(self.point());
+    }
+
+    fn commit_step(&mut self) {
+        if self.step.take().is_some() {
+            self.trim();
+        }
+    }
+
+    fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
+        match self.step.take() {
+            Some(step) if step.len == len => {
+                self.return_to(step);
+                Ok(())
+            }
+            _ => self.truncate(len),
+        }
     }
 
     fn footprint(&self) -> Footprint {
@@ -481,6 +517,10 @@ impl AttentionKernel for HybridAttention {
             _ => self.far_until(self.len(), end),
         };
         Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, coded))))
+    }
+
+    fn budget(&self) -> Option<&MemoryBudget> {
+        Some(&self.options.budget)
     }
 
     /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].

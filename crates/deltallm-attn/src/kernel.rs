@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use deltallm_core::{Footprint, SparsityStats};
+use deltallm_core::{Footprint, MemoryBudget, SparsityStats};
 #[cfg(feature = "ndarray")]
 use ndarray::{ArrayView3, ArrayViewMut3};
 
@@ -77,8 +77,25 @@ pub trait AttentionKernel: Send {
     /// # Errors
     /// [`deltallm_core::CoreError::TruncateBeyondEnd`] when `len` exceeds the tokens in the cache; from kernels that drop
     /// old tokens [`AttentionError::Dropped`] when the next query would miss some. What the latest call has brought can
-    /// always be taken back: a model does so when another layer fails.
+    /// always be taken back.
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError>;
+
+    /// Begins a step of several kernels, the layers of a model, that stands for all of them or for none: until
+    /// [`commit_step`](Self::commit_step), calls let go of nothing that [`undo_step`](Self::undo_step) needs.
+    ///
+    /// The default is for kernels from which [`truncate`](Self::truncate) takes calls back without a trace.
+    fn begin_step(&mut self) {}
+
+    /// Ends a step that stands.
+    fn commit_step(&mut self) {}
+
+    /// Ends a step that does not stand: the cache is again what it was when the step began, with `len` tokens.
+    ///
+    /// # Errors
+    /// As [`truncate`](Self::truncate).
+    fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.truncate(len)
+    }
 
     /// Bytes the cache holds.
     fn footprint(&self) -> Footprint;
@@ -87,9 +104,14 @@ pub trait AttentionKernel: Send {
     fn stats(&self) -> SparsityStats;
 
     /// Bytes that appending `tokens` tokens in one call would charge to the kernel's
-    /// [`MemoryBudget`](deltallm_core::MemoryBudget) at most; `None` when the kernel cannot say. For one token it is close
+    /// [`MemoryBudget`] at most; `None` when the kernel cannot say. For one token it is close
     /// enough that a call never fails for want of memory when the budget has this much left.
     fn growth(&self, tokens: usize) -> Option<usize>;
+
+    /// The account that [`growth`](Self::growth) is charged to; `None` when the kernel cannot say.
+    fn budget(&self) -> Option<&MemoryBudget> {
+        None
+    }
 
     /// Holds the cache in the next narrower store and returns the bytes given back: 0 when it is as narrow as it gets. No
     /// token is lost; keys and values are off by their rounding from then on, also after
@@ -205,6 +227,18 @@ impl<W: KernelWrapper> AttentionKernel for W {
         self.inner_mut().truncate(len)
     }
 
+    fn begin_step(&mut self) {
+        self.inner_mut().begin_step();
+    }
+
+    fn commit_step(&mut self) {
+        self.inner_mut().commit_step();
+    }
+
+    fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.inner_mut().undo_step(len)
+    }
+
     fn footprint(&self) -> Footprint {
         self.inner().footprint()
     }
@@ -215,6 +249,10 @@ impl<W: KernelWrapper> AttentionKernel for W {
 
     fn growth(&self, tokens: usize) -> Option<usize> {
         self.inner().growth(tokens)
+    }
+
+    fn budget(&self) -> Option<&MemoryBudget> {
+        self.inner().budget()
     }
 
     fn narrow(&mut self) -> Result<usize, AttentionError> {

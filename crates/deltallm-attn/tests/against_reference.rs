@@ -810,22 +810,28 @@ proptest! {
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(3.0_f32);
-        let margin = margin.map(SkipMargin::Fixed);
         let dense = Method { softcap: softcap.map(f64::from), ..Method::dense(&shape) };
-        let hybrid = Method {
-            thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3, skip_margin: margin,
+        let hybrid = |moved: f32| Method {
+            thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3,
+            skip_margin: margin.map(|margin| SkipMargin::Fixed(margin + moved)),
             tile: query_tile(shape.group()), ..dense.clone()
         };
-        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window)).sinks(3).skip_margin(margin);
-        let expected = [inputs.reference(&dense).0, inputs.reference(&hybrid).0];
-        for isa in Isa::available() {
-            // A value at the margin may be skipped or not: it has at most e^-3 of the weight of the best.
-            let slack = if margin.is_some() { 0.1 } else { 0.0 };
-            for (precision, tolerance) in [(Precision::Int16, 4e-3 + slack), (Precision::Bf16, 6e-2 + slack)] {
+        let config = coded_at_once(ThresholdPolicy::Uniform(theta))
+            .window(Window::Sliding(window)).sinks(3).skip_margin(margin.map(SkipMargin::Fixed));
+        let exact = inputs.reference(&dense).0;
+        // How far outputs are off, and scores.
+        for (precision, tolerance, by) in [(Precision::Int16, 4e-3, 2e-3), (Precision::Bf16, 6e-2, 3e-2)] {
+            // A score that is off may put a value on the other side of the margin: of queries of which that can be nothing is known.
+            let [fewer, more] = [-by, by].map(|by| inputs.reference(&hybrid(by)).0);
+            let rows = || fewer.chunks(inputs.q_row()).zip(more.chunks(inputs.q_row()));
+            let clear = rows().filter(|(fewer, more)| fewer == more).count();
+            prop_assume!(2 * clear >= tokens);
+            for isa in Isa::available() {
                 let options = options(isa, KvStore::F32).softcap(softcap).precision(precision);
                 let dense = inputs.run(&mut DenseAttention::new(shape, options.clone()).unwrap(), &[tokens]);
+                prop_assert!(worst(&dense, &exact) <= tolerance, "{} {:?}: off by {:e}", isa, precision, worst(&dense, &exact));
                 let hybrid = inputs.run(&mut HybridAttention::new(shape, config.clone().options(options.clone())).unwrap(), &[tokens]);
-                for (got, expected) in [dense, hybrid].iter().zip(&expected) {
+                for (got, (expected, _)) in hybrid.chunks(inputs.q_row()).zip(rows()).filter(|(_, (fewer, more))| fewer == more) {
                     let worst = worst(got, expected);
                     prop_assert!(worst <= tolerance, "{} {:?}: off by {:e}", isa, precision, worst);
                 }

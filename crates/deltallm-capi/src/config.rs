@@ -85,12 +85,13 @@ impl KernelConfig {
     /// The kernel, with an empty cache.
     pub(crate) fn kernel(&self) -> Result<Box<dyn AttentionKernel>, ConfigError> {
         let context = self.context()?;
+        let usual = KernelSpec { store: KvStore::F32, ..KernelSpec::default() };
         let (spec, layer, layers) = match &self.profile {
             Some(profile) => (profile.spec().clone(), self.profile_layer(profile)?, layers(profile)),
-            None => (KernelSpec::default(), 0, 1),
+            None => (usual.clone(), 0, 1),
         };
         // Dense attention has no use for a profile, and keeps its keys and values as the configuration says.
-        let spec = if self.kernel == KernelKind::Dense { KernelSpec::default() } else { spec };
+        let spec = if self.kernel == KernelKind::Dense { usual } else { spec };
         let spec = spec.with(&self.given());
         spec.validate(context.shape, layers)?;
         Ok(spec.build(layer, &context)?)

@@ -13,7 +13,7 @@ use deltallm_core::{Footprint, HeadSparsity};
 use crate::{
     config::{ConfigError, KernelConfig},
     error::{CallError, DeltallmStatus, guard},
-    memory::{DeltallmView, DeltallmViewMut, text, write},
+    memory::{DeltallmView, DeltallmViewMut, read, text, write},
 };
 
 /// Version of this interface. It changes when a program that was compiled with an older header must be compiled again.
@@ -203,27 +203,26 @@ pub unsafe extern "C" fn deltallm_kernel_forward(
 /// The same with lengths, which are checked, and with strides.
 ///
 /// # Safety
-/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
-/// else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
+/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view is NULL or can be read, its `data` has `len`
+/// floats, nobody else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
 /// between the rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_kernel_forward_views(
     kernel: *mut DeltallmKernel,
     tokens: usize,
-    q: Option<&DeltallmView>,
-    k: Option<&DeltallmView>,
-    v: Option<&DeltallmView>,
-    out: Option<&DeltallmViewMut>,
+    q: *const DeltallmView,
+    k: *const DeltallmView,
+    v: *const DeltallmView,
+    out: *const DeltallmViewMut,
 ) -> DeltallmStatus {
     guard(|| {
         // SAFETY: the caller's promise.
         let kernel = existing(unsafe { kernel.as_ref() })?;
-        let missing = |argument| move || CallError::null(argument, "a view");
-        let [q, k, v] =
-            [*q.ok_or_else(missing("q"))?, *k.ok_or_else(missing("k"))?, *v.ok_or_else(missing("v"))?];
-        let out = *out.ok_or_else(missing("out"))?;
         // SAFETY: the caller's promise.
-        unsafe { forward(kernel, tokens, q, k, v, out) }
+        unsafe {
+            let (q, k, v) = (read("q", q)?, read("k", k)?, read("v", v)?);
+            forward(kernel, tokens, q, k, v, read("out", out)?)
+        }
     })
 }
 

@@ -145,6 +145,9 @@ fn named(input: &'static str, error: AttentionError) -> CallError {
         AttentionError::SliceTooShort { expected, got, .. } => {
             AttentionError::SliceTooShort { input, expected, got }
         }
+        AttentionError::Shape { dimension, expected, got, .. } => {
+            AttentionError::Shape { input, dimension, expected, got }
+        }
         other => other,
     })
 }
@@ -164,6 +167,16 @@ pub(crate) unsafe fn text<'a>(argument: &'static str, text: *const c_char) -> Re
         expected: "a text in UTF-8".to_owned(),
         got: error.to_string(),
     })
+}
+
+/// A copy of the caller's view.
+///
+/// # Safety
+/// `view` is NULL, or a `T` can be read there.
+pub(crate) unsafe fn read<T: Copy>(argument: &'static str, view: *const T) -> Result<T, CallError> {
+    check_pointer(argument, view, || "a view".to_owned(), 1)?;
+    // SAFETY: not null and aligned, and the caller vouches for the memory.
+    Ok(unsafe { view.read() })
 }
 
 /// Writes an answer; what was there before need not be anything.

@@ -71,7 +71,7 @@ fn forward_views(
 ) -> DeltallmStatus {
     let kernel = ptr::from_ref(kernel).cast_mut();
     // SAFETY: every view in these tests is over a vector that outlives the call, or is refused before it is read.
-    unsafe { deltallm_kernel_forward_views(kernel, tokens, Some(&q), Some(&k), Some(&v), Some(&out)) }
+    unsafe { deltallm_kernel_forward_views(kernel, tokens, &q, &k, &v, &out) }
 }
 
 fn forward(kernel: &DeltallmKernel, first: usize, count: usize) -> (DeltallmStatus, Vec<f32>) {
@@ -206,12 +206,12 @@ fn null_is_refused_everywhere() {
         );
         let (q, k, v, out) = (view(&q), view(&k), view(&v), view_mut(&mut out));
         let views = |kernel, q, k, v, out| deltallm_kernel_forward_views(kernel, 1, q, k, v, out);
-        let (q, k, v, out) = (Some(&q), Some(&k), Some(&v), Some(&out));
+        let (q, k, v, out) = (&raw const q, &raw const k, &raw const v, &raw const out);
         assert_error(views(ptr::null_mut(), q, k, v, out), InvalidArgument, "kernel: expected a kernel from");
-        assert_error(views(mutable, None, k, v, out), InvalidArgument, "q: expected a view, got NULL");
-        assert_error(views(mutable, q, None, v, out), InvalidArgument, "k: expected a view, got NULL");
-        assert_error(views(mutable, q, k, None, out), InvalidArgument, "v: expected a view, got NULL");
-        assert_error(views(mutable, q, k, v, None), InvalidArgument, "out: expected a view, got NULL");
+        assert_error(views(mutable, ptr::null(), k, v, out), InvalidArgument, "q: expected a view, got NULL");
+        assert_error(views(mutable, q, ptr::null(), v, out), InvalidArgument, "k: expected a view, got NULL");
+        assert_error(views(mutable, q, k, ptr::null(), out), InvalidArgument, "v: expected a view, got NULL");
+        assert_error(views(mutable, q, k, v, ptr::null()), InvalidArgument, "out: expected a view, got NULL");
 
         let (mut number, mut counts, mut bytes) = (0, stats(&kernel), footprint(&kernel));
         for status in [
@@ -312,6 +312,80 @@ fn an_output_that_overlaps_an_input_is_refused() {
     let q = DeltallmView { data: out.data, len: out.len, token_stride: 0, head_stride: 0 };
     let message = "out: expected memory apart from q, got memory that overlaps it";
     assert_error(forward_views(&kernel, 2, [q, view(&k), view(&v)], out), InvalidArgument, message);
+}
+
+#[test]
+fn an_output_whose_rows_overlap_is_refused() {
+    let kernel = dense();
+    let ([q, k, v], mut out) = (tokens(0, 2), vec![0.0; 4 * Q]);
+    let inputs = || [view(&q), view(&k), view(&v)];
+    // Tokens of four heads of 8 channels.
+    for (token_stride, head_stride, message) in [
+        (8, 8, "out: expected token stride (at least) = 32, got 8"),
+        (31, 8, "out: expected token stride (at least) = 32, got 31"),
+        (9, 10, "out: expected head stride (at least) = 17, got 10"),
+    ] {
+        let out = DeltallmViewMut { token_stride, head_stride, ..view_mut(&mut out) };
+        assert_error(forward_views(&kernel, 2, inputs(), out), InvalidArgument, message);
+    }
+    assert_eq!(len(&kernel), 0);
+    // Head after head, and rows that lie between each other.
+    for (token_stride, head_stride) in [(8, 16), (8, 32), (40, 8)] {
+        let out = DeltallmViewMut { token_stride, head_stride, ..view_mut(&mut out) };
+        assert_eq!(forward_views(&kernel, 2, inputs(), out), Ok);
+    }
+}
+
+#[test]
+fn structs_at_odd_addresses_are_refused() {
+    let kernel = dense();
+    let mutable = ptr::from_ref(&*kernel).cast_mut();
+    let ([q, k, v], mut out) = (tokens(0, 1), vec![0.0; Q]);
+    let (q, k, v, out) = (view(&q), view(&k), view(&v), view_mut(&mut out));
+    let (mut counts, mut bytes, mut number) = (stats(&kernel), footprint(&kernel), 0_usize);
+    let odd = "expected an address that is a multiple of ";
+    // SAFETY: refused before anything is read or written.
+    unsafe {
+        let beside = (&raw const q).wrapping_byte_add(1);
+        let status = deltallm_kernel_forward_views(mutable, 1, beside, &k, &v, &out);
+        assert_error(status, InvalidArgument, &format!("q: {odd}"));
+        let beside = (&raw const out).wrapping_byte_add(4);
+        let status = deltallm_kernel_forward_views(mutable, 1, &q, &k, &v, beside);
+        assert_error(status, InvalidArgument, &format!("out: {odd}"));
+        let beside = (&raw mut counts).wrapping_byte_add(2);
+        assert_error(deltallm_kernel_stats(Some(&kernel), beside), InvalidArgument, &format!("stats: {odd}"));
+        assert_error(
+            deltallm_kernel_head_stats(Some(&kernel), 0, beside),
+            InvalidArgument,
+            &format!("stats: {odd}"),
+        );
+        let beside = (&raw mut bytes).wrapping_byte_add(1);
+        let status = deltallm_kernel_footprint(Some(&kernel), beside);
+        assert_error(status, InvalidArgument, &format!("footprint: {odd}"));
+        let beside = (&raw mut number).wrapping_byte_add(1);
+        assert_error(deltallm_kernel_len(Some(&kernel), beside), InvalidArgument, &format!("len: {odd}"));
+    }
+    assert_eq!((len(&kernel), number), (0, 0));
+}
+
+#[test]
+fn an_instruction_set_that_is_none_is_refused_by_the_name_of_where_it_stands() {
+    let (_, error) = hybrid(r#", "simd": "sse9""#).err().unwrap();
+    assert!(error.starts_with("simd: ") && error.contains("\"sse9\""), "{error}");
+
+    // The variable of a process can only be set for another one: this test once more.
+    const VARIABLE: &str = "DELTALLM_SIMD";
+    if std::env::var_os(VARIABLE).is_some_and(|name| name == "sse9") {
+        let (status, error) = hybrid("").err().unwrap();
+        assert_eq!(status, Config, "{error}");
+        assert!(error.starts_with("DELTALLM_SIMD: ") && error.contains("\"sse9\""), "{error}");
+        return;
+    }
+    let name = "tests::an_instruction_set_that_is_none_is_refused_by_the_name_of_where_it_stands";
+    let mut again = std::process::Command::new(std::env::current_exe().unwrap());
+    let output = again.args(["--exact", name]).env(VARIABLE, "sse9").output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("1 passed"), "{said}");
 }
 
 #[test]

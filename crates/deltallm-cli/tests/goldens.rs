@@ -15,6 +15,8 @@ use deltallm_cli::{
 use serde::Deserialize;
 
 const TOLERANCE: f64 = 1e-3;
+/// Unless `DELTALLM_TEST_MODEL` names another file.
+const MODEL: &str = "models/SmolLM2-135M-Instruct.Q4_1.gguf";
 
 #[derive(Deserialize)]
 struct Goldens {
@@ -46,14 +48,9 @@ fn goldens() -> Goldens {
     serde_json::from_slice(&std::fs::read(path).expect("the fixture")).expect("JSON")
 }
 
-/// The model, or what to do to have it.
-fn model() -> Option<LoadedModel> {
-    let path = root().join("models/SmolLM2-135M-Instruct.Q4_1.gguf");
-    if !path.exists() || !data("piqa.jsonl").exists() {
-        println!("skipped: run tools/fetch-smollm2, and put the task files into ../shared/data/tasks");
-        return None;
-    }
-    Some(LoadedModel::open_as(Some(&path), LinearForm::F32).expect("a model"))
+fn model() -> LoadedModel {
+    let path = std::env::var_os("DELTALLM_TEST_MODEL").map_or(root().join(MODEL), PathBuf::from);
+    LoadedModel::open_as(Some(&path), LinearForm::F32).expect("a model: tools/fetch-smollm2 brings it")
 }
 
 fn data(name: &str) -> PathBuf {
@@ -91,7 +88,7 @@ fn check<E: LikelihoodExample>(
 #[test]
 #[ignore = "needs the SmolLM2 model file and the task files"]
 fn log_likelihoods_equal_transformers() {
-    let Some(model) = model() else { return };
+    let model = model();
     let setup = setup(&model);
     for (name, expected) in &goldens().tasks {
         let task = match name.as_str() {
@@ -119,7 +116,7 @@ fn log_likelihoods_equal_transformers() {
 #[test]
 #[ignore = "needs the SmolLM2 model file and the task files"]
 fn answers_equal_transformers() {
-    let Some(model) = model() else { return };
+    let model = model();
     let setup = setup(&model);
     let expected = goldens().squad;
     let Dataset { examples, .. } =

@@ -287,7 +287,7 @@ fn run_out(subject: &Subject, kernel: &KernelChoice, rng: &mut ChaCha8Rng, tally
     let at_limit = *[AtLimit::Error, AtLimit::NarrowStore].choose(rng).expect("policies");
     let budget = MemoryBudget::new(rng.random_range(200_000..1_500_000));
     let mut session = subject.session(&kernel.with_budget(budget.clone()));
-    session.limit_memory(budget.clone(), at_limit);
+    session.limit_memory(budget.clone(), at_limit).unwrap();
     let mut history = History::new();
     for _ in 0..rng.random_range(4..20) {
         let before = session.tokens().len();

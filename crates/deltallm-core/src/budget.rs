@@ -56,6 +56,19 @@ impl MemoryBudget {
         self.0.limit - self.used()
     }
 
+    /// Whether this is a clone of the other: they share one account.
+    ///
+    /// ```
+    /// use deltallm_core::MemoryBudget;
+    ///
+    /// let budget = MemoryBudget::new(1000);
+    /// assert!(budget.is_shared_with(&budget.clone()));
+    /// assert!(!budget.is_shared_with(&MemoryBudget::new(1000)));
+    /// ```
+    pub fn is_shared_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// An empty reservation, for one cache.
     pub fn reservation(&self) -> Reservation {
         Reservation { budget: self.clone(), bytes: 0 }

@@ -278,6 +278,15 @@ pub enum ModelError {
         /// Counted from 0.
         layer: usize,
     },
+    /// A session is to keep to a memory budget that its kernels do not charge.
+    #[error(
+        "layer {layer}: expected a memory budget that the kernel charges, got another one, which it could not keep to; make the \
+         kernels with this budget or with a clone of it"
+    )]
+    OtherBudget {
+        /// Counted from 0.
+        layer: usize,
+    },
     /// Sessions that are to be continued together belong to different models.
     #[error("expected sessions of one model, got another model's at index {index}")]
     OtherModel {

@@ -51,6 +51,55 @@ pub struct Narrowed {
     pub bytes: usize,
 }
 
+/// The first session without room for its next tokens beside those of the sessions before it.
+struct Refusal {
+    session: usize,
+    budget: MemoryBudget,
+    /// What the layer would answer at which the budget ends.
+    error: ModelError,
+}
+
+impl Refusal {
+    /// Whether there is one among these sessions, if any of them is to be told beforehand.
+    ///
+    /// # Errors
+    /// [`ModelError::UnknownGrowth`] for a layer of those that cannot say.
+    fn of<'a>(
+        sessions: impl IntoIterator<Item = &'a Session> + Clone,
+        tokens: usize,
+    ) -> Result<Option<Self>, ModelError> {
+        if !sessions.clone().into_iter().any(Session::narrows) {
+            return Ok(None);
+        }
+        // What is left of each budget.
+        let mut left: Vec<(&MemoryBudget, usize)> = Vec::new();
+        for (session, member) in sessions.into_iter().enumerate() {
+            for (layer, kernel) in member.kernels.iter().enumerate() {
+                let requested = match kernel.growth(tokens) {
+                    None if member.narrows() => return Err(ModelError::UnknownGrowth { layer }),
+                    growth => growth.unwrap_or(0),
+                };
+                let told = member.limit.as_ref().map(|(budget, _)| budget);
+                let Some(budget) = kernel.budget().or(told) else { continue };
+                let known = left.iter().position(|(other, _)| other.is_shared_with(budget));
+                let known = known.unwrap_or_else(|| {
+                    left.push((budget, budget.available()));
+                    left.len() - 1
+                });
+                let available = left[known].1;
+                let Some(rest) = available.checked_sub(requested) else {
+                    let limit = budget.limit().unwrap_or(usize::MAX);
+                    let source = CoreError::BudgetExhausted { requested, available, limit }.into();
+                    let error = ModelError::Attention { layer, source };
+                    return Ok(Some(Self { session, budget: budget.clone(), error }));
+                };
+                left[known].1 = rest;
+            }
+        }
+        Ok(None)
+    }
+}
+
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
@@ -123,7 +172,7 @@ impl Session {
         self.chunk = tokens.max(1);
     }
 
-    /// Says what to do when `budget`, the one that the kernels charge, does not cover the next call of the model. With
+    /// Says what to do when `budget`, the one that all kernels charge, does not cover the next call of the model. With
     /// [`AtLimit::NarrowStore`] that is first smaller chunks in prefill, and then a narrower store for all layers, as often
     /// as it helps. Only then the error comes out that [`AtLimit::Error`] (and a session that has not been told) gives at
     /// once.
@@ -144,15 +193,26 @@ impl Session {
     /// let context = model.kernel_context().budget(budget.clone());
     /// let spec = KernelSpec { kernel: KernelKind::Dense, store: KvStore::F32, ..KernelSpec::default() };
     /// let mut session = Session::new(model, |layer| spec.build(layer, &context))?;
-    /// session.limit_memory(budget.clone(), AtLimit::NarrowStore);
+    /// session.limit_memory(budget.clone(), AtLimit::NarrowStore)?;
     /// session.prefill(&[1; 70])?; // two pages a layer: in f32 that would be twice the budget
     /// assert!(budget.used() <= 80_000);
     /// assert_eq!(session.narrowed().times, 1);
     /// # Ok(())
     /// # }
     /// ```
-    pub fn limit_memory(&mut self, budget: MemoryBudget, at_limit: AtLimit) {
+    ///
+    /// # Errors
+    /// [`ModelError::OtherBudget`] for a budget that is not the one of every kernel (or a clone of it), as far as kernels
+    /// [know](AttentionKernel::budget) theirs; nothing has changed then.
+    pub fn limit_memory(&mut self, budget: MemoryBudget, at_limit: AtLimit) -> Result<(), ModelError> {
+        let other = |kernel: &Box<dyn AttentionKernel>| {
+            kernel.budget().is_some_and(|own| !own.is_shared_with(&budget))
+        };
+        if let Some(layer) = self.kernels.iter().position(other) {
+            return Err(ModelError::OtherBudget { layer });
+        }
         self.limit = Some((budget, at_limit));
+        Ok(())
     }
 
     /// What has been done so far to stay within the budget.
@@ -218,6 +278,9 @@ impl Session {
     /// Where weights are packed every session gets what it would get alone, bit for bit. Floats may be added up in another
     /// order for a batch than for one token, and may so differ in their last digits.
     ///
+    /// Sessions may share a [budget](Self::limit_memory). It must cover the tokens of all of them at once: while it does not, the first
+    /// session that finds too little is narrowed, or another one that shares its budget, if they have been told to.
+    ///
     /// ```
     /// use std::sync::Arc;
     ///
@@ -249,9 +312,7 @@ impl Session {
             }
             model.check(&[*token], &session.kernels)?;
         }
-        for (session, _) in batch.iter_mut() {
-            session.make_room(1)?;
-        }
+        Self::make_room_for_all(batch)?;
         let mut sequences: Vec<_> = batch
             .iter_mut()
             .map(|(session, token)| {
@@ -303,56 +364,60 @@ impl Session {
     /// Of at most `most` tokens, how many the next call of the model may have; narrows the caches where not even one
     /// fits.
     fn make_room(&mut self, most: usize) -> Result<usize, ModelError> {
-        let budget = match &self.limit {
-            None | Some((_, AtLimit::Error)) => return Ok(most),
-            Some((budget, AtLimit::NarrowStore)) => budget.clone(),
-        };
-        let mut helped = true;
         loop {
             let mut tokens = most;
             let refused = loop {
-                match self.refusal(&budget, tokens)? {
+                match Refusal::of([&*self], tokens)? {
                     None => return Ok(tokens),
                     Some(refused) if tokens == 1 => break refused,
                     Some(_) => tokens /= 2,
                 }
             };
-            if !helped {
-                return Err(refused);
+            if !self.narrow() {
+                return Err(refused.error);
             }
-            helped = self.narrow();
         }
     }
 
-    /// The error that the first layer without room for `tokens` tokens more would give, if the budget does not cover them.
-    ///
-    /// # Errors
-    /// [`ModelError::UnknownGrowth`] for a layer that cannot say.
-    fn refusal(&self, budget: &MemoryBudget, tokens: usize) -> Result<Option<ModelError>, ModelError> {
-        let mut available = budget.available();
-        for (layer, kernel) in self.kernels.iter().enumerate() {
-            let requested = kernel.growth(tokens).ok_or(ModelError::UnknownGrowth { layer })?;
-            match available.checked_sub(requested) {
-                Some(left) => available = left,
-                None => {
-                    let limit = budget.limit().unwrap_or(usize::MAX);
-                    let source = CoreError::BudgetExhausted { requested, available, limit }.into();
-                    return Ok(Some(ModelError::Attention { layer, source }));
-                }
+    /// The same for one token of each session.
+    fn make_room_for_all(batch: &mut [(&mut Self, u32)]) -> Result<(), ModelError> {
+        while let Some(Refusal { session, budget, error }) =
+            Refusal::of(batch.iter().map(|(session, _)| &**session), 1)?
+        {
+            let (others, refused) = batch.split_at_mut(session);
+            let sharing = |limit: &Option<(MemoryBudget, AtLimit)>| {
+                limit.as_ref().is_some_and(|(own, _)| own.is_shared_with(&budget))
+            };
+            let mut helpers = refused.iter_mut().chain(others).filter(|(session, _)| sharing(&session.limit));
+            if !helpers.any(|(session, _)| session.narrow()) {
+                return Err(error);
             }
         }
-        Ok(None)
+        Ok(())
     }
 
-    /// Narrows the cache of every layer and says whether that gave anything back. A layer that cannot be narrowed (its
-    /// numbers may not fit in a narrower type) stays as it is.
+    /// Whether caches are to be narrowed at the limit.
+    fn narrows(&self) -> bool {
+        matches!(self.limit, Some((_, AtLimit::NarrowStore)))
+    }
+
+    /// Narrows the cache of every layer, if that is allowed, and says whether that gave anything back or makes the next token smaller.
+    /// A layer that cannot be narrowed (its numbers may not fit in a narrower type) stays as it is.
     fn narrow(&mut self) -> bool {
-        let freed: usize = self.kernels.iter_mut().map(|kernel| kernel.narrow().unwrap_or_default()).sum();
-        if freed > 0 {
-            self.narrowed.times += 1;
-            self.narrowed.bytes += freed;
+        if !self.narrows() {
+            return false;
         }
-        freed > 0
+        let before = self.growth(1);
+        let freed: usize = self.kernels.iter_mut().map(|kernel| kernel.narrow().unwrap_or_default()).sum();
+        let helped = freed > 0 || self.growth(1) < before;
+        self.narrowed.times += usize::from(helped);
+        self.narrowed.bytes += freed;
+        helped
+    }
+
+    /// Bytes that the next tokens take, as far as kernels know.
+    fn growth(&self, tokens: usize) -> usize {
+        self.kernels.iter().filter_map(|kernel| kernel.growth(tokens)).fold(0, usize::saturating_add)
     }
 
     /// Forgets every token from `len` on.

@@ -70,6 +70,22 @@ pub enum CalibrationError {
         /// The least divergence that was measured, nats.
         least: f64,
     },
+    /// A token of held-out text that the logits know nothing of.
+    #[error("tokens: expected ids below {expected}, the columns of the logits, got {got}")]
+    NoSuchToken {
+        /// Columns of the logits.
+        expected: usize,
+        /// The token that came.
+        got: u32,
+    },
+    /// Logits of which no probabilities can be made.
+    #[error("logits, row {row}: expected numbers, at least one of them above -inf, got {got}")]
+    Logit {
+        /// The row.
+        row: usize,
+        /// The number that came.
+        got: f32,
+    },
     /// Settings or numbers that attention refuses.
     #[error(transparent)]
     Attention(#[from] AttentionError),

@@ -46,7 +46,7 @@ impl Calibrated {
     ) -> Result<AttentionProfile, AttentionError> {
         let thresholds =
             ThresholdProfile::new(model, self.thresholds.shape(), self.thresholds.thresholds().to_vec())?;
-        let spec = KernelSpec { store: KvStore::default(), ..self.spec.clone() };
+        let spec = KernelSpec { store: KvStore::F32, ..self.spec.clone() };
         Ok(AttentionProfile::new(Arc::new(thresholds), spec)?.with_provenance(Provenance {
             model: name.to_owned(),
             text_sha256: text_sha256.to_owned(),

@@ -16,7 +16,7 @@ use crate::{
 /// [`build`](Self::build). What a caller says besides a profile is a [`SpecOverrides`](crate::SpecOverrides).
 ///
 /// With the feature `serde` it reads and writes as JSON, with the names of the fields here; what is missing has its
-/// [default](Self::default), and unknown names are errors.
+/// [default](Self::default), but for the store: files without one have always meant f32. Unknown names are errors.
 ///
 /// ```
 /// use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, Window};
@@ -44,7 +44,7 @@ pub struct KernelSpec {
     /// Which attention runs.
     pub kernel: KernelKind,
     /// How keys and values are cached.
-    #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "is_default"))]
     pub store: KvStore,
     /// Numbers that a prompt's products are made of.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "is_default"))]
@@ -128,15 +128,14 @@ impl KernelContext {
 }
 
 impl Default for KernelSpec {
-    /// Hybrid attention with the method of [`HybridConfig::default`], and a cache in f32: what is missing in a file has always
-    /// meant this.
+    /// Hybrid attention as [`HybridConfig::default`] has it, its cache in f16.
     fn default() -> Self {
-        let HybridConfig { thresholds, window, exact_prompt, sinks, skip_margin, .. } =
+        let HybridConfig { thresholds, window, exact_prompt, sinks, skip_margin, options, .. } =
             HybridConfig::default();
         Self {
             kernel: KernelKind::Hybrid,
-            store: KvStore::default(),
-            precision: Precision::default(),
+            store: options.store,
+            precision: options.precision,
             scale: None,
             softcap: None,
             thresholds,
@@ -150,7 +149,7 @@ impl Default for KernelSpec {
 }
 
 impl From<PaperRule> for KernelSpec {
-    /// The same in every layer, and a cache in f32.
+    /// The same in every layer, and a cache in f16.
     fn from(rule: PaperRule) -> Self {
         let HybridConfig { thresholds, window, sinks, .. } = rule.into();
         Self { thresholds, window, sinks, ..Self::default() }
@@ -283,6 +282,17 @@ mod tests {
     }
 
     #[test]
+    fn a_spec_and_a_configuration_of_which_nothing_is_said_are_the_same() {
+        let spec = KernelSpec::default().hybrid_config(0, &context(shape())).unwrap();
+        let options = AttentionOptions::default().isa(Isa::from_env().unwrap());
+        let config = HybridConfig::default().options(options);
+        assert_eq!(format!("{:?}", spec.options(config.options.clone())), format!("{config:?}"));
+        let own = KernelSpec::default().options(0, &context(shape()));
+        assert_eq!((own.store, own.precision, own.scale), (KvStore::F16, Precision::F32, None));
+        assert_eq!(own.store, HybridConfig::default().options.store);
+    }
+
+    #[test]
     fn every_layer_gets_its_own_kernel() {
         let (q, k, mut out) = ([1.0; 20 * 2 * 4], [1.0; 20 * 4], [0.0; 20 * 2 * 4]);
         let (q, k) = (HeadsView::new(&q, [20, 2, 4]).unwrap(), HeadsView::new(&k, [20, 1, 4]).unwrap());
@@ -338,7 +348,7 @@ mod tests {
         let margins = [0, 1].map(|layer| config(layer).skip_margin);
         assert_eq!(margins, [Some(SkipMargin::Fixed(4.0)), Some(SkipMargin::Fixed(2.0))]);
         assert_eq!((config(1).layer, config(1).window, config(1).sinks), (1, Window::Sliding(8), 4));
-        assert_eq!([0, 1].map(|layer| spec.layer(layer).store), [Some(KvStore::F32), Some(KvStore::Bf16)]);
+        assert_eq!([0, 1].map(|layer| spec.layer(layer).store), [Some(KvStore::F16), Some(KvStore::Bf16)]);
         assert!(two_layers().hybrid_config(0, &context(shape())).is_none());
     }
 
@@ -365,13 +375,17 @@ mod tests {
         let spec: KernelSpec = serde_json::from_str(full).unwrap();
         let again = serde_json::to_string(&spec).unwrap();
         assert_eq!(again, full.split_whitespace().collect::<String>());
-        assert_eq!(serde_json::from_str::<KernelSpec>("{}").unwrap(), KernelSpec::default());
+        // Files without a store have always meant f32.
+        let usual = || KernelSpec { store: KvStore::F32, ..KernelSpec::default() };
+        assert_eq!(serde_json::from_str::<KernelSpec>("{}").unwrap(), usual());
+        for spec in [usual(), KernelSpec::default()] {
+            let text = serde_json::to_string(&spec).unwrap();
+            assert_eq!(text.contains("store"), spec.store == KvStore::F16, "{text}");
+            assert_eq!(serde_json::from_str::<KernelSpec>(&text).unwrap(), spec);
+        }
         let short: KernelSpec = serde_json::from_str(r#"{"window":16,"skip_margin":4.5}"#).unwrap();
-        let expected = KernelSpec {
-            window: Window::Sliding(16),
-            skip_margin: Some(SkipMargin::Fixed(4.5)),
-            ..KernelSpec::default()
-        };
+        let expected =
+            KernelSpec { window: Window::Sliding(16), skip_margin: Some(SkipMargin::Fixed(4.5)), ..usual() };
         assert_eq!(short, expected);
         for (bad, complaint) in [
             (r#"{"windows":16}"#, "unknown field `windows`"),

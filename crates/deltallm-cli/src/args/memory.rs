@@ -112,7 +112,7 @@ impl MemoryLimit {
                 LimitPolicy::Error => AtLimit::Error,
                 LimitPolicy::Narrow => AtLimit::NarrowStore,
             },
-        );
+        )?;
         Ok(session)
     }
 

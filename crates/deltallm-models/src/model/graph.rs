@@ -185,8 +185,8 @@ impl Model {
     ///
     /// # Errors
     /// [`ModelError`] for no tokens, a token outside the vocabulary, more tokens than the context holds, a wrong number
-    /// of kernels, or a failing kernel. The kernels then hold the tokens they held before (those of layers that had already
-    /// finished by [`truncate`](AttentionKernel::truncate), with what that means for a hybrid window).
+    /// of kernels, or a failing kernel. The kernels are then as they were before
+    /// ([`undo_step`](AttentionKernel::undo_step)), those of layers that had finished too.
     pub fn forward<K: AttentionKernel>(
         &self,
         tokens: &[u32],
@@ -247,6 +247,7 @@ impl Model {
         // One token is a pass over all weights.
         let start = (self.order.is_open() && total_tokens(batch) == 1).then(Instant::now);
         let small_steps = total_tokens(batch) <= SPIN_TOKENS && self.has_shared_steps();
+        kernels(batch).for_each(K::begin_step);
         let mut pass = || {
             self.decoder(batch, observer, &mut workspace)?;
             Ok(self.head(batch, &mut workspace))
@@ -257,11 +258,13 @@ impl Model {
         {
             self.order.add(order, start.elapsed());
         }
-        if logits.is_err() {
+        if logits.is_ok() {
+            kernels(batch).for_each(K::commit_step);
+        } else {
             // Layers before the failing one have the tokens already. No cache is shorter, so this cannot fail.
             for (sequence, position) in batch.iter_mut().zip(&workspace.positions) {
                 for kernel in sequence.kernels.iter_mut() {
-                    let _ = kernel.truncate(*position);
+                    let _ = kernel.undo_step(*position);
                 }
             }
         }
@@ -392,6 +395,11 @@ impl Model {
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding);
         head.apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded))
     }
+}
+
+/// All kernels of all sequences.
+fn kernels<'a, K>(batch: &'a mut [Sequence<K>]) -> impl Iterator<Item = &'a mut K> {
+    batch.iter_mut().flat_map(|sequence| sequence.kernels.iter_mut())
 }
 
 /// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer` into `out`, of the queries'
