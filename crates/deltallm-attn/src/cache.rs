@@ -20,6 +20,8 @@ pub(crate) struct HybridHead {
     kept: Option<usize>,
     /// Whether keys are held whole where their deltas would take more than f16.
     bounded: bool,
+    /// The deltas of keys that have become whole in a call or step that may be taken back. Not charged.
+    was: Option<DeltaMatrix>,
     /// A key and a value of the tail on their way to be coded.
     row: [Vec<f32>; 2],
 }
@@ -105,13 +107,13 @@ impl FarKeys {
     }
 
     /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. They are
-    /// of that type already, exactly, so what comes in is off by no more than it was.
-    fn keep_small(&mut self, charge: &mut Reservation) -> Result<(), CoreError> {
-        let Self::Delta(matrix) = self else { return Ok(()) };
+    /// of that type already, exactly, so what comes in is off by no more than it was. Returns the deltas that are no longer held.
+    fn keep_small(&mut self, charge: &mut Reservation) -> Result<Option<DeltaMatrix>, CoreError> {
+        let Self::Delta(matrix) = self else { return Ok(None) };
         let (channels, growth) = (matrix.channels(), matrix.growth(1));
         let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
         if growth == 0 || held + growth <= most_key_bytes(channels, matrix.len() + 1) {
-            return Ok(());
+            return Ok(None);
         }
         let mut whole = MemoryBudget::unlimited().reservation();
         let mut rows = PagedRows::new(channels, ElementType::F16, BLOCK_TOKENS);
@@ -123,8 +125,10 @@ impl FarKeys {
         }
         charge.grow(whole.bytes().saturating_sub(held))?;
         charge.shrink(held.saturating_sub(whole.bytes()));
-        *self = Self::Rows(rows);
-        Ok(())
+        Ok(match std::mem::replace(self, Self::Rows(rows)) {
+            Self::Delta(deltas) => Some(deltas),
+            Self::Rows(_) => None,
+        })
     }
 
     /// Bytes of the keys, and of the table of their blocks.
@@ -245,6 +249,7 @@ impl HybridHead {
             tail: ExactRows::new(store, channels, pages),
             kept,
             bounded: false,
+            was: None,
             row: [row(), row()],
         }
     }
@@ -290,11 +295,11 @@ impl HybridHead {
         if !self.codes_later() {
             return Ok(());
         }
-        let Self { coded, tail, kept, bounded, row: [key, value] } = self;
+        let Self { coded, tail, kept, bounded, was, row: [key, value] } = self;
         let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
         for token in coded.len()..end {
-            if *bounded {
-                coded.keys.keep_small(charge)?;
+            if *bounded && let Some(deltas) = coded.keys.keep_small(charge)? {
+                *was = Some(deltas);
             }
             let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
             coded.push(key, value, *kept, charge)?;
@@ -304,6 +309,7 @@ impl HybridHead {
 
     /// Drops exact copies of tokens before `needed`, as far as they are coded.
     pub(crate) fn trim(&mut self, needed: usize, charge: &mut Reservation) {
+        self.was = None;
         let end = needed.min(self.coded.len());
         if self.codes_later() && end > 0 && self.tail.keys.page_tokens() > CachePlan::WINDOW_PAGE_TOKENS {
             self.take_small_pages(end, charge);
@@ -320,6 +326,7 @@ impl HybridHead {
         if let Ok(tail) = self.tail.in_small_pages(end, &mut uncharged) {
             self.tail = tail;
         }
+        self.was = None;
         charge.shrink(charge.bytes().saturating_sub(self.footprint().total()));
     }
 
@@ -339,6 +346,21 @@ impl HybridHead {
         self.coded.roll_back(len.min(coded), charge);
         for rows in self.tail.rows_mut() {
             let _ = rows.truncate(len.min(rows.len()), charge);
+        }
+    }
+
+    /// After a [`roll_back`](Self::roll_back): keys that had become whole meanwhile are deltas again, unless someone else has taken the
+    /// memory that these need.
+    pub(crate) fn restore_deltas(&mut self, charge: &mut Reservation) {
+        let len = self.coded.len();
+        let Some(mut deltas) = self.was.take_if(|deltas| len <= deltas.len()) else { return };
+        // Cannot fail, and gives nothing back, because deltas that are not held are not charged.
+        let _ = deltas.truncate(len, &mut MemoryBudget::unlimited().reservation());
+        let (keys, table) = self.coded.keys.bytes();
+        let (held, before) = (keys + table, deltas.key_bytes() + deltas.bookkeeping_bytes());
+        if charge.grow(before.saturating_sub(held)).is_ok() {
+            charge.shrink(held.saturating_sub(before));
+            self.coded.keys = FarKeys::Delta(deltas);
         }
     }
 

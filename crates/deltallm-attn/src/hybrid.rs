@@ -339,6 +339,7 @@ impl HybridAttention {
     /// Back to `len` tokens in every head, some of which may not have got so far, and to at most `coded` coded ones.
     fn roll_back(&mut self, len: usize, coded: usize) {
         self.accounts().for_each(|(head, charge)| head.roll_back(len, coded, charge));
+        self.accounts().for_each(|(head, charge)| head.restore_deltas(charge));
     }
 
     /// Attends the last tokens of the cache, of which `q` are the queries.

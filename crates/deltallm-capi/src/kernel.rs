@@ -203,8 +203,8 @@ pub unsafe extern "C" fn deltallm_kernel_forward(
 /// The same with lengths, which are checked, and with strides.
 ///
 /// # Safety
-/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view is NULL or can be read, its `data` has `len`
-/// floats, nobody else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
+/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
+/// else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
 /// between the rows.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_kernel_forward_views(

@@ -190,6 +190,20 @@ const PROFILE: &str = r#"{"version":3,"model":"0000000000000007","kv_heads":1,"h
 "spec":{"kernel":"hybrid","store":"f16","precision":"int16","scale":0.5,"softcap":50,"thresholds":{"channels":[0.0,0.5,0.25,1]},"window":"8","sinks":2,"skip_margin":4.5,"exact_prompt":3,
 "layers":[{"dense":true,"exact_prompt":0,"skip_margin":null,"store":null},{"dense":false,"exact_prompt":9,"skip_margin":"ln:2.5","store":"compact"}]}}"#;
 
+/// Of kernels for C programs; whether they are taken is tested there.
+const C_CONFIGS: [(&str, &str); 3] = [
+    ("dense", r#"{"kernel":"dense","heads":4,"kv_heads":2,"head_dim":8}"#),
+    (
+        "delta",
+        r#"{"kernel":"delta","heads":2,"kv_heads":1,"head_dim":2,"store":"compact","thresholds":{"channels":[0.5,0.25]},"simd":"scalar"}"#,
+    ),
+    (
+        "hybrid",
+        r#"{"kernel":"hybrid","heads":6,"kv_heads":2,"head_dim":16,"store":"int8","scale":0.25,"softcap":30.0,"precision":"int16",
+"parallel":false,"budget_bytes":1048576,"thresholds":{"theta":0.6},"window":"block:0.05","sinks":2,"skip_margin":"ln:3:2","exact_prompt":9}"#,
+    ),
+];
+
 /// What the target `attention` reads: group, kv heads, head size, store, window, sinks, exact prompt, skip margin, soft cap,
 /// precision, budget, threshold, seed, kind of numbers, scales of keys and values; then steps of a kind and a size.
 const ATTENTION: [[u8; 16]; 6] = [
@@ -272,6 +286,11 @@ fn write_the_seeds_of_the_fuzz_targets() {
         write("steps", name, &[text.as_bytes(), b"\0", steps.as_bytes()].concat());
     }
     write("profile", "two-layers", PROFILE.as_bytes());
+    for (name, json) in C_CONFIGS {
+        write("c_config", name, json.as_bytes());
+    }
+    let of_a_profile = r#"{"kernel":"hybrid","heads":2,"kv_heads":1,"head_dim":2,"layer":1,"profile":"#;
+    write("c_config", "profile", [of_a_profile, PROFILE, "}"].concat().as_bytes());
     for (i, setting) in ATTENTION.iter().enumerate() {
         write("attention", &format!("steps-{i}"), &[setting.as_slice(), STEPS.as_flattened()].concat());
     }

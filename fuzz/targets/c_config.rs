@@ -1,0 +1,61 @@
+//! Bytes as the configuration of a kernel for C programs: making it, and its whole life through the exported functions.
+#![no_main]
+
+use std::{ffi::CString, ptr};
+
+use deltallm_capi::{
+    DeltallmFootprint, DeltallmStatus, deltallm_kernel_footprint, deltallm_kernel_forward, deltallm_kernel_free,
+    deltallm_kernel_len, deltallm_kernel_new, deltallm_kernel_truncate, deltallm_last_error,
+};
+use libfuzzer_sys::fuzz_target;
+use serde_json::Value;
+
+/// Most numbers in the queries of a token that are attended: shapes themselves may be larger.
+const MOST: u64 = 1 << 12;
+
+fuzz_target!(|bytes: &[u8]| {
+    // A text in C ends with its first zero.
+    let bytes = bytes.split(|byte| *byte == 0).next().unwrap_or_default();
+    let config = CString::new(bytes).expect("no zero within");
+    let mut kernel = ptr::null_mut();
+    // SAFETY: a text that ends with a zero, and a place for the answer.
+    let status = unsafe { deltallm_kernel_new(config.as_ptr(), &mut kernel) };
+    if status != DeltallmStatus::Ok {
+        assert_eq!(status, DeltallmStatus::Config);
+        assert!(kernel.is_null());
+        // SAFETY: the message of this thread, which no call changes meanwhile.
+        let message = unsafe { std::ffi::CStr::from_ptr(deltallm_last_error()) };
+        assert!(!message.is_empty(), "an error says something");
+        return;
+    }
+    let config: Value = serde_json::from_slice(bytes).expect("what made a kernel is JSON");
+    let size = |name: &str| config[name].as_u64().expect("what made a kernel has its sizes");
+    let (heads, kv_heads, head_dim) = (size("heads"), size("kv_heads"), size("head_dim"));
+    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    // SAFETY: a kernel that has not been freed, and buffers of its shape.
+    unsafe {
+        if q <= MOST {
+            for (tokens, held) in [(3_usize, 3), (1, 4)] {
+                let (q, kv) = (vec![0.5; tokens * q as usize], vec![0.25; tokens * kv as usize]);
+                let mut out = vec![f32::NAN; q.len()];
+                let (read, write) = (kv.as_ptr(), out.as_mut_ptr());
+                let status = deltallm_kernel_forward(kernel, tokens, q.as_ptr(), read, read, write);
+                let mut len = usize::MAX;
+                assert_eq!(deltallm_kernel_len(kernel.as_ref(), &mut len), DeltallmStatus::Ok);
+                match status {
+                    DeltallmStatus::Ok => assert!(len == held && out.iter().all(|x| (x - 0.25).abs() < 1e-2), "{out:?}"),
+                    // A scale of 1e38, or a budget of 1 byte.
+                    DeltallmStatus::Attention | DeltallmStatus::Budget => break,
+                    other => panic!("{other:?}"),
+                }
+            }
+            assert_eq!(deltallm_kernel_truncate(kernel, 0), DeltallmStatus::Ok);
+        }
+        let mut bytes = DeltallmFootprint { keys: 0, values: 0, window: 0, bookkeeping: 0, total: 0 };
+        assert_eq!(deltallm_kernel_footprint(kernel.as_ref(), &mut bytes), DeltallmStatus::Ok);
+        if let Some(budget) = config["budget_bytes"].as_u64() {
+            assert!(bytes.total as u64 <= budget);
+        }
+        deltallm_kernel_free(Some(Box::from_raw(kernel)));
+    }
+});
