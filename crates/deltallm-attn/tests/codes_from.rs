@@ -71,7 +71,7 @@ fn a_plan_of_a_store_that_quantises_is_the_footprint_token_by_token() {
         for (window, sinks) in [(2, 0), (16, 4), (64, 4), (100, 30)] {
             let mut inputs = Inputs::new(shape, 600, 1);
             // Half of the channels change at every step, by twice the threshold.
-            let key = |at: usize| if at % 2 == 0 { 1.0 + (at / 64 % 2) as f32 } else { 0.0 };
+            let key = |at: usize| if at.is_multiple_of(2) { 1.0 + (at / 64 % 2) as f32 } else { 0.0 };
             inputs.k = (0..600 * 64).map(key).collect();
             let mut kernel =
                 HybridAttention::new(shape, config(store, 0.5, Window::Sliding(window), sinks)).unwrap();
