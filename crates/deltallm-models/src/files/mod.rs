@@ -3,6 +3,8 @@
 pub(crate) mod config;
 #[cfg(feature = "gguf")]
 pub mod gguf;
+#[cfg(feature = "gguf")]
+pub(crate) mod gguf_model;
 pub(crate) mod json;
 pub(crate) mod mmap;
 pub(crate) mod names;

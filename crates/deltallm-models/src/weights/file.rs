@@ -9,12 +9,14 @@ use deltallm_simd::Isa;
 
 #[cfg(feature = "safetensors")]
 use crate::SafetensorsModel;
+#[cfg(feature = "gguf")]
+use crate::files::gguf_model::GgufModel;
 use crate::files::names::{Format, Part};
 use crate::quant::TensorType;
 #[cfg(feature = "gguf")]
 use crate::{
     Bytes,
-    gguf::{self, GgufFile, GgufModel},
+    gguf::{self, GgufFile},
 };
 use crate::{ConfigError, LinearForm, ModelConfig, ModelError, TensorId};
 

@@ -5,7 +5,7 @@
 
 mod cursor;
 mod error;
-mod split;
+mod split_error;
 mod value;
 
 use std::collections::{BTreeMap, HashMap};
@@ -13,8 +13,7 @@ use std::ops::Range;
 
 use cursor::Cursor;
 pub use error::GgufError;
-pub(crate) use split::GgufModel;
-pub use split::SplitError;
+pub use split_error::SplitError;
 pub use value::{Array, Metadata, Value};
 
 use crate::files::config::Architecture;
@@ -82,7 +81,7 @@ impl GgufFile {
     }
 
     /// The same for a part of a split model, of which only the first says the architecture.
-    fn parse_part(bytes: &[u8], first: Option<&Self>) -> Result<Self, GgufError> {
+    pub(crate) fn parse_part(bytes: &[u8], first: Option<&Self>) -> Result<Self, GgufError> {
         let cursor = &mut Cursor::new(bytes);
         let version = read_version(cursor)?;
         // The least size of an entry bounds both counts; the tensors' one is bounded again once it is their turn.
