@@ -205,10 +205,8 @@ impl Session {
     /// [`ModelError::OtherBudget`] for a budget that is not the one of every kernel (or a clone of it), as far as kernels
     /// [know](AttentionKernel::budget) theirs; nothing has changed then.
     pub fn limit_memory(&mut self, budget: MemoryBudget, at_limit: AtLimit) -> Result<(), ModelError> {
-        let other = |kernel: &Box<dyn AttentionKernel>| {
-            kernel.budget().is_some_and(|own| !own.is_shared_with(&budget))
-        };
-        if let Some(layer) = self.kernels.iter().position(other) {
+        let mut owns = self.kernels.iter().map(|kernel| kernel.budget());
+        if let Some(layer) = owns.position(|own| own.is_some_and(|own| !own.is_shared_with(&budget))) {
             return Err(ModelError::OtherBudget { layer });
         }
         self.limit = Some((budget, at_limit));
