@@ -69,7 +69,7 @@ fn calibrate(out: &mut dyn Write) -> Result<()> {
     let config = ModelFile::open(&args.model)?.config()?;
     let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
     let context = KernelContext::new(shape).isa(Isa::from_env()?);
-    let spec = KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() };
+    let spec = KernelSpec::default().kernel(KernelKind::Dense);
     let dense = Kernels { spec, context: context.clone() };
     let mut llama = Llama::open(&args.model, &dense)?;
 

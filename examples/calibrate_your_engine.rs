@@ -102,7 +102,7 @@ fn main() -> Result<()> {
 
 fn calibrate(out: &mut dyn Write) -> Result<()> {
     let engine = Engine::new();
-    let dense = KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() };
+    let dense = KernelSpec::default().kernel(KernelKind::Dense);
     // Text like what the model will read. This one reads itself, once to be measured and once to be scored.
     let text: Vec<u32> =
         include_bytes!("calibrate_your_engine.rs").iter().map(|byte| u32::from(*byte)).collect();

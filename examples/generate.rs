@@ -42,8 +42,8 @@ fn compare(out: &mut dyn Write) -> anyhow::Result<()> {
         Some(_) => KernelSpec::default(),
         None => serde_json::from_str::<AttentionProfile>(PROFILE)?.spec().clone(),
     };
-    let hybrid = KernelSpec { store: KvStore::Compact, ..settings };
-    let dense = KernelSpec { kernel: KernelKind::Dense, store: KvStore::F16, ..KernelSpec::default() };
+    let hybrid = settings.store(KvStore::Compact);
+    let dense = KernelSpec::default().kernel(KernelKind::Dense);
 
     let text = prompt.as_deref().unwrap_or(TALE);
     let prompt = tokenizer.encode_beginning(text)?;

@@ -82,13 +82,11 @@ impl SettingsArgs {
 
     /// What has been said on the command line, and the threshold.
     fn given(&self, theta: Option<f32>) -> SpecOverrides {
-        SpecOverrides {
-            thresholds: theta.map(ThresholdPolicy::Uniform),
-            window: self.window,
-            sinks: self.sinks,
-            skip_margin: self.skip_margin.map(|margin| margin.0),
-            ..SpecOverrides::default()
-        }
+        SpecOverrides::default()
+            .thresholds(theta.map(ThresholdPolicy::Uniform))
+            .window(self.window)
+            .sinks(self.sinks)
+            .skip_margin(self.skip_margin.map(|margin| margin.0))
     }
 }
 

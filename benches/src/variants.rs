@@ -41,7 +41,7 @@ pub const OURS: &[Variant] = &[
     Variant {
         name: "delta-f32",
         tolerance: APPROXIMATE,
-        change: |spec| KernelSpec { kernel: KernelKind::Delta, ..stored(spec, KvStore::F32) },
+        change: |spec| stored(spec, KvStore::F32).kernel(KernelKind::Delta),
     },
     Variant { name: "hybrid-f32", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::F32) },
     #[cfg(target_arch = "aarch64")]
@@ -50,32 +50,28 @@ pub const OURS: &[Variant] = &[
     Variant { name: "hybrid-f16-cache", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::F16) },
     Variant { name: "hybrid-8bit", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::Int8) },
     // In layers for which a profile has another store, that one.
-    Variant {
-        name: "compact",
-        tolerance: APPROXIMATE,
-        change: |spec| KernelSpec { store: KvStore::Compact, ..spec },
-    },
+    Variant { name: "compact", tolerance: APPROXIMATE, change: |spec| spec.store(KvStore::Compact) },
 ];
 
 /// The same store in all layers, whatever a profile says.
 fn stored(spec: KernelSpec, store: KvStore) -> KernelSpec {
-    let layers = spec.layers.into_iter().map(|layer| LayerSpec { store: None, ..layer }).collect();
-    KernelSpec { store, layers, ..spec }
+    let layers = spec.layers.iter().map(|layer| layer.store(None)).collect();
+    spec.store(store).layers(layers)
 }
 
 fn dense(spec: KernelSpec) -> KernelSpec {
-    KernelSpec { kernel: KernelKind::Dense, ..spec }
+    spec.kernel(KernelKind::Dense)
 }
 
 /// Products of bf16 numbers, from a cache of them: only Arm has instructions for these.
 #[cfg(target_arch = "aarch64")]
 fn bf16(spec: KernelSpec) -> KernelSpec {
-    KernelSpec { precision: Precision::Bf16, ..stored(spec, KvStore::Bf16) }
+    stored(spec, KvStore::Bf16).precision(Precision::Bf16)
 }
 
 /// Products of 16-bit integers, from the cache of dense-f32.
 fn int16(spec: KernelSpec) -> KernelSpec {
-    KernelSpec { precision: Precision::Int16, ..stored(spec, KvStore::F32) }
+    stored(spec, KvStore::F32).precision(Precision::Int16)
 }
 
 impl Variant {

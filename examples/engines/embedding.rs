@@ -87,7 +87,7 @@ impl Kernels {
     /// Exact attention on the same type of cache.
     fn dense(&self) -> Self {
         let store = self.spec.store.exact().into();
-        let spec = KernelSpec { kernel: KernelKind::Dense, store, layers: Vec::new(), ..self.spec.clone() };
+        let spec = self.spec.clone().kernel(KernelKind::Dense).store(store).layers(Vec::new());
         Self { spec, ..self.clone() }
     }
 }
@@ -158,8 +158,7 @@ impl EmbedArgs {
             }
             None => KernelSpec::default(),
         };
-        let given =
-            SpecOverrides { kernel: Some(self.kernel), store: Some(self.kv), ..SpecOverrides::default() };
+        let given = SpecOverrides::default().kernel(self.kernel).store(self.kv);
         let spec = settings.with(&given);
         spec.validate(shape, config.layers)?;
         let context = KernelContext::new(shape).isa(Isa::from_env()?);

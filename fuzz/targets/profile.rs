@@ -16,7 +16,7 @@ fuzz_target!(|bytes: &[u8]| {
     let shape = AttentionShape::new(2 * kv_heads, kv_heads, head_dim).expect("sizes above 0");
     let context = KernelContext::new(shape);
     // Scores that are too large are errors, and not what is looked for here.
-    let spec = KernelSpec { scale: None, ..profile.spec().clone() };
+    let spec = profile.spec().clone().scale(None);
     spec.validate(shape, layers).expect("settings that have been checked");
     for layer in 0..layers {
         let mut kernel = spec.build(layer, &context).expect("settings that have been checked");

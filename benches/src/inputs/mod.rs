@@ -41,7 +41,6 @@ impl Inputs {
         let first = self.values_skipped.zip(self.spec.hybrid_config(0, &KernelContext::new(self.shape)));
         let Some((share, config)) = first else { return Ok(self.spec.clone()) };
         let margin = margin::margin(&self.windows[0][0], &config, share, phase, n)?;
-        let skip_margin = Some(Some(margin));
-        Ok(self.spec.clone().with(&SpecOverrides { skip_margin, ..SpecOverrides::default() }))
+        Ok(self.spec.clone().with(&SpecOverrides::default().skip_margin(Some(Some(margin)))))
     }
 }

@@ -18,12 +18,12 @@ use crate::{AttentionError, AttentionShape, KernelSpec};
 ///
 /// // Two layers with 2 kv heads of 8 channels; the first is to stay exact.
 /// let thresholds = ThresholdProfile::new(ModelFingerprint(1), [2, 2, 8], vec![0.5; 32])?;
-/// let layers = vec![LayerSpec { dense: true, ..LayerSpec::default() }, LayerSpec::default()];
-/// let profile = AttentionProfile::new(Arc::new(thresholds), KernelSpec { layers, ..KernelSpec::default() })?;
+/// let layers = vec![LayerSpec::default().dense(true), LayerSpec::default()];
+/// let profile = AttentionProfile::new(Arc::new(thresholds), KernelSpec::default().layers(layers))?;
 /// profile.check(ModelFingerprint(1), [2, 2, 8])?;
 ///
 /// // What the caller decides comes on top.
-/// let spec = profile.spec().clone().with(&SpecOverrides { store: Some(KvStore::F16), ..SpecOverrides::default() });
+/// let spec = profile.spec().clone().with(&SpecOverrides::default().store(KvStore::F16));
 /// let context = KernelContext::new(AttentionShape::new(4, 2, 8)?);
 /// let kernels: Vec<_> = (0..2).map(|layer| spec.build(layer, &context)).collect::<Result<_, _>>()?;
 /// assert!(kernels.iter().all(|kernel| kernel.is_empty()));

@@ -71,7 +71,7 @@ struct Engine {
 impl Engine {
     fn new() -> Self {
         let text = text(100);
-        let dense = KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() };
+        let dense = KernelSpec::default().kernel(KernelKind::Dense);
         let dense = [0, 1].map(|layer: usize| text[layer].run(layer, &dense).unwrap().0);
         Self { text, dense }
     }
@@ -127,8 +127,8 @@ fn a_limit_is_kept_and_a_looser_one_gives_as_many_zeros_or_more() {
             // What was found does what was said of it.
             // It was scored as if the text were longer than the prompts that are attended exactly.
             let layers = found.spec.layers.iter();
-            let layers = layers.map(|layer| LayerSpec { exact_prompt: None, ..*layer }).collect();
-            let again = Engine::new().score(&KernelSpec { layers, ..found.spec.clone() }).unwrap();
+            let layers = layers.map(|layer| layer.exact_prompt(None)).collect();
+            let again = Engine::new().score(&found.spec.clone().layers(layers)).unwrap();
             assert_eq!(again.held_out(), found.held_out, "{skip:?} {limit}");
             assert!(found.held_out.kl <= limit, "{skip:?} {limit}: {}", found.held_out.kl);
             assert_eq!((found.tokens, found.context), (2 * TOKENS, TOKENS));

@@ -95,12 +95,10 @@ fn a_layer_of_number_usize_max() {
     for kernel in KernelKind::ALL {
         for thresholds in [profile.clone(), ThresholdPolicy::Uniform(0.5)] {
             for layers_of_spec in [vec![], vec![LayerSpec::default(); 2]] {
-                let spec = KernelSpec {
-                    kernel,
-                    thresholds: thresholds.clone(),
-                    layers: layers_of_spec,
-                    ..KernelSpec::default()
-                };
+                let spec = KernelSpec::default()
+                    .kernel(kernel)
+                    .thresholds(thresholds.clone())
+                    .layers(layers_of_spec);
                 for layer in layers {
                     let _ = (spec.layer(layer), spec.options(layer, &context), spec.build(layer, &context));
                     let _ = spec.hybrid_config(layer, &context).map(|config| config.layer);

@@ -85,7 +85,7 @@ impl KernelConfig {
     /// The kernel, with an empty cache.
     pub(crate) fn kernel(&self) -> Result<Box<dyn AttentionKernel>, ConfigError> {
         let context = self.context()?;
-        let usual = KernelSpec { store: KvStore::F32, ..KernelSpec::default() };
+        let usual = KernelSpec::default().store(KvStore::F32);
         let (spec, layer, layers) = match &self.profile {
             Some(profile) => (profile.spec().clone(), self.profile_layer(profile)?, layers(profile)),
             None => (usual.clone(), 0, 1),
@@ -109,18 +109,17 @@ impl KernelConfig {
     }
 
     fn given(&self) -> SpecOverrides {
-        SpecOverrides {
-            kernel: Some(self.kernel),
-            store: self.store,
-            precision: self.precision,
-            scale: self.scale,
-            softcap: self.softcap,
-            thresholds: self.thresholds.clone(),
-            window: self.window,
-            sinks: self.sinks,
-            skip_margin: self.skip_margin.map(Some),
-            exact_prompt: self.exact_prompt,
-        }
+        SpecOverrides::default()
+            .kernel(self.kernel)
+            .store(self.store)
+            .precision(self.precision)
+            .scale(self.scale)
+            .softcap(self.softcap)
+            .thresholds(self.thresholds.clone())
+            .window(self.window)
+            .sinks(self.sinks)
+            .skip_margin(self.skip_margin.map(Some))
+            .exact_prompt(self.exact_prompt)
     }
 
     fn profile_layer(&self, profile: &AttentionProfile) -> Result<usize, ConfigError> {

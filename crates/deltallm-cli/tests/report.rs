@@ -27,9 +27,9 @@ fn profile() -> String {
     let shape = [config.layers, config.kv_heads, config.head_dim];
     let thresholds = (0..shape.iter().product()).map(|i: usize| 0.4 + 0.1 * (i % 5) as f32).collect();
     let thresholds = ThresholdProfile::new(config.fingerprint(), shape, thresholds);
-    let layers = (0..config.layers).map(|layer| LayerSpec { dense: layer == 0, ..LayerSpec::default() });
+    let layers = (0..config.layers).map(|layer| LayerSpec::default().dense(layer == 0));
     let thresholds = Arc::new(thresholds.expect("valid"));
-    let spec = KernelSpec { layers: layers.collect(), ..KernelSpec::default() };
+    let spec = KernelSpec::default().layers(layers.collect());
     let profile = AttentionProfile::new(thresholds, spec).expect("valid");
     file("report-profile.json", &serde_json::to_vec(&profile).expect("JSON"))
 }

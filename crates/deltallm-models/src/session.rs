@@ -191,7 +191,7 @@ impl Session {
     /// # let model = Model::load(&file)?;
     /// let budget = MemoryBudget::new(80_000);
     /// let context = model.kernel_context().budget(budget.clone());
-    /// let spec = KernelSpec { kernel: KernelKind::Dense, store: KvStore::F32, ..KernelSpec::default() };
+    /// let spec = KernelSpec::default().kernel(KernelKind::Dense).store(KvStore::F32);
     /// let mut session = Session::new(model, |layer| spec.build(layer, &context))?;
     /// session.limit_memory(budget.clone(), AtLimit::NarrowStore)?;
     /// session.prefill(&[1; 70])?; // two pages a layer: in f32 that would be twice the budget

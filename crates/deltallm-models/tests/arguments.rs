@@ -310,7 +310,7 @@ fn a_kernel_that_holds_usize_max_tokens_leaves_no_room() {
 
 #[test]
 fn a_spec_for_another_model_is_refused_by_its_field() {
-    let spec = KernelSpec { layers: vec![LayerSpec::default(); 99], ..KernelSpec::default() };
+    let spec = KernelSpec::default().layers(vec![LayerSpec::default(); 99]);
     let error = Session::with_spec(model(), &spec).unwrap_err();
     assert!(matches!(&error, ModelError::Spec(error) if error.field == "layers"), "{error}");
     assert_eq!(

@@ -156,7 +156,7 @@ fn a_full_context_is_the_end() {
 #[test]
 fn an_exhausted_budget_is_an_error_and_then_the_end() {
     let (model, tokenizer, mut sampler) = (model(), bytes(), greedy());
-    let spec = KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() };
+    let spec = KernelSpec::default().kernel(KernelKind::Dense);
     // A page of 64 tokens for each layer.
     let free = MemoryBudget::unlimited();
     let context = |budget: &MemoryBudget| model.kernel_context().budget(budget.clone());

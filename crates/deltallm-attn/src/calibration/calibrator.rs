@@ -52,7 +52,7 @@ const QUERY_STRIDE: usize = 2;
 /// calibrator.observe_heads(0, q, k, v)?;
 ///
 /// // With nothing behind the layer, the mean square of the change of its output stands for a divergence.
-/// let (dense, _) = run(&KernelSpec { kernel: KernelKind::Dense, ..KernelSpec::default() })?;
+/// let (dense, _) = run(&KernelSpec::default().kernel(KernelKind::Dense))?;
 /// let found = calibrator.find(|spec| -> Result<Score, CalibrationError> {
 ///     let (out, stats) = run(spec)?;
 ///     let squares: f32 = out.iter().zip(&dense).map(|(a, b)| (a - b).powi(2)).sum();

@@ -22,12 +22,10 @@ use crate::{
 /// use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, Window};
 ///
 /// // Two layers, the first of them exact.
-/// let spec = KernelSpec {
-///     store: KvStore::F16,
-///     window: Window::Sliding(128),
-///     layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }, LayerSpec::default()],
-///     ..KernelSpec::default()
-/// };
+/// let spec = KernelSpec::default()
+///     .store(KvStore::Compact)
+///     .window(Window::Sliding(128))
+///     .layers(vec![LayerSpec::default().dense(true), LayerSpec::default()]);
 /// let context = KernelContext::new(AttentionShape::new(4, 2, 8)?);
 /// spec.validate(context.shape, 2)?;
 /// let kernels: Vec<_> = (0..2).map(|layer| spec.build(layer, &context)).collect::<Result<_, _>>()?;
@@ -40,6 +38,7 @@ use crate::{
     derive(serde::Serialize, serde::Deserialize),
     serde(default, deny_unknown_fields)
 )]
+#[non_exhaustive]
 pub struct KernelSpec {
     /// Which attention runs.
     pub kernel: KernelKind,
@@ -197,7 +196,7 @@ impl KernelSpec {
         AttentionOptions {
             scale: self.scale,
             softcap: self.softcap,
-            store: self.store(layer),
+            store: self.layer_store(layer),
             budget: context.budget.clone(),
             isa: context.isa,
             precision: self.precision,
@@ -225,7 +224,7 @@ impl KernelSpec {
     /// The store of a layer. A layer that is dense while others are not takes the nearest that dense attention has, and so does
     /// a layer with a store of its own when all are to be dense; a store for all that dense attention does not have is left to
     /// be refused.
-    fn store(&self, layer: usize) -> KvStore {
+    fn layer_store(&self, layer: usize) -> KvStore {
         let LayerSpec { dense, store, .. } = self.layers.get(layer).copied().unwrap_or_default();
         match (self.kernel, store) {
             (KernelKind::Dense, Some(own)) => own.dense(),

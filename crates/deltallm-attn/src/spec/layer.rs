@@ -9,7 +9,7 @@ use crate::SkipMargin;
 /// ```
 /// use deltallm_attn::{KvStore, LayerSpec};
 ///
-/// let layer = LayerSpec { store: Some(KvStore::Int8), exact_prompt: Some(800), ..LayerSpec::default() };
+/// let layer = LayerSpec::default().store(KvStore::Int8).exact_prompt(800);
 /// assert!(!layer.dense && layer.skip_margin.is_none());
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -18,6 +18,7 @@ use crate::SkipMargin;
     derive(serde::Serialize, serde::Deserialize),
     serde(default, deny_unknown_fields)
 )]
+#[non_exhaustive]
 pub struct LayerSpec {
     /// In a spec of hybrid attention: exact attention here, because deltas and skipping would gain nothing.
     pub dense: bool,

@@ -1,5 +1,6 @@
 //! From settings to kernels: one type for profiles, programs, benchmarks and C.
 
+mod builders;
 mod kernel_spec;
 mod kind;
 mod layer;

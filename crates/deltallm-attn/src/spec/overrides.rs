@@ -12,11 +12,12 @@ use crate::{Precision, SkipMargin, Window};
 /// ```
 /// use deltallm_attn::{KernelSpec, SpecOverrides, Window};
 ///
-/// let given = SpecOverrides { window: Some(Window::Sliding(16)), ..SpecOverrides::default() };
+/// let given = SpecOverrides::default().window(Window::Sliding(16));
 /// let spec = KernelSpec::default().with(&given);
 /// assert_eq!((spec.window, spec.sinks), (Window::Sliding(16), 4));
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
+#[non_exhaustive]
 pub struct SpecOverrides {
     /// [`KernelSpec::kernel`].
     pub kernel: Option<KernelKind>,

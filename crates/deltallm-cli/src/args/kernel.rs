@@ -147,17 +147,15 @@ impl KernelArgs {
     /// What has been said on the command line.
     fn given(&self) -> SpecOverrides {
         let target = self.target_sparsity.map(TargetSparsity::new).map(ThresholdPolicy::TargetSparsity);
-        SpecOverrides {
-            kernel: Some(self.kernel),
-            store: Some(self.kv.unwrap_or(KvStore::F16)),
-            precision: Some(self.precision),
-            thresholds: target.or(self.theta.map(ThresholdPolicy::Uniform)),
-            window: self.window,
-            sinks: self.sinks,
-            skip_margin: self.skip_margin.map(|margin| margin.0),
-            exact_prompt: self.exact_prompt,
-            ..SpecOverrides::default()
-        }
+        SpecOverrides::default()
+            .kernel(self.kernel)
+            .store(self.kv.unwrap_or(KvStore::F16))
+            .precision(self.precision)
+            .thresholds(target.or(self.theta.map(ThresholdPolicy::Uniform)))
+            .window(self.window)
+            .sinks(self.sinks)
+            .skip_margin(self.skip_margin.map(|margin| margin.0))
+            .exact_prompt(self.exact_prompt)
     }
 
     /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds

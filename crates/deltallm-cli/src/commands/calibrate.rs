@@ -329,7 +329,7 @@ fn verify(
     let (held_out, rest) = tokens[calibration..].split_at(held_out);
     let exact = AttentionOptions::default().store(args.kv.exact().into()).isa(graph.isa());
     // Otherwise short windows would say nothing of the thresholds.
-    let all_prompts = SpecOverrides { exact_prompt: Some(0), ..SpecOverrides::default() };
+    let all_prompts = SpecOverrides::default().exact_prompt(0);
     let (spec, kernels) = (found.spec.clone().with(&all_prompts), graph.kernel_context());
     let mut progress = Progress::new("verifying");
     let mut verified = Vec::new();

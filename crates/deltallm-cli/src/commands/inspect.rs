@@ -225,7 +225,7 @@ fn stores(config: &ModelConfig, isa: Isa, profile: Option<&ModelProfile>) -> any
     let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
     let base = profile.map_or_else(KernelSpec::default, |profile| profile.settings.spec().clone());
     let choice = |kernel: KernelKind, store: KvStore| {
-        let given = SpecOverrides { kernel: Some(kernel), store: Some(store), ..SpecOverrides::default() };
+        let given = SpecOverrides::default().kernel(kernel).store(store);
         let spec = base.clone().with(&given);
         spec.validate(shape, config.layers).ok()?;
         let context = KernelContext::new(shape).isa(isa);

@@ -127,27 +127,22 @@ impl KernelChoice {
     /// The same with another store (in layers for which a profile has none of its own).
     #[must_use]
     pub fn with_store(&self, store: KvStore) -> Self {
-        Self { spec: KernelSpec { store, ..self.spec.clone() }, ..self.clone() }
+        Self { spec: self.spec.clone().store(store), ..self.clone() }
     }
 
     /// The same with every prompt approximate, unless the caller said up to what length they are to be exact.
     #[must_use]
     pub fn with_all_prompts(self) -> Self {
         let exact_prompt = self.exact_prompt.or(Some(0));
-        let spec = self.spec.with(&SpecOverrides { exact_prompt, ..SpecOverrides::default() });
+        let spec = self.spec.with(&SpecOverrides::default().exact_prompt(exact_prompt));
         Self { spec, exact_prompt, ..self }
     }
 
     /// Exact attention in f32 with the same cache type, f16 for stores that quantise: what the choice is compared with.
     #[must_use]
     pub fn dense(&self) -> Self {
-        let spec = KernelSpec {
-            kernel: KernelKind::Dense,
-            store: self.spec.store.exact().into(),
-            precision: Precision::F32,
-            layers: Vec::new(),
-            ..self.spec.clone()
-        };
+        let spec = self.spec.clone().kernel(KernelKind::Dense).store(self.spec.store.exact().into());
+        let spec = spec.precision(Precision::F32).layers(Vec::new());
         Self { spec, profile: None, ..self.clone() }
     }
 
