@@ -1,6 +1,6 @@
 //! The table of our kernels that are timed.
 
-use deltallm::{KernelContext, KernelKind, KernelSpec, KvStore, LayerSpec, Precision};
+use deltallm::{KernelContext, KernelKind, KernelSpec, KvStore, Precision};
 
 use crate::inputs::Inputs;
 use crate::measure::Plan;

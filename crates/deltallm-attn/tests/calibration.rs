@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionShape, CalibrationGoal, HeadsView, HeadsViewMut, Isa,
-    KernelContext, KernelKind, KernelSpec, KvStore, LayerSpec, SparsityStats,
+    KernelContext, KernelKind, KernelSpec, KvStore, SparsityStats,
     calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator, Score, SkipSearch},
 };
 use deltallm_core::ModelFingerprint;
