@@ -15,7 +15,7 @@ impl KernelSpec {
     /// ```
     /// use deltallm_attn::{AttentionShape, KernelKind, KernelSpec, KvStore};
     ///
-    /// let spec = KernelSpec { kernel: KernelKind::Delta, store: KvStore::Int8, ..KernelSpec::default() };
+    /// let spec = KernelSpec::default().kernel(KernelKind::Delta).store(KvStore::Int8);
     /// let error = spec.validate(AttentionShape::new(4, 2, 8)?, 1).unwrap_err();
     /// assert_eq!((error.field.as_str(), error.got.as_str()), ("store", "int8"));
     /// # Ok::<(), deltallm_attn::AttentionError>(())
