@@ -95,7 +95,9 @@ impl Setting {
         let profile =
             ThresholdProfile::new(ModelFingerprint(0), [1, kv_heads, shape.head_dim()], thresholds.concat());
         let policy = ThresholdPolicy::Profile(profile.expect("thresholds >= 0").into());
-        let config = HybridConfig::new(policy).window(window).exact_prompt(exact_prompt).sinks(sinks).skip_margin(skip_margin);
+        // Codes from the first token on: sequences are short here.
+        let config = HybridConfig::new(policy).codes_from(0);
+        let config = config.window(window).exact_prompt(exact_prompt).sinks(sinks).skip_margin(skip_margin);
         Ok(Self { shape, store, config, thresholds, softcap, precision, budget, pattern })
     }
 
