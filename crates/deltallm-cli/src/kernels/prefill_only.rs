@@ -2,7 +2,8 @@
 
 use deltallm::core::HeadSparsity;
 use deltallm::{
-    AttentionError, AttentionKernel, DenseAttention, Footprint, HeadsView, HeadsViewMut, SparsityStats,
+    AttentionError, AttentionKernel, DenseAttention, Footprint, HeadsView, HeadsViewMut, MemoryBudget,
+    SparsityStats,
 };
 
 /// The paper's prefill-only mode: a prompt is attended by another kernel, tokens after it by exact attention, which has
@@ -69,6 +70,22 @@ impl AttentionKernel for PrefillOnly {
         self.prefill.truncate(len.min(self.prefill.len()))
     }
 
+    fn begin_step(&mut self) {
+        self.dense.begin_step();
+        self.prefill.begin_step();
+    }
+
+    fn commit_step(&mut self) {
+        self.dense.commit_step();
+        self.prefill.commit_step();
+    }
+
+    /// A kernel that had missed tokens before the step has not seen it either.
+    fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.dense.undo_step(len)?;
+        self.prefill.undo_step(len.min(self.prefill.len()))
+    }
+
     /// Of both caches.
     fn footprint(&self) -> Footprint {
         let mut sum = self.dense.footprint();
@@ -94,6 +111,10 @@ impl AttentionKernel for PrefillOnly {
         Some(dense.saturating_add(prefill))
     }
 
+    fn budget(&self) -> Option<&MemoryBudget> {
+        self.dense.budget()
+    }
+
     /// Both caches. One of them may hold a number that does not fit in its narrower type: the other is narrowed all the same.
     fn narrow(&mut self) -> Result<usize, AttentionError> {
         match (self.dense.narrow(), self.prefill.narrow()) {
@@ -108,8 +129,8 @@ impl AttentionKernel for PrefillOnly {
 mod tests {
     use super::*;
     use deltallm::{
-        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget,
-        ThresholdPolicy, Window,
+        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
+        Window,
     };
     use ndarray::{Array3, Axis, s};
 
@@ -241,6 +262,29 @@ mod tests {
         mixed.forward(q.slice(part), k.slice(part), k.slice(part), out.view_mut()).unwrap();
         assert_eq!((mixed.len(), mixed.prefill.len()), (14, 14));
         assert!(mixed.truncate(15).is_err());
+    }
+
+    /// The window's page would be gone if the step had let go of it.
+    #[test]
+    fn a_step_that_is_taken_back_leaves_no_trace() {
+        let mut mixed = PrefillOnly::new(dense(), Box::new(hybrid()));
+        let (q, k, v) = (input(4, 0.1), input(2, 0.2), input(2, 0.3));
+        let mut out = Array3::zeros((TOKENS, 4, 8));
+        mixed.begin_prompt(TOKENS);
+        let (first, second) = (s![..12, .., ..], s![12.., .., ..]);
+        mixed.forward(q.slice(first), k.slice(first), v.slice(first), out.slice_mut(first)).unwrap();
+        let held = mixed.footprint();
+        mixed.begin_step();
+        let mut answers = [0; 2].map(|_| Array3::zeros((TOKENS - 12, 4, 8)));
+        let [once, again] = &mut answers;
+        mixed.forward(q.slice(second), k.slice(second), v.slice(second), once.view_mut()).unwrap();
+        mixed.undo_step(12).unwrap();
+        assert_eq!((mixed.len(), mixed.prefill.len(), mixed.footprint().window), (12, 12, held.window));
+        mixed.begin_step();
+        mixed.forward(q.slice(second), k.slice(second), v.slice(second), again.view_mut()).unwrap();
+        mixed.commit_step();
+        assert_eq!(once, again);
+        assert_eq!((mixed.len(), mixed.prefill.len()), (TOKENS, TOKENS));
     }
 
     #[test]
