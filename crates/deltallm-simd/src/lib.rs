@@ -14,12 +14,12 @@
 mod arch;
 pub mod convert;
 pub mod dot;
-pub mod features;
 mod isa;
 pub mod math;
 pub mod prefetch;
 pub mod tuning;
 pub mod weight_order;
 
+pub use arch::features;
 pub use fearless_simd;
 pub use isa::{Isa, IsaError};

@@ -2,6 +2,7 @@
 
 #[cfg(target_arch = "aarch64")]
 mod arm;
+pub mod features;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
