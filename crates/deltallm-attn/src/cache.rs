@@ -99,6 +99,13 @@ impl FarKeys {
         }
     }
 
+    fn drop_before(&mut self, first: usize, charge: &mut Reservation) {
+        match self {
+            Self::Delta(matrix) => matrix.drop_before(first, charge),
+            Self::Rows(rows) => rows.drop_before(first, charge),
+        }
+    }
+
     fn growth(&self, tokens: usize) -> usize {
         match self {
             Self::Delta(matrix) => matrix.growth(tokens),
@@ -112,13 +119,13 @@ impl FarKeys {
         let Self::Delta(matrix) = self else { return Ok(None) };
         let (channels, growth) = (matrix.channels(), matrix.growth(1));
         let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
-        if growth == 0 || held + growth <= most_key_bytes(channels, matrix.len() + 1) {
+        if growth == 0 || held + growth <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
             return Ok(None);
         }
         let mut whole = MemoryBudget::unlimited().reservation();
-        let mut rows = PagedRows::new(channels, ElementType::F16, BLOCK_TOKENS);
+        let mut rows = PagedRows::starting_at(matrix.first(), channels, ElementType::F16, BLOCK_TOKENS);
         let mut keys = Vec::new();
-        for block in 0..matrix.blocks() {
+        for block in matrix.first() / BLOCK_TOKENS..matrix.blocks() {
             matrix.reconstruct(block, &mut keys);
             keys.iter_mut().for_each(|x| *x = x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
             keys.chunks_exact(channels).try_for_each(|key| rows.push(key, &mut whole))?;
@@ -315,6 +322,26 @@ impl HybridHead {
             self.take_small_pages(end, charge);
         }
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end, charge));
+    }
+
+    /// The first token that is held.
+    pub(crate) fn first(&self) -> usize {
+        match self.coded.len() {
+            0 if self.codes_later() => self.tail.keys.first(),
+            _ => self.coded.values.first(),
+        }
+    }
+
+    /// Drops tokens before `first`, which no later query attends to, in a cache in which none is coded.
+    pub(crate) fn drop_exact(&mut self, first: usize, charge: &mut Reservation) {
+        self.tail.rows_mut().for_each(|rows| rows.drop_before(first, charge));
+    }
+
+    /// Drops coded tokens before `first`, which no later query attends to.
+    pub(crate) fn drop_coded(&mut self, first: usize, charge: &mut Reservation) {
+        let CodedTokens { keys, values, sinks } = &mut self.coded;
+        keys.drop_before(first, charge);
+        sinks.rows_mut().chain([values]).for_each(|rows| rows.drop_before(first, charge));
     }
 
     /// Codes tokens of a cache that has no codes, those before `end`, and drops their exact copies. The cache must be one that

@@ -14,7 +14,7 @@ use crate::{
     window::{Part, Split, WindowState},
 };
 
-/// Exact causal attention, tiled, with an online softmax and a cache of f32, f16, bf16 or 8 bits.
+/// Exact attention, tiled, with an online softmax and a cache of f32, f16, bf16 or 8 bits.
 ///
 /// ```
 /// use deltallm_attn::{
@@ -36,6 +36,8 @@ pub struct DenseAttention {
     keys: Vec<HeadCache>,
     values: Vec<HeadCache>,
     counts: Vec<HeadSparsity>,
+    /// Tokens when a step began that may be taken back.
+    step: Option<usize>,
 }
 
 /// Keys or values of one kv head, with an account of their own, so that all can be filled side by side.
@@ -49,7 +51,7 @@ impl DenseAttention {
     /// An empty cache.
     ///
     /// # Errors
-    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number;
+    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number, or a mask of no tokens;
     /// [`AttentionError::Store`] for [`KvStore::Compact`]: dense attention has no deltas to keep.
     pub fn new(shape: AttentionShape, options: AttentionOptions) -> Result<Self, AttentionError> {
         let options = Settings::new(shape, options)?;
@@ -66,6 +68,7 @@ impl DenseAttention {
             keys: (0..kv_heads).map(cache).collect(),
             values: (0..kv_heads).map(cache).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
+            step: None,
             options,
         })
     }
@@ -110,6 +113,17 @@ impl DenseAttention {
         }
     }
 
+    /// Drops what no later query attends to.
+    fn trim(&mut self) {
+        let first = self.options.mask.first_key(self.len());
+        self.caches_mut().for_each(|HeadCache { rows, charge }| rows.drop_before(first, charge));
+    }
+
+    /// The first token that is held.
+    fn first(&self) -> usize {
+        self.values.last().map_or(0, |cache| cache.rows.first())
+    }
+
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.caches().try_for_each(|cache| cache.rows.check_narrow(ElementType::F16))?;
@@ -152,10 +166,13 @@ impl AttentionKernel for DenseAttention {
         let first = cached + self.options.shape.check_call_for([fits; 2], &q, &k, &v, &out)?;
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
             let segments = |head: usize| exact_segment(&self.keys[head].rows, &self.values[head].rows);
-            attend(&self.options, &q, first, &ALL, &segments, out, &mut self.counts)
+            let split = all(&self.options, self.len());
+            attend(&self.options, &q, first, &split, &segments, out, &mut self.counts)
         });
         if result.is_err() {
             self.roll_back(cached);
+        } else if self.step.is_none() {
+            self.trim();
         }
         result
     }
@@ -171,7 +188,25 @@ impl AttentionKernel for DenseAttention {
         if len > self.len() {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
         }
+        self.options.mask.check_cut(len, self.first())?;
         self.roll_back(len);
+        self.step = self.step.filter(|step| *step <= len);
+        Ok(())
+    }
+
+    fn begin_step(&mut self) {
+        self.step = Some(self.len());
+    }
+
+    fn commit_step(&mut self) {
+        if self.step.take().is_some() {
+            self.trim();
+        }
+    }
+
+    fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.truncate(len)?;
+        self.step = None;
         Ok(())
     }
 
@@ -212,7 +247,7 @@ impl AttentionKernel for DenseAttention {
     }
 }
 
-/// Exact causal attention for an engine that keeps its own cache: nothing is stored and nothing copied as a whole.
+/// Exact attention for an engine that keeps its own cache: nothing is stored and nothing copied as a whole.
 ///
 /// `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[cached, kv_heads, head_dim]` with `cached >= tokens`: the
 /// queries belong to the last tokens of the cache.
@@ -245,11 +280,14 @@ pub fn attend_dense(
     let rows = |view| (0..shape.kv_heads()).map(|head| HeadRows { view, head }).collect::<Vec<_>>();
     let (keys, values) = (rows(k), rows(v));
     let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
-    attend(&options, &q, first, &ALL, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
+    let split = all(&options, k.tokens());
+    attend(&options, &q, first, &split, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
 }
 
 /// All keys are one part; window and sinks play no role.
-const ALL: Split = Split { window: WindowState::NONE, exact_from: 0, sinks: 0 };
+fn all(options: &Settings, tokens: usize) -> Split {
+    Split { mask: options.mask, tokens, window: WindowState::NONE, exact_from: 0, sinks: 0 }
+}
 
 fn exact_segment<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Segments<'a> {
     Segments::One([Segment { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])

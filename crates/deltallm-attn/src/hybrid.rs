@@ -184,6 +184,8 @@ pub struct HybridAttention {
     sinks: usize,
     /// `None` follows from the window.
     codes_from: Option<usize>,
+    /// Whether no token is ever coded: a mask that reaches back hardly further than a cache without codes.
+    uncoded: bool,
     skip_margin: Option<SkipMargin>,
     heads: Vec<HybridHead>,
     /// What each of the heads is charged, so that they can be filled side by side.
@@ -232,7 +234,9 @@ impl HybridAttention {
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
         let kept = window.map(|_| config.sinks);
-        let codes_from = if store.is_quantised() && window.is_some() { config.codes_from } else { Some(0) };
+        // A token is coded when it leaves the window.
+        let waits = store.is_quantised() && window.is_some();
+        let codes_from = if waits { config.codes_from } else { Some(0) };
         let mut heads = Vec::with_capacity(kv_heads);
         for thresholds in thresholds {
             heads.push(HybridHead::new(store, thresholds, kept, codes_from.is_none())?);
@@ -242,6 +246,7 @@ impl HybridAttention {
             exact_prompt: config.exact_prompt,
             sinks: kept.unwrap_or(0),
             codes_from,
+            uncoded: false,
             skip_margin: config.skip_margin,
             heads,
             charges: (0..kv_heads).map(|_| options.budget.reservation()).collect(),
@@ -251,6 +256,8 @@ impl HybridAttention {
             step: None,
             options,
         };
+        let first_codes = kernel.window_for(0).first_codes();
+        kernel.uncoded = waits && kernel.options.mask.most_keys().is_some_and(|most| most <= first_codes);
         kernel.state = kernel.window_for(0);
         Ok(kernel)
     }
@@ -259,6 +266,9 @@ impl HybridAttention {
     fn window_for(&self, prompt_end: usize) -> WindowState {
         let Some(window) = self.window else { return WindowState::NONE };
         let state = WindowState::new(window, prompt_end);
+        if self.uncoded {
+            return state.codes_from(usize::MAX);
+        }
         let codes_from = self.codes_from.unwrap_or_else(|| {
             let keys = KeyPlan::Delta {
                 zero_fraction: 0.0,
@@ -327,7 +337,7 @@ impl HybridAttention {
     fn far_until(&self, first: usize, end: usize) -> usize {
         match self.state.far_until(first..end) {
             0 if self.coded() == 0 => 0,
-            far => far.max(self.state.needed_from(end)),
+            far => far.max(self.needed_from(end)),
         }
     }
 
@@ -345,7 +355,8 @@ impl HybridAttention {
     /// Attends the last tokens of the cache, of which `q` are the queries.
     fn attend(&mut self, q: &HeadsView, first: usize, out: HeadsViewMut) -> Result<(), AttentionError> {
         let exact_from = self.heads.first().map_or(0, |head| head.tail.keys.first());
-        let split = Split { window: self.state, exact_from, sinks: self.sinks };
+        let (mask, tokens) = (self.options.mask, self.len());
+        let split = Split { mask, tokens, window: self.state, exact_from, sinks: self.sinks };
         let segments = |head: usize| {
             let HybridHead { coded: CodedTokens { keys, values, sinks }, tail, .. } = &self.heads[head];
             let keys = match keys {
@@ -400,7 +411,7 @@ impl HybridAttention {
         // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
         let mut heads = Vec::with_capacity(self.heads.len());
         let mut narrow = Vec::with_capacity(self.heads.len());
-        let needed = self.state.needed_from(self.len());
+        let needed = self.needed_from(self.len());
         for head in &self.heads {
             let mut charge = MemoryBudget::unlimited().reservation();
             heads.extend(head.to_compact(needed, &mut charge)?);
@@ -417,13 +428,27 @@ impl HybridAttention {
         Ok(())
     }
 
-    /// Drops exact copies that no later query can need.
+    /// Drops exact copies that no later query can need, and what none attends to.
     fn trim(&mut self) {
-        let needed = self.state.needed_from(self.len());
-        if needed > 0 && self.coded() == 0 && self.codes_from.is_none() {
-            return self.accounts().for_each(|(head, charge)| head.begin_codes(needed, charge));
+        let len = self.len();
+        let seen = self.options.mask.first_key(len);
+        if self.uncoded {
+            return self.accounts().for_each(|(head, charge)| head.drop_exact(seen, charge));
         }
-        self.accounts().for_each(|(head, charge)| head.trim(needed, charge));
+        let needed = self.needed_from(len);
+        if needed > 0 && self.coded() == 0 && self.codes_from.is_none() {
+            self.accounts().for_each(|(head, charge)| head.begin_codes(needed, charge));
+        }
+        for (head, charge) in self.accounts() {
+            head.trim(needed, charge);
+            head.drop_coded(seen, charge);
+        }
+    }
+
+    /// The first key that any query from `position` on may need exactly, if it attends to it at all.
+    fn needed_from(&self, position: usize) -> usize {
+        let needed = self.state.needed_from(position);
+        if needed == 0 { 0 } else { needed.max(self.options.mask.first_key(position)) }
     }
 }
 
@@ -466,6 +491,8 @@ impl AttentionKernel for HybridAttention {
         if len > self.len() {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
         }
+        let first = self.heads.last().map_or(0, HybridHead::first);
+        self.options.mask.check_cut(len, first)?;
         self.roll_back(len, self.coded());
         self.prompt_end = self.prompt_end.min(len);
         self.state.cut(len);

@@ -76,8 +76,8 @@ pub trait AttentionKernel: Send {
     ///
     /// # Errors
     /// [`deltallm_core::CoreError::TruncateBeyondEnd`] when `len` exceeds the tokens in the cache; from kernels that drop
-    /// old tokens [`AttentionError::Dropped`] when the next query would miss some. What the latest call has brought can
-    /// always be taken back.
+    /// old tokens, as those with a [mask](crate::Mask) do, [`AttentionError::Dropped`] when the next query would miss some. A
+    /// [step](Self::begin_step) can always be taken back.
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError>;
 
     /// Begins a step of several kernels, the layers of a model, that stands for all of them or for none: until

@@ -39,6 +39,7 @@ mod hybrid;
 #[cfg(feature = "serde")]
 mod json;
 mod kernel;
+mod mask;
 mod options;
 mod precision;
 mod prefill;
@@ -59,6 +60,7 @@ pub use dense::{DenseAttention, attend_dense};
 pub use error::{AttentionError, SpecError};
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::{AttentionKernel, KernelWrapper};
+pub use mask::Mask;
 #[cfg(feature = "ndarray")]
 pub use ndarray;
 pub use options::AttentionOptions;

@@ -2,7 +2,7 @@
 
 use deltallm_core::{KvStore, MemoryBudget};
 
-use crate::{AttentionError, AttentionShape, Isa, Precision};
+use crate::{AttentionError, AttentionShape, Isa, Mask, Precision};
 
 /// What an attention kernel needs to know besides its heads and its method.
 ///
@@ -20,6 +20,8 @@ pub struct AttentionOptions {
     pub scale: Option<f32>,
     /// Scores become `cap * tanh(score / cap)` (Gemma 2); `None` for most models.
     pub softcap: Option<f32>,
+    /// Which keys a query attends to.
+    pub mask: Mask,
     /// How keys and values are cached. Arithmetic is f32.
     pub store: KvStore,
     /// The account that the cache's memory is charged to. Clones share it.
@@ -33,7 +35,7 @@ pub struct AttentionOptions {
 }
 
 impl Default for AttentionOptions {
-    /// Scale 1/sqrt(head_dim), a cache in f16, no limit on memory, products of prompts in f32, the best instruction set of this
+    /// Scale 1/sqrt(head_dim), causal attention, a cache in f16, no limit on memory, products of prompts in f32, the best instruction set of this
     /// machine, parallel where the feature `rayon` is on.
     ///
     /// The environment is not read. A program that lets `DELTALLM_SIMD` choose says so:
@@ -48,6 +50,7 @@ impl Default for AttentionOptions {
         Self {
             scale: None,
             softcap: None,
+            mask: Mask::Causal,
             store: KvStore::F16,
             budget: MemoryBudget::unlimited(),
             isa: Isa::best(),
@@ -68,6 +71,12 @@ impl AttentionOptions {
     #[must_use]
     pub fn softcap(self, softcap: impl Into<Option<f32>>) -> Self {
         Self { softcap: softcap.into(), ..self }
+    }
+
+    /// Sets which keys a query attends to.
+    #[must_use]
+    pub fn mask(self, mask: Mask) -> Self {
+        Self { mask, ..self }
     }
 
     /// Sets how keys and values are cached.
@@ -107,6 +116,7 @@ pub(crate) struct Settings {
     pub(crate) shape: AttentionShape,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
+    pub(crate) mask: Mask,
     pub(crate) store: KvStore,
     pub(crate) budget: MemoryBudget,
     pub(crate) isa: Isa,
@@ -116,7 +126,7 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// # Errors
-    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number.
+    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number, and a mask of no tokens.
     pub(crate) fn new(shape: AttentionShape, options: AttentionOptions) -> Result<Self, AttentionError> {
         let positive = |setting, value: f32| {
             if value.is_finite() && value > 0.0 {
@@ -124,11 +134,13 @@ impl Settings {
             }
             Err(AttentionError::Setting { setting, expected: "a finite number > 0", got: f64::from(value) })
         };
-        let AttentionOptions { scale, softcap, store, budget, isa, precision, parallel } = options;
+        let AttentionOptions { scale, softcap, mask, store, budget, isa, precision, parallel } = options;
+        mask.check()?;
         Ok(Self {
             shape,
             scale: positive("scale", scale.unwrap_or_else(|| 1.0 / (shape.head_dim() as f32).sqrt()))?,
             softcap: softcap.map(|cap| positive("softcap", cap)).transpose()?,
+            mask,
             store,
             budget,
             isa,

@@ -7,11 +7,13 @@ use std::ops::Range;
 use deltallm_core::KvStore;
 use half::f16;
 
-use crate::{AttentionError, AttentionShape, HeadsView, SkipMargin, Window};
+use crate::{AttentionError, AttentionShape, HeadsView, Mask, SkipMargin, Window};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
 pub struct Method {
+    /// Which keys a query attends to.
+    pub mask: Mask,
     /// Thresholds `[kv_heads][head_dim]`; `None` keeps every key exact (dense attention). [`KvStore::Int8`] does
     /// not use them, but for telling hybrid from dense attention.
     pub thresholds: Option<Vec<Vec<f32>>>,
@@ -40,6 +42,7 @@ impl Method {
     /// Exact causal attention with f32 storage and the usual scale.
     pub fn dense(shape: &AttentionShape) -> Self {
         Self {
+            mask: Mask::Causal,
             thresholds: None,
             window: None,
             prompt_end: 0,
@@ -54,7 +57,7 @@ impl Method {
     }
 }
 
-/// Causal attention of all tokens: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`.
+/// Attention of all tokens in one call: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`.
 /// Returns the outputs, `[tokens, heads, head_dim]`, and the number of (query, key) pairs whose value was skipped.
 ///
 /// # Errors
@@ -100,20 +103,24 @@ pub fn attention(
             let matters = |t: usize| match method.skip_margin {
                 None => true,
                 Some(margin) => queries.iter().zip(&scores).any(|(&(m, _), s)| {
+                    let seen = keys(method, m, n);
                     let best =
-                        (0..=m).filter(|&u| exact(method, m, u)).map(|u| s[u]).fold(f64::MIN, f64::max);
-                    t <= m && !exact(method, m, t) && s[t] > best - f64::from(margin.nats(m + 1, positions))
+                        seen.clone().filter(|&u| exact(method, m, u)).map(|u| s[u]).fold(f64::MIN, f64::max);
+                    seen.contains(&t)
+                        && !exact(method, m, t)
+                        && s[t] > best - f64::from(margin.nats(m + 1, positions))
                 }),
             };
             let kept: Vec<bool> = (0..n).map(matters).collect();
             for (&(m, h), s) in queries.iter().zip(&scores) {
                 let used = |t: &usize| exact(method, m, *t) || kept[*t];
-                skipped += (0..=m).filter(|t| !used(t)).count() as u64;
+                let seen = || keys(method, m, n);
+                skipped += seen().filter(|t| !used(t)).count() as u64;
                 // Equation 6: softmax over what is left.
-                let best = (0..=m).filter(used).map(|t| s[t]).fold(f64::MIN, f64::max);
-                let total: f64 = (0..=m).filter(used).map(|t| (s[t] - best).exp()).sum();
+                let best = seen().filter(used).map(|t| s[t]).fold(f64::MIN, f64::max);
+                let total: f64 = seen().filter(used).map(|t| (s[t] - best).exp()).sum();
                 let out = &mut out[(m * heads + h) * d..][..d];
-                for t in (0..=m).filter(used) {
+                for t in seen().filter(used) {
                     let weight = (s[t] - best).exp() / total;
                     let values = if exact(method, m, t) { &stored.values } else { &stored.far_values };
                     out.iter_mut().zip(&values[t]).for_each(|(o, v)| *o += weight * v);
@@ -148,6 +155,7 @@ fn check(
             return Err(AttentionError::Shape { input, dimension, expected, got });
         }
     }
+    method.mask.check()?;
     method.window.map_or(Ok(()), Window::check)?;
     method.skip_margin.map_or(Ok(()), SkipMargin::check)
 }
@@ -262,12 +270,12 @@ fn transmitted(x: f32, store: KvStore, threshold: f32) -> f32 {
     if (x - value).abs() > threshold { x } else { value }
 }
 
-/// The scores of query `m` for the keys `0..=m`: exact where the window or the sinks say so, else equation 3,
+/// The scores of query `m` for all keys, whether it attends to them or not: exact where the window or the sinks say so, else equation 3,
 /// `s(m,t) = s(m,t-1) + q_m . delta_t`, or the product with the rounded key.
 fn scores(method: &Method, m: usize, q: &[f32], stored: &Stored) -> Vec<f64> {
     let dot = |row: &[f64]| row.iter().zip(q).map(|(k, q)| k * f64::from(*q)).sum::<f64>() * method.scale;
     let mut running = 0.0;
-    (0..=m)
+    (0..stored.keys.len())
         .map(|t| {
             let far = match &stored.far_keys {
                 FarKeys::Rows(rows) => dot(&rows[t]),
@@ -282,6 +290,16 @@ fn scores(method: &Method, m: usize, q: &[f32], stored: &Stored) -> Vec<f64> {
         .collect()
 }
 
+/// The keys that query `m` of `n` attends to.
+fn keys(method: &Method, m: usize, n: usize) -> Range<usize> {
+    match method.mask {
+        Mask::Causal => 0..m + 1,
+        Mask::SlidingWindow(tokens) => (m + 1).saturating_sub(tokens)..m + 1,
+        Mask::Chunked(tokens) => m / tokens * tokens..m + 1,
+        Mask::Bidirectional => 0..n,
+    }
+}
+
 /// Equation 4: whether query `m` sees key `t` exactly.
 fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.window else { return method.thresholds.is_none() };
@@ -291,15 +309,15 @@ fn exact(method: &Method, m: usize, t: usize) -> bool {
         || in_window(method, window, m, t)
 }
 
-/// Whether key `t <= m` is in the window of query `m`.
+/// Whether key `t` is in the window of query `m`. Tokens that come after the query are.
 fn in_window(method: &Method, window: Window, m: usize, t: usize) -> bool {
-    let latest = |keys: usize| m - t < keys;
+    let latest = |keys: usize| t >= m || m - t < keys;
     match window {
         Window::Sliding(keys) => latest(keys),
         Window::Block { scale } => {
             let block = ((f64::from(scale) * method.prompt_end as f64).round() as usize).max(1);
             // Within the prompt query and key are in the same block; after it the latest keys, as many as a block has.
-            if m < method.prompt_end { m / block == t / block } else { latest(block) }
+            if m < method.prompt_end { t >= m || m / block == t / block } else { latest(block) }
         }
     }
 }

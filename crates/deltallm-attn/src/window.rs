@@ -2,9 +2,9 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
-use crate::AttentionError;
 #[cfg(feature = "serde")]
 use crate::json::NumberOrText;
+use crate::{AttentionError, Mask};
 
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
 ///
@@ -126,6 +126,11 @@ impl WindowState {
         Self { codes_from: tokens, ..self }
     }
 
+    /// No cache is shorter than this when its first token is coded.
+    pub(crate) fn first_codes(&self) -> usize {
+        self.keys.max(self.codes_from)
+    }
+
     /// Keys in the window.
     pub(crate) fn keys(&self) -> usize {
         self.keys
@@ -171,9 +176,12 @@ impl WindowState {
     }
 }
 
-/// Divides the keys `0..=position` of a query among the ways of scoring them.
+/// Divides the keys that a query attends to among the ways of scoring them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Split {
+    pub(crate) mask: Mask,
+    /// Tokens in the cache, those of the call included.
+    pub(crate) tokens: usize,
     pub(crate) window: WindowState,
     /// Exact keys before this one are no longer held (after a cut they do not come back), so they count as far.
     pub(crate) exact_from: usize,
@@ -183,7 +191,7 @@ pub(crate) struct Split {
 /// A share of the keys of a query.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Part {
-    /// Every key up to the query's own.
+    /// Every key.
     All,
     /// The first keys, as far as they lie before the window.
     Sinks,
@@ -196,14 +204,16 @@ pub(crate) enum Part {
 impl Split {
     /// The keys that the query at `position` takes from `part`. Sinks, window and far make up all.
     pub(crate) fn range(&self, part: Part, position: usize) -> Range<usize> {
-        let end = position + 1;
-        let window = self.window.start(position).max(self.exact_from).min(end);
+        let (first, end) = (self.mask.first_key(position), self.mask.end(position, self.tokens));
+        let window = self.window.start(position).max(self.exact_from).max(first).min(end);
+        // Tokens that come after the query are as exact as itself.
+        let window = if self.window == WindowState::NONE { end } else { window };
         let sinks = self.sinks.min(window);
         match part {
-            Part::All => 0..end,
-            Part::Sinks => 0..sinks,
+            Part::All => first..end,
+            Part::Sinks => first.min(sinks)..sinks,
             Part::Window => window..end,
-            Part::Far => sinks..window,
+            Part::Far => first.max(sinks)..window,
         }
     }
 }

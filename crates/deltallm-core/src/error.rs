@@ -78,6 +78,16 @@ pub enum CoreError {
         /// Length that was asked for.
         got: usize,
     },
+    /// A cache was asked to keep tokens of which it has dropped the last one.
+    #[error(
+        "truncate: expected 0 or a length of more than {first}, since tokens before have been dropped, got {got}"
+    )]
+    Dropped {
+        /// The first token that is held.
+        first: usize,
+        /// Length that was asked for.
+        got: usize,
+    },
     /// Two statistics of different head counts were merged.
     #[error("expected statistics of {expected} heads, got {got}")]
     Heads {

@@ -4,6 +4,8 @@
 //! lanes of the tile need the same few rows of the transposed queries, so unstructured zeros are skipped without gathering
 //! anything, and the running scores stay in registers over the whole block.
 
+use std::ops::Range;
+
 use deltallm_core::{BLOCK_TOKENS, DeltaMatrix};
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
@@ -18,10 +20,11 @@ use super::{
 /// The delta-coded keys of a cache, whose differences are written out block by block.
 pub(crate) struct HeldDeltas<'a>(pub(crate) &'a DeltaMatrix);
 
-/// The differences of all blocks up to the token `end`.
-pub(crate) fn streams(isa: Isa, matrix: &DeltaMatrix, end: usize) -> KeyStreams {
-    let (mut streams, mut rows) = (KeyStreams::new(matrix.channels()), Vec::new());
-    for block in 0..end.div_ceil(BLOCK_TOKENS) {
+/// The differences of all blocks that `tokens` are in.
+pub(crate) fn streams(isa: Isa, matrix: &DeltaMatrix, tokens: Range<usize>) -> KeyStreams {
+    let first_block = tokens.start / BLOCK_TOKENS;
+    let (mut streams, mut rows) = (KeyStreams::new(matrix.channels(), first_block), Vec::new());
+    for block in first_block..tokens.end.div_ceil(BLOCK_TOKENS) {
         matrix.reconstruct(block, &mut rows);
         streams.push_block(isa, &rows);
     }
@@ -69,9 +72,9 @@ impl TileKeys for HeldDeltas<'_> {
             number_from(first - skip, tokens, &mut scratch.numbers);
             return score_rows(&scratch.rows, &scratch.numbers, queries, limits, out, kept);
         }
-        let mut streams = KeyStreams::new(self.0.channels());
+        let mut streams = KeyStreams::new(self.0.channels(), block);
         streams.push_block(queries.isa, &scratch.rows);
-        score_stream(streams.block(0), skip, queries, limits, out, kept);
+        score_stream(streams.block(block), skip, queries, limits, out, kept);
     }
 }
 

@@ -87,7 +87,7 @@ pub(crate) fn prepare_head<'a>(
                 pairs.push_keys(&rows, head_dim, &mut keys);
                 Box::new(TilePairKeys { pairs, first, keys })
             }
-            (None, Some(matrix)) => Box::new(streams(isa, matrix, tokens.end)),
+            (None, Some(matrix)) => Box::new(streams(isa, matrix, tokens.clone())),
             _ if first_pass.is_some() => Box::new(ConvertedRows { first, rows: std::mem::take(&mut rows) }),
             _ => held(segment.keys),
         };

@@ -18,6 +18,8 @@ pub(crate) const MOST_CHANNELS: usize = 256;
 pub(crate) struct KeyStreams {
     /// All channels are below this.
     head_dim: usize,
+    /// Number of the first block.
+    first_block: usize,
     /// End of each key's differences: `[keys]`.
     ends: Vec<u32>,
     /// Channels of the differences of all keys, ascending within a key.
@@ -37,15 +39,15 @@ pub(crate) struct KeyStream<'a> {
 }
 
 impl KeyStreams {
-    /// No keys yet, of `head_dim` channels, at most [`MOST_CHANNELS`].
-    pub(crate) fn new(head_dim: usize) -> Self {
+    /// No keys yet, of `head_dim` channels, at most [`MOST_CHANNELS`]; the first block to come has that number.
+    pub(crate) fn new(head_dim: usize, first_block: usize) -> Self {
         assert!(head_dim <= MOST_CHANNELS, "channels have numbers of one byte");
-        Self { head_dim, ends: Vec::new(), channels: Vec::new(), deltas: Vec::new() }
+        Self { head_dim, first_block, ends: Vec::new(), channels: Vec::new(), deltas: Vec::new() }
     }
 
     /// One of the blocks.
     pub(crate) fn block(&self, block: usize) -> KeyStream<'_> {
-        let first = block * BLOCK_TOKENS;
+        let first = (block - self.first_block) * BLOCK_TOKENS;
         let ends = &self.ends[first..self.ends.len().min(first + BLOCK_TOKENS)];
         let start = first.checked_sub(1).map_or(0, |last| self.ends[last] as usize);
         KeyStream { start, ends, channels: &self.channels, deltas: &self.deltas }
@@ -72,7 +74,7 @@ impl KeyStreams {
         match isa {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512(avx512) => {
-                let Self { head_dim, ends, channels, deltas } = self;
+                let Self { head_dim, ends, channels, deltas, .. } = self;
                 stream_avx512::push_block(avx512, rows, *head_dim, ends, channels, deltas);
             }
             _ => push_block(rows, self),
@@ -82,7 +84,7 @@ impl KeyStreams {
 
 /// See [`KeyStreams::push_block`].
 fn push_block(rows: &[f32], out: &mut KeyStreams) {
-    let KeyStreams { head_dim, ends, channels, deltas } = out;
+    let KeyStreams { head_dim, ends, channels, deltas, .. } = out;
     let mut before = vec![0.0; *head_dim];
     let mut len = deltas.len();
     for row in rows.chunks_exact(*head_dim) {
@@ -124,14 +126,14 @@ mod tests {
     proptest! {
         #[test]
         fn every_instruction_set_has_the_differences_and_nothing_else(
-            channels in 1_usize..=MOST_CHANNELS, tokens in 1_usize..200, share in 0_usize..256, seed: u64,
+            channels in 1_usize..=MOST_CHANNELS, tokens in 1_usize..200, share in 0_usize..256, seed: u64, first_block in 0_usize..3,
         ) {
             let rows = walk(channels, tokens, share, seed);
             for isa in Isa::available() {
-                let mut streams = KeyStreams::new(channels);
+                let mut streams = KeyStreams::new(channels, first_block);
                 rows.chunks(channels * BLOCK_TOKENS).for_each(|block| streams.push_block(isa, block));
                 for (block, rows) in rows.chunks(channels * BLOCK_TOKENS).enumerate() {
-                    let stream = streams.block(block);
+                    let stream = streams.block(first_block + block);
                     prop_assert_eq!(stream.ends.len(), rows.len() / channels);
                     let mut key = vec![0.0; channels];
                     for (row, (of, deltas)) in rows.chunks(channels).zip(stream.keys(stream.ends.len())) {
@@ -154,6 +156,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "one byte")]
     fn more_channels_than_a_byte_can_number_are_a_mistake() {
-        KeyStreams::new(MOST_CHANNELS + 1);
+        KeyStreams::new(MOST_CHANNELS + 1, 0);
     }
 }

@@ -7,7 +7,7 @@ use deltallm_core::{CoreError, KvStore, MemoryBudget, ThresholdPolicy, Threshold
 use super::{kind::KernelKind, layer::LayerSpec};
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HybridAttention, HybridConfig, Isa, PaperRule, Precision, SkipMargin, Window,
+    HybridAttention, HybridConfig, Isa, Mask, PaperRule, Precision, SkipMargin, Window,
 };
 
 /// Attention settings of all layers of a model.
@@ -91,6 +91,8 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
 pub struct KernelContext {
     /// Heads of a layer.
     pub shape: AttentionShape,
+    /// Which keys the queries of each layer attend to; layers beyond are [causal](Mask::Causal).
+    pub masks: Arc<[Mask]>,
     /// Instruction set.
     pub isa: Isa,
     /// The account that the caches' memory is charged to. Clones share it.
@@ -104,7 +106,18 @@ impl KernelContext {
     /// feature `rayon` is on.
     pub fn new(shape: AttentionShape) -> Self {
         let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::default();
-        Self { shape, isa, budget, parallel }
+        Self { shape, masks: Arc::default(), isa, budget, parallel }
+    }
+
+    /// Sets which keys the queries of each layer attend to.
+    #[must_use]
+    pub fn masks(self, masks: impl Into<Arc<[Mask]>>) -> Self {
+        Self { masks: masks.into(), ..self }
+    }
+
+    /// Which keys the queries of a layer attend to.
+    pub fn mask(&self, layer: usize) -> Mask {
+        self.masks.get(layer).copied().unwrap_or_default()
     }
 
     /// Sets the instruction set.
@@ -196,6 +209,7 @@ impl KernelSpec {
         AttentionOptions {
             scale: self.scale,
             softcap: self.softcap,
+            mask: context.mask(layer),
             store: self.layer_store(layer),
             budget: context.budget.clone(),
             isa: context.isa,

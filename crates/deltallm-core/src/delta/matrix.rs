@@ -19,6 +19,9 @@ pub(super) struct Matrix<C: Codec> {
     rule: Rule,
     codec: C,
     sealed: Vec<Block<C::Codes>>,
+    /// Blocks dropped from the front, and the entries transmitted in them.
+    dropped: usize,
+    dropped_nonzeros: usize,
     /// The block that is being written, with room for a whole one once the first key has come.
     open: Block<C::Codes>,
 }
@@ -71,7 +74,7 @@ impl<T: Codes> Block<T> {
 impl<C: Codec> Matrix<C> {
     pub(super) fn new(rule: Rule, codec: C) -> Self {
         let open = Block { codes: codec.empty(), masks: Vec::new() };
-        Self { rule, codec, sealed: Vec::new(), open }
+        Self { rule, codec, sealed: Vec::new(), dropped: 0, dropped_nonzeros: 0, open }
     }
 
     pub(super) fn rule(&self) -> &Rule {
@@ -91,14 +94,24 @@ impl<C: Codec> Matrix<C> {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.sealed.len() * BLOCK_TOKENS + self.open_tokens()
+        self.full_blocks() * BLOCK_TOKENS + self.open_tokens()
+    }
+
+    /// Blocks before the open one, those that have been dropped included.
+    fn full_blocks(&self) -> usize {
+        self.dropped + self.sealed.len()
+    }
+
+    /// The first token that is held.
+    pub(super) fn first(&self) -> usize {
+        self.dropped * BLOCK_TOKENS
     }
 
     pub(super) fn nonzeros(&self) -> usize {
-        self.blocks().map(|block| block.codes.sent(self.channels())).sum()
+        self.dropped_nonzeros + self.blocks().map(|block| block.codes.sent(self.channels())).sum::<usize>()
     }
 
-    /// The blocks with at least one token.
+    /// The blocks that are held, with at least one token.
     pub(super) fn blocks(&self) -> impl Iterator<Item = &Block<C::Codes>> {
         let open = (self.open_tokens() > 0).then_some(&self.open);
         self.sealed.iter().chain(open)
@@ -106,8 +119,8 @@ impl<C: Codec> Matrix<C> {
 
     /// Block `number`, or `None` for one that is not there.
     pub(super) fn block(&self, number: usize) -> Option<&Block<C::Codes>> {
-        let open = (number == self.sealed.len() && self.open_tokens() > 0).then_some(&self.open);
-        self.sealed.get(number).or(open)
+        let open = (number == self.full_blocks() && self.open_tokens() > 0).then_some(&self.open);
+        self.sealed.get(number.checked_sub(self.dropped)?).or(open)
     }
 
     /// What [`nonzeros`](Self::nonzeros) will be once these keys, `[tokens, channels]`, have been appended too.
@@ -177,10 +190,25 @@ impl<C: Codec> Matrix<C> {
         Ok(())
     }
 
-    /// Back to the state in which token `len - 1` had just been pushed; `len` is less than there are.
+    /// Drops the full blocks that hold nothing but tokens before `first`. Each block can be read on its own.
+    pub(super) fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
+        let held = self.bytes();
+        let blocks = (first / BLOCK_TOKENS).saturating_sub(self.dropped).min(self.sealed.len());
+        let channels = self.channels();
+        self.dropped_nonzeros +=
+            self.sealed.drain(..blocks).map(|block| block.codes.sent(channels)).sum::<usize>();
+        self.dropped += blocks;
+        reservation.shrink(held.beyond(self.bytes()));
+    }
+
+    /// Back to the state in which token `len - 1` had just been pushed; `len` is less than there are, and 0 or beyond what has
+    /// been dropped.
     pub(super) fn truncate(&mut self, len: usize, reservation: &mut Reservation) {
         let (channels, held) = (self.channels(), self.bytes());
-        let full = len / BLOCK_TOKENS;
+        if len == 0 {
+            (self.dropped, self.dropped_nonzeros) = (0, 0);
+        }
+        let full = (len / BLOCK_TOKENS).saturating_sub(self.dropped);
         if full < self.sealed.len() {
             // Block `full` goes back into the open block's room, the ones after it go.
             self.sealed.truncate(full + 1);
@@ -211,6 +239,8 @@ impl<C: Codec> Matrix<C> {
         reservation: &mut Reservation,
     ) -> Result<Matrix<D>, CoreError> {
         let mut copy = Matrix::new(Rule::new(self.rule.thresholds.clone())?, codec);
+        (copy.dropped, copy.dropped_nonzeros) = (self.dropped, self.dropped_nonzeros);
+        copy.rule.rewind(self.first(), self.dropped_nonzeros);
         let mut rows = Vec::new();
         for block in self.blocks() {
             self.keys(block, &mut rows);

@@ -161,6 +161,14 @@ impl DeltaMatrix {
         }
     }
 
+    /// The first token that is held: those before it have been [dropped](Self::drop_before).
+    pub fn first(&self) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.first(),
+            Form::Steps(matrix) => matrix.first(),
+        }
+    }
+
     /// Whether no token has been coded.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
@@ -183,7 +191,7 @@ impl DeltaMatrix {
         }
     }
 
-    /// Blocks with at least one token.
+    /// Blocks with at least one token, those that have been dropped included.
     pub fn blocks(&self) -> usize {
         self.len().div_ceil(BLOCK_TOKENS)
     }
@@ -224,10 +232,13 @@ impl DeltaMatrix {
     /// just been pushed.
     ///
     /// # Errors
-    /// [`CoreError::TruncateBeyondEnd`].
+    /// [`CoreError::TruncateBeyondEnd`]; [`CoreError::Dropped`] for a length, other than 0, whose last token has been dropped.
     pub fn truncate(&mut self, len: usize, reservation: &mut Reservation) -> Result<(), CoreError> {
         if len > self.len() {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len });
+        }
+        if len > 0 && len <= self.first() {
+            return Err(CoreError::Dropped { first: self.first(), got: len });
         }
         if len < self.len() {
             match &mut self.0 {
@@ -236,6 +247,15 @@ impl DeltaMatrix {
             }
         }
         Ok(())
+    }
+
+    /// Drops blocks that hold nothing but tokens before `first`: nobody attends to them any more. Their tokens still count, and
+    /// so do their nonzeros.
+    pub fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
+        match &mut self.0 {
+            Form::Float(matrix) => matrix.drop_before(first, reservation),
+            Form::Steps(matrix) => matrix.drop_before(first, reservation),
+        }
     }
 
     /// Checks that every key frame and value can be stored in `element`, should that be narrower than the store's type.
@@ -287,7 +307,7 @@ impl DeltaMatrix {
     }
 
     /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized); nothing for a block that is not
-    /// there.
+    /// there, or not any more.
     pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {
         rows.clear();
         match &self.0 {
@@ -296,7 +316,7 @@ impl DeltaMatrix {
         }
     }
 
-    /// Block `block` as it is held, or `None` for a block that is not there.
+    /// Block `block` as it is held, or `None` for a block that is not there, or not any more.
     #[doc(hidden)]
     pub fn coded(&self, block: usize) -> Option<DeltaBlock<'_>> {
         match &self.0 {

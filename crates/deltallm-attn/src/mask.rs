@@ -1,0 +1,89 @@
+//! Which keys a query attends to at all.
+
+use std::fmt;
+
+use crate::AttentionError;
+
+/// Which keys a query attends to. What no later query attends to is dropped from the cache, so a layer that looks back 512
+/// tokens holds no more than these and the page that they begin in, whatever the context.
+///
+/// Not to be confused with the [window](crate::Window) of hybrid attention, which says what of it is attended *exactly*.
+///
+/// ```
+/// use deltallm_attn::Mask;
+///
+/// assert_eq!([0, 511, 512, 600].map(|position| Mask::SlidingWindow(512).first_key(position)), [0, 0, 1, 89]);
+/// assert_eq!([0, 511, 512, 600].map(|position| Mask::Chunked(512).first_key(position)), [0, 0, 512, 512]);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum Mask {
+    /// All tokens up to the query's own.
+    #[default]
+    Causal,
+    /// The latest tokens, the query's own included: this many, at least one (Mistral, and most layers of Gemma).
+    SlidingWindow(usize),
+    /// Those of the query's own chunk, up to itself. Chunks have this many tokens, at least one (Llama 4).
+    Chunked(usize),
+    /// All tokens in the cache, and those that come in the same call, before and after the query: encoders, and prefixes that are
+    /// brought in one call.
+    Bidirectional,
+}
+
+impl Mask {
+    /// The first key that the query at `position` attends to.
+    pub fn first_key(self, position: usize) -> usize {
+        match self {
+            Self::Causal | Self::Bidirectional => 0,
+            Self::SlidingWindow(tokens) => position.saturating_add(1).saturating_sub(tokens),
+            Self::Chunked(tokens) => position / tokens.max(1) * tokens,
+        }
+    }
+
+    /// The most keys that a query attends to; `None` where there is no limit.
+    pub fn most_keys(self) -> Option<usize> {
+        match self {
+            Self::Causal | Self::Bidirectional => None,
+            Self::SlidingWindow(tokens) | Self::Chunked(tokens) => Some(tokens),
+        }
+    }
+
+    /// The end of the keys that the query at `position` attends to, when the cache has `tokens` tokens with those of the call.
+    pub(crate) fn end(self, position: usize, tokens: usize) -> usize {
+        if self == Self::Bidirectional { tokens } else { position + 1 }
+    }
+
+    /// Whether a cache whose tokens before `first` have been dropped has all that queries from position `len` on attend to; if
+    /// not, the least length of which it has.
+    pub(crate) fn check_cut(self, len: usize, first: usize) -> Result<(), AttentionError> {
+        if len == 0 || first == 0 || len > first && self.first_key(len) >= first {
+            return Ok(());
+        }
+        let expected = match self {
+            Self::Chunked(tokens) => first.next_multiple_of(tokens.max(1)),
+            _ => first.saturating_add(self.most_keys().unwrap_or(0)).saturating_sub(1),
+        };
+        Err(AttentionError::Dropped { expected: expected.max(first.saturating_add(1)), got: len })
+    }
+
+    pub(crate) fn check(self) -> Result<(), AttentionError> {
+        match self.most_keys() {
+            Some(0) => {
+                Err(AttentionError::Setting { setting: "mask", expected: "at least 1 token", got: 0.0 })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// `causal`, `sliding window of 512`.
+impl fmt::Display for Mask {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Causal => f.write_str("causal"),
+            Self::SlidingWindow(tokens) => write!(f, "sliding window of {tokens}"),
+            Self::Chunked(tokens) => write!(f, "chunks of {tokens}"),
+            Self::Bidirectional => f.write_str("bidirectional"),
+        }
+    }
+}
