@@ -53,17 +53,42 @@ impl Mask {
         if self == Self::Bidirectional { tokens } else { position + 1 }
     }
 
-    /// Whether a cache whose tokens before `first` have been dropped has all that queries from position `len` on attend to; if
-    /// not, the least length of which it has.
-    pub(crate) fn check_cut(self, len: usize, first: usize) -> Result<(), AttentionError> {
-        if len == 0 || first == 0 || len > first && self.first_key(len) >= first {
-            return Ok(());
-        }
-        let expected = match self {
+    /// The first position whose query finds all keys that it attends to in a cache whose tokens before `first` have been dropped.
+    fn first_position(self, first: usize) -> usize {
+        match self {
+            _ if first == 0 => 0,
             Self::Chunked(tokens) => first.next_multiple_of(tokens.max(1)),
             _ => first.saturating_add(self.most_keys().unwrap_or(0)).saturating_sub(1),
-        };
-        Err(AttentionError::Dropped { expected: expected.max(first.saturating_add(1)), got: len })
+        }
+    }
+
+    /// Checks that such a cache can be cut back to `len` tokens: that queries after them find what they attend to.
+    pub(crate) fn check_cut(self, len: usize, first: usize) -> Result<(), AttentionError> {
+        // The last token must be there too: what follows is coded by it.
+        let least = if first == 0 { 0 } else { self.first_position(first).max(first.saturating_add(1)) };
+        if len == 0 || len >= least {
+            Ok(())
+        } else {
+            Err(AttentionError::Dropped { expected: least, got: len })
+        }
+    }
+
+    /// The position of the first of the last `queries` tokens of such a cache, which has `len`.
+    ///
+    /// # Errors
+    /// If it has not so many, or has dropped what they attend to.
+    pub(crate) fn first_query(
+        self,
+        queries: usize,
+        len: usize,
+        first: usize,
+    ) -> Result<usize, AttentionError> {
+        let held = len.saturating_sub(self.first_position(first));
+        if queries <= held {
+            return Ok(len - queries);
+        }
+        let dimension = "tokens (without keys, at most those in the cache that find all that they attend to)";
+        Err(AttentionError::Shape { input: "q", dimension, expected: held, got: queries })
     }
 
     pub(crate) fn check(self) -> Result<(), AttentionError> {
