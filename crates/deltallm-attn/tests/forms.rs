@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, Half,
     HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision, SkipMargin,
-    ThresholdPolicy, Window, query_tile,
+    ThresholdPolicy, Window, forward_batch, forward_half, query_tile,
     reference::{Attended, Method},
 };
 use proptest::prelude::*;
@@ -239,6 +239,86 @@ fn a_layer_can_attend_to_the_cache_of_another_one() {
             inputs.call(&mut *kernel, 500).unwrap();
         }
     }
+}
+
+#[test]
+fn a_batch_is_its_sequences_one_by_one() {
+    let shape = AttentionShape::new(4, 2, 16).unwrap().with_value_dim(24).unwrap();
+    let inputs = Inputs::new(shape, 100, 4);
+    let (prompts, lengths) = ([0, 3, 40, 1], [1, 7, 30, 62]);
+    let make = || prompts.map(|_| DenseAttention::new(shape, options()).unwrap());
+    let (mut together, mut alone) = (make(), make());
+    for ((a, b), prompt) in together.iter_mut().zip(&mut alone).zip(prompts).filter(|(_, prompt)| *prompt > 0)
+    {
+        assert_eq!(inputs.call(a, prompt).unwrap(), inputs.call(b, prompt).unwrap());
+    }
+    let (heads, channels) = (shape.heads(), shape.value_dim());
+    let (mut expected, mut start) = (Vec::new(), 0);
+    for (kernel, length) in alone.iter_mut().zip(lengths) {
+        let tokens = start..start + length;
+        start += length;
+        let mut out = vec![0.0; length * heads * channels];
+        let (k, v) = (inputs.kv(&inputs.k, tokens.clone()), inputs.kv(&inputs.v, tokens.clone()));
+        let view = HeadsViewMut::new(&mut out, [length, heads, channels]).unwrap();
+        kernel.forward_heads(inputs.q(tokens), k, v, view).unwrap();
+        expected.extend(out);
+    }
+    let (q, k, v) = (inputs.q(0..100), inputs.kv(&inputs.k, 0..100), inputs.kv(&inputs.v, 0..100));
+    let mut batch = |lengths: &[usize], out: HeadsViewMut| {
+        let [a, b, c, d] = &mut together;
+        forward_batch(&mut [a, b, c, d], lengths, q, k, v, out)
+    };
+    let mut out = vec![0.0; 100 * heads * channels];
+    for wrong in [&[1, 7, 30, 63][..], &[100], &[usize::MAX, 1, 1, 1]] {
+        let view = HeadsViewMut::new(&mut out, [100, heads, channels]).unwrap();
+        assert!(matches!(batch(wrong, view), Err(AttentionError::Shape { .. })), "{wrong:?}");
+    }
+    // Results of one head after the other lie between each other.
+    let mut by_head = vec![0.0; 100 * heads * channels];
+    let view = HeadsViewMut::strided(&mut by_head, [100, heads, channels], channels, 100 * channels).unwrap();
+    batch(&lengths, view).unwrap();
+    for (token, row) in expected.chunks_exact(heads * channels).enumerate() {
+        for (head, row) in row.chunks_exact(channels).enumerate() {
+            assert_eq!(&by_head[(head * 100 + token) * channels..][..channels], row);
+        }
+    }
+    assert_eq!(together.each_ref().map(|kernel| kernel.len()), [1, 10, 70, 63]);
+    for (kernel, prompt) in together.iter_mut().zip(prompts) {
+        kernel.truncate(prompt).unwrap();
+    }
+    let [a, b, c, d] = &mut together;
+    let view = HeadsViewMut::new(&mut out, [100, heads, channels]).unwrap();
+    forward_batch(&mut [a, b, c, d], &lengths, q, k, v, view).unwrap();
+    assert_eq!(out, expected);
+}
+
+#[test]
+fn sixteen_bits_come_in_and_go_out() {
+    fn check<T: Half>(from: fn(f32) -> T, to: fn(T) -> f32, step: f32) {
+        let shape = AttentionShape::new(4, 2, 16).unwrap();
+        let inputs = Inputs::new(shape, 70, 5);
+        // The same numbers in both.
+        let narrow = |numbers: &[f32]| numbers.iter().map(|x| from(*x)).collect::<Vec<T>>();
+        let (q, k, v) = (narrow(&inputs.q), narrow(&inputs.k), narrow(&inputs.v));
+        let wide = |numbers: &[T]| numbers.iter().map(|x| to(*x)).collect::<Vec<f32>>();
+        let rounded = Inputs { q: wide(&q), k: wide(&k), v: wide(&v), ..inputs };
+        for mut kernel in kernels(shape, &options(), 0.3) {
+            let mut out = vec![from(0.0); 70 * 64];
+            let [k, v] = [&k, &v].map(|numbers| HeadsView::new(numbers, [70, 2, 16]).unwrap());
+            let q = HeadsView::strided(&q, [70, 4, 16], 64, 16).unwrap();
+            let view = HeadsViewMut::strided(&mut out, [70, 4, 16], 16, 70 * 16).unwrap();
+            forward_half(&mut *kernel, q, k, v, view).unwrap();
+            kernel.truncate(0).unwrap();
+            for (token, row) in rounded.run(&mut *kernel, &[70]).chunks_exact(64).enumerate() {
+                for (head, row) in row.chunks_exact(16).enumerate() {
+                    let got = wide(&out[(head * 70 + token) * 16..][..16]);
+                    assert!(got.iter().zip(row).all(|(a, b)| (a - b).abs() <= step * b.abs().max(0.1)));
+                }
+            }
+        }
+    }
+    check(half::f16::from_f32, half::f16::to_f32, 1.0 / 2048.0);
+    check(half::bf16::from_f32, half::bf16::to_f32, 1.0 / 256.0);
 }
 
 #[test]
