@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from transformers import BitNetForCausalLM
 from transformers.integrations import bitnet
 
-from llama import golden
+from families import golden
 
 TOKENS, GREEDY = 16, 4
 MARGIN = 3e-5

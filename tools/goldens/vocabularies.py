@@ -3,7 +3,8 @@
     python vocabularies.py --smollm SmolLM2-135M-Instruct.Q4_1.gguf --corpus DIR --out ../../crates/deltallm-models/tests/fixtures/tokenizers
 
 `smollm.json` holds cases alone (the vocabulary is the model file's); `spm.json` (SentencePiece, `tokenizer.ggml.model` "llama") and
-`llama-bpe.json` (byte-level BPE behind Llama 3's pre-tokenizer) carry small vocabularies of their own in the fields GGUF has for them.
+`llama-bpe.json` and `qwen2.json` (byte-level BPE behind the pre-tokenizers of Llama 3 and Qwen 2) carry small vocabularies of their own in the
+fields GGUF has for them.
 """
 
 import argparse
@@ -11,12 +12,12 @@ import io
 import json
 from pathlib import Path
 
-import sentencepiece
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer
 
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = LLAMA3.replace("{1,3}", "")
 
 TEXTS = [
     "",
@@ -94,6 +95,8 @@ def smollm(gguf: Path, out: Path):
 
 
 def spm(sample: str, out: Path):
+    import sentencepiece  # the others do without
+
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(sample.splitlines()),
@@ -125,11 +128,14 @@ def spm(sample: str, out: Path):
     write(out / "spm.json", fields, [(text, p.encode(text)) for text in TEXTS])
 
 
-def llama_bpe(sample: str, out: Path):
-    tokenizer = Tokenizer(models.BPE(ignore_merges=True))
-    split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
+def byte_level(name: str, sample: str, pattern: str, ignore_merges: bool, special: list[str], normalizer, more: list[str], out: Path):
+    """A vocabulary of bytes that is cut by `pattern`; `special` begins with the tokens before and after a text."""
+    tokenizer = Tokenizer(models.BPE(ignore_merges=ignore_merges))
+    split = pre_tokenizers.Split(Regex(pattern), "isolated")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
     tokenizer.decoder = decoders.ByteLevel()
+    if normalizer is not None:
+        tokenizer.normalizer = normalizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator(sample.splitlines(), trainer)
@@ -139,20 +145,31 @@ def llama_bpe(sample: str, out: Path):
     for piece in ["Ġenchanted", "Ġtime", "123", "Hello"]:
         vocab.setdefault(piece, len(vocab))
     tokenizer = Tokenizer.from_str(json.dumps(state))
-    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     tokenizer.add_special_tokens([AddedToken(t, normalized=False) for t in special])
     size = tokenizer.get_vocab_size()
     fields = {
         "model": "gpt2",
-        "pre": "llama-bpe",
+        "pre": name,
         "bos_token_id": tokenizer.token_to_id(special[0]),
         "eos_token_id": tokenizer.token_to_id(special[1]),
         "tokens": [tokenizer.id_to_token(i) for i in range(size)],
         "token_types": [CONTROL if tokenizer.id_to_token(i) in special else NORMAL for i in range(size)],
         "merges": [" ".join(pair) for pair in state["model"]["merges"]],
     }
+    cases = [(text, tokenizer.encode(text).ids) for text in TEXTS + more]
+    write(out / f"{name}.json", fields, cases)
+
+
+def llama_bpe(sample: str, out: Path):
+    special = ["<|begin_of_text|>", "<|end_of_text|>", "<|eot_id|>"]
     more = ["an enchanted castle, 123 1234 12345", "a<|eot_id|>b\n<|begin_of_text|>c", "Hello\n\n\nHello  \n"]
-    write(out / "llama-bpe.json", fields, [(text, tokenizer.encode(text).ids) for text in TEXTS + more])
+    byte_level("llama-bpe", sample, LLAMA3, True, special, None, more, out)
+
+
+def qwen2(sample: str, out: Path):
+    special = ["<|endoftext|>", "<|im_end|>", "<|im_start|>"]
+    more = ["an enchanted castle, 123 1234 12345", "<|im_start|>user\nHi<|im_end|>\n", "\u212b \u1100\u1161 e\u0301\u0323", "Hello\n\n\nHello  \n"]
+    byte_level("qwen2", sample, QWEN2, False, special, normalizers.NFC(), more, out)
 
 
 def main():
@@ -166,6 +183,7 @@ def main():
     smollm(args.smollm, args.out)
     spm(sample, args.out)
     llama_bpe(sample, args.out)
+    qwen2(sample, args.out)
 
 
 if __name__ == "__main__":

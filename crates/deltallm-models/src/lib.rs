@@ -1,4 +1,4 @@
-//! Llama and BitNet models over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
+//! Language models of the Llama kind (Llama, Mistral, Qwen, SmolLM, Gemma, BitNet) over pluggable attention kernels: file formats, tokenizer, chat templates and sampling.
 //!
 //! A prompt, continued with hybrid attention:
 //!
@@ -49,7 +49,9 @@ mod weights;
 
 pub use deltallm_simd::dot::ByteKernel;
 pub use error::ModelError;
-pub use files::config::{Activation, Architecture, ConfigError, ModelConfig, RopeConfig, RopeScaling};
+pub use files::config::{
+    Activation, Architecture, ConfigError, LayerSet, ModelConfig, RopeConfig, RopeScaling,
+};
 #[cfg(feature = "gguf")]
 pub use files::gguf;
 pub use files::mmap::Bytes;

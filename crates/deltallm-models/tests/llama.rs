@@ -1,4 +1,4 @@
-//! The Llama graph against `transformers`: small random models, made by `tools/goldens/llama.py`.
+//! The Llama graph against `transformers`: small random models, made by `tools/goldens/families.py`.
 
 mod common;
 

@@ -1,6 +1,6 @@
 //! The tensors of a model: their names in each format and their shapes.
 
-use crate::ModelConfig;
+use crate::{Architecture, ModelConfig};
 
 /// A tensor of a model, independent of the file format.
 ///
@@ -28,14 +28,20 @@ pub enum LayerTensor {
     AttentionNorm,
     /// Query projection.
     Query,
+    /// The norm of each head of queries, in some families.
+    QueryNorm,
     /// Key projection.
     Key,
+    /// The norm of each head of keys, in some families.
+    KeyNorm,
     /// Value projection.
     Value,
     /// The norm before attention's output projection, in BitNet models.
     AttentionSubNorm,
     /// Attention's output projection.
     AttentionOutput,
+    /// The norm behind attention, in Gemma models.
+    AttentionPostNorm,
     /// The norm before the MLP.
     MlpNorm,
     /// The MLP's gate.
@@ -46,6 +52,8 @@ pub enum LayerTensor {
     MlpSubNorm,
     /// The MLP's output projection.
     Down,
+    /// The norm behind the MLP, in Gemma models.
+    MlpPostNorm,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +61,9 @@ pub enum LayerTensor {
 pub(crate) enum Format {
     Gguf,
     Safetensors,
+    /// Safetensors files of families with norms behind attention and MLP, one of which has the name that is the norm's before
+    /// the MLP elsewhere.
+    SafetensorsWithPostNorms,
 }
 
 /// The divisors of the RoPE frequencies in a GGUF file: parameters, though they lie there as a tensor.
@@ -71,7 +82,7 @@ impl Format {
     fn layers(self) -> &'static str {
         match self {
             Self::Gguf => "blk.",
-            Self::Safetensors => "model.layers.",
+            Self::Safetensors | Self::SafetensorsWithPostNorms => "model.layers.",
         }
     }
 
@@ -79,7 +90,7 @@ impl Format {
     fn pick(self, (gguf, safetensors): (&'static str, &'static str)) -> &'static str {
         match self {
             Self::Gguf => gguf,
-            Self::Safetensors => safetensors,
+            Self::Safetensors | Self::SafetensorsWithPostNorms => safetensors,
         }
     }
 }
@@ -101,7 +112,7 @@ impl TensorId {
     const ENDS: [Self; 3] = [Self::TokenEmbedding, Self::FinalNorm, Self::Head];
 
     pub(crate) fn name(self, format: Format, part: Part) -> String {
-        let (name, part) = (format.pick(self.names()), format.pick(part.names()));
+        let (name, part) = (self.stem(format), format.pick(part.names()));
         match self {
             Self::Layer(layer, _) => format!("{}{layer}.{name}.{part}", format.layers()),
             _ => format!("{name}.{part}"),
@@ -115,22 +126,22 @@ impl TensorId {
         let id = match stem.strip_prefix(format.layers()) {
             Some(rest) => {
                 let (layer, stem) = rest.split_once('.')?;
-                let is = |tensor: &LayerTensor| format.pick(tensor.names()) == stem;
+                let is = |tensor: &LayerTensor| tensor.stem(format) == stem;
                 Self::Layer(layer.parse().ok()?, LayerTensor::ALL.into_iter().find(is)?)
             }
-            None => Self::ENDS.into_iter().find(|id| format.pick(id.names()) == stem)?,
+            None => Self::ENDS.into_iter().find(|id| id.stem(format) == stem)?,
         };
         // A number can be written in several ways, of which files have one.
         (id.name(format, part) == name).then_some((id, part))
     }
 
-    /// In GGUF and in safetensors files, without the layer's prefix.
-    fn names(self) -> (&'static str, &'static str) {
+    /// The name without the layer's prefix and without the part.
+    fn stem(self, format: Format) -> &'static str {
         match self {
-            Self::TokenEmbedding => ("token_embd", "model.embed_tokens"),
-            Self::FinalNorm => ("output_norm", "model.norm"),
-            Self::Head => ("output", "lm_head"),
-            Self::Layer(_, tensor) => tensor.names(),
+            Self::TokenEmbedding => format.pick(("token_embd", "model.embed_tokens")),
+            Self::FinalNorm => format.pick(("output_norm", "model.norm")),
+            Self::Head => format.pick(("output", "lm_head")),
+            Self::Layer(_, tensor) => tensor.stem(format),
         }
     }
 
@@ -143,7 +154,11 @@ impl TensorId {
             Self::TokenEmbedding | Self::Head => [config.vocab_size, hidden],
             Self::FinalNorm => [hidden, 1],
             Self::Layer(_, tensor) => match tensor {
-                LayerTensor::AttentionNorm | LayerTensor::MlpNorm => [hidden, 1],
+                LayerTensor::AttentionNorm
+                | LayerTensor::AttentionPostNorm
+                | LayerTensor::MlpNorm
+                | LayerTensor::MlpPostNorm => [hidden, 1],
+                LayerTensor::QueryNorm | LayerTensor::KeyNorm => [config.head_dim, 1],
                 LayerTensor::AttentionSubNorm => [queries, 1],
                 LayerTensor::MlpSubNorm => [config.intermediate_size, 1],
                 LayerTensor::Query => [queries, hidden],
@@ -167,44 +182,68 @@ impl TensorId {
 }
 
 impl LayerTensor {
-    const ALL: [Self; 11] = [
+    /// Of two with the same name, which a format has only one of, the first.
+    const ALL: [Self; 15] = [
         Self::AttentionNorm,
         Self::Query,
+        Self::QueryNorm,
         Self::Key,
+        Self::KeyNorm,
         Self::Value,
         Self::AttentionSubNorm,
         Self::AttentionOutput,
         Self::MlpNorm,
+        Self::AttentionPostNorm,
         Self::Gate,
         Self::Up,
         Self::MlpSubNorm,
         Self::Down,
+        Self::MlpPostNorm,
     ];
 
     pub(crate) fn is_projection(self) -> bool {
-        !matches!(self, Self::AttentionNorm | Self::MlpNorm) && !self.is_sub_norm()
+        matches!(
+            self,
+            Self::Query
+                | Self::Key
+                | Self::Value
+                | Self::AttentionOutput
+                | Self::Gate
+                | Self::Up
+                | Self::Down
+        )
     }
 
-    /// Whether only some architectures have it; see [`Architecture::has_sub_norms`](crate::Architecture::has_sub_norms).
-    pub(crate) fn is_sub_norm(self) -> bool {
-        matches!(self, Self::AttentionSubNorm | Self::MlpSubNorm)
-    }
-
-    /// In GGUF and in safetensors files, without the layer's prefix.
-    fn names(self) -> (&'static str, &'static str) {
+    /// Whether models of that family have it.
+    pub(crate) fn is_in(self, architecture: Architecture) -> bool {
         match self {
+            Self::AttentionSubNorm | Self::MlpSubNorm => architecture.has_sub_norms(),
+            Self::QueryNorm | Self::KeyNorm => architecture.has_head_norms(),
+            Self::AttentionPostNorm | Self::MlpPostNorm => architecture.has_post_norms(),
+            _ => true,
+        }
+    }
+
+    /// The name without the layer's prefix and without the part.
+    fn stem(self, format: Format) -> &'static str {
+        format.pick(match self {
             Self::AttentionNorm => ("attn_norm", "input_layernorm"),
             Self::Query => ("attn_q", "self_attn.q_proj"),
+            Self::QueryNorm => ("attn_q_norm", "self_attn.q_norm"),
             Self::Key => ("attn_k", "self_attn.k_proj"),
+            Self::KeyNorm => ("attn_k_norm", "self_attn.k_norm"),
             Self::Value => ("attn_v", "self_attn.v_proj"),
             Self::AttentionSubNorm => ("attn_sub_norm", "self_attn.attn_sub_norm"),
             Self::AttentionOutput => ("attn_output", "self_attn.o_proj"),
+            Self::AttentionPostNorm => ("post_attention_norm", "post_attention_layernorm"),
+            Self::MlpNorm if format == Format::SafetensorsWithPostNorms => ("", "pre_feedforward_layernorm"),
             Self::MlpNorm => ("ffn_norm", "post_attention_layernorm"),
             Self::Gate => ("ffn_gate", "mlp.gate_proj"),
             Self::Up => ("ffn_up", "mlp.up_proj"),
             Self::MlpSubNorm => ("ffn_sub_norm", "mlp.ffn_sub_norm"),
             Self::Down => ("ffn_down", "mlp.down_proj"),
-        }
+            Self::MlpPostNorm => ("post_ffw_norm", "post_feedforward_layernorm"),
+        })
     }
 }
 
@@ -216,7 +255,11 @@ mod tests {
     fn names_lead_back_to_their_tensors() {
         let layers = LayerTensor::ALL.map(|tensor| TensorId::Layer(12, tensor));
         for id in layers.into_iter().chain(TensorId::ENDS) {
-            for format in [Format::Gguf, Format::Safetensors] {
+            for format in [Format::Gguf, Format::Safetensors, Format::SafetensorsWithPostNorms] {
+                if format == Format::Safetensors && id == TensorId::Layer(12, LayerTensor::AttentionPostNorm)
+                {
+                    continue;
+                }
                 for part in Part::ALL {
                     assert_eq!(TensorId::parse(format, &id.name(format, part)), Some((id, part)));
                 }
@@ -233,7 +276,7 @@ mod tests {
             "blk.attn_q.weight",
             "blk.00.attn_q.weight",
             "blk.+1.attn_q.weight",
-            "blk.0.attn_q_norm.weight",
+            "blk.0.attn_v_norm.weight",
             "blk.0.attn_q.weight.weight",
             "blk.99999999999999999999999.attn_q.weight",
             "attn_q.weight",

@@ -15,7 +15,7 @@ use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
 use rayon::prelude::*;
 
 use super::{
-    layers::{Rope, add, gated_mlp, rms_norm, rms_norm_in_place},
+    layers::{Rope, Rotations, add, gated_mlp, rms_norm, rms_norm_in_place, scale},
     spinning_threads::with_spinning_threads,
     workspace::Workspace,
 };
@@ -47,6 +47,8 @@ pub struct Model {
     config: ModelConfig,
     weights: ModelWeights,
     rope: Rope,
+    /// Of layers with a window, where it is another.
+    local_rope: Option<Rope>,
     shape: AttentionShape,
     isa: Isa,
     /// Finds the order in which weights are asked for.
@@ -141,12 +143,14 @@ impl Model {
         let config = file.config()?;
         let weights = ModelWeights::load_with(file, &config, progress)?;
         let shape = AttentionShape::new(config.heads, config.kv_heads, config.head_dim)?;
-        let frequencies = config.rope.frequencies(config.head_dim);
-        let rope = Rope::new(frequencies.map_err(|source| file.config_error(source))?);
+        let rope = |rope| Rope::new(rope, config.head_dim).map_err(|source| file.config_error(source));
+        let local_rope = config.local_rope.as_ref().map(rope).transpose()?;
+        let rope = rope(&config.rope)?;
         Ok(Self {
             config,
             weights,
             rope,
+            local_rope,
             shape,
             isa: file.isa(),
             order: OrderTrial::default(),
@@ -174,10 +178,11 @@ impl Model {
         self.shape
     }
 
-    /// What attention kernels of this model need besides their settings: its heads and its instruction set, no limit on memory,
-    /// and the threads of the current rayon pool.
+    /// What attention kernels of this model need besides their settings: its heads, its masks and its instruction set, no limit
+    /// on memory, and the threads of the current rayon pool.
     pub fn kernel_context(&self) -> KernelContext {
-        KernelContext::new(self.shape).isa(self.isa)
+        let masks: Vec<_> = (0..self.config.layers).map(|layer| self.config.mask(layer)).collect();
+        KernelContext::new(self.shape).masks(masks).isa(self.isa)
     }
 
     /// Runs the next `tokens` through the model. `kernels` holds one attention kernel per layer, each with the same
@@ -317,6 +322,7 @@ impl Model {
         let Workspace {
             positions,
             rotations,
+            local_rotations,
             residual,
             normed,
             q,
@@ -329,10 +335,14 @@ impl Model {
             rounded,
         } = workspace;
         let ModelConfig { hidden_size, heads, kv_heads, head_dim, norm_eps, .. } = self.config;
-        self.rope.rotations_into(
-            token_ranges(batch).zip(positions).flat_map(|(tokens, first)| *first..*first + tokens.len()),
-            rotations,
-        );
+        let positions = || {
+            let firsts = positions.iter().copied();
+            token_ranges(batch).zip(firsts).flat_map(|(tokens, first)| first..first + tokens.len())
+        };
+        self.rope.rotations_into(positions(), rotations);
+        if let Some(rope) = &self.local_rope {
+            rope.rotations_into(positions(), local_rotations);
+        }
         let tokens = total_tokens(batch);
         let stream = Ix2(tokens, hidden_size);
         let (of_queries, of_keys) = (Ix3(tokens, heads, head_dim), Ix3(tokens, kv_heads, head_dim));
@@ -340,6 +350,9 @@ impl Model {
         let mut x = residual.array(stream);
         let ids = batch.iter().flat_map(|s| s.tokens).map(|id| *id as usize);
         self.weights.token_embedding.rows_into(ids, x.view_mut());
+        if self.config.architecture.scales_embeddings() {
+            scale(x.view_mut(), (hidden_size as f32).sqrt());
+        }
         for (index, layer) in self.weights.layers.iter().enumerate() {
             let mut input = normed.array(stream);
             rms_norm(&x.view(), &layer.attention_norm, norm_eps, input.view_mut());
@@ -347,8 +360,20 @@ impl Model {
             layer.query.apply_into(&mut inputs, q.array(query_rows));
             layer.key.apply_into(&mut inputs, k.array(key_rows));
             layer.value.apply_into(&mut inputs, v.array(key_rows));
-            rotations.apply(q.array(of_queries));
-            rotations.apply(k.array(of_keys));
+            if let Some(norm) = &layer.query_norm {
+                rms_norm_in_place(q.array(Ix2(tokens * heads, head_dim)), norm, norm_eps);
+            }
+            if let Some(norm) = &layer.key_norm {
+                rms_norm_in_place(k.array(Ix2(tokens * kv_heads, head_dim)), norm, norm_eps);
+            }
+            if let Some(rotations) = self.rotations_of(index, rotations, local_rotations) {
+                rotations.apply(q.array(of_queries));
+                rotations.apply(k.array(of_keys));
+            }
+            if let Some(score_scale) = self.config.score_scale {
+                // Kernels divide by the square root of the head size.
+                scale(q.array(query_rows), score_scale * (head_dim as f32).sqrt());
+            }
             let (q, k, v) = (q.array(of_queries), k.array(of_keys), v.array(of_keys));
             let (residual, q, k, v) = (x.view(), q.view(), k.view(), v.view());
             observer(AttentionInput { layer: index, residual, q, k, v });
@@ -361,6 +386,9 @@ impl Model {
             layer
                 .attention_output
                 .apply_into(&mut Inputs::new(attended.view(), rounded), update.array(stream));
+            if let Some(norm) = &layer.attention_post_norm {
+                rms_norm_in_place(update.array(stream), norm, norm_eps);
+            }
             add(x.view_mut(), &update.array(stream).view());
             let mut input = normed.array(stream);
             rms_norm(&x.view(), &layer.mlp_norm, norm_eps, input.view_mut());
@@ -372,9 +400,26 @@ impl Model {
                 (gate, up, rounded),
                 update.array(stream),
             );
+            if let Some(norm) = &layer.mlp_post_norm {
+                rms_norm_in_place(update.array(stream), norm, norm_eps);
+            }
             add(x.view_mut(), &update.array(stream).view());
         }
         Ok(())
+    }
+
+    /// The rotations of a layer, if it rotates.
+    fn rotations_of<'a>(
+        &self,
+        layer: usize,
+        global: &'a Rotations,
+        local: &'a Rotations,
+    ) -> Option<&'a Rotations> {
+        if self.config.unrotated_layers.contains(layer) {
+            return None;
+        }
+        let is_local = self.local_rope.is_some() && self.config.local_layers.contains(layer);
+        Some(if is_local { local } else { global })
     }
 
     /// Final norm and output projection of the tokens whose logits are wanted: logits `[rows, vocab_size]`.
@@ -393,7 +438,11 @@ impl Model {
         }
         rms_norm_in_place(normed.view_mut(), &self.weights.final_norm, self.config.norm_eps);
         let head = self.weights.head.as_ref().unwrap_or(&self.weights.token_embedding);
-        head.apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded))
+        let mut logits = head.apply_inputs(&mut Inputs::new(normed.view(), &mut workspace.rounded));
+        if let Some(cap) = self.config.logit_softcap {
+            logits.par_mapv_inplace(|logit| cap * (logit / cap).tanh());
+        }
+        logits
     }
 }
 

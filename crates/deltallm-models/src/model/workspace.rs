@@ -10,6 +10,8 @@ pub(crate) struct Workspace {
     pub(crate) positions: Vec<usize>,
     /// The rotations of all tokens.
     pub(crate) rotations: Rotations,
+    /// Those of layers with a window, where they are others.
+    pub(crate) local_rotations: Rotations,
     /// The residual stream, `[tokens, hidden_size]`.
     pub(crate) residual: Buffer,
     /// The residual stream after a norm, `[tokens, hidden_size]`.

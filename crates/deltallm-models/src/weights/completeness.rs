@@ -37,9 +37,7 @@ impl ModelFile {
             (TensorId::Layer(layer, _), _) if layer >= config.layers => {
                 Some("one of a layer beyond those that the parameters count")
             }
-            (TensorId::Layer(_, tensor), _)
-                if tensor.is_sub_norm() && !config.architecture.has_sub_norms() =>
-            {
+            (TensorId::Layer(_, tensor), _) if !tensor.is_in(config.architecture) => {
                 Some("a norm that this architecture does not have")
             }
             (_, Part::Weight) => None,
@@ -86,7 +84,7 @@ fn is_parameter(format: Format, name: &str) -> bool {
     match format {
         Format::Gguf => name == ROPE_FACTORS,
         // The frequencies, in files of the first Llama models. They follow from `rope_theta`.
-        Format::Safetensors => name.ends_with(".rotary_emb.inv_freq"),
+        _ => name.ends_with(".rotary_emb.inv_freq"),
     }
 }
 

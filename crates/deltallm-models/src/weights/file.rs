@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use deltallm_simd::Isa;
 
-#[cfg(feature = "safetensors")]
-use crate::SafetensorsModel;
 #[cfg(feature = "gguf")]
 use crate::files::gguf_model::GgufModel;
 use crate::files::names::{Format, Part};
 use crate::quant::TensorType;
+#[cfg(feature = "safetensors")]
+use crate::{Architecture, SafetensorsModel};
 #[cfg(feature = "gguf")]
 use crate::{
     Bytes,
@@ -219,7 +219,13 @@ impl ModelFile {
             #[cfg(feature = "gguf")]
             Source::Gguf(_) => Format::Gguf,
             #[cfg(feature = "safetensors")]
-            Source::Safetensors(_) => Format::Safetensors,
+            Source::Safetensors(model) => {
+                let name = model.config()["model_type"].as_str().unwrap_or_default();
+                match Architecture::from_model_type(name) {
+                    Some(architecture) if architecture.has_post_norms() => Format::SafetensorsWithPostNorms,
+                    _ => Format::Safetensors,
+                }
+            }
         }
     }
 

@@ -12,14 +12,20 @@ pub struct LayerWeights {
     pub attention_norm: Array1<f32>,
     /// `[heads * head_dim, hidden_size]`, half-split RoPE order.
     pub query: Linear,
+    /// RMSNorm of each head of queries, `[head_dim]`, in families that have it.
+    pub query_norm: Option<Array1<f32>>,
     /// `[kv_heads * head_dim, hidden_size]`, half-split RoPE order.
     pub key: Linear,
+    /// RMSNorm of each head of keys, `[head_dim]`, in families that have it.
+    pub key_norm: Option<Array1<f32>>,
     /// `[kv_heads * head_dim, hidden_size]`.
     pub value: Linear,
     /// RMSNorm between attention and its output projection, `[heads * head_dim]`, in BitNet models.
     pub attention_sub_norm: Option<Array1<f32>>,
     /// `[hidden_size, heads * head_dim]`.
     pub attention_output: Linear,
+    /// RMSNorm behind attention, before the residual sum, `[hidden_size]`, in Gemma models.
+    pub attention_post_norm: Option<Array1<f32>>,
     /// RMSNorm before the MLP, `[hidden_size]`.
     pub mlp_norm: Array1<f32>,
     /// `[intermediate_size, hidden_size]`.
@@ -30,6 +36,8 @@ pub struct LayerWeights {
     pub mlp_sub_norm: Option<Array1<f32>>,
     /// `[hidden_size, intermediate_size]`.
     pub down: Linear,
+    /// RMSNorm behind the MLP, before the residual sum, `[hidden_size]`, in Gemma models.
+    pub mlp_post_norm: Option<Array1<f32>>,
 }
 
 /// All weights of a model.
@@ -107,20 +115,25 @@ impl LayerWeights {
     /// As [`ModelFile::matrix`].
     pub fn load(file: &ModelFile, config: &ModelConfig, layer: usize) -> Result<Self, ModelError> {
         let norm = |tensor| file.norm(config, TensorId::Layer(layer, tensor));
-        let sub_norm = |tensor| config.architecture.has_sub_norms().then(|| norm(tensor)).transpose();
+        let some_norm =
+            |tensor: LayerTensor| tensor.is_in(config.architecture).then(|| norm(tensor)).transpose();
         let linear = |tensor| file.linear(config, TensorId::Layer(layer, tensor));
         Ok(Self {
             attention_norm: norm(LayerTensor::AttentionNorm)?,
             query: linear(LayerTensor::Query)?,
+            query_norm: some_norm(LayerTensor::QueryNorm)?,
             key: linear(LayerTensor::Key)?,
+            key_norm: some_norm(LayerTensor::KeyNorm)?,
             value: linear(LayerTensor::Value)?,
-            attention_sub_norm: sub_norm(LayerTensor::AttentionSubNorm)?,
+            attention_sub_norm: some_norm(LayerTensor::AttentionSubNorm)?,
             attention_output: linear(LayerTensor::AttentionOutput)?,
+            attention_post_norm: some_norm(LayerTensor::AttentionPostNorm)?,
             mlp_norm: norm(LayerTensor::MlpNorm)?,
             gate: linear(LayerTensor::Gate)?,
             up: linear(LayerTensor::Up)?,
-            mlp_sub_norm: sub_norm(LayerTensor::MlpSubNorm)?,
+            mlp_sub_norm: some_norm(LayerTensor::MlpSubNorm)?,
             down: linear(LayerTensor::Down)?,
+            mlp_post_norm: some_norm(LayerTensor::MlpPostNorm)?,
         })
     }
 }

@@ -15,7 +15,11 @@ impl ModelFile {
     /// As [`ModelFile::matrix`].
     pub fn norm(&self, config: &ModelConfig, id: TensorId) -> Result<Array1<f32>, ModelError> {
         let [length, _] = self.shape(config, id)?;
-        self.read(id, Part::Weight, &[length], config).map(Array1::from)
+        let mut weight = Array1::from(self.read(id, Part::Weight, &[length], config)?);
+        if self.format() != Format::Gguf && config.architecture.stores_norms_less_one() {
+            weight += 1.0;
+        }
+        Ok(weight)
     }
 
     /// The bias of a projection as `f32`, `[out]`, in the order of the matrix's rows; `None` where the file has none. (Where

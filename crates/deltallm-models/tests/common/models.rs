@@ -26,36 +26,32 @@ pub(crate) fn options() -> AttentionOptions {
 pub(crate) fn dense_kernels(model: &Model) -> Vec<Box<dyn AttentionKernel>> {
     let options = options();
     (0..model.config().layers)
-        .map(|_| Box::new(DenseAttention::new(model.attention_shape(), options.clone()).unwrap()) as _)
+        .map(|layer| {
+            let options = options.clone().mask(model.config().mask(layer));
+            Box::new(DenseAttention::new(model.attention_shape(), options).unwrap()) as _
+        })
         .collect()
 }
 
 /// Attention that approximates nothing, three times for every layer: thresholds of 0 without and with a window, and a window
 /// over everything.
 pub(crate) fn harmless_kernels(model: &Model) -> [Vec<Box<dyn AttentionKernel>>; 3] {
-    let options = options();
-    let hybrid = |window, theta| {
+    let shape = model.attention_shape();
+    let options = |layer| options().mask(model.config().mask(layer));
+    let hybrid = |layer, window, theta| {
         let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window));
-        Box::new(
-            HybridAttention::new(model.attention_shape(), config.clone().options(options.clone())).unwrap(),
-        ) as Box<dyn AttentionKernel>
+        Box::new(HybridAttention::new(shape, config.options(options(layer))).unwrap())
+            as Box<dyn AttentionKernel>
     };
-    let makers: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
-        &|| {
-            Box::new(
-                DeltaAttention::new(
-                    model.attention_shape(),
-                    ThresholdPolicy::Uniform(0.0),
-                    0,
-                    options.clone(),
-                )
-                .unwrap(),
-            )
+    let makers: [&dyn Fn(usize) -> Box<dyn AttentionKernel>; 3] = [
+        &|layer| {
+            let thresholds = ThresholdPolicy::Uniform(0.0);
+            Box::new(DeltaAttention::new(shape, thresholds, 0, options(layer)).unwrap())
         },
-        &|| hybrid(5, 0.0),
-        &|| hybrid(40, 100.0),
+        &|layer| hybrid(layer, 5, 0.0),
+        &|layer| hybrid(layer, 1000, 100.0),
     ];
-    makers.map(|make| (0..model.config().layers).map(|_| make()).collect())
+    makers.map(|make| (0..model.config().layers).map(make).collect())
 }
 
 /// The id of the largest logit; the first of several.

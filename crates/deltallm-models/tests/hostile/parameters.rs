@@ -32,15 +32,23 @@ fn config(writer: &GgufWriter) -> Result<ModelConfig, ConfigError> {
 
 #[test]
 fn other_architectures() {
-    let json = |got: &str| ConfigError::Architecture { expected: "`llama` and `bitnet`", got: got.into() };
-    assert_eq!(refused("model_type", json!("qwen2")), json("qwen2"));
+    let json = |got: &str| {
+        let expected = "`llama`, `bitnet`, `mistral`, `qwen2`, `qwen3`, `smollm3` and `gemma3_text`";
+        ConfigError::Architecture { expected, got: got.into() }
+    };
+    for name in ["qwen2_moe", "gemma2", "gemma3", "mixtral"] {
+        assert_eq!(refused("model_type", json!(name)), json(name));
+    }
     assert_eq!(refused("model_type", Json::Null), json(""));
     let gguf = |got: &str| {
-        let expected = "`llama`, `bitnet`, `bitnet-b1.58` and `bitnet-25`";
+        let expected =
+            "`llama`, `bitnet`, `bitnet-b1.58`, `bitnet-25`, `qwen2`, `qwen3`, `smollm3` and `gemma3`";
         Err(ConfigError::Architecture { expected, got: got.into() })
     };
-    let writer = tiny::llama().set("general.architecture", Value::String("bloom".into()));
-    assert_eq!(config(&writer), gguf("bloom"));
+    for name in ["bloom", "qwen2moe", "gemma2", "qwen2vl"] {
+        let writer = tiny::llama().set("general.architecture", Value::String(name.into()));
+        assert_eq!(config(&writer), gguf(name));
+    }
     assert_eq!(config(&tiny::llama().remove("general.architecture")), gguf(""));
 }
 
@@ -52,7 +60,7 @@ fn other_activation() {
 
 #[test]
 fn other_rope_scaling() {
-    for name in ["yarn", "dynamic", "longrope"] {
+    for name in ["longrope", "proportional", "mrope", "su"] {
         let error = ConfigError::RopeScaling { got: name.into() };
         assert_eq!(refused("rope_parameters", json!({"rope_type": name, "factor": 2.0})), error);
         let writer = tiny::llama().set("llama.rope.scaling.type", Value::String(name.into()));
@@ -62,7 +70,11 @@ fn other_rope_scaling() {
 
 #[test]
 fn partial_rotation() {
-    assert!(matches!(refused("partial_rotary_factor", json!(0.5)), ConfigError::Unsupported { .. }));
+    for (share, channels) in [(0.0, 0), (-0.5, 0), (0.3, 19), (1.5, 96)] {
+        let error = ConfigError::RotatedChannels { head_dim: 64, got: channels };
+        assert_eq!(refused("partial_rotary_factor", json!(share)), error);
+    }
+    // As llama.cpp, which has another order of rows there.
     let writer = tiny::llama().set("llama.rope.dimension_count", Value::U32(2));
     assert!(matches!(config(&writer), Err(ConfigError::Unsupported { got, .. }) if got == "2"));
 }

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use deltallm_attn::Mask;
 use deltallm_models::gguf::{Array, Value};
 use deltallm_models::{ConfigError, Model, ModelConfig, ModelError, ModelFile};
 use safetensors::tensor::{Dtype, TensorView};
@@ -166,9 +167,10 @@ fn a_file_that_is_no_whole_model_is_refused() {
 }
 
 #[test]
-fn a_window_of_attention_limits_the_context() {
+fn a_window_of_attention_is_a_mask_and_limits_the_context_where_the_class_has_none() {
     let writer = tiny::llama().set("llama.attention.sliding_window", Value::U32(16));
-    assert_eq!(tiny::config(&writer).unwrap().context_length, 16);
+    let config = tiny::config(&writer).unwrap();
+    assert_eq!((config.context_length, config.mask(0)), (64, Mask::SlidingWindow(16)));
     let json = |window: Json, on: Json| {
         let json = with(with(llama_3_2_1b(), "sliding_window", window), "use_sliding_window", on);
         ModelConfig::from_json(&json.to_string()).unwrap().context_length
@@ -238,7 +240,6 @@ fn fields_of_a_config_that_are_not_understood_are_refused_by_name() {
         ("rope_interleaved", json!(true)),
         ("no_rope_layers", json!([0])),
         ("norm_type", json!("layernorm")),
-        ("partial_rotary_factor", json!(0.5)),
         ("layer_types", json!(["linear_attention"])),
         ("layer_types", json!(["sliding_attention"])),
         ("quantization_config", json!({"quant_method": "gptq", "bits": 4})),

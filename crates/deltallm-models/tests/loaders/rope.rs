@@ -98,7 +98,7 @@ fn a_scaling_that_is_not_understood_in_full_is_refused() {
         (json!({"type": "linear", "factor": 2.0, "low_freq_factor": 1.0}), "rope_scaling.low_freq_factor"),
         (json!({"type": "linear", "factor": 2.0, "attention_factor": 1.2}), "rope_scaling.attention_factor"),
         (json!({"full_attention": {"rope_type": "linear", "factor": 2.0}}), "rope_scaling.full_attention"),
-        (json!({"partial_rotary_factor": 0.5}), "rope_scaling.partial_rotary_factor"),
+        (json!({"type": "default", "mrope_section": [16, 24, 24]}), "rope_scaling.mrope_section"),
     ] {
         let error = scaling(what.clone()).unwrap_err();
         assert!(

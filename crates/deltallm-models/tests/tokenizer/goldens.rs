@@ -31,6 +31,28 @@ fn llama_bpe_vocabulary() {
     assert_eq!(tokenizer.eos_ids()[0], file.eos_token_id.unwrap());
 }
 
+/// Qwen's own tokenizer composes characters first (NFC), which no GGUF file says.
+#[test]
+fn qwen2_vocabulary() {
+    let file: VocabularyFile = read(&fixture("qwen2.json"));
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&file.as_gguf()).unwrap();
+    assert_cases(&tokenizer, &file.cases);
+    assert_eq!(tokenizer.eos_ids()[0], file.eos_token_id.unwrap());
+    let ids = tokenizer.encode("cafe\u{301} \u{212b}", true).unwrap();
+    assert_eq!(tokenizer.decode(&ids).unwrap(), "caf\u{e9} \u{c5}");
+}
+
+/// SmolLM3's files name another pre-tokenizer than Llama 3's, with the same rule, but no begin-of-text token.
+#[test]
+fn smaug_bpe_is_llama_bpe_without_a_beginning() {
+    let file: VocabularyFile = read(&fixture("llama-bpe.json"));
+    let mut vocabulary = file.as_gguf();
+    vocabulary.pre = Some("smaug-bpe");
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&vocabulary).unwrap();
+    assert_cases(&tokenizer, &file.cases);
+    assert!(tokenizer.encode_beginning("").unwrap().is_empty());
+}
+
 #[test]
 fn sentencepiece_vocabulary() {
     let file: VocabularyFile = read(&fixture("spm.json"));

@@ -44,7 +44,7 @@ pub enum ConfigError {
         got: String,
     },
     /// A kind of RoPE scaling that is not supported.
-    #[error("RoPE scaling: expected none, `default`, `linear` or `llama3`, got `{got}`", got = quoted(got))]
+    #[error("RoPE scaling: expected none, `default`, `linear`, `dynamic`, `llama3` or `yarn`, got `{got}`", got = quoted(got))]
     RopeScaling {
         /// Its name.
         got: String,
@@ -113,6 +113,14 @@ pub enum ConfigError {
         /// The head size.
         got: usize,
     },
+    /// RoPE rotates pairs of channels of a head.
+    #[error("rotated channels: expected an even number up to the head size {head_dim}, got {got}")]
+    RotatedChannels {
+        /// The head size.
+        head_dim: usize,
+        /// Channels to be rotated.
+        got: usize,
+    },
     /// Frequencies of the llama3 scaling out of order.
     #[error("RoPE scaling: expected low_freq_factor < high_freq_factor, got {low} and {high}")]
     RopeBand {
@@ -124,7 +132,7 @@ pub enum ConfigError {
     /// Not one RoPE factor for each pair of channels.
     #[error("RoPE factors: expected {expected}, one for each pair of channels, got {got}")]
     RopeFactors {
-        /// Half the head size.
+        /// Half the rotated channels.
         expected: usize,
         /// Their number.
         got: usize,

@@ -2,14 +2,17 @@
 
 use serde_json::Value;
 
+use super::json_defaults::Defaults;
 use super::json_fields::Fields;
+use super::json_layers::{read_unrotated, read_windows};
+use super::json_rope::read_rope;
 use super::sizes::{checked_size, default_head_dim};
-use super::{Architecture, ConfigError, ModelConfig, Quantization, RopeConfig, RopeScaling};
+use super::{Architecture, ConfigError, ModelConfig, Quantization};
 use crate::files::json;
 
 impl ModelConfig {
-    /// Reads the parameters from the text of a `config.json`. Absent entries take the defaults of `LlamaConfig` or `BitNetConfig`
-    /// of `transformers`, except for sizes, which must be there.
+    /// Reads the parameters from the text of a `config.json`. Absent entries take the defaults of the family's class in
+    /// `transformers` (`LlamaConfig`, `Qwen2Config`, ...), except for sizes, which must be there.
     ///
     /// # Errors
     /// [`ConfigError`], naming the parameter.
@@ -23,34 +26,37 @@ impl ModelConfig {
         let mut fields = Fields::new(json)?;
         let name = fields.string("model_type")?.unwrap_or_default();
         let Some(architecture) = Architecture::from_model_type(name) else {
-            return Err(ConfigError::Architecture { expected: "`llama` and `bitnet`", got: name.to_owned() });
+            let expected = Architecture::MODEL_TYPES;
+            return Err(ConfigError::Architecture { expected, got: name.to_owned() });
         };
         let defaults = Defaults::of(architecture);
         refuse_other_classes(&mut fields, defaults.class)?;
-        let activation = architecture.activation().name();
-        if let Some(got) = fields.string("hidden_act")?.filter(|&name| name != activation) {
-            return Err(ConfigError::Activation { expected: activation, got: got.to_owned() });
-        }
+        read_activation(&mut fields, architecture)?;
         read_quantization(&mut fields, architecture)?;
         let hidden_size = fields.required("hidden_size")?;
         let layers = fields.required("num_hidden_layers")?;
         let heads = fields.required("num_attention_heads")?;
-        let kv_heads = fields.integer("num_key_value_heads")?.unwrap_or(heads);
-        let head_dim = match fields.integer("head_dim")? {
+        // Null is as many as there are heads in every family.
+        let default_kv_heads = defaults.kv_heads.filter(|_| !fields.has("num_key_value_heads"));
+        let kv_heads = fields.integer("num_key_value_heads")?.or(default_kv_heads).unwrap_or(heads);
+        let head_dim = match fields.integer("head_dim")?.or(defaults.head_dim) {
             Some(size) => size,
             None => default_head_dim(hidden_size, heads)?,
         };
         let intermediate_size = fields.required("intermediate_size")?;
         let vocab_size = fields.required("vocab_size")?;
         let norm_eps = fields.float("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
-        let rope = read_rope(&mut fields, defaults.theta)?;
-        let context_length = fields.integer("max_position_embeddings")?.unwrap_or(2048);
-        // Within a window, attention to the window is attention to everything.
-        let context_length = context_length.min(read_window(&mut fields)?.unwrap_or(u64::MAX));
-        let tie_embeddings = fields.boolean("tie_word_embeddings")?.unwrap_or(false);
-        let attention_bias = fields.boolean("attention_bias")?.unwrap_or(false);
-        // The class of BitNet models does not know it.
-        let mlp_bias = architecture == Architecture::Llama && fields.boolean("mlp_bias")?.unwrap_or(false);
+        let context_length = fields.integer("max_position_embeddings")?.unwrap_or(defaults.context_length);
+        let (rope, local_rope) = read_rope(&mut fields, architecture, head_dim, context_length)?;
+        let unrotated_layers = read_unrotated(&mut fields, architecture, layers)?;
+        let (window, local_layers) = read_windows(&mut fields, architecture, layers, &unrotated_layers)?;
+        // Of a family without windows, a file that has one may mean it or not; within the window it makes no difference.
+        let limit = window.filter(|_| !architecture.has_windows()).unwrap_or(u64::MAX);
+        let context_length = context_length.min(limit);
+        let tie_embeddings = fields.boolean("tie_word_embeddings")?.unwrap_or(defaults.tie_embeddings);
+        let Biases { attention_bias, attention_output_bias, mlp_bias } =
+            Biases::read(&mut fields, architecture)?;
+        let (score_scale, logit_softcap) = read_gemma(&mut fields, architecture, head_dim)?;
         if fields.boolean("is_causal")? == Some(false) {
             return Err(fields.unsupported("is_causal", "true, attention to earlier tokens only", false));
         }
@@ -67,12 +73,19 @@ impl ModelConfig {
             vocab_size: checked_size("vocabulary", vocab_size)?,
             norm_eps,
             rope,
+            local_rope,
+            unrotated_layers,
+            sliding_window: None,
+            local_layers,
+            score_scale,
+            logit_softcap,
             context_length: checked_size("context length", context_length)?,
             tie_embeddings,
             attention_bias,
-            attention_output_bias: attention_bias,
+            attention_output_bias,
             mlp_bias,
         };
+        let config = config.with_window(window);
         config.validate()?;
         Ok(config)
     }
@@ -87,22 +100,6 @@ const MULTIPLIERS: &[&str] = &[
     "residual_scale",
     "logit_scale",
 ];
-
-/// What `transformers` has for a family: its class, and what it assumes for absent entries.
-struct Defaults {
-    class: &'static str,
-    norm_eps: f32,
-    theta: f32,
-}
-
-impl Defaults {
-    fn of(architecture: Architecture) -> Self {
-        match architecture {
-            Architecture::Llama => Self { class: "LlamaForCausalLM", norm_eps: 1e-6, theta: 10_000.0 },
-            Architecture::BitNet => Self { class: "BitNetForCausalLM", norm_eps: 1e-5, theta: 500_000.0 },
-        }
-    }
-}
 
 /// Refuses a model of another class, such as a classifier, or a BitNet model that says `llama`. Early files spell it in other
 /// letters.
@@ -129,73 +126,58 @@ fn read_quantization(fields: &mut Fields<'_>, architecture: Architecture) -> Res
     }
 }
 
-/// The tokens that attention reaches back to, if not all.
-fn read_window(fields: &mut Fields<'_>) -> Result<Option<u64>, ConfigError> {
-    let is_on = fields.boolean("use_sliding_window")? != Some(false);
-    let window = fields.integer("sliding_window")?.filter(|&tokens| is_on && tokens > 0);
-    let others = |kind: &&Value| match kind.as_str() {
-        Some("full_attention") => false,
-        Some("sliding_attention") => window.is_none(),
-        _ => true,
-    };
-    match fields.array("layer_types")?.unwrap_or_default().iter().find(others) {
-        None => Ok(window),
-        Some(got) => Err(fields.unsupported(
-            "layer_types",
-            "`full_attention`, or `sliding_attention` with a window",
-            got,
-        )),
-    }
-}
-
-/// Older files have `rope_theta` beside `rope_scaling`, newer ones `rope_parameters` with both. Of a file that has it all,
-/// `transformers` takes `rope_scaling`, and what stands within before what stands beside it.
-fn read_rope(fields: &mut Fields<'_>, default_theta: f32) -> Result<RopeConfig, ConfigError> {
-    let outer_theta = fields.float("rope_theta")?;
-    fields.one("partial_rotary_factor")?;
-    let old = fields.object("rope_scaling")?.filter(|object| !object.is_empty());
-    let new = fields.object("rope_parameters")?;
-    let Some(mut rope) = old.or(new) else {
-        return Ok(RopeConfig { theta: outer_theta.unwrap_or(default_theta), scaling: RopeScaling::None });
-    };
-    rope.one("partial_rotary_factor")?;
-    let theta = rope.float("rope_theta")?.or(outer_theta).unwrap_or(default_theta);
-    let scaling = read_scaling(&mut rope)?;
-    rope.refuse_others()?;
-    Ok(RopeConfig { theta, scaling })
-}
-
-fn read_scaling(rope: &mut Fields<'_>) -> Result<RopeScaling, ConfigError> {
-    let (kind, old) = (rope.string("rope_type")?, rope.string("type")?);
-    if let (Some(kind), Some(old)) = (kind, old)
-        && kind != old
-    {
-        // Which of them counts differs between versions of transformers.
-        return Err(rope.unsupported(
-            "type",
-            "the same as `rope_type`, or nothing",
-            format!("`{old}` and `{kind}`"),
-        ));
-    }
-    // Of the kinds that are supported, only llama3 looks at it.
-    let original_context = rope.integer("original_max_position_embeddings")?;
-    match kind.or(old) {
-        None | Some("default") => {
-            rope.one("factor")?;
-            Ok(RopeScaling::None)
+/// Of the two names that the activation has, both must name the family's.
+fn read_activation(fields: &mut Fields<'_>, architecture: Architecture) -> Result<(), ConfigError> {
+    let expected = architecture.activation().name();
+    for name in ["hidden_act", "hidden_activation"] {
+        if let Some(got) = fields.string(name)?.filter(|&name| name != expected) {
+            return Err(ConfigError::Activation { expected, got: got.to_owned() });
         }
-        Some("linear") => Ok(RopeScaling::Linear { factor: rope.required_float("factor")? }),
-        Some("llama3") => Ok(RopeScaling::Llama3 {
-            factor: rope.required_float("factor")?,
-            low_freq_factor: rope.required_float("low_freq_factor")?,
-            high_freq_factor: rope.required_float("high_freq_factor")?,
-            original_context: checked_size(
-                "RoPE original context",
-                original_context.ok_or_else(|| ConfigError::Missing {
-                    key: "original_max_position_embeddings".to_owned(),
-                })?,
-            )?,
-        }),
-        Some(got) => Err(ConfigError::RopeScaling { got: got.to_owned() }),
     }
+    Ok(())
+}
+
+/// Which projections may have biases.
+struct Biases {
+    attention_bias: bool,
+    attention_output_bias: bool,
+    mlp_bias: bool,
+}
+
+impl Biases {
+    fn read(fields: &mut Fields<'_>, architecture: Architecture) -> Result<Self, ConfigError> {
+        let mut none = Self { attention_bias: false, attention_output_bias: false, mlp_bias: false };
+        match architecture {
+            // The class has no choice.
+            Architecture::Mistral => return Ok(none),
+            Architecture::Qwen2 => {
+                fields.boolean("attention_bias")?;
+                return Ok(Self { attention_bias: true, ..none });
+            }
+            Architecture::Llama | Architecture::SmolLM3 => {
+                none.mlp_bias = fields.boolean("mlp_bias")?.unwrap_or(false);
+            }
+            Architecture::BitNet => {
+                // The class does not know it.
+                fields.boolean("mlp_bias")?;
+            }
+            Architecture::Qwen3 | Architecture::Gemma3 => {}
+        }
+        let attention = fields.boolean("attention_bias")?.unwrap_or(false);
+        Ok(Self { attention_bias: attention, attention_output_bias: attention, ..none })
+    }
+}
+
+/// What only Gemma models have: the scale of scores, and the cap of logits.
+fn read_gemma(
+    fields: &mut Fields<'_>,
+    architecture: Architecture,
+    head_dim: u64,
+) -> Result<(Option<f32>, Option<f32>), ConfigError> {
+    if architecture != Architecture::Gemma3 {
+        return Ok((None, None));
+    }
+    let scalar = fields.float("query_pre_attn_scalar")?.unwrap_or(256.0);
+    let scale = (scalar != head_dim as f32).then(|| 1.0 / scalar.sqrt());
+    Ok((scale, fields.float("final_logit_softcapping")?))
 }

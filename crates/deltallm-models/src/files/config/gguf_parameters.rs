@@ -1,13 +1,13 @@
 //! The metadata under an architecture's name in a GGUF file. Every key is asked for, known to change nothing, or refused.
 
-use super::ConfigError;
-use crate::gguf::{Metadata, Value};
+use super::{ConfigError, LayerSet};
+use crate::gguf::{Array, Metadata, Value};
 
 /// Keys that change nothing in the graph, whatever they say.
 const IRRELEVANT: &[&str] = &[
     // The order of the rows of q and k that every Llama file has.
     "tensor_data_layout",
-    // For YaRN, which is refused.
+    // For YaRN, which asks for it.
     "rope.scaling.original_context_length",
     // How the model came about.
     "rope.scaling.finetuned",
@@ -27,6 +27,8 @@ const NEUTRAL: &[(&str, &[f64], &str)] = &[
     ("attn_logit_softcapping", &[0.0], "0, no cap on scores"),
     ("final_logit_softcapping", &[0.0], "0, no cap on logits"),
     ("rope.scaling.attn_factor", &[0.0, 1.0], "1, rotation without a factor"),
+    ("rope.scaling.yarn_attn_factor", &[1.0], "1: readers differ in what another one multiplies"),
+    ("rope.scaling.yarn_log_multiplier", &[0.0], "0, the usual factor of rotated channels"),
     ("logit_scale", &[0.0, 1.0], "1, logits as they are"),
     ("residual_scale", &[0.0, 1.0], "1, residuals as they are"),
     ("embedding_scale", &[0.0, 1.0], "1, embeddings as they are"),
@@ -87,6 +89,35 @@ impl<'a> Parameters<'a> {
         {
             None => Ok(first),
             Some(layer) => unsupported("one size for all layers", format!("another in layer {layer}")),
+        }
+    }
+
+    /// A set of layers: a number of which the last of every so many layers is none, or an array of one Boolean for each.
+    pub(super) fn layers(
+        &mut self,
+        name: &'static str,
+        layers: u64,
+    ) -> Result<Option<LayerSet>, ConfigError> {
+        let key = self.ask(name);
+        let Some(Value::Array(array)) = self.metadata.get(&key) else {
+            let period = self.metadata.integer(&key)?;
+            return Ok(period.map(|period| match period {
+                0 => LayerSet::All,
+                period => LayerSet::AllButEvery(usize::try_from(period).unwrap_or(usize::MAX)),
+            }));
+        };
+        let flag = |layer| match array {
+            Array::Bool(listed) => listed.get(layer).copied(),
+            numbers => numbers.integer(layer).map(|number| number != 0),
+        };
+        let listed: Option<Vec<bool>> = (0..array.len()).map(flag).collect();
+        match listed.filter(|listed| listed.len() as u64 == layers) {
+            Some(listed) => Ok(Some(LayerSet::Listed(listed))),
+            None => {
+                let expected = "one number, or true or false for each layer";
+                let got = format!("{} of {} for {layers} layers", array.len(), array.element_name());
+                Err(ConfigError::Unsupported { key, expected, got })
+            }
         }
     }
 

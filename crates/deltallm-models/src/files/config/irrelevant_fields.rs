@@ -30,6 +30,7 @@ const NAMES: &[&str] = &[
     "use_bfloat16",
     // How the result is computed, or in what form it is given back.
     "use_cache",
+    "cache_implementation",
     "attn_implementation",
     "use_flash_attn",
     "use_flash_attention",
@@ -65,7 +66,7 @@ const NAMES: &[&str] = &[
     // Of norms with a mean, which the graph does not have.
     "layer_norm_eps",
     "layer_norm_epsilon",
-    // From which layer on a window holds; within the window it makes no difference.
+    // Of windows that the family does not have.
     "max_window_layers",
     // How text is generated.
     "max_length",

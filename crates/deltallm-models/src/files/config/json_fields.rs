@@ -26,6 +26,11 @@ impl<'a> Fields<'a> {
         self.object.get(name).filter(|value| !value.is_null())
     }
 
+    /// Whether there is such a field, be it null.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.object.contains_key(name)
+    }
+
     fn typed<T>(
         &mut self,
         name: &'static str,
@@ -39,7 +44,8 @@ impl<'a> Fields<'a> {
     /// The fields of an object within.
     pub(super) fn object(&mut self, name: &'static str) -> Result<Option<Self>, ConfigError> {
         let object = self.typed(name, "an object", Value::as_object)?;
-        Ok(object.map(|object| Self { object, place: format!("{name}."), asked: Vec::new() }))
+        let place = format!("{}{name}.", self.place);
+        Ok(object.map(|object| Self { object, place, asked: Vec::new() }))
     }
 
     pub(super) fn string(&mut self, name: &'static str) -> Result<Option<&'a str>, ConfigError> {

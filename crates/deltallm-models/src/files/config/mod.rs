@@ -11,7 +11,14 @@ mod gguf_parameters;
 #[cfg(feature = "safetensors")]
 mod irrelevant_fields;
 #[cfg(feature = "safetensors")]
+mod json_defaults;
+#[cfg(feature = "safetensors")]
 mod json_fields;
+#[cfg(feature = "safetensors")]
+mod json_layers;
+#[cfg(feature = "safetensors")]
+mod json_rope;
+mod layer_set;
 mod model_config;
 #[cfg(feature = "safetensors")]
 mod quantization;
@@ -20,6 +27,7 @@ mod sizes;
 
 pub use architecture::{Activation, Architecture};
 pub use error::ConfigError;
+pub use layer_set::LayerSet;
 pub use model_config::ModelConfig;
 #[cfg(feature = "safetensors")]
 pub(crate) use quantization::Quantization;

@@ -1,9 +1,10 @@
 //! The parameters themselves: their checks, and their fingerprint.
 
+use deltallm_attn::Mask;
 use deltallm_core::ModelFingerprint;
 
 use super::sizes::{checked_size, positive};
-use super::{Architecture, ConfigError, RopeConfig};
+use super::{Architecture, ConfigError, LayerSet, RopeConfig};
 
 /// The parameters of a model. Values made by this crate have passed [`ModelConfig::validate`].
 ///
@@ -37,7 +38,19 @@ pub struct ModelConfig {
     pub norm_eps: f32,
     /// Rotary position embedding.
     pub rope: RopeConfig,
-    /// Positions that the model was trained for; not more than the window of a model whose attention has one.
+    /// That of [`local_layers`](Self::local_layers), where it is another.
+    pub local_rope: Option<RopeConfig>,
+    /// Layers that rotate nothing.
+    pub unrotated_layers: LayerSet,
+    /// Tokens that a query of [`local_layers`](Self::local_layers) sees: its own and those before it. `None` if they see all.
+    pub sliding_window: Option<usize>,
+    /// Layers that attend within the window.
+    pub local_layers: LayerSet,
+    /// Scores are products of queries and keys times this; `None` for one over the square root of the head size.
+    pub score_scale: Option<f32>,
+    /// Logits become `cap * tanh(logits / cap)`.
+    pub logit_softcap: Option<f32>,
+    /// Positions that the model was trained for.
     pub context_length: usize,
     /// Whether the head is the embedding.
     pub tie_embeddings: bool,
@@ -75,7 +88,35 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             return Err(ConfigError::OddHeadDim { got: self.head_dim });
         }
+        if let Some(scale) = self.score_scale {
+            positive("scale of scores", scale)?;
+        }
+        if let Some(cap) = self.logit_softcap {
+            positive("cap of logits", cap)?;
+        }
+        if let Some(window) = self.sliding_window {
+            checked_size("window", window as u64)?;
+        }
+        self.local_rope.iter().try_for_each(|rope| rope.validate(self.head_dim))?;
         self.rope.validate(self.head_dim)
+    }
+
+    /// Which keys the queries of a layer attend to.
+    pub fn mask(&self, layer: usize) -> Mask {
+        match self.sliding_window {
+            Some(window) if self.local_layers.contains(layer) => Mask::SlidingWindow(window),
+            _ => Mask::Causal,
+        }
+    }
+
+    /// The same parameters with a window for the local layers, if it leaves something out.
+    pub(super) fn with_window(mut self, window: Option<u64>) -> Self {
+        let window = window.filter(|&window| window < self.context_length as u64);
+        self.sliding_window = window.map(|window| window as usize);
+        if self.sliding_window.is_none() && self.local_rope.is_none() {
+            self.local_layers = LayerSet::Empty;
+        }
+        self
     }
 
     /// A stable name of 64 bits for the model's geometry, by which a threshold profile recognises the model it was made
@@ -88,7 +129,7 @@ impl ModelConfig {
     pub fn fingerprint(&self) -> ModelFingerprint {
         let mut text = format!(
             "{} hidden={} layers={} heads={} kv_heads={} head_dim={} intermediate={} vocab={} eps={:.3e} rope=",
-            self.architecture.name(),
+            self.architecture.fingerprint_name(),
             self.hidden_size,
             self.layers,
             self.heads,
@@ -98,10 +139,31 @@ impl ModelConfig {
             self.vocab_size,
             self.norm_eps,
         );
-        for frequency in self.rope.frequencies(self.head_dim).unwrap_or_default() {
-            text.push_str(&format!("{frequency:.2e},"));
+        push_rope(&mut text, &self.rope, self.head_dim);
+        if let Some(local) = &self.local_rope {
+            text.push_str(" local=");
+            push_rope(&mut text, local, self.head_dim);
+        }
+        // The rules by which files say it differ.
+        let different =
+            |set: &LayerSet| Vec::from_iter((0..self.layers).filter(|&layer| set.contains(layer)));
+        if self.local_rope.is_some() {
+            text.push_str(&format!(" of={:?}", different(&self.local_layers)));
+        }
+        if self.unrotated_layers != LayerSet::Empty {
+            text.push_str(&format!(" unrotated={:?}", different(&self.unrotated_layers)));
         }
         ModelFingerprint(fnv1a(text.as_bytes()))
+    }
+}
+
+/// Appends what of a rotation changes the keys.
+fn push_rope(text: &mut String, rope: &RopeConfig, head_dim: usize) {
+    for frequency in rope.frequencies(head_dim).unwrap_or_default() {
+        text.push_str(&format!("{frequency:.2e},"));
+    }
+    if rope.attention_factor() != 1.0 {
+        text.push_str(&format!("times={:.2e}", rope.attention_factor()));
     }
 }
 

@@ -113,7 +113,7 @@ impl Array {
         }
     }
 
-    fn element_name(&self) -> &'static str {
+    pub(crate) fn element_name(&self) -> &'static str {
         match self {
             Self::U8(_) => "u8",
             Self::I8(_) => "i8",

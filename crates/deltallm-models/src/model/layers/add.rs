@@ -1,4 +1,4 @@
-//! The residual connection.
+//! Sums with the residual stream, and its scale.
 
 use ndarray::{ArrayView2, ArrayViewMut2, Zip};
 
@@ -11,5 +11,14 @@ pub(crate) fn add(x: ArrayViewMut2<f32>, update: &ArrayView2<f32>) {
         pairs.par_for_each(|x, update| *x += update);
     } else {
         pairs.for_each(|x, update| *x += update);
+    }
+}
+
+/// `x *= factor`, `[tokens, hidden]`.
+pub(crate) fn scale(mut x: ArrayViewMut2<f32>, factor: f32) {
+    if worth_sharing(x.len()) {
+        x.par_mapv_inplace(|x| x * factor);
+    } else {
+        x.mapv_inplace(|x| x * factor);
     }
 }

@@ -7,7 +7,8 @@ use deltallm_simd::{
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, Ix2};
 use rayon::prelude::*;
 
-use super::{rms_norm_in_place, silu::silu_product};
+use super::gates::{gelu_product, silu_product};
+use super::rms_norm_in_place;
 use crate::files::config::Activation;
 use crate::linear::inputs::{Inputs, Rounded};
 use crate::model::buffer::Buffer;
@@ -36,6 +37,7 @@ pub(crate) fn gated_mlp(
         layer.up.apply_into(&mut inputs, up.view_mut());
         match config.architecture.activation() {
             Activation::Silu => for_each_part(isa, gate.view_mut(), &up.view(), silu_product),
+            Activation::GeluTanh => for_each_part(isa, gate.view_mut(), &up.view(), gelu_product),
             Activation::SquaredRelu => for_each_part(isa, gate.view_mut(), &up.view(), squared_relu_product),
         }
         if let Some(norm) = &layer.mlp_sub_norm {

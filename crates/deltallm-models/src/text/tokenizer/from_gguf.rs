@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 
-use super::normalizer::Normalizer;
 use super::pieces::Pieces;
 use super::pre_tokenizer::{self, PreTokenizers};
 use super::special::{SpecialToken, SpecialTokens};
@@ -41,7 +40,7 @@ impl Tokenizer {
         } else {
             let pre = pre_tokenizer::named(vocabulary.pre.unwrap_or("default"))?;
             let model = byte_level::model(vocabulary, &kinds, pre.ignore_merges)?;
-            (Normalizer::default(), pre.steps.into(), model, pre.add_bos)
+            (pre.normalizer, pre.steps.into(), model, pre.add_bos)
         };
         let or_usual =
             |id: Option<u32>, usual: u32| id.or((spm && (usual as usize) < tokens.len()).then_some(usual));

@@ -4,6 +4,7 @@
 //! original tokenizer.json files, except `default`, which is llama.cpp's.
 
 use serde_json::{Value, json};
+use tokenizers::normalizers::NFC;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::pre_tokenizers::digits::Digits;
 use tokenizers::pre_tokenizers::sequence::Sequence;
@@ -12,13 +13,27 @@ use tokenizers::{PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, Spl
 
 use super::TokenizerError;
 use super::components::PRE_TOKENIZER;
+use super::normalizer::Normalizer;
 use super::split::Split;
 
 /// The names understood, aliases included.
-const SUPPORTED: &[&str] = &["smollm", "llama-bpe", "llama3", "llama-v3", "default", "gpt-2"];
+const SUPPORTED: &[&str] = &[
+    "smollm",
+    "llama-bpe",
+    "llama3",
+    "llama-v3",
+    "smaug-bpe",
+    "qwen2",
+    "deepseek-r1-qwen",
+    "default",
+    "gpt-2",
+];
 
 /// Llama 3: contractions, words with one leading symbol, up to three digits, punctuation, line ends, spaces.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Qwen 2: the same with digits one by one.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// llama.cpp's fallback: punctuation apart, GPT-2's rule, numbers apart, and then in threes.
 const DEFAULT: [&str; 4] = [
@@ -101,6 +116,8 @@ impl From<PreTokenizerWrapper> for PreTokenizers {
 /// A pre-tokenizer by its name, and what the name implies.
 pub(super) struct PreTokenizer {
     pub(super) steps: PreTokenizerWrapper,
+    /// What is done to a text before. llama.cpp leaves it out.
+    pub(super) normalizer: Normalizer,
     /// Whether a whole pre-token that is a token is taken without merging.
     pub(super) ignore_merges: bool,
     /// Whether a text gets a BOS in front where the file does not say.
@@ -114,15 +131,22 @@ pub(super) fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
     let steps = match name {
         "gpt-2" => gpt2.into(),
         "smollm" => sequence([Digits::new(true).into(), gpt2.into()]),
-        "llama-bpe" | "llama3" | "llama-v3" => sequence([split(LLAMA3)?, bytes_only.into()]),
+        // SmolLM3's files have the last name.
+        "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => sequence([split(LLAMA3)?, bytes_only.into()]),
+        "qwen2" | "deepseek-r1-qwen" => sequence([split(QWEN2)?, bytes_only.into()]),
         "default" => {
             let [punctuation, words, numbers, threes] = DEFAULT;
             sequence([split(punctuation)?, split(words)?, split(numbers)?, split(threes)?, bytes_only.into()])
         }
         got => return Err(TokenizerError::UnknownPreTokenizer { got: got.to_owned(), supported: SUPPORTED }),
     };
-    let llama3 = matches!(name, "llama-bpe" | "llama3" | "llama-v3");
-    Ok(PreTokenizer { steps, ignore_merges: llama3, add_bos: llama3 })
+    let normalizer = match name {
+        "qwen2" => Normalizer::new(vec![NFC.into()]),
+        _ => Normalizer::default(),
+    };
+    let add_bos = matches!(name, "llama-bpe" | "llama3" | "llama-v3");
+    // The vocabulary of Llama 3 has words that no merge makes.
+    Ok(PreTokenizer { steps, normalizer, ignore_merges: add_bos || name == "smaug-bpe", add_bos })
 }
 
 fn sequence<const N: usize>(steps: [PreTokenizerWrapper; N]) -> PreTokenizerWrapper {
