@@ -3,9 +3,12 @@
 //! Templates are Jinja, come with the model, and are not trusted: their size, depth, work and output are limited. Names and
 //! white-space rules are those of `transformers`' `apply_chat_template`.
 
+mod builtins;
+mod cost;
 mod environment;
 mod error;
 mod json;
+mod operands;
 mod source;
 
 use std::{io, panic, thread};
