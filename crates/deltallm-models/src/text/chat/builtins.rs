@@ -64,6 +64,7 @@ fn add_filters_of_lists(environment: &mut Environment) {
          attribute: Option<&str>,
          options: Kwargs| {
             cost::walk(state, list)?;
+            let separator = separator.or(options.get::<Option<Value>>("d")?);
             let separator = separator.map(|separator| cost::text(state, separator)).transpose()?;
             let separator = separator.as_ref().map(|text| StringInput::new(state, text)).transpose()?;
             filters::join(state, list, separator, attribute, options)
