@@ -282,10 +282,8 @@ impl Marker<'_> {
         let Some(closed) = self.groups.pop() else { return };
         match closed.kind {
             Kind::Subscript if closed.is_slice => self.wrap_operand(FLAT, closed.start - 1),
-            Kind::Subscript => {
-                if self.wrap_key(closed.start, start) {
-                    self.wrap_operand(INDEXED, closed.start - 1);
-                }
+            Kind::Subscript if self.wrap_key(closed.start, start) => {
+                self.wrap_operand(INDEXED, closed.start - 1);
             }
             Kind::Changed if !self.tag[closed.start..start].trim().is_empty() => {
                 self.wrap(closed.start, start, WALKED);
