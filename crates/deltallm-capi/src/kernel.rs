@@ -227,7 +227,8 @@ pub unsafe extern "C" fn deltallm_kernel_attend(
             if tokens == 0 {
                 return Ok(());
             }
-            let [k, v] = [k_shape, v_shape].map(|[_, heads, channels]| HeadsView::new(&[], [0, heads, channels]));
+            let [k, v] =
+                [k_shape, v_shape].map(|[_, heads, channels]| HeadsView::new(&[], [0, heads, channels]));
             // SAFETY: the caller's promise.
             let queries = unsafe { q.heads("q", q_shape) }?;
             // SAFETY: the caller's promise, and that `q` is elsewhere is checked before there is a slice.

@@ -110,7 +110,15 @@ impl KernelContext {
     /// feature `rayon` is on.
     pub fn new(shape: AttentionShape) -> Self {
         let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::default();
-        Self { shape, masks: Arc::default(), sink_logits: Arc::default(), log_sum_exp: false, isa, budget, parallel }
+        Self {
+            shape,
+            masks: Arc::default(),
+            sink_logits: Arc::default(),
+            log_sum_exp: false,
+            isa,
+            budget,
+            parallel,
+        }
     }
 
     /// Sets which keys the queries of each layer attend to.
