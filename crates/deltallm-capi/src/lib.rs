@@ -71,8 +71,9 @@ mod tests;
 pub use error::{DeltallmStatus, deltallm_last_error};
 pub use kernel::{
     DELTALLM_ABI_VERSION, DeltallmFootprint, DeltallmKernel, DeltallmStats, deltallm_abi_version,
-    deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_forward,
+    deltallm_kernel_attend, deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_forward,
     deltallm_kernel_forward_views, deltallm_kernel_free, deltallm_kernel_head_stats, deltallm_kernel_len,
-    deltallm_kernel_new, deltallm_kernel_stats, deltallm_kernel_truncate, deltallm_version,
+    deltallm_kernel_log_sum_exp, deltallm_kernel_new, deltallm_kernel_stats, deltallm_kernel_truncate,
+    deltallm_version,
 };
 pub use memory::{DeltallmView, DeltallmViewMut};
