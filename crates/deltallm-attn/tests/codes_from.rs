@@ -180,6 +180,32 @@ fn the_zero_fraction_counts_keys_that_are_not_coded_yet() {
     assert!((0.2..0.9).contains(&late.stats().total().zero_fraction()));
 }
 
+/// The table of many small pages of one channel takes more than they save.
+#[test]
+fn a_window_keeps_large_pages_where_small_ones_take_more_also_after_a_cut() {
+    let shape = AttentionShape::new(1, 1, 1).unwrap();
+    let inputs = Inputs::new(shape, 700, 7);
+    for store in QUANTISED {
+        let budget = MemoryBudget::unlimited();
+        let options = AttentionOptions::default().store(store).isa(isa()).budget(budget.clone());
+        let config = config(store, 0.1, Window::Sliding(200), 0).codes_from(0).options(options);
+        let mut kernel = HybridAttention::new(shape, config).unwrap();
+        let fill = |kernel: &mut HybridAttention, ends: std::ops::RangeInclusive<usize>| {
+            for end in ends {
+                let out = inputs.call(kernel, end).unwrap();
+                assert!(out.iter().all(|x| x.abs() <= 1.001), "{out:?}");
+                assert_eq!(budget.used(), kernel.footprint().total(), "{store}, {end} tokens");
+            }
+        };
+        fill(&mut kernel, 1..=400);
+        // Four pages of 64 numbers in f16 for the keys, and as many for the values.
+        assert_eq!(kernel.footprint().window, 1024, "{store}");
+        // The exact keys before token 192 are gone, and the window does not come back to them.
+        kernel.truncate(100).unwrap();
+        fill(&mut kernel, 101..=700);
+    }
+}
+
 /// Going from f16 to codes frees memory, so it works where a budget has nothing left.
 #[test]
 fn codes_begin_within_a_budget_that_is_used_up() {
