@@ -248,6 +248,27 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
     }
 }
 
+#[test]
+fn an_escape_that_ended_with_a_key_that_is_gone_goes_on() {
+    let far = [1e6];
+    let keys: Vec<Vec<f32>> = vec![vec![0.0], far.to_vec(), vec![0.0]];
+    let mut matrix = coded(&keys, &vec![0.5].into());
+    let mut charge = MemoryBudget::unlimited().reservation();
+    matrix.truncate(2, &mut charge).unwrap();
+    // The channel rests, and is read from where it was sent.
+    matrix.push(&far, &mut charge).unwrap();
+    assert_eq!(reconstruction(&matrix), [0.0, far[0], far[0]]);
+}
+
+#[test]
+fn a_step_below_the_normal_numbers_has_no_codes() {
+    for theta in [5e-39, 1e-44] {
+        let matrix = coded(&[vec![1e-38]], &vec![theta].into());
+        assert_eq!(escapes(&matrix), 1, "{theta}");
+        assert_eq!(reconstruction(&matrix), [1e-38]);
+    }
+}
+
 /// Keys of which all channels escape have made room for themselves, which must not outlive them.
 #[test]
 fn bytes_after_a_cut_are_those_of_keys_that_came_one_by_one() {

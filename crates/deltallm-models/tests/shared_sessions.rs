@@ -27,7 +27,8 @@ fn model() -> Arc<Model> {
 struct Member {
     session: Session,
     alone: Session,
-    /// Whether the two may differ: the session has been narrowed, or its prompt was cut into smaller chunks.
+    /// Whether the two may differ: the session has been narrowed, its prompt was cut into smaller chunks, or
+    /// some of these had been read when it failed.
     parted: bool,
 }
 
@@ -112,6 +113,8 @@ impl Member {
             }
             Err(error) => {
                 assert!(error.is_budget_exhausted(), "{error}");
+                // Chunks that had been read are rewound, and exact keys that they had pushed out of windows do not come back.
+                self.parted |= chunks > 0;
                 false
             }
         }
