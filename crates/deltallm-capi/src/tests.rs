@@ -545,7 +545,8 @@ fn a_profile_brings_the_settings_of_its_layers() {
         let message = format!("{field}: expected none beside a profile, which has its own, got one");
         assert!(error.contains(&message), "{error}");
     }
-    // Dense attention takes a profile, and nothing from it: its cache is in f32, not in the profile's f16.
+    // Dense attention takes a profile, and nothing from it: not its store either.
+    let profile = profile.replace(r#""sinks""#, r#""store": "f16", "sinks""#);
     let kernel = new(&format!(r#"{{"kernel": "dense", {SIZES}{profile}, "layer": 1}}"#)).unwrap();
     let without = dense();
     assert_eq!(forward(&kernel, 0, 100), forward(&without, 0, 100));

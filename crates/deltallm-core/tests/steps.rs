@@ -258,6 +258,7 @@ fn an_escape_that_ended_with_a_key_that_is_gone_goes_on() {
     // The channel rests, and is read from where it was sent.
     matrix.push(&far, &mut charge).unwrap();
     assert_eq!(reconstruction(&matrix), [0.0, far[0], far[0]]);
+    assert_eq!(decoded(&matrix), reconstruction(&matrix));
 }
 
 #[test]
