@@ -216,7 +216,7 @@ mod tests {
             let (mut max, mut total, mut sums) = ([f32::NEG_INFINITY; 2], [0.0; 2], [0.0; 32]);
             let mut state = Softmax { max: &mut max, total: &mut total, sums: &mut sums };
             select(isa, &scores, u64::MAX, None, &mut weights, &mut state, &mut kept);
-            assert_eq!(total, [64.0, 0.0], "{isa}");
+            assert!((total[0] - 64.0).abs() < 1e-3 && total[1] == 0.0, "{isa}: {total:?}");
         }
     }
 
