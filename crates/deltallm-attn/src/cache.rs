@@ -124,11 +124,11 @@ impl FarKeys {
     /// of that type already, exactly, so what comes in is off by no more than it was. Returns the deltas that are no longer held.
     fn keep_small(&mut self, charge: &mut Reservation) -> Result<Option<DeltaMatrix>, CoreError> {
         let Self::Delta(matrix) = self else { return Ok(None) };
-        let (channels, growth) = (matrix.channels(), matrix.growth(1));
-        let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
-        if growth == 0 || held + growth <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
+        let channels = matrix.channels();
+        if matrix.bytes_with_next() <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
             return Ok(None);
         }
+        let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
         let mut whole = MemoryBudget::unlimited().reservation();
         let mut rows = PagedRows::starting_at(matrix.first(), channels, ElementType::F16, BLOCK_TOKENS);
         let mut keys = Vec::new();

@@ -576,15 +576,45 @@ fn a_profile_brings_the_settings_of_its_layers() {
         ("", "layer: expected the profile's layer that this kernel is, got none"),
         (r#", "layer": 2"#, "layer: expected less than 2, the layers of the profile, got 2"),
         (r#", "layer": 18446744073709551615"#, "layer: expected less than 2"),
-        (
-            r#", "layer": 1, "window": 64"#,
-            "window: expected none beside a profile, which has its own, got one",
-        ),
     ] {
         let (status, error) = hybrid(&format!("{profile}{more}")).err().unwrap();
         assert_eq!(status, Config);
         assert!(error.contains(message), "{more}: {error}");
     }
+    // What a profile has settled is not to be given beside it.
+    for (field, value) in [
+        ("thresholds", r#"{"theta": 1}"#),
+        ("window", "64"),
+        ("sinks", "4"),
+        ("skip_margin", "3"),
+        ("exact_prompt", "0"),
+    ] {
+        let (status, error) = hybrid(&format!(r#"{profile}, "layer": 1, "{field}": {value}"#)).err().unwrap();
+        assert_eq!(status, Config);
+        let message = format!("{field}: expected none beside a profile, which has its own, got one");
+        assert!(error.contains(&message), "{error}");
+    }
+    // Dense attention takes a profile, and nothing from it: not its store either.
+    let profile = profile.replace(r#""sinks""#, r#""store": "f16", "sinks""#);
+    let kernel = new(&format!(r#"{{"kernel": "dense", {SIZES}{profile}, "layer": 1}}"#)).unwrap();
+    let without = dense();
+    assert_eq!(forward(&kernel, 0, 100), forward(&without, 0, 100));
+    assert_eq!(footprint(&kernel), footprint(&without));
+}
+
+#[test]
+fn a_soft_cap_changes_the_answers_as_it_does_inside() {
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    let options = AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap());
+    let mut inside = DenseAttention::new(shape, options.softcap(0.5)).unwrap();
+    let ([q, k, v], mut expected) = (tokens(0, 20), vec![0.0; 20 * Q]);
+    let [q, k, v] =
+        [(&q, 4), (&k, 2), (&v, 2)].map(|(data, heads)| HeadsView::new(data, [20, heads, 8]).unwrap());
+    inside.forward_heads(q, k, v, HeadsViewMut::new(&mut expected, [20, 4, 8]).unwrap()).unwrap();
+    let capped = new(&format!(r#"{{"kernel": "dense", {SIZES}, "softcap": 0.5}}"#)).unwrap();
+    let answer = forward(&capped, 0, 20);
+    assert_ne!(answer, forward(&dense(), 0, 20));
+    assert_eq!(answer, (Ok, expected));
 }
 
 #[test]
