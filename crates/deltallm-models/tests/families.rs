@@ -5,13 +5,15 @@
 mod common;
 
 use common::{
-    files::fixture,
+    files::{directory, fixture},
     models::{argmax, dense_kernels, harmless_kernels, load_model},
 };
 use deltallm_attn::{AttentionKernel, Mask};
-use deltallm_models::{LogitRows, Model, ModelFile};
+use deltallm_models::{LogitRows, Model, ModelError, ModelFile};
 use ndarray::Array2;
+use safetensors::SafeTensors;
 use serde::Deserialize;
+use serde_json::Value as Json;
 
 #[derive(Deserialize)]
 struct Golden {
@@ -156,7 +158,7 @@ fn a_window_of_one_token_more_or_less_is_another_model() {
     let golden = golden("mistral/window");
     for wrong in [19, 21] {
         let text = std::fs::read_to_string(fixture("mistral/window").join("config.json")).unwrap();
-        let folder = common::files::directory(&format!("window-{wrong}"));
+        let folder = directory(&format!("window-{wrong}"));
         let text = text.replace("\"sliding_window\": 20", &format!("\"sliding_window\": {wrong}"));
         std::fs::write(folder.join("config.json"), text).unwrap();
         let weights = fixture("mistral/window").join("model.safetensors");
@@ -164,5 +166,46 @@ fn a_window_of_one_token_more_or_less_is_another_model() {
         let model = load_model(ModelFile::open(&folder).unwrap()).unwrap();
         let logits = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::All).unwrap();
         assert!(off(&golden, &logits) > 1e-2, "{wrong}");
+    }
+}
+
+/// Newer and older files of a model that sees images hold the one that reads text under other names.
+#[test]
+fn the_text_part_of_a_model_that_sees_images_is_the_model_alone() {
+    let (case, golden) = ("gemma3/every-sixth", golden("gemma3/every-sixth"));
+    let text: Json =
+        serde_json::from_slice(&std::fs::read(fixture(case).join("config.json")).unwrap()).unwrap();
+    let bytes = std::fs::read(fixture(case).join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for (newer, extra) in [(true, None), (false, None), (false, Some("audio_tower.weight"))] {
+        let folder = directory(&format!("sees-images-{newer}-{}", extra.is_some()));
+        let mut text = text.clone();
+        text.as_object_mut().unwrap().remove("architectures");
+        let config = serde_json::json!({
+            "architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3", "text_config": text,
+            "vision_config": {"hidden_size": 32, "model_type": "siglip_vision_model"}, "mm_tokens_per_image": 4,
+            "boi_token_index": 5, "eoi_token_index": 6, "image_token_index": 7, "initializer_range": 0.02,
+        });
+        std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
+        let name = |name: &str| match newer {
+            true => name.replacen("model.", "model.language_model.", 1),
+            false => format!("language_model.{name}"),
+        };
+        let mut named: Vec<_> = tensors.iter().map(|(tensor, view)| (name(tensor), view)).collect();
+        let norm = tensors.tensor("model.norm.weight").unwrap();
+        named.push(("vision_tower.vision_model.post_layernorm.weight".to_owned(), norm.clone()));
+        named.push(("multi_modal_projector.mm_soft_emb_norm.weight".to_owned(), norm.clone()));
+        named.extend(extra.map(|name| (name.to_owned(), norm)));
+        let file = safetensors::serialize(named, None).unwrap();
+        std::fs::write(folder.join("model.safetensors"), file).unwrap();
+        let model = ModelFile::open(&folder).and_then(load_model);
+        if let Some(extra) = extra {
+            let error = model.unwrap_err();
+            assert!(matches!(&error, ModelError::UnknownTensor { tensor, .. } if tensor == extra), "{error}");
+            continue;
+        }
+        let model = model.unwrap();
+        let logits = model.forward(&golden.tokens, &mut dense_kernels(&model), LogitRows::All).unwrap();
+        assert!(off(&golden, &logits) <= 1e-4);
     }
 }

@@ -59,7 +59,7 @@
 //! - [`core`]: delta coding, thresholds, budgets, statistics.
 //! - [`attn`]: the kernels; what an engine needs most is re-exported here.
 //! - `calibration` (feature `ndarray`, on by default): finds the settings of a model, in any engine.
-//! - `models` (feature `models`): Llama and BitNet graphs, loaders, tokenizer and sampling around the kernels.
+//! - `models` (feature `models`): one graph for Llama, Mistral, Qwen, SmolLM, Gemma and BitNet models, loaders, tokenizer and sampling around the kernels.
 //!
 //! # Features
 //!
@@ -68,7 +68,7 @@
 //! | `ndarray` | on | `forward` for arrays, `deltallm::ndarray`, and calibration; without it there are slices |
 //! | `rayon` | on | attention on several threads |
 //! | `serde` | off | profiles, thresholds, statistics and footprints as JSON |
-//! | `models` | off | the runtime for Llama and BitNet models, `deltallm::models`, with both of its file formats |
+//! | `models` | off | the runtime for language models of the Llama kind, `deltallm::models`, with both of its file formats |
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

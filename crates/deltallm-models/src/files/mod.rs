@@ -11,3 +11,5 @@ pub(crate) mod names;
 pub mod quant;
 #[cfg(feature = "safetensors")]
 pub(crate) mod safetensors;
+#[cfg(feature = "safetensors")]
+pub(crate) mod sees_images;

@@ -4,6 +4,8 @@ use super::file::{ModelFile, Source};
 #[cfg(feature = "safetensors")]
 use crate::files::config::Quantization;
 use crate::files::names::{Format, Part, ROPE_FACTORS};
+#[cfg(feature = "safetensors")]
+use crate::files::sees_images::{Belongs, belongs, text_part};
 use crate::{LayerTensor, ModelConfig, ModelError, TensorId};
 
 impl ModelFile {
@@ -30,6 +32,20 @@ impl ModelFile {
     /// What is wrong with a tensor of that name; `None` for one that is used or changes nothing.
     fn unknown(&self, name: &str, config: &ModelConfig) -> Option<&'static str> {
         let format = self.format();
+        #[cfg(feature = "safetensors")]
+        let alone;
+        #[cfg(feature = "safetensors")]
+        let name = match &self.source {
+            Source::Safetensors(model) if text_part(model.config()).is_some() => match belongs(name) {
+                Belongs::Text(name) => {
+                    alone = name;
+                    &*alone
+                }
+                Belongs::Images => return None,
+                Belongs::Nothing => return Some("one that this architecture does not have"),
+            },
+            _ => name,
+        };
         let Some((id, part)) = TensorId::parse(format, name) else {
             return (!is_parameter(format, name)).then_some("one that this architecture does not have");
         };

@@ -10,6 +10,8 @@ use deltallm_simd::Isa;
 #[cfg(feature = "gguf")]
 use crate::files::gguf_model::GgufModel;
 use crate::files::names::{Format, Part};
+#[cfg(feature = "safetensors")]
+use crate::files::sees_images::{self, text_part};
 use crate::quant::TensorType;
 #[cfg(feature = "safetensors")]
 use crate::{Architecture, SafetensorsModel};
@@ -221,7 +223,7 @@ impl ModelFile {
             #[cfg(feature = "safetensors")]
             Source::Safetensors(model) => {
                 let name = model.config()["model_type"].as_str().unwrap_or_default();
-                match Architecture::from_model_type(name) {
+                match Architecture::from_model_type(name).or(text_part(model.config())) {
                     Some(architecture) if architecture.has_post_norms() => Format::SafetensorsWithPostNorms,
                     _ => Format::Safetensors,
                 }
@@ -247,8 +249,20 @@ impl ModelFile {
         })
     }
 
-    pub(super) fn contains(&self, id: TensorId, part: Part) -> bool {
+    /// The name that a tensor has in this file.
+    pub(super) fn name(&self, id: TensorId, part: Part) -> String {
         let name = id.name(self.format(), part);
+        match &self.source {
+            #[cfg(feature = "safetensors")]
+            Source::Safetensors(model) if text_part(model.config()).is_some() => {
+                sees_images::names(&name).into_iter().find(|name| model.contains(name)).unwrap_or(name)
+            }
+            _ => name,
+        }
+    }
+
+    pub(super) fn contains(&self, id: TensorId, part: Part) -> bool {
+        let name = self.name(id, part);
         match &self.source {
             #[cfg(feature = "gguf")]
             Source::Gguf(model) => model.tensor(&name).is_some(),
@@ -258,7 +272,7 @@ impl ModelFile {
     }
 
     pub(super) fn raw(&self, id: TensorId, part: Part) -> Result<RawTensor<'_>, ModelError> {
-        let name = id.name(self.format(), part);
+        let name = self.name(id, part);
         match &self.source {
             #[cfg(feature = "gguf")]
             Source::Gguf(model) => {

@@ -154,7 +154,7 @@ impl ModelFile {
         [rows, columns]: [usize; 2],
         factor: impl Fn(f32) -> f32,
     ) -> Result<TernaryLinear, ModelError> {
-        let name = id.name(self.format(), Part::Weight);
+        let name = self.name(id, Part::Weight);
         let (shape, bytes) = model.packed(&name)?;
         let file = || self.path.clone();
         if !rows.is_multiple_of(4) {

@@ -33,10 +33,11 @@ fn config(writer: &GgufWriter) -> Result<ModelConfig, ConfigError> {
 #[test]
 fn other_architectures() {
     let json = |got: &str| {
-        let expected = "`llama`, `bitnet`, `mistral`, `qwen2`, `qwen3`, `smollm3` and `gemma3_text`";
+        let expected =
+            "`llama`, `bitnet`, `mistral`, `qwen2`, `qwen3`, `smollm3`, `gemma3_text` and `gemma3`";
         ConfigError::Architecture { expected, got: got.into() }
     };
-    for name in ["qwen2_moe", "gemma2", "gemma3", "mixtral"] {
+    for name in ["qwen2_moe", "gemma2", "gemma3n", "mixtral"] {
         assert_eq!(refused("model_type", json!(name)), json(name));
     }
     assert_eq!(refused("model_type", Json::Null), json(""));

@@ -8,6 +8,7 @@ mod biases;
 mod completeness;
 mod config;
 mod directories;
+mod families;
 mod fuzz_seeds;
 mod gguf_properties;
 mod quantised;

@@ -2,8 +2,10 @@
 
 use deltallm_models::gguf::Value;
 use deltallm_models::{ConfigError, ModelConfig, RopeScaling};
+use serde::Deserialize;
 use serde_json::{Value as Json, json};
 
+use crate::common::files::fixture;
 use crate::common::parameters::{llama_3_2_1b, with};
 use crate::common::tiny;
 
@@ -106,4 +108,99 @@ fn a_scaling_that_is_not_understood_in_full_is_refused() {
             "{what}: {error}"
         );
     }
+}
+
+#[derive(Deserialize)]
+struct Rotation {
+    parameters: Json,
+    frequencies: Vec<f32>,
+    factor: f32,
+}
+
+/// Of `tools/goldens/families.py`: heads of 16 channels, 256 positions.
+#[test]
+fn frequencies_and_factors_equal_those_of_transformers() {
+    let rotations = std::fs::read(fixture("rope.json")).unwrap();
+    let rotations: Vec<Rotation> = serde_json::from_slice(&rotations).unwrap();
+    assert!(rotations.len() > 10);
+    for Rotation { parameters, frequencies, factor } in rotations {
+        let parameters = with(parameters, "rope_theta", json!(10_000.0));
+        let changes = json!({"head_dim": 16, "max_position_embeddings": 256, "rope_parameters": parameters});
+        let rope = config(changes).unwrap().rope;
+        assert!((rope.attention_factor() - factor).abs() <= 1e-6 * factor, "{parameters}");
+        for (got, expected) in rope.frequencies(16).unwrap().iter().zip(&frequencies) {
+            assert!((got - expected).abs() <= 2e-6 * expected, "{parameters}: {got}, {expected}");
+        }
+    }
+}
+
+#[test]
+fn yarn_in_a_gguf_file_is_that_of_transformers() {
+    let writer = tiny::llama()
+        .set("llama.rope.scaling.type", Value::String("yarn".into()))
+        .set("llama.rope.scaling.factor", Value::F32(4.0));
+    let scaling = |writer| tiny::config(&writer).map(|config| config.rope.scaling);
+    let expected = |original_context, beta_fast, beta_slow, times| RopeScaling::Yarn {
+        factor: 4.0,
+        original_context,
+        beta_fast,
+        beta_slow,
+        attention_factor: times * (0.1 * 4.0_f32.ln() + 1.0),
+        truncate: true,
+    };
+    // The context's 64 where the file does not say the original one.
+    assert_eq!(scaling(writer.clone()), Ok(expected(64, 32.0, 1.0, 1.0)));
+    let all = [
+        ("original_context_length", Value::U32(16)),
+        ("yarn_beta_fast", Value::F32(8.0)),
+        ("yarn_beta_slow", Value::F32(2.0)),
+        ("attn_factor", Value::F32(1.5)),
+        ("yarn_ext_factor", Value::F32(1.0)),
+        ("yarn_attn_factor", Value::F32(1.0)),
+        ("yarn_log_multiplier", Value::F32(0.0)),
+    ];
+    let said = all
+        .into_iter()
+        .fold(writer.clone(), |writer, (key, value)| writer.set(&format!("llama.rope.scaling.{key}"), value));
+    assert_eq!(scaling(said), Ok(expected(16, 8.0, 2.0, 1.5)));
+    for key in ["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"] {
+        let key = format!("llama.rope.scaling.{key}");
+        let error = scaling(writer.clone().set(&key, Value::F32(0.5))).unwrap_err();
+        assert!(matches!(&error, ConfigError::Unsupported { key: got, .. } if *got == key), "{error}");
+    }
+    let error = scaling(writer.f32_tensor("rope_freqs.weight", &[2], &[1.0, 8.0])).unwrap_err();
+    assert!(matches!(&error, ConfigError::Unsupported { key, .. } if key == "rope_freqs.weight"), "{error}");
+}
+
+#[test]
+fn dynamic_scaling_changes_nothing_up_to_the_context_which_is_the_end() {
+    let dynamic = json!({"rope_type": "dynamic", "factor": 4.0});
+    let scaled = config(json!({"rope_scaling": dynamic, "max_position_embeddings": 64})).unwrap();
+    let plain = config(json!({"max_position_embeddings": 64})).unwrap();
+    assert_eq!(scaled.rope.frequencies(64), plain.rope.frequencies(64));
+    assert_eq!(scaled.context_length, 64);
+    assert!(config(json!({"rope_scaling": {"rope_type": "dynamic"}})).is_err());
+}
+
+#[test]
+fn yarn_out_of_range_is_refused() {
+    let yarn = |key: &str, value: Json| {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+        config(json!({"rope_scaling": with(yarn, key, value)}))
+    };
+    for (key, value) in [
+        ("factor", json!(0.0)),
+        ("factor", json!(-1.0)),
+        ("beta_fast", json!(-1.0)),
+        ("beta_slow", json!(-1.0)),
+        ("attention_factor", json!(0.0)),
+    ] {
+        assert!(matches!(yarn(key, value), Err(ConfigError::NotPositive { .. })), "{key}");
+    }
+    for got in [0, 1_u64 << 40] {
+        let error = yarn("original_max_position_embeddings", json!(got));
+        assert!(matches!(error, Err(ConfigError::Size { .. })), "{got}");
+    }
+    // A base of 1 has one frequency only, and no ramp.
+    assert!(matches!(yarn("rope_theta", json!(1.0)), Err(ConfigError::NotPositive { .. })));
 }

@@ -1,6 +1,7 @@
 //! Properties and edge cases of tokenizers.
 
 mod added_tokens;
+mod gemma;
 #[cfg(feature = "gguf")]
 mod gguf_defaults;
 #[cfg(feature = "gguf")]
@@ -277,14 +278,26 @@ fn unknown_pre_tokenizer_names_the_known_ones() {
     let error = refused(&GgufVocabulary { pre: Some("klingon"), ..tiny() });
     assert!(matches!(&error, TokenizerError::UnknownPreTokenizer { got, .. } if got == "klingon"));
     let message = error.to_string();
-    for name in ["klingon", "smollm", "llama-bpe", "llama3", "llama-v3", "default", "gpt-2"] {
+    for name in
+        ["klingon", "smollm", "llama-bpe", "llama3", "llama-v3", "smaug-bpe", "qwen2", "default", "gpt-2"]
+    {
         assert!(message.contains(name), "{message}");
     }
 }
 
 #[test]
 fn every_known_pre_tokenizer_builds() {
-    for name in ["smollm", "llama-bpe", "llama3", "llama-v3", "default", "gpt-2"] {
+    for name in [
+        "smollm",
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "smaug-bpe",
+        "qwen2",
+        "deepseek-r1-qwen",
+        "default",
+        "gpt-2",
+    ] {
         Tokenizer::from_gguf_vocabulary(&GgufVocabulary { pre: Some(name), ..tiny() }).unwrap();
     }
     Tokenizer::from_gguf_vocabulary(&GgufVocabulary { pre: None, ..tiny() }).unwrap();

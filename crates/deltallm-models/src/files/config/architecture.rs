@@ -153,7 +153,7 @@ impl Architecture {
     /// What [`from_model_type`](Self::from_model_type) knows, for messages.
     #[cfg(feature = "safetensors")]
     pub(crate) const MODEL_TYPES: &str =
-        "`llama`, `bitnet`, `mistral`, `qwen2`, `qwen3`, `smollm3` and `gemma3_text`";
+        "`llama`, `bitnet`, `mistral`, `qwen2`, `qwen3`, `smollm3`, `gemma3_text` and `gemma3`";
 }
 
 impl Activation {

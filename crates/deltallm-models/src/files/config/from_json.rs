@@ -9,6 +9,7 @@ use super::json_rope::read_rope;
 use super::sizes::{checked_size, default_head_dim};
 use super::{Architecture, ConfigError, ModelConfig, Quantization};
 use crate::files::json;
+use crate::files::sees_images::text_part;
 
 impl ModelConfig {
     /// Reads the parameters from the text of a `config.json`. Absent entries take the defaults of the family's class in
@@ -25,17 +26,43 @@ impl ModelConfig {
     pub(crate) fn from_value(json: &Value) -> Result<Self, ConfigError> {
         let mut fields = Fields::new(json)?;
         let name = fields.string("model_type")?.unwrap_or_default();
-        let Some(architecture) = Architecture::from_model_type(name) else {
-            let expected = Architecture::MODEL_TYPES;
-            return Err(ConfigError::Architecture { expected, got: name.to_owned() });
-        };
+        if let Some(architecture) = text_part(json) {
+            return Self::read_text_part(fields, architecture);
+        }
+        match Architecture::from_model_type(name) {
+            Some(architecture) => Self::read(fields, architecture),
+            None => {
+                Err(ConfigError::Architecture { expected: Architecture::MODEL_TYPES, got: name.to_owned() })
+            }
+        }
+    }
+
+    /// Of a model that sees images too.
+    fn read_text_part(mut fields: Fields<'_>, architecture: Architecture) -> Result<Self, ConfigError> {
+        refuse_other_classes(&mut fields, "Gemma3ForConditionalGeneration")?;
+        read_quantization(&mut fields, architecture)?;
+        let tie_embeddings = fields.boolean("tie_word_embeddings")?.unwrap_or(true);
+        for name in OF_IMAGES {
+            fields.present(name);
+        }
+        let text = fields.object("text_config")?;
+        let mut text = text.ok_or_else(|| ConfigError::Missing { key: "text_config".to_owned() })?;
+        fields.refuse_others()?;
+        if let Some(got) = text.string("model_type")?.filter(|&got| got != architecture.name()) {
+            return Err(text.unsupported("model_type", "`gemma3_text`", got));
+        }
+        text.boolean("tie_word_embeddings")?;
+        Ok(Self { tie_embeddings, ..Self::read(text, architecture)? })
+    }
+
+    fn read(mut fields: Fields<'_>, architecture: Architecture) -> Result<Self, ConfigError> {
         let defaults = Defaults::of(architecture);
         refuse_other_classes(&mut fields, defaults.class)?;
         read_activation(&mut fields, architecture)?;
         read_quantization(&mut fields, architecture)?;
         let hidden_size = fields.required("hidden_size")?;
         let layers = fields.required("num_hidden_layers")?;
-        let heads = fields.required("num_attention_heads")?;
+        let heads = fields.required_or("num_attention_heads", defaults.heads)?;
         // Null is as many as there are heads in every family.
         let default_kv_heads = defaults.kv_heads.filter(|_| !fields.has("num_key_value_heads"));
         let kv_heads = fields.integer("num_key_value_heads")?.or(default_kv_heads).unwrap_or(heads);
@@ -44,7 +71,7 @@ impl ModelConfig {
             None => default_head_dim(hidden_size, heads)?,
         };
         let intermediate_size = fields.required("intermediate_size")?;
-        let vocab_size = fields.required("vocab_size")?;
+        let vocab_size = fields.required_or("vocab_size", defaults.vocab_size)?;
         let norm_eps = fields.float("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
         let context_length = fields.integer("max_position_embeddings")?.unwrap_or(defaults.context_length);
         let (rope, local_rope) = read_rope(&mut fields, architecture, head_dim, context_length)?;
@@ -90,6 +117,10 @@ impl ModelConfig {
         Ok(config)
     }
 }
+
+/// What only images go through.
+const OF_IMAGES: &[&str] =
+    &["vision_config", "mm_tokens_per_image", "boi_token_index", "eoi_token_index", "image_token_index"];
 
 /// What other families multiply with, and this graph does not.
 const MULTIPLIERS: &[&str] = &[

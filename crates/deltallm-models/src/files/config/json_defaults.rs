@@ -9,6 +9,9 @@ pub(super) struct Defaults {
     pub(super) norm_eps: f32,
     pub(super) theta: f32,
     pub(super) context_length: u64,
+    /// Query heads and rows of the embedding; `None` where the file must say them.
+    pub(super) heads: Option<u64>,
+    pub(super) vocab_size: Option<u64>,
     /// Key and value heads where there is no entry; `None` for as many as there are query heads.
     pub(super) kv_heads: Option<u64>,
     /// Channels of a head; `None` for the hidden size over the heads.
@@ -25,6 +28,8 @@ impl Defaults {
             norm_eps: 1e-6,
             theta: 10_000.0,
             context_length: 2048,
+            heads: None,
+            vocab_size: None,
             kv_heads: None,
             head_dim: None,
             tie_embeddings: false,
@@ -64,6 +69,8 @@ impl Defaults {
                 class: "Gemma3ForCausalLM",
                 theta: 1_000_000.0,
                 context_length: 131_072,
+                heads: Some(8),
+                vocab_size: Some(262_208),
                 kv_heads: Some(4),
                 head_dim: Some(256),
                 tie_embeddings: true,

@@ -72,6 +72,14 @@ impl<'a> Fields<'a> {
         self.integer(name)?.ok_or_else(|| ConfigError::Missing { key: name.to_owned() })
     }
 
+    pub(super) fn required_or(
+        &mut self,
+        name: &'static str,
+        default: Option<u64>,
+    ) -> Result<u64, ConfigError> {
+        self.integer(name)?.or(default).ok_or_else(|| ConfigError::Missing { key: name.to_owned() })
+    }
+
     pub(super) fn required_float(&mut self, name: &'static str) -> Result<f32, ConfigError> {
         self.float(name)?.ok_or_else(|| ConfigError::Missing { key: name.to_owned() })
     }

@@ -128,6 +128,7 @@ impl RopeConfig {
                 positive("RoPE beta_fast", *beta_fast)?;
                 positive("RoPE beta_slow", *beta_slow)?;
                 positive("RoPE attention_factor", *attention_factor)?;
+                positive("logarithm of RoPE theta", self.theta.ln())?;
                 checked_size("RoPE original context", *original_context as u64).map(drop)
             }
             RopeScaling::Factors(factors) if factors.len() != channels / 2 => {
