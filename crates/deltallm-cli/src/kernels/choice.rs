@@ -6,9 +6,9 @@ use deltallm::attn::Provenance;
 use deltallm::core::BLOCK_TOKENS;
 use deltallm::models::ModelConfig;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, HybridConfig,
+    AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, ExactWindow, HybridConfig,
     KernelContext, KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides,
-    ThresholdPolicy, Window,
+    ThresholdPolicy,
 };
 use serde::Serialize;
 
@@ -195,11 +195,11 @@ impl KernelChoice {
 
     /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
     pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
-        let (window, sinks) = match (self.kind(), self.spec.window) {
+        let (window, sinks) = match (self.kind(), self.spec.exact_window) {
             (KernelKind::Dense, _) => return KeyPlan::Dense,
-            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.spec.sinks),
-            (KernelKind::Hybrid, Window::Block { scale }) => {
-                ((f64::from(scale) * context as f64).ceil() as usize, self.spec.sinks)
+            (KernelKind::Hybrid, ExactWindow::Sliding(keys)) => (keys, self.spec.exact_sinks),
+            (KernelKind::Hybrid, ExactWindow::Block { scale }) => {
+                ((f64::from(scale) * context as f64).ceil() as usize, self.spec.exact_sinks)
             }
             _ => (0, 0),
         };
@@ -253,8 +253,8 @@ impl KernelChoice {
             target_sparsity: target_sparsity.filter(|_| coded),
             profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
             profile_tokens: self.verified_tokens(),
-            window: hybrid.then(|| self.spec.window.to_string()),
-            sinks: hybrid.then_some(self.spec.sinks),
+            window: hybrid.then(|| self.spec.exact_window.to_string()),
+            sinks: hybrid.then_some(self.spec.exact_sinks),
             skip_margin: margins.filter(|_| hybrid),
             phases: coded.then_some(self.phases),
             kv: self.spec.store,
