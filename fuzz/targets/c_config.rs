@@ -4,7 +4,7 @@
 use std::{ffi::CString, ptr};
 
 use deltallm_capi::{
-    DeltallmFootprint, DeltallmStatus, deltallm_kernel_footprint, deltallm_kernel_forward, deltallm_kernel_free,
+    DeltallmFootprint, DeltallmStatus, deltallm_kernel_attend, deltallm_kernel_footprint, deltallm_kernel_forward, deltallm_kernel_free,
     deltallm_kernel_len, deltallm_kernel_new, deltallm_kernel_truncate, deltallm_last_error,
 };
 use libfuzzer_sys::fuzz_target;
@@ -32,19 +32,27 @@ fuzz_target!(|bytes: &[u8]| {
     let config: Value = serde_json::from_slice(bytes).expect("what made a kernel is JSON");
     let size = |name: &str| config[name].as_u64().expect("what made a kernel has its sizes");
     let (heads, kv_heads, head_dim) = (size("heads"), size("kv_heads"), size("head_dim"));
-    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let value_dim = config["value_dim"].as_u64().unwrap_or(head_dim);
+    let (q, k, v, out) = (heads * head_dim, kv_heads * head_dim, kv_heads * value_dim, heads * value_dim);
+    let plain = config["sink_logits"].is_null();
     // SAFETY: a kernel that has not been freed, and buffers of its shape.
     unsafe {
-        if q <= MOST {
+        if q.max(out) <= MOST {
             for (tokens, held) in [(3_usize, 3), (1, 4)] {
-                let (q, kv) = (vec![0.5; tokens * q as usize], vec![0.25; tokens * kv as usize]);
-                let mut out = vec![f32::NAN; q.len()];
-                let (read, write) = (kv.as_ptr(), out.as_mut_ptr());
-                let status = deltallm_kernel_forward(kernel, tokens, q.as_ptr(), read, read, write);
+                let numbers = |row: u64, number: f32| vec![number; tokens * row as usize];
+                let (q, k, v, mut out) = (numbers(q, 0.5), numbers(k, 0.25), numbers(v, 0.25), numbers(out, f32::NAN));
+                let (q, k, v) = (q.as_ptr(), k.as_ptr(), v.as_ptr());
+                let status = deltallm_kernel_forward(kernel, tokens, q, k, v, out.as_mut_ptr());
                 let mut len = usize::MAX;
                 assert_eq!(deltallm_kernel_len(kernel.as_ref(), &mut len), DeltallmStatus::Ok);
                 match status {
-                    DeltallmStatus::Ok => assert!(len == held && out.iter().all(|x| (x - 0.25).abs() < 1e-2), "{out:?}"),
+                    DeltallmStatus::Ok => {
+                        let right = |x: &f32| (x - 0.25).abs() < 1e-2 || !plain && (-1e-2..0.26).contains(x);
+                        assert!(len == held && out.iter().all(right), "{out:?}");
+                        // The last query again, without a key.
+                        let status = deltallm_kernel_attend(kernel, 1, q, out.as_mut_ptr());
+                        assert!(status == DeltallmStatus::Ok && out.iter().all(right), "{status:?}, {out:?}");
+                    }
                     // A scale of 1e38, or a budget of 1 byte.
                     DeltallmStatus::Attention | DeltallmStatus::Budget => break,
                     other => panic!("{other:?}"),

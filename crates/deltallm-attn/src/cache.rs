@@ -78,6 +78,13 @@ impl FarKeys {
         }
     }
 
+    fn channels(&self) -> usize {
+        match self {
+            Self::Delta(matrix) => matrix.channels(),
+            Self::Rows(rows) => rows.channels(),
+        }
+    }
+
     fn len(&self) -> usize {
         match self {
             Self::Delta(matrix) => matrix.len(),
@@ -117,11 +124,11 @@ impl FarKeys {
     /// of that type already, exactly, so what comes in is off by no more than it was. Returns the deltas that are no longer held.
     fn keep_small(&mut self, charge: &mut Reservation) -> Result<Option<DeltaMatrix>, CoreError> {
         let Self::Delta(matrix) = self else { return Ok(None) };
-        let (channels, growth) = (matrix.channels(), matrix.growth(1));
-        let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
-        if growth == 0 || held + growth <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
+        let channels = matrix.channels();
+        if matrix.bytes_with_next() <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
             return Ok(None);
         }
+        let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
         let mut whole = MemoryBudget::unlimited().reservation();
         let mut rows = PagedRows::starting_at(matrix.first(), channels, ElementType::F16, BLOCK_TOKENS);
         let mut keys = Vec::new();
@@ -148,9 +155,10 @@ impl FarKeys {
 }
 
 impl ExactRows {
-    fn new(store: KvStore, channels: usize, page_tokens: usize) -> Self {
-        let rows = || PagedRows::new(channels, store.exact(), page_tokens);
-        Self { keys: rows(), values: store.is_quantised().then(rows) }
+    /// Without tokens; a key and a value have `channels`.
+    fn new(store: KvStore, channels: [usize; 2], page_tokens: usize) -> Self {
+        let [keys, values] = channels.map(|channels| PagedRows::new(channels, store.exact(), page_tokens));
+        Self { keys, values: store.is_quantised().then_some(values) }
     }
 
     fn len(&self) -> usize {
@@ -231,33 +239,34 @@ impl HybridHead {
     pub(crate) fn new(
         store: KvStore,
         thresholds: HeadThresholds,
+        value_dim: usize,
         kept: Option<usize>,
         bounded: bool,
     ) -> Result<Self, CoreError> {
-        let channels = thresholds.start().len();
         let sink_pages = CachePlan::sink_page_tokens(kept.unwrap_or(0));
+        let keys = FarKeys::new(store, thresholds)?;
         let coded = CodedTokens {
-            keys: FarKeys::new(store, thresholds)?,
-            values: PagedRows::new(channels, RowFormat::of(store), BLOCK_TOKENS),
-            sinks: ExactRows::new(store, channels, sink_pages),
+            values: PagedRows::new(value_dim, RowFormat::of(store), BLOCK_TOKENS),
+            sinks: ExactRows::new(store, [keys.channels(), value_dim], sink_pages),
+            keys,
         };
         Ok(Self { bounded, ..Self::with_codes(coded, store, kept) })
     }
 
     /// A cache whose tail is still empty.
     fn with_codes(coded: CodedTokens, store: KvStore, kept: Option<usize>) -> Self {
-        let channels = coded.values.channels();
+        let channels = [coded.keys.channels(), coded.values.channels()];
         // A window that is held for its own sake has small pages. What is not coded yet lies as in a dense cache.
         let pages = if store.is_quantised() { BLOCK_TOKENS } else { CachePlan::WINDOW_PAGE_TOKENS };
         let waits = store.is_quantised() && kept.is_some();
-        let row = || Vec::with_capacity(if waits { channels } else { 0 });
+        let row = |channels| Vec::with_capacity(if waits { channels } else { 0 });
         Self {
             coded,
             tail: ExactRows::new(store, channels, pages),
             kept,
             bounded: false,
             was: None,
-            row: [row(), row()],
+            row: channels.map(row),
         }
     }
 
@@ -461,7 +470,7 @@ impl HybridHead {
     /// How many channels of all keys change, and of how many; `None` for a store without deltas. Keys that are not coded yet count as they
     /// will be coded.
     pub(crate) fn changes(&self, store: KvStore) -> Option<[usize; 2]> {
-        let elements = self.len() * self.coded.values.channels();
+        let elements = self.len() * self.coded.keys.channels();
         let FarKeys::Delta(matrix) = &self.coded.keys else {
             return store.is_delta().then_some([elements; 2]);
         };

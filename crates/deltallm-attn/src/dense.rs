@@ -8,7 +8,7 @@ use deltallm_core::{
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
-    attend::attend,
+    attend::{Output, attend},
     options::Settings,
     segment::{HeadRows, Keys, Rows, Segment, Segments},
     window::{Part, Split, WindowState},
@@ -36,6 +36,8 @@ pub struct DenseAttention {
     keys: Vec<HeadCache>,
     values: Vec<HeadCache>,
     counts: Vec<HeadSparsity>,
+    /// Of the latest call, if anyone asks.
+    log_sums: Vec<f32>,
     /// Tokens when a step began that may be taken back.
     step: Option<usize>,
 }
@@ -60,14 +62,18 @@ impl DenseAttention {
             let expected = "f32, f16, bf16 or int8 (compact holds deltas: use delta or hybrid attention)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
-        let cache = |_| HeadCache {
-            rows: PagedRows::new(shape.head_dim(), RowFormat::of(options.store), BLOCK_TOKENS),
-            charge: options.budget.reservation(),
+        let caches = |channels| {
+            let cache = |_| HeadCache {
+                rows: PagedRows::new(channels, RowFormat::of(options.store), BLOCK_TOKENS),
+                charge: options.budget.reservation(),
+            };
+            (0..kv_heads).map(cache).collect()
         };
         Ok(Self {
-            keys: (0..kv_heads).map(cache).collect(),
-            values: (0..kv_heads).map(cache).collect(),
+            keys: caches(shape.head_dim()),
+            values: caches(shape.value_dim()),
             counts: vec![HeadSparsity::default(); kv_heads],
+            log_sums: Vec::new(),
             step: None,
             options,
         })
@@ -134,8 +140,10 @@ impl DenseAttention {
 
     /// All heads or none, as above. Of one or two channels, codes and their scale take as much as f16 or more: these stay.
     fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
-        let head_dim = self.options.shape.head_dim();
-        if RowFormat::Int8.row_bytes(head_dim) >= RowFormat::from(ElementType::F16).row_bytes(head_dim) {
+        let shape = self.options.shape;
+        let bytes =
+            |format: RowFormat| format.row_bytes(shape.head_dim()) + format.row_bytes(shape.value_dim());
+        if bytes(RowFormat::Int8) >= bytes(ElementType::F16.into()) {
             return Ok(());
         }
         let mut narrow = Vec::with_capacity(2 * self.keys.len());
@@ -163,11 +171,16 @@ impl AttentionKernel for DenseAttention {
     ) -> Result<(), AttentionError> {
         let cached = self.len();
         let fits = RowFormat::of(self.options.store).takes();
-        let first = cached + self.options.shape.check_call_for([fits; 2], &q, &k, &v, &out)?;
+        let first = match self.options.shape.check_call_for([fits; 2], &q, &k, &v, &out)? {
+            Some(before) => cached + before,
+            None => self.options.mask.first_query(q.tokens(), cached, self.first())?,
+        };
+        self.log_sums.resize(if self.options.log_sum_exp { q.tokens() * q.heads() } else { 0 }, 0.0);
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
             let segments = |head: usize| exact_segment(&self.keys[head].rows, &self.values[head].rows);
             let split = all(&self.options, self.len());
-            attend(&self.options, &q, first, &split, &segments, out, &mut self.counts)
+            let output = Output { rows: out, counts: &mut self.counts, log_sums: &mut self.log_sums };
+            attend(&self.options, &q, first, &split, &segments, output)
         });
         if result.is_err() {
             self.roll_back(cached);
@@ -227,6 +240,10 @@ impl AttentionKernel for DenseAttention {
         SparsityStats::new(self.counts.clone())
     }
 
+    fn log_sum_exp(&self) -> Option<&[f32]> {
+        (!self.log_sums.is_empty()).then_some(&self.log_sums)
+    }
+
     fn growth(&self, tokens: usize) -> Option<usize> {
         Some(self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens))))
     }
@@ -281,7 +298,8 @@ pub fn attend_dense(
     let (keys, values) = (rows(k), rows(v));
     let mut counts = vec![HeadSparsity::default(); shape.kv_heads()];
     let split = all(&options, k.tokens());
-    attend(&options, &q, first, &split, &|head| exact_segment(&keys[head], &values[head]), out, &mut counts)
+    let output = Output { rows: out, counts: &mut counts, log_sums: &mut [] };
+    attend(&options, &q, first, &split, &|head| exact_segment(&keys[head], &values[head]), output)
 }
 
 /// All keys are one part; window and sinks play no role.

@@ -8,7 +8,7 @@ use deltallm_core::{
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, SkipMargin,
     Window,
-    attend::attend,
+    attend::{Output, attend},
     cache::{CodedTokens, ExactRows, FarKeys, HybridHead},
     options::Settings,
     query_tile,
@@ -191,6 +191,8 @@ pub struct HybridAttention {
     /// What each of the heads is charged, so that they can be filled side by side.
     charges: Vec<Reservation>,
     counts: Vec<HeadSparsity>,
+    /// Of the latest call, if anyone asks.
+    log_sums: Vec<f32>,
     state: WindowState,
     /// Where an announced prompt ends.
     prompt_end: usize,
@@ -239,7 +241,7 @@ impl HybridAttention {
         let codes_from = if waits { config.codes_from } else { Some(0) };
         let mut heads = Vec::with_capacity(kv_heads);
         for thresholds in thresholds {
-            heads.push(HybridHead::new(store, thresholds, kept, codes_from.is_none())?);
+            heads.push(HybridHead::new(store, thresholds, shape.value_dim(), kept, codes_from.is_none())?);
         }
         let mut kernel = Self {
             window,
@@ -251,6 +253,7 @@ impl HybridAttention {
             heads,
             charges: (0..kv_heads).map(|_| options.budget.reservation()).collect(),
             counts: vec![HeadSparsity::default(); kv_heads],
+            log_sums: Vec::new(),
             state: WindowState::NONE,
             prompt_end: 0,
             step: None,
@@ -278,7 +281,8 @@ impl HybridAttention {
                 sinks: self.sinks,
             };
             let shape = self.options.shape;
-            CachePlan::new(shape.kv_heads(), shape.head_dim(), self.options.store, keys).codes_from()
+            let plan = CachePlan::new(shape.kv_heads(), shape.head_dim(), self.options.store, keys);
+            plan.value_dim(shape.value_dim()).codes_from()
         });
         state.codes_from(codes_from)
     }
@@ -288,7 +292,7 @@ impl HybridAttention {
         query_tile(self.options.shape.group())
     }
 
-    /// Checks a call's arguments, once for all stores; returns how many of its keys come before the first query's.
+    /// Checks a call's arguments, once for all stores; returns the position of its first query.
     fn check_call(
         &self,
         q: &HeadsView,
@@ -297,7 +301,13 @@ impl HybridAttention {
         out: &HeadsViewMut,
     ) -> Result<usize, AttentionError> {
         let fits = self.heads.first().map_or_else(Default::default, HybridHead::takes);
-        self.options.shape.check_call_for(fits, q, k, v, out)
+        Ok(match self.options.shape.check_call_for(fits, q, k, v, out)? {
+            Some(before) => self.len() + before,
+            None => {
+                let held = self.heads.last().map_or(0, HybridHead::first);
+                self.options.mask.first_query(q.tokens(), self.len(), held)?
+            }
+        })
     }
 
     /// Appends tokens, and codes all those that the queries from position `first` on see through codes.
@@ -374,7 +384,9 @@ impl HybridAttention {
                 Segment { skip_margin: self.skip_margin, ..far },
             ])
         };
-        attend(&self.options, q, first, &split, &segments, out, &mut self.counts)
+        self.log_sums.resize(if self.options.log_sum_exp { q.tokens() * q.heads() } else { 0 }, 0.0);
+        let output = Output { rows: out, counts: &mut self.counts, log_sums: &mut self.log_sums };
+        attend(&self.options, q, first, &split, &segments, output)
     }
 
     /// Where the cache stands.
@@ -467,7 +479,7 @@ impl AttentionKernel for HybridAttention {
         out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
         let before = self.point();
-        let first = before.len + self.check_call(&q, &k, &v, &out)?;
+        let first = self.check_call(&q, &k, &v, &out)?;
         self.enter_window(before.len, before.len + k.tokens());
         let appended = self.append(&k, &v, first).map_err(AttentionError::from);
         let result = appended.and_then(|()| self.attend(&q, first, out));
@@ -535,6 +547,10 @@ impl AttentionKernel for HybridAttention {
             None => *counts,
         });
         SparsityStats::new(heads.collect())
+    }
+
+    fn log_sum_exp(&self) -> Option<&[f32]> {
+        (!self.log_sums.is_empty()).then_some(&self.log_sums)
     }
 
     fn growth(&self, tokens: usize) -> Option<usize> {

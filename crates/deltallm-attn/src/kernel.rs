@@ -15,11 +15,15 @@ use crate::{AttentionError, HeadsView, HeadsViewMut};
 /// Keys come after rotary embedding. Positions are implied: the first token ever appended is position 0. After any
 /// error the cache holds the tokens it held before the call.
 pub trait AttentionKernel: Send {
-    /// Appends `k` and `v` (`[tokens, kv_heads, head_dim]`) to the cache and attends `q` (`[tokens, heads, head_dim]`)
-    /// to all of it, causally. The result goes to `out`, shaped like `q`.
+    /// Appends `k` (`[tokens, kv_heads, head_dim]`) and `v` (`[tokens, kv_heads, value_dim]`) to the cache and attends `q`
+    /// (`[tokens, heads, head_dim]`) to it, as the [mask](crate::Mask) says. The result goes to `out`, `[tokens, heads, value_dim]`.
     ///
     /// `q` may have fewer tokens than `k`: then its queries are those of the last ones, and the others are cached without
     /// being asked for anything. So a cache that another kernel has filled moves over in one call.
+    ///
+    /// `k` and `v` may have no tokens at all: then nothing is appended, and the queries are those of the last tokens in the cache. So
+    /// a layer attends to the cache of another one. What has been dropped or coded since is not seen as it was; within a
+    /// [step](Self::begin_step) it is.
     ///
     /// # Errors
     /// [`AttentionError`] for wrong shapes, numbers that are not finite or cannot be stored, or an exhausted budget.
@@ -95,6 +99,13 @@ pub trait AttentionKernel: Send {
     /// As [`truncate`](Self::truncate).
     fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
         self.truncate(len)
+    }
+
+    /// The logarithm of the sum of the exponentials of each query's scores in the latest call, in nats, `[tokens, heads]`: what merges
+    /// results over parts of the keys. Values that were skipped do not count. `None` unless
+    /// [`AttentionOptions::log_sum_exp`](crate::AttentionOptions::log_sum_exp) asks for it, and before the first call.
+    fn log_sum_exp(&self) -> Option<&[f32]> {
+        None
     }
 
     /// Bytes the cache holds.
@@ -237,6 +248,10 @@ impl<W: KernelWrapper> AttentionKernel for W {
 
     fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
         self.inner_mut().undo_step(len)
+    }
+
+    fn log_sum_exp(&self) -> Option<&[f32]> {
+        self.inner().log_sum_exp()
     }
 
     fn footprint(&self) -> Footprint {

@@ -28,6 +28,7 @@
 #[cfg(feature = "ndarray")]
 mod arrays;
 mod attend;
+mod batch;
 mod cache;
 #[cfg(feature = "ndarray")]
 pub mod calibration;
@@ -35,6 +36,7 @@ mod decode;
 mod delta;
 mod dense;
 mod error;
+mod half;
 mod hybrid;
 #[cfg(feature = "serde")]
 mod json;
@@ -53,11 +55,13 @@ mod spec;
 mod view;
 mod window;
 
+pub use batch::forward_batch;
 pub use delta::DeltaAttention;
 pub use deltallm_core::{AtLimit, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use deltallm_simd::{Isa, IsaError};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::{AttentionError, SpecError};
+pub use half::{Half, forward_half};
 pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
 pub use kernel::{AttentionKernel, KernelWrapper};
 pub use mask::Mask;

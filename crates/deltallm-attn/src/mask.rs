@@ -1,6 +1,6 @@
 //! Which keys a query attends to at all.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use crate::AttentionError;
 
@@ -14,8 +14,15 @@ use crate::AttentionError;
 ///
 /// assert_eq!([0, 511, 512, 600].map(|position| Mask::SlidingWindow(512).first_key(position)), [0, 0, 1, 89]);
 /// assert_eq!([0, 511, 512, 600].map(|position| Mask::Chunked(512).first_key(position)), [0, 0, 512, 512]);
+/// assert_eq!("sliding:512".parse::<Mask>()?, Mask::SlidingWindow(512));
+/// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[cfg_attr(
+    feature = "serde",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(try_from = "String", into = "String")
+)]
 #[non_exhaustive]
 pub enum Mask {
     /// All tokens up to the query's own.
@@ -53,17 +60,42 @@ impl Mask {
         if self == Self::Bidirectional { tokens } else { position + 1 }
     }
 
-    /// Whether a cache whose tokens before `first` have been dropped has all that queries from position `len` on attend to; if
-    /// not, the least length of which it has.
-    pub(crate) fn check_cut(self, len: usize, first: usize) -> Result<(), AttentionError> {
-        if len == 0 || first == 0 || len > first && self.first_key(len) >= first {
-            return Ok(());
-        }
-        let expected = match self {
+    /// The first position whose query finds all keys that it attends to in a cache whose tokens before `first` have been dropped.
+    fn first_position(self, first: usize) -> usize {
+        match self {
+            _ if first == 0 => 0,
             Self::Chunked(tokens) => first.next_multiple_of(tokens.max(1)),
             _ => first.saturating_add(self.most_keys().unwrap_or(0)).saturating_sub(1),
-        };
-        Err(AttentionError::Dropped { expected: expected.max(first.saturating_add(1)), got: len })
+        }
+    }
+
+    /// Checks that such a cache can be cut back to `len` tokens: that queries after them find what they attend to.
+    pub(crate) fn check_cut(self, len: usize, first: usize) -> Result<(), AttentionError> {
+        // The last token must be there too: what follows is coded by it.
+        let least = if first == 0 { 0 } else { self.first_position(first).max(first.saturating_add(1)) };
+        if len == 0 || len >= least {
+            Ok(())
+        } else {
+            Err(AttentionError::Dropped { expected: least, got: len })
+        }
+    }
+
+    /// The position of the first of the last `queries` tokens of such a cache, which has `len`.
+    ///
+    /// # Errors
+    /// If it has not so many, or has dropped what they attend to.
+    pub(crate) fn first_query(
+        self,
+        queries: usize,
+        len: usize,
+        first: usize,
+    ) -> Result<usize, AttentionError> {
+        let held = len.saturating_sub(self.first_position(first));
+        if queries <= held {
+            return Ok(len - queries);
+        }
+        let dimension = "tokens (without keys, at most those in the cache that find all that they attend to)";
+        Err(AttentionError::Shape { input: "q", dimension, expected: held, got: queries })
     }
 
     pub(crate) fn check(self) -> Result<(), AttentionError> {
@@ -76,14 +108,64 @@ impl Mask {
     }
 }
 
-/// `causal`, `sliding window of 512`.
+/// `causal`, `sliding:512`, `chunked:8192` or `bidirectional`.
 impl fmt::Display for Mask {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Causal => f.write_str("causal"),
-            Self::SlidingWindow(tokens) => write!(f, "sliding window of {tokens}"),
-            Self::Chunked(tokens) => write!(f, "chunks of {tokens}"),
+            Self::SlidingWindow(tokens) => write!(f, "sliding:{tokens}"),
+            Self::Chunked(tokens) => write!(f, "chunked:{tokens}"),
             Self::Bidirectional => f.write_str("bidirectional"),
+        }
+    }
+}
+
+impl FromStr for Mask {
+    type Err = AttentionError;
+
+    fn from_str(text: &str) -> Result<Self, AttentionError> {
+        let mask = match text.split_once(':') {
+            None if text == "causal" => Some(Self::Causal),
+            None if text == "bidirectional" => Some(Self::Bidirectional),
+            Some(("sliding", tokens)) => tokens.parse().ok().map(Self::SlidingWindow),
+            Some(("chunked", tokens)) => tokens.parse().ok().map(Self::Chunked),
+            _ => None,
+        };
+        mask.filter(|mask| mask.check().is_ok()).ok_or_else(|| AttentionError::Name {
+            what: "mask",
+            expected: "causal, sliding:TOKENS, chunked:TOKENS (at least 1) or bidirectional",
+            got: text.to_owned(),
+        })
+    }
+}
+
+#[cfg(feature = "serde")]
+impl TryFrom<String> for Mask {
+    type Error = AttentionError;
+
+    fn try_from(text: String) -> Result<Self, AttentionError> {
+        text.parse()
+    }
+}
+
+#[cfg(feature = "serde")]
+impl From<Mask> for String {
+    fn from(mask: Mask) -> Self {
+        mask.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn masks_read_back_what_they_write() {
+        for mask in [Mask::Causal, Mask::SlidingWindow(512), Mask::Chunked(1), Mask::Bidirectional] {
+            assert_eq!(mask.to_string().parse(), Ok(mask));
+        }
+        for bad in ["", "sliding", "sliding:", "sliding:0", "chunked:-1", "causal:1", "Causal", "window:5"] {
+            assert!(bad.parse::<Mask>().is_err(), "{bad}");
         }
     }
 }

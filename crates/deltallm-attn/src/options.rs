@@ -1,5 +1,7 @@
 //! Settings that every kernel shares.
 
+use std::sync::Arc;
+
 use deltallm_core::{KvStore, MemoryBudget};
 
 use crate::{AttentionError, AttentionShape, Isa, Mask, Precision};
@@ -20,8 +22,13 @@ pub struct AttentionOptions {
     pub scale: Option<f32>,
     /// Scores become `cap * tanh(score / cap)` (Gemma 2); `None` for most models.
     pub softcap: Option<f32>,
+    /// A learned number for each query head that stands in the softmax's denominator like the score of one more key, whose value is
+    /// zero: `[heads]` (gpt-oss). Not to be confused with [sinks](crate::HybridConfig::sinks), first keys that are kept exactly.
+    pub sink_logits: Option<Arc<[f32]>>,
     /// Which keys a query attends to.
     pub mask: Mask,
+    /// Whether a kernel keeps the [log-sum-exp](crate::AttentionKernel::log_sum_exp) of each query of the latest call.
+    pub log_sum_exp: bool,
     /// How keys and values are cached. Arithmetic is f32.
     pub store: KvStore,
     /// The account that the cache's memory is charged to. Clones share it.
@@ -50,7 +57,9 @@ impl Default for AttentionOptions {
         Self {
             scale: None,
             softcap: None,
+            sink_logits: None,
             mask: Mask::Causal,
+            log_sum_exp: false,
             store: KvStore::F16,
             budget: MemoryBudget::unlimited(),
             isa: Isa::best(),
@@ -71,6 +80,18 @@ impl AttentionOptions {
     #[must_use]
     pub fn softcap(self, softcap: impl Into<Option<f32>>) -> Self {
         Self { softcap: softcap.into(), ..self }
+    }
+
+    /// Sets the [learned numbers](Self#structfield.sink_logits) in the softmax's denominator, `[heads]`, or `None`.
+    #[must_use]
+    pub fn sink_logits(self, logits: impl Into<Option<Arc<[f32]>>>) -> Self {
+        Self { sink_logits: logits.into(), ..self }
+    }
+
+    /// Sets whether kernels keep the [log-sum-exp](crate::AttentionKernel::log_sum_exp) of the latest call.
+    #[must_use]
+    pub fn log_sum_exp(self, log_sum_exp: bool) -> Self {
+        Self { log_sum_exp, ..self }
     }
 
     /// Sets which keys a query attends to.
@@ -116,7 +137,9 @@ pub(crate) struct Settings {
     pub(crate) shape: AttentionShape,
     pub(crate) scale: f32,
     pub(crate) softcap: Option<f32>,
+    pub(crate) sink_logits: Option<Arc<[f32]>>,
     pub(crate) mask: Mask,
+    pub(crate) log_sum_exp: bool,
     pub(crate) store: KvStore,
     pub(crate) budget: MemoryBudget,
     pub(crate) isa: Isa,
@@ -126,7 +149,8 @@ pub(crate) struct Settings {
 
 impl Settings {
     /// # Errors
-    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number, and a mask of no tokens.
+    /// [`AttentionError::Setting`] for a scale or soft cap that is not a finite positive number, a mask of no tokens, and sink logits that are not finite;
+    /// [`AttentionError::Shape`] for sink logits of another number of heads.
     pub(crate) fn new(shape: AttentionShape, options: AttentionOptions) -> Result<Self, AttentionError> {
         let positive = |setting, value: f32| {
             if value.is_finite() && value > 0.0 {
@@ -134,13 +158,45 @@ impl Settings {
             }
             Err(AttentionError::Setting { setting, expected: "a finite number > 0", got: f64::from(value) })
         };
-        let AttentionOptions { scale, softcap, mask, store, budget, isa, precision, parallel } = options;
+        let AttentionOptions {
+            scale,
+            softcap,
+            sink_logits,
+            mask,
+            log_sum_exp,
+            store,
+            budget,
+            isa,
+            precision,
+            parallel,
+        } = options;
         mask.check()?;
+        if let Some(logits) = &sink_logits {
+            let wrong = |expected, got| AttentionError::Shape {
+                input: "sink logits",
+                dimension: "heads",
+                expected,
+                got,
+            };
+            if logits.len() != shape.heads() {
+                return Err(wrong(shape.heads(), logits.len()));
+            }
+            if let Some(got) = logits.iter().find(|logit| !logit.is_finite()) {
+                let got = f64::from(*got);
+                return Err(AttentionError::Setting {
+                    setting: "sink logits",
+                    expected: "finite numbers",
+                    got,
+                });
+            }
+        }
         Ok(Self {
             shape,
             scale: positive("scale", scale.unwrap_or_else(|| 1.0 / (shape.head_dim() as f32).sqrt()))?,
             softcap: softcap.map(|cap| positive("softcap", cap)).transpose()?,
+            sink_logits,
             mask,
+            log_sum_exp,
             store,
             budget,
             isa,

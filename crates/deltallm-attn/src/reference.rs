@@ -34,6 +34,8 @@ pub struct Method {
     pub scale: f64,
     /// Scores become `cap * tanh(score / cap)`.
     pub softcap: Option<f64>,
+    /// A number for each query head that stands in the softmax's denominator like one more score, and counts as an exact one.
+    pub sink_logits: Option<Vec<f64>>,
     /// How keys and values are stored.
     pub store: KvStore,
 }
@@ -52,13 +54,26 @@ impl Method {
             tile: 1,
             scale: 1.0 / (shape.head_dim() as f64).sqrt(),
             softcap: None,
+            sink_logits: None,
             store: KvStore::F32,
         }
     }
 }
 
-/// Attention of all tokens in one call: `q` is `[tokens, heads, head_dim]`, `k` and `v` are `[tokens, kv_heads, head_dim]`.
-/// Returns the outputs, `[tokens, heads, head_dim]`, and the number of (query, key) pairs whose value was skipped.
+/// What attention answers.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct Attended {
+    /// `[tokens, heads, value_dim]`.
+    pub out: Vec<f64>,
+    /// The logarithm of the sum of the exponentials of each query's scores, those of skipped values left out: `[tokens, heads]`.
+    pub log_sums: Vec<f64>,
+    /// (Query, key) pairs whose value was skipped.
+    pub skipped: u64,
+}
+
+/// Attention of all tokens in one call: `q` is `[tokens, heads, head_dim]`, `k` `[tokens, kv_heads, head_dim]` and `v`
+/// `[tokens, kv_heads, value_dim]`.
 ///
 /// # Errors
 /// [`AttentionError::Shape`] for inputs or thresholds of other shapes, and a tile of no queries; [`AttentionError::Setting`] for a
@@ -71,9 +86,9 @@ impl Method {
 /// let (q, k, v) = ([1.0, 0.0, 1.0, 0.0], [2.0, 1.0, 2.0, -1.0], [1.0, 0.0, 3.0, 0.0]);
 /// let view = |data| HeadsView::new(data, [2, 1, 2]);
 /// let method = reference::Method::dense(&shape);
-/// let (out, skipped) = reference::attention(&shape, &method, &view(&q)?, &view(&k)?, &view(&v)?)?;
-/// assert_eq!(out, [1.0, 0.0, 2.0, 0.0]); // the second token sees two keys of the same score
-/// assert_eq!(skipped, 0);
+/// let result = reference::attention(&shape, &method, &view(&q)?, &view(&k)?, &view(&v)?)?;
+/// assert_eq!(result.out, [1.0, 0.0, 2.0, 0.0]); // the second token sees two keys of the same score
+/// assert_eq!(result.skipped, 0);
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 pub fn attention(
@@ -82,10 +97,11 @@ pub fn attention(
     q: &HeadsView,
     k: &HeadsView,
     v: &HeadsView,
-) -> Result<(Vec<f64>, u64), AttentionError> {
+) -> Result<Attended, AttentionError> {
     check(shape, method, q, k, v)?;
-    let (n, d, heads) = (q.tokens(), shape.head_dim(), shape.heads());
+    let (n, d, heads) = (q.tokens(), shape.value_dim(), shape.heads());
     let mut out = vec![0.0; n * heads * d];
+    let mut log_sums = vec![0.0; n * heads];
     let mut skipped = 0;
     for kv_head in 0..shape.kv_heads() {
         let raw =
@@ -102,10 +118,13 @@ pub fn attention(
             // Equation 5: a far value is skipped when it matters to no query of the tile that sees it as far.
             let matters = |t: usize| match method.skip_margin {
                 None => true,
-                Some(margin) => queries.iter().zip(&scores).any(|(&(m, _), s)| {
+                Some(margin) => queries.iter().zip(&scores).any(|(&(m, h), s)| {
                     let seen = keys(method, m, n);
-                    let best =
-                        seen.clone().filter(|&u| exact(method, m, u)).map(|u| s[u]).fold(f64::MIN, f64::max);
+                    let best = seen
+                        .clone()
+                        .filter(|&u| exact(method, m, u))
+                        .map(|u| s[u])
+                        .fold(sink(method, h), f64::max);
                     seen.contains(&t)
                         && !exact(method, m, t)
                         && s[t] > best - f64::from(margin.nats(m + 1, positions))
@@ -117,8 +136,11 @@ pub fn attention(
                 let seen = || keys(method, m, n);
                 skipped += seen().filter(|t| !used(t)).count() as u64;
                 // Equation 6: softmax over what is left.
-                let best = seen().filter(used).map(|t| s[t]).fold(f64::MIN, f64::max);
-                let total: f64 = seen().filter(used).map(|t| (s[t] - best).exp()).sum();
+                let sink = sink(method, h);
+                let best = seen().filter(used).map(|t| s[t]).fold(sink, f64::max);
+                let total: f64 =
+                    seen().filter(used).map(|t| (s[t] - best).exp()).sum::<f64>() + (sink - best).exp();
+                log_sums[m * heads + h] = best + total.ln();
                 let out = &mut out[(m * heads + h) * d..][..d];
                 for t in seen().filter(used) {
                     let weight = (s[t] - best).exp() / total;
@@ -128,7 +150,7 @@ pub fn attention(
             }
         }
     }
-    Ok((out, skipped))
+    Ok(Attended { out, log_sums, skipped })
 }
 
 fn check(
@@ -140,11 +162,16 @@ fn check(
 ) -> Result<(), AttentionError> {
     let (heads, kv_heads, d) = (shape.heads(), shape.kv_heads(), shape.head_dim());
     let mut sizes = vec![("tile", "queries (at least)", 1, method.tile.min(1))];
-    for (input, view, heads) in [("q", q, heads), ("k", k, kv_heads), ("v", v, kv_heads)] {
+    let value_dim = shape.value_dim();
+    for (input, view, heads, d) in [("q", q, heads, d), ("k", k, kv_heads, d), ("v", v, kv_heads, value_dim)]
+    {
         let dimensions =
             [view.tokens(), view.heads(), view.head_dim()].into_iter().zip([q.tokens(), heads, d]);
         let names = ["tokens", "heads", "head_dim"].into_iter().zip(dimensions);
         sizes.extend(names.map(|(name, (got, expected))| (input, name, expected, got)));
+    }
+    for logits in method.sink_logits.iter() {
+        sizes.push(("sink logits", "heads", heads, logits.len()));
     }
     for thresholds in method.thresholds.iter() {
         sizes.push(("thresholds", "kv_heads", kv_heads, thresholds.len()));
@@ -288,6 +315,11 @@ fn scores(method: &Method, m: usize, q: &[f32], stored: &Stored) -> Vec<f64> {
             method.softcap.map_or(score, |cap| cap * (score / cap).tanh())
         })
         .collect()
+}
+
+/// The number in the denominator of a head's softmax.
+fn sink(method: &Method, head: usize) -> f64 {
+    method.sink_logits.as_ref().map_or(f64::NEG_INFINITY, |logits| logits[head])
 }
 
 /// The keys that query `m` of `n` attends to.

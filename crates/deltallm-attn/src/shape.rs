@@ -22,6 +22,7 @@ pub struct AttentionShape {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    value_dim: usize,
 }
 
 impl AttentionShape {
@@ -31,28 +32,33 @@ impl AttentionShape {
     /// [`AttentionError::Shape`] when a size is zero, `kv_heads` does not divide `heads`, or a size is beyond what kernels keep a
     /// row of state for: 65536 heads, 65536 channels of a head, and 1048576 channels of all query heads.
     pub fn new(heads: usize, kv_heads: usize, head_dim: usize) -> Result<Self, AttentionError> {
-        let shape =
-            |dimension, expected, got| AttentionError::Shape { input: "shape", dimension, expected, got };
-        for (dimension, most, size) in [
-            ("heads", "heads (at most)", heads),
-            ("kv_heads", "kv_heads (at most)", kv_heads),
-            ("head_dim", "head_dim (at most)", head_dim),
-        ] {
-            if size == 0 {
-                return Err(shape(dimension, 1, 0));
-            }
-            if size > MOST {
-                return Err(shape(most, MOST, size));
-            }
-        }
-        let width = heads.saturating_mul(head_dim);
-        if width > LAYER_CHANNELS {
-            return Err(shape("heads * head_dim (at most)", LAYER_CHANNELS, width));
-        }
+        check_size("heads", "heads (at most)", heads)?;
+        check_size("kv_heads", "kv_heads (at most)", kv_heads)?;
+        check_size("head_dim", "head_dim (at most)", head_dim)?;
+        check_width("heads * head_dim (at most)", heads, head_dim)?;
         if !heads.is_multiple_of(kv_heads) {
-            return Err(shape("heads (a multiple of kv_heads)", heads.next_multiple_of(kv_heads), heads));
+            return Err(wrong("heads (a multiple of kv_heads)", heads.next_multiple_of(kv_heads), heads));
         }
-        Ok(Self { heads, kv_heads, head_dim })
+        Ok(Self { heads, kv_heads, head_dim, value_dim: head_dim })
+    }
+
+    /// The same with values of another width than keys, as in multi-head latent attention (DeepSeek-V2: keys of 192 channels and values
+    /// of 128, or 576 and 512 of what they are made of). Outputs have it too.
+    ///
+    /// ```
+    /// use deltallm_attn::AttentionShape;
+    ///
+    /// let shape = AttentionShape::new(16, 1, 576)?.with_value_dim(512)?;
+    /// assert_eq!((shape.head_dim(), shape.value_dim()), (576, 512));
+    /// # Ok::<(), deltallm_attn::AttentionError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`] for a size of zero or beyond the same limits.
+    pub fn with_value_dim(self, value_dim: usize) -> Result<Self, AttentionError> {
+        check_size("value_dim", "value_dim (at most)", value_dim)?;
+        check_width("heads * value_dim (at most)", self.heads, value_dim)?;
+        Ok(Self { value_dim, ..self })
     }
 
     /// Query heads.
@@ -65,9 +71,14 @@ impl AttentionShape {
         self.kv_heads
     }
 
-    /// Channels of a head.
+    /// Channels of a head's queries and keys.
     pub fn head_dim(&self) -> usize {
         self.head_dim
+    }
+
+    /// Channels of a head's values and outputs.
+    pub fn value_dim(&self) -> usize {
+        self.value_dim
     }
 
     /// Query heads per kv head.
@@ -102,10 +113,12 @@ impl AttentionShape {
         v: &HeadsView,
         out: &HeadsViewMut,
     ) -> Result<usize, AttentionError> {
-        self.check_call_for([ElementType::F32; 2], q, k, v, out)
+        let first = self.check_call_for([ElementType::F32; 2], q, k, v, out)?;
+        first.ok_or_else(|| too_few_keys(q, k))
     }
 
-    /// The same for a cache whose keys and values must fit these types. Later steps do not check it again.
+    /// The same for a cache whose keys and values must fit these types. Later steps do not check it again. `None` where there are no
+    /// keys: the queries are those of tokens that came before.
     ///
     /// # Errors
     /// As above, and [`CoreError::NotStorable`](deltallm_core::CoreError::NotStorable).
@@ -116,17 +129,41 @@ impl AttentionShape {
         k: &HeadsView,
         v: &HeadsView,
         out: &HeadsViewMut,
-    ) -> Result<usize, AttentionError> {
-        let wrong =
-            |input, dimension, expected, got| AttentionError::Shape { input, dimension, expected, got };
+    ) -> Result<Option<usize>, AttentionError> {
         if q.tokens() == 0 {
-            return Err(wrong("q", "tokens", 1, 0));
+            return Err(AttentionError::Shape { input: "q", dimension: "tokens", expected: 1, got: 0 });
         }
         q.check("q", [q.tokens(), self.heads, self.head_dim], ElementType::F32)?;
         k.check("k", [k.tokens(), self.kv_heads, self.head_dim], keys)?;
-        v.check("v", [k.tokens(), self.kv_heads, self.head_dim], values)?;
-        out.check(q.tokens(), self.heads, self.head_dim)?;
-        let before = k.tokens().checked_sub(q.tokens());
-        before.ok_or_else(|| wrong("k", "tokens (at least those of q)", q.tokens(), k.tokens()))
+        v.check("v", [k.tokens(), self.kv_heads, self.value_dim], values)?;
+        out.check(q.tokens(), self.heads, self.value_dim)?;
+        match k.tokens().checked_sub(q.tokens()) {
+            None if k.tokens() > 0 => Err(too_few_keys(q, k)),
+            before => Ok(before),
+        }
     }
+}
+
+fn wrong(dimension: &'static str, expected: usize, got: usize) -> AttentionError {
+    AttentionError::Shape { input: "shape", dimension, expected, got }
+}
+
+fn check_size(dimension: &'static str, most: &'static str, size: usize) -> Result<(), AttentionError> {
+    match size {
+        0 => Err(wrong(dimension, 1, 0)),
+        _ if size > MOST => Err(wrong(most, MOST, size)),
+        _ => Ok(()),
+    }
+}
+
+fn check_width(dimension: &'static str, heads: usize, channels: usize) -> Result<(), AttentionError> {
+    match heads.saturating_mul(channels) {
+        width if width > LAYER_CHANNELS => Err(wrong(dimension, LAYER_CHANNELS, width)),
+        _ => Ok(()),
+    }
+}
+
+fn too_few_keys(q: &HeadsView, k: &HeadsView) -> AttentionError {
+    let (expected, got) = (q.tokens(), k.tokens());
+    AttentionError::Shape { input: "k", dimension: "tokens (at least those of q)", expected, got }
 }

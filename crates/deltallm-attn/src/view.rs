@@ -98,7 +98,7 @@ impl Layout {
     }
 }
 
-/// Numbers of shape `[tokens, heads, head_dim]` in a slice with strides.
+/// Numbers of shape `[tokens, heads, head_dim]` in a slice with strides: f32, or f16 and bf16 for [`forward_half`](crate::forward_half).
 ///
 /// ```
 /// use deltallm_attn::HeadsView;
@@ -109,18 +109,26 @@ impl Layout {
 /// assert_eq!((q.tokens(), k.heads()), (2, 1));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
-#[derive(Debug, Clone, Copy)]
-pub struct HeadsView<'a> {
-    data: &'a [f32],
+#[derive(Debug)]
+pub struct HeadsView<'a, T = f32> {
+    data: &'a [T],
     layout: Layout,
 }
 
-impl<'a> HeadsView<'a> {
+impl<T> Clone for HeadsView<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for HeadsView<'_, T> {}
+
+impl<'a, T> HeadsView<'a, T> {
     /// Contiguous data: token after token, head after head.
     ///
     /// # Errors
     /// [`AttentionError::SliceTooShort`].
-    pub fn new(data: &'a [f32], [tokens, heads, head_dim]: [usize; 3]) -> Result<Self, AttentionError> {
+    pub fn new(data: &'a [T], [tokens, heads, head_dim]: [usize; 3]) -> Result<Self, AttentionError> {
         let layout = Layout::token_major(tokens, heads, head_dim);
         layout.check("view", data.len())?;
         Ok(Self { data, layout })
@@ -131,7 +139,7 @@ impl<'a> HeadsView<'a> {
     /// # Errors
     /// [`AttentionError::SliceTooShort`]; [`AttentionError::Shape`] for several tokens at the same place.
     pub fn strided(
-        data: &'a [f32],
+        data: &'a [T],
         [tokens, heads, head_dim]: [usize; 3],
         token_stride: usize,
         head_stride: usize,
@@ -157,7 +165,7 @@ impl<'a> HeadsView<'a> {
     }
 
     /// The channels of one head of one token, `[head_dim]`; nothing if there is no such token or head.
-    pub fn row(&self, token: usize, head: usize) -> &'a [f32] {
+    pub fn row(&self, token: usize, head: usize) -> &'a [T] {
         &self.data[self.layout.row(token, head)]
     }
 
@@ -178,7 +186,9 @@ impl<'a> HeadsView<'a> {
         let (layout, elements) = self.layout.slice(tokens)?;
         Ok(Self { data: &self.data[elements], layout })
     }
+}
 
+impl<'a> HeadsView<'a> {
     /// One head from token `token` on: rows that start `stride` elements apart, and this `stride`.
     pub(crate) fn rows_from(&self, token: usize, head: usize) -> (&'a [f32], usize) {
         (&self.data[self.layout.start(token, head)..], self.layout.token_stride)
@@ -223,17 +233,17 @@ impl<'a> HeadsView<'a> {
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug)]
-pub struct HeadsViewMut<'a> {
-    data: &'a mut [f32],
+pub struct HeadsViewMut<'a, T = f32> {
+    data: &'a mut [T],
     layout: Layout,
 }
 
-impl<'a> HeadsViewMut<'a> {
+impl<'a, T> HeadsViewMut<'a, T> {
     /// Contiguous data: token after token, head after head.
     ///
     /// # Errors
     /// [`AttentionError::SliceTooShort`].
-    pub fn new(data: &'a mut [f32], [tokens, heads, head_dim]: [usize; 3]) -> Result<Self, AttentionError> {
+    pub fn new(data: &'a mut [T], [tokens, heads, head_dim]: [usize; 3]) -> Result<Self, AttentionError> {
         let layout = Layout::token_major(tokens, heads, head_dim);
         layout.check("view", data.len())?;
         Ok(Self { data, layout })
@@ -253,7 +263,7 @@ impl<'a> HeadsViewMut<'a> {
     /// assert_eq!(error.to_string(), "view: expected head stride (at least) = 16, got 1");
     /// ```
     pub fn strided(
-        data: &'a mut [f32],
+        data: &'a mut [T],
         [tokens, heads, head_dim]: [usize; 3],
         token_stride: usize,
         head_stride: usize,
@@ -265,7 +275,7 @@ impl<'a> HeadsViewMut<'a> {
     }
 
     /// The channels of one head of one token, `[head_dim]`; nothing if there is no such token or head.
-    pub fn row_mut(&mut self, token: usize, head: usize) -> &mut [f32] {
+    pub fn row_mut(&mut self, token: usize, head: usize) -> &mut [T] {
         &mut self.data[self.layout.row(token, head)]
     }
 
@@ -273,9 +283,29 @@ impl<'a> HeadsViewMut<'a> {
     ///
     /// # Errors
     /// As [`HeadsView::slice`].
-    pub fn slice(&mut self, tokens: Range<usize>) -> Result<HeadsViewMut<'_>, AttentionError> {
+    pub fn slice(&mut self, tokens: Range<usize>) -> Result<HeadsViewMut<'_, T>, AttentionError> {
         let (layout, elements) = self.layout.slice(tokens)?;
         Ok(HeadsViewMut { data: &mut self.data[elements], layout })
+    }
+
+    /// `[tokens, heads, channels]`.
+    pub(crate) fn shape(&self) -> [usize; 3] {
+        [self.layout.tokens, self.layout.heads, self.layout.head_dim]
+    }
+
+    /// Whether all rows of a token come before those of the next.
+    #[cfg(feature = "rayon")]
+    pub(crate) fn has_tokens_apart(&self) -> bool {
+        self.layout.tokens <= 1 || Layout { tokens: 1, ..self.layout }.span() <= self.layout.token_stride
+    }
+
+    /// The first `tokens` tokens, of as many as there are or fewer, and the others. They must [lie apart](Self::has_tokens_apart).
+    #[cfg(feature = "rayon")]
+    pub(crate) fn split_at(self, tokens: usize) -> [Self; 2] {
+        let (first, rest) = self.data.split_at_mut(self.data.len().min(tokens * self.layout.token_stride));
+        let layout = |tokens| Layout { tokens, ..self.layout };
+        [(first, tokens), (rest, self.layout.tokens - tokens)]
+            .map(|(data, tokens)| Self { data, layout: layout(tokens) })
     }
 
     pub(crate) fn check(&self, tokens: usize, heads: usize, head_dim: usize) -> Result<(), AttentionError> {

@@ -236,6 +236,19 @@ mod tests {
     }
 
     #[test]
+    fn a_block_is_its_share_of_the_prompt_rounded() {
+        let keys = |scale, prompt_end| WindowState::new(Window::Block { scale }, prompt_end).keys();
+        assert_eq!([keys(0.05, 33), keys(0.05, 26), keys(0.05, 3)], [2, 1, 1]);
+    }
+
+    #[test]
+    fn what_follows_a_cut_prompt_slides() {
+        let mut window = WindowState::new(Window::Block { scale: 0.2 }, 20).whole_until(20);
+        window.cut(10);
+        assert_eq!([9, 10, 11, 15].map(|p| window.start(p)), [0, 7, 8, 12]);
+    }
+
+    #[test]
     fn what_is_needed_covers_every_later_query() {
         let sliding = WindowState::new(Window::Sliding(5), 0);
         let blocks = WindowState::new(Window::Block { scale: 0.13 }, 50);

@@ -365,7 +365,7 @@ fn a_short_slice_is_refused() {
         AttentionError::SliceTooShort { input: "view", expected: 12, got: 11 }
     );
     assert!(HeadsView::strided(&[0.0; 11], [2, 1, 3], usize::MAX, 3).is_err());
-    assert!(HeadsView::new(&[], [usize::MAX, usize::MAX, 3]).is_err());
+    assert!(HeadsView::<f32>::new(&[], [usize::MAX, usize::MAX, 3]).is_err());
 }
 
 #[test]

@@ -160,6 +160,30 @@ fn keys_that_never_rest_are_held_whole() {
     }
 }
 
+#[test]
+fn keys_that_become_whole_in_a_step_that_is_taken_back_cost_what_they_did_before() {
+    let shape = AttentionShape::new(2, 1, 64).unwrap();
+    let mut inputs = Inputs::new(shape, 700, 11);
+    // Keys that rest, and then keys of which every channel escapes: their deltas are far below f16 until their room doubles.
+    let (calm, wild) = inputs.k.split_at_mut(450 * 64);
+    calm.fill(1.0);
+    wild.iter_mut().for_each(|x| *x *= 1e3);
+    let budget = MemoryBudget::unlimited();
+    let options = AttentionOptions::default().store(KvStore::Compact).isa(isa()).budget(budget.clone());
+    let config = config(KvStore::Compact, 0.4, Window::Sliding(16), 4).options(options);
+    let mut kernel = HybridAttention::new(shape, config).unwrap();
+    for end in 1..=700 {
+        let nonzeros = kernel.stats().total().nonzeros;
+        kernel.begin_step();
+        inputs.call(&mut kernel, end).unwrap();
+        kernel.undo_step(end - 1).unwrap();
+        assert_eq!(kernel.stats().total().nonzeros, nonzeros, "{end} tokens");
+        assert_eq!(budget.used(), kernel.footprint().total(), "{end} tokens");
+        inputs.call(&mut kernel, end).unwrap();
+    }
+    assert_eq!(kernel.stats().total().zero_fraction(), 0.0, "whole");
+}
+
 /// The zero fraction is that of all keys, those of the window included.
 #[test]
 fn the_zero_fraction_counts_keys_that_are_not_coded_yet() {
@@ -178,6 +202,32 @@ fn the_zero_fraction_counts_keys_that_are_not_coded_yet() {
         assert_eq!(counts(&early), counts(&late), "{end} tokens");
     }
     assert!((0.2..0.9).contains(&late.stats().total().zero_fraction()));
+}
+
+/// The table of many small pages of one channel takes more than they save.
+#[test]
+fn a_window_keeps_large_pages_where_small_ones_take_more_also_after_a_cut() {
+    let shape = AttentionShape::new(1, 1, 1).unwrap();
+    let inputs = Inputs::new(shape, 700, 7);
+    for store in QUANTISED {
+        let budget = MemoryBudget::unlimited();
+        let options = AttentionOptions::default().store(store).isa(isa()).budget(budget.clone());
+        let config = config(store, 0.1, Window::Sliding(200), 0).codes_from(0).options(options);
+        let mut kernel = HybridAttention::new(shape, config).unwrap();
+        let fill = |kernel: &mut HybridAttention, ends: std::ops::RangeInclusive<usize>| {
+            for end in ends {
+                let out = inputs.call(kernel, end).unwrap();
+                assert!(out.iter().all(|x| x.abs() <= 1.001), "{out:?}");
+                assert_eq!(budget.used(), kernel.footprint().total(), "{store}, {end} tokens");
+            }
+        };
+        fill(&mut kernel, 1..=400);
+        // Four pages of 64 numbers in f16 for the keys, and as many for the values.
+        assert_eq!(kernel.footprint().window, 1024, "{store}");
+        // The exact keys before token 192 are gone, and the window does not come back to them.
+        kernel.truncate(100).unwrap();
+        fill(&mut kernel, 101..=700);
+    }
 }
 
 /// Going from f16 to codes frees memory, so it works where a budget has nothing left.

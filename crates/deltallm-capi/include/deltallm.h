@@ -215,8 +215,8 @@ DeltallmStatus deltallm_kernel_new(const char *config,
 void deltallm_kernel_free(struct DeltallmKernel *kernel);
 
 /**
- * Appends `tokens` tokens to the cache and attends their queries to all of it, causally. `q` and `out` are [tokens, heads,
- * head_dim], `k` and `v` [tokens, kv_heads, head_dim], contiguous. Queries and keys come after rotary embedding;
+ * Appends `tokens` tokens to the cache and attends their queries to it, as the mask says. `q` is [tokens, heads, head_dim], `k`
+ * [tokens, kv_heads, head_dim], `v` [tokens, kv_heads, value_dim] and `out` [tokens, heads, value_dim], contiguous. Queries and keys come after rotary embedding;
  * positions are implied, the first token ever appended being 0. With 0 tokens nothing happens.
  *
  * After an error the cache holds the tokens it held before, and `out` may have been written in part.
@@ -233,7 +233,30 @@ DeltallmStatus deltallm_kernel_forward(struct DeltallmKernel *kernel,
                                        float *out);
 
 /**
- * The same with lengths, which are checked, and with strides.
+ * Attends the queries of the last `tokens` tokens in the cache, and appends nothing: for layers that share the cache of another one.
+ * `q` is [tokens, heads, head_dim] and `out` [tokens, heads, value_dim], contiguous. With 0 tokens nothing happens.
+ *
+ * # Safety
+ * As deltallm_kernel_forward.
+ */
+DeltallmStatus deltallm_kernel_attend(struct DeltallmKernel *kernel,
+                                      size_t tokens,
+                                      const float *q,
+                                      float *out);
+
+/**
+ * Copies the logarithm of the sum of the exponentials of each query's scores in the latest call, in nats, [tokens, heads], to `out`,
+ * which has room for `len` numbers. The configuration must ask for it with `log_sum_exp`.
+ *
+ * # Safety
+ * `kernel` is NULL or has not been freed, and `len` numbers can be written from `out` on.
+ */
+DeltallmStatus deltallm_kernel_log_sum_exp(const struct DeltallmKernel *kernel,
+                                           float *out,
+                                           size_t len);
+
+/**
+ * The same as deltallm_kernel_forward with lengths, which are checked, and with strides.
  *
  * # Safety
  * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody

@@ -1,8 +1,10 @@
 //! The JSON text that a kernel is made from; the fields are described in the crate's documentation.
 
+use std::sync::Arc;
+
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionProfile, AttentionShape, Isa, IsaError, KernelContext,
-    KernelKind, KernelSpec, KvStore, MemoryBudget, Precision, SkipMargin, SpecError, SpecOverrides,
+    KernelKind, KernelSpec, KvStore, Mask, MemoryBudget, Precision, SkipMargin, SpecError, SpecOverrides,
     ThresholdPolicy, Window,
 };
 use serde::Deserialize;
@@ -46,6 +48,10 @@ pub(crate) struct KernelConfig {
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
+    value_dim: Option<usize>,
+    mask: Option<Mask>,
+    sink_logits: Option<Vec<f32>>,
+    log_sum_exp: Option<bool>,
     store: Option<KvStore>,
     scale: Option<f32>,
     softcap: Option<f32>,
@@ -75,16 +81,21 @@ impl KernelConfig {
     }
 
     pub(crate) fn shape(&self) -> Result<AttentionShape, ConfigError> {
-        let sizes = [("heads", self.heads), ("kv_heads", self.kv_heads), ("head_dim", self.head_dim)];
+        let value_dim = self.value_dim.unwrap_or(self.head_dim);
+        let sizes = [
+            ("heads", self.heads),
+            ("kv_heads", self.kv_heads),
+            ("head_dim", self.head_dim),
+            ("value_dim", value_dim),
+        ];
         if let Some((field, got)) = sizes.into_iter().find(|(_, size)| !(1..=MOST).contains(size)) {
             return Err(ConfigError::Size { field, got });
         }
-        Ok(AttentionShape::new(self.heads, self.kv_heads, self.head_dim)?)
+        Ok(AttentionShape::new(self.heads, self.kv_heads, self.head_dim)?.with_value_dim(value_dim)?)
     }
 
     /// The kernel, with an empty cache.
     pub(crate) fn kernel(&self) -> Result<Box<dyn AttentionKernel>, ConfigError> {
-        let context = self.context()?;
         let usual = KernelSpec::default().store(KvStore::F32);
         let (spec, layer, layers) = match &self.profile {
             Some(profile) => (profile.spec().clone(), self.profile_layer(profile)?, layers(profile)),
@@ -93,12 +104,19 @@ impl KernelConfig {
         // Dense attention has no use for a profile, and keeps its keys and values as the configuration says.
         let spec = if self.kernel == KernelKind::Dense { usual } else { spec };
         let spec = spec.with(&self.given());
+        let context = self.context(layer)?;
         spec.validate(context.shape, layers)?;
         Ok(spec.build(layer, &context)?)
     }
 
-    fn context(&self) -> Result<KernelContext, ConfigError> {
-        let usual = KernelContext::new(self.shape()?);
+    /// What the kernel of layer `layer` is made in: it has its own mask and logits wherever in the model it stands.
+    fn context(&self, layer: usize) -> Result<KernelContext, ConfigError> {
+        let usual = KernelContext::new(self.shape()?).log_sum_exp(self.log_sum_exp.unwrap_or(false));
+        let usual = usual.masks(vec![self.mask.unwrap_or_default(); layer + 1]);
+        let usual = match &self.sink_logits {
+            Some(logits) => usual.sink_logits(vec![Arc::from(&logits[..]); layer + 1]),
+            None => usual,
+        };
         let isa = match &self.simd {
             Some(name) => name.parse().map_err(ConfigError::Simd)?,
             None => Isa::from_env().map_err(ConfigError::Environment)?,

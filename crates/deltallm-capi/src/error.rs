@@ -52,13 +52,16 @@ impl CallError {
     }
 
     pub(crate) fn status(&self) -> DeltallmStatus {
-        use AttentionError::{Core, Shape, SliceTooShort};
+        use AttentionError::{Core, Dropped, Shape, SliceTooShort};
         match self {
             Self::Argument { .. } => DeltallmStatus::InvalidArgument,
             Self::Config(_) => DeltallmStatus::Config,
             Self::Attention(Core(CoreError::BudgetExhausted { .. })) => DeltallmStatus::Budget,
             Self::Attention(
-                Shape { .. } | SliceTooShort { .. } | Core(CoreError::TruncateBeyondEnd { .. }),
+                Shape { .. }
+                | SliceTooShort { .. }
+                | Dropped { .. }
+                | Core(CoreError::TruncateBeyondEnd { .. }),
             ) => DeltallmStatus::InvalidArgument,
             Self::Attention(_) => DeltallmStatus::Attention,
             Self::Panicked(_) | Self::Poisoned => DeltallmStatus::Panic,

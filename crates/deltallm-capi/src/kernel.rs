@@ -7,7 +7,7 @@ use std::{
     sync::Mutex,
 };
 
-use deltallm_attn::{AttentionKernel, AttentionShape};
+use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView};
 use deltallm_core::{Footprint, HeadSparsity};
 
 use crate::{
@@ -103,10 +103,12 @@ impl DeltallmKernel {
         Ok(Self::new(config.shape()?, config.kernel()?))
     }
 
-    /// Shapes of q and out, and of k and v.
-    fn shapes(&self, tokens: usize) -> ([usize; 3], [usize; 3]) {
-        let (heads, kv_heads, head_dim) = (self.shape.heads(), self.shape.kv_heads(), self.shape.head_dim());
-        ([tokens, heads, head_dim], [tokens, kv_heads, head_dim])
+    /// Shapes of q, k, v and out.
+    fn shapes(&self, tokens: usize) -> [[usize; 3]; 4] {
+        let (heads, kv_heads) = (self.shape.heads(), self.shape.kv_heads());
+        let [key, value] = [self.shape.head_dim(), self.shape.value_dim()];
+        [[heads, key], [kv_heads, key], [kv_heads, value], [heads, value]]
+            .map(|[heads, channels]| [tokens, heads, channels])
     }
 }
 
@@ -170,8 +172,8 @@ pub extern "C" fn deltallm_kernel_free(kernel: Option<Box<DeltallmKernel>>) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(kernel)));
 }
 
-/// Appends `tokens` tokens to the cache and attends their queries to all of it, causally. `q` and `out` are [tokens, heads,
-/// head_dim], `k` and `v` [tokens, kv_heads, head_dim], contiguous. Queries and keys come after rotary embedding;
+/// Appends `tokens` tokens to the cache and attends their queries to it, as the mask says. `q` is [tokens, heads, head_dim], `k`
+/// [tokens, kv_heads, head_dim], `v` [tokens, kv_heads, value_dim] and `out` [tokens, heads, value_dim], contiguous. Queries and keys come after rotary embedding;
 /// positions are implied, the first token ever appended being 0. With 0 tokens nothing happens.
 ///
 /// After an error the cache holds the tokens it held before, and `out` may have been written in part.
@@ -191,16 +193,78 @@ pub unsafe extern "C" fn deltallm_kernel_forward(
     guard(|| {
         // SAFETY: the caller's promise.
         let kernel = existing(unsafe { kernel.as_ref() })?;
-        let (q_shape, kv_shape) = kernel.shapes(tokens);
-        let [q_len, kv_len] = [len("q", q_shape)?, len("k", kv_shape)?];
-        let view = |data, len| DeltallmView { data, len, token_stride: 0, head_stride: 0 };
-        let out = DeltallmViewMut { data: out, len: q_len, token_stride: 0, head_stride: 0 };
+        let [q_shape, k_shape, v_shape, out_shape] = kernel.shapes(tokens);
+        let [q, k, v] = [
+            contiguous(q, len("q", q_shape)?),
+            contiguous(k, len("k", k_shape)?),
+            contiguous(v, len("v", v_shape)?),
+        ];
+        let out = DeltallmViewMut { data: out, len: len("out", out_shape)?, token_stride: 0, head_stride: 0 };
         // SAFETY: the caller's promise, which is that these lengths are right.
-        unsafe { forward(kernel, tokens, view(q, q_len), view(k, kv_len), view(v, kv_len), out) }
+        unsafe { forward(kernel, tokens, q, k, v, out) }
     })
 }
 
-/// The same with lengths, which are checked, and with strides.
+/// Attends the queries of the last `tokens` tokens in the cache, and appends nothing: for layers that share the cache of another one.
+/// `q` is [tokens, heads, head_dim] and `out` [tokens, heads, value_dim], contiguous. With 0 tokens nothing happens.
+///
+/// # Safety
+/// As deltallm_kernel_forward.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn deltallm_kernel_attend(
+    kernel: *mut DeltallmKernel,
+    tokens: usize,
+    q: *const f32,
+    out: *mut f32,
+) -> DeltallmStatus {
+    guard(|| {
+        // SAFETY: the caller's promise.
+        let kernel = existing(unsafe { kernel.as_ref() })?;
+        let [q_shape, k_shape, v_shape, out_shape] = kernel.shapes(tokens);
+        let q = contiguous(q, len("q", q_shape)?);
+        let out = DeltallmViewMut { data: out, len: len("out", out_shape)?, token_stride: 0, head_stride: 0 };
+        with(Some(kernel), |kernel| {
+            if tokens == 0 {
+                return Ok(());
+            }
+            let [k, v] =
+                [k_shape, v_shape].map(|[_, heads, channels]| HeadsView::new(&[], [0, heads, channels]));
+            // SAFETY: the caller's promise.
+            let queries = unsafe { q.heads("q", q_shape) }?;
+            // SAFETY: the caller's promise, and that `q` is elsewhere is checked before there is a slice.
+            let out = unsafe { out.heads("out", out_shape, &[("q", &q)]) }?;
+            Ok(kernel.forward_heads(queries, k?, v?, out)?)
+        })
+    })
+}
+
+/// Copies the logarithm of the sum of the exponentials of each query's scores in the latest call, in nats, [tokens, heads], to `out`,
+/// which has room for `len` numbers. The configuration must ask for it with `log_sum_exp`.
+///
+/// # Safety
+/// `kernel` is NULL or has not been freed, and `len` numbers can be written from `out` on.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn deltallm_kernel_log_sum_exp(
+    kernel: Option<&DeltallmKernel>,
+    out: *mut f32,
+    len: usize,
+) -> DeltallmStatus {
+    guard(|| {
+        let numbers = with(kernel, |kernel| Ok(kernel.log_sum_exp().map(<[f32]>::to_vec)))?;
+        let numbers = numbers.ok_or_else(|| CallError::Argument {
+            argument: "kernel",
+            expected: "one with `log_sum_exp` in its configuration, and a call before".to_owned(),
+            got: "one without".to_owned(),
+        })?;
+        let out = DeltallmViewMut { data: out, len, token_stride: 0, head_stride: 0 };
+        // SAFETY: the caller's promise.
+        let mut out = unsafe { out.heads("out", [1, 1, numbers.len()], &[]) }?;
+        out.row_mut(0, 0).copy_from_slice(&numbers);
+        Ok(())
+    })
+}
+
+/// The same as deltallm_kernel_forward with lengths, which are checked, and with strides.
 ///
 /// # Safety
 /// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
@@ -236,17 +300,22 @@ unsafe fn forward(
     v: DeltallmView,
     out: DeltallmViewMut,
 ) -> Result<(), CallError> {
-    let (q_shape, kv_shape) = kernel.shapes(tokens);
+    let [q_shape, k_shape, v_shape, out_shape] = kernel.shapes(tokens);
     with(Some(kernel), |kernel| {
         if tokens == 0 {
             return Ok(());
         }
         // SAFETY: the caller's promise.
-        let inputs = unsafe { (q.heads("q", q_shape)?, k.heads("k", kv_shape)?, v.heads("v", kv_shape)?) };
+        let inputs = unsafe { (q.heads("q", q_shape)?, k.heads("k", k_shape)?, v.heads("v", v_shape)?) };
         // SAFETY: the caller's promise, and that the inputs are elsewhere is checked before there is a slice.
-        let out = unsafe { out.heads("out", q_shape, [("q", &q), ("k", &k), ("v", &v)]) }?;
+        let out = unsafe { out.heads("out", out_shape, &[("q", &q), ("k", &k), ("v", &v)]) }?;
         Ok(kernel.forward_heads(inputs.0, inputs.1, inputs.2, out)?)
     })
+}
+
+/// A contiguous buffer.
+fn contiguous(data: *const f32, len: usize) -> DeltallmView {
+    DeltallmView { data, len, token_stride: 0, head_stride: 0 }
 }
 
 /// Numbers in a contiguous buffer.

@@ -18,6 +18,10 @@
 //! | `heads` | | query heads, 1 to 4096, a multiple of `kv_heads` | required |
 //! | `kv_heads` | | key-value heads | required |
 //! | `head_dim` | | channels of a head, 1 to 4096 | required |
+//! | `value_dim` | | channels of a value and of a result, 1 to 4096 | `head_dim` |
+//! | `mask` | | which keys a query attends to: `"causal"`, `"sliding:512"` (the latest 512), `"chunked:8192"` (those of its own chunk) or `"bidirectional"` (also later ones of the same call); what nobody attends to any more is dropped | `"causal"` |
+//! | `sink_logits` | | a number for each query head that stands in the softmax's denominator like one more score | none |
+//! | `log_sum_exp` | | whether `deltallm_kernel_log_sum_exp` has an answer | `false` |
 //! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"compact"` for delta and hybrid | `"f32"` |
 //! | `scale` | | scores are `q . k * scale` | 1/sqrt(`head_dim`) |
 //! | `softcap` | | scores become `softcap * tanh(score / softcap)` | none |
@@ -67,8 +71,9 @@ mod tests;
 pub use error::{DeltallmStatus, deltallm_last_error};
 pub use kernel::{
     DELTALLM_ABI_VERSION, DeltallmFootprint, DeltallmKernel, DeltallmStats, deltallm_abi_version,
-    deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_forward,
+    deltallm_kernel_attend, deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_forward,
     deltallm_kernel_forward_views, deltallm_kernel_free, deltallm_kernel_head_stats, deltallm_kernel_len,
-    deltallm_kernel_new, deltallm_kernel_stats, deltallm_kernel_truncate, deltallm_version,
+    deltallm_kernel_log_sum_exp, deltallm_kernel_new, deltallm_kernel_stats, deltallm_kernel_truncate,
+    deltallm_version,
 };
 pub use memory::{DeltallmView, DeltallmViewMut};

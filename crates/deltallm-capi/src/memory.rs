@@ -68,7 +68,7 @@ impl DeltallmViewMut {
         &self,
         argument: &'static str,
         shape: [usize; 3],
-        inputs: [(&'static str, &DeltallmView); 3],
+        inputs: &[(&'static str, &DeltallmView)],
     ) -> Result<HeadsViewMut<'a>, CallError> {
         let [token_stride, head_stride] = strides(argument, shape, self.token_stride, self.head_stride)?;
         check_numbers(argument, self.data, self.len)?;

@@ -3,12 +3,12 @@
 use std::{
     ffi::{CStr, CString},
     ptr,
-    sync::Barrier,
+    sync::{Arc, Barrier},
 };
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView,
-    HeadsViewMut, Isa, KernelWrapper, KvStore,
+    HeadsViewMut, Isa, KernelWrapper, KvStore, Mask,
 };
 use deltallm_core::{Footprint, SparsityStats};
 
@@ -159,6 +159,55 @@ fn strided_views_need_no_copy() {
         assert_eq!(row[..Q], *expected);
         assert_eq!(row[Q..], [7.0; 4], "numbers between the rows are left alone");
     }
+}
+
+#[test]
+fn masks_widths_logits_and_sums_are_those_of_the_kernel_inside() {
+    let shape = AttentionShape::new(4, 2, 8).unwrap().with_value_dim(5).unwrap();
+    let options =
+        AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap()).log_sum_exp(true);
+    let logits: Arc<[f32]> = Arc::from([0.5, -1.0, 2.0, 0.0]);
+    let mut inside =
+        DenseAttention::new(shape, options.mask(Mask::SlidingWindow(9)).sink_logits(logits)).unwrap();
+    let kernel = new(
+        r#"{"kernel": "dense", "heads": 4, "kv_heads": 2, "head_dim": 8, "value_dim": 5, "mask": "sliding:9",
+            "sink_logits": [0.5, -1, 2, 0], "log_sum_exp": true}"#,
+    );
+    let kernel = kernel.unwrap();
+    let [q, k, _] = tokens(0, 20);
+    let v: Vec<f32> = (0..20 * 10).map(|i| (i as f32).sin()).collect();
+    let (mut out, mut expected) = (vec![0.0; 20 * 20], vec![0.0; 20 * 20]);
+    let views = (
+        HeadsView::new(&q, [20, 4, 8]).unwrap(),
+        HeadsView::new(&k, [20, 2, 8]).unwrap(),
+        HeadsView::new(&v, [20, 2, 5]).unwrap(),
+    );
+    inside
+        .forward_heads(views.0, views.1, views.2, HeadsViewMut::new(&mut expected, [20, 4, 5]).unwrap())
+        .unwrap();
+    let pointer = ptr::from_ref(&*kernel).cast_mut();
+    let (mut sums, mut again) = (vec![0.0; 80], vec![0.0; 20]);
+    // SAFETY: buffers of these shapes.
+    unsafe {
+        let status =
+            deltallm_kernel_forward(pointer, 20, q.as_ptr(), k.as_ptr(), v.as_ptr(), out.as_mut_ptr());
+        assert_eq!((status, &out), (Ok, &expected));
+        assert_eq!(deltallm_kernel_log_sum_exp(Some(&*kernel), sums.as_mut_ptr(), 80), Ok);
+        assert_eq!(sums, inside.log_sum_exp().unwrap());
+        let status = deltallm_kernel_log_sum_exp(Some(&*kernel), sums.as_mut_ptr(), 79);
+        assert_error(status, InvalidArgument, "out: expected a slice of at least 80 elements");
+        // The last query again, without a key.
+        assert_eq!(deltallm_kernel_attend(pointer, 1, q[19 * Q..].as_ptr(), again.as_mut_ptr()), Ok);
+        assert!(again.iter().zip(&out[19 * 20..]).all(|(a, b)| (a - b).abs() < 1e-5));
+        let status = deltallm_kernel_attend(pointer, 20, q.as_ptr(), out.as_mut_ptr());
+        assert_eq!(status, Ok, "the page of the window is the cache");
+        assert_error(
+            deltallm_kernel_log_sum_exp(Some(&*dense()), sums.as_mut_ptr(), 80),
+            InvalidArgument,
+            "log_sum_exp",
+        );
+    }
+    assert_eq!(len(&kernel), 20);
 }
 
 #[test]
@@ -527,15 +576,45 @@ fn a_profile_brings_the_settings_of_its_layers() {
         ("", "layer: expected the profile's layer that this kernel is, got none"),
         (r#", "layer": 2"#, "layer: expected less than 2, the layers of the profile, got 2"),
         (r#", "layer": 18446744073709551615"#, "layer: expected less than 2"),
-        (
-            r#", "layer": 1, "window": 64"#,
-            "window: expected none beside a profile, which has its own, got one",
-        ),
     ] {
         let (status, error) = hybrid(&format!("{profile}{more}")).err().unwrap();
         assert_eq!(status, Config);
         assert!(error.contains(message), "{more}: {error}");
     }
+    // What a profile has settled is not to be given beside it.
+    for (field, value) in [
+        ("thresholds", r#"{"theta": 1}"#),
+        ("window", "64"),
+        ("sinks", "4"),
+        ("skip_margin", "3"),
+        ("exact_prompt", "0"),
+    ] {
+        let (status, error) = hybrid(&format!(r#"{profile}, "layer": 1, "{field}": {value}"#)).err().unwrap();
+        assert_eq!(status, Config);
+        let message = format!("{field}: expected none beside a profile, which has its own, got one");
+        assert!(error.contains(&message), "{error}");
+    }
+    // Dense attention takes a profile, and nothing from it: not its store either.
+    let profile = profile.replace(r#""sinks""#, r#""store": "f16", "sinks""#);
+    let kernel = new(&format!(r#"{{"kernel": "dense", {SIZES}{profile}, "layer": 1}}"#)).unwrap();
+    let without = dense();
+    assert_eq!(forward(&kernel, 0, 100), forward(&without, 0, 100));
+    assert_eq!(footprint(&kernel), footprint(&without));
+}
+
+#[test]
+fn a_soft_cap_changes_the_answers_as_it_does_inside() {
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    let options = AttentionOptions::default().store(KvStore::F32).isa(Isa::from_env().unwrap());
+    let mut inside = DenseAttention::new(shape, options.softcap(0.5)).unwrap();
+    let ([q, k, v], mut expected) = (tokens(0, 20), vec![0.0; 20 * Q]);
+    let [q, k, v] =
+        [(&q, 4), (&k, 2), (&v, 2)].map(|(data, heads)| HeadsView::new(data, [20, heads, 8]).unwrap());
+    inside.forward_heads(q, k, v, HeadsViewMut::new(&mut expected, [20, 4, 8]).unwrap()).unwrap();
+    let capped = new(&format!(r#"{{"kernel": "dense", {SIZES}, "softcap": 0.5}}"#)).unwrap();
+    let answer = forward(&capped, 0, 20);
+    assert_ne!(answer, forward(&dense(), 0, 20));
+    assert_eq!(answer, (Ok, expected));
 }
 
 #[test]

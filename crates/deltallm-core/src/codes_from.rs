@@ -33,8 +33,8 @@ impl CachePlan {
         }
         let smaller = |block: usize| {
             (block * BLOCK_TOKENS..(block + 1) * BLOCK_TOKENS).all(|tokens| {
-                let f16 = self.rows_of(ElementType::F16.into(), tokens).times(2);
-                self.most_bytes(tokens, window, sinks) < f16.total()
+                let [keys, values] = self.pages_of(ElementType::F16.into(), tokens);
+                self.most_bytes(tokens, window, sinks) < keys.plus(values).total()
             })
         };
         // With a full window every block of tokens saves the same bytes: what is smaller stays so.
@@ -45,9 +45,9 @@ impl CachePlan {
     /// Bytes of one head that holds codes, whatever its keys are like.
     fn most_bytes(&self, tokens: usize, window: usize, sinks: usize) -> usize {
         let coded = self.coded(tokens, window);
-        let far = self.rows_of(RowFormat::of(self.store), coded).total();
-        let keys = if self.store.is_delta() { most_key_bytes(self.head_dim, coded) } else { far };
-        [keys, far].into_iter().fold(self.exact_rows(tokens, window, sinks).total(), usize::saturating_add)
+        let [keys, values] = self.pages_of(RowFormat::of(self.store), coded).map(|bytes| bytes.total());
+        let keys = if self.store.is_delta() { most_key_bytes(self.head_dim, coded) } else { keys };
+        [keys, values].into_iter().fold(self.exact_rows(tokens, window, sinks).total(), usize::saturating_add)
     }
 }
 

@@ -99,8 +99,12 @@ pub enum KeyPlan {
 pub struct CachePlan {
     /// Key-value heads.
     pub kv_heads: usize,
-    /// Channels of a head.
+    /// Channels of a key.
     pub head_dim: usize,
+    /// Channels of a value.
+    pub value_dim: usize,
+    /// How far back queries attend, if not to everything: what is further back is dropped, page by page.
+    pub attended: Option<usize>,
     /// How keys and values are stored.
     pub store: KvStore,
     /// Store of the keys.
@@ -110,7 +114,19 @@ pub struct CachePlan {
 impl CachePlan {
     /// A plan for a layer of `kv_heads` heads of `head_dim` channels.
     pub fn new(kv_heads: usize, head_dim: usize, store: KvStore, keys: KeyPlan) -> Self {
-        Self { kv_heads, head_dim, store, keys }
+        Self { kv_heads, head_dim, value_dim: head_dim, attended: None, store, keys }
+    }
+
+    /// The same for values of another width than keys.
+    #[must_use]
+    pub fn value_dim(self, value_dim: usize) -> Self {
+        Self { value_dim, ..self }
+    }
+
+    /// The same for a layer whose queries attend to the latest tokens only, this many; `None` for all.
+    #[must_use]
+    pub fn attended(self, tokens: impl Into<Option<usize>>) -> Self {
+        Self { attended: tokens.into(), ..self }
     }
 
     /// Tokens in a page of the exact window: small, because on average half a page stays empty.
@@ -126,20 +142,29 @@ impl CachePlan {
         if tokens == 0 {
             return Footprint::default();
         }
-        let rows = |tokens| self.rows_of(RowFormat::of(self.store), tokens);
+        let dropped = self.attended.map_or(0, |most| tokens.saturating_add(1).saturating_sub(most));
+        // Whole pages and blocks are dropped.
+        let held = tokens - (dropped / BLOCK_TOKENS * BLOCK_TOKENS).min(tokens);
+        let format = RowFormat::of(self.store);
         let (keys, values, exact) = match self.keys {
-            KeyPlan::Dense => (rows(tokens), rows(tokens), StoreBytes::default()),
+            KeyPlan::Dense => {
+                let [keys, values] = self.pages_of(format, held);
+                (keys, values, StoreBytes::default())
+            }
             KeyPlan::Delta { zero_fraction, wide, escapes, window, sinks } => {
-                if self.holds_tokens_once() && tokens < self.codes_from() {
-                    let exact = self.rows_of(self.store.exact().into(), tokens).times(2);
-                    return self.all_heads(StoreBytes::default(), StoreBytes::default(), exact);
+                let first_codes = self.codes_from().max(window);
+                let uncoded = tokens < first_codes || self.attended.is_some_and(|most| most <= first_codes);
+                if self.holds_tokens_once() && uncoded {
+                    let [keys, values] = self.pages_of(self.store.exact().into(), held);
+                    return self.all_heads(StoreBytes::default(), StoreBytes::default(), keys.plus(values));
                 }
-                let coded = self.coded(tokens, window);
+                let coded = self.coded(tokens, window).saturating_sub(tokens - held);
+                let [whole_keys, values] = self.pages_of(format, coded);
                 let keys = match self.store.is_delta() {
                     true => self.delta_keys(coded, zero_fraction, wide, escapes),
-                    false => rows(coded),
+                    false => whole_keys,
                 };
-                (keys, rows(coded), self.exact_rows(tokens, window, sinks))
+                (keys, values, self.exact_rows(tokens, window, sinks))
             }
         };
         self.all_heads(keys, values, exact)
@@ -161,14 +186,13 @@ impl CachePlan {
         if self.holds_tokens_once() { tokens.saturating_sub(window - 1) } else { tokens }
     }
 
-    fn rows(&self, format: RowFormat, page_tokens: usize) -> Layout {
-        Layout { channels: self.head_dim, format, page_tokens }
-    }
-
-    /// Whole rows of one head, in pages as a dense cache has them.
-    pub(crate) fn rows_of(&self, format: RowFormat, tokens: usize) -> StoreBytes {
+    /// Keys and values of one head, in pages as a dense cache has them.
+    pub(crate) fn pages_of(&self, format: RowFormat, tokens: usize) -> [StoreBytes; 2] {
         let pages = tokens.div_ceil(BLOCK_TOKENS);
-        self.rows(format, BLOCK_TOKENS).bytes(pages, table_capacity(0, pages))
+        [self.head_dim, self.value_dim].map(|channels| {
+            let rows = Layout { channels, format, page_tokens: BLOCK_TOKENS };
+            rows.bytes(pages, table_capacity(0, pages))
+        })
     }
 
     /// Delta-coded keys of one head.
@@ -184,7 +208,7 @@ impl CachePlan {
         let keys = planned_bytes(self.store, self.head_dim, tokens, Expected { sent, wide, escapes });
         // Keys that would take more are held whole.
         match self.holds_tokens_once() && keys.total() > most_key_bytes(self.head_dim, tokens) {
-            true => self.rows_of(ElementType::F16.into(), tokens),
+            true => self.pages_of(ElementType::F16.into(), tokens)[0],
             false => keys,
         }
     }
@@ -200,11 +224,18 @@ impl CachePlan {
         let held = tokens.div_ceil(page) - needed / page;
         // Before a page is dropped, the window can touch one more than it fills.
         let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
-        let tail = self.rows(format, page).bytes(held, table_capacity(0, most));
-        let page = Self::sink_page_tokens(sinks);
-        let held = sinks.min(self.coded(tokens, window)).div_ceil(page);
-        let sinks = self.rows(format, page).bytes(held, table_capacity(0, held));
-        tail.plus(sinks).times(if self.store.is_quantised() { 2 } else { 1 })
+        let sink_page = Self::sink_page_tokens(sinks);
+        let dropped =
+            self.attended.is_some_and(|most| tokens.saturating_add(1).saturating_sub(most) >= sinks);
+        let sinks = if dropped { 0 } else { sinks.min(self.coded(tokens, window)).div_ceil(sink_page) };
+        let of = |channels| {
+            let rows = |page_tokens| Layout { channels, format, page_tokens };
+            rows(page)
+                .bytes(held, table_capacity(0, most))
+                .plus(rows(sink_page).bytes(sinks, table_capacity(0, sinks)))
+        };
+        let keys = of(self.head_dim);
+        if self.store.is_quantised() { keys.plus(of(self.value_dim)) } else { keys }
     }
 
     /// The largest number of tokens whose cache fits in `bytes`.

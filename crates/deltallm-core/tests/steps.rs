@@ -249,6 +249,60 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
 }
 
 #[test]
+fn an_escape_that_ended_with_a_key_that_is_gone_goes_on() {
+    let far = [1e6];
+    let keys: Vec<Vec<f32>> = vec![vec![0.0], far.to_vec(), vec![0.0]];
+    let mut matrix = coded(&keys, &vec![0.5].into());
+    let mut charge = MemoryBudget::unlimited().reservation();
+    matrix.truncate(2, &mut charge).unwrap();
+    // The channel rests, and is read from where it was sent.
+    matrix.push(&far, &mut charge).unwrap();
+    assert_eq!(reconstruction(&matrix), [0.0, far[0], far[0]]);
+    assert_eq!(decoded(&matrix), reconstruction(&matrix));
+}
+
+#[test]
+fn a_step_below_the_normal_numbers_has_no_codes() {
+    for theta in [5e-39, 1e-44] {
+        let matrix = coded(&[vec![1e-38]], &vec![theta].into());
+        assert_eq!(escapes(&matrix), 1, "{theta}");
+        assert_eq!(reconstruction(&matrix), [1e-38]);
+    }
+}
+
+/// Keys of which all channels escape have made room for themselves, which must not outlive them.
+#[test]
+fn bytes_after_a_cut_are_those_of_keys_that_came_one_by_one() {
+    let channels = 6;
+    let thresholds = thresholds(channels, 0.3, false);
+    let calm = keys(channels, 300, 5, 1.0);
+    let wild = keys(channels, 300, 6, 1e6);
+    let (budget, mut free) = (MemoryBudget::unlimited(), MemoryBudget::unlimited().reservation());
+    for (before, gone) in
+        [0, 1, 40, 63, 64, 65, 130, 200].into_iter().flat_map(|b| [1, 5, 64, 90].map(|g| (b, g)))
+    {
+        let mut fresh = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
+        push(&mut fresh, &calm[..before], &mut free);
+        let (mut cut, mut charge) = (coded(&[], &thresholds), budget.reservation());
+        push(&mut cut, &calm[..before], &mut charge);
+        push(&mut cut, &wild[..gone], &mut charge);
+        cut.truncate(before, &mut charge).unwrap();
+        for key in &calm[before..] {
+            let what = format!("{gone} gone after {before}, {} now", cut.len());
+            // There is never more than a key takes that comes to a cache without a past, and what it will take then is known.
+            assert!(cut.is_empty() || bytes(&cut) <= bytes(&fresh), "{what}");
+            assert_eq!(charge.bytes(), bytes(&cut), "{what}");
+            let next = fresh.bytes_with_next();
+            assert_eq!(cut.bytes_with_next(), next, "{what}");
+            fresh.push(key, &mut free).unwrap();
+            cut.push(key, &mut charge).unwrap();
+            assert_eq!(bytes(&fresh), next, "{what}");
+        }
+    }
+    assert_eq!(budget.used(), 0);
+}
+
+#[test]
 fn keys_that_never_move_cost_their_frames_alone() {
     let mut reservation = MemoryBudget::unlimited().reservation();
     // Too far out for a code in the second channel: one escape in every block, from the frame on.

@@ -222,7 +222,8 @@ impl Session {
     ///
     /// # Errors
     /// [`ModelError`] for an empty prompt, one that does not fit in the context, a token outside the vocabulary, or a
-    /// failing kernel; the session then holds the tokens it held before.
+    /// failing kernel; the session then holds the tokens it held before. Chunks that had been read by then have been
+    /// [rewound](Self::rewind).
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<Array1<f32>, ModelError> {
         self.prefill_with(prompt, |_| {})
     }

@@ -303,6 +303,40 @@ fn sessions_that_share_a_budget_decode_together_where_they_do_one_by_one() {
 }
 
 #[test]
+fn a_session_with_nothing_to_give_is_helped_by_others_of_its_budget_and_by_no_stranger() {
+    let model = model();
+    // A page is full, so that every one of them needs another.
+    let full = |store, budget: &MemoryBudget| {
+        let mut session = session(&model, "dense", store, budget);
+        session.limit_memory(budget.clone(), AtLimit::NarrowStore).unwrap();
+        decoded(&mut session, (0..64).map(|t| t % 80));
+        session
+    };
+    for wide_first in [false, true] {
+        let budget = MemoryBudget::new(1 << 30);
+        let (mut small, mut wide) = (full(KvStore::Int8, &budget), full(KvStore::F32, &budget));
+        let mut other = budget.reservation();
+        // The first one in the batch that is refused is the small one.
+        let left = if wide_first { growth(&wide) } else { 0 };
+        other.grow(budget.available() - left).unwrap();
+        let mut batch = [(&mut small, 1), (&mut wide, 2)];
+        if wide_first {
+            batch.reverse();
+        }
+        Session::decode_together(&mut batch).unwrap();
+        assert_eq!((small.narrowed().times, small.tokens().len()), (0, 65));
+        assert!(wide.narrowed().times > 0 && wide.tokens().len() == 65);
+    }
+    let [budget, elsewhere] = [(); 2].map(|()| MemoryBudget::new(1 << 30));
+    let (mut small, mut stranger) = (full(KvStore::Int8, &budget), full(KvStore::F32, &elsewhere));
+    let mut other = budget.reservation();
+    other.grow(budget.available()).unwrap();
+    let refused = Session::decode_together(&mut [(&mut small, 1), (&mut stranger, 2)]);
+    assert!(refused.unwrap_err().is_budget_exhausted());
+    assert_eq!((stranger.narrowed().times, stranger.tokens().len()), (0, 64));
+}
+
+#[test]
 fn a_step_that_fails_in_a_later_layer_is_taken_back_from_all_sessions_without_a_trace() {
     let model = model();
     for kind in KINDS {

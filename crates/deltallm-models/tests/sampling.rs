@@ -238,3 +238,27 @@ fn settings_out_of_range_by_name() {
         assert!(error.to_string().starts_with(&format!("`{field}`: expected ")), "{error}");
     }
 }
+
+#[test]
+fn tokens_whose_probabilities_sum_to_top_p_exactly_are_enough() {
+    let config = SamplerConfig::default().with_temperature(1.0).with_top_p(0.5);
+    for seed in 0..20 {
+        let mut sampler = Sampler::new(config.with_seed(seed)).unwrap();
+        assert_eq!(sampler.sample(&[0.0, 0.0]).unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_filter_that_removes_nothing_of_weight_changes_no_draw() {
+    // All of the weight is in five tokens, not in the order of their ids.
+    let mut logits = [-1000.0; 30];
+    for (token, logit) in [(3, 0.1), (4, 1.0), (11, 0.7), (20, 1.2), (29, 0.4)] {
+        logits[token] = logit;
+    }
+    let config = SamplerConfig::default().with_temperature(1.0).with_seed(5);
+    let mut plain = Sampler::new(config).unwrap();
+    let mut filtered = Sampler::new(config.with_top_k(5)).unwrap();
+    for draw in 0..100 {
+        assert_eq!(filtered.sample(&logits).unwrap(), plain.sample(&logits).unwrap(), "draw {draw}");
+    }
+}

@@ -38,7 +38,8 @@ use deltallm_simd::tuning::DECODE_CHUNK;
 use deltallm_simd::tuning::LEAST_DECODED_KEYS;
 
 use crate::{
-    AttentionError, HeadsView, HeadsViewMut,
+    AttentionError, HeadsView,
+    attend::{Output, log_sum},
     options::Settings,
     segment::{CHANNELS, Keys, Rows, Segment, Segments},
     softcap::softcap,
@@ -131,28 +132,27 @@ struct Partial<'a> {
 struct Token<'a, 'p> {
     options: &'a Settings,
     position: usize,
-    /// Channels, padded to whole vectors.
+    /// Channels of a key and of a value, padded to whole vectors.
     channels: usize,
+    value_channels: usize,
     /// Scaled queries, `[heads, channels]`.
     queries: &'a [f32],
     /// Of each kv head.
     segments: &'a (dyn Fn(usize) -> Segments<'p> + Sync),
 }
 
-/// Attends the single token of `q`, which stands at `position`, to the keys of all segments, in order. If all goes well, the
-/// pairs of each kv head are added to `counts`.
+/// Attends the single token of `q`, which stands at `position`, to the keys of all segments, in order.
 pub(crate) fn attend<'a>(
     options: &Settings,
     q: &HeadsView,
     position: usize,
     split: &Split,
     segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
-    out: HeadsViewMut,
-    counts: &mut [HeadSparsity],
+    mut output: Output,
 ) -> Result<(), AttentionError> {
     with_kept(&MEMORY, |memory| {
-        attend_in(memory, options, q, position, split, segments, out)?;
-        counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| *sum += *more);
+        attend_in(memory, options, q, position, split, segments, &mut output)?;
+        output.counts.iter_mut().zip(&memory.counts).for_each(|(sum, more)| *sum += *more);
         Ok(())
     })
 }
@@ -165,19 +165,20 @@ fn attend_in<'a>(
     position: usize,
     split: &Split,
     segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
-    mut out: HeadsViewMut,
+    Output { rows, log_sums, .. }: &mut Output,
 ) -> Result<(), AttentionError> {
     let Memory { queries, counts, rounds, merged, partials, skipped } = memory;
     let shape = options.shape;
-    let (group, head_dim) = (shape.group(), shape.head_dim());
-    let channels = head_dim.next_multiple_of(CHANNELS);
+    let group = shape.group();
+    let [channels, value_channels] =
+        [shape.head_dim(), shape.value_dim()].map(|n| n.next_multiple_of(CHANNELS));
     refill(queries, shape.heads() * channels, 0.0);
     // Scores come out in units of ln 2, but a cap is a function of nats; its result changes the unit.
     let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
     for (head, query) in queries.chunks_exact_mut(channels).enumerate() {
         query.iter_mut().zip(q.row(0, head)).for_each(|(x, q)| *x = q * scale);
     }
-    let token = Token { options, position, channels, queries, segments };
+    let token = Token { options, position, channels, value_channels, queries, segments };
 
     refill(counts, shape.kv_heads(), HeadSparsity::default());
     rounds.iter_mut().for_each(Vec::clear);
@@ -194,9 +195,16 @@ fn attend_in<'a>(
         }
     }
 
-    let size = group * (2 + channels);
+    let size = group * (2 + value_channels);
     refill(merged, shape.kv_heads() * size, 0.0);
     merged.chunks_exact_mut(size).for_each(|memory| Partial::new(memory, group).clear());
+    if let Some(logits) = &options.sink_logits {
+        for (memory, logits) in merged.chunks_exact_mut(size).zip(logits.chunks_exact(group)) {
+            let Partial { max, total, .. } = Partial::new(memory, group);
+            max.iter_mut().zip(logits).for_each(|(max, logit)| *max = logit * LOG2_E);
+            total.fill(1.0);
+        }
+    }
     for chunks in &*rounds {
         refill(partials, chunks.len() * size, 0.0);
         refill(skipped, chunks.len(), 0);
@@ -210,7 +218,7 @@ fn attend_in<'a>(
 
     for memory in merged.chunks_exact_mut(size) {
         let Partial { max, total, sums } = Partial::new(memory, group);
-        for (head, sums) in sums.chunks_exact_mut(channels).enumerate() {
+        for (head, sums) in sums.chunks_exact_mut(value_channels).enumerate() {
             sums.iter_mut().for_each(|sum| *sum /= total[head]);
             // Inputs are finite, so anything else here is a score that left the range of f32.
             if !max[head].is_finite() || !sums.iter().all(|sum| sum.is_finite()) {
@@ -218,9 +226,16 @@ fn attend_in<'a>(
             }
         }
     }
+    for (memory, log_sums) in merged.chunks_exact_mut(size).zip(log_sums.chunks_exact_mut(group)) {
+        let Partial { max, total, .. } = Partial::new(memory, group);
+        log_sums
+            .iter_mut()
+            .zip(max.iter().zip(&*total))
+            .for_each(|(sum, (max, total))| *sum = log_sum(*max, *total));
+    }
     for (kv_head, memory) in merged.chunks_exact_mut(size).enumerate() {
-        for (head, sums) in Partial::new(memory, group).sums.chunks_exact(channels).enumerate() {
-            out.row_mut(0, kv_head * group + head).copy_from_slice(&sums[..head_dim]);
+        for (head, sums) in Partial::new(memory, group).sums.chunks_exact(value_channels).enumerate() {
+            rows.row_mut(0, kv_head * group + head).copy_from_slice(&sums[..shape.value_dim()]);
         }
     }
     Ok(())
@@ -311,7 +326,7 @@ impl Token<'_, '_> {
                 continue;
             }
             if let (Some(_), Some(rows)) = (limits, values) {
-                prefetch_values(rows, kept.numbers(), channels);
+                prefetch_values(rows, kept.numbers(), self.value_channels);
             }
             waiting = Some((tokens, values));
         }
@@ -366,7 +381,7 @@ impl Token<'_, '_> {
         sums: &mut [f32],
         scratch: &mut Scratch,
     ) {
-        let (isa, channels) = (self.options.isa, self.channels);
+        let (isa, channels) = (self.options.isa, self.value_channels);
         let Scratch { weights, kept, kernels, converted, .. } = scratch;
         if let Some(rows) = rows {
             return values::add_values(isa, rows, ahead, kept.numbers(), weights, sums, channels, kernels);
@@ -406,9 +421,9 @@ fn for_runs(
         let numbers = rows.read(rest.clone(), &mut scratch.rows);
         scratch.padded.clear();
         scratch.padded.resize(rest.len() * channels, 0.0);
-        let head_dim = numbers.len() / rest.len();
-        for (row, padded) in numbers.chunks_exact(head_dim).zip(scratch.padded.chunks_exact_mut(channels)) {
-            padded[..head_dim].copy_from_slice(row);
+        let width = numbers.len() / rest.len();
+        for (row, padded) in numbers.chunks_exact(width).zip(scratch.padded.chunks_exact_mut(channels)) {
+            padded[..width].copy_from_slice(row);
         }
         let padded = FloatRows { data: &scratch.padded[..], stride: channels };
         work(StoredRows::F32(padded), None, rest.len(), next - tokens.start);

@@ -184,6 +184,43 @@ mod tests {
     }
 
     #[test]
+    fn a_score_at_the_threshold_does_not_count() {
+        for isa in Isa::available() {
+            let mut scores = [-5.0; 2 * BLOCK_TOKENS];
+            scores[BLOCK_TOKENS + 9] = -4.9;
+            assert_eq!(selected(isa, &scores, u64::MAX, Some(&[-5.0, -5.0])).0.numbers(), [9], "{isa}");
+        }
+    }
+
+    /// Also where they end within a vector that an earlier block has left scores in.
+    #[test]
+    fn weights_of_keys_at_any_places_add_up() {
+        let mut random = deltallm_testing::Random::new(1);
+        let places = (0..500).map(|_| random.bits() & random.bits());
+        for bits in places.chain([0xfffe_0000_0000_001f, 0xffff_0000_0000_0001]).filter(|bits| *bits != 0) {
+            for isa in Isa::available() {
+                let (kept, total) = selected(isa, &[-1.0; 2 * BLOCK_TOKENS], bits, None);
+                assert_eq!(kept.bits, bits);
+                let expected = 0.5 * bits.count_ones() as f32;
+                assert!(total.iter().all(|sum| (sum - expected).abs() < 1e-4), "{isa}: {bits:x}, {total:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_head_that_has_seen_nothing_but_minus_infinity_has_no_weight() {
+        for isa in Isa::available() {
+            let mut scores = [-1.0; 2 * BLOCK_TOKENS];
+            scores[BLOCK_TOKENS..].fill(f32::NEG_INFINITY);
+            let (mut weights, mut kept) = (vec![0.0; 2 * BLOCK_TOKENS], Kept::default());
+            let (mut max, mut total, mut sums) = ([f32::NEG_INFINITY; 2], [0.0; 2], [0.0; 32]);
+            let mut state = Softmax { max: &mut max, total: &mut total, sums: &mut sums };
+            select(isa, &scores, u64::MAX, None, &mut weights, &mut state, &mut kept);
+            assert!((total[0] - 64.0).abs() < 1e-3 && total[1] == 0.0, "{isa}: {total:?}");
+        }
+    }
+
+    #[test]
     fn weights_of_any_number_of_keys_add_up() {
         for isa in Isa::available() {
             for count in 1..=BLOCK_TOKENS {

@@ -31,7 +31,8 @@ use std::ops::Range;
 use deltallm_core::HeadSparsity;
 
 use crate::{
-    AttentionError, HeadsView, HeadsViewMut,
+    AttentionError, HeadsView,
+    attend::Output,
     options::Settings,
     segment::{Segment, Segments},
     window::Split,
@@ -41,16 +42,14 @@ use prepare::{Prepared, prepare_head};
 pub use tile::query_tile;
 use tile::{Scratch, Tile, attend_tile, union};
 
-/// Attends `q`, whose first token stands at position `first`, and writes `out`. `segments` knows the segments of each
-/// kv head. If all goes well, the pairs of each kv head are added to `counts`.
+/// Attends `q`, whose first token stands at position `first`. `segments` knows the segments of each kv head.
 pub(crate) fn attend<'a>(
     options: &Settings,
     q: &HeadsView,
     first: usize,
     split: &Split,
     segments: &(dyn Fn(usize) -> Segments<'a> + Sync),
-    mut out: HeadsViewMut,
-    counts: &mut [HeadSparsity],
+    Output { mut rows, counts, log_sums }: Output,
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
     let segments: Vec<Segments> = (0..shape.kv_heads()).map(segments).collect();
@@ -67,10 +66,15 @@ pub(crate) fn attend<'a>(
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     for_each(options.parallel, &tiles, work, |tile, output| {
         counted[tile.kv_head] += output.counts;
-        let rows = output.rows.chunks_exact(shape.head_dim());
         let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
-        for ((position, head), row) in places.zip(rows) {
-            out.row_mut(position - first, tile.kv_head * shape.group() + head).copy_from_slice(row);
+        let places = places.map(|(position, head)| (position - first, tile.kv_head * shape.group() + head));
+        for ((token, head), row) in places.clone().zip(output.rows.chunks_exact(shape.value_dim())) {
+            rows.row_mut(token, head).copy_from_slice(row);
+        }
+        if !log_sums.is_empty() {
+            for ((token, head), sum) in places.zip(output.log_sums) {
+                log_sums[token * shape.heads() + head] = sum;
+            }
         }
     })?;
     counts.iter_mut().zip(&counted).for_each(|(sum, more)| *sum += *more);

@@ -101,7 +101,7 @@ pub(crate) fn prepare_head<'a>(
                     Some(shared) => shared.values.clone(),
                     None => {
                         read_rows(segment.values, tokens.clone(), scratch);
-                        let values = pairs.values(scratch, head_dim);
+                        let values = pairs.values(scratch, options.shape.value_dim());
                         let values = Arc::new(TilePairValues { pairs, tokens: tokens.clone(), values });
                         let of = segment.values;
                         shared.push(SharedValues { of, tokens: tokens.clone(), values: values.clone() });

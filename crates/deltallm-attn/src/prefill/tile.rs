@@ -22,6 +22,7 @@ use super::{
 };
 use crate::{
     AttentionError, HeadsView,
+    attend::log_sum,
     options::Settings,
     segment::Segment,
     softcap::softcap,
@@ -48,8 +49,10 @@ pub(crate) struct Tile {
 
 /// Result of a tile.
 pub(crate) struct TileOutput {
-    /// `[queries, group, head_dim]`.
+    /// `[queries, group, value_dim]`.
     pub(crate) rows: Vec<f32>,
+    /// The logarithm of the sum of each query's weights, `[queries, group]`.
+    pub(crate) log_sums: Vec<f32>,
     /// Pairs, exact pairs and skipped values.
     pub(crate) counts: HeadSparsity,
 }
@@ -67,7 +70,7 @@ pub(crate) struct Scratch {
     scores: Aligned,
     /// These keys.
     pending: Vec<usize>,
-    /// Weighted sum of values so far, `[head_dim, lanes]`.
+    /// Weighted sum of values so far, `[value_dim, lanes]`.
     sums: Aligned,
     /// Per lane: largest score, sum of weights, rescale factor, skip threshold.
     max: Aligned,
@@ -101,17 +104,23 @@ pub(crate) fn attend_tile(
     prepared: &[Prepared],
     scratch: &mut Scratch,
 ) -> Result<TileOutput, AttentionError> {
-    let (isa, group, head_dim) = (options.isa, options.shape.group(), options.shape.head_dim());
+    let (isa, group, value_dim) = (options.isa, options.shape.group(), options.shape.value_dim());
     let count = tile.positions.len();
     let lanes = (count * group).next_multiple_of(lanes(isa));
     let needs_pairs = prepared.iter().any(|prepared| prepared.keys.needs_pairs());
     let pairs = Pairs::of(isa, options.precision).filter(|_| needs_pairs);
     let queries = take_queries(options, q, first, tile, lanes, pairs, scratch);
     scratch.scores.resize(2 * BLOCK_TOKENS * lanes);
-    scratch.sums.reset(head_dim * lanes, 0.0);
+    scratch.sums.reset(value_dim * lanes, 0.0);
     scratch.max.reset(lanes, f32::NEG_INFINITY);
     scratch.total.reset(lanes, 0.0);
     scratch.rescale.reset(lanes, 1.0);
+    if let Some(logits) = &options.sink_logits {
+        let logits =
+            logits[tile.kv_head * group..][..group].iter().flat_map(|x| std::iter::repeat_n(x, count));
+        scratch.max.iter_mut().zip(logits).for_each(|(max, logit)| *max = logit * LOG2_E);
+        scratch.total[..count * group].fill(1.0);
+    }
 
     let mut counts = HeadSparsity::default();
     for (segment, prepared) in segments.iter().zip(prepared) {
@@ -124,17 +133,19 @@ pub(crate) fn attend_tile(
 
     scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
     softmax::rescale(isa, &mut scratch.sums, &scratch.rescale);
-    let mut rows = vec![0.0; count * group * head_dim];
+    let mut rows = vec![0.0; count * group * value_dim];
     for head in 0..group {
-        let (sums, out) = (&scratch.sums[head * count..], &mut rows[head * head_dim..]);
-        transpose(isa, sums, lanes, [head_dim, count], 1.0, out, group * head_dim);
+        let (sums, out) = (&scratch.sums[head * count..], &mut rows[head * value_dim..]);
+        transpose(isa, sums, lanes, [value_dim, count], 1.0, out, group * value_dim);
     }
     // Inputs are finite, so anything else here is a score that left the range of f32.
     let real = &scratch.max[..count * group];
     if !all_finite(isa, real) || !all_finite(isa, &rows) {
         return Err(AttentionError::Overflow);
     }
-    Ok(TileOutput { rows, counts })
+    let log_sums = (0..count).flat_map(|query| (0..group).map(move |head| head * count + query));
+    let log_sums = log_sums.map(|lane| log_sum(scratch.max[lane], scratch.total[lane])).collect();
+    Ok(TileOutput { rows, log_sums, counts })
 }
 
 /// The queries of a tile in its lanes, scaled; and in 16 bits for the `arithmetic` that needs them so.

@@ -93,6 +93,10 @@ pub struct KernelContext {
     pub shape: AttentionShape,
     /// Which keys the queries of each layer attend to; layers beyond are [causal](Mask::Causal).
     pub masks: Arc<[Mask]>,
+    /// The learned numbers in the softmax's denominator of each layer ([`AttentionOptions::sink_logits`]); layers beyond have none.
+    pub sink_logits: Arc<[Arc<[f32]>]>,
+    /// Whether kernels keep the log-sum-exp of each query ([`AttentionOptions::log_sum_exp`]).
+    pub log_sum_exp: bool,
     /// Instruction set.
     pub isa: Isa,
     /// The account that the caches' memory is charged to. Clones share it.
@@ -106,13 +110,33 @@ impl KernelContext {
     /// feature `rayon` is on.
     pub fn new(shape: AttentionShape) -> Self {
         let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::default();
-        Self { shape, masks: Arc::default(), isa, budget, parallel }
+        Self {
+            shape,
+            masks: Arc::default(),
+            sink_logits: Arc::default(),
+            log_sum_exp: false,
+            isa,
+            budget,
+            parallel,
+        }
     }
 
     /// Sets which keys the queries of each layer attend to.
     #[must_use]
     pub fn masks(self, masks: impl Into<Arc<[Mask]>>) -> Self {
         Self { masks: masks.into(), ..self }
+    }
+
+    /// Sets the [learned numbers](AttentionOptions#structfield.sink_logits) in the softmax's denominator, `[layers][heads]`.
+    #[must_use]
+    pub fn sink_logits(self, logits: impl Into<Arc<[Arc<[f32]>]>>) -> Self {
+        Self { sink_logits: logits.into(), ..self }
+    }
+
+    /// Sets whether kernels keep the [log-sum-exp](AttentionKernel::log_sum_exp) of the latest call.
+    #[must_use]
+    pub fn log_sum_exp(self, log_sum_exp: bool) -> Self {
+        Self { log_sum_exp, ..self }
     }
 
     /// Which keys the queries of a layer attend to.
@@ -209,7 +233,9 @@ impl KernelSpec {
         AttentionOptions {
             scale: self.scale,
             softcap: self.softcap,
+            sink_logits: context.sink_logits.get(layer).cloned(),
             mask: context.mask(layer),
+            log_sum_exp: context.log_sum_exp,
             store: self.layer_store(layer),
             budget: context.budget.clone(),
             isa: context.isa,

@@ -6,7 +6,7 @@ use std::ops::Range;
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
     HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
-    reference::{Method, attention},
+    reference::{Attended, Method, attention},
 };
 use deltallm_testing::Random;
 
@@ -34,7 +34,7 @@ pub(crate) fn kernels(
     ]
 }
 
-/// Inputs of one layer: q is `[tokens, heads, head_dim]`, k and v `[tokens, kv_heads, head_dim]`.
+/// Inputs of one layer: q is `[tokens, heads, head_dim]`, k `[tokens, kv_heads, head_dim]`, v `[tokens, kv_heads, value_dim]`.
 pub(crate) struct Inputs {
     pub(crate) shape: AttentionShape,
     pub(crate) tokens: usize,
@@ -49,7 +49,7 @@ impl Inputs {
         let mut random = Random::scattered(seed);
         let (q_row, kv_row) = (shape.heads() * shape.head_dim(), shape.kv_heads() * shape.head_dim());
         let q = (0..tokens * q_row).map(|_| 2.0 * random.number()).collect();
-        let v = random.numbers(tokens * kv_row);
+        let v = random.numbers(tokens * shape.kv_heads() * shape.value_dim());
         let mut key = random.numbers(kv_row);
         let mut k = Vec::new();
         for _ in 0..tokens {
@@ -71,18 +71,19 @@ impl Inputs {
 
     /// Those tokens of keys or values.
     pub(crate) fn kv<'a>(&self, data: &'a [f32], tokens: Range<usize>) -> HeadsView<'a> {
-        let shape = [tokens.len(), self.shape.kv_heads(), self.shape.head_dim()];
+        let width = data.len() / self.tokens / self.shape.kv_heads();
+        let shape = [tokens.len(), self.shape.kv_heads(), width];
         HeadsView::new(&data[tokens.start * shape[1] * shape[2]..], shape).unwrap()
     }
 
-    /// Calls a kernel with the tokens from the ones it holds to `end`; returns `[tokens, heads, head_dim]`.
+    /// Calls a kernel with the tokens from the ones it holds to `end`; returns `[tokens, heads, value_dim]`.
     pub(crate) fn call(
         &self,
         kernel: &mut dyn AttentionKernel,
         end: usize,
     ) -> Result<Vec<f32>, AttentionError> {
         let tokens = kernel.len()..end;
-        let shape = [tokens.len(), self.shape.heads(), self.shape.head_dim()];
+        let shape = [tokens.len(), self.shape.heads(), self.shape.value_dim()];
         let mut out = vec![0.0; shape.iter().product()];
         let (k, v) = (self.kv(&self.k, tokens.clone()), self.kv(&self.v, tokens.clone()));
         kernel.forward_heads(self.q(tokens), k, v, HeadsViewMut::new(&mut out, shape)?)?;
@@ -103,6 +104,14 @@ impl Inputs {
     pub(crate) fn reference_with(&self, method: &Method, k: &[f32], v: &[f32]) -> (Vec<f64>, u64) {
         let all = 0..self.tokens;
         let (q, k, v) = (self.q(all.clone()), self.kv(k, all.clone()), self.kv(v, all));
+        let attended = attention(&self.shape, method, &q, &k, &v).unwrap();
+        (attended.out, attended.skipped)
+    }
+
+    /// All that a method answers.
+    pub(crate) fn attended(&self, method: &Method) -> Attended {
+        let all = 0..self.tokens;
+        let (q, k, v) = (self.q(all.clone()), self.kv(&self.k, all.clone()), self.kv(&self.v, all));
         attention(&self.shape, method, &q, &k, &v).unwrap()
     }
 }

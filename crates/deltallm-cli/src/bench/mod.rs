@@ -19,7 +19,7 @@ pub use args::Args;
 pub use engine::{Engine, EngineName, Rival};
 pub use phase::Phase;
 
-use crate::{LoadedModel, Progress, format_bytes, peak_rss_bytes, print_json, print_line};
+use crate::{LoadedModel, Progress, format_bytes, note, peak_rss_bytes, print_json, print_line};
 use ours::{Ours, kernel};
 use report::{FirstToken, Report, header, line, rows};
 use rounds::{Entry, Plan, measure, most_probable};
@@ -137,6 +137,7 @@ fn entry<'m>(
             let profile = args.profile.as_deref().filter(|_| kind == "hybrid");
             let kernel = kernel(&model.graph, kind, store, precision, profile)
                 .with_context(|| format!("--kernels {name}"))?;
+            kernel.warning_beyond_profile(longest).into_iter().for_each(note);
             (kernel.to_string(), Box::new(Ours::new(model.graph.clone(), kernel)?))
         }
         (EngineName::Ours { .. }, None) => anyhow::bail!("{name}: expected a model, got none"),

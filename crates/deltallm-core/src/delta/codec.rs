@@ -69,6 +69,14 @@ pub(super) trait Codes: Debug + Clone {
     /// Takes over the contents of the sealed block `other`, without allocating.
     fn reopen(&mut self, other: Self);
 
+    /// Numbers beside the codes that had come before token number `token` of the block; 0 where all numbers are codes.
+    fn escapes_before(&self, _token: usize) -> usize {
+        0
+    }
+
+    /// Gives back room for more of these than a key needs that comes to so many of them.
+    fn shrink_room(&mut self, _channels: usize, _escapes: usize) {}
+
     /// Bytes of what is held.
     fn used_bytes(&self) -> usize;
 

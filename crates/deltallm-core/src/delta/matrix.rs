@@ -4,6 +4,7 @@ use super::{
     codec::{Codec, Codes},
     float::FloatCodec,
     rule::Rule,
+    steps::StepCodec,
 };
 use crate::{
     budget::{MemoryBudget, Reservation, StoreBytes, reserve_slot, table_capacity},
@@ -208,7 +209,8 @@ impl<C: Codec> Matrix<C> {
         if len == 0 {
             (self.dropped, self.dropped_nonzeros) = (0, 0);
         }
-        let full = (len / BLOCK_TOKENS).saturating_sub(self.dropped);
+        // The last block stays open, full or not.
+        let full = (len.saturating_sub(1) / BLOCK_TOKENS).saturating_sub(self.dropped);
         if full < self.sealed.len() {
             // Block `full` goes back into the open block's room, the ones after it go.
             self.sealed.truncate(full + 1);
@@ -216,7 +218,12 @@ impl<C: Codec> Matrix<C> {
                 self.open.reopen(block);
             }
         }
-        self.open.truncate(len % BLOCK_TOKENS, channels);
+        self.open.truncate(len - (self.dropped + full) * BLOCK_TOKENS, channels);
+        // What keys that are gone had room for does not outlive them.
+        self.sealed.shrink_to(table_capacity(0, self.sealed.len()));
+        let before_last = |block: &Block<C::Codes>| block.codes.escapes_before(block.tokens(channels) - 1);
+        let escapes = self.blocks().map(before_last).max().unwrap_or(0);
+        self.open.codes.shrink_room(channels, escapes);
         reservation.shrink(held.beyond(self.bytes()));
         let last = if self.open_tokens() > 0 { Some(&self.open) } else { self.sealed.last() };
         match last {
@@ -304,6 +311,23 @@ impl<C: Codec> Matrix<C> {
         let [sealed, open] = [sealed, open].map(|codes| codes.saturating_add(mask_bytes(channels)));
         let data = full.saturating_mul(sealed).saturating_add(open);
         Self::in_table(data, table_capacity(0, full))
+    }
+}
+
+/// Keys in steps.
+impl Matrix<StepCodec> {
+    /// Bytes once one more key has come, had all of them come one after the other: the same whatever has been taken back meanwhile.
+    pub(super) fn bytes_with_next(&self) -> StoreBytes {
+        let (channels, written) = (self.channels(), self.open_tokens());
+        let seals = written == BLOCK_TOKENS;
+        let sealed: usize = self.sealed.iter().map(Block::used_bytes).sum();
+        let sealed = sealed + if seals { self.open.used_bytes() } else { 0 };
+        // Every key is pushed beside the escapes that came before it, and the room stays from block to block.
+        let last = BLOCK_TOKENS - 1;
+        let others = self.sealed.iter().map(|block| block.codes.escapes_before(last)).max();
+        let escapes = self.open.codes.escapes_before(if seals { last } else { written });
+        let open = mask_bytes(channels) + self.codec.open_bytes(escapes.max(others.unwrap_or(0)));
+        Self::in_table(sealed + open, table_capacity(0, self.sealed.len() + usize::from(seals)))
     }
 }
 

@@ -306,6 +306,16 @@ impl DeltaMatrix {
         }
     }
 
+    /// Bytes once one more key has been pushed; in steps as if no key had ever been taken back, so that what is decided by it
+    /// depends on the keys alone.
+    #[doc(hidden)]
+    pub fn bytes_with_next(&self) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.bytes().total() + matrix.growth(1),
+            Form::Steps(matrix) => matrix.bytes_with_next().total(),
+        }
+    }
+
     /// The reconstructed keys of block `block`, `[tokens, channels]`, into `rows` (resized); nothing for a block that is not
     /// there, or not any more.
     pub fn reconstruct(&self, block: usize, rows: &mut Vec<f32>) {

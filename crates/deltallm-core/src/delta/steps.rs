@@ -115,6 +115,15 @@ fn step(base: f32, factor: f32) -> f32 {
     if (f32::MIN_POSITIVE..=f32::MAX).contains(&step) { step } else { 0.0 }
 }
 
+/// The room for escapes of a block that has `escapes` of them and takes one more key: doubled as often as it must be.
+fn escapes_with_room(channels: usize, escapes: usize) -> usize {
+    let mut room = channels.saturating_mul(2);
+    while room < escapes.saturating_add(channels) {
+        room = room.saturating_mul(2).max(1);
+    }
+    room
+}
+
 impl StepCodec {
     /// # Errors
     /// [`CoreError::Channels`] for more channels than an [`Escape`] can name.
@@ -209,21 +218,21 @@ impl StepCodec {
 
     /// Escapes to make room for before a block takes its token number `token`.
     fn escape_room(&self, StepBlock { escapes, .. }: &StepBlock, token: usize) -> usize {
-        let (room, most) = match token % BLOCK_TOKENS {
-            // A block begins without escapes: those of its frame and of its first token.
-            0 => (escapes.capacity(), 2 * self.channels()),
-            _ => (escapes.capacity() - escapes.len(), self.channels()),
-        };
-        if room >= most { 0 } else { escapes.capacity().max(most - room) }
+        // A block begins without escapes, and gets those of its frame and of its first token.
+        let held = if token.is_multiple_of(BLOCK_TOKENS) { 0 } else { escapes.len() };
+        escapes_with_room(self.channels(), held).saturating_sub(escapes.capacity())
+    }
+
+    /// Bytes of the open block once it has taken a key beside so many escapes.
+    pub(super) fn open_bytes(&self, escapes: usize) -> usize {
+        let escapes = escapes_with_room(self.channels(), escapes);
+        Counts { escapes, ..Counts::most(self.channels()) }.bytes()
     }
 
     /// Bytes of the codes of a sealed block with `sent` differences, `wide` of them of 8 bits, and `escapes` of these or of the
     /// frame; and of the open one when every block is like that.
     pub(super) fn planned_bytes(channels: usize, sent: usize, wide: usize, escapes: usize) -> [usize; 2] {
-        let mut room = channels.saturating_mul(2);
-        while room < escapes.saturating_add(channels) {
-            room = room.saturating_mul(2).max(1);
-        }
+        let room = escapes_with_room(channels, escapes);
         let sealed = Counts { whole: channels.saturating_add(wide), differences: sent, escapes };
         [sealed, Counts { escapes: room, ..Counts::most(channels) }].map(Counts::bytes)
     }
@@ -379,6 +388,14 @@ impl Codes for StepBlock {
         self.differences.copy_from(&other.differences);
         self.escapes = other.escapes;
         self.factor = other.factor;
+    }
+
+    fn escapes_before(&self, token: usize) -> usize {
+        self.escapes.partition_point(|escape| usize::from(escape.from) < token)
+    }
+
+    fn shrink_room(&mut self, channels: usize, escapes: usize) {
+        self.escapes.shrink_to(escapes_with_room(channels, escapes));
     }
 
     fn used_bytes(&self) -> usize {

@@ -112,6 +112,7 @@ mod tests {
 
     #[test]
     fn a_profile_is_cut_by_layer_and_head() {
+        assert_eq!(profile().layer(0, 2, 3).unwrap(), [0., 1., 2., 3., 4., 5.]);
         assert_eq!(profile().layer(1, 2, 3).unwrap(), [6., 7., 8., 9., 10., 11.]);
     }
 

@@ -165,6 +165,17 @@ mod tests {
     }
 
     #[test]
+    fn a_target_starts_every_head_of_a_layer_from_its_own_thresholds() {
+        let thresholds = (0..8).map(|i| i as f32).collect();
+        let profile = ThresholdProfile::new(crate::ModelFingerprint(1), [2, 2, 2], thresholds).unwrap();
+        let target = TargetSparsity::new(0.5).from_profile(Arc::new(profile));
+        for (layer, expected) in [(0, [[0., 1.], [2., 3.]]), (1, [[4., 5.], [6., 7.]])] {
+            let heads = target.for_layer(layer, 2, 2).unwrap();
+            assert_eq!([heads[0].start(), heads[1].start()], expected);
+        }
+    }
+
+    #[test]
     fn bad_targets_are_refused() {
         for bad in [-0.1, 1.1, f32::NAN] {
             let error = TargetSparsity::new(bad).for_layer(0, 1, 4).unwrap_err();

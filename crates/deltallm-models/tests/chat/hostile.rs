@@ -330,6 +330,23 @@ fn words_of_a_template_are_cut() {
 }
 
 #[test]
+fn words_of_a_template_do_nothing_to_a_terminal() {
+    for source in [
+        "{{ raise_exception('\x1b[31m\u{202e}\nline') }}",
+        "{{ 'a' | no\x1b[31m }}",
+        "{{ {}['\x1b[31m'].a.b }}",
+        "{{ dict(**{'\x1b]0;title\x07': 1}).a() }}",
+        "{{ [1] | sort(**{'\x1b[31m': 1}) }}",
+    ] {
+        let shown = refused(source).to_string();
+        assert!(!shown.contains(|letter: char| letter.is_control() || letter == '\u{202e}'), "{shown:?}");
+    }
+    let error = refused("{{ raise_exception('\x1b[31m\nline') }}");
+    assert!(matches!(&error, ChatError::Raised { message } if message == "\x1b[31m\nline"));
+    assert_eq!(error.to_string(), r"chat template refuses the conversation: \u{1b}[31m\nline");
+}
+
+#[test]
 fn a_long_conversation_is_worth_more_than_a_short_one() {
     let source = "{% for m in messages %}{% for i in range(100) %}{% endfor %}{{ m.role }}: {{ m.content | trim }}\n{% endfor %}";
     let template = ChatTemplate::new(source, "", "").unwrap();

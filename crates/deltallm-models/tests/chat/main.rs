@@ -1,5 +1,6 @@
 //! Chat templates against `transformers` 5.23 (`apply_chat_template`), and hostile ones.
 
+mod doubling;
 mod goldens;
 mod hostile;
 

@@ -101,6 +101,39 @@ fn the_id_minus_one_is_no_token() {
 }
 
 #[test]
+fn keys_of_a_tokenizer_are_used_known_to_change_nothing_or_refused_by_name() {
+    for (key, value) in [
+        ("ggml.padding_token_id", Value::U32(0)),
+        ("ggml.seperator_token_id", Value::U32(0)),
+        ("ggml.fim_pre_token_id", Value::U32(0)),
+        ("ggml.middle_token_id", Value::U32(0)),
+        ("ggml.token_type_count", Value::U32(1)),
+        ("ggml.remove_extra_whitespaces", Value::Bool(true)),
+        ("ggml.add_sep_token", Value::Bool(false)),
+        ("ggml.add_space_prefix", Value::Bool(true)),
+        ("huggingface.json", Value::String("{}".into())),
+        ("chat_template", Value::String("a".into())),
+        ("chat_template.tool_use", Value::String("b".into())),
+    ] {
+        let tokenizer = read(&file().set(&format!("tokenizer.{key}"), value)).unwrap();
+        assert_eq!(tokenizer.encode("ab", true).unwrap(), [2], "{key}");
+    }
+    for (key, value, got) in [
+        ("ggml.add_sep_token", Value::Bool(true), "true"),
+        ("ggml.normalizer.lowercase", Value::Bool(true), "true"),
+        ("ggml.add_bos", Value::Bool(true), "true"),
+        ("ggml.suppress_tokens", Value::U32(3), "u32"),
+        ("ggml.bos_token", Value::String("a".into()), "string"),
+        ("unheard", Value::U8(1), "u8"),
+    ] {
+        let key = format!("tokenizer.{key}");
+        let error = read(&file().set(&key, value)).map(drop).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(source.contains(&format!("metadata `{key}`")) && source.ends_with(got), "{source}");
+    }
+}
+
+#[test]
 fn several_tokens_without_a_text_are_read() {
     for model in ["gpt2", "llama"] {
         let vocabulary = GgufVocabulary {

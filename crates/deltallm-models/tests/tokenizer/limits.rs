@@ -106,6 +106,61 @@ fn an_expression_that_goes_back_without_end_is_an_error_and_not_a_wait() {
 }
 
 #[test]
+fn an_expression_that_stays_below_the_steps_of_a_match_ends_in_seconds() {
+    let split = |pattern: &str| json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+    let replace = |pattern: &str| json!({"type": "Replace", "pattern": {"Regex": pattern}, "content": "b"});
+    let word = format!("{}b", "a".repeat(10));
+    for pattern in [
+        // Some hundred thousand steps at each word of a text.
+        r"(?:a|a|(?=a)a)+(?=c)|(?=a)a|b",
+        r"(?=(?:a|a)+b)(?:(?=a)a|(?=a)a)+(?!b)(?=c)|[ab]",
+        // Few steps, each as long as the rest of the text.
+        r"(?=(?:[^c]*c)?)(?=.*[^a]*)[ab]",
+    ] {
+        for (field, step) in [("pre_tokenizer", split(pattern)), ("normalizer", replace(pattern))] {
+            let mut file = pieces();
+            file[field] = step;
+            let tokenizer = load("slow-expression", &file).unwrap();
+            for bytes in [8_000, 80_000] {
+                let start = std::time::Instant::now();
+                let result = tokenizer.encode(&word.repeat(bytes / word.len()), false);
+                assert!(start.elapsed().as_secs() < 10, "{:?} {bytes} {pattern}", start.elapsed());
+                if let Err(error) = result {
+                    let is_typed = matches!(
+                        error,
+                        TokenizerError::ExpressionTooSlow { .. } | TokenizerError::Pipeline { .. }
+                    );
+                    assert!(is_typed, "{error}");
+                }
+            }
+        }
+    }
+    let mut file = pieces();
+    file["pre_tokenizer"] = split(r"(?:a|a|(?=a)a)+(?=c)|(?=a)a|b");
+    let error = load("slow-expression", &file).unwrap().encode(&word.repeat(4000), false).unwrap_err();
+    assert!(matches!(error, TokenizerError::ExpressionTooSlow { .. }), "{error}");
+}
+
+#[test]
+fn expressions_of_published_files_take_a_hundredth_of_the_time() {
+    for pattern in [
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+    ] {
+        let mut file = pieces();
+        file["pre_tokenizer"] =
+            json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false});
+        let tokenizer = load("published-expression", &file).unwrap();
+        let text = "ab aaa, 12345 b's\n\n   a\t\t b ".repeat(3000) + &" ".repeat(3000) + "a";
+        let start = std::time::Instant::now();
+        tokenizer.encode(&text, false).unwrap();
+        // Merging included; 2 s and 10 µs for each byte are allowed to the expressions.
+        assert!(start.elapsed().as_millis() < 1500, "{:?} {pattern}", start.elapsed());
+    }
+}
+
+#[test]
 fn an_expression_that_matches_nowhere_in_a_long_text_is_no_error() {
     // Digits in threes from the right, as some vocabularies have them.
     let pattern = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?:\P{N}|$))";

@@ -137,18 +137,41 @@ fn a_key_is_not_missed_for_what_rounding_takes_from_its_score() {
         key[channel] = x;
         keys.extend(key);
     }
-    let last = keys.len() / CHANNELS;
     // All channels of the key nearly half a step off, and then all of the query's but the one that its unit comes from.
     let (mut whole_key, mut query) = ([100.0; CHANNELS], [10.49; CHANNELS]);
     (whole_key[0], query[0]) = (0.0, 127.0);
     for (key, query) in [([10.49; CHANNELS], [1.0; CHANNELS]), (whole_key, query)] {
-        let keys = [&keys[..], &key].concat();
         let score: f32 = key.iter().zip(&query).map(|(k, q)| k * q).sum();
         let queries: Vec<f32> = query.iter().flat_map(|q| [*q; 16]).collect();
-        for (isa, filter) in filters() {
-            let codes = filter.keys(0..last + 1, &keys, CHANNELS).unwrap();
-            let got = selected(filter, &codes, last..last + 1, &queries, &[0.9999 * score; 16]);
-            assert_eq!(got, [last], "{isa}");
+        // Between keys of which nothing is rounded off, in the block of the others and in the next one.
+        for (before, after) in [(0, 0), (0, 10), (BLOCK_TOKENS, 0), (BLOCK_TOKENS, 10)] {
+            let [before, after] = [before, after].map(|zeros| vec![0.0; zeros * CHANNELS]);
+            let place = (keys.len() + before.len()) / CHANNELS;
+            let keys = [&keys[..], &before, &key, &after].concat();
+            for (isa, filter) in filters() {
+                let codes = filter.keys(0..keys.len() / CHANNELS, &keys, CHANNELS).unwrap();
+                let got = selected(filter, &codes, place..place + 1, &queries, &[0.9999 * score; 16]);
+                assert_eq!(got, [place], "{isa}");
+            }
+        }
+    }
+}
+
+/// Their products are large and cancel each other, and are rounded.
+#[test]
+fn large_centers_do_not_hide_a_key() {
+    const CHANNELS: usize = 64;
+    let noise = numbers(200 * CHANNELS, 5);
+    let center = |i: usize| 1e6 * (1 + i % CHANNELS / 2 % 7) as f32;
+    let keys: Vec<f32> = noise.iter().enumerate().map(|(i, x)| x + center(i)).collect();
+    let queries: Vec<f32> = (0..CHANNELS).flat_map(|j| [if j % 2 == 0 { 0.3 } else { -0.3 }; 16]).collect();
+    let scores = scores(&keys, &queries, CHANNELS, 16);
+    for (isa, filter) in filters() {
+        let codes = filter.keys(0..200, &keys, CHANNELS).unwrap();
+        for (token, score) in scores.iter().step_by(16).enumerate() {
+            let threshold = (*score as f32).next_down();
+            let got = selected(filter, &codes, token..token + 1, &queries, &[threshold; 16]);
+            assert_eq!(got, [token], "{isa}");
         }
     }
 }

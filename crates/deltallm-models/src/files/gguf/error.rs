@@ -92,6 +92,14 @@ pub enum GgufError {
         /// The key.
         key: String,
     },
+    /// A metadata entry of the tokenizer says something that this crate does not know, and that may change what texts become.
+    #[error("metadata `{key}`: expected keys of tokenizers that are known, or no such key, got {got}", key = quoted(key), got = quoted(got))]
+    UnknownTokenizerKey {
+        /// The key.
+        key: String,
+        /// Its value, or what kind of value it is.
+        got: String,
+    },
     /// A metadata entry has another type than its key calls for.
     #[error("metadata `{key}`: expected {expected}, got {got}", key = quoted(key), got = quoted(got))]
     WrongType {

@@ -5,19 +5,17 @@
 use std::fmt::Write;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Rest, Tuple, ValueKind};
+use minijinja::value::{Tuple, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
-use minijinja_contrib::globals::{cycler, joiner};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
+use super::builtins;
+use super::cost::{self, MAX_DEPTH};
 use super::error::{ChatError, Raised};
 use super::json::to_json;
 
 /// Deepest nesting of macros and loops: a macro is four, a loop one.
 const MAX_RECURSION: usize = 200;
-
-/// Deepest nesting of a list or dictionary that is written.
-const MAX_DEPTH: usize = 200;
 
 /// An environment without templates.
 ///
@@ -34,11 +32,11 @@ pub(super) fn environment() -> Result<Environment<'static>, ChatError> {
     environment.set_formatter(write_value);
     environment.set_unknown_method_callback(call_method);
     environment.add_function("raise_exception", raise_exception);
-    environment.add_function("joiner", joiner);
-    environment.add_function("cycler", |items: Rest<Value>| cycler(items.0));
     environment.add_filter("tojson", to_json);
     environment.add_filter("string", to_string);
     environment.add_filter("wordcount", word_count);
+    cost::add_operands(&mut environment);
+    builtins::add_to(&mut environment);
     // No chat template has these, `transformers` has few of them, and what they make is not counted.
     environment.remove_global("debug");
     for filter in ["split", "lines", "zip", "chain", "pprint"] {
@@ -63,7 +61,7 @@ fn write_value(output: &mut Output, state: &mut State, value: &Value) -> Result<
     write_paid(output, state, value)
 }
 
-fn to_string(state: &State, value: &Value) -> Result<Value, Error> {
+pub(super) fn to_string(state: &State, value: &Value) -> Result<Value, Error> {
     if value.as_str().is_some() {
         return Ok(value.clone());
     }
@@ -120,7 +118,17 @@ fn write_item(output: &mut impl Write, state: &State, value: &Value, depth: usiz
 
 /// Methods of Python's strings and dictionaries.
 fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return unknown_method_callback(state, value, method, args) };
+    for arg in args {
+        cost::walk(state, arg)?;
+    }
+    let Some(text) = value.as_str() else {
+        match method {
+            "get" => args.first().map_or(Ok(()), |key| cost::key(state, key))?,
+            "count" => cost::walk(state, value)?,
+            _ => {}
+        }
+        return unknown_method_callback(state, value, method, args);
+    };
     let strings: Vec<&str> = args.iter().map_while(Value::as_str).collect();
     match (method, &*strings) {
         ("removeprefix", [prefix]) => Ok(text.strip_prefix(prefix).unwrap_or(text).into()),
@@ -156,8 +164,13 @@ fn call_method(state: &mut State, value: &Value, method: &str, args: &[Value]) -
             pay_for_pieces(state, text.split_whitespace().count().max(text.matches('\n').count()))?;
             unknown_method_callback(state, value, method, args)
         }
+        ("strip" | "lstrip" | "rstrip", [letters]) => {
+            cost::strip(state, text, letters)?;
+            unknown_method_callback(state, value, method, args)
+        }
         ("format", _) => {
             state.consume_fuel(widths(text) / 64)?;
+            cost::format(state, text, '{', args)?;
             unknown_method_callback(state, value, method, args)
         }
         _ => unknown_method_callback(state, value, method, args),

@@ -2,6 +2,7 @@
 
 use std::io;
 
+use deltallm_core::internal::message as escaped;
 use minijinja::ErrorKind;
 
 /// Longest text of a template in an error, in characters.
@@ -38,7 +39,7 @@ pub enum ChatError {
         limit: usize,
     },
     /// The source is not a template.
-    #[error("chat template, line {line}: expected valid Jinja, got {detail}")]
+    #[error("chat template, line {line}: expected valid Jinja, got {}", escaped(detail))]
     Syntax {
         /// Line, from 1.
         line: usize,
@@ -46,7 +47,7 @@ pub enum ChatError {
         detail: String,
     },
     /// The template does not accept the conversation: it called `raise_exception`.
-    #[error("chat template refuses the conversation: {message}")]
+    #[error("chat template refuses the conversation: {}", escaped(message))]
     Raised {
         /// The template's words, cut after 1000 characters.
         message: String,
@@ -66,7 +67,7 @@ pub enum ChatError {
         limit: usize,
     },
     /// Any other failure while rendering.
-    #[error("chat template, line {line}: {detail}")]
+    #[error("chat template, line {line}: {}", escaped(detail))]
     Render {
         /// Line, from 1; 0 where it is not known.
         line: usize,

@@ -3,12 +3,15 @@
 //! Templates are Jinja, come with the model, and are not trusted: their size, depth, work and output are limited. Names and
 //! white-space rules are those of `transformers`' `apply_chat_template`.
 
+mod builtins;
+mod cost;
 mod environment;
 mod error;
 mod json;
+mod operands;
 mod source;
 
-use std::{io, panic, thread};
+use std::{io, thread};
 
 use minijinja::{Environment, Value, context};
 
@@ -224,6 +227,9 @@ fn on_own_stack<T: Send>(
         let builder = thread::Builder::new().name("chat template".into()).stack_size(stack);
         let thread =
             builder.spawn_scoped(scope, work).map_err(|source| ChatError::Thread { stack, source })?;
-        thread.join().unwrap_or_else(|payload| panic::resume_unwind(payload))
+        // minijinja panics over some templates, such as those that cycle through nothing.
+        thread.join().unwrap_or_else(|_| {
+            Err(ChatError::Render { line: 0, detail: "the interpreter of templates failed".to_owned() })
+        })
     })
 }

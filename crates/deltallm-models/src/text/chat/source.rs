@@ -1,10 +1,11 @@
 //! A template's source on its way to the compiler: what `transformers` allows beyond minijinja's Jinja is written in that,
-//! and what would take the compiler too deep or too long is refused.
+//! operands are marked, and what would take the compiler too deep or too long is refused.
 //!
 //! The compiler calls itself for every operator of an expression and for every `elif`, and looks at the operators of an
 //! expression again for each of them. Brackets and blocks it counts itself.
 
 use super::error::ChatError;
+use super::operands;
 
 /// Most words and signs in a tag. Published templates have less than 200.
 const MAX_TAG_TOKENS: usize = 1000;
@@ -43,9 +44,7 @@ pub(super) fn prepare(source: &str) -> Result<String, ChatError> {
                 if elifs > MAX_ELIFS {
                     return Err(ChatError::TooManyBranches { line: line(), limit: MAX_ELIFS });
                 }
-                prepared.push_str(tag.before);
-                prepared.push_str(tag.known_name());
-                prepared.push_str(tag.after);
+                prepared.push_str(&operands::mark(&[tag.before, tag.known_name(), tag.after].concat()));
                 tag.before.len() + tag.name.len() + tag.after.len()
             }
         };
@@ -151,12 +150,12 @@ impl<'a> Tag<'a> {
     }
 }
 
-fn is_word(byte: u8) -> bool {
+pub(super) fn is_word(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
 }
 
 /// With its quotes; up to the end where the second one is missing.
-fn string_length(bytes: &[u8]) -> usize {
+pub(super) fn string_length(bytes: &[u8]) -> usize {
     let mut escaped = false;
     let end = bytes[1..].iter().position(|byte| {
         let ends = !escaped && *byte == bytes[0];

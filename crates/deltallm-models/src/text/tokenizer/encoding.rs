@@ -6,6 +6,7 @@ use tokenizers::models::bpe::BPE;
 use tokenizers::{Model, OffsetReferential, OffsetType, PreTokenizedString};
 
 use super::TokenizerError;
+use super::expression::Effort;
 use super::normalizer::Normalizer;
 use super::pieces::Pieces;
 use super::pre_tokenizer::PreTokenizers;
@@ -67,7 +68,8 @@ impl Tokenizer {
     /// `add_special` adds what the model wants around a text, most often `bos` in front.
     ///
     /// # Errors
-    /// [`TokenizerError::Pipeline`] if a step of the `tokenizers` crate fails.
+    /// [`TokenizerError::Pipeline`] if a step of the `tokenizers` crate fails, [`TokenizerError::ExpressionTooSlow`] if those of a
+    /// tokenizer.json take too long.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
         self.encode_with(text, add_special, false)
     }
@@ -104,6 +106,7 @@ impl Tokenizer {
 
     fn encode_with(&self, text: &str, add_special: bool, control: bool) -> Result<Vec<u32>, TokenizerError> {
         let (prefix, suffix) = if add_special { (&*self.prefix, &*self.suffix) } else { (&[][..], &[][..]) };
+        let effort = Effort::of(text);
         let mut ids = prefix.to_vec();
         for part in self.special.split(text, control) {
             match part {
@@ -111,7 +114,7 @@ impl Tokenizer {
                 Part::Text(range) => {
                     let part = &text[range.clone()];
                     let part = if control { unescape(part) } else { Cow::Borrowed(part) };
-                    self.encode_part(&part, range.start == 0, &mut ids)?;
+                    self.encode_part(&part, range.start == 0, &effort, &mut ids)?;
                 }
             }
         }
@@ -120,15 +123,21 @@ impl Tokenizer {
     }
 
     /// Encodes what is between control tokens.
-    fn encode_part(&self, part: &str, at_start: bool, ids: &mut Vec<u32>) -> Result<(), TokenizerError> {
-        let text = self.normalizer.apply(part)?;
+    fn encode_part(
+        &self,
+        part: &str,
+        at_start: bool,
+        effort: &Effort,
+        ids: &mut Vec<u32>,
+    ) -> Result<(), TokenizerError> {
+        let text = self.normalizer.apply(part, effort)?;
         for part in self.normalized_special.split(&text, false) {
             match part {
                 Part::Token(id) => ids.push(id),
                 Part::Text(range) => {
                     let at_start = at_start && range.start == 0;
                     let mut words = PreTokenizedString::from(&text[range]);
-                    self.pre_tokenizers.cut(&mut words, at_start)?;
+                    self.pre_tokenizers.cut(&mut words, at_start, effort)?;
                     for (word, _, _) in words.get_splits(OffsetReferential::Normalized, OffsetType::None) {
                         let tokens = self
                             .model

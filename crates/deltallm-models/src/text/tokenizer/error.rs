@@ -1,6 +1,7 @@
 //! What can be wrong with a vocabulary, a tokenizer file or a list of token ids.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use deltallm_core::internal::{message, quoted};
 
@@ -156,6 +157,14 @@ pub enum TokenizerError {
         limit: usize,
         /// The bytes it has become.
         got: usize,
+    },
+    /// The regular expressions of tokenizer.json take so long over a text as none that is meant for text does.
+    #[error(
+        "tokenizer.json: expected expressions that take at most {limit:?} over this text, got slower ones; use a tokenizer of a source that you trust"
+    )]
+    ExpressionTooSlow {
+        /// The time allowed for this text.
+        limit: Duration,
     },
     /// A file could not be read.
     #[error("cannot read {}", message(path.display()))]

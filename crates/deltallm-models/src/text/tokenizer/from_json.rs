@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::bpe::{self, BpeOptions};
 use super::components::{DECODER, POST_PROCESSOR};
+use super::expression::Effort;
 use super::normalizer::Normalizer;
 use super::pieces::Pieces;
 use super::pre_tokenizer::PreTokenizers;
@@ -160,11 +161,15 @@ fn build(file: File) -> Result<Tokenizer, TokenizerError> {
     if let Some(&id) = prefix.iter().chain(&suffix).find(|id| is_missing(**id)) {
         return Err(TokenizerError::IdOutOfRange { what: "post_processor", id, vocab_size: kinds.len() });
     }
+    let effort = Effort::of("");
     let (mut special, mut normalized_special) = (Vec::new(), Vec::new());
     for token in &added_tokens {
         let normalized = token.normalized && !token.special;
-        let content =
-            if normalized { normalizer.apply(&token.content)?.into_owned() } else { token.content.clone() };
+        let content = if normalized {
+            normalizer.apply(&token.content, &effort)?.into_owned()
+        } else {
+            token.content.clone()
+        };
         let list = if normalized { &mut normalized_special } else { &mut special };
         let (id, control) = (token.id, token.special);
         list.push(SpecialToken { id, content, control, lstrip: token.lstrip, rstrip: token.rstrip });

@@ -38,10 +38,89 @@ impl Tokenizer {
     }
 }
 
+/// The keys under `tokenizer.ggml.` that are used.
+#[cfg(feature = "gguf")]
+const USED: &[&str] = &[
+    "model",
+    "pre",
+    "tokens",
+    "scores",
+    "token_type",
+    "merges",
+    "bos_token_id",
+    "eos_token_id",
+    "eot_token_id",
+    "eom_token_id",
+    "unknown_token_id",
+    "add_bos_token",
+    "add_eos_token",
+    "add_space_prefix",
+];
+
+/// Keys under `tokenizer.ggml.` that change nothing for the vocabularies that are read, whatever they say.
+#[cfg(feature = "gguf")]
+const IRRELEVANT: &[&str] = &[
+    // Tokens that plain texts and chats do not need.
+    "padding_token_id",
+    "separator_token_id",
+    // As older converters spell it.
+    "seperator_token_id",
+    "cls_token_id",
+    "mask_token_id",
+    "prefix_token_id",
+    "suffix_token_id",
+    "middle_token_id",
+    "fim_pre_token_id",
+    "fim_suf_token_id",
+    "fim_mid_token_id",
+    "fim_pad_token_id",
+    "fim_rep_token_id",
+    "fim_sep_token_id",
+    // Of other kinds of vocabularies: BERT's and T5's.
+    "token_type_count",
+    "precompiled_charsmap",
+    "remove_extra_whitespaces",
+    // They are among the tokens, with their types.
+    "added_tokens",
+];
+
+/// Keys under `tokenizer.ggml.` for what is not done: they may say that it is not to be done.
+#[cfg(feature = "gguf")]
+const OFF: &[&str] = &["add_sep_token", "normalizer.lowercase"];
+
+/// Refuses what may change the tokens of a text and is not known here.
+#[cfg(feature = "gguf")]
+fn refuse_others(file: &GgufFile) -> Result<(), GgufError> {
+    for (key, value) in file.metadata().iter() {
+        let Some(name) = key.strip_prefix("tokenizer.") else { continue };
+        let is_known = match name.strip_prefix("ggml.") {
+            Some(name) => {
+                USED.contains(&name)
+                    || IRRELEVANT.contains(&name)
+                    || OFF.contains(&name) && *value == Value::Bool(false)
+            }
+            // The same tokenizer once more, and templates for other ends than a chat.
+            None => {
+                matches!(name, "huggingface.json" | "rwkv.world" | "chat_template" | "chat_templates")
+                    || name.starts_with("chat_template.")
+            }
+        };
+        if !is_known {
+            let got = match value {
+                Value::Bool(value) => value.to_string(),
+                other => other.type_name().to_owned(),
+            };
+            return Err(GgufError::UnknownTokenizerKey { key: key.to_owned(), got });
+        }
+    }
+    Ok(())
+}
+
 /// The `tokenizer.*` keys of the
 /// [GGUF specification](https://github.com/ggml-org/ggml/blob/master/docs/gguf.md#tokenizer).
 #[cfg(feature = "gguf")]
 fn vocabulary(file: &GgufFile) -> Result<GgufVocabulary<'_>, GgufError> {
+    refuse_others(file)?;
     let metadata = file.metadata();
     let strings = |key| -> Result<Vec<&str>, GgufError> {
         Ok(metadata.strings(key)?.unwrap_or_default().iter().map(String::as_str).collect())

@@ -11,6 +11,7 @@ mod components;
 mod cuts;
 mod encoding;
 mod error;
+mod expression;
 mod from_gguf;
 mod from_json;
 mod from_model;

@@ -13,6 +13,7 @@ use tokenizers::{PreTokenizedString, PreTokenizer as _, PreTokenizerWrapper, Spl
 
 use super::TokenizerError;
 use super::components::PRE_TOKENIZER;
+use super::expression::{Effort, failed};
 use super::normalizer::Normalizer;
 use super::split::Split;
 
@@ -94,14 +95,19 @@ impl PreTokenizers {
     }
 
     /// Cuts `words`; `at_start` says whether they are the start of the whole text.
-    pub(super) fn cut(&self, words: &mut PreTokenizedString, at_start: bool) -> Result<(), TokenizerError> {
+    pub(super) fn cut(
+        &self,
+        words: &mut PreTokenizedString,
+        at_start: bool,
+        effort: &Effort,
+    ) -> Result<(), TokenizerError> {
         let later = self.later.as_ref().filter(|_| !at_start);
         for step in later.unwrap_or(&self.steps) {
             let cut = match step {
-                Step::Split(split) => split.cut(words),
+                Step::Split(split) => split.cut(words, effort),
                 Step::Other(step) => step.pre_tokenize(words),
             };
-            cut.map_err(|source| TokenizerError::Pipeline { step: "pre-tokenizer", source })?;
+            cut.map_err(failed("pre-tokenizer"))?;
         }
         Ok(())
     }

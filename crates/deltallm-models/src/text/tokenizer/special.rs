@@ -157,3 +157,37 @@ fn matcher(tokens: &[SpecialToken]) -> Result<Option<AhoCorasick>, TokenizerErro
         .map(Some)
         .map_err(|source| TokenizerError::Pipeline { step: "special tokens", source: source.into() })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(id: u32, content: &str, control: bool) -> SpecialToken {
+        SpecialToken { id, content: content.to_owned(), control, lstrip: false, rstrip: false }
+    }
+
+    #[test]
+    fn of_tokens_that_begin_alike_the_longest_is_found_in_whatever_order_they_come() {
+        for tokens in [["ab", "abc"], ["abc", "ab"]] {
+            let tokens: Vec<_> = (0..).zip(tokens).map(|(id, content)| token(id, content, false)).collect();
+            let longest = u32::from(tokens[1].content == "abc");
+            let found = SpecialTokens::new(tokens).unwrap().split("xabcab", false);
+            assert_eq!(found, [Part::Text(0..1), Part::Token(longest), Part::Token(1 - longest)]);
+        }
+    }
+
+    #[test]
+    fn white_space_that_a_token_takes_is_of_any_kind() {
+        let stripping = SpecialToken { lstrip: true, rstrip: true, ..token(7, "<s>", true) };
+        let found = SpecialTokens::new(vec![stripping]).unwrap().split("a \n\t<s>\r\n\u{2003} b", true);
+        assert_eq!(found, [Part::Text(0..1), Part::Token(7), Part::Text(13..14)]);
+    }
+
+    #[test]
+    fn a_token_that_begins_within_an_escaped_one_is_found() {
+        let tokens = SpecialTokens::new(vec![token(7, "aba", true)]).unwrap();
+        let source = format!("{ESCAPE}ababa");
+        let inner = ESCAPE.len_utf8() + 2;
+        assert_eq!(tokens.split(&source, true), [Part::Text(0..inner), Part::Token(7)]);
+    }
+}
