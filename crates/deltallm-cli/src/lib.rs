@@ -48,6 +48,7 @@ pub use kernels::{
 #[doc(hidden)]
 pub use measure::{
     Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,
+    windows_with_beginning,
 };
 #[doc(hidden)]
 pub use model::{LoadedModel, ModelProfile};

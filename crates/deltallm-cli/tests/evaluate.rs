@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use common::{assert_refused, command, file, json, run};
 use deltallm::models::{SamplerConfig, Session};
+use deltallm::{KernelKind, KernelSpec, KvStore};
 use deltallm_cli::{
     ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Setup,
     answer_all, generate, score_examples,
@@ -447,6 +448,45 @@ fn the_log_of_another_run_is_refused() {
     let args = ["--task", "choices", "--data", &data, "--resume", &data];
     assert_refused("evaluate", &args, &["expected the log of an earlier run"]);
     assert_eq!(std::fs::read_to_string(&data).expect("still there"), CHOICES);
+}
+
+/// The embedded model in a file that asks for a begin-of-text token.
+#[test]
+fn every_window_of_perplexity_begins_with_the_token_that_the_model_asks_for() {
+    const KEY: &[u8] = b"tokenizer.ggml.add_bos_token";
+    let mut bytes = include_bytes!("../assets/fairy-tales.gguf").to_vec();
+    // Behind the key stand the type, four bytes, and the value.
+    let value = KEY.len() + 4 + bytes.windows(KEY.len()).position(|part| part == KEY).expect("the key");
+    bytes[value] = 1;
+    let path = file("asks-for-a-beginning.gguf", &bytes);
+    let text = "Once upon a time there was a king who had three sons. ".repeat(20);
+    let data = file("beginnings.txt", text.as_bytes());
+    let report = evaluate(
+        "perplexity",
+        &data,
+        &["--model", &path, "--context", "33", "--limit", "3", "--kernel", "dense", "--kv", "f32"],
+    );
+    assert_eq!((report["examples"].as_u64(), report["tokens"].as_u64()), (Some(3), Some(3 * 32)));
+
+    let model = LoadedModel::open(Some(path.as_ref())).expect("the model");
+    let ids = model.tokenizer.encode(&text, false).expect("tokens");
+    let spec = KernelSpec::default().kernel(KernelKind::Dense).store(KvStore::F32);
+    let mut sum = 0.0;
+    for part in ids.chunks_exact(32).take(3) {
+        let window = [&[model.tokenizer.bos().expect("a token")], part].concat();
+        let mut session = Session::with_spec(model.graph.clone(), &spec).expect("a session");
+        session
+            .score(&window, |done, logits| {
+                assert_eq!(done, window.len());
+                for (row, &next) in logits.outer_iter().zip(part) {
+                    let total: f64 = row.iter().map(|x| f64::from(*x).exp()).sum();
+                    sum += total.ln() - f64::from(row[next as usize]);
+                }
+            })
+            .expect("logits");
+    }
+    let (got, expected) = (report["perplexity"].as_f64().expect("a number"), (sum / 96.0).exp());
+    assert!((got / expected - 1.0).abs() < 1e-5, "{got}, expected {expected}");
 }
 
 #[test]

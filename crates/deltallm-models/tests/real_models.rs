@@ -1,7 +1,7 @@
 //! Published models of other families against `transformers` (`tools/goldens/real.py`), with weights as f32 numbers.
 //!
 //! The models are not in the repository. A folder that has them is named like this:
-//! `DELTALLM_TEST_MODELS=FOLDER cargo test --release -p deltallm-models --test real_models -- --ignored --nocapture`
+//! `DELTALLM_TEST_MODELS=FOLDER cargo test -p deltallm-models --test real_models -- --ignored --nocapture`
 
 mod common;
 

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use deltallm::models::Model;
 use deltallm::{
-    AttentionError, ExactWindow, KernelContext, KernelKind, KernelSpec, KvStore, PaperRule, Precision,
-    SkipMargin, SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy,
+    AttentionError, ExactWindow, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
+    SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy,
 };
 
 use super::numbers::{MOST, whole};
@@ -121,7 +121,7 @@ impl KernelArgs {
         let (given, config) = (self.given(), model.config());
         self.check_lengths(config.context_length)?;
         let (spec, shape) = (base.with(&given), model.attention_shape());
-        let context = KernelContext::new(shape).isa(model.isa());
+        let context = model.kernel_context();
         spec.validate(shape, config.layers)
             .and_then(|()| spec.validate_on(context.isa, config.context_length))
             .map_err(by_option)?;

@@ -139,8 +139,9 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         observe(graph, tokens, &exact, &mut calibrator)?;
         step(1);
     }
-    let dense = HeldOutText::new(graph, &held_out, &|_| {
-        Ok(Box::new(DenseAttention::new(graph.attention_shape(), exact.clone())?))
+    let dense = HeldOutText::new(graph, &held_out, &|layer| {
+        let options = exact.clone().mask(graph.config().mask(layer));
+        Ok(Box::new(DenseAttention::new(graph.attention_shape(), options)?))
     })?;
     step(held_out.len());
     let found = calibrator.find(|spec: &KernelSpec| {
@@ -253,8 +254,9 @@ fn observe(
     dense: &AttentionOptions,
     calibrator: &mut Calibrator,
 ) -> anyhow::Result<()> {
-    let kernels =
-        (0..graph.config().layers).map(|_| DenseAttention::new(graph.attention_shape(), dense.clone()));
+    let config = graph.config();
+    let kernels = (0..config.layers)
+        .map(|layer| DenseAttention::new(graph.attention_shape(), dense.clone().mask(config.mask(layer))));
     let mut kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut failure = Ok(());
     graph.forward_observed(tokens, &mut kernels, LogitRows::None, |input| {
@@ -338,8 +340,9 @@ fn verify(
         progress.update(done, lengths.len());
         let unseen = rest.len() >= context;
         let text = windows(if unseen { rest } else { held_out }, context, Some(held_out.len() / context));
-        let dense = HeldOutText::new(graph, &text, &|_| {
-            Ok(Box::new(DenseAttention::new(graph.attention_shape(), exact.clone())?))
+        let dense = HeldOutText::new(graph, &text, &|layer| {
+            let options = exact.clone().mask(graph.config().mask(layer));
+            Ok(Box::new(DenseAttention::new(graph.attention_shape(), options)?))
         })?;
         let cost = dense.measure(graph, &|layer| spec.build(layer, &kernels))?.score.held_out();
         verified.push(Verified { context, unseen, cost });

@@ -173,7 +173,8 @@ impl Model {
         &self.weights
     }
 
-    /// Head counts of every layer, for making attention kernels.
+    /// Head counts of every layer, for making attention kernels. Which keys a layer's queries attend to is a matter of its
+    /// [mask](ModelConfig::mask).
     pub fn attention_shape(&self) -> AttentionShape {
         self.shape
     }

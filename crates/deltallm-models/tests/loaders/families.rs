@@ -123,6 +123,10 @@ fn windows_that_are_not_understood_are_refused_by_name() {
     refused_by_name("gemma3_text", sliding, "layer_types");
     // Its class gives every layer the window, whatever the list says.
     refused_by_name("mistral", types(&["full_attention"; 4]), "layer_types");
+    for family in ["mistral", "gemma3_text"] {
+        refused_by_name(family, json!({"use_sliding_window": false}), "use_sliding_window");
+    }
+    assert!(json("mistral", json!({"use_sliding_window": false, "sliding_window": null})).is_ok());
     refused_by_name("gemma3_text", json!({"sliding_window": null}), "sliding_window");
     refused_by_name("gemma3_text", json!({"sliding_window_pattern": 0}), "sliding_window_pattern");
     refused_by_name(

@@ -36,7 +36,14 @@ pub(super) fn read_windows(
 ) -> Result<(Option<u64>, LayerSet), ConfigError> {
     let default = Defaults::of(architecture).window.filter(|_| !fields.has("sliding_window"));
     let window = fields.integer("sliding_window")?.or(default);
-    let is_on = fields.boolean("use_sliding_window")?.unwrap_or(!architecture.windows_are_switched_on());
+    let switch = fields.boolean("use_sliding_window")?;
+    let is_on = switch.unwrap_or(!architecture.windows_are_switched_on());
+    let always_on = architecture.has_windows() && !architecture.windows_are_switched_on();
+    if always_on && !is_on && window.is_some() {
+        // Their classes do not know the switch.
+        let expected = "true, or no `sliding_window`";
+        return Err(fields.unsupported("use_sliding_window", expected, false));
+    }
     let window = window.filter(|&tokens| is_on && tokens > 0);
     let by_rule = match architecture {
         Architecture::Qwen2 | Architecture::Qwen3 => {
