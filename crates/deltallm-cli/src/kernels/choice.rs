@@ -6,7 +6,7 @@ use deltallm::attn::Provenance;
 use deltallm::core::BLOCK_TOKENS;
 use deltallm::models::ModelConfig;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, ExactWindow, HybridConfig,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, ExactWindow, HybridConfig,
     KernelContext, KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides,
     ThresholdPolicy,
 };
@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::phases::Phases;
 use super::prefill_only::PrefillOnly;
 use super::timed::{AttentionTime, Timed};
-use crate::{ModelProfile, dense_f16_bytes, describe_margins};
+use crate::{ModelProfile, dense_f16_bytes, describe_margins, layer_plan};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
@@ -212,9 +212,7 @@ impl KernelChoice {
         let layer = |layer: usize| {
             let dense = self.kind() == KernelKind::Hybrid && self.hybrid_config(layer).is_none();
             let keys = if dense { KeyPlan::Dense } else { coded };
-            let ModelConfig { kv_heads, head_dim, .. } = *config;
-            let plan = CachePlan::new(kv_heads, head_dim, self.options(layer).store, keys);
-            plan.footprint(tokens).total()
+            layer_plan(config, layer, self.options(layer).store, keys).footprint(tokens).total()
         };
         (0..config.layers).map(layer).sum()
     }
@@ -230,6 +228,8 @@ impl KernelChoice {
             }
             _ => BLOCK_TOKENS,
         };
+        let attended = (0..config.layers).filter_map(|layer| config.mask(layer).most_keys()).max();
+        let filled = filled.max(attended.unwrap_or(0).saturating_add(2 * BLOCK_TOKENS));
         let (context, filled) = (config.context_length, filled.min(config.context_length));
         if !(smaller(context) && smaller(filled)) {
             return None;
