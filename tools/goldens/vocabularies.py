@@ -3,7 +3,7 @@
     python vocabularies.py --smollm SmolLM2-135M-Instruct.Q4_1.gguf --corpus DIR --out ../../crates/deltallm-models/tests/fixtures/tokenizers
 
 `smollm.json` holds cases alone (the vocabulary is the model file's); `spm.json` (SentencePiece, `tokenizer.ggml.model` "llama") and
-`llama-bpe.json` and `qwen2.json` (byte-level BPE behind the pre-tokenizers of Llama 3 and Qwen 2) carry small vocabularies of their own in the
+`llama-bpe.json`, `qwen2.json` and `tekken.json` (byte-level BPE behind the pre-tokenizers of Llama 3, Qwen 2 and Mistral Nemo) carry small vocabularies of their own in the
 fields GGUF has for them.
 """
 
@@ -18,6 +18,7 @@ from transformers import AutoTokenizer
 NORMAL, UNKNOWN, CONTROL, BYTE = 1, 2, 3, 6
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace("{1,3}", "")
+TEKKEN = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 TEXTS = [
     "",
@@ -172,6 +173,11 @@ def qwen2(sample: str, out: Path):
     byte_level("qwen2", sample, QWEN2, False, special, normalizers.NFC(), more, out)
 
 
+def tekken(sample: str, out: Path):
+    more = ["an enchanted castle, 123 1234 12345", "camelCase HTTPServer ABCdef Éclair", "a//b/\n/c", "[INST]Hi[/INST]</s>"]
+    byte_level("tekken", sample, TEKKEN, True, ["<s>", "</s>", "[INST]", "[/INST]"], None, more, out)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--smollm", type=Path, required=True)
@@ -184,6 +190,7 @@ def main():
     spm(sample, args.out)
     llama_bpe(sample, args.out)
     qwen2(sample, args.out)
+    tekken(sample, args.out)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,9 @@ use common::{
     files::{directory, fixture},
     models::{argmax, dense_kernels, harmless_kernels, load_model},
 };
-use deltallm_attn::{AttentionKernel, Mask};
-use deltallm_models::{LogitRows, Model, ModelError, ModelFile};
-use ndarray::Array2;
+use deltallm_attn::{AttentionKernel, KernelKind, KernelSpec, KvStore, Mask};
+use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Session};
+use ndarray::{Array2, Axis};
 use safetensors::SafeTensors;
 use serde::Deserialize;
 use serde_json::Value as Json;
@@ -76,7 +76,7 @@ fn logits_in_parts(
     let mut logits = Array2::zeros((0, model.config().vocab_size));
     for tokens in tokens.chunks(part) {
         let part = model.forward(tokens, kernels, LogitRows::All).unwrap();
-        logits.append(ndarray::Axis(0), part.view()).unwrap();
+        logits.append(Axis(0), part.view()).unwrap();
     }
     logits
 }
@@ -117,6 +117,18 @@ fn kernels_that_approximate_nothing_leave_the_logits_alone() {
                 assert!(off <= 1e-4, "{file} in parts of {part}: {off}");
             }
         }
+    }
+}
+
+#[test]
+fn sessions_attend_with_the_masks_of_their_model() {
+    for (file, model, golden) in models() {
+        let spec = KernelSpec::default().kernel(KernelKind::Dense).store(KvStore::F32);
+        let mut session = Session::with_spec(model, &spec).unwrap();
+        session.set_chunk(50);
+        let mut logits = Array2::zeros((0, session.model().config().vocab_size));
+        session.score(&golden.tokens, |_, part| logits.append(Axis(0), part.view()).unwrap()).unwrap();
+        assert!(off(&golden, &logits) <= 1e-4, "{file}");
     }
 }
 

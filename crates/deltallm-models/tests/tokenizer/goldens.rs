@@ -42,6 +42,15 @@ fn qwen2_vocabulary() {
     assert_eq!(tokenizer.decode(&ids).unwrap(), "caf\u{e9} \u{c5}");
 }
 
+/// Mistral's vocabularies from Nemo on.
+#[test]
+fn tekken_vocabulary() {
+    let file: VocabularyFile = read(&fixture("tekken.json"));
+    let tokenizer = Tokenizer::from_gguf_vocabulary(&file.as_gguf()).unwrap();
+    assert_cases(&tokenizer, &file.cases);
+    assert_eq!(tokenizer.encode_beginning("").unwrap(), [file.bos_token_id.unwrap()]);
+}
+
 /// SmolLM3's files name another pre-tokenizer than Llama 3's, with the same rule, but no begin-of-text token.
 #[test]
 fn smaug_bpe_is_llama_bpe_without_a_beginning() {

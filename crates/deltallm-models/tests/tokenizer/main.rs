@@ -278,9 +278,18 @@ fn unknown_pre_tokenizer_names_the_known_ones() {
     let error = refused(&GgufVocabulary { pre: Some("klingon"), ..tiny() });
     assert!(matches!(&error, TokenizerError::UnknownPreTokenizer { got, .. } if got == "klingon"));
     let message = error.to_string();
-    for name in
-        ["klingon", "smollm", "llama-bpe", "llama3", "llama-v3", "smaug-bpe", "qwen2", "default", "gpt-2"]
-    {
+    for name in [
+        "klingon",
+        "smollm",
+        "llama-bpe",
+        "llama3",
+        "llama-v3",
+        "smaug-bpe",
+        "qwen2",
+        "tekken",
+        "default",
+        "gpt-2",
+    ] {
         assert!(message.contains(name), "{message}");
     }
 }
@@ -295,6 +304,7 @@ fn every_known_pre_tokenizer_builds() {
         "smaug-bpe",
         "qwen2",
         "deepseek-r1-qwen",
+        "tekken",
         "default",
         "gpt-2",
     ] {

@@ -144,16 +144,15 @@ impl ModelConfig {
             text.push_str(" local=");
             push_rope(&mut text, local, self.head_dim);
         }
-        // The rules by which files say it differ.
-        let different =
-            |set: &LayerSet| Vec::from_iter((0..self.layers).filter(|&layer| set.contains(layer)));
+        // Not the rules, by which files say it in different ways; nor a list, of as many layers as a file may claim.
+        let which = |set: &LayerSet| fnv1a((0..self.layers).map(|layer| u8::from(set.contains(layer))));
         if self.local_rope.is_some() {
-            text.push_str(&format!(" of={:?}", different(&self.local_layers)));
+            text.push_str(&format!(" of={:x}", which(&self.local_layers)));
         }
         if self.unrotated_layers != LayerSet::Empty {
-            text.push_str(&format!(" unrotated={:?}", different(&self.unrotated_layers)));
+            text.push_str(&format!(" unrotated={:x}", which(&self.unrotated_layers)));
         }
-        ModelFingerprint(fnv1a(text.as_bytes()))
+        ModelFingerprint(fnv1a(text.bytes()))
     }
 }
 
@@ -168,8 +167,8 @@ fn push_rope(text: &mut String, rope: &RopeConfig, head_dim: usize) {
 }
 
 /// The 64-bit FNV-1a hash (Fowler, Noll, Vo; RFC 9923).
-fn fnv1a(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| {
+fn fnv1a(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
     })
 }

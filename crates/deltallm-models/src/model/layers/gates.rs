@@ -53,16 +53,16 @@ mod tests {
 
     type Product = fn(Isa, &mut [f32], &[f32]);
 
-    /// A function and the power of e in it, beside which the function is `x / (1 + e^power)`.
-    const GATES: [(Product, fn(f64) -> f64); 2] = [
-        (silu_product, |x| -x),
-        (gelu_product, |x| -2.0 * std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x)),
+    /// A function, the power of e in it, which is then `x / (1 + e^power)`, and how far the power is off, as a share.
+    const GATES: [(Product, fn(f64) -> f64, f64); 2] = [
+        (silu_product, |x| -x, 1e-7),
+        (gelu_product, |x| -2.0 * std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x), 4e-7),
     ];
 
     #[test]
     fn gates_agree_with_f64_for_every_instruction_set_and_length() {
         for isa in Isa::available() {
-            for (len, (product, power)) in
+            for (len, (product, power, rounding)) in
                 [1, 7, 16, 33, 1000].into_iter().flat_map(|len| GATES.map(|gate| (len, gate)))
             {
                 let x: Vec<f32> = (0..len).map(|i| (i as f32 - len as f32 / 2.0) * 0.173).collect();
@@ -75,8 +75,8 @@ mod tests {
                     let expected = x / (1.0 + power.exp()) * f64::from(*up);
                     // The power, rounded, is off by a share that grows with it.
                     let off = (f64::from(*got) - expected).abs();
-                    let bound = (1e-6 + 2e-7 * power.abs()) * expected.abs() + 1e-30;
-                    assert!(off <= bound.max(1e-36), "{isa}, {x}: {got}, {expected}");
+                    let bound = (1e-6 + rounding * power.abs()) * expected.abs() + 1e-30;
+                    assert!(off <= bound, "{isa}, {x}: {got}, {expected}");
                 }
             }
         }
@@ -84,7 +84,7 @@ mod tests {
 
     #[test]
     fn the_ends_of_the_range_are_zero_infinite_or_nan() {
-        for (isa, (product, _)) in Isa::available().into_iter().flat_map(|isa| GATES.map(|gate| (isa, gate)))
+        for (isa, (product, ..)) in Isa::available().into_iter().flat_map(|isa| GATES.map(|gate| (isa, gate)))
         {
             let mut gate = [-1e30, -1000.0, -0.0, 1000.0, f32::INFINITY, f32::NAN];
             product(isa, &mut gate, &[1.0; 6]);

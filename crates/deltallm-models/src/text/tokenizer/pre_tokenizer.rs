@@ -26,6 +26,7 @@ const SUPPORTED: &[&str] = &[
     "smaug-bpe",
     "qwen2",
     "deepseek-r1-qwen",
+    "tekken",
     "default",
     "gpt-2",
 ];
@@ -35,6 +36,9 @@ const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{
 
 /// Qwen 2: the same with digits one by one.
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// Mistral's from Nemo on: words end before a capital letter, digits one by one, slashes with the punctuation before them.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
 /// llama.cpp's fallback: punctuation apart, GPT-2's rule, numbers apart, and then in threes.
 const DEFAULT: [&str; 4] = [
@@ -140,6 +144,7 @@ pub(super) fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
         // SmolLM3's files have the last name.
         "llama-bpe" | "llama3" | "llama-v3" | "smaug-bpe" => sequence([split(LLAMA3)?, bytes_only.into()]),
         "qwen2" | "deepseek-r1-qwen" => sequence([split(QWEN2)?, bytes_only.into()]),
+        "tekken" => sequence([split(TEKKEN)?, bytes_only.into()]),
         "default" => {
             let [punctuation, words, numbers, threes] = DEFAULT;
             sequence([split(punctuation)?, split(words)?, split(numbers)?, split(threes)?, bytes_only.into()])
@@ -150,8 +155,8 @@ pub(super) fn named(name: &str) -> Result<PreTokenizer, TokenizerError> {
         "qwen2" => Normalizer::new(vec![NFC.into()]),
         _ => Normalizer::default(),
     };
-    let add_bos = matches!(name, "llama-bpe" | "llama3" | "llama-v3");
-    // The vocabulary of Llama 3 has words that no merge makes.
+    let add_bos = matches!(name, "llama-bpe" | "llama3" | "llama-v3" | "tekken");
+    // These vocabularies have words that no merge makes.
     Ok(PreTokenizer { steps, normalizer, ignore_merges: add_bos || name == "smaug-bpe", add_bos })
 }
 

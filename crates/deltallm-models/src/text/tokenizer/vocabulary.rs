@@ -48,7 +48,7 @@ pub struct GgufVocabulary<'a> {
     /// `tokenizer.ggml.unknown_token_id`.
     pub unk: Option<u32>,
     /// `tokenizer.ggml.add_bos_token`. `None` means the default of the kind: true for `llama` and the pre-tokenizers of
-    /// Llama 3 (`llama-bpe`, `llama3`, `llama-v3`), false for others.
+    /// Llama 3 (`llama-bpe`, `llama3`, `llama-v3`) and Mistral (`tekken`), false for others.
     pub add_bos: Option<bool>,
     /// `tokenizer.ggml.add_eos_token`. `None` means false.
     pub add_eos: Option<bool>,
