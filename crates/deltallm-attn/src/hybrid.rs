@@ -118,7 +118,7 @@ impl HybridConfig {
 }
 
 impl Default for HybridConfig {
-    /// What to do with a model of which nothing is known: a zero fraction of 0.45 ([`TargetSparsity::default`]), a sliding
+    /// What to do with a model of which nothing is known: a zero fraction of 0.35 ([`TargetSparsity::default`]), a sliding
     /// window of 64 keys, 4 sinks, a cache in f16, no skipping. A calibrated profile does better at the same cost.
     fn default() -> Self {
         Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default()))

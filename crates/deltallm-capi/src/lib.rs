@@ -29,7 +29,7 @@
 //! | `simd` | | instruction set: `"scalar"`, `"avx2"`, `"avx512"`, `"neon"` | the best of this CPU, or what the environment variable `DELTALLM_SIMD` names |
 //! | `parallel` | | whether to spread work over threads (as many as `RAYON_NUM_THREADS` says); results do not depend on it | `true` |
 //! | `budget_bytes` | | bytes the cache may hold; a call that would take more is refused with status `BUDGET` | no limit |
-//! | `thresholds` | delta, hybrid | one of the three below | `{"target_sparsity": 0.45}` |
+//! | `thresholds` | delta, hybrid | one of the three below | `{"target_sparsity": 0.35}` |
 //! | `window` | hybrid | keys scored exactly: `64`, the latest, or `"block:0.05"`, blocks of that share of the prompt | `64` |
 //! | `sinks` | hybrid | first keys, always scored exactly | `4` |
 //! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"ln:3"` is ln(keys) - 3, at least 3; `"ln:3:2"`, at least 2 | nothing is skipped |
@@ -40,7 +40,7 @@
 //! | `thresholds` | in the units of the keys |
 //! |---|---|
 //! | `{"theta": 0.6}` | one for all key channels |
-//! | `{"target_sparsity": 0.45}` | rise and fall until that share of the deltas is zero |
+//! | `{"target_sparsity": 0.35}` | rise and fall until that share of the deltas is zero |
 //! | `{"channels": [...]}` | `kv_heads * head_dim` of them, head after head |
 //!
 //! Fields for other kernels are checked and not used, so the same text with another `kernel` makes the exact counterpart.

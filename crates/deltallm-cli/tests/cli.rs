@@ -323,7 +323,7 @@ fn policies_reach_the_kernels_and_are_reported() {
     assert_eq!(settings(&[])["profile"], "fairy-tales (built in)");
     assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.starts_with("ln:")));
     let none = settings(&["--profile", "none"]);
-    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.45), &Value::Null));
+    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.35), &Value::Null));
     let paper = settings(&["--paper", "--theta", "1"]);
     assert_eq!(
         (&paper["window"], &paper["sinks"], &paper["theta"]),

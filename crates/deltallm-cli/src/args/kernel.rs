@@ -25,7 +25,7 @@ pub struct KernelArgs {
     /// One threshold for all key channels
     #[arg(long, value_name = "X", value_parser = parse_theta, conflicts_with = "target_sparsity")]
     theta: Option<f32>,
-    /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.45
+    /// Thresholds that find this share of zero entries by themselves; with --profile FILE they start from it [default: 0.35
     /// where there is no profile]
     #[arg(long, value_name = "S", value_parser = parse_share)]
     target_sparsity: Option<f32>,

@@ -54,6 +54,11 @@ struct Report {
     intermediate_size: usize,
     vocab_size: usize,
     context_length: usize,
+    /// Tokens that layers with a window attend to, and how many layers have one; absent where all attend to everything.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sliding_window: Option<usize>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    sliding_layers: Option<usize>,
     /// As profiles name the model.
     fingerprint: String,
     tensors: Vec<Tensors>,
@@ -115,6 +120,9 @@ impl Report {
             }
             Err(error) => (None, Some(error.to_string())),
         };
+        let windows: Vec<usize> =
+            (0..config.layers).filter_map(|layer| config.mask(layer).most_keys()).collect();
+        let sliding_window = windows.iter().copied().max();
         let ModelConfig { layers, heads, kv_heads, head_dim, hidden_size, .. } = config;
         let ModelConfig { intermediate_size, vocab_size, context_length, .. } = config;
         Ok(Self {
@@ -129,6 +137,8 @@ impl Report {
             intermediate_size,
             vocab_size,
             context_length,
+            sliding_window,
+            sliding_layers: sliding_window.map(|_| windows.len()),
             fingerprint: config.fingerprint().to_string(),
             tensors: tensors(file),
             tokenizer,
@@ -153,6 +163,12 @@ impl Report {
              {head_dim} channels"
         )?;
         writeln!(out, "context      {} tokens, vocabulary {}", self.context_length, self.vocab_size)?;
+        if let (Some(window), Some(windows)) = (self.sliding_window, self.sliding_layers) {
+            writeln!(
+                out,
+                "windows      {windows} of {layers} layers attend to the latest {window} tokens, and hold no more"
+            )?;
+        }
         for (index, Tensors { kind, count, bytes }) in self.tensors.iter().enumerate() {
             let label = if index == 0 { "tensors" } else { "" };
             writeln!(out, "{label:<12} {count} of type {kind}, {}", format_bytes(*bytes as u64))?;
