@@ -8,8 +8,9 @@ use deltallm_core::{
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
-    attend::{Output, attend},
+    attend::attend,
     options::Settings,
+    output::Output,
     segment::{HeadRows, Keys, Rows, Segment, Segments},
     window::{Part, Split, WindowState},
 };

@@ -8,9 +8,10 @@ use deltallm_core::{
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut,
     SkipMargin,
-    attend::{Output, attend},
+    attend::attend,
     cache::{CodedTokens, ExactRows, FarKeys, HybridHead},
     options::Settings,
+    output::Output,
     query_tile,
     segment::{Keys, Segment, Segments},
     window::{Part, Split, WindowState},

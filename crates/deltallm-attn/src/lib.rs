@@ -43,6 +43,7 @@ mod json;
 mod kernel;
 mod mask;
 mod options;
+mod output;
 mod precision;
 mod prefill;
 mod profile;

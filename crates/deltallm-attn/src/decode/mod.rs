@@ -39,8 +39,8 @@ use deltallm_simd::tuning::LEAST_DECODED_KEYS;
 
 use crate::{
     AttentionError, HeadsView,
-    attend::{Output, log_sum},
     options::Settings,
+    output::{Output, log_sum},
     segment::{CHANNELS, Keys, Rows, Segment, Segments},
     softcap::softcap,
     window::{Part, Split},

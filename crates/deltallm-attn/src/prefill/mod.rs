@@ -32,8 +32,8 @@ use deltallm_core::HeadSparsity;
 
 use crate::{
     AttentionError, HeadsView,
-    attend::Output,
     options::Settings,
+    output::Output,
     segment::{Segment, Segments},
     window::Split,
 };

@@ -22,8 +22,8 @@ use super::{
 };
 use crate::{
     AttentionError, HeadsView,
-    attend::log_sum,
     options::Settings,
+    output::log_sum,
     segment::Segment,
     softcap::softcap,
     window::{Part, Split},

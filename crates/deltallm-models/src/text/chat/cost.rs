@@ -6,10 +6,7 @@
 use minijinja::value::ValueKind;
 use minijinja::{Environment, Error, ErrorKind, State, Value};
 
-use super::environment::to_string;
-
-/// Deepest nesting of a list or dictionary that is gone through.
-pub(super) const MAX_DEPTH: usize = 200;
+use super::written::{MAX_DEPTH, to_string};
 
 /// Of comparisons and `in`: the operand is gone through.
 pub(super) const WALKED: &str = "operand_walked";

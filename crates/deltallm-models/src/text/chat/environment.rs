@@ -2,17 +2,16 @@
 //!
 //! minijinja counts instructions and what most filters make. What it does not count is paid for here.
 
-use std::fmt::Write;
-
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Tuple, ValueKind};
+use minijinja::value::Tuple;
 use minijinja::{Environment, Error, ErrorKind, Output, State, Value};
 use minijinja_contrib::pycompat::unknown_method_callback;
 
 use super::builtins;
-use super::cost::{self, MAX_DEPTH};
+use super::cost;
 use super::error::{ChatError, Raised};
 use super::json::to_json;
+use super::written::{to_string, write_paid};
 
 /// Deepest nesting of macros and loops: a macro is four, a loop one.
 const MAX_RECURSION: usize = 200;
@@ -59,61 +58,6 @@ fn word_count(text: &str) -> usize {
 
 fn write_value(output: &mut Output, state: &mut State, value: &Value) -> Result<(), Error> {
     write_paid(output, state, value)
-}
-
-pub(super) fn to_string(state: &State, value: &Value) -> Result<Value, Error> {
-    if value.as_str().is_some() {
-        return Ok(value.clone());
-    }
-    let mut text = String::new();
-    write_paid(&mut text, state, value)?;
-    Ok(Value::from(text))
-}
-
-/// Writes a value as Python's `str` does. A list may hold another many times, which holds a third many times: the text can be
-/// far longer than what the template did to make it, so it is paid for while it is written.
-fn write_paid(output: &mut impl Write, state: &State, value: &Value) -> Result<(), Error> {
-    match value.as_str() {
-        Some(text) => Ok(output.write_str(text)?),
-        None => write_item(output, state, value, 0),
-    }
-}
-
-/// Writes a value as Python's `repr` does.
-fn write_item(output: &mut impl Write, state: &State, value: &Value, depth: usize) -> Result<(), Error> {
-    if depth > MAX_DEPTH {
-        let detail =
-            format!("expected at most {MAX_DEPTH} levels of lists and dictionaries in a text, got more");
-        return Err(Error::new(ErrorKind::InvalidOperation, detail));
-    }
-    state.consume_fuel(1 + value.as_str().map_or(0, str::len) as u64 / 64)?;
-    match value.kind() {
-        ValueKind::Map => {
-            output.write_char('{')?;
-            for (index, key) in value.try_iter()?.enumerate() {
-                output.write_str(if index > 0 { ", " } else { "" })?;
-                write_item(output, state, &key, depth + 1)?;
-                output.write_str(": ")?;
-                write_item(output, state, &value.get_item(&key)?, depth + 1)?;
-            }
-            Ok(output.write_char('}')?)
-        }
-        ValueKind::Seq | ValueKind::Iterable => {
-            let tuple = value.downcast_object_ref::<Tuple>();
-            output.write_char(if tuple.is_some() { '(' } else { '[' })?;
-            for (index, item) in value.try_iter()?.enumerate() {
-                output.write_str(if index > 0 { ", " } else { "" })?;
-                write_item(output, state, &item, depth + 1)?;
-            }
-            Ok(output.write_str(match tuple.map(|tuple| tuple.len()) {
-                Some(1) => ",)",
-                Some(_) => ")",
-                None => "]",
-            })?)
-        }
-        ValueKind::String => Ok(write!(output, "{value:?}")?),
-        _ => Ok(write!(output, "{value}")?),
-    }
 }
 
 /// Methods of Python's strings and dictionaries.

@@ -3,8 +3,7 @@
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{Error, ErrorKind, State, Value};
 
-/// Deepest nesting of lists and objects. Python's own limit is about 1000.
-const MAX_DEPTH: usize = 200;
+use super::written::MAX_DEPTH;
 
 /// Widest indentation of a level, in characters.
 const MAX_INDENT: usize = 64;

@@ -10,6 +10,8 @@ mod error;
 mod json;
 mod operands;
 mod source;
+mod words;
+mod written;
 
 use std::{io, thread};
 

@@ -6,7 +6,7 @@
 //! so all that has to be known of an operand is where it ends.
 
 use super::cost::{FACTOR, FLAT, INDEXED, KEY, TEXT, WALKED};
-use super::source::{is_word, string_length};
+use super::words::{is_word, string_length};
 
 /// The tag, with its operands marked. What is not Jinja stays so: the compiler says what is wrong with it.
 pub(super) fn mark(tag: &str) -> String {

@@ -6,6 +6,7 @@
 
 use super::error::ChatError;
 use super::operands;
+use super::words::{is_word, string_length};
 
 /// Most words and signs in a tag. Published templates have less than 200.
 const MAX_TAG_TOKENS: usize = 1000;
@@ -148,19 +149,4 @@ impl<'a> Tag<'a> {
     fn is_bare_block(&self) -> bool {
         self.before.starts_with("{%") && self.tokens == 1
     }
-}
-
-pub(super) fn is_word(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || byte == b'_' || !byte.is_ascii()
-}
-
-/// With its quotes; up to the end where the second one is missing.
-pub(super) fn string_length(bytes: &[u8]) -> usize {
-    let mut escaped = false;
-    let end = bytes[1..].iter().position(|byte| {
-        let ends = !escaped && *byte == bytes[0];
-        escaped = !escaped && *byte == b'\\';
-        ends
-    });
-    end.map_or(bytes.len(), |end| end + 2)
 }
