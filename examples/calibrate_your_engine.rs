@@ -110,7 +110,7 @@ fn calibrate(out: &mut dyn Write) -> Result<()> {
     let (measured, held_out) = windows.split_at(windows.len() / 2);
 
     // 1. What attention is given, with dense attention in all layers.
-    let request = CalibrationRequest::new(CalibrationGoal::Kl(0.01)).window(32);
+    let request = CalibrationRequest::new(CalibrationGoal::Kl(0.01)).exact_window(32);
     let mut calibrator = Calibrator::new(shape(), LAYERS, request)?;
     for (number, layer) in engine.layers.iter().enumerate() {
         calibrator.output_projection(number, layer.output.t())?;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use deltallm::models::Model;
-use deltallm::{KernelSpec, SkipMargin, SpecOverrides, ThresholdPolicy, Window};
+use deltallm::{ExactWindow, KernelSpec, SkipMargin, SpecOverrides, ThresholdPolicy};
 use deltallm_cli::{ModelProfile, describe_margins};
 
 /// Settings from the command line.
@@ -18,7 +18,7 @@ pub struct SettingsArgs {
     pub theta: Option<f32>,
     /// Keys scored exactly: the latest N, or block:SCALE of the prompt [default: the profile's, or 64]
     #[arg(long, value_name = "N|block:SCALE")]
-    window: Option<Window>,
+    window: Option<ExactWindow>,
     /// First keys, always scored exactly [default: the profile's, or 4]
     #[arg(long, value_name = "N")]
     sinks: Option<usize>,
@@ -84,8 +84,8 @@ impl SettingsArgs {
     fn given(&self, theta: Option<f32>) -> SpecOverrides {
         SpecOverrides::default()
             .thresholds(theta.map(ThresholdPolicy::Uniform))
-            .window(self.window)
-            .sinks(self.sinks)
+            .exact_window(self.window)
+            .exact_sinks(self.sinks)
             .skip_margin(self.skip_margin.map(|margin| margin.0))
     }
 }
@@ -96,7 +96,7 @@ fn describe(thresholds: &str, spec: &KernelSpec, layers: usize) -> String {
     let dense = spec.layers.iter().filter(|layer| layer.dense).count();
     format!(
         "{thresholds}, window {}, {} sinks{margins}, {dense} of {layers} layers dense",
-        spec.window, spec.sinks
+        spec.exact_window, spec.exact_sinks
     )
 }
 

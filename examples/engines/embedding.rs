@@ -94,7 +94,7 @@ impl Kernels {
 
 impl fmt::Display for Kernels {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let KernelSpec { kernel, window, sinks, store, .. } = &self.spec;
+        let KernelSpec { kernel, exact_window: window, exact_sinks: sinks, store, .. } = &self.spec;
         match kernel {
             KernelKind::Hybrid => write!(f, "{kernel}: window {window}, {sinks} sinks, cache {store}")?,
             _ => write!(f, "{kernel}: cache {store}")?,

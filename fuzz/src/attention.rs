@@ -7,7 +7,7 @@ use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
     HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
-    Window, query_tile,
+    ExactWindow, query_tile,
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
@@ -61,8 +61,8 @@ impl Setting {
         let shape = shape.expect("sizes above 0");
         let store = KvStore::ALL[usize::from(byte()?) % KvStore::ALL.len()];
         let window = match byte()? {
-            keys @ 0..128 => Window::Sliding(usize::from(keys) + 1),
-            share => Window::Block { scale: f32::from(share - 127) / 129.0 },
+            keys @ 0..128 => ExactWindow::Sliding(usize::from(keys) + 1),
+            share => ExactWindow::Block { scale: f32::from(share - 127) / 129.0 },
         };
         let (sinks, exact_prompt) = (usize::from(byte()? % 70), usize::from(byte()? % 128));
         let skip_margin = match byte()? {
@@ -97,7 +97,7 @@ impl Setting {
         let policy = ThresholdPolicy::Profile(profile.expect("thresholds >= 0").into());
         // Codes from the first token on: sequences are short here.
         let config = HybridConfig::new(policy).codes_from(0);
-        let config = config.window(window).exact_prompt(exact_prompt).sinks(sinks).skip_margin(skip_margin);
+        let config = config.exact_window(window).exact_prompt(exact_prompt).exact_sinks(sinks).skip_margin(skip_margin);
         Ok(Self { shape, store, config, thresholds, softcap, precision, budget, pattern })
     }
 
@@ -147,7 +147,7 @@ pub fn run(bytes: &[u8]) -> Result<()> {
 /// Which part of the window's state the reference is to be told; it follows `HybridAttention`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Expected {
-    window: Window,
+    window: ExactWindow,
     prompt_end: usize,
     whole_until: usize,
 }
@@ -196,7 +196,7 @@ impl<'a> Run<'a> {
             k: Vec::new(),
             v: Vec::new(),
             announced: 0,
-            expected: Expected { window: setting.config.window, prompt_end: 0, whole_until: 0 },
+            expected: Expected { window: setting.config.exact_window, prompt_end: 0, whole_until: 0 },
             exact_from: 0,
             changed: false,
             calls: Vec::new(),
@@ -305,15 +305,15 @@ impl<'a> Run<'a> {
         let prompt_end = if first < self.announced { self.announced } else { end };
         if first < self.announced || end - first > 1 {
             let whole_until = if prompt_end <= self.setting.config.exact_prompt { prompt_end } else { 0 };
-            self.expected = Expected { window: self.setting.config.window, prompt_end, whole_until };
+            self.expected = Expected { window: self.setting.config.exact_window, prompt_end, whole_until };
         }
     }
 
     /// Keys in the window, or in one of its blocks.
     fn window_keys(&self) -> usize {
         match self.expected.window {
-            Window::Sliding(keys) => keys,
-            Window::Block { scale } => {
+            ExactWindow::Sliding(keys) => keys,
+            ExactWindow::Block { scale } => {
                 ((f64::from(scale) * self.expected.prompt_end as f64).round() as usize).max(1)
             }
             other => panic!("{other}"),
@@ -356,7 +356,7 @@ impl<'a> Run<'a> {
         self.settle();
         self.kernels.iter_mut().for_each(|kernel| kernel.truncate(len).expect("a length that it has"));
         // A block that has been cut keeps its length and slides from here on.
-        self.expected.window = Window::Sliding(self.window_keys());
+        self.expected.window = ExactWindow::Sliding(self.window_keys());
         self.expected.prompt_end = self.expected.prompt_end.min(len);
         self.expected.whole_until = self.expected.whole_until.min(len);
         self.announced = self.announced.min(len);
@@ -449,8 +449,8 @@ impl<'a> Run<'a> {
         let Expected { window, prompt_end, whole_until } = call.expected;
         match window {
             _ if m < whole_until => 0,
-            Window::Sliding(keys) => (m + 1).saturating_sub(keys),
-            Window::Block { scale } => {
+            ExactWindow::Sliding(keys) => (m + 1).saturating_sub(keys),
+            ExactWindow::Block { scale } => {
                 let keys = ((f64::from(scale) * prompt_end as f64).round() as usize).max(1);
                 if m < prompt_end { m / keys * keys } else { (m + 1).saturating_sub(keys) }
             }
@@ -462,10 +462,10 @@ impl<'a> Run<'a> {
         let Setting { shape, store, config, thresholds, softcap, .. } = self.setting;
         Method {
             thresholds: Some(thresholds.clone()),
-            window: Some(expected.window),
+            exact_window: Some(expected.window),
             prompt_end: expected.prompt_end,
             whole_until: expected.whole_until,
-            sinks: config.sinks,
+            exact_sinks: config.exact_sinks,
             skip_margin: config.skip_margin,
             softcap: softcap.map(f64::from),
             store: *store,
@@ -479,7 +479,8 @@ impl<'a> Run<'a> {
         let k = HeadsView::new(&self.k, [tokens, shape.kv_heads(), shape.head_dim()]);
         let v = HeadsView::new(&self.v, [tokens, shape.kv_heads(), shape.head_dim()]);
         let [q, k, v] = [q, k, v].map(|view| view.expect("as long as its shape"));
-        attention(shape, method, &q, &k, &v).expect("inputs of this shape")
+        let attended = attention(shape, method, &q, &k, &v).expect("inputs of this shape");
+        (attended.out, attended.skipped)
     }
 
     /// How large the products are that a score is the sum of.

@@ -1,8 +1,8 @@
 //! The skip margin that skips a share of the far values.
 
 use deltallm::{
-    AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, HybridConfig, KvStore, SkipMargin, Window,
-    attend_hybrid,
+    AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut, HybridConfig, KvStore,
+    SkipMargin, attend_hybrid,
 };
 
 use super::layer::Layer;
@@ -73,16 +73,16 @@ fn skipped(layer: &Layer, config: &HybridConfig, margin: f32, n: usize) -> anyho
 /// any of them. Far keys are put in order of that.
 fn decode_margin(layer: &Layer, config: &HybridConfig, values_skipped: f64, n: usize) -> anyhow::Result<f32> {
     let (shape, d) = (layer.shape, layer.shape.head_dim());
-    let window = match config.window {
-        Window::Sliding(keys) => keys,
-        Window::Block { scale } => (f64::from(scale) * n as f64) as usize,
-        _ => anyhow::bail!("--window: expected N or block:SCALE, got {}", config.window),
+    let window = match config.exact_window {
+        ExactWindow::Sliding(keys) => keys,
+        ExactWindow::Block { scale } => (f64::from(scale) * n as f64) as usize,
+        _ => anyhow::bail!("--window: expected N or block:SCALE, got {}", config.exact_window),
     };
     let mut gaps = Vec::new();
     let heads = (0..shape.kv_heads()).flat_map(|head| (1..=TRIAL_TOKENS).map(move |trial| (head, trial)));
     for (kv_head, trial) in heads {
         let token = n.saturating_sub(trial * TRIAL_STRIDE);
-        let far = config.sinks..(token + 1).saturating_sub(window).max(config.sinks);
+        let far = config.exact_sinks..(token + 1).saturating_sub(window).max(config.exact_sinks);
         let mut gap = vec![f32::NEG_INFINITY; far.len()];
         let queries = layer.q[token * shape.heads() * d..].chunks(d);
         for q in queries.skip(kv_head * shape.group()).take(shape.group()) {

@@ -6,8 +6,8 @@ use deltallm_core::{
 };
 
 use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut, SkipMargin,
-    Window,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut,
+    SkipMargin,
     attend::{Output, attend},
     cache::{CodedTokens, ExactRows, FarKeys, HybridHead},
     options::Settings,
@@ -19,14 +19,14 @@ use crate::{
 /// The method of [`HybridAttention`].
 ///
 /// ```
-/// use deltallm_attn::{HybridConfig, SkipMargin, Window};
+/// use deltallm_attn::{HybridConfig, SkipMargin, ExactWindow};
 ///
 /// // Layer 3 of a model: the latest 128 keys and the first 4 exact, values skipped that weigh next to nothing.
 /// let config = HybridConfig::default()
 ///     .layer(3)
-///     .window(Window::Sliding(128))
+///     .exact_window(ExactWindow::Sliding(128))
 ///     .skip_margin(SkipMargin::Fixed(8.0));
-/// assert_eq!(config.sinks, 4);
+/// assert_eq!(config.exact_sinks, 4);
 /// ```
 #[derive(Debug, Clone)]
 #[non_exhaustive]
@@ -36,12 +36,12 @@ pub struct HybridConfig {
     /// Which layer of the policy this kernel is.
     pub layer: usize,
     /// Keys scored exactly.
-    pub window: Window,
+    pub exact_window: ExactWindow,
     /// A prompt that ends within this many tokens is attended exactly: where there are few far keys, coding and testing them
     /// takes as long as it saves. The cache is the same, and what is generated after the prompt sees it as usual.
     pub exact_prompt: usize,
     /// First keys of the sequence, always scored exactly.
-    pub sinks: usize,
+    pub exact_sinks: usize,
     /// The length from which on a cache in [`KvStore::Int8`] or [`KvStore::Compact`] holds codes. A shorter one holds everything in f16, and
     /// its queries see all keys exactly. `None` is [`CachePlan::codes_from`], from where on it is smaller than in f16, and holds keys whole
     /// whose deltas would take more than that.
@@ -59,9 +59,9 @@ impl HybridConfig {
         Self {
             thresholds,
             layer: 0,
-            window: Window::Sliding(64),
+            exact_window: ExactWindow::Sliding(64),
             exact_prompt: 0,
-            sinks: 4,
+            exact_sinks: 4,
             codes_from: None,
             skip_margin: None,
             options: AttentionOptions::default(),
@@ -82,8 +82,8 @@ impl HybridConfig {
 
     /// Sets the keys that are scored exactly.
     #[must_use]
-    pub fn window(self, window: Window) -> Self {
-        Self { window, ..self }
+    pub fn exact_window(self, window: ExactWindow) -> Self {
+        Self { exact_window: window, ..self }
     }
 
     /// Sets the length up to which prompts are attended [exactly](Self#structfield.exact_prompt).
@@ -94,8 +94,8 @@ impl HybridConfig {
 
     /// Sets how many of the first keys are always scored exactly.
     #[must_use]
-    pub fn sinks(self, sinks: usize) -> Self {
-        Self { sinks, ..self }
+    pub fn exact_sinks(self, sinks: usize) -> Self {
+        Self { exact_sinks: sinks, ..self }
     }
 
     /// Sets the length from which on a cache that quantises [holds codes](Self#structfield.codes_from).
@@ -129,10 +129,10 @@ impl Default for HybridConfig {
 /// skipping.
 ///
 /// ```
-/// use deltallm_attn::{HybridConfig, PaperRule, Window};
+/// use deltallm_attn::{HybridConfig, PaperRule, ExactWindow};
 ///
 /// let config = HybridConfig::from(PaperRule { theta: 1.0, ..PaperRule::default() });
-/// assert_eq!((config.window, config.sinks), (Window::Block { scale: 0.05 }, 0));
+/// assert_eq!((config.exact_window, config.exact_sinks), (ExactWindow::Block { scale: 0.05 }, 0));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct PaperRule {
@@ -150,7 +150,7 @@ impl Default for PaperRule {
 
 impl From<PaperRule> for HybridConfig {
     fn from(PaperRule { theta, scale }: PaperRule) -> Self {
-        Self::new(ThresholdPolicy::Uniform(theta)).window(Window::Block { scale }).sinks(0)
+        Self::new(ThresholdPolicy::Uniform(theta)).exact_window(ExactWindow::Block { scale }).exact_sinks(0)
     }
 }
 
@@ -179,7 +179,7 @@ impl From<PaperRule> for HybridConfig {
 pub struct HybridAttention {
     options: Settings,
     /// `None` is delta everywhere.
-    window: Option<Window>,
+    window: Option<ExactWindow>,
     exact_prompt: usize,
     sinks: usize,
     /// `None` follows from the window.
@@ -216,9 +216,9 @@ impl HybridAttention {
     /// [`AttentionError::Setting`] for a window, margin, scale or soft cap out of range; [`AttentionError::Core`] when
     /// the thresholds are not for this layer.
     pub fn new(shape: AttentionShape, config: HybridConfig) -> Result<Self, AttentionError> {
-        config.window.check()?;
+        config.exact_window.check()?;
         config.skip_margin.map_or(Ok(()), SkipMargin::check)?;
-        let window = Some(config.window);
+        let window = Some(config.exact_window);
         Self::with_window(shape, config, window)
     }
 
@@ -226,7 +226,7 @@ impl HybridAttention {
     pub(crate) fn with_window(
         shape: AttentionShape,
         config: HybridConfig,
-        window: Option<Window>,
+        window: Option<ExactWindow>,
     ) -> Result<Self, AttentionError> {
         let options = Settings::new(shape, config.options)?;
         let (kv_heads, head_dim, store) = (shape.kv_heads(), shape.head_dim(), options.store);
@@ -235,7 +235,7 @@ impl HybridAttention {
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
-        let kept = window.map(|_| config.sinks);
+        let kept = window.map(|_| config.exact_sinks);
         // A token is coded when it leaves the window.
         let waits = store.is_quantised() && window.is_some();
         let codes_from = if waits { config.codes_from } else { Some(0) };
@@ -557,7 +557,7 @@ impl AttentionKernel for HybridAttention {
         let end = self.len().saturating_add(tokens);
         // How a window in blocks will lie is not known before the prompt has been announced.
         let coded = match self.window {
-            Some(Window::Block { .. }) => end,
+            Some(ExactWindow::Block { .. }) => end,
             _ => self.far_until(self.len(), end),
         };
         Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, coded))))

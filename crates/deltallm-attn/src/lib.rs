@@ -75,4 +75,4 @@ pub use shape::AttentionShape;
 pub use skip::SkipMargin;
 pub use spec::{KernelContext, KernelKind, KernelSpec, LayerSpec, SpecOverrides};
 pub use view::{HeadsView, HeadsViewMut};
-pub use window::Window;
+pub use window::ExactWindow;

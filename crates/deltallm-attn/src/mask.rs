@@ -7,7 +7,7 @@ use crate::AttentionError;
 /// Which keys a query attends to. What no later query attends to is dropped from the cache, so a layer that looks back 512
 /// tokens holds no more than these and the page that they begin in, whatever the context.
 ///
-/// Not to be confused with the [window](crate::Window) of hybrid attention, which says what of it is attended *exactly*.
+/// Not to be confused with the [window](crate::ExactWindow) of hybrid attention, which says what of it is attended *exactly*.
 ///
 /// ```
 /// use deltallm_attn::Mask;

@@ -225,7 +225,7 @@ mod stored {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{LayerSpec, SkipMargin, Window};
+    use crate::{ExactWindow, LayerSpec, SkipMargin};
 
     fn thresholds() -> Arc<ThresholdProfile> {
         let thresholds = (0..8).map(|i| i as f32 / 8.0).collect();
@@ -243,21 +243,29 @@ mod tests {
                 ..LayerSpec::default()
             },
         ];
-        let spec = KernelSpec { window: Window::Sliding(8), sinks: 2, layers, ..KernelSpec::default() };
+        let spec = KernelSpec {
+            exact_window: ExactWindow::Sliding(8),
+            exact_sinks: 2,
+            layers,
+            ..KernelSpec::default()
+        };
         AttentionProfile::new(thresholds(), spec).unwrap()
     }
 
     #[test]
     fn layers_that_do_not_fit_are_refused() {
         let new = |window, layers| {
-            AttentionProfile::new(thresholds(), KernelSpec { window, layers, ..KernelSpec::default() })
+            AttentionProfile::new(
+                thresholds(),
+                KernelSpec { exact_window: window, layers, ..KernelSpec::default() },
+            )
         };
-        assert!(new(Window::Sliding(8), vec![LayerSpec::default()]).is_err());
-        assert!(new(Window::Sliding(0), vec![LayerSpec::default(); 2]).is_err());
+        assert!(new(ExactWindow::Sliding(8), vec![LayerSpec::default()]).is_err());
+        assert!(new(ExactWindow::Sliding(0), vec![LayerSpec::default(); 2]).is_err());
         let bad = LayerSpec { skip_margin: Some(SkipMargin::Fixed(-1.0)), ..LayerSpec::default() };
-        let error = new(Window::Sliding(8), vec![LayerSpec::default(), bad]).unwrap_err().to_string();
+        let error = new(ExactWindow::Sliding(8), vec![LayerSpec::default(), bad]).unwrap_err().to_string();
         assert_eq!(error, "layers[1].skip_margin: expected a finite number of nats > 0, got -1");
-        new(Window::Sliding(8), Vec::new()).unwrap();
+        new(ExactWindow::Sliding(8), Vec::new()).unwrap();
     }
 
     #[cfg(feature = "serde")]

@@ -7,7 +7,7 @@ use std::ops::Range;
 use deltallm_core::KvStore;
 use half::f16;
 
-use crate::{AttentionError, AttentionShape, HeadsView, Mask, SkipMargin, Window};
+use crate::{AttentionError, AttentionShape, ExactWindow, HeadsView, Mask, SkipMargin};
 
 /// Everything that changes the result.
 #[derive(Debug, Clone)]
@@ -18,14 +18,14 @@ pub struct Method {
     /// not use them, but for telling hybrid from dense attention.
     pub thresholds: Option<Vec<Vec<f32>>>,
     /// Exact window; `None` is delta everywhere. Unused in dense attention.
-    pub window: Option<Window>,
+    pub exact_window: Option<ExactWindow>,
     /// Where the prompt ends, for a block window.
     pub prompt_end: usize,
     /// Queries before this position see every key exactly: the end of a prompt that is short enough, or the length from which on
     /// a cache holds codes.
     pub whole_until: usize,
     /// First keys that every query sees exactly.
-    pub sinks: usize,
+    pub exact_sinks: usize,
     /// Far values by this margin or more below the best exact score are skipped.
     pub skip_margin: Option<SkipMargin>,
     /// Queries that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`.
@@ -46,10 +46,10 @@ impl Method {
         Self {
             mask: Mask::Causal,
             thresholds: None,
-            window: None,
+            exact_window: None,
             prompt_end: 0,
             whole_until: 0,
-            sinks: 0,
+            exact_sinks: 0,
             skip_margin: None,
             tile: 1,
             scale: 1.0 / (shape.head_dim() as f64).sqrt(),
@@ -183,7 +183,7 @@ fn check(
         }
     }
     method.mask.check()?;
-    method.window.map_or(Ok(()), Window::check)?;
+    method.exact_window.map_or(Ok(()), ExactWindow::check)?;
     method.skip_margin.map_or(Ok(()), SkipMargin::check)
 }
 
@@ -216,7 +216,7 @@ impl Stored {
             return Self { far_keys: FarKeys::Rows(keys.clone()), far_values: values.clone(), keys, values };
         };
         // A token that was in the window first is coded as it was held there.
-        let window: &dyn Fn(&[f32]) -> Vec<f32> = match method.window {
+        let window: &dyn Fn(&[f32]) -> Vec<f32> = match method.exact_window {
             Some(_) if method.store.is_quantised() => &float,
             _ => &<[f32]>::to_vec,
         };
@@ -334,19 +334,19 @@ fn keys(method: &Method, m: usize, n: usize) -> Range<usize> {
 
 /// Equation 4: whether query `m` sees key `t` exactly.
 fn exact(method: &Method, m: usize, t: usize) -> bool {
-    let Some(window) = method.window else { return method.thresholds.is_none() };
+    let Some(window) = method.exact_window else { return method.thresholds.is_none() };
     method.thresholds.is_none()
-        || t < method.sinks
+        || t < method.exact_sinks
         || m < method.whole_until
         || in_window(method, window, m, t)
 }
 
 /// Whether key `t` is in the window of query `m`. Tokens that come after the query are.
-fn in_window(method: &Method, window: Window, m: usize, t: usize) -> bool {
+fn in_window(method: &Method, window: ExactWindow, m: usize, t: usize) -> bool {
     let latest = |keys: usize| t >= m || m - t < keys;
     match window {
-        Window::Sliding(keys) => latest(keys),
-        Window::Block { scale } => {
+        ExactWindow::Sliding(keys) => latest(keys),
+        ExactWindow::Block { scale } => {
             let block = ((f64::from(scale) * method.prompt_end as f64).round() as usize).max(1);
             // Within the prompt query and key are in the same block; after it the latest keys, as many as a block has.
             if m < method.prompt_end { t >= m || m / block == t / block } else { latest(block) }

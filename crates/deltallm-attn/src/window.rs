@@ -9,11 +9,11 @@ use crate::{AttentionError, Mask};
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
 ///
 /// ```
-/// use deltallm_attn::Window;
+/// use deltallm_attn::ExactWindow;
 ///
-/// assert_eq!("64".parse::<Window>()?, Window::Sliding(64));
-/// assert_eq!(Window::Block { scale: 0.05 }.to_string(), "block:0.05");
-/// assert!("0".parse::<Window>().is_err());
+/// assert_eq!("64".parse::<ExactWindow>()?, ExactWindow::Sliding(64));
+/// assert_eq!(ExactWindow::Block { scale: 0.05 }.to_string(), "block:0.05");
+/// assert!("0".parse::<ExactWindow>().is_err());
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,7 +23,7 @@ use crate::{AttentionError, Mask};
     serde(try_from = "NumberOrText", into = "String")
 )]
 #[non_exhaustive]
-pub enum Window {
+pub enum ExactWindow {
     /// The most recent keys, the query's own included: this many, at least one.
     Sliding(usize),
     /// The paper's block-diagonal window. A prompt that ends at token `n` is cut into blocks of `round(scale * n)`
@@ -36,7 +36,7 @@ pub enum Window {
 }
 
 /// `64`, or `block:0.05`.
-impl fmt::Display for Window {
+impl fmt::Display for ExactWindow {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Sliding(keys) => write!(f, "{keys}"),
@@ -45,7 +45,7 @@ impl fmt::Display for Window {
     }
 }
 
-impl FromStr for Window {
+impl FromStr for ExactWindow {
     type Err = AttentionError;
 
     fn from_str(text: &str) -> Result<Self, AttentionError> {
@@ -60,7 +60,7 @@ impl FromStr for Window {
 }
 
 #[cfg(feature = "serde")]
-impl TryFrom<NumberOrText> for Window {
+impl TryFrom<NumberOrText> for ExactWindow {
     type Error = AttentionError;
 
     fn try_from(text: NumberOrText) -> Result<Self, AttentionError> {
@@ -69,13 +69,13 @@ impl TryFrom<NumberOrText> for Window {
 }
 
 #[cfg(feature = "serde")]
-impl From<Window> for String {
-    fn from(window: Window) -> Self {
+impl From<ExactWindow> for String {
+    fn from(window: ExactWindow) -> Self {
         window.to_string()
     }
 }
 
-impl Window {
+impl ExactWindow {
     pub(crate) fn check(self) -> Result<(), AttentionError> {
         let setting = |setting, expected, got| Err(AttentionError::Setting { setting, expected, got });
         match self {
@@ -88,7 +88,7 @@ impl Window {
     }
 }
 
-/// A [`Window`] with the prompt's length filled in.
+/// A [`ExactWindow`] with the prompt's length filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WindowState {
     /// Keys in the window: of a sliding one, or of a block.
@@ -106,10 +106,10 @@ impl WindowState {
     pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0, whole_until: 0, codes_from: 0 };
 
     /// The window for a prompt that ends at token `prompt_end`.
-    pub(crate) fn new(window: Window, prompt_end: usize) -> Self {
+    pub(crate) fn new(window: ExactWindow, prompt_end: usize) -> Self {
         match window {
-            Window::Sliding(keys) => Self { keys, ..Self::NONE },
-            Window::Block { scale } => {
+            ExactWindow::Sliding(keys) => Self { keys, ..Self::NONE },
+            ExactWindow::Block { scale } => {
                 let keys = (f64::from(scale) * prompt_end as f64).round() as usize;
                 Self { keys: keys.max(1), prompt_end, ..Self::NONE }
             }
@@ -224,34 +224,34 @@ mod tests {
 
     #[test]
     fn a_sliding_window_counts_the_query_itself() {
-        let window = WindowState::new(Window::Sliding(3), 100);
+        let window = WindowState::new(ExactWindow::Sliding(3), 100);
         assert_eq!([0, 1, 2, 3, 10].map(|p| window.start(p)), [0, 0, 0, 1, 8]);
     }
 
     #[test]
     fn blocks_in_the_prompt_and_a_slide_after_it() {
-        let window = WindowState::new(Window::Block { scale: 0.2 }, 20);
+        let window = WindowState::new(ExactWindow::Block { scale: 0.2 }, 20);
         assert_eq!([0, 3, 4, 7, 19].map(|p| window.start(p)), [0, 0, 4, 4, 16]);
         assert_eq!([20, 21].map(|p| window.start(p)), [17, 18]);
     }
 
     #[test]
     fn a_block_is_its_share_of_the_prompt_rounded() {
-        let keys = |scale, prompt_end| WindowState::new(Window::Block { scale }, prompt_end).keys();
+        let keys = |scale, prompt_end| WindowState::new(ExactWindow::Block { scale }, prompt_end).keys();
         assert_eq!([keys(0.05, 33), keys(0.05, 26), keys(0.05, 3)], [2, 1, 1]);
     }
 
     #[test]
     fn what_follows_a_cut_prompt_slides() {
-        let mut window = WindowState::new(Window::Block { scale: 0.2 }, 20).whole_until(20);
+        let mut window = WindowState::new(ExactWindow::Block { scale: 0.2 }, 20).whole_until(20);
         window.cut(10);
         assert_eq!([9, 10, 11, 15].map(|p| window.start(p)), [0, 7, 8, 12]);
     }
 
     #[test]
     fn what_is_needed_covers_every_later_query() {
-        let sliding = WindowState::new(Window::Sliding(5), 0);
-        let blocks = WindowState::new(Window::Block { scale: 0.13 }, 50);
+        let sliding = WindowState::new(ExactWindow::Sliding(5), 0);
+        let blocks = WindowState::new(ExactWindow::Block { scale: 0.13 }, 50);
         for window in [sliding, blocks, sliding.whole_until(30), blocks.whole_until(50)] {
             for position in 0..100 {
                 assert!((position..120).all(|later| window.start(later) >= window.needed_from(position)));
@@ -261,8 +261,8 @@ mod tests {
 
     #[test]
     fn what_is_far_covers_every_query_of_the_call() {
-        let sliding = WindowState::new(Window::Sliding(5), 0);
-        let blocks = WindowState::new(Window::Block { scale: 0.13 }, 50);
+        let sliding = WindowState::new(ExactWindow::Sliding(5), 0);
+        let blocks = WindowState::new(ExactWindow::Block { scale: 0.13 }, 50);
         for window in [sliding, blocks, sliding.whole_until(30), blocks.codes_from(30), WindowState::NONE] {
             for (first, end) in (0..60).flat_map(|first| (first + 1..=60).map(move |end| (first, end))) {
                 let starts = (first..end).map(|position| window.start(position));
@@ -274,20 +274,20 @@ mod tests {
     #[test]
     fn windows_read_back_what_they_write() {
         for text in ["64", "block:0.05"] {
-            assert_eq!(text.parse::<Window>().unwrap().to_string(), text);
+            assert_eq!(text.parse::<ExactWindow>().unwrap().to_string(), text);
         }
         for bad in ["0", "-1", "", "block", "block:", "block:0", "block:1.5", "block:nan", "1.5"] {
-            assert!(bad.parse::<Window>().is_err(), "{bad}");
+            assert!(bad.parse::<ExactWindow>().is_err(), "{bad}");
         }
     }
 
     #[test]
     fn bad_windows_are_refused() {
         for bad in [
-            Window::Sliding(0),
-            Window::Block { scale: 0.0 },
-            Window::Block { scale: f32::NAN },
-            Window::Block { scale: 1.5 },
+            ExactWindow::Sliding(0),
+            ExactWindow::Block { scale: 0.0 },
+            ExactWindow::Block { scale: f32::NAN },
+            ExactWindow::Block { scale: 1.5 },
         ] {
             assert!(bad.check().is_err(), "{bad:?}");
         }

@@ -5,8 +5,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin, ThresholdPolicy,
-    Window, attend_dense, attend_hybrid, query_tile, reference::Method,
+    ExactWindow, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin,
+    ThresholdPolicy, attend_dense, attend_hybrid, query_tile, reference::Method,
 };
 use deltallm_core::TargetSparsity;
 use proptest::prelude::*;
@@ -53,10 +53,10 @@ fn stores(of: &'static [KvStore]) -> impl Strategy<Value = KvStore> {
 const DENSE: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Int8];
 const DELTA: [KvStore; 4] = [KvStore::F32, KvStore::F16, KvStore::Bf16, KvStore::Compact];
 
-fn windows() -> impl Strategy<Value = Window> {
+fn windows() -> impl Strategy<Value = ExactWindow> {
     prop_oneof![
-        (1_usize..100).prop_map(Window::Sliding),
-        (0.01_f32..1.0).prop_map(|scale| Window::Block { scale })
+        (1_usize..100).prop_map(ExactWindow::Sliding),
+        (0.01_f32..1.0).prop_map(|scale| ExactWindow::Block { scale })
     ]
 }
 
@@ -102,11 +102,11 @@ proptest! {
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method {
-            thresholds: thresholds(shape, theta), window: Some(window), prompt_end: tokens, sinks, store,
+            thresholds: thresholds(shape, theta), exact_window: Some(window), prompt_end: tokens, exact_sinks: sinks, store,
             ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
-        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
+        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).exact_window(window).exact_sinks(sinks);
         for isa in Isa::available() {
             let mut kernel = HybridAttention::new(shape, config.clone().options(options(isa, store))).unwrap();
             assert_close(&inputs.run(&mut kernel, &[tokens]), &expected, isa.name());
@@ -121,7 +121,7 @@ proptest! {
         let inputs = Inputs::new(shape, tokens, seed);
         let tile = if one_by_one { 1 } else { query_tile(shape.group()) };
         let method = Method {
-            thresholds: thresholds(shape, 0.4), window: Some(Window::Sliding(window)), sinks: 2,
+            thresholds: thresholds(shape, 0.4), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: 2,
             skip_margin: Some(margin), tile, ..Method::dense(&shape)
         };
         let (expected, skipped) = inputs.reference(&method);
@@ -136,7 +136,7 @@ proptest! {
             inputs.reference(&moved).1
         };
         prop_assume!(near(1e-4) == skipped && near(-1e-4) == skipped);
-        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window)).sinks(2).skip_margin(margin);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(window)).exact_sinks(2).skip_margin(margin);
         let ends: Vec<usize> = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
         for isa in Isa::available() {
             let mut kernel = HybridAttention::new(shape, config.clone().options(options(isa, KvStore::F32))).unwrap();
@@ -151,7 +151,7 @@ proptest! {
         let tokens = *ends.last().unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
         let options = options(isa(), store);
-        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(window).sinks(3);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(window).exact_sinks(3);
         let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
         kernel.begin_prompt(tokens);
         let chunked = inputs.run(&mut kernel, &ends);
@@ -199,7 +199,7 @@ fn theta_zero_equals_dense() {
             let largest = dense.iter().fold(0.0_f32, |m, x| m.max(x.abs()));
             let policy = ThresholdPolicy::Uniform(0.0);
             let mut delta = DeltaAttention::new(smollm(), policy.clone(), 0, options.clone()).unwrap();
-            let config = coded_at_once(policy).window(Window::Sliding(8));
+            let config = coded_at_once(policy).exact_window(ExactWindow::Sliding(8));
             let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             for kernel in [&mut delta as &mut dyn AttentionKernel, &mut hybrid] {
                 for (x, y) in inputs.run(kernel, &[tokens]).iter().zip(&dense) {
@@ -214,10 +214,14 @@ fn theta_zero_equals_dense() {
 fn a_window_over_everything_equals_dense_bit_for_bit() {
     for tokens in EDGES {
         let inputs = Inputs::new(smollm(), tokens, 2);
-        for window in [Window::Sliding(tokens), Window::Sliding(usize::MAX), Window::Block { scale: 1.0 }] {
+        for window in [
+            ExactWindow::Sliding(tokens),
+            ExactWindow::Sliding(usize::MAX),
+            ExactWindow::Block { scale: 1.0 },
+        ] {
             let options = options(isa(), KvStore::F16);
             let dense = inputs.run(&mut DenseAttention::new(smollm(), options.clone()).unwrap(), &[tokens]);
-            let config = coded_at_once(ThresholdPolicy::Uniform(9.0)).window(window).sinks(0);
+            let config = coded_at_once(ThresholdPolicy::Uniform(9.0)).exact_window(window).exact_sinks(0);
             let mut hybrid = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             assert_eq!(inputs.run(&mut hybrid, &[tokens]), dense, "{tokens} {window:?}");
             assert_eq!(hybrid.stats().total().sparsity(), 0.0);
@@ -230,7 +234,7 @@ fn token_by_token_equals_prefill() {
     let tokens = 200;
     let inputs = Inputs::new(smollm(), tokens, 3);
     let options = options(isa(), KvStore::F32);
-    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(20));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(20));
     let make: [&dyn Fn() -> Box<dyn AttentionKernel>; 3] = [
         &|| Box::new(DenseAttention::new(smollm(), options.clone()).unwrap()),
         &|| {
@@ -256,15 +260,16 @@ fn every_store_is_the_reference_around_every_edge() {
             for tokens in EDGES {
                 let inputs = Inputs::new(shape, tokens, 11);
                 for window in [tokens.saturating_sub(1).max(1), tokens, tokens + 1, 31, 32, 33, 64] {
-                    let window = Window::Sliding(window);
+                    let window = ExactWindow::Sliding(window);
                     let method = Method {
                         thresholds: thresholds(shape, 0.3),
-                        window: Some(window),
-                        sinks: 2,
+                        exact_window: Some(window),
+                        exact_sinks: 2,
                         store,
                         ..Method::dense(&shape)
                     };
-                    let config = coded_at_once(ThresholdPolicy::Uniform(0.3)).window(window).sinks(2);
+                    let config =
+                        coded_at_once(ThresholdPolicy::Uniform(0.3)).exact_window(window).exact_sinks(2);
                     let mut kernel =
                         HybridAttention::new(shape, config.clone().options(options(isa(), store))).unwrap();
                     let got = inputs.run(&mut kernel, &[tokens]);
@@ -284,7 +289,8 @@ fn token_by_token_equals_prefill_in_every_store() {
     for store in KvStore::ALL {
         for window in [1, 20, 64] {
             let options = options(isa(), store);
-            let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(window));
+            let config =
+                coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(window));
             let mut one_by_one =
                 HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
             let mut at_once =
@@ -320,14 +326,14 @@ fn a_store_that_a_kernel_has_no_use_for_is_refused() {
 fn after_the_prompt_a_block_window_slides() {
     let (prompt, tokens) = (50, 90);
     let inputs = Inputs::new(smollm(), tokens, 4);
-    let (window, theta) = (Window::Block { scale: 0.2 }, 0.5);
+    let (window, theta) = (ExactWindow::Block { scale: 0.2 }, 0.5);
     let method = Method {
         thresholds: thresholds(smollm(), theta),
-        window: Some(window),
+        exact_window: Some(window),
         prompt_end: prompt,
         ..Method::dense(&smollm())
     };
-    let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(window).sinks(0);
+    let config = coded_at_once(ThresholdPolicy::Uniform(theta)).exact_window(window).exact_sinks(0);
     let options = options(isa(), KvStore::F32);
     let mut kernel = HybridAttention::new(smollm(), config.clone().options(options.clone())).unwrap();
     let ends: Vec<usize> = std::iter::once(prompt).chain(prompt + 1..=tokens).collect();
@@ -338,17 +344,17 @@ fn after_the_prompt_a_block_window_slides() {
 fn a_cut_ends_the_prompt_that_had_been_announced() {
     let inputs = Inputs::new(smollm(), 60, 8);
     let config = |window| {
-        let config = coded_at_once(ThresholdPolicy::Uniform(0.5)).window(window).sinks(0);
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.5)).exact_window(window).exact_sinks(0);
         config.options(options(isa(), KvStore::F32))
     };
     let one_by_one: Vec<usize> = (21..=60).collect();
-    let mut cut_back = HybridAttention::new(smollm(), config(Window::Block { scale: 0.2 })).unwrap();
+    let mut cut_back = HybridAttention::new(smollm(), config(ExactWindow::Block { scale: 0.2 })).unwrap();
     cut_back.begin_prompt(100);
     inputs.run(&mut cut_back, &[30]);
     cut_back.truncate(20).unwrap();
     let got = inputs.run(&mut cut_back, &one_by_one);
     // What comes after the cut follows a prompt whose blocks had 20 tokens.
-    let mut sliding = HybridAttention::new(smollm(), config(Window::Sliding(20))).unwrap();
+    let mut sliding = HybridAttention::new(smollm(), config(ExactWindow::Sliding(20))).unwrap();
     inputs.run(&mut sliding, &[20]);
     same(&got, &inputs.run(&mut sliding, &one_by_one), "after the cut");
 }
@@ -358,7 +364,7 @@ fn a_cut_into_an_exact_prompt_ends_it() {
     let inputs = Inputs::new(smollm(), 120, 9);
     let one_by_one: Vec<usize> = (51..=120).collect();
     let [got, expected] = [100, 0].map(|exact_prompt| {
-        let config = coded_at_once(ThresholdPolicy::Uniform(0.6)).window(Window::Sliding(9));
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.6)).exact_window(ExactWindow::Sliding(9));
         let config = config.exact_prompt(exact_prompt).options(options(isa(), KvStore::F32));
         let mut kernel = HybridAttention::new(smollm(), config).unwrap();
         inputs.run(&mut kernel, &[100]);
@@ -371,12 +377,13 @@ fn a_cut_into_an_exact_prompt_ends_it() {
 /// Runs a kernel in calls that end at `ends`; queries decide in tiles of `tile`.
 fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usize]) {
     let inputs = Inputs::new(smollm(), *ends.last().unwrap(), 10);
-    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9)).sinks(2);
+    let config =
+        coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(9)).exact_sinks(2);
     let config = config.skip_margin(margin);
     let method = Method {
         thresholds: thresholds(smollm(), 0.4),
-        window: Some(config.window),
-        sinks: config.sinks,
+        exact_window: Some(config.exact_window),
+        exact_sinks: config.exact_sinks,
         skip_margin: config.skip_margin,
         tile,
         ..Method::dense(&smollm())
@@ -412,7 +419,7 @@ fn lanes_without_a_query_keep_no_value_alive() {
 #[test]
 fn tiles_start_at_multiples_wherever_a_call_begins() {
     let inputs = Inputs::new(smollm(), 150, 11);
-    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(9));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(9));
     let config = config.skip_margin(SkipMargin::Fixed(0.8)).options(options(isa(), KvStore::F32));
     let [at_once, in_two] = [&[150][..], &[10, 150]].map(|ends| {
         let mut kernel = HybridAttention::new(smollm(), config.clone()).unwrap();
@@ -455,7 +462,7 @@ fn cut_within_the_window(store: KvStore) {
     let dense_store = if DENSE.contains(&store) { store } else { KvStore::F16 };
     let dense_options = options(isa(), dense_store);
     let options = options(isa(), store);
-    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(64));
+    let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(64));
     for (reached, cut) in [(150, 150), (150, 149), (151, 128), (129, 127), (100, 100), (65, 63), (63, 0)] {
         // A window of 64 keeps 63 keys, so a cut of 0 to 48 keys leaves the window of the next query incomplete
         // unless all keys are still there; the expected result knows which exact keys are left.
@@ -565,8 +572,8 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     let inputs = Inputs { shape, tokens, q, k, v };
     let options = options(isa(), KvStore::F32);
     let config = coded_at_once(ThresholdPolicy::Uniform(0.1))
-        .window(Window::Sliding(1))
-        .sinks(0)
+        .exact_window(ExactWindow::Sliding(1))
+        .exact_sinks(0)
         .skip_margin(SkipMargin::length(1.0));
     let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
     inputs.run(&mut kernel, &[tokens - 1]);
@@ -633,13 +640,13 @@ proptest! {
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(3.0_f32);
-        let (window, last) = (Window::Sliding(window), (tokens - 1) * inputs.q_row());
+        let (window, last) = (ExactWindow::Sliding(window), (tokens - 1) * inputs.q_row());
         let hybrid = Method {
-            thresholds: thresholds(shape, theta), window: Some(window), sinks, store,
+            thresholds: thresholds(shape, theta), exact_window: Some(window), exact_sinks: sinks, store,
             softcap: softcap.map(f64::from), ..Method::dense(&shape)
         };
         let dense = Method { store, softcap: softcap.map(f64::from), ..Method::dense(&shape) };
-        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks);
+        let config = coded_at_once(ThresholdPolicy::Uniform(theta)).exact_window(window).exact_sinks(sinks);
         let expected = inputs.reference(&hybrid).0;
         let expected_dense = DENSE.contains(&store).then(|| inputs.reference(&dense).0);
         for isa in Isa::available() {
@@ -692,14 +699,15 @@ fn every_group_and_head_is_decoded_at_every_isa() {
             for store in KvStore::ALL {
                 let method = Method {
                     thresholds: thresholds(shape, 0.3),
-                    window: Some(Window::Sliding(20)),
-                    sinks: 3,
+                    exact_window: Some(ExactWindow::Sliding(20)),
+                    exact_sinks: 3,
                     store,
                     ..Method::dense(&shape)
                 };
                 let (expected, _) = inputs.reference(&method);
-                let config =
-                    coded_at_once(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(20)).sinks(3);
+                let config = coded_at_once(ThresholdPolicy::Uniform(0.3))
+                    .exact_window(ExactWindow::Sliding(20))
+                    .exact_sinks(3);
                 for isa in Isa::available() {
                     let mut kernel =
                         HybridAttention::new(shape, config.clone().options(options(isa, store))).unwrap();
@@ -812,12 +820,12 @@ proptest! {
         let softcap = capped.then_some(3.0_f32);
         let dense = Method { softcap: softcap.map(f64::from), ..Method::dense(&shape) };
         let hybrid = |moved: f32| Method {
-            thresholds: thresholds(shape, theta), window: Some(Window::Sliding(window)), sinks: 3,
+            thresholds: thresholds(shape, theta), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: 3,
             skip_margin: margin.map(|margin| SkipMargin::Fixed(margin + moved)),
             tile: query_tile(shape.group()), ..dense.clone()
         };
         let config = coded_at_once(ThresholdPolicy::Uniform(theta))
-            .window(Window::Sliding(window)).sinks(3).skip_margin(margin.map(SkipMargin::Fixed));
+            .exact_window(ExactWindow::Sliding(window)).exact_sinks(3).skip_margin(margin.map(SkipMargin::Fixed));
         let exact = inputs.reference(&dense).0;
         // How far outputs are off, and scores.
         for (precision, tolerance, by) in [(Precision::Int16, 4e-3, 2e-3), (Precision::Bf16, 6e-2, 3e-2)] {
@@ -845,11 +853,12 @@ proptest! {
 fn products_of_sixteen_bits_take_the_values_of_each_segment() {
     let shape = AttentionShape::new(2, 1, 16).unwrap();
     let inputs = Inputs::new(shape, 100, 12);
-    let config = coded_at_once(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(9)).sinks(3);
+    let config =
+        coded_at_once(ThresholdPolicy::Uniform(0.3)).exact_window(ExactWindow::Sliding(9)).exact_sinks(3);
     let method = |store| Method {
         thresholds: thresholds(shape, 0.3),
-        window: Some(Window::Sliding(9)),
-        sinks: 3,
+        exact_window: Some(ExactWindow::Sliding(9)),
+        exact_sinks: 3,
         store,
         ..Method::dense(&shape)
     };
@@ -868,7 +877,7 @@ fn products_of_sixteen_bits_take_the_values_of_each_segment() {
 fn f32_takes_the_place_of_a_precision_that_a_level_lacks() {
     let inputs = Inputs::new(smollm(), 150, 4);
     let config = coded_at_once(ThresholdPolicy::Uniform(0.4))
-        .window(Window::Sliding(9))
+        .exact_window(ExactWindow::Sliding(9))
         .skip_margin(SkipMargin::Fixed(3.0));
     for simd in Isa::available() {
         let run = |precision| {
@@ -892,18 +901,20 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
         let shape = AttentionShape::new(2, 1, head_dim).unwrap();
         let inputs = Inputs::new(shape, 150, 3);
         for skip_margin in [None, Some(SkipMargin::Fixed(3.0))] {
-            let window = Window::Sliding(9);
+            let window = ExactWindow::Sliding(9);
             let method = Method {
                 thresholds: thresholds(shape, 0.4),
-                window: Some(window),
-                sinks: 2,
+                exact_window: Some(window),
+                exact_sinks: 2,
                 skip_margin,
                 tile: query_tile(shape.group()),
                 ..Method::dense(&shape)
             };
             let (expected, _) = inputs.reference(&method);
-            let config =
-                coded_at_once(ThresholdPolicy::Uniform(0.4)).window(window).sinks(2).skip_margin(skip_margin);
+            let config = coded_at_once(ThresholdPolicy::Uniform(0.4))
+                .exact_window(window)
+                .exact_sinks(2)
+                .skip_margin(skip_margin);
             for isa in Isa::available() {
                 for (precision, tolerance) in
                     [(Precision::F32, 1e-4), (Precision::Int16, 0.02), (Precision::Bf16, 0.2)]
@@ -930,17 +941,18 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
 fn a_short_prompt_is_exact_and_what_follows_is_not() {
     let (prompt, tokens) = (100, 130);
     let inputs = Inputs::new(smollm(), tokens, 5);
-    let window = Window::Sliding(9);
+    let window = ExactWindow::Sliding(9);
     let method = Method {
         thresholds: thresholds(smollm(), 0.6),
-        window: Some(window),
-        sinks: 2,
+        exact_window: Some(window),
+        exact_sinks: 2,
         whole_until: prompt,
         ..Method::dense(&smollm())
     };
     let (expected, _) = inputs.reference(&method);
     let options = options(isa(), KvStore::F32);
-    let config = coded_at_once(ThresholdPolicy::Uniform(0.6)).window(window).sinks(2).exact_prompt(prompt);
+    let config =
+        coded_at_once(ThresholdPolicy::Uniform(0.6)).exact_window(window).exact_sinks(2).exact_prompt(prompt);
     let one_by_one: Vec<usize> = (prompt..=tokens).collect();
     let in_chunks: Vec<usize> = [31, 32, 64].into_iter().chain(prompt..=tokens).collect();
     let mut bytes = Vec::new();

@@ -60,7 +60,7 @@ const STEPS: [Step; 15] = [
 
 fn kernels(shape: AttentionShape, options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
     let policy = ThresholdPolicy::Uniform(0.3);
-    let config = HybridConfig::new(policy.clone()).sinks(20);
+    let config = HybridConfig::new(policy.clone()).exact_sinks(20);
     let dense = DenseAttention::new(shape, options.clone())
         .map(|kernel| Box::new(kernel) as Box<dyn AttentionKernel>);
     let delta = DeltaAttention::new(shape, policy, 0, options.clone()).map(|kernel| Box::new(kernel) as _);

@@ -2,8 +2,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, PaperRule, Precision, SkipMargin,
-    ThresholdPolicy, Window, attend_dense,
+    ExactWindow, HeadsView, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, PaperRule, Precision,
+    SkipMargin, ThresholdPolicy, attend_dense,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
 use ndarray::{Array3, s};
@@ -144,8 +144,8 @@ fn what_a_store_takes_is_checked_before_anything_is_held() {
 #[test]
 fn far_scores_that_are_no_numbers_are_an_error_and_not_skipped() {
     let config = HybridConfig::new(ThresholdPolicy::Uniform(0.0))
-        .window(Window::Sliding(8))
-        .sinks(2)
+        .exact_window(ExactWindow::Sliding(8))
+        .exact_sinks(2)
         .skip_margin(SkipMargin::Fixed(4.0));
     for isa in Isa::available() {
         // Sums of integers stay finite here.
@@ -283,8 +283,9 @@ fn the_footprint_is_what_the_budget_was_charged() {
 fn a_plan_is_the_footprint_token_by_token() {
     for (window, sinks) in [(1, 0), (16, 4), (17, 40), (64, 4)] {
         let options = options();
-        let config =
-            HybridConfig::new(ThresholdPolicy::Uniform(0.0)).window(Window::Sliding(window)).sinks(sinks);
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.0))
+            .exact_window(ExactWindow::Sliding(window))
+            .exact_sinks(sinks);
         let mut kernel = HybridAttention::new(shape(), config.clone().options(options.clone())).unwrap();
         let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window, sinks };
         let plan = CachePlan::new(2, 8, KvStore::F32, keys);
@@ -308,7 +309,7 @@ fn a_plan_is_the_footprint_token_by_token() {
 
 #[test]
 fn a_huge_number_of_sinks_reserves_nothing() {
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).sinks(usize::MAX);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).exact_sinks(usize::MAX);
     let mut kernel = HybridAttention::new(shape(), config.clone().options(options())).unwrap();
     forward(&mut kernel, (100, 4, 8), (100, 2, 8), (100, 2, 8), (100, 4, 8)).unwrap();
     assert_eq!(kernel.stats().total().exact_share(), 1.0);
@@ -338,7 +339,7 @@ fn settings_out_of_range_are_refused() {
             Err(AttentionError::Setting { .. })
         ));
     }
-    let no_window = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).window(Window::Sliding(0));
+    let no_window = HybridConfig::new(ThresholdPolicy::Uniform(0.1)).exact_window(ExactWindow::Sliding(0));
     assert!(matches!(
         HybridAttention::new(shape(), no_window.clone().options(options.clone())),
         Err(AttentionError::Setting { .. })

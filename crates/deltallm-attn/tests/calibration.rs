@@ -89,7 +89,7 @@ impl Engine {
 }
 
 fn request(goal: CalibrationGoal) -> CalibrationRequest {
-    CalibrationRequest::new(goal).window(16).store(KvStore::F32)
+    CalibrationRequest::new(goal).exact_window(16).store(KvStore::F32)
 }
 
 fn calibrator(request: CalibrationRequest) -> Calibrator {
@@ -159,8 +159,12 @@ fn a_share_of_zeros_is_met_and_the_same_numbers_give_the_same_settings() {
 #[test]
 fn what_the_request_says_is_in_the_settings() {
     let goal = CalibrationGoal::ZeroFraction(0.6);
-    let found = find(request(goal).sinks(2).store(KvStore::Compact).scale(0.3).exact_prompt(77)).unwrap();
-    assert_eq!((found.spec.sinks, found.spec.store, found.spec.scale), (2, KvStore::Compact, Some(0.3)));
+    let found =
+        find(request(goal).exact_sinks(2).store(KvStore::Compact).scale(0.3).exact_prompt(77)).unwrap();
+    assert_eq!(
+        (found.spec.exact_sinks, found.spec.store, found.spec.scale),
+        (2, KvStore::Compact, Some(0.3))
+    );
     for layer in &found.spec.layers {
         assert_eq!(layer.exact_prompt, Some(77));
         assert!([Some(KvStore::Compact), Some(KvStore::F16)].contains(&layer.store), "{layer:?}");
@@ -221,7 +225,7 @@ fn what_cannot_be_calibrated_is_refused_by_name() {
         request(CalibrationGoal::ZeroFraction(f64::NAN)),
         request(CalibrationGoal::Kl(0.0)),
         request(CalibrationGoal::Kl(f64::INFINITY)),
-        request(goal).window(0),
+        request(goal).exact_window(0),
         request(goal).scale(-1.0),
         request(goal).softcap(f32::NAN),
     ] {
@@ -238,7 +242,7 @@ fn what_cannot_be_calibrated_is_refused_by_name() {
         short.observe_heads(layer, q, k, v).unwrap();
     }
     refused(short, "got 20 at most");
-    refused(calibrator(request(goal).window(usize::MAX)), "more than exact window and sinks");
+    refused(calibrator(request(goal).exact_window(usize::MAX)), "more than exact window and sinks");
 
     let mut uneven = calibrator(request(goal));
     let [q, k, v] = layers[0].views();

@@ -1,8 +1,8 @@
 //! The stores that quantise, beside a window: a token is held once, and no cache is larger than one in f16.
 
 use deltallm_attn::{
-    AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HybridAttention, HybridConfig,
-    KvStore, MemoryBudget, SkipMargin, ThresholdPolicy, Window, reference::Method,
+    AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, ExactWindow, HybridAttention,
+    HybridConfig, KvStore, MemoryBudget, SkipMargin, ThresholdPolicy, reference::Method,
 };
 use deltallm_core::{CachePlan, KeyPlan};
 use proptest::prelude::*;
@@ -13,9 +13,12 @@ use common::{Inputs, isa, worst};
 
 const QUANTISED: [KvStore; 2] = [KvStore::Int8, KvStore::Compact];
 
-fn config(store: KvStore, theta: f32, window: Window, sinks: usize) -> HybridConfig {
+fn config(store: KvStore, theta: f32, window: ExactWindow, sinks: usize) -> HybridConfig {
     let options = AttentionOptions::default().store(store).isa(isa());
-    HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(window).sinks(sinks).options(options)
+    HybridConfig::new(ThresholdPolicy::Uniform(theta))
+        .exact_window(window)
+        .exact_sinks(sinks)
+        .options(options)
 }
 
 fn codes_from(shape: AttentionShape, store: KvStore, window: usize, sinks: usize) -> usize {
@@ -43,7 +46,7 @@ fn no_cache_that_quantises_is_ever_larger_than_one_in_f16() {
             {
                 for exact_prompt in [0, 160] {
                     let config =
-                        config(store, theta, Window::Sliding(window), sinks).exact_prompt(exact_prompt);
+                        config(store, theta, ExactWindow::Sliding(window), sinks).exact_prompt(exact_prompt);
                     let mut kernel = HybridAttention::new(shape, config).unwrap();
                     let mut f16 = DenseAttention::new(shape, AttentionOptions::default().isa(isa())).unwrap();
                     for end in ends {
@@ -74,7 +77,7 @@ fn a_plan_of_a_store_that_quantises_is_the_footprint_token_by_token() {
             let key = |at: usize| if at.is_multiple_of(2) { 1.0 + (at / 64 % 2) as f32 } else { 0.0 };
             inputs.k = (0..600 * 64).map(key).collect();
             let mut kernel =
-                HybridAttention::new(shape, config(store, 0.5, Window::Sliding(window), sinks)).unwrap();
+                HybridAttention::new(shape, config(store, 0.5, ExactWindow::Sliding(window), sinks)).unwrap();
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window, sinks };
             let plan = CachePlan::new(1, 64, store, keys);
             for end in 1..=600 {
@@ -106,11 +109,11 @@ proptest! {
         let tokens = if from.is_none() { tokens + codes_from(shape, store, window, sinks).min(600) } else { tokens };
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method {
-            thresholds: Some(vec![vec![theta; head_dim]]), window: Some(Window::Sliding(window)), sinks, store,
+            thresholds: Some(vec![vec![theta; head_dim]]), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: sinks, store,
             whole_until: from.unwrap_or_else(|| codes_from(shape, store, window, sinks)), ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
-        let config = config(store, theta, Window::Sliding(window), sinks).codes_from(from);
+        let config = config(store, theta, ExactWindow::Sliding(window), sinks).codes_from(from);
         let mut ends: Vec<usize> = cuts.iter().scan(0, |sum, cut| { *sum += cut; Some(*sum) }).take_while(|end| *end < tokens).collect();
         ends.push(tokens);
         for ends in [ends, (1..=tokens).collect()] {
@@ -127,11 +130,12 @@ proptest! {
 fn keys_that_never_rest_are_held_whole() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
     let inputs = Inputs::new(shape, 900, 2);
-    let config = config(KvStore::Compact, 0.0, Window::Sliding(16), 4).skip_margin(SkipMargin::Fixed(1e4));
+    let config =
+        config(KvStore::Compact, 0.0, ExactWindow::Sliding(16), 4).skip_margin(SkipMargin::Fixed(1e4));
     let method = Method {
         thresholds: Some(vec![vec![0.0; 64]]),
-        window: Some(Window::Sliding(16)),
-        sinks: 4,
+        exact_window: Some(ExactWindow::Sliding(16)),
+        exact_sinks: 4,
         whole_until: codes_from(shape, KvStore::Compact, 16, 4),
         store: KvStore::Compact,
         ..Method::dense(&shape)
@@ -170,7 +174,7 @@ fn keys_that_become_whole_in_a_step_that_is_taken_back_cost_what_they_did_before
     wild.iter_mut().for_each(|x| *x *= 1e3);
     let budget = MemoryBudget::unlimited();
     let options = AttentionOptions::default().store(KvStore::Compact).isa(isa()).budget(budget.clone());
-    let config = config(KvStore::Compact, 0.4, Window::Sliding(16), 4).options(options);
+    let config = config(KvStore::Compact, 0.4, ExactWindow::Sliding(16), 4).options(options);
     let mut kernel = HybridAttention::new(shape, config).unwrap();
     for end in 1..=700 {
         let nonzeros = kernel.stats().total().nonzeros;
@@ -189,7 +193,7 @@ fn keys_that_become_whole_in_a_step_that_is_taken_back_cost_what_they_did_before
 fn the_zero_fraction_counts_keys_that_are_not_coded_yet() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
     let inputs = Inputs::new(shape, 500, 3);
-    let window = Window::Sliding(64);
+    let window = ExactWindow::Sliding(64);
     let mut early =
         HybridAttention::new(shape, config(KvStore::Compact, 0.4, window, 4).codes_from(0)).unwrap();
     let mut late =
@@ -212,7 +216,7 @@ fn a_window_keeps_large_pages_where_small_ones_take_more_also_after_a_cut() {
     for store in QUANTISED {
         let budget = MemoryBudget::unlimited();
         let options = AttentionOptions::default().store(store).isa(isa()).budget(budget.clone());
-        let config = config(store, 0.1, Window::Sliding(200), 0).codes_from(0).options(options);
+        let config = config(store, 0.1, ExactWindow::Sliding(200), 0).codes_from(0).options(options);
         let mut kernel = HybridAttention::new(shape, config).unwrap();
         let fill = |kernel: &mut HybridAttention, ends: std::ops::RangeInclusive<usize>| {
             for end in ends {
@@ -235,7 +239,7 @@ fn a_window_keeps_large_pages_where_small_ones_take_more_also_after_a_cut() {
 fn codes_begin_within_a_budget_that_is_used_up() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
     let inputs = Inputs::new(shape, 400, 4);
-    let window = Window::Sliding(64);
+    let window = ExactWindow::Sliding(64);
     for store in QUANTISED {
         let from = codes_from(shape, store, 64, 4);
         let dense = CachePlan::new(1, 64, KvStore::F16, KeyPlan::Dense);
@@ -257,7 +261,7 @@ fn codes_begin_within_a_budget_that_is_used_up() {
 fn a_refused_token_undoes_what_it_coded() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
     let inputs = Inputs::new(shape, 900, 5);
-    let window = Window::Sliding(64);
+    let window = ExactWindow::Sliding(64);
     let free = |tokens: usize| {
         let mut kernel = HybridAttention::new(shape, config(KvStore::Compact, 0.4, window, 4)).unwrap();
         inputs.run(&mut kernel, &(1..=tokens).collect::<Vec<_>>());

@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, CalibrationGoal,
-    DeltaAttention, DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KernelContext,
-    KernelKind, KernelSpec, KvStore, LayerSpec, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
+    DeltaAttention, DenseAttention, ExactWindow, HeadsView, HeadsViewMut, HybridAttention, HybridConfig,
+    KernelContext, KernelKind, KernelSpec, KvStore, LayerSpec, MemoryBudget, SkipMargin, ThresholdPolicy,
     attend_dense, attend_hybrid,
     calibration::{CalibrationRequest, Calibrator, RateCurves, Score},
     query_tile,
@@ -139,14 +139,18 @@ fn any_setting_is_taken_or_refused() {
                 hybrid.into_iter().for_each(|mut kernel| use_kernel(&mut kernel));
             }
         }
-        let blocks = HybridConfig::default().window(Window::Block { scale: number });
+        let blocks = HybridConfig::default().exact_window(ExactWindow::Block { scale: number });
         HybridAttention::new(shape(), blocks).into_iter().for_each(|mut kernel| use_kernel(&mut kernel));
     }
     for size in SIZES {
-        let config = HybridConfig::default().window(Window::Sliding(size)).sinks(size).exact_prompt(size);
+        let config = HybridConfig::default()
+            .exact_window(ExactWindow::Sliding(size))
+            .exact_sinks(size)
+            .exact_prompt(size);
         HybridAttention::new(shape(), config).into_iter().for_each(|mut kernel| use_kernel(&mut kernel));
-        for window in [Window::Sliding(1), Window::Block { scale: 1.0 }] {
-            let mut kernel = HybridAttention::new(shape(), HybridConfig::default().window(window)).unwrap();
+        for window in [ExactWindow::Sliding(1), ExactWindow::Block { scale: 1.0 }] {
+            let mut kernel =
+                HybridAttention::new(shape(), HybridConfig::default().exact_window(window)).unwrap();
             kernel.begin_prompt(size);
             use_kernel(&mut kernel);
         }
@@ -225,12 +229,12 @@ fn the_reference_refuses_what_it_cannot_compute() {
     assert!(with(&|method| method.tile = 0).is_err());
     assert!(with(&|method| method.thresholds = Some(vec![vec![0.5; 8]])).is_err());
     assert!(with(&|method| method.thresholds = Some(vec![vec![0.5; 7]; 2])).is_err());
-    assert!(with(&|method| method.window = Some(Window::Sliding(0))).is_err());
+    assert!(with(&|method| method.exact_window = Some(ExactWindow::Sliding(0))).is_err());
     assert!(with(&|method| method.skip_margin = Some(SkipMargin::Fixed(f32::NAN))).is_err());
     for size in SIZES {
         let extreme = with(&|method| {
-            (method.prompt_end, method.whole_until, method.sinks) = (size, size, size);
-            method.window = Some(Window::Block { scale: 1.0 });
+            (method.prompt_end, method.whole_until, method.exact_sinks) = (size, size, size);
+            method.exact_window = Some(ExactWindow::Block { scale: 1.0 });
         });
         assert!(extreme.is_ok());
     }
@@ -248,7 +252,9 @@ fn calibration_takes_any_sizes() {
             assert!(curves.sent(size, number) >= 0.0 && curves.sent(0, number) >= 0.0);
             let goals =
                 [CalibrationGoal::Kl(f64::from(number)), CalibrationGoal::ZeroFraction(f64::from(number))];
-            for request in goals.map(|goal| CalibrationRequest::new(goal).window(size).sinks(size)) {
+            for request in
+                goals.map(|goal| CalibrationRequest::new(goal).exact_window(size).exact_sinks(size))
+            {
                 let Ok(mut calibrator) = Calibrator::new(shape(), size, request) else { continue };
                 let runs = calibrator.runs();
                 assert!(runs > 0);

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, Half,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision, SkipMargin,
-    ThresholdPolicy, Window, forward_batch, forward_half, query_tile,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    ExactWindow, Half, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision,
+    SkipMargin, ThresholdPolicy, forward_batch, forward_half, query_tile,
     reference::{Attended, Method},
 };
 use proptest::prelude::*;
@@ -24,13 +24,15 @@ fn assert_close(got: &[f32], expected: &[f64], tolerance: f64, what: &str) {
 
 /// Thresholds of `theta`, a window of 20 keys, 2 sinks.
 fn hybrid(theta: f32, options: AttentionOptions) -> HybridConfig {
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(20)).sinks(2);
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(theta))
+        .exact_window(ExactWindow::Sliding(20))
+        .exact_sinks(2);
     config.codes_from(0).options(options)
 }
 
 fn hybrid_method(theta: f32, method: &Method, shape: AttentionShape) -> Method {
     let thresholds = Some(vec![vec![theta; shape.head_dim()]; shape.kv_heads()]);
-    Method { thresholds, window: Some(Window::Sliding(20)), sinks: 2, ..method.clone() }
+    Method { thresholds, exact_window: Some(ExactWindow::Sliding(20)), exact_sinks: 2, ..method.clone() }
 }
 
 /// Runs a kernel, in calls that end at `ends`, and compares outputs and, where they are kept, log-sums.

@@ -1,8 +1,8 @@
 //! Many steps with cuts in between: a cache that has lived is the cache that its tokens make from scratch.
 
 use deltallm_attn::{
-    AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy, Window,
+    AttentionKernel, AttentionOptions, AttentionShape, DenseAttention, ExactWindow, HeadsView, HeadsViewMut,
+    HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
 };
 use deltallm_core::TargetSparsity;
 use deltallm_testing::Random;
@@ -67,7 +67,8 @@ fn kernels() -> Vec<(String, MakeKernel)> {
         let options = AttentionOptions::default().store(store).isa(Isa::from_env().unwrap()).parallel(false);
         let target = ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.6));
         for policy in [ThresholdPolicy::Uniform(0.3), target] {
-            let config = HybridConfig::new(policy.clone()).window(Window::Sliding(WINDOW)).codes_from(0);
+            let config =
+                HybridConfig::new(policy.clone()).exact_window(ExactWindow::Sliding(WINDOW)).codes_from(0);
             let options = options.clone();
             let make = move || {
                 Box::new(HybridAttention::new(shape, config.clone().options(options.clone())).unwrap()) as _

@@ -2,8 +2,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HybridAttention, HybridConfig, Isa, KernelContext, KernelSpec, KvStore, Mask, MemoryBudget, SkipMargin,
-    ThresholdPolicy, Window, query_tile, reference::Method,
+    ExactWindow, HybridAttention, HybridConfig, Isa, KernelContext, KernelSpec, KvStore, Mask, MemoryBudget,
+    SkipMargin, ThresholdPolicy, query_tile, reference::Method,
 };
 use deltallm_core::{CachePlan, KeyPlan};
 use proptest::prelude::*;
@@ -63,7 +63,7 @@ proptest! {
         let first_codes = if store.is_quantised() { window.max(codes_from) } else { 0 };
         let uncoded = mask.most_keys().is_some_and(|most| most <= first_codes);
         let hybrid = Method {
-            window: Some(Window::Sliding(window)), sinks,
+            exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: sinks,
             whole_until: if uncoded { usize::MAX } else if store.is_quantised() { codes_from } else { 0 }, ..delta.clone()
         };
         let [dense, delta, hybrid] = [dense, delta, hybrid].map(|method| inputs.reference(&method).0);
@@ -75,7 +75,7 @@ proptest! {
                 let mut kernel = DeltaAttention::new(shape, policy.clone(), 0, options.clone()).unwrap();
                 assert_close(&inputs.run(&mut kernel, &ends), &delta, &format!("delta, {isa}"));
             }
-            let config = HybridConfig::new(policy.clone()).window(Window::Sliding(window)).sinks(sinks);
+            let config = HybridConfig::new(policy.clone()).exact_window(ExactWindow::Sliding(window)).exact_sinks(sinks);
             let config = config.codes_from(codes_from).options(options);
             let mut kernel = HybridAttention::new(shape, config).unwrap();
             assert_close(&inputs.run(&mut kernel, &ends), &hybrid, &format!("hybrid, {isa}"));
@@ -91,7 +91,7 @@ proptest! {
         let one_by_one = one_by_one && mask != Mask::Bidirectional;
         let tile = if one_by_one { 1 } else { query_tile(group) };
         let method = |margin| Method {
-            mask, tile, thresholds: Some(vec![vec![0.4; 32]]), window: Some(Window::Sliding(20)), sinks: 2,
+            mask, tile, thresholds: Some(vec![vec![0.4; 32]]), exact_window: Some(ExactWindow::Sliding(20)), exact_sinks: 2,
             skip_margin: Some(SkipMargin::Fixed(margin)), ..Method::dense(&shape)
         };
         let (expected, skipped) = inputs.reference(&method(margin));
@@ -99,7 +99,7 @@ proptest! {
         prop_assume!([-1e-4, 1e-4].iter().all(|by| inputs.reference(&method(margin + by)).1 == skipped));
         let ends = if one_by_one { (1..=tokens).collect() } else { vec![tokens] };
         for isa in Isa::available() {
-            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).window(Window::Sliding(20)).sinks(2);
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(20)).exact_sinks(2);
             let config = config.skip_margin(SkipMargin::Fixed(margin));
             let options = AttentionOptions::default().store(KvStore::F32).isa(isa).mask(mask);
             let mut kernel = HybridAttention::new(shape, config.options(options)).unwrap();

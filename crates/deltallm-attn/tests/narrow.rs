@@ -1,8 +1,9 @@
 //! What kernels answer after they have gone to a narrower store: within the bounds of `docs/method.md`, and nothing is lost.
 
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionShape, DeltaAttention, DenseAttention, HybridAttention,
-    HybridConfig, KernelWrapper, MemoryBudget, PaperRule, ThresholdPolicy, Window, reference::Method,
+    AttentionError, AttentionKernel, AttentionShape, DeltaAttention, DenseAttention, ExactWindow,
+    HybridAttention, HybridConfig, KernelWrapper, MemoryBudget, PaperRule, ThresholdPolicy,
+    reference::Method,
 };
 use deltallm_core::{
     CoreError, DeltaMatrix, ElementType, KvStore,
@@ -109,7 +110,7 @@ proptest! {
     ) {
         let inputs = Inputs::new(shape, before + after, seed);
         let policy = ThresholdPolicy::Uniform(theta);
-        let config = HybridConfig::new(policy.clone()).window(Window::Sliding(window)).sinks(sinks);
+        let config = HybridConfig::new(policy.clone()).exact_window(ExactWindow::Sliding(window)).exact_sinks(sinks);
         let options = options();
         let mut kernel: Box<dyn AttentionKernel> = match kind {
             0 => Box::new(DenseAttention::new(shape, options.clone()).unwrap()),

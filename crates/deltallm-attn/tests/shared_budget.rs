@@ -6,8 +6,8 @@ mod common;
 use common::{Inputs, isa};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SkipMargin,
-    ThresholdPolicy, Window,
+    ExactWindow, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SkipMargin,
+    ThresholdPolicy,
 };
 use deltallm_core::CoreError;
 use deltallm_testing::Random;
@@ -29,15 +29,15 @@ fn kernels(random: &mut Random, budget: &MemoryBudget) -> Member {
     let (kind, store) = (random.below(5), KvStore::ALL[random.below(KvStore::ALL.len())]);
     let policy = ThresholdPolicy::Uniform([0.0, 0.1, 0.4, 1.0][random.below(4)]);
     let window = match random.below(4) {
-        0 => Window::Block { scale: 0.2 },
-        keys => Window::Sliding([1, 5, 40][keys - 1]),
+        0 => ExactWindow::Block { scale: 0.2 },
+        keys => ExactWindow::Sliding([1, 5, 40][keys - 1]),
     };
     let sinks = [0, 3, 20][random.below(3)];
     let exact_prompt = [0, 30][random.below(2)];
     let codes_from = [None, Some(0), Some(100)][random.below(3)];
     let config = HybridConfig::new(policy.clone())
-        .window(window)
-        .sinks(sinks)
+        .exact_window(window)
+        .exact_sinks(sinks)
         .exact_prompt(exact_prompt)
         .codes_from(codes_from)
         .skip_margin((random.below(3) == 0).then_some(SkipMargin::Fixed(3.0)));

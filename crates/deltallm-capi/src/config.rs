@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionProfile, AttentionShape, Isa, IsaError, KernelContext,
-    KernelKind, KernelSpec, KvStore, Mask, MemoryBudget, Precision, SkipMargin, SpecError, SpecOverrides,
-    ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, AttentionProfile, AttentionShape, ExactWindow, Isa, IsaError,
+    KernelContext, KernelKind, KernelSpec, KvStore, Mask, MemoryBudget, Precision, SkipMargin, SpecError,
+    SpecOverrides, ThresholdPolicy,
 };
 use serde::Deserialize;
 
@@ -60,7 +60,7 @@ pub(crate) struct KernelConfig {
     parallel: Option<bool>,
     budget_bytes: Option<usize>,
     thresholds: Option<ThresholdPolicy>,
-    window: Option<Window>,
+    window: Option<ExactWindow>,
     sinks: Option<usize>,
     skip_margin: Option<SkipMargin>,
     exact_prompt: Option<usize>,
@@ -134,8 +134,8 @@ impl KernelConfig {
             .scale(self.scale)
             .softcap(self.softcap)
             .thresholds(self.thresholds.clone())
-            .window(self.window)
-            .sinks(self.sinks)
+            .exact_window(self.window)
+            .exact_sinks(self.sinks)
             .skip_margin(self.skip_margin.map(Some))
             .exact_prompt(self.exact_prompt)
     }

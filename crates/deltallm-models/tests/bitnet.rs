@@ -10,7 +10,7 @@ use common::bitnet::{Form, Masters};
 use common::files::fixture;
 use common::models::{argmax, dense_kernels, harmless_kernels, load_model, options};
 use deltallm_attn::{
-    AttentionKernel, DenseAttention, HybridAttention, HybridConfig, ThresholdPolicy, Window,
+    AttentionKernel, DenseAttention, ExactWindow, HybridAttention, HybridConfig, ThresholdPolicy,
 };
 use deltallm_core::ModelFingerprint;
 use deltallm_models::quant::TensorType;
@@ -235,7 +235,7 @@ fn activations_beyond_the_range_of_f16_are_fine() {
 fn a_session_decodes_with_hybrid_attention() {
     let (model, golden) = (model(CASES[0], "session", Form::Gguf(TensorType::I2_S)), golden(CASES[0].0));
     let (model, options) = (Arc::new(model), options());
-    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).window(Window::Sliding(8));
+    let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).exact_window(ExactWindow::Sliding(8));
     let hybrid = |layer| {
         Ok(Box::new(HybridAttention::new(
             model.attention_shape(),

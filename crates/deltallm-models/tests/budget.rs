@@ -9,9 +9,9 @@ use common::{
     models::{argmax, load_model, options},
 };
 use deltallm_attn::{
-    AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HeadsView,
-    HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy,
-    Window,
+    AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ExactWindow,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SparsityStats,
+    ThresholdPolicy,
 };
 use deltallm_core::Footprint;
 use deltallm_models::{Model, ModelError, ModelFile, Session};
@@ -38,8 +38,8 @@ fn session(model: &Arc<Model>, kind: &str, store: KvStore, budget: &MemoryBudget
                 options.clone(),
             )?),
             _ => {
-                let window = Window::Sliding(20);
-                let config = HybridConfig::new(policy.clone()).layer(layer).window(window);
+                let window = ExactWindow::Sliding(20);
+                let config = HybridConfig::new(policy.clone()).layer(layer).exact_window(window);
                 Box::new(HybridAttention::new(
                     model.attention_shape(),
                     config.clone().options(options.clone()),

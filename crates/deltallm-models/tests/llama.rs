@@ -9,8 +9,8 @@ use common::{
     models::{argmax, dense_kernels, harmless_kernels, load_model, options},
 };
 use deltallm_attn::{
-    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, MemoryBudget,
-    ThresholdPolicy, Window,
+    AttentionError, AttentionKernel, DenseAttention, ExactWindow, HybridAttention, HybridConfig,
+    MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::CoreError;
 use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
@@ -129,12 +129,12 @@ fn chunks_rewinding_and_reuse_do_not_show() {
 #[test]
 fn a_prompt_in_chunks_is_one_prompt_for_the_kernels() {
     let (model, golden) = (load("gqa3-d64-llama3"), golden("gqa3-d64-llama3"));
-    let config = HybridConfig::default().options(options()).sinks(0);
+    let config = HybridConfig::default().options(options()).exact_sinks(0);
     for config in [
         // Chunks end within the length that is attended exactly, and the prompt does not.
-        config.clone().window(Window::Sliding(8)).exact_prompt(30),
+        config.clone().exact_window(ExactWindow::Sliding(8)).exact_prompt(30),
         // The blocks are a share of the prompt, and not of a chunk.
-        config.window(Window::Block { scale: 0.3 }),
+        config.exact_window(ExactWindow::Block { scale: 0.3 }),
     ] {
         let exact_pairs = |chunk| {
             let kernel = |_| -> Result<Box<dyn AttentionKernel>, _> {
@@ -145,7 +145,7 @@ fn a_prompt_in_chunks_is_one_prompt_for_the_kernels() {
             session.prefill(&golden.tokens).unwrap();
             session.stats().total().exact_pairs
         };
-        assert_eq!(exact_pairs(7), exact_pairs(golden.tokens.len()), "{:?}", config.window);
+        assert_eq!(exact_pairs(7), exact_pairs(golden.tokens.len()), "{:?}", config.exact_window);
     }
 }
 

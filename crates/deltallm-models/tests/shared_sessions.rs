@@ -7,8 +7,8 @@ use std::sync::Arc;
 
 use common::models::{isa, load_model};
 use deltallm_attn::{
-    AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention,
-    HybridAttention, HybridConfig, KvStore, MemoryBudget, SkipMargin, ThresholdPolicy, Window,
+    AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ExactWindow,
+    HybridAttention, HybridConfig, KvStore, MemoryBudget, SkipMargin, ThresholdPolicy,
 };
 use deltallm_models::{Model, ModelError, ModelFile, Session};
 use deltallm_testing::Random;
@@ -38,12 +38,12 @@ fn member(model: &Arc<Model>, random: &mut Random, budget: &MemoryBudget) -> Mem
     let (kind, store) = (random.below(5), KvStore::ALL[random.below(KvStore::ALL.len())]);
     let policy = ThresholdPolicy::Uniform([0.0, 0.3, 1.0][random.below(3)]);
     let window = match random.below(4) {
-        0 => Window::Block { scale: 0.2 },
-        keys => Window::Sliding([1, 16, 40][keys - 1]),
+        0 => ExactWindow::Block { scale: 0.2 },
+        keys => ExactWindow::Sliding([1, 16, 40][keys - 1]),
     };
     let config = HybridConfig::new(policy.clone())
-        .window(window)
-        .sinks([0, 4][random.below(2)])
+        .exact_window(window)
+        .exact_sinks([0, 4][random.below(2)])
         .exact_prompt([0, 30][random.below(2)])
         .codes_from([None, Some(0), Some(100)][random.below(3)])
         .skip_margin((random.below(3) == 0).then_some(SkipMargin::Fixed(4.0)));

@@ -82,9 +82,9 @@ pub use deltallm_models as models;
 
 pub use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
-    DenseAttention, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, IsaError, KernelContext,
-    KernelKind, KernelSpec, KernelWrapper, LayerSpec, PaperRule, Precision, SkipMargin, SpecError,
-    SpecOverrides, Window, attend_dense, attend_hybrid,
+    DenseAttention, ExactWindow, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, IsaError,
+    KernelContext, KernelKind, KernelSpec, KernelWrapper, LayerSpec, PaperRule, Precision, SkipMargin,
+    SpecError, SpecOverrides, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
     AgainstF16, AtLimit, CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore,

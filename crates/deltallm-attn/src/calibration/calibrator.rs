@@ -47,7 +47,7 @@ const QUERY_STRIDE: usize = 2;
 ///     Ok((out, kernel.stats()))
 /// };
 ///
-/// let request = CalibrationRequest::new(CalibrationGoal::ZeroFraction(0.6)).window(16);
+/// let request = CalibrationRequest::new(CalibrationGoal::ZeroFraction(0.6)).exact_window(16);
 /// let mut calibrator = Calibrator::new(shape, 1, request)?;
 /// calibrator.observe_heads(0, q, k, v)?;
 ///
@@ -207,7 +207,7 @@ impl Calibrator {
         let (shape, request) = (self.shape, &self.request);
         Ok(self.seen.entry(layer).or_insert_with(|| {
             let scale = request.scale.unwrap_or_else(|| 1.0 / (shape.head_dim() as f32).sqrt());
-            let exact = [request.window, request.sinks];
+            let exact = [request.exact_window, request.exact_sinks];
             Seen {
                 sensitivity: Sensitivity::new(shape, scale, request.softcap, exact, QUERY_STRIDE),
                 curves: RateCurves::new(),

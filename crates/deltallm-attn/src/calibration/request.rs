@@ -3,7 +3,7 @@
 use deltallm_core::KvStore;
 
 use super::error::CalibrationError;
-use crate::{AttentionError, CalibrationGoal, Window};
+use crate::{AttentionError, CalibrationGoal, ExactWindow};
 
 /// What to calibrate for.
 ///
@@ -20,9 +20,9 @@ pub struct CalibrationRequest {
     /// What to reach.
     pub goal: CalibrationGoal,
     /// Latest keys that are scored exactly: a sliding window, at least 1.
-    pub window: usize,
+    pub exact_window: usize,
     /// First keys of the sequence, always scored exactly.
-    pub sinks: usize,
+    pub exact_sinks: usize,
     /// Margins of value skipping to look for.
     pub skip: SkipSearch,
     /// Prompts of up to this many tokens are attended exactly in every layer; `None` is for each layer as many as it gains nothing
@@ -55,8 +55,8 @@ impl CalibrationRequest {
     pub fn new(goal: CalibrationGoal) -> Self {
         Self {
             goal,
-            window: 64,
-            sinks: 4,
+            exact_window: 64,
+            exact_sinks: 4,
             skip: SkipSearch::One,
             exact_prompt: None,
             store: KvStore::F16,
@@ -67,14 +67,14 @@ impl CalibrationRequest {
 
     /// Sets how many of the latest keys are scored exactly.
     #[must_use]
-    pub fn window(self, keys: usize) -> Self {
-        Self { window: keys, ..self }
+    pub fn exact_window(self, keys: usize) -> Self {
+        Self { exact_window: keys, ..self }
     }
 
     /// Sets how many of the first keys are always scored exactly.
     #[must_use]
-    pub fn sinks(self, keys: usize) -> Self {
-        Self { sinks: keys, ..self }
+    pub fn exact_sinks(self, keys: usize) -> Self {
+        Self { exact_sinks: keys, ..self }
     }
 
     /// Sets which margins of value skipping are looked for.
@@ -109,7 +109,7 @@ impl CalibrationRequest {
 
     /// Keys that are scored exactly for every query.
     pub(super) fn exact_keys(&self) -> usize {
-        self.window.saturating_add(self.sinks)
+        self.exact_window.saturating_add(self.exact_sinks)
     }
 
     pub(super) fn check(&self) -> Result<(), CalibrationError> {
@@ -128,6 +128,6 @@ impl CalibrationRequest {
                 return outside(setting, "a finite number > 0", f64::from(got));
             }
         }
-        Ok(Window::Sliding(self.window).check()?)
+        Ok(ExactWindow::Sliding(self.exact_window).check()?)
     }
 }

@@ -14,7 +14,7 @@ use super::{
     score::Score,
     skip_cost::{PROBES, SkipCost, at_context},
 };
-use crate::{AttentionShape, CalibrationGoal, KernelSpec, LayerSpec, SkipMargin, Window};
+use crate::{AttentionShape, CalibrationGoal, ExactWindow, KernelSpec, LayerSpec, SkipMargin};
 
 /// Zero fractions among which the one for a divergence is sought, the one that is tried first, and the steps after it.
 const ZERO_FRACTIONS: [f64; 2] = [0.05, 0.95];
@@ -134,8 +134,8 @@ impl Search<'_> {
             scale: self.request.scale,
             softcap: self.request.softcap,
             thresholds,
-            window: Window::Sliding(self.request.window),
-            sinks: self.request.sinks,
+            exact_window: ExactWindow::Sliding(self.request.exact_window),
+            exact_sinks: self.request.exact_sinks,
             ..KernelSpec::default()
         }
     }

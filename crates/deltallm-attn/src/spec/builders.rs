@@ -3,7 +3,7 @@
 use deltallm_core::{KvStore, ThresholdPolicy};
 
 use super::{kernel_spec::KernelSpec, kind::KernelKind, layer::LayerSpec, overrides::SpecOverrides};
-use crate::{Precision, SkipMargin, Window};
+use crate::{ExactWindow, Precision, SkipMargin};
 
 impl KernelSpec {
     /// Sets [which attention runs](Self#structfield.kernel).
@@ -44,14 +44,14 @@ impl KernelSpec {
 
     /// Sets the keys that are scored exactly.
     #[must_use]
-    pub fn window(self, window: Window) -> Self {
-        Self { window, ..self }
+    pub fn exact_window(self, window: ExactWindow) -> Self {
+        Self { exact_window: window, ..self }
     }
 
     /// Sets how many of the first keys are always scored exactly.
     #[must_use]
-    pub fn sinks(self, sinks: usize) -> Self {
-        Self { sinks, ..self }
+    pub fn exact_sinks(self, sinks: usize) -> Self {
+        Self { exact_sinks: sinks, ..self }
     }
 
     /// Sets the margin of [value skipping](Self#structfield.skip_margin); `None` skips nothing.
@@ -139,14 +139,14 @@ impl SpecOverrides {
 
     /// Sets [`window`](Self#structfield.window).
     #[must_use]
-    pub fn window(self, window: impl Into<Option<Window>>) -> Self {
-        Self { window: window.into(), ..self }
+    pub fn exact_window(self, window: impl Into<Option<ExactWindow>>) -> Self {
+        Self { exact_window: window.into(), ..self }
     }
 
     /// Sets [`sinks`](Self#structfield.sinks).
     #[must_use]
-    pub fn sinks(self, sinks: impl Into<Option<usize>>) -> Self {
-        Self { sinks: sinks.into(), ..self }
+    pub fn exact_sinks(self, sinks: impl Into<Option<usize>>) -> Self {
+        Self { exact_sinks: sinks.into(), ..self }
     }
 
     /// Sets [`skip_margin`](Self#structfield.skip_margin): `Some(None)` skips nothing.

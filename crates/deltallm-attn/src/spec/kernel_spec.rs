@@ -7,7 +7,7 @@ use deltallm_core::{CoreError, KvStore, MemoryBudget, ThresholdPolicy, Threshold
 use super::{kind::KernelKind, layer::LayerSpec};
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    HybridAttention, HybridConfig, Isa, Mask, PaperRule, Precision, SkipMargin, Window,
+    ExactWindow, HybridAttention, HybridConfig, Isa, Mask, PaperRule, Precision, SkipMargin,
 };
 
 /// Attention settings of all layers of a model.
@@ -19,12 +19,12 @@ use crate::{
 /// [default](Self::default), but for the store: files without one have always meant f32. Unknown names are errors.
 ///
 /// ```
-/// use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, Window};
+/// use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, ExactWindow};
 ///
 /// // Two layers, the first of them exact.
 /// let spec = KernelSpec::default()
 ///     .store(KvStore::Compact)
-///     .window(Window::Sliding(128))
+///     .exact_window(ExactWindow::Sliding(128))
 ///     .layers(vec![LayerSpec::default().dense(true), LayerSpec::default()]);
 /// let context = KernelContext::new(AttentionShape::new(4, 2, 8)?);
 /// spec.validate(context.shape, 2)?;
@@ -60,9 +60,11 @@ pub struct KernelSpec {
     /// model: `layers * kv_heads * head_dim` thresholds.
     pub thresholds: ThresholdPolicy,
     /// Keys scored exactly in hybrid attention.
-    pub window: Window,
+    #[cfg_attr(feature = "serde", serde(rename = "window"))]
+    pub exact_window: ExactWindow,
     /// First keys of the sequence, always scored exactly in hybrid attention.
-    pub sinks: usize,
+    #[cfg_attr(feature = "serde", serde(rename = "sinks"))]
+    pub exact_sinks: usize,
     /// Hybrid attention skips a far value by this margin ([`HybridConfig::skip_margin`]); `None` skips nothing.
     pub skip_margin: Option<SkipMargin>,
     /// Hybrid attention attends prompts of up to this many tokens exactly ([`HybridConfig::exact_prompt`]).
@@ -166,8 +168,9 @@ impl KernelContext {
 impl Default for KernelSpec {
     /// Hybrid attention as [`HybridConfig::default`] has it, its cache in f16.
     fn default() -> Self {
-        let HybridConfig { thresholds, window, exact_prompt, sinks, skip_margin, options, .. } =
-            HybridConfig::default();
+        let HybridConfig {
+            thresholds, exact_window, exact_prompt, exact_sinks, skip_margin, options, ..
+        } = HybridConfig::default();
         Self {
             kernel: KernelKind::Hybrid,
             store: options.store,
@@ -175,8 +178,8 @@ impl Default for KernelSpec {
             scale: None,
             softcap: None,
             thresholds,
-            window,
-            sinks,
+            exact_window,
+            exact_sinks,
             skip_margin,
             exact_prompt,
             layers: Vec::new(),
@@ -187,8 +190,8 @@ impl Default for KernelSpec {
 impl From<PaperRule> for KernelSpec {
     /// The same in every layer, and a cache in f16.
     fn from(rule: PaperRule) -> Self {
-        let HybridConfig { thresholds, window, sinks, .. } = rule.into();
-        Self { thresholds, window, sinks, ..Self::default() }
+        let HybridConfig { thresholds, exact_window, exact_sinks, .. } = rule.into();
+        Self { thresholds, exact_window, exact_sinks, ..Self::default() }
     }
 }
 
@@ -251,9 +254,9 @@ impl KernelSpec {
         let config = || HybridConfig {
             thresholds: self.thresholds_for(context.shape),
             layer,
-            window: self.window,
+            exact_window: self.exact_window,
             exact_prompt: plan.exact_prompt.unwrap_or(self.exact_prompt),
-            sinks: self.sinks,
+            exact_sinks: self.exact_sinks,
             codes_from: None,
             skip_margin: plan.skip_margin,
             options: self.options(layer, context),
@@ -314,7 +317,7 @@ mod tests {
         let thresholds = ThresholdProfile::new(ModelFingerprint(7), [2, 1, 4], thresholds).unwrap();
         KernelSpec {
             thresholds: ThresholdPolicy::Profile(Arc::new(thresholds)),
-            window: Window::Sliding(8),
+            exact_window: ExactWindow::Sliding(8),
             layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }, LayerSpec::default()],
             ..KernelSpec::default()
         }
@@ -386,7 +389,10 @@ mod tests {
         assert_eq!((config(0).exact_prompt, config(1).exact_prompt), (7, 3));
         let margins = [0, 1].map(|layer| config(layer).skip_margin);
         assert_eq!(margins, [Some(SkipMargin::Fixed(4.0)), Some(SkipMargin::Fixed(2.0))]);
-        assert_eq!((config(1).layer, config(1).window, config(1).sinks), (1, Window::Sliding(8), 4));
+        assert_eq!(
+            (config(1).layer, config(1).exact_window, config(1).exact_sinks),
+            (1, ExactWindow::Sliding(8), 4)
+        );
         assert_eq!([0, 1].map(|layer| spec.layer(layer).store), [Some(KvStore::F16), Some(KvStore::Bf16)]);
         assert!(two_layers().hybrid_config(0, &context(shape())).is_none());
     }
@@ -423,8 +429,11 @@ mod tests {
             assert_eq!(serde_json::from_str::<KernelSpec>(&text).unwrap(), spec);
         }
         let short: KernelSpec = serde_json::from_str(r#"{"window":16,"skip_margin":4.5}"#).unwrap();
-        let expected =
-            KernelSpec { window: Window::Sliding(16), skip_margin: Some(SkipMargin::Fixed(4.5)), ..usual() };
+        let expected = KernelSpec {
+            exact_window: ExactWindow::Sliding(16),
+            skip_margin: Some(SkipMargin::Fixed(4.5)),
+            ..usual()
+        };
         assert_eq!(short, expected);
         for (bad, complaint) in [
             (r#"{"windows":16}"#, "unknown field `windows`"),

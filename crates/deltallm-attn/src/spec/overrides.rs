@@ -5,16 +5,16 @@ use std::sync::Arc;
 use deltallm_core::{KvStore, ThresholdPolicy};
 
 use super::{kernel_spec::KernelSpec, kind::KernelKind};
-use crate::{Precision, SkipMargin, Window};
+use crate::{ExactWindow, Precision, SkipMargin};
 
 /// What a caller says explicitly, on a command line or in a configuration; `None` leaves what the spec has.
 ///
 /// ```
-/// use deltallm_attn::{KernelSpec, SpecOverrides, Window};
+/// use deltallm_attn::{KernelSpec, SpecOverrides, ExactWindow};
 ///
-/// let given = SpecOverrides::default().window(Window::Sliding(16));
+/// let given = SpecOverrides::default().exact_window(ExactWindow::Sliding(16));
 /// let spec = KernelSpec::default().with(&given);
-/// assert_eq!((spec.window, spec.sinks), (Window::Sliding(16), 4));
+/// assert_eq!((spec.window, spec.sinks), (ExactWindow::Sliding(16), 4));
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]
@@ -31,10 +31,10 @@ pub struct SpecOverrides {
     pub softcap: Option<f32>,
     /// [`KernelSpec::thresholds`]; a target sparsity starts from the calibrated thresholds that the spec has, if it has any.
     pub thresholds: Option<ThresholdPolicy>,
-    /// [`KernelSpec::window`].
-    pub window: Option<Window>,
-    /// [`KernelSpec::sinks`].
-    pub sinks: Option<usize>,
+    /// [`KernelSpec::exact_window`].
+    pub exact_window: Option<ExactWindow>,
+    /// [`KernelSpec::exact_sinks`].
+    pub exact_sinks: Option<usize>,
     /// [`KernelSpec::skip_margin`], or `Some(None)` for none, in all layers. From what length of a prompt on skipping gains anything
     /// is known for the profile's own margins only: with another one no prompt is attended exactly, unless
     /// [`exact_prompt`](Self::exact_prompt) says so.
@@ -52,8 +52,8 @@ impl KernelSpec {
         self.precision = given.precision.unwrap_or(self.precision);
         self.scale = given.scale.or(self.scale);
         self.softcap = given.softcap.or(self.softcap);
-        self.window = given.window.unwrap_or(self.window);
-        self.sinks = given.sinks.unwrap_or(self.sinks);
+        self.exact_window = given.exact_window.unwrap_or(self.exact_window);
+        self.exact_sinks = given.exact_sinks.unwrap_or(self.exact_sinks);
         self.thresholds = match (given.thresholds.clone(), self.thresholds) {
             (Some(ThresholdPolicy::TargetSparsity(target)), ThresholdPolicy::Profile(calibrated)) => {
                 ThresholdPolicy::TargetSparsity(target.from_profile(Arc::clone(&calibrated)))
@@ -160,8 +160,8 @@ mod tests {
             precision: Some(Precision::Int16),
             scale: Some(0.5),
             softcap: Some(50.0),
-            window: Some(Window::Sliding(3)),
-            sinks: Some(1),
+            exact_window: Some(ExactWindow::Sliding(3)),
+            exact_sinks: Some(1),
             ..Default::default()
         };
         let expected = KernelSpec {
@@ -169,8 +169,8 @@ mod tests {
             precision: Precision::Int16,
             scale: Some(0.5),
             softcap: Some(50.0),
-            window: Window::Sliding(3),
-            sinks: 1,
+            exact_window: ExactWindow::Sliding(3),
+            exact_sinks: 1,
             ..profile()
         };
         assert_eq!(with(given), expected);

@@ -29,7 +29,7 @@ impl KernelSpec {
                 return Err(SpecError::new(field, "a finite number > 0", got));
             }
         }
-        named("window", self.window.check())?;
+        named("window", self.exact_window.check())?;
         self.skip_margin.map_or(Ok(()), |margin| named("skip_margin", margin.check()))?;
         if !self.layers.is_empty() && self.layers.len() != layers {
             let expected = format!("none, or {layers}, one for each layer of the model");
@@ -50,9 +50,9 @@ impl KernelSpec {
     /// # Errors
     /// [`SpecError`], as above.
     pub fn validate_on(&self, isa: Isa, context: usize) -> Result<(), SpecError> {
-        if self.sinks > context {
+        if self.exact_sinks > context {
             let expected = format!("at most {context}, the model's context");
-            return Err(SpecError::new("sinks", expected, self.sinks));
+            return Err(SpecError::new("sinks", expected, self.exact_sinks));
         }
         if !self.precision.is_multiplied_by(isa) {
             let possible: Vec<_> = Precision::ALL
@@ -145,7 +145,7 @@ mod tests {
     use deltallm_core::{ModelFingerprint, TargetSparsity};
 
     use super::*;
-    use crate::{KernelContext, LayerSpec, SkipMargin, Window};
+    use crate::{ExactWindow, KernelContext, LayerSpec, SkipMargin};
 
     const LAYERS: usize = 2;
 
@@ -174,8 +174,8 @@ mod tests {
             (KernelSpec { scale: Some(0.0), ..usual() }, "scale", "0"),
             (KernelSpec { scale: Some(f32::INFINITY), ..usual() }, "scale", "inf"),
             (KernelSpec { softcap: Some(-1.0), ..usual() }, "softcap", "-1"),
-            (KernelSpec { window: Window::Sliding(0), ..usual() }, "window", "0"),
-            (KernelSpec { window: Window::Block { scale: 1.5 }, ..usual() }, "window", "1.5"),
+            (KernelSpec { exact_window: ExactWindow::Sliding(0), ..usual() }, "window", "0"),
+            (KernelSpec { exact_window: ExactWindow::Block { scale: 1.5 }, ..usual() }, "window", "1.5"),
             (KernelSpec { skip_margin: margin, ..usual() }, "skip_margin", "0"),
             (
                 KernelSpec {
@@ -280,8 +280,9 @@ mod tests {
     #[test]
     fn a_machine_and_a_context_have_their_limits() {
         let scalar: Isa = "scalar".parse().unwrap();
-        KernelSpec { sinks: 100, ..Default::default() }.validate_on(scalar, 100).unwrap();
-        let error = KernelSpec { sinks: 101, ..Default::default() }.validate_on(scalar, 100).unwrap_err();
+        KernelSpec { exact_sinks: 100, ..Default::default() }.validate_on(scalar, 100).unwrap();
+        let error =
+            KernelSpec { exact_sinks: 101, ..Default::default() }.validate_on(scalar, 100).unwrap_err();
         assert_eq!(error.to_string(), "sinks: expected at most 100, the model's context, got 101");
         for isa in Isa::available() {
             for precision in Precision::ALL {

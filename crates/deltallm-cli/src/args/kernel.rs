@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use deltallm::models::Model;
 use deltallm::{
-    AttentionError, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin, SpecError,
-    SpecOverrides, TargetSparsity, ThresholdPolicy, Window,
+    AttentionError, ExactWindow, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
+    SpecError, SpecOverrides, TargetSparsity, ThresholdPolicy,
 };
 
 use super::numbers::{MOST, whole};
@@ -34,7 +34,7 @@ pub struct KernelArgs {
     paper: bool,
     /// Keys scored exactly: the latest N, or block:SCALE for the paper's blocks of SCALE times the prompt [default: 64]
     #[arg(long, value_name = "N|block:SCALE")]
-    window: Option<Window>,
+    window: Option<ExactWindow>,
     /// First keys, always scored exactly [default: 4]
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     sinks: Option<usize>,
@@ -131,7 +131,7 @@ impl KernelArgs {
     /// Checks that what is asked to be exact leaves something of the model's context that is not.
     fn check_lengths(&self, context: usize) -> anyhow::Result<()> {
         let window = match self.window {
-            Some(Window::Sliding(keys)) => Some(keys),
+            Some(ExactWindow::Sliding(keys)) => Some(keys),
             _ => None,
         };
         for (option, given) in [("--window", window), ("--exact-prompt", self.exact_prompt)] {
@@ -152,8 +152,8 @@ impl KernelArgs {
             .store(self.kv.unwrap_or(KvStore::F16))
             .precision(self.precision)
             .thresholds(target.or(self.theta.map(ThresholdPolicy::Uniform)))
-            .window(self.window)
-            .sinks(self.sinks)
+            .exact_window(self.window)
+            .exact_sinks(self.sinks)
             .skip_margin(self.skip_margin.map(|margin| margin.0))
             .exact_prompt(self.exact_prompt)
     }

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use deltallm::models::{ModelConfig, Session};
-use deltallm::{AtLimit, CachePlan, KeyPlan, KvStore, MemoryBudget};
+use deltallm::{AtLimit, KeyPlan, KvStore, MemoryBudget};
 use serde::Serialize;
 
-use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, Phases, format_bytes};
+use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, Phases, format_bytes, layer_plan};
 
 /// Memory settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -128,7 +128,7 @@ impl MemoryLimit {
         tokens: usize,
     ) -> anyhow::Result<()> {
         let keys = kernel.key_plan(1.0, config.context_length);
-        let least = config.layers * layer_bytes(config, kernel, keys, kernel.store(), tokens);
+        let least = planned_bytes(config, kernel, keys, kernel.store(), tokens);
         anyhow::ensure!(
             self.policy != LimitPolicy::Error || least <= self.bytes,
             "--kv-budget: expected at least {} for the prompt of {tokens} tokens, got {}; give more, shorten the \
@@ -151,8 +151,7 @@ impl MemoryLimit {
         let rows = stores.into_iter().flat_map(|(kind, keys)| {
             let narrowest = if kind == KernelKind::Dense { KvStore::Int8 } else { KvStore::Compact };
             [KvStore::F32, KvStore::F16, narrowest].map(|store| {
-                let of_layer = self.bytes / config.layers;
-                let tokens = most(|tokens| layer_bytes(config, kernel, keys, store, tokens) <= of_layer);
+                let tokens = most(|tokens| planned_bytes(config, kernel, keys, store, tokens) <= self.bytes);
                 (format!("{kind} {store}"), tokens)
             })
         });
@@ -168,6 +167,8 @@ impl MemoryLimit {
             self.policy
         );
         for (store, tokens) in self.contexts(config, kernel) {
+            // Where all layers have a window a budget holds any number.
+            let tokens = if tokens < MOST { tokens.to_string() } else { "all".to_owned() };
             text += &format!("             {store:<14} holds {tokens:>9} tokens\n");
         }
         text += &format!("             the model      takes {:>9}\n", config.context_length);
@@ -179,16 +180,18 @@ impl MemoryLimit {
     }
 }
 
-/// Bytes of one layer with so many tokens. In `--phases prefill` a layer that is not dense keeps a dense cache too.
-fn layer_bytes(
+/// Bytes of all layers with so many tokens. In `--phases prefill` a layer that is not dense keeps a dense cache too.
+fn planned_bytes(
     config: &ModelConfig,
     kernel: &KernelChoice,
     keys: KeyPlan,
     store: KvStore,
     tokens: usize,
 ) -> usize {
-    let bytes =
-        |keys, store| CachePlan::new(config.kv_heads, config.head_dim, store, keys).footprint(tokens).total();
+    let bytes = |keys, store| {
+        let layer = |layer| layer_plan(config, layer, store, keys).footprint(tokens).total();
+        (0..config.layers).map(layer).fold(0, usize::saturating_add)
+    };
     match (keys, kernel.phases()) {
         (KeyPlan::Delta { .. }, Phases::Prefill) => {
             bytes(keys, store).saturating_add(bytes(KeyPlan::Dense, store.dense()))
@@ -197,7 +200,10 @@ fn layer_bytes(
     }
 }
 
-/// The largest number of tokens that fits, where fewer always do. No cache on earth has 2^40.
+/// No cache on earth has 2^40 tokens.
+const MOST: usize = (1 << 40) - 1;
+
+/// The largest number of tokens up to [`MOST`] that fits, where fewer always do.
 fn most(fits: impl Fn(usize) -> bool) -> usize {
     (0..40)
         .rev()
@@ -211,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_largest_number_that_fits_is_found() {
-        for limit in [0, 1, 2, 1000, (1 << 40) - 1] {
+        for limit in [0, 1, 2, 1000, MOST] {
             assert_eq!(most(|tokens| tokens <= limit), limit);
         }
     }

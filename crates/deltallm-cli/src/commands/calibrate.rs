@@ -116,8 +116,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         (share, None) => CalibrationGoal::ZeroFraction(share.unwrap_or_default()),
     };
     let request = CalibrationRequest::new(goal)
-        .window(args.window as usize)
-        .sinks(args.sinks as usize)
+        .exact_window(args.window as usize)
+        .exact_sinks(args.sinks as usize)
         .skip(args.skip_margin)
         .exact_prompt(args.exact_prompt)
         .store(args.kv);

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::Context;
-use deltallm::Window;
+use deltallm::ExactWindow;
 use serde::Serialize;
 
 use crate::args::{MOST, whole};
@@ -169,8 +169,8 @@ fn check_index(
 fn context(args: &Args, model: &LoadedModel, kernel: &KernelChoice) -> anyhow::Result<usize> {
     let layers = 0..model.graph.config().layers;
     let exact = layers.filter_map(|layer| kernel.hybrid_config(layer)).map(|config| {
-        let window = if let Window::Sliding(keys) = config.window { keys } else { 0 };
-        window.saturating_add(config.sinks)
+        let window = if let ExactWindow::Sliding(keys) = config.exact_window { keys } else { 0 };
+        window.saturating_add(config.exact_sinks)
     });
     let least = exact.max().unwrap_or(0).saturating_add(2).max(32);
     model.window_tokens(args.context, least)

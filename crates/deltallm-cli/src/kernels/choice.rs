@@ -6,16 +6,16 @@ use deltallm::attn::Provenance;
 use deltallm::core::BLOCK_TOKENS;
 use deltallm::models::ModelConfig;
 use deltallm::{
-    AttentionError, AttentionKernel, AttentionOptions, CachePlan, DenseAttention, HybridConfig,
+    AttentionError, AttentionKernel, AttentionOptions, DenseAttention, ExactWindow, HybridConfig,
     KernelContext, KernelKind, KernelSpec, KeyPlan, KvStore, MemoryBudget, Precision, SpecOverrides,
-    ThresholdPolicy, Window,
+    ThresholdPolicy,
 };
 use serde::Serialize;
 
 use super::phases::Phases;
 use super::prefill_only::PrefillOnly;
 use super::timed::{AttentionTime, Timed};
-use crate::{ModelProfile, dense_f16_bytes, describe_margins};
+use crate::{ModelProfile, dense_f16_bytes, describe_margins, layer_plan};
 
 /// Values per key and kv head that the compact store's codes do not hold: about what SmolLM2-135M has on WikiText-2 with its
 /// built-in profile.
@@ -195,11 +195,11 @@ impl KernelChoice {
 
     /// How keys are stored, for plans; a block window counts as that of a prompt of `context` tokens.
     pub fn key_plan(&self, zero_fraction: f64, context: usize) -> KeyPlan {
-        let (window, sinks) = match (self.kind(), self.spec.window) {
+        let (window, sinks) = match (self.kind(), self.spec.exact_window) {
             (KernelKind::Dense, _) => return KeyPlan::Dense,
-            (KernelKind::Hybrid, Window::Sliding(keys)) => (keys, self.spec.sinks),
-            (KernelKind::Hybrid, Window::Block { scale }) => {
-                ((f64::from(scale) * context as f64).ceil() as usize, self.spec.sinks)
+            (KernelKind::Hybrid, ExactWindow::Sliding(keys)) => (keys, self.spec.exact_sinks),
+            (KernelKind::Hybrid, ExactWindow::Block { scale }) => {
+                ((f64::from(scale) * context as f64).ceil() as usize, self.spec.exact_sinks)
             }
             _ => (0, 0),
         };
@@ -212,9 +212,7 @@ impl KernelChoice {
         let layer = |layer: usize| {
             let dense = self.kind() == KernelKind::Hybrid && self.hybrid_config(layer).is_none();
             let keys = if dense { KeyPlan::Dense } else { coded };
-            let ModelConfig { kv_heads, head_dim, .. } = *config;
-            let plan = CachePlan::new(kv_heads, head_dim, self.options(layer).store, keys);
-            plan.footprint(tokens).total()
+            layer_plan(config, layer, self.options(layer).store, keys).footprint(tokens).total()
         };
         (0..config.layers).map(layer).sum()
     }
@@ -230,6 +228,8 @@ impl KernelChoice {
             }
             _ => BLOCK_TOKENS,
         };
+        let attended = (0..config.layers).filter_map(|layer| config.mask(layer).most_keys()).max();
+        let filled = filled.max(attended.unwrap_or(0).saturating_add(2 * BLOCK_TOKENS));
         let (context, filled) = (config.context_length, filled.min(config.context_length));
         if !(smaller(context) && smaller(filled)) {
             return None;
@@ -253,8 +253,8 @@ impl KernelChoice {
             target_sparsity: target_sparsity.filter(|_| coded),
             profile: self.profile.as_ref().filter(|_| coded).map(|profile| profile.name.clone()),
             profile_tokens: self.verified_tokens(),
-            window: hybrid.then(|| self.spec.window.to_string()),
-            sinks: hybrid.then_some(self.spec.sinks),
+            window: hybrid.then(|| self.spec.exact_window.to_string()),
+            sinks: hybrid.then_some(self.spec.exact_sinks),
             skip_margin: margins.filter(|_| hybrid),
             phases: coded.then_some(self.phases),
             kv: self.spec.store,

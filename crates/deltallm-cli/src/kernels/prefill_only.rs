@@ -129,8 +129,8 @@ impl AttentionKernel for PrefillOnly {
 mod tests {
     use super::*;
     use deltallm::{
-        AttentionOptions, AttentionShape, HybridAttention, HybridConfig, Isa, KvStore, ThresholdPolicy,
-        Window,
+        AttentionOptions, AttentionShape, ExactWindow, HybridAttention, HybridConfig, Isa, KvStore,
+        ThresholdPolicy,
     };
     use ndarray::{Array3, Axis, s};
 
@@ -145,7 +145,7 @@ mod tests {
     }
 
     fn hybrid_config() -> HybridConfig {
-        HybridConfig::new(ThresholdPolicy::Uniform(0.9)).window(Window::Sliding(2)).sinks(1)
+        HybridConfig::new(ThresholdPolicy::Uniform(0.9)).exact_window(ExactWindow::Sliding(2)).exact_sinks(1)
     }
 
     fn hybrid() -> HybridAttention {

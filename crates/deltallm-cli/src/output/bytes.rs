@@ -14,10 +14,16 @@ fn parse_peak(status: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
+/// The planned cache of a layer, which drops what its mask does not reach.
+pub fn layer_plan(config: &ModelConfig, layer: usize, store: KvStore, keys: KeyPlan) -> CachePlan {
+    let plan = CachePlan::new(config.kv_heads, config.head_dim, store, keys);
+    plan.attended(config.mask(layer).most_keys())
+}
+
 /// Bytes of a dense f16 cache of all layers that holds `tokens` tokens.
 pub fn dense_f16_bytes(config: &ModelConfig, tokens: usize) -> usize {
-    let plan = CachePlan::new(config.kv_heads, config.head_dim, KvStore::F16, KeyPlan::Dense);
-    config.layers * plan.footprint(tokens).total()
+    let plan = |layer| layer_plan(config, layer, KvStore::F16, KeyPlan::Dense);
+    (0..config.layers).map(|layer| plan(layer).footprint(tokens).total()).sum()
 }
 
 /// A number of bytes for people, in decimal units.

@@ -7,7 +7,7 @@ mod progress;
 mod skipped;
 mod streams;
 
-pub use bytes::{dense_f16_bytes, format_bytes, peak_rss_bytes};
+pub use bytes::{dense_f16_bytes, format_bytes, layer_plan, peak_rss_bytes};
 pub use digest::sha256_hex;
 pub use files::write_whole;
 pub use progress::Progress;

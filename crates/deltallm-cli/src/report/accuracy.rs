@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use deltallm::calibration::RateCurves;
 use deltallm::{
-    AttentionError, AttentionKernel, DenseAttention, HybridAttention, HybridConfig, PaperRule,
-    ThresholdPolicy, ThresholdProfile, Window,
+    AttentionError, AttentionKernel, DenseAttention, ExactWindow, HybridAttention, HybridConfig, PaperRule,
+    ThresholdPolicy, ThresholdProfile,
 };
 use serde::Serialize;
 
@@ -81,9 +81,10 @@ impl Rule {
         let name = format!("paper: one θ, blocks of {:.0} %, no sinks", 100.0 * paper.scale);
         let mut rules = vec![uniform(name, paper.into())];
         let layers: Vec<_> = (0..config.layers).map(|layer| subject.kernel.hybrid_config(layer)).collect();
-        let sliding = layers.iter().flatten().find(|config| matches!(config.window, Window::Sliding(_)));
+        let sliding =
+            layers.iter().flatten().find(|config| matches!(config.exact_window, ExactWindow::Sliding(_)));
         let base = sliding.cloned().unwrap_or_else(|| HybridConfig::new(ThresholdPolicy::Uniform(1.0)));
-        let name = format!("one θ, window {}, {} sinks", base.window, base.sinks);
+        let name = format!("one θ, window {}, {} sinks", base.exact_window, base.exact_sinks);
         rules.push(uniform(name, base));
         if let Some(profile) = subject.kernel.profile() {
             let thresholds = Arc::clone(profile.settings.thresholds());

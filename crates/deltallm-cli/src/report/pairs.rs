@@ -2,7 +2,7 @@
 
 use deltallm::attn::query_tile;
 use deltallm::core::HeadSparsity;
-use deltallm::{SparsityStats, Window};
+use deltallm::{ExactWindow, SparsityStats};
 use ndarray::{Array3, s};
 use plotters::style::RGBColor;
 use serde::{Serialize, Serializer};
@@ -175,9 +175,10 @@ impl Pairs {
     /// Colour, name and number of the pairs of each kind.
     pub(crate) fn kinds(&self, subject: &Subject) -> [(RGBColor, String, usize); 4] {
         let (window, sinks) = match subject.kernel.hybrid_config(self.layer) {
-            Some(config) => {
-                (format!("exact: window {}", config.window), format!("exact: {} sinks", config.sinks))
-            }
+            Some(config) => (
+                format!("exact: window {}", config.exact_window),
+                format!("exact: {} sinks", config.exact_sinks),
+            ),
             None => ("exact: dense layer".into(), "exact: no sinks".into()),
         };
         let entries = [
@@ -247,15 +248,15 @@ impl Pairs {
 /// Keys that the query at `m` of a prompt of `tokens` sees as far (`docs/method.md`, equation 4).
 fn far_keys(subject: &Subject, layer: usize, m: usize, tokens: usize) -> std::ops::Range<usize> {
     let Some(config) = subject.kernel.hybrid_config(layer) else { return 0..0 };
-    let start = match config.window {
-        Window::Sliding(keys) => (m + 1).saturating_sub(keys),
-        Window::Block { scale } => {
+    let start = match config.exact_window {
+        ExactWindow::Sliding(keys) => (m + 1).saturating_sub(keys),
+        ExactWindow::Block { scale } => {
             let block = ((f64::from(scale) * tokens as f64).round() as usize).max(1);
             m / block * block
         }
         _ => 0,
     };
-    config.sinks.min(start)..start
+    config.exact_sinks.min(start)..start
 }
 
 /// `73 920`

@@ -1,8 +1,8 @@
 //! Models and kernels for tests of whole graphs.
 
 use deltallm_attn::{
-    AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, HybridAttention, HybridConfig, Isa,
-    KvStore, ThresholdPolicy, Window,
+    AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ExactWindow, HybridAttention,
+    HybridConfig, Isa, KvStore, ThresholdPolicy,
 };
 use deltallm_models::{Model, ModelError, ModelFile};
 use ndarray::ArrayView1;
@@ -39,7 +39,8 @@ pub(crate) fn harmless_kernels(model: &Model) -> [Vec<Box<dyn AttentionKernel>>;
     let shape = model.attention_shape();
     let options = |layer| options().mask(model.config().mask(layer));
     let hybrid = |layer, window, theta| {
-        let config = HybridConfig::new(ThresholdPolicy::Uniform(theta)).window(Window::Sliding(window));
+        let config =
+            HybridConfig::new(ThresholdPolicy::Uniform(theta)).exact_window(ExactWindow::Sliding(window));
         Box::new(HybridAttention::new(shape, config.options(options(layer))).unwrap())
             as Box<dyn AttentionKernel>
     };
