@@ -51,10 +51,10 @@ fn times_sigmoid<S: Simd>(simd: S, x: S::f32s, power: S::f32s) -> S::f32s {
 mod tests {
     use super::*;
 
-    type Product = fn(Isa, &mut [f32], &[f32]);
-
     /// A function, the power of e in it, which is then `x / (1 + e^power)`, and how far the power is off, as a share.
-    const GATES: [(Product, fn(f64) -> f64, f64); 2] = [
+    type Gate = (fn(Isa, &mut [f32], &[f32]), fn(f64) -> f64, f64);
+
+    const GATES: [Gate; 2] = [
         (silu_product, |x| -x, 1e-7),
         (gelu_product, |x| -2.0 * std::f64::consts::FRAC_2_PI.sqrt() * (x + 0.044715 * x * x * x), 4e-7),
     ];
