@@ -23,7 +23,7 @@ pub struct AttentionOptions {
     /// Scores become `cap * tanh(score / cap)` (Gemma 2); `None` for most models.
     pub softcap: Option<f32>,
     /// A learned number for each query head that stands in the softmax's denominator like the score of one more key, whose value is
-    /// zero: `[heads]` (gpt-oss). Not to be confused with [sinks](crate::HybridConfig::sinks), first keys that are kept exactly.
+    /// zero: `[heads]` (gpt-oss). Not to be confused with [sinks](crate::HybridConfig::exact_sinks), first keys that are kept exactly.
     pub sink_logits: Option<Arc<[f32]>>,
     /// Which keys a query attends to.
     pub mask: Mask,

@@ -12,7 +12,7 @@ use crate::{AttentionError, CalibrationGoal, ExactWindow};
 ///
 /// // As many zeros and skipped values as a divergence of 0.01 nats from dense attention allows, in the smallest cache.
 /// let request = CalibrationRequest::new(CalibrationGoal::Kl(0.01)).store(KvStore::Compact).skip(SkipSearch::Layers);
-/// assert_eq!((request.window, request.sinks), (64, 4));
+/// assert_eq!((request.exact_window, request.exact_sinks), (64, 4));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]

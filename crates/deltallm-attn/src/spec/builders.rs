@@ -137,13 +137,13 @@ impl SpecOverrides {
         Self { thresholds: thresholds.into(), ..self }
     }
 
-    /// Sets [`window`](Self#structfield.window).
+    /// Sets [`exact_window`](Self#structfield.exact_window).
     #[must_use]
     pub fn exact_window(self, window: impl Into<Option<ExactWindow>>) -> Self {
         Self { exact_window: window.into(), ..self }
     }
 
-    /// Sets [`sinks`](Self#structfield.sinks).
+    /// Sets [`exact_sinks`](Self#structfield.exact_sinks).
     #[must_use]
     pub fn exact_sinks(self, sinks: impl Into<Option<usize>>) -> Self {
         Self { exact_sinks: sinks.into(), ..self }

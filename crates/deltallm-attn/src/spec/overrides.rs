@@ -14,7 +14,7 @@ use crate::{ExactWindow, Precision, SkipMargin};
 ///
 /// let given = SpecOverrides::default().exact_window(ExactWindow::Sliding(16));
 /// let spec = KernelSpec::default().with(&given);
-/// assert_eq!((spec.window, spec.sinks), (ExactWindow::Sliding(16), 4));
+/// assert_eq!((spec.exact_window, spec.exact_sinks), (ExactWindow::Sliding(16), 4));
 /// ```
 #[derive(Debug, Clone, PartialEq, Default)]
 #[non_exhaustive]

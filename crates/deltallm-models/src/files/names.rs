@@ -175,6 +175,13 @@ impl TensorId {
         matches!(self, Self::Layer(_, tensor) if tensor.is_projection()) && config.architecture.is_ternary()
     }
 
+    /// Whether its projection has a bias in every model of the family: q, k and v of Qwen 2.
+    pub(crate) fn has_bias_always(self, config: &ModelConfig) -> bool {
+        let of_qkv =
+            matches!(self, Self::Layer(_, LayerTensor::Query | LayerTensor::Key | LayerTensor::Value));
+        of_qkv && config.architecture == Architecture::Qwen2
+    }
+
     /// Whether RoPE is applied to what it projects to.
     pub(crate) fn is_rotated(self) -> bool {
         matches!(self, Self::Layer(_, LayerTensor::Query | LayerTensor::Key))

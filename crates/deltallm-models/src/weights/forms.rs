@@ -68,6 +68,11 @@ impl ModelFile {
     /// # Errors
     /// As [`ModelFile::matrix`].
     pub fn linear(&self, config: &ModelConfig, id: TensorId) -> Result<Linear, ModelError> {
-        Ok(Linear { weight: self.weight(config, id)?, bias: self.bias(config, id)? })
+        let (weight, bias) = (self.weight(config, id)?, self.bias(config, id)?);
+        if bias.is_none() && id.has_bias_always(config) {
+            let tensor = id.name(self.format(), Part::Bias);
+            return Err(ModelError::MissingTensor { file: self.path.clone(), tensor });
+        }
+        Ok(Linear { weight, bias })
     }
 }

@@ -96,6 +96,22 @@ fn python_methods_filters_and_white_space_equal_transformers() {
     }
 }
 
+/// Of none, an undefined name, a text, a list, a dictionary, a number and a range.
+#[test]
+fn what_is_iterable_and_a_sequence_is_as_in_jinja() {
+    let of = |test: &str| {
+        let answers = ["none", "nothing", "'ab'", "[1]", "{'a': 1}", "5", "range(3)"]
+            .map(|value| format!("{{{{ '1' if {value} is {test} else '0' }}}}"));
+        render(&answers.concat()).unwrap()
+    };
+    assert_eq!(of("iterable"), "0111101");
+    assert_eq!(of("sequence"), "0111101");
+    assert_eq!(of("mapping"), "0000100");
+    // As in published templates.
+    let tools = "{% if tools is iterable and tools | length > 0 %}tools{% else %}no tools{% endif %}";
+    assert_eq!(render(tools).unwrap(), "no tools");
+}
+
 #[test]
 fn no_messages() {
     let template = ChatTemplate::new(SMOLLM2, "", "").unwrap();

@@ -71,9 +71,14 @@ fn other_rope_scaling() {
 
 #[test]
 fn partial_rotation() {
-    for (share, channels) in [(0.0, 0), (-0.5, 0), (0.3, 19), (1.5, 96)] {
-        let error = ConfigError::RotatedChannels { head_dim: 64, got: channels };
-        assert_eq!(refused("partial_rotary_factor", json!(share)), error);
+    // The classes of these families rotate all channels, whatever this says.
+    for share in [0.0, -0.5, 0.5, 1.5] {
+        let within = json!({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": share});
+        for error in [refused("partial_rotary_factor", json!(share)), refused("rope_parameters", within)] {
+            assert!(
+                matches!(error, ConfigError::Unsupported { key, .. } if key.ends_with("partial_rotary_factor"))
+            );
+        }
     }
     // As llama.cpp, which has another order of rows there.
     let writer = tiny::llama().set("llama.rope.dimension_count", Value::U32(2));

@@ -4,6 +4,7 @@ use std::fs;
 
 use deltallm_models::gguf::Value;
 use deltallm_models::{LayerTensor, LogitRows, Model, ModelError, ModelFile, TensorId};
+use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value as Json, json};
 
@@ -138,5 +139,23 @@ fn parameters_say_which_kinds_of_biases_a_gguf_file_has() {
         let config = tiny::config(&writer.set("llama.block_count", Value::U32(2))).unwrap();
         let got = [config.attention_bias, config.attention_output_bias, config.mlp_bias];
         assert_eq!(got, expected, "{name}");
+    }
+}
+
+/// The class of the family has them on q, k and v of every layer.
+#[test]
+fn a_bias_that_the_family_always_has_must_be_there() {
+    let folder = fixture("qwen2").join("window");
+    let bytes = fs::read(folder.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    for name in ["q_proj", "k_proj", "v_proj"] {
+        let missing = format!("model.layers.1.self_attn.{name}.bias");
+        let others = tensors.tensors().into_iter().filter(|(tensor, _)| *tensor != missing);
+        let others = safetensors::serialize(others, None).unwrap();
+        let copy = directory(&format!("qwen2-without-{name}"));
+        fs::copy(folder.join("config.json"), copy.join("config.json")).unwrap();
+        fs::write(copy.join("model.safetensors"), others).unwrap();
+        let error = Model::load(&ModelFile::open(&copy).unwrap()).unwrap_err();
+        assert!(matches!(error, ModelError::MissingTensor { tensor, .. } if tensor == missing));
     }
 }

@@ -74,7 +74,7 @@ impl ModelConfig {
         let vocab_size = fields.required_or("vocab_size", defaults.vocab_size)?;
         let norm_eps = fields.float("rms_norm_eps")?.unwrap_or(defaults.norm_eps);
         let context_length = fields.integer("max_position_embeddings")?.unwrap_or(defaults.context_length);
-        let (rope, local_rope) = read_rope(&mut fields, architecture, head_dim, context_length)?;
+        let (rope, local_rope) = read_rope(&mut fields, architecture, context_length)?;
         let unrotated_layers = read_unrotated(&mut fields, architecture, layers)?;
         let (window, local_layers) = read_windows(&mut fields, architecture, layers, &unrotated_layers)?;
         // Of a family without windows, a file that has one may mean it or not; within the window it makes no difference.

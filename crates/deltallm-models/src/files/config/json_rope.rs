@@ -9,28 +9,22 @@ use super::{Architecture, ConfigError, RopeConfig, RopeScaling};
 /// What a file says beside its `rope_parameters`.
 struct Beside {
     theta: Option<f32>,
-    partial: Option<f32>,
-    head_dim: u64,
     context_length: u64,
 }
 
-/// The rotation of all layers, and that of layers with a window where it is another.
+/// The rotation of all layers, and that of layers with a window where it is another. The classes of these families rotate all channels,
+/// and `transformers` passes over a `partial_rotary_factor` that says otherwise: it is refused.
 ///
 /// Older files have `rope_theta` beside `rope_scaling`, newer ones `rope_parameters` with both. Of a file that has it all,
 /// `transformers` takes `rope_scaling`, and what stands within before what stands beside it.
 pub(super) fn read_rope(
     fields: &mut Fields<'_>,
     architecture: Architecture,
-    head_dim: u64,
     context_length: u64,
 ) -> Result<(RopeConfig, Option<RopeConfig>), ConfigError> {
     let default = Defaults::of(architecture).theta;
-    let beside = Beside {
-        theta: fields.float("rope_theta")?,
-        partial: fields.float("partial_rotary_factor")?,
-        head_dim,
-        context_length,
-    };
+    fields.one("partial_rotary_factor")?;
+    let beside = Beside { theta: fields.float("rope_theta")?, context_length };
     let old = fields.object("rope_scaling")?.filter(|object| !object.is_empty());
     let new = fields.object("rope_parameters")?;
     if architecture != Architecture::Gemma3 {
@@ -44,7 +38,7 @@ pub(super) fn read_rope(
         new.refuse_others()?;
     }
     let local_theta = fields.float("rope_local_base_freq")?;
-    let local_beside = Beside { theta: local_theta, ..beside };
+    let local_beside = Beside { theta: local_theta, context_length };
     let global = match (old, global) {
         (Some(_), Some(_)) => {
             return Err(fields.unsupported("rope_scaling", "nothing beside `rope_parameters`", "both"));
@@ -58,20 +52,13 @@ impl Beside {
     fn read(&self, within: Option<Fields<'_>>, default_theta: f32) -> Result<RopeConfig, ConfigError> {
         let theta = self.theta.unwrap_or(default_theta);
         let Some(mut rope) = within else {
-            let rotated_channels = self.rotated_channels(self.partial);
-            return Ok(RopeConfig { theta, rotated_channels, scaling: RopeScaling::None });
+            return Ok(RopeConfig { theta, rotated_channels: None, scaling: RopeScaling::None });
         };
-        let partial = rope.float("partial_rotary_factor")?.or(self.partial);
+        rope.one("partial_rotary_factor")?;
         let theta = rope.float("rope_theta")?.unwrap_or(theta);
         let scaling = read_scaling(&mut rope, self.context_length)?;
         rope.refuse_others()?;
-        Ok(RopeConfig { theta, rotated_channels: self.rotated_channels(partial), scaling })
-    }
-
-    /// A share of the head, rounded down. One that makes no sense becomes a number that is refused.
-    fn rotated_channels(&self, partial: Option<f32>) -> Option<usize> {
-        let partial = partial.filter(|&partial| partial != 1.0)?;
-        Some((self.head_dim as f64 * f64::from(partial)) as usize)
+        Ok(RopeConfig { theta, rotated_channels: None, scaling })
     }
 }
 

@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use minijinja::value::{Kwargs, Rest, StringInput, ValueOrKwargs, from_args};
+use minijinja::value::{Kwargs, Rest, StringInput, ValueKind, ValueOrKwargs, from_args};
 use minijinja::{Environment, Error, State, Value, filters, functions, tests};
 use minijinja_contrib::globals::{cycler, joiner};
 
@@ -267,12 +267,21 @@ fn add_tests(environment: &mut Environment) {
         });
     }
     type Reading = fn(&Value) -> bool;
-    let reading: [(&str, Reading); 3] =
-        [("lower", tests::is_lower), ("upper", tests::is_upper), ("iterable", tests::is_iterable)];
+    let reading: [(&str, Reading); 2] = [("lower", tests::is_lower), ("upper", tests::is_upper)];
     for (name, test) in reading {
         environment.add_test(name, move |state: &State, value: &Value| {
             cost::read(state, value)?;
             Ok::<_, Error>(test(value))
         });
     }
+    // As Jinja has them: a text and a dictionary are sequences, what is not defined is an empty one, and none is nothing.
+    let holds = |value: &Value| match value.kind() {
+        ValueKind::Undefined | ValueKind::String | ValueKind::Seq | ValueKind::Map => true,
+        // A range.
+        ValueKind::Iterable => value.len().is_some(),
+        _ => false,
+    };
+    environment.add_test("sequence", move |value: &Value| holds(value));
+    environment
+        .add_test("iterable", move |value: &Value| holds(value) || value.kind() == ValueKind::Iterable);
 }
