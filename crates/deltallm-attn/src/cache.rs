@@ -350,7 +350,10 @@ impl HybridHead {
     pub(crate) fn drop_coded(&mut self, first: usize, charge: &mut Reservation) {
         let CodedTokens { keys, values, sinks } = &mut self.coded;
         keys.drop_before(first, charge);
-        sinks.rows_mut().chain([values]).for_each(|rows| rows.drop_before(first, charge));
+        values.drop_before(first, charge);
+        // Earlier queries, which may come again, see as sinks what is still held.
+        let held = values.first();
+        sinks.rows_mut().for_each(|rows| rows.drop_before(held, charge));
     }
 
     /// Codes tokens of a cache that has no codes, those before `end`, and drops their exact copies. The cache must be one that

@@ -120,9 +120,9 @@ impl DenseAttention {
         }
     }
 
-    /// Drops what no later query attends to.
+    /// Drops what neither the latest query nor a later one attends to.
     fn trim(&mut self) {
-        let first = self.options.mask.first_key(self.len());
+        let first = self.options.mask.first_key(self.len().saturating_sub(1));
         self.caches_mut().for_each(|HeadCache { rows, charge }| rows.drop_before(first, charge));
     }
 

@@ -444,7 +444,8 @@ impl HybridAttention {
     /// Drops exact copies that no later query can need, and what none attends to.
     fn trim(&mut self) {
         let len = self.len();
-        let seen = self.options.mask.first_key(len);
+        // The latest query may come again.
+        let seen = self.options.mask.first_key(len.saturating_sub(1));
         if self.uncoded {
             return self.accounts().for_each(|(head, charge)| head.drop_exact(seen, charge));
         }

@@ -22,8 +22,8 @@ pub trait AttentionKernel: Send {
     /// being asked for anything. So a cache that another kernel has filled moves over in one call.
     ///
     /// `k` and `v` may have no tokens at all: then nothing is appended, and the queries are those of the last tokens in the cache. So
-    /// a layer attends to the cache of another one. What has been dropped or coded since is not seen as it was; within a
-    /// [step](Self::begin_step) it is.
+    /// a layer attends to the cache of another one. What has been coded since is not seen as it was, and
+    /// of what only earlier queries than the last attend to some may have been dropped; within a [step](Self::begin_step) all is as it was.
     ///
     /// # Errors
     /// [`AttentionError`] for wrong shapes, numbers that are not finite or cannot be stored, or an exhausted budget.

@@ -244,6 +244,31 @@ fn a_layer_can_attend_to_the_cache_of_another_one() {
 }
 
 #[test]
+fn the_last_query_sees_again_what_it_saw_whatever_is_dropped_behind_it() {
+    let shape = AttentionShape::new(2, 1, 16).unwrap();
+    let inputs = Inputs::new(shape, 200, 6);
+    for mask in [Mask::SlidingWindow(3), Mask::SlidingWindow(70), Mask::Chunked(5), Mask::Chunked(64)] {
+        for store in KvStore::ALL {
+            for sinks in [0, 1, 4, 70] {
+                let options = options().mask(mask).store(store);
+                let config =
+                    HybridConfig::new(ThresholdPolicy::Uniform(0.3)).exact_sinks(sinks).options(options);
+                let config = config.exact_window(ExactWindow::Sliding(2)).codes_from(0);
+                let mut kernel = HybridAttention::new(shape, config).unwrap();
+                for end in 1..=200 {
+                    let out = inputs.call(&mut kernel, end).unwrap();
+                    let again = attend_again(&mut kernel, &inputs, 1).unwrap();
+                    assert!(
+                        out.iter().zip(&again).all(|(a, b)| (a - b).abs() < 0.5),
+                        "{mask}, {store}, {sinks} sinks, {end} tokens: {out:?} {again:?}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn a_batch_is_its_sequences_one_by_one() {
     let shape = AttentionShape::new(4, 2, 16).unwrap().with_value_dim(24).unwrap();
     let inputs = Inputs::new(shape, 100, 4);

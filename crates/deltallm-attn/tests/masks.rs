@@ -167,6 +167,21 @@ fn a_layer_holds_its_window_and_a_page_whatever_the_context() {
 }
 
 #[test]
+fn a_plan_knows_what_is_dropped() {
+    let inputs = Inputs::new(shape(), 700, 8);
+    for span in [1, 64, 100, 512] {
+        let options = AttentionOptions::default().isa(isa()).mask(Mask::SlidingWindow(span));
+        let mut kernel = DenseAttention::new(shape(), options).unwrap();
+        let plan = CachePlan::new(1, 32, KvStore::F16, KeyPlan::Dense).attended(span);
+        for end in 1..=700 {
+            inputs.call(&mut kernel, end).unwrap();
+            let (held, planned) = (kernel.footprint(), plan.footprint(end));
+            assert_eq!((held.keys, held.values), (planned.keys, planned.values), "{span}, {end} tokens");
+        }
+    }
+}
+
+#[test]
 fn no_cache_under_a_mask_that_quantises_is_larger_than_one_in_f16() {
     let inputs = Inputs::new(shape(), 1200, 2);
     for span in [1, 40, 64, 100, 256, 257, 300, 321, 512, 700] {

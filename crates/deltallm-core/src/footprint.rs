@@ -142,7 +142,7 @@ impl CachePlan {
         if tokens == 0 {
             return Footprint::default();
         }
-        let dropped = self.attended.map_or(0, |most| tokens.saturating_add(1).saturating_sub(most));
+        let dropped = self.attended.map_or(0, |most| tokens.saturating_sub(most));
         // Whole pages and blocks are dropped.
         let held = tokens - (dropped / BLOCK_TOKENS * BLOCK_TOKENS).min(tokens);
         let format = RowFormat::of(self.store);
@@ -225,8 +225,8 @@ impl CachePlan {
         // Before a page is dropped, the window can touch one more than it fills.
         let most = tokens.div_ceil(page).min((window - 1).div_ceil(page) + 1);
         let sink_page = Self::sink_page_tokens(sinks);
-        let dropped =
-            self.attended.is_some_and(|most| tokens.saturating_add(1).saturating_sub(most) >= sinks);
+        let dropped = self.attended.map_or(0, |most| tokens.saturating_sub(most));
+        let dropped = dropped / BLOCK_TOKENS * BLOCK_TOKENS >= sinks;
         let sinks = if dropped { 0 } else { sinks.min(self.coded(tokens, window)).div_ceil(sink_page) };
         let of = |channels| {
             let rows = |page_tokens| Layout { channels, format, page_tokens };
