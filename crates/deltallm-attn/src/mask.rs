@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use crate::AttentionError;
 
-/// Which keys a query attends to. What no later query attends to is dropped from the cache, so a layer that looks back 512
+/// Which keys a query attends to. What the latest query and later ones do not attend to is dropped from the cache, so a layer that looks back 512
 /// tokens holds no more than these and the page that they begin in, whatever the context.
 ///
 /// Not to be confused with the [window](crate::ExactWindow) of hybrid attention, which says what of it is attended *exactly*.
