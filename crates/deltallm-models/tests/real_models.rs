@@ -9,7 +9,8 @@ use std::path::Path;
 
 use common::{
     files::fixture,
-    models::{argmax, dense_kernels, load_model},
+    models::{dense_kernels, load_model},
+    published::{Case, assert_cases},
 };
 use deltallm_models::{LinearForm, LogitRows, Model, ModelFile, Tokenizer};
 use serde::Deserialize;
@@ -27,16 +28,6 @@ struct Goldens {
     cases: Vec<Case>,
     windows: Vec<Window>,
     texts: Vec<Text>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: String,
-    tokens: Vec<u32>,
-    greedy: Vec<u32>,
-    argmax: u32,
-    max: f32,
-    logits: Vec<f32>,
 }
 
 /// Tokens, and the mean over all but the first of the negative logarithm of their probability.
@@ -66,24 +57,7 @@ fn files() -> impl Iterator<Item = (&'static str, ModelFile, Goldens)> {
 fn logits_greedy_text_and_perplexity_equal_transformers() {
     for (name, file, goldens) in files() {
         let model = load_model(file).unwrap();
-        let mut worst = 0.0_f32;
-        for case in &goldens.cases {
-            let mut kernels = dense_kernels(&model);
-            let logits = model.forward(&case.tokens, &mut kernels, LogitRows::Last).unwrap();
-            let off = case.logits.iter().zip(logits.iter().step_by(goldens.stride));
-            let off = off.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-            let start: String = case.prompt.chars().take(30).collect();
-            println!("{name}, {start:?}...: {} tokens, logits off by at most {off:.1e}", case.tokens.len());
-            worst = worst.max(off);
-            let mut next = argmax(logits.row(0));
-            assert_eq!(next, case.argmax);
-            assert!((logits[[0, next as usize]] - case.max).abs() <= 2e-3);
-            for expected in &case.greedy {
-                assert_eq!(next, *expected, "{name}");
-                next = argmax(model.forward(&[next], &mut kernels, LogitRows::Last).unwrap().row(0));
-            }
-        }
-        assert!(worst <= 2e-3, "{name}: logits off by {worst:e}");
+        assert_cases(name, &model, goldens.stride, &goldens.cases);
         for window in &goldens.windows {
             let got = mean_nll(&model, &window.tokens);
             let off = (got - window.mean_nll).exp() - 1.0;

@@ -7,6 +7,7 @@ mod common;
 use common::{
     files::fixture,
     models::{argmax, dense_kernels, load_model},
+    published::{Case, assert_cases},
 };
 use deltallm_models::{LinearForm, LogitRows, Model, ModelFile};
 use serde::Deserialize;
@@ -16,16 +17,6 @@ struct Goldens {
     /// Logits are given for every so many ids.
     stride: usize,
     cases: Vec<Case>,
-}
-
-#[derive(Deserialize)]
-struct Case {
-    prompt: String,
-    tokens: Vec<u32>,
-    greedy: Vec<u32>,
-    argmax: u32,
-    max: f32,
-    logits: Vec<f32>,
 }
 
 fn goldens() -> Goldens {
@@ -43,24 +34,7 @@ fn model(form: LinearForm) -> Model {
 fn logits_and_greedy_text_equal_transformers() {
     let model = model(LinearForm::F32);
     let goldens = goldens();
-    let mut worst = 0.0_f32;
-    for case in &goldens.cases {
-        let mut kernels = dense_kernels(&model);
-        let logits = model.forward(&case.tokens, &mut kernels, LogitRows::Last).unwrap();
-        let off = case.logits.iter().zip(logits.iter().step_by(goldens.stride));
-        let off = off.map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        let start: String = case.prompt.chars().take(30).collect();
-        println!("{start:?}...: {} tokens, logits off by at most {off:.1e}", case.tokens.len());
-        worst = worst.max(off);
-        let mut next = argmax(logits.row(0));
-        assert_eq!(next, case.argmax);
-        assert!((logits[[0, next as usize]] - case.max).abs() <= 2e-3);
-        for expected in &case.greedy {
-            assert_eq!(next, *expected);
-            next = argmax(model.forward(&[next], &mut kernels, LogitRows::Last).unwrap().row(0));
-        }
-    }
-    assert!(worst <= 2e-3, "logits off by {worst:e}");
+    assert_cases("SmolLM2", &model, goldens.stride, &goldens.cases);
 }
 
 /// With packed weights the inputs of all linear layers are rounded to 8 bits. The text may part from the exact one only where

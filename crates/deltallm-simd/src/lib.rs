@@ -16,10 +16,9 @@ pub mod convert;
 pub mod dot;
 mod isa;
 pub mod math;
-pub mod prefetch;
 pub mod tuning;
 pub mod weight_order;
 
-pub use arch::features;
+pub use arch::{features, prefetch};
 pub use fearless_simd;
 pub use isa::{Isa, IsaError};

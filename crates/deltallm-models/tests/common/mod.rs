@@ -8,5 +8,6 @@ pub(crate) mod gguf_writer;
 pub(crate) mod models;
 #[cfg(all(feature = "gguf", feature = "safetensors"))]
 pub(crate) mod parameters;
+pub(crate) mod published;
 #[cfg(all(feature = "gguf", feature = "safetensors"))]
 pub(crate) mod tiny;

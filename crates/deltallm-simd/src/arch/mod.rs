@@ -3,6 +3,7 @@
 #[cfg(target_arch = "aarch64")]
 mod arm;
 pub mod features;
+pub mod prefetch;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
