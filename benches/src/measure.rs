@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use anyhow::Context;
-use deltallm::{AttentionOptions, AttentionShape, HeadsViewMut, attend_dense};
+use deltallm::{AttentionOptions, AttentionShape, HeadsViewMut, Mask, attend_dense};
 
 use crate::Inputs;
 use crate::peak::Peak;
@@ -31,13 +31,15 @@ impl Plan {
         self.n - needed.clamp(1, (self.n / 8).max(1))..self.n
     }
 
-    /// Multiply-adds of dense attention in one layer: two products, causal pairs only. In decoding, of one token on average.
-    fn multiply_adds(&self, shape: AttentionShape) -> f64 {
+    /// Multiply-adds of dense attention in one layer: two products, of the pairs that its mask allows. In decoding, of one token on
+    /// average.
+    fn multiply_adds(&self, shape: AttentionShape, mask: Mask) -> f64 {
         let (positions, runs) = match self.phase {
             Phase::Prefill => (0..self.n, 1),
             Phase::Decode => (self.decoded(), self.decoded().len()),
         };
-        let pairs = positions.map(|position| position + 1).sum::<usize>() as f64 / runs as f64;
+        let pairs = positions.map(|position| position + 1 - mask.first_key(position)).sum::<usize>() as f64
+            / runs as f64;
         pairs * (2 * shape.heads() * shape.head_dim()) as f64
     }
 }
@@ -115,7 +117,8 @@ pub fn measure(
     for (measured, subject) in measured.iter_mut().zip(subjects) {
         measured.counts = subject.attention.counts();
     }
-    let multiply_adds = plan.multiply_adds(inputs.shape) * inputs.layers as f64;
+    let masks = (0..inputs.layers).map(|layer| inputs.context.mask(layer));
+    let multiply_adds = masks.map(|mask| plan.multiply_adds(inputs.shape(), mask)).sum();
     Ok(Results { subjects: measured, peak: median(&peaks[1..]), multiply_adds })
 }
 
@@ -190,7 +193,7 @@ impl Rounds<'_, '_> {
         if round > subject.rounds {
             return Ok(());
         }
-        let row = self.inputs.shape.heads() * self.inputs.shape.head_dim();
+        let row = self.inputs.shape().heads() * self.inputs.shape().head_dim();
         self.out.clear();
         self.out.resize(tokens.len() * row, 0.0);
         let n = self.plan.n;
@@ -250,11 +253,11 @@ fn places(inputs: &Inputs) -> impl Iterator<Item = Place> {
 /// Dense attention of `tokens` to all up to the last of them.
 fn reference(inputs: &Inputs, place: Place, tokens: Range<usize>) -> anyhow::Result<Vec<f32>> {
     let layer = &inputs.windows[place.window][place.layer];
-    let dims = [tokens.len(), inputs.shape.heads(), inputs.shape.head_dim()];
+    let dims = [tokens.len(), inputs.shape().heads(), inputs.shape().head_dim()];
     let mut out = vec![0.0; dims.iter().product()];
     let (k, v) = (layer.k(0..tokens.end), layer.v(0..tokens.end));
-    let options = AttentionOptions::default();
-    attend_dense(inputs.shape, &options, layer.q(tokens), k, v, HeadsViewMut::new(&mut out, dims)?)?;
+    let options = AttentionOptions::default().mask(inputs.context.mask(place.layer));
+    attend_dense(inputs.shape(), &options, layer.q(tokens), k, v, HeadsViewMut::new(&mut out, dims)?)?;
     Ok(out)
 }
 

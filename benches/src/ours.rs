@@ -67,7 +67,7 @@ impl<'a> Decode<'a> {
     /// A failing kernel.
     pub fn new(make: &Make, inputs: &'a Inputs, tokens: usize) -> anyhow::Result<Self> {
         let mut kernels = HashMap::new();
-        let mut out = vec![0.0; tokens * inputs.shape.heads() * inputs.shape.head_dim()];
+        let mut out = vec![0.0; tokens * inputs.shape().heads() * inputs.shape().head_dim()];
         for window in 0..inputs.windows.len() {
             for layer in 0..inputs.layers {
                 let (place, mut kernel) = (Place { window, layer }, make(layer)?);
@@ -119,7 +119,7 @@ fn forward(
 ) -> anyhow::Result<f64> {
     let layer = &inputs.windows[place.window][place.layer];
     let (q, k, v) = (layer.q(tokens.clone()), layer.k(tokens.clone()), layer.v(tokens.clone()));
-    let out = HeadsViewMut::new(out, [tokens.len(), inputs.shape.heads(), inputs.shape.head_dim()])?;
+    let out = HeadsViewMut::new(out, [tokens.len(), inputs.shape().heads(), inputs.shape().head_dim()])?;
     let start = Instant::now();
     kernel.forward_heads(q, k, v, out)?;
     Ok(start.elapsed().as_secs_f64())

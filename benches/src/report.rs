@@ -100,7 +100,7 @@ pub fn rows(inputs: &Inputs, plan: &Plan, results: &Results, level: &str, thread
         results.subjects.iter().map(|subject| Summary::of(&subject.seconds())).collect();
     let dense = results.subjects.iter().position(|subject| subject.name == baseline(plan.phase));
     let dense = dense.map_or(f64::NAN, |dense| summaries[dense].median);
-    let shape: AttentionShape = inputs.shape;
+    let shape: AttentionShape = inputs.shape();
     let row = |(subject, time): (&crate::measure::Measured, &Summary)| Row {
         input: inputs.name.clone(),
         phase: plan.phase,

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context;
-use deltallm::{Isa, KernelContext};
+use deltallm::Isa;
 use deltallm_benches::args::{Args, CANDLE};
 use deltallm_benches::measure::Plan;
 use deltallm_benches::peak::Peak;
@@ -71,7 +71,7 @@ fn subjects<'a>(
     torch: Option<&'a mut Torch>,
     notes: &mut Vec<String>,
 ) -> anyhow::Result<Vec<Subject<'a>>> {
-    let context = KernelContext::new(inputs.shape).isa(Isa::from_env()?).parallel(args.threads > 1);
+    let context = inputs.context.clone().isa(Isa::from_env()?).parallel(args.threads > 1);
     let spec = inputs.spec_for(plan.phase, plan.n)?;
     let mut subjects = Vec::new();
     for variant in OURS {
@@ -92,14 +92,18 @@ fn subjects<'a>(
         }
     }
     if let Some(torch) = torch {
-        let attention = Box::new(Sdpa { torch, shape: inputs.shape });
+        anyhow::ensure!(
+            inputs.is_causal(),
+            "--torch: expected a model whose layers are causal, got one with other masks"
+        );
+        let attention = Box::new(Sdpa { torch, shape: inputs.shape() });
         subjects.push(Subject { name: "torch-sdpa", attention, rounds, tolerance: None, compared: false });
     }
     Ok(subjects)
 }
 
 fn print_header(report: &Report, inputs: &Inputs) {
-    let shape = inputs.shape;
+    let shape = inputs.shape();
     println!(
         "machine      {}; {}; level {}, {} threads",
         report.cpu, report.date, report.level, report.threads

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use anyhow::Context;
 use deltallm::models::{LogitRows, Model};
 use deltallm::{AttentionOptions, DenseAttention, KvStore};
-use deltallm_cli::{LoadedModel, Progress, windows};
+use deltallm_cli::{LoadedModel, Progress};
 use ndarray::ArrayView3;
 
 use crate::{Inputs, Layer, settings::SettingsArgs};
@@ -27,13 +27,13 @@ pub fn capture(
         tokens <= context,
         "--n: expected lengths of at most {context}, the model's context, got {tokens}"
     );
-    let ids = model.encode(text)?;
-    let cut = windows(&ids, tokens, Some(count));
+    let ids = model.encode_windows(text)?;
+    let cut = ids.windows(tokens, count);
     anyhow::ensure!(
         cut.len() == count,
         "--text: expected at least {count} windows of {tokens} tokens, got a text of {} tokens; use a longer text, or smaller --n \
          or --windows",
-        ids.len()
+        ids.tokens()
     );
     let (description, spec) = settings.for_model(&model.graph)?;
     let mut progress = Progress::new("capturing");
@@ -44,7 +44,7 @@ pub fn capture(
     }
     Ok(Inputs {
         name: format!("captured {}", model.name),
-        shape: model.graph.attention_shape(),
+        context: model.graph.kernel_context(),
         windows: captured,
         layers: model.graph.config().layers,
         spec,
@@ -56,9 +56,9 @@ pub fn capture(
 fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let shape = model.attention_shape();
     let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
-    let layers = 0..model.config().layers;
-    let mut kernels =
-        layers.map(|_| DenseAttention::new(shape, options.clone())).collect::<Result<Vec<_>, _>>()?;
+    let kernels = (0..model.config().layers)
+        .map(|layer| DenseAttention::new(shape, options.clone().mask(model.config().mask(layer))));
+    let mut kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut captured = Vec::new();
     let owned = |x: ArrayView3<f32>| x.iter().copied().collect();
     model

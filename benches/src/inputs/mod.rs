@@ -8,7 +8,7 @@ pub mod synthetic;
 
 use std::rc::Rc;
 
-use deltallm::{AttentionShape, KernelContext, KernelSpec, SpecOverrides};
+use deltallm::{AttentionShape, KernelContext, KernelSpec, Mask, SpecOverrides};
 pub use layer::Layer;
 
 use crate::subject::Phase;
@@ -18,8 +18,8 @@ use crate::subject::Phase;
 pub struct Inputs {
     /// Where they come from.
     pub name: String,
-    /// Head counts, the same in every layer.
-    pub shape: AttentionShape,
+    /// Heads, the same in every layer, and what each layer's queries attend to.
+    pub context: KernelContext,
     /// Windows, each with its layers.
     pub windows: Vec<Vec<Rc<Layer>>>,
     /// Layers of a window.
@@ -33,12 +33,22 @@ pub struct Inputs {
 }
 
 impl Inputs {
+    /// Head counts of every layer.
+    pub fn shape(&self) -> AttentionShape {
+        self.context.shape
+    }
+
+    /// Whether all layers are causal and look back as far as the text goes.
+    pub fn is_causal(&self) -> bool {
+        (0..self.layers).all(|layer| self.context.mask(layer) == Mask::Causal)
+    }
+
     /// The settings for a length.
     ///
     /// # Errors
     /// For settings that a kernel refuses.
     pub fn spec_for(&self, phase: Phase, n: usize) -> anyhow::Result<KernelSpec> {
-        let first = self.values_skipped.zip(self.spec.hybrid_config(0, &KernelContext::new(self.shape)));
+        let first = self.values_skipped.zip(self.spec.hybrid_config(0, &self.context));
         let Some((share, config)) = first else { return Ok(self.spec.clone()) };
         let margin = margin::margin(&self.windows[0][0], &config, share, phase, n)?;
         Ok(self.spec.clone().with(&SpecOverrides::default().skip_margin(Some(Some(margin)))))

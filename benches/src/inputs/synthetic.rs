@@ -10,7 +10,7 @@
 use std::rc::Rc;
 
 use deltallm::core::DeltaEncoder;
-use deltallm::{AttentionShape, ElementType};
+use deltallm::{AttentionShape, ElementType, KernelContext};
 use deltallm_testing::Random;
 
 use super::shapes::NamedShape;
@@ -50,7 +50,7 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
     let layer = Rc::new(layer);
     Ok(Inputs {
         name: format!("synthetic {}", request.shape.name),
-        shape,
+        context: KernelContext::new(shape),
         windows: vec![vec![layer; request.layers]],
         layers: request.layers,
         spec,
@@ -123,7 +123,6 @@ fn zeros(layer: &Layer, theta: f32) -> anyhow::Result<f64> {
 
 #[cfg(test)]
 mod tests {
-    use deltallm::KernelContext;
 
     use super::*;
     use crate::{measure, measure::Plan, peak::Peak, subject::Phase, variants::OURS};
@@ -150,9 +149,8 @@ mod tests {
         for phase in [Phase::Prefill, Phase::Decode] {
             let plan = Plan { phase, n: 700, repetitions: 1, steps: 8 };
             let hybrid = OURS.iter().find(|variant| variant.name == "hybrid-f32").unwrap();
-            let context = KernelContext::new(inputs.shape);
             let spec = inputs.spec_for(phase, plan.n).unwrap();
-            let mut subjects = [hybrid.subject(&inputs, &context, &plan, &spec).unwrap()];
+            let mut subjects = [hybrid.subject(&inputs, &inputs.context, &plan, &spec).unwrap()];
             let peak = Peak::new(deltallm::Isa::best(), 1);
             let results = measure(&mut subjects, &inputs, &plan, &peak, &mut |_| ()).unwrap();
             let got = results.subjects[0].counts.unwrap().sparsity.values_skipped();

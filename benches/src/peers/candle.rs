@@ -47,9 +47,13 @@ struct Tensors {
 }
 
 impl Path {
-    /// Why the path cannot take a prefill of `n` tokens, if it cannot.
+    /// Why the path cannot take these inputs, or a prefill of `n` tokens, if it cannot.
     pub fn refuses(self, inputs: &Inputs, phase: Phase, n: usize) -> Option<String> {
-        let bytes = inputs.shape.heads().saturating_mul(n).saturating_mul(n).saturating_mul(size_of::<f32>());
+        if !inputs.is_causal() {
+            return Some("candle is left out: not all layers of the model are causal".to_owned());
+        }
+        let bytes =
+            inputs.shape().heads().saturating_mul(n).saturating_mul(n).saturating_mul(size_of::<f32>());
         let refused = self == Self::MatMul && phase == Phase::Prefill && bytes > MOST_SCORE_BYTES;
         refused.then(|| {
             format!(
@@ -102,7 +106,7 @@ impl<'a> Candle<'a> {
     }
 
     fn scale(&self) -> f64 {
-        1.0 / (self.inputs.shape.head_dim() as f64).sqrt()
+        1.0 / (self.inputs.shape().head_dim() as f64).sqrt()
     }
 }
 

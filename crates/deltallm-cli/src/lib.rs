@@ -47,8 +47,7 @@ pub use kernels::{
 };
 #[doc(hidden)]
 pub use measure::{
-    Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, score_rows, windows,
-    windows_with_beginning,
+    Comparison, HeldOutText, MakeKernel, Measured, Perplexity, TokenScore, WindowedText, score_rows,
 };
 #[doc(hidden)]
 pub use model::{LoadedModel, ModelProfile};

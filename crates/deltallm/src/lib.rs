@@ -83,7 +83,7 @@ pub use deltallm_models as models;
 pub use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionProfile, AttentionShape, DeltaAttention,
     DenseAttention, ExactWindow, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, IsaError,
-    KernelContext, KernelKind, KernelSpec, KernelWrapper, LayerSpec, PaperRule, Precision, SkipMargin,
+    KernelContext, KernelKind, KernelSpec, KernelWrapper, LayerSpec, Mask, PaperRule, Precision, SkipMargin,
     SpecError, SpecOverrides, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{

@@ -1,6 +1,6 @@
 //! From what a model's attention sees to settings for it.
 
-use std::{collections::BTreeMap, error::Error};
+use std::{collections::BTreeMap, error::Error, sync::Arc};
 
 use deltallm_core::ElementType;
 use ndarray::{Array3, ArrayView2, ArrayView3};
@@ -15,7 +15,7 @@ use super::{
     search::{Search, runs},
     sensitivity::Sensitivity,
 };
-use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, arrays::with_view};
+use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, Mask, arrays::with_view};
 
 /// Every so many queries of the calibration text one is looked at: neighbours say much the same.
 const QUERY_STRIDE: usize = 2;
@@ -67,6 +67,8 @@ pub struct Calibrator {
     shape: AttentionShape,
     layers: usize,
     request: CalibrationRequest,
+    /// What the layers' queries attend to; those beyond the list are causal.
+    masks: Arc<[Mask]>,
     /// Layers that have been shown.
     seen: BTreeMap<usize, Seen>,
     /// Tokens of the longest window.
@@ -95,7 +97,14 @@ impl Calibrator {
             let (input, dimension) = ("model", "layers (at least)");
             return Err(AttentionError::Shape { input, dimension, expected: 1, got: 0 }.into());
         }
-        Ok(Self { shape, layers, request, seen: BTreeMap::new(), context: 0 })
+        Ok(Self { shape, layers, request, masks: Arc::default(), seen: BTreeMap::new(), context: 0 })
+    }
+
+    /// Sets what the queries of each layer attend to, as [`KernelContext::masks`](crate::KernelContext::masks) has it. Say so before
+    /// the first window is shown.
+    #[must_use]
+    pub fn masks(self, masks: impl Into<Arc<[Mask]>>) -> Self {
+        Self { masks: masks.into(), ..self }
     }
 
     /// Gives the output projection of a layer, `[hidden_size, heads * head_dim]`: what it does to the heads' outputs says how
@@ -190,7 +199,7 @@ impl Calibrator {
         mut score: impl FnMut(&KernelSpec) -> Result<Score, E>,
     ) -> Result<Calibrated, CalibrationError> {
         self.check_seen()?;
-        let Self { shape, layers, request, seen, context } = self;
+        let Self { shape, layers, request, masks: _, seen, context } = self;
         let tokens = seen.values().next().map_or(0, |seen| seen.sensitivity.tokens());
         let measured = seen.into_values().map(|seen| (seen.sensitivity.finish(), seen.curves));
         let allocation = Allocation::new(measured.collect())?;
@@ -205,11 +214,12 @@ impl Calibrator {
             return Err(CalibrationError::Layer { expected: self.layers, got: layer });
         }
         let (shape, request) = (self.shape, &self.request);
+        let mask = self.masks.get(layer).copied().unwrap_or_default();
         Ok(self.seen.entry(layer).or_insert_with(|| {
             let scale = request.scale.unwrap_or_else(|| 1.0 / (shape.head_dim() as f32).sqrt());
             let exact = [request.exact_window, request.exact_sinks];
             Seen {
-                sensitivity: Sensitivity::new(shape, scale, request.softcap, exact, QUERY_STRIDE),
+                sensitivity: Sensitivity::new(shape, scale, request.softcap, mask, exact, QUERY_STRIDE),
                 curves: RateCurves::new(),
             }
         }))

@@ -3,7 +3,7 @@
 use ndarray::{Array2, ArrayView2, ArrayView3, Axis, Slice, Zip};
 
 use super::parallel::map;
-use crate::{AttentionError, AttentionShape};
+use crate::{AttentionError, AttentionShape, Mask};
 
 /// Queries whose probabilities are in memory at a time.
 const QUERY_ROWS: usize = 128;
@@ -18,6 +18,7 @@ pub(super) struct Sensitivity {
     shape: AttentionShape,
     scale: f32,
     softcap: Option<f32>,
+    mask: Mask,
     window: usize,
     sinks: usize,
     /// Every so many queries one is looked at.
@@ -44,12 +45,13 @@ struct HeadSums {
 }
 
 impl Sensitivity {
-    /// For a layer that is seen with a sliding window of `window` keys and `sinks` sinks. Every `stride`-th query (at least 1) is
+    /// For a layer that is seen with an exact window of `window` keys and `sinks` exact sinks. Every `stride`-th query (at least 1) is
     /// looked at.
     pub(super) fn new(
         shape: AttentionShape,
         scale: f32,
         softcap: Option<f32>,
+        mask: Mask,
         [window, sinks]: [usize; 2],
         stride: usize,
     ) -> Self {
@@ -57,6 +59,7 @@ impl Sensitivity {
             shape,
             scale,
             softcap,
+            mask,
             window,
             sinks,
             stride: stride.max(1),
@@ -155,7 +158,7 @@ impl Sensitivity {
         let rows: Vec<usize> = (first..tokens).step_by(self.stride).collect();
         let (queries, mut outputs) = (rows.len(), 0.0);
         for rows in rows.chunks(QUERY_ROWS) {
-            let seen = Slice::from(..rows[rows.len() - 1] + 1);
+            let seen = Slice::from(..self.mask.end(rows[rows.len() - 1], tokens));
             let q = q.select(Axis(0), rows);
             let mut p = q.dot(&k.slice_axis(Axis(0), seen).t());
             for (mut p, &position) in p.outer_iter_mut().zip(rows) {
@@ -168,7 +171,7 @@ impl Sensitivity {
             Zip::from(p.rows()).and(cross.rows()).and(&own).and(q.rows()).and(rows).for_each(
                 |p, cross, own, q, &position| {
                     let mut far = 0.0_f64;
-                    for t in self.sinks..position + 1 - self.window {
+                    for t in self.sinks.max(self.mask.first_key(position))..position + 1 - self.window {
                         far += f64::from(p[t] * p[t] * (norms[t] - 2.0 * cross[t] + own).max(0.0));
                     }
                     for (sum, q) in sums.iter_mut().zip(q) {
@@ -180,9 +183,12 @@ impl Sensitivity {
         HeadSums { channels: sums, outputs, queries }
     }
 
-    /// Turns the products `q . k` of the query at `position` into probabilities; later keys get none.
+    /// Turns the products `q . k` of the query at `position` into probabilities; keys that it does not attend to get none.
     fn softmax(&self, row: &mut [f32], position: usize) {
-        let (seen, later) = row.split_at_mut(position + 1);
+        let end = self.mask.end(position, row.len());
+        let (row, later) = row.split_at_mut(end);
+        let (earlier, seen) = row.split_at_mut(self.mask.first_key(position));
+        earlier.fill(0.0);
         later.fill(0.0);
         for x in seen.iter_mut() {
             *x *= self.scale;
@@ -228,12 +234,17 @@ mod tests {
     use super::*;
 
     fn sensitivity(shape: AttentionShape, exact: [usize; 2], stride: usize) -> Sensitivity {
-        Sensitivity::new(shape, 1.0 / (shape.head_dim() as f32).sqrt(), None, exact, stride)
+        masked(shape, Mask::Causal, exact, stride)
+    }
+
+    fn masked(shape: AttentionShape, mask: Mask, exact: [usize; 2], stride: usize) -> Sensitivity {
+        Sensitivity::new(shape, 1.0 / (shape.head_dim() as f32).sqrt(), None, mask, exact, stride)
     }
 
     /// Equations 9 and 10 in plain f64 loops: `[kv_heads * head_dim]`.
     fn plain(
         shape: AttentionShape,
+        mask: Mask,
         [window, sinks]: [usize; 2],
         stride: usize,
         (q, k, v): (&Array3<f32>, &Array3<f32>, &Array3<f32>),
@@ -249,11 +260,13 @@ mod tests {
                     (0..d).map(|j| f64::from(q[[m, head, j]]) * f64::from(k[[t, kv, j]])).sum::<f64>()
                         / (d as f64).sqrt()
                 };
-                let weights: Vec<f64> = (0..=m).map(|t| dot(t).exp()).collect();
+                let attended = mask.first_key(m)..mask.end(m, n);
+                let weight = |t: usize| if attended.contains(&t) { dot(t).exp() } else { 0.0 };
+                let weights: Vec<f64> = (0..n).map(weight).collect();
                 let total: f64 = weights.iter().sum();
                 let p: Vec<f64> = weights.iter().map(|w| w / total).collect();
                 let mean: Vec<f64> =
-                    (0..d).map(|j| (0..=m).map(|t| p[t] * f64::from(v[[t, kv, j]])).sum()).collect();
+                    (0..d).map(|j| (0..n).map(|t| p[t] * f64::from(v[[t, kv, j]])).sum()).collect();
                 for t in sinks..m + 1 - window {
                     let moved: f64 = wo
                         .outer_iter()
@@ -287,16 +300,23 @@ mod tests {
         let (q, k, v) = (heads(4) * 3.0, heads(2), heads(2));
         let mut rows = |rows, columns| Array2::from_shape_simple_fn((rows, columns), || random.number());
         let (wo, residual) = (rows(20, 32), rows(n, 20));
-        for (exact, stride) in [([10, 2], 1), ([1, 0], 3), ([290, 4], 2)] {
-            let mut sensitivity = sensitivity(shape, exact, stride);
+        for (mask, exact, stride) in [
+            (Mask::Causal, [10, 2], 1),
+            (Mask::Causal, [1, 0], 3),
+            (Mask::Causal, [290, 4], 2),
+            (Mask::SlidingWindow(40), [10, 2], 1),
+            (Mask::Chunked(50), [10, 2], 2),
+            (Mask::Bidirectional, [10, 2], 1),
+        ] {
+            let mut sensitivity = masked(shape, mask, exact, stride);
             sensitivity.set_output(wo.view()).unwrap();
             sensitivity.add(q.view(), k.view(), v.view()).unwrap();
             sensitivity.add_residual(residual.view());
             let got = sensitivity.finish();
-            let expected = plain(shape, exact, stride, (&q, &k, &v), &wo, &residual);
+            let expected = plain(shape, mask, exact, stride, (&q, &k, &v), &wo, &residual);
             assert_eq!(got.len(), expected.len());
             let close = |(a, b): (&f64, &f64)| (a - b).abs() <= 1e-4 * b.abs() && *b > 0.0;
-            assert!(got.iter().zip(&expected).all(close), "{exact:?}");
+            assert!(got.iter().zip(&expected).all(close), "{mask}, {exact:?}");
         }
     }
 

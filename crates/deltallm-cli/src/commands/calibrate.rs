@@ -13,8 +13,8 @@ use serde::Serialize;
 
 use crate::args::{MOST, whole};
 use crate::{
-    CommonArgs, HeldOutText, LoadedModel, ModelArgs, Progress, describe_margins, note, print_json, read_text,
-    sha256_hex, windows, write_whole,
+    CommonArgs, HeldOutText, LoadedModel, ModelArgs, Progress, WindowedText, describe_margins, note,
+    print_json, read_text, sha256_hex, write_whole,
 };
 
 /// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model
@@ -103,8 +103,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let text = read_text("--text", &args.text)?;
     let model = args.model.open()?;
     let exact = (args.window as usize).saturating_add(args.sinks as usize);
-    let tokens = model.encode(&text)?;
-    let lengths = lengths(&args, &model, tokens.len(), exact.saturating_add(2))?;
+    let tokens = model.encode_windows(&text)?;
+    let lengths = lengths(&args, &model, tokens.tokens(), exact.saturating_add(2))?;
     let context = lengths[lengths.len() - 1];
     let most = model.graph.config().context_length;
     if let Some(got) = args.exact_prompt.filter(|tokens| *tokens > most) {
@@ -126,7 +126,8 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let exact = AttentionOptions::default().store(args.kv.exact().into()).isa(graph.isa());
 
     let start = Instant::now();
-    let mut calibrator = Calibrator::new(graph.attention_shape(), graph.config().layers, request)?;
+    let mut calibrator = Calibrator::new(graph.attention_shape(), graph.config().layers, request)?
+        .masks(kernels.masks.clone());
     let total = calibration.len() + held_out.len() * (1 + calibrator.runs());
     let (mut progress, mut done) = (Progress::new("calibrating"), 0);
     let mut step = |windows: usize| {
@@ -282,7 +283,7 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
 }
 
 /// The windows to calibrate on and those to hold out.
-fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Vec<&'t [u32]>; 2]> {
+fn cut(args: &Args, text: &WindowedText, context: usize) -> anyhow::Result<[Vec<Vec<u32>>; 2]> {
     let count = |option: &str, tokens: usize| {
         anyhow::ensure!(
             tokens >= context,
@@ -292,16 +293,16 @@ fn cut<'t>(args: &Args, tokens: &'t [u32], context: usize) -> anyhow::Result<[Ve
     };
     let (calibration, held_out) =
         (count("--tokens", args.tokens)?, count("--held-out-tokens", args.held_out_tokens)?);
-    let all = windows(tokens, context, Some(calibration.saturating_add(held_out)));
+    let mut all = text.windows(context, calibration.saturating_add(held_out));
     anyhow::ensure!(
         all.len() == calibration + held_out,
         "--text {}: expected {calibration} windows of {context} tokens to calibrate on and {held_out} to hold out, got a text of \
          {} tokens; use a longer text, or smaller --tokens, --held-out-tokens or --context",
         args.text.display(),
-        tokens.len()
+        text.tokens()
     );
-    let (calibration, held_out) = all.split_at(calibration);
-    Ok([calibration.to_vec(), held_out.to_vec()])
+    let held_out = all.split_off(calibration);
+    Ok([all, held_out])
 }
 
 /// The lengths that are asked for, the shortest first.
@@ -322,14 +323,14 @@ fn lengths(args: &Args, model: &LoadedModel, text: usize, least: usize) -> anyho
 fn verify(
     args: &Args,
     model: &LoadedModel,
-    tokens: &[u32],
+    text: &WindowedText,
     lengths: &[usize],
     found: &Calibrated,
 ) -> anyhow::Result<Vec<Verified>> {
     let graph = &model.graph;
-    let [calibration, held_out] =
-        [args.tokens, args.held_out_tokens].map(|tokens| tokens / found.context * found.context);
-    let (held_out, rest) = tokens[calibration..].split_at(held_out);
+    let [calibration, held_out] = [args.tokens, args.held_out_tokens].map(|tokens| tokens / found.context);
+    let chosen_by = text.behind(calibration, found.context);
+    let rest = chosen_by.behind(held_out, found.context);
     let exact = AttentionOptions::default().store(args.kv.exact().into()).isa(graph.isa());
     // Otherwise short windows would say nothing of the thresholds.
     let all_prompts = SpecOverrides::default().exact_prompt(0);
@@ -338,8 +339,9 @@ fn verify(
     let mut verified = Vec::new();
     for (done, &context) in lengths.iter().enumerate() {
         progress.update(done, lengths.len());
-        let unseen = rest.len() >= context;
-        let text = windows(if unseen { rest } else { held_out }, context, Some(held_out.len() / context));
+        let unseen = rest.tokens() >= context;
+        let windows = (held_out * found.context / context).max(1);
+        let text = if unseen { &rest } else { &chosen_by }.windows(context, windows);
         let dense = HeldOutText::new(graph, &text, &|layer| {
             let options = exact.clone().mask(graph.config().mask(layer));
             Ok(Box::new(DenseAttention::new(graph.attention_shape(), options)?))

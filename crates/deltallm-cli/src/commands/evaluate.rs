@@ -18,7 +18,7 @@ use crate::{
     KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs, ModelProfile,
     Perplexity, Plan, Question, ResumeLog, Resumed, Score, Scored, Setup, SkippedValues, Summary, TaskKind,
     WindowResult, answer_questions, note, print_json, read_dataset, read_text, run_windows, score_examples,
-    score_window, sha256_hex, sum_windows, windows_with_beginning,
+    score_window, sha256_hex, sum_windows,
 };
 
 /// Tokens in a window of perplexity, unless --context says otherwise.
@@ -235,17 +235,13 @@ fn plan<T>(args: &Args, examples: &[T], window: usize) -> Plan {
 }
 
 fn perplexity(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> {
-    let tokens = setup.model.encode(text)?;
-    let context = setup.context;
-    let beginning = setup.model.tokenizer.encode_beginning("")?;
-    let of_text = tokens.get(beginning.len()..).unwrap_or_default();
-    let limit = args.limit.map(|limit| limit as usize);
-    let windows = windows_with_beginning(&beginning, of_text, context, limit);
+    let (tokens, context) = (setup.model.encode_windows(text)?, setup.context);
+    let windows = tokens.windows(context, args.limit.map_or(usize::MAX, |limit| limit as usize));
     ensure!(
         !windows.is_empty(),
         "--data {}: expected at least one window of {context} tokens, got a text of {}; use a longer text or a smaller --context",
         args.data.display(),
-        tokens.len()
+        tokens.tokens()
     );
     let plan = Plan { examples: windows.len(), window: 1, steps: context };
     let results = run_all(args, setup, &sha256_hex(text.as_bytes()), plan, &mut |range, progress| {

@@ -67,12 +67,12 @@ fn draw_method(args: &MethodArgs) -> anyhow::Result<()> {
     let start = text.find(&args.start).context("--start: expected words that stand in the text")?;
     let model = args.model.open()?;
     let kernel = args.kernel.resolve(&model.graph)?.with_all_prompts();
-    let (tokens, context) = (model.encode(&text[start..])?, usize::from(args.tokens));
+    let (tokens, context) = (model.encode_windows(&text[start..])?, usize::from(args.tokens));
     anyhow::ensure!(
-        tokens.len() >= context,
+        tokens.tokens() >= context,
         "--text {}: expected at least {context} tokens from --start on, got {}",
         args.text.display(),
-        tokens.len()
+        tokens.tokens()
     );
     let subject = Subject { model: &model, kernel: &kernel, tokens: &tokens, text: "", context, windows: 1 };
     let (png, summary) = method(&subject, args.choice)?;

@@ -68,7 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         layer: check_index("--layer", "layers", args.layer, model.graph.config().layers)?,
         kv_head: check_index("--head", "kv heads", args.head, model.graph.config().kv_heads)?,
     };
-    let tokens = model.encode(&text)?;
+    let tokens = model.encode_windows(&text)?;
     let subject = Subject {
         model: &model,
         kernel: &kernel,
@@ -79,12 +79,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     };
     let needed = subject.context.saturating_mul(subject.windows);
     anyhow::ensure!(
-        tokens.len() >= needed,
+        tokens.tokens() >= needed,
         "--text {}: expected {} windows of {} tokens, got a text of {}; use a longer text, or smaller --windows or --context",
         args.text.display(),
         subject.windows,
         subject.context,
-        tokens.len()
+        tokens.tokens()
     );
 
     let start = Instant::now();

@@ -31,7 +31,7 @@ impl HeldOutText {
     ///
     /// # Errors
     /// A failing model.
-    pub fn new(model: &Arc<Model>, windows: &[&[u32]], dense: &MakeKernel) -> anyhow::Result<Self> {
+    pub fn new(model: &Arc<Model>, windows: &[Vec<u32>], dense: &MakeKernel) -> anyhow::Result<Self> {
         let (mut text, mut footprint) = (calibration::HeldOutText::new(), Footprint::default());
         for tokens in windows {
             let (logits, session) = logits(model, tokens, dense)?;

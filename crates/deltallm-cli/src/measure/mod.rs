@@ -5,4 +5,4 @@ mod windows;
 
 pub use deltallm::calibration::{Comparison, Perplexity, TokenScore, score_rows};
 pub use held_out::{HeldOutText, MakeKernel, Measured};
-pub use windows::{windows, windows_with_beginning};
+pub use windows::WindowedText;

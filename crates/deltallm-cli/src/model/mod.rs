@@ -13,7 +13,7 @@ use deltallm::models::{ChatMessage, ChatTemplate, LinearForm, Model, ModelError,
 use jiff::Zoned;
 use jiff::fmt::strtime::{self, BrokenDownTime};
 
-use crate::Progress;
+use crate::{Progress, WindowedText};
 use path::in_folder;
 pub use profile::ModelProfile;
 
@@ -66,6 +66,16 @@ impl LoadedModel {
     /// When the tokenizer fails, or the text has no tokens.
     pub fn encode(&self, text: &str) -> anyhow::Result<Vec<u32>> {
         self.checked(self.tokenizer.encode_beginning(text)?)
+    }
+
+    /// The same to be cut into windows, each of which begins as a text does.
+    ///
+    /// # Errors
+    /// As [`encode`](Self::encode).
+    pub fn encode_windows(&self, text: &str) -> anyhow::Result<WindowedText> {
+        let (beginning, tokens) = (self.tokenizer.encode_beginning("")?, self.encode(text)?);
+        let text = tokens.get(beginning.len()..).unwrap_or_default().to_vec();
+        Ok(WindowedText::new(beginning, text))
     }
 
     /// The tokens of a conversation in which the user says `text` and the model is to answer.

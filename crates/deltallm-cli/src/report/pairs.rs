@@ -306,7 +306,7 @@ mod tests {
     fn the_map_has_the_pairs_that_the_kernel_has_counted() {
         let model = LoadedModel::open(None).unwrap();
         let text = include_str!("../../../../docs/method.md");
-        let tokens = model.encode(&text[..2000]).unwrap();
+        let tokens = model.encode_windows(&text[..2000]).unwrap();
         for settings in [
             "--theta 0.6 --window 16 --skip-margin 2",
             "--theta 0.6 --window 16 --sinks 0 --skip-margin ln:2",
@@ -315,7 +315,7 @@ mod tests {
         ] {
             let args = Args::parse_from(["test"].into_iter().chain(settings.split(' ')));
             let kernel = args.kernel.resolve(&model.graph).unwrap();
-            let (model, kernel, tokens) = (&model, &kernel, &tokens[..]);
+            let (model, kernel, tokens) = (&model, &kernel, &tokens);
             let subject = Subject { model, kernel, tokens, text: "", context: 150, windows: 1 };
             let captured = subject.capture(150).unwrap();
             for (layer, kv_head) in [(0, 1), (4, 0)] {

@@ -7,7 +7,7 @@ use deltallm::{DenseAttention, Footprint, KvStore};
 use ndarray::Array3;
 use serde::Serialize;
 
-use crate::{HeldOutText, KernelChoice, LoadedModel, MakeKernel, Measured, windows};
+use crate::{HeldOutText, KernelChoice, LoadedModel, MakeKernel, Measured, WindowedText};
 
 /// A model, its kernel and a text.
 pub struct Subject<'a> {
@@ -16,7 +16,7 @@ pub struct Subject<'a> {
     /// Hybrid attention as it is to be reported on.
     pub kernel: &'a KernelChoice,
     /// The whole text.
-    pub tokens: &'a [u32],
+    pub tokens: &'a WindowedText,
     /// Name of the text for the captions.
     pub text: &'a str,
     /// Tokens in a window.
@@ -83,9 +83,9 @@ impl Subject<'_> {
 
     /// Dense attention over the beginning of the text in windows of `context` tokens.
     pub(super) fn dense(&self, context: usize) -> anyhow::Result<HeldOutText> {
-        let tokens = &self.tokens[..self.measured_tokens().max(context)];
+        let windows = self.tokens.windows(context, (self.measured_tokens() / context).max(1));
         let dense = self.kernel.dense().with_store(KvStore::F32);
-        HeldOutText::new(self.graph(), &windows(tokens, context, None), &|layer| dense.make(layer))
+        HeldOutText::new(self.graph(), &windows, &|layer| dense.make(layer))
     }
 
     /// The kernels of `make` beside dense attention.
@@ -101,8 +101,8 @@ impl Subject<'_> {
         let mut kernels = layers
             .map(|layer| DenseAttention::new(shape, dense.options(layer)))
             .collect::<Result<Vec<_>, _>>()?;
-        let mut captured = Vec::new();
-        self.graph().forward_observed(&self.tokens[..tokens], &mut kernels, LogitRows::None, |input| {
+        let (window, mut captured) = (self.tokens.windows(tokens, 1).concat(), Vec::new());
+        self.graph().forward_observed(&window, &mut kernels, LogitRows::None, |input| {
             captured.push([input.q, input.k, input.v].map(|x| x.to_owned()))
         })?;
         Ok(Captured(captured))

@@ -67,7 +67,7 @@ impl Milliseconds {
 impl Times {
     /// A quarter of the context up to twice the context, as far as the model and the text allow.
     pub(super) fn lengths(subject: &Subject) -> Vec<usize> {
-        let most = subject.graph().config().context_length.min(subject.tokens.len());
+        let most = subject.graph().config().context_length.min(subject.tokens.tokens());
         [1, 2, 4, 8].map(|i| i * subject.context / 4).into_iter().filter(|n| *n <= most).collect()
     }
 
