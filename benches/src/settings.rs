@@ -54,7 +54,7 @@ impl SettingsArgs {
             (Some(path), _) if path.as_os_str() == "none" => None,
             (Some(path), _) => Some(ModelProfile::read(path, model.config())?),
             (None, Some(_)) => None,
-            (None, None) => ModelProfile::built_in(model.config()),
+            (None, None) => ModelProfile::built_in(model),
         };
         let (words, base) = match (&profile, self.theta) {
             (Some(profile), _) => (format!("profile {}", profile.name), profile.settings.spec().clone()),

@@ -37,6 +37,9 @@ def exports(model: Model, out: Path):
         path = out / "bitnet-tiny.gguf"
         write(path, model, tokenizer, T.Q8_0, "Fairy Tales BitNet 4.5M", "A small BitNet b1.58 trained on public-domain books of fairy tales")
         yield path.name, from_gguf(path, model)
+    elif model.c.architecture == "smollm3":
+        # transformers reads no GGUF file of this architecture; `deltallm evaluate` says the same perplexity.
+        write(out / "fairy-tales-smollm3.gguf", model, tokenizer, T.F32, "Fairy Tales SmolLM3 3.5M", "The Llama of fairy tales with every fourth layer unrotated")
     else:
         for kind, name in [(T.F32, "fairy-tales-f32.gguf"), (T.Q8_0, "fairy-tales.gguf")]:
             write(out / name, model, tokenizer, kind, "Fairy Tales 3.5M", "A small Llama trained on public-domain books of fairy tales")
@@ -72,12 +75,15 @@ def main():
     ids = torch.from_numpy(held[: model.c.context])[None]
     with torch.no_grad():
         expected = model(ids)
+    back = None
     for name, back in exports(model, args.out):
         back.eval()
         with torch.no_grad():
             difference = (back(ids).logits - expected).abs()
         print(f"{name}: logits differ from PyTorch's by at most {difference.max():.2g}, on average {difference.mean():.2g}")
         measure(name, Logits(back))
+    if back is None:
+        return
     torch.manual_seed(1)
     for prompt in PROMPTS:
         start = torch.tensor([[tokenizer.token_to_id(data.END), *tokenizer.encode(prompt).ids]])

@@ -1,6 +1,7 @@
-"""Two architectures in plain PyTorch: RMSNorm, rotary grouped-query attention, gated feed-forward, tied head.
+"""Three architectures in plain PyTorch: RMSNorm, rotary grouped-query attention, gated feed-forward, tied head.
 
-Llama has SwiGLU; BitNet b1.58 has ternary matrices, squared ReLU, and a norm before each of the two matrices that end a residual branch."""
+Llama has SwiGLU, SmolLM3 the same with every fourth layer unrotated; BitNet b1.58 has ternary matrices, squared ReLU, and a norm before
+each of the two matrices that end a residual branch."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +31,9 @@ class Config:
     def ternary(self) -> bool:
         return self.architecture == "bitnet"
 
+    def rotated(self, layer: int) -> bool:
+        return self.architecture != "smollm3" or (layer + 1) % 4 != 0
+
 
 def rope_tables(c: Config) -> tuple[Tensor, Tensor]:
     """cos and sin, [context, head_dim]; the two halves of a head form the rotated pairs (the Hugging Face order)."""
@@ -44,9 +48,9 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Layer(nn.Module):
-    def __init__(self, c: Config):
+    def __init__(self, c: Config, rotated: bool):
         super().__init__()
-        self.c = c
+        self.c, self.rotated = c, rotated
         linear = BitLinear if c.ternary else partial(nn.Linear, bias=False)
         sub_norm = nn.RMSNorm if c.ternary else nn.Identity
         self.attn_norm = nn.RMSNorm(c.hidden, c.eps)
@@ -63,8 +67,10 @@ class Layer(nn.Module):
 
     def attention(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         c, (batch, tokens, _) = self.c, x.shape
-        q = rotate(self.q(x).view(batch, tokens, c.heads, c.head_dim).transpose(1, 2), cos, sin)
-        k = rotate(self.k(x).view(batch, tokens, c.kv_heads, c.head_dim).transpose(1, 2), cos, sin)
+        q = self.q(x).view(batch, tokens, c.heads, c.head_dim).transpose(1, 2)
+        k = self.k(x).view(batch, tokens, c.kv_heads, c.head_dim).transpose(1, 2)
+        if self.rotated:
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)
         v = self.v(x).view(batch, tokens, c.kv_heads, c.head_dim).transpose(1, 2)
         k, v = (t.repeat_interleave(c.heads // c.kv_heads, dim=1) for t in (k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -82,7 +88,7 @@ class Model(nn.Module):
         super().__init__()
         self.c = c
         self.embed = nn.Embedding(c.vocab, c.hidden)
-        self.layers = nn.ModuleList(Layer(c) for _ in range(c.layers))
+        self.layers = nn.ModuleList(Layer(c, c.rotated(i)) for i in range(c.layers))
         self.norm = nn.RMSNorm(c.hidden, c.eps)
         cos, sin = rope_tables(c)
         self.register_buffer("cos", cos, persistent=False)

@@ -13,6 +13,8 @@ from tokenizers import Tokenizer
 import data
 from model import Config, Model
 from muon import Muon
+from names import gguf_name
+from write_gguf import in_halves
 
 SEED = 20250731
 TOKENS_PER_STEP = 6144
@@ -33,6 +35,8 @@ class Recipe:
 
 RECIPES = {
     "llama": Recipe(Config(), steps=1000, part=TOKENS_PER_STEP, products=torch.float32),
+    # Goes on from the Llama (--weights), whose fourth layer learns to do without rotation.
+    "smollm3": Recipe(Config(architecture="smollm3"), steps=150, part=TOKENS_PER_STEP, products=torch.float32),
     "bitnet": Recipe(Config(architecture="bitnet", ffn=768), steps=600, part=1024, products=torch.bfloat16),
 }
 
@@ -77,6 +81,18 @@ def prepare(corpus: Path, out: Path, held_out: str):
     return tokenizer, data.encode(tokenizer, train), data.encode(tokenizer, held), sum(len(s.encode()) for s in held)
 
 
+def weights_of(path: Path, model: Model) -> dict[str, torch.Tensor]:
+    """The weights of a GGUF file by the names of the model."""
+    tensors = {t.name: gguf.dequantize(t.data, t.tensor_type) for t in gguf.GGUFReader(path).tensors}
+    c, weights = model.c, {}
+    for name, _ in model.named_parameters():
+        weight = tensors[gguf_name(name)]
+        if name.endswith((".q.weight", ".k.weight")):
+            weight = in_halves(weight, c.heads if name.endswith(".q.weight") else c.kv_heads)
+        weights[name] = torch.from_numpy(weight)
+    return weights
+
+
 def embedding_of(path: Path) -> torch.Tensor:
     """The token embedding of a GGUF file."""
     tensor = next(t for t in gguf.GGUFReader(path).tensors if t.name == "token_embd.weight")
@@ -96,6 +112,7 @@ def main():
     parser.add_argument("--held-out", default="The-Violet-Fairy-Book")
     parser.add_argument("--architecture", choices=RECIPES, default="llama")
     parser.add_argument("--embedding", type=Path, help="start from the token embedding of this GGUF file, of the same tokenizer")
+    parser.add_argument("--weights", type=Path, help="start from all weights of this GGUF file, of the same tokenizer and sizes")
     parser.add_argument("--steps", type=int, help="default: the recipe's")
     parser.add_argument("--stop", type=int, help="stop before this step (the schedule stays that of --steps)")
     parser.add_argument("--threads", type=int, default=2)
@@ -110,6 +127,8 @@ def main():
     model = Model(recipe.config)
     if args.embedding:
         model.embed.weight.data.copy_(embedding_of(args.embedding))
+    if args.weights:
+        model.load_state_dict(weights_of(args.weights, model))
     matrices = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n]
     vectors = [p for p in model.parameters() if p.ndim == 1]
     muon = Muon(matrices)

@@ -14,7 +14,7 @@ from model import Model
 from names import gguf_name
 
 FILE_TYPES = {T.F32: gguf.LlamaFileType.ALL_F32, T.Q8_0: gguf.LlamaFileType.MOSTLY_Q8_0, T.TQ2_0: gguf.LlamaFileType.MOSTLY_TQ2_0}
-ARCHITECTURES = {"llama": "llama", "bitnet": "bitnet-b1.58"}
+ARCHITECTURES = {"llama": "llama", "smollm3": "smollm3", "bitnet": "bitnet-b1.58"}
 
 
 def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
@@ -23,6 +23,12 @@ def interleave(weight: np.ndarray, heads: int) -> np.ndarray:
     GGUF's BitNet rotates the halves too and keeps the rows."""
     rows, cols = weight.shape
     return weight.reshape(heads, 2, rows // heads // 2, cols).swapaxes(1, 2).reshape(rows, cols)
+
+
+def in_halves(weight: np.ndarray, heads: int) -> np.ndarray:
+    """The other way round."""
+    rows, cols = weight.shape
+    return weight.reshape(heads, rows // heads // 2, 2, cols).swapaxes(1, 2).reshape(rows, cols)
 
 
 def tensors(model: Model, kind: T):

@@ -165,7 +165,7 @@ impl KernelArgs {
             Some(path) if path.as_os_str() == "none" => Ok(None),
             Some(path) => ModelProfile::read(path, model.config()).map(Some),
             None if self.theta.or(self.target_sparsity).is_some() || self.paper => Ok(None),
-            None => Ok(ModelProfile::built_in(model.config())),
+            None => Ok(ModelProfile::built_in(model)),
         }
     }
 }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::PathBuf;
 
-use deltallm::models::{ModelConfig, ModelFile, Tokenizer};
+use deltallm::models::{LayerTensor, ModelConfig, ModelFile, TensorId, Tokenizer};
 use deltallm::{
     AttentionShape, Isa, KernelContext, KernelKind, KernelSpec, KvStore, Precision, SpecOverrides,
 };
@@ -112,7 +112,8 @@ impl Report {
     fn new(file: &ModelFile) -> anyhow::Result<Self> {
         let config = file.config()?;
         let isa = Isa::from_env()?;
-        let profile = ModelProfile::built_in(&config);
+        let first_norm = file.norm(&config, TensorId::Layer(0, LayerTensor::AttentionNorm))?;
+        let profile = ModelProfile::built_in_for(&config, &first_norm);
         let (tokenizer, tokenizer_error) = match Tokenizer::from_model(file) {
             Ok(tokenizer) => {
                 let (tokens, chat_template) = (tokenizer.vocab_size(), tokenizer.chat_template().is_some());

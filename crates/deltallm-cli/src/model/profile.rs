@@ -4,16 +4,45 @@ use std::path::Path;
 
 use anyhow::Context;
 use deltallm::AttentionProfile;
-use deltallm::models::ModelConfig;
+use deltallm::models::{Model, ModelConfig};
+use half::bf16;
+use ndarray::Array1;
 
-use crate::input::read_bytes;
+use crate::{input::read_bytes, sha256_hex};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
-const BUILT_IN: [(&str, &str); 3] = [
-    ("bitnet-tiny (built in)", include_str!("../../assets/profiles/bitnet-tiny.json")),
-    ("fairy-tales (built in)", include_str!("../../assets/profiles/fairy-tales.json")),
-    ("smollm2-135m (built in)", include_str!("../../assets/profiles/smollm2-135m.json")),
+const BUILT_IN: [BuiltIn; 3] = [
+    BuiltIn {
+        name: "bitnet-tiny (built in)",
+        json: include_str!("../../assets/profiles/bitnet-tiny.json"),
+        norm: "36b8d8cc03f371f5",
+    },
+    BuiltIn {
+        name: "fairy-tales (built in)",
+        json: include_str!("../../assets/profiles/fairy-tales.json"),
+        norm: "7d841fe6723f1202",
+    },
+    BuiltIn {
+        name: "smollm2-135m (built in)",
+        json: include_str!("../../assets/profiles/smollm2-135m.json"),
+        norm: "9ab0dc5d065cbff6",
+    },
 ];
+
+/// A profile that comes with the programs.
+struct BuiltIn {
+    name: &'static str,
+    json: &'static str,
+    /// Which of the models of this shape it is for: the digest of its first norm.
+    norm: &'static str,
+}
+
+/// What tells models of one shape apart, such as one that was trained further: the first 16 digits of the SHA-256 of the norm before
+/// the first layer's attention, rounded to bf16. Files of all types of weights have the same one.
+fn norm_digest(first_norm: &Array1<f32>) -> String {
+    let bytes: Vec<u8> = first_norm.iter().flat_map(|x| bf16::from_f32(*x).to_le_bytes()).collect();
+    sha256_hex(&bytes)[..16].to_owned()
+}
 
 /// A profile that has been checked against its model.
 #[derive(Debug, Clone)]
@@ -40,12 +69,20 @@ impl ModelProfile {
     }
 
     /// The profile that comes with the programs, if there is one for this model.
-    pub fn built_in(model: &ModelConfig) -> Option<Self> {
-        BUILT_IN.iter().find_map(|(name, json)| {
-            let settings: AttentionProfile = serde_json::from_str(json).ok()?;
-            check(&settings, model).ok()?;
-            Some(Self { name: (*name).to_owned(), settings })
-        })
+    pub fn built_in(model: &Model) -> Option<Self> {
+        Self::built_in_for(model.config(), &model.weights().layers.first()?.attention_norm)
+    }
+
+    /// The same for a model that is not loaded: of its weights the norm before the first layer's attention is enough.
+    pub(crate) fn built_in_for(model: &ModelConfig, first_norm: &Array1<f32>) -> Option<Self> {
+        let digest = norm_digest(first_norm);
+        BUILT_IN.iter().filter(|built_in| built_in.norm == digest).find_map(
+            |BuiltIn { name, json, .. }| {
+                let settings: AttentionProfile = serde_json::from_str(json).ok()?;
+                check(&settings, model).ok()?;
+                Some(Self { name: (*name).to_owned(), settings })
+            },
+        )
     }
 }
 
@@ -60,13 +97,22 @@ mod tests {
 
     #[test]
     fn the_built_in_profiles_are_sound_and_the_embedded_models_have_theirs() {
-        for (name, json) in BUILT_IN {
+        for BuiltIn { name, json, .. } in BUILT_IN {
             let settings: AttentionProfile = serde_json::from_str(json).unwrap();
             assert!(settings.provenance().is_some(), "{name}");
         }
         for model in ["fairy-tales", "bitnet-tiny"] {
             let graph = LoadedModel::open(Some(Path::new(model))).unwrap().graph;
-            assert_eq!(ModelProfile::built_in(graph.config()).unwrap().name, format!("{model} (built in)"));
+            assert_eq!(ModelProfile::built_in(&graph).unwrap().name, format!("{model} (built in)"));
         }
+    }
+
+    #[test]
+    fn another_model_of_the_same_shape_does_not_get_the_profile() {
+        let graph = LoadedModel::open(None).unwrap().graph;
+        let mut norm = graph.weights().layers[0].attention_norm.clone();
+        assert!(ModelProfile::built_in_for(graph.config(), &norm).is_some());
+        norm[0] *= 1.5;
+        assert!(ModelProfile::built_in_for(graph.config(), &norm).is_none());
     }
 }
