@@ -8,7 +8,7 @@ use anyhow::Context;
 use clap::Subcommand;
 
 use crate::args::whole;
-use crate::pictures::{CurveFiles, MethodChoice, curves, method};
+use crate::pictures::{CurveFiles, MethodChoice, curves, lengths, method};
 use crate::report::Subject;
 use crate::{KernelArgs, ModelArgs, print_line, read_text, write_whole};
 
@@ -27,6 +27,15 @@ enum Picture {
     Curves {
         #[command(flatten)]
         files: CurveFiles,
+        /// Where the picture goes
+        #[arg(long, value_name = "FILE.png")]
+        out: PathBuf,
+    },
+    /// Divergence, memory and time of attention while a text grows, from what the benchmark `lengths` prints
+    Lengths {
+        /// What `lengths` has printed, one file for each model and text
+        #[arg(long = "run", value_name = "FILE", required = true, num_args = 1..)]
+        runs: Vec<PathBuf>,
         /// Where the picture goes
         #[arg(long, value_name = "FILE.png")]
         out: PathBuf,
@@ -59,6 +68,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     match args.picture {
         Picture::Method(args) => draw_method(&args),
         Picture::Curves { files, out } => write(&out, &curves(&files)?),
+        Picture::Lengths { runs, out } => write(&out, &lengths(&runs)?),
     }
 }
 

@@ -6,10 +6,8 @@ use anyhow::Context;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use crate::drawing::{
-    Axis, Canvas, Dash, LINE, Marker, Panel, Place, SeriesStyle, legend, legend_between, palette, png_of,
-    step,
-};
+use super::panel::{Point, panel};
+use crate::drawing::{Canvas, Dash, Marker, Place, SeriesStyle, legend, palette, png_of};
 use crate::read_text;
 
 const SIZE: [u32; 2] = [1400, 1260];
@@ -81,13 +79,6 @@ struct AttentionRow {
 enum Phase {
     Prefill,
     Decode,
-}
-
-/// A point, and the range of its rounds.
-struct Point {
-    x: f64,
-    y: f64,
-    range: Option<[f64; 2]>,
 }
 
 /// Draws the picture.
@@ -162,37 +153,4 @@ fn draw_attention(canvas: &Canvas, area: [Place; 2], rows: &[AttentionRow]) -> a
     }
     let title = ["Attention alone, against dense", "tokens; dashed: decoding", "time of dense / time"];
     panel(canvas, area, title, &entries, &series)?.level(1.0)
-}
-
-/// A panel with its title and a legend above, and a series for each style.
-fn panel<'c, 'b>(
-    canvas: &'c Canvas<'b>,
-    [(left, top), (right, bottom)]: [Place; 2],
-    [title, x, y]: [&str; 3],
-    entries: &[(SeriesStyle, String)],
-    series: &[(SeriesStyle, Vec<Point>)],
-) -> anyhow::Result<Panel<'c, 'b>> {
-    let points = || series.iter().flat_map(|(_, points)| points);
-    let mut tokens: Vec<f64> = points().map(|point| point.x).collect();
-    tokens.sort_by(f64::total_cmp);
-    tokens.dedup();
-    let most = points().map(|point| point.range.map_or(point.y, |[_, high]| high)).fold(0.0, f64::max);
-    let x = Axis::log(x, tokens.iter().copied()).with_ticks(tokens);
-    let y = Axis::fixed(y, 0.0, 1.06 * most, step(most / 6.0));
-    let axes = match entries {
-        [] => top + LINE,
-        _ => legend_between(canvas, [left + 8.0, right + 16.0], top + LINE, entries)?,
-    };
-    let panel = Panel::new(canvas, [(left, axes), (right, bottom)], x, y)?;
-    let [(x0, _), (x1, _)] = panel.inner();
-    canvas.title(((x0 + x1) / 2.0, top + LINE / 2.0), title)?;
-    for (style, points) in series {
-        for point in points {
-            if let Some(range) = point.range {
-                panel.error_bar(point.x, range, style.colour)?;
-            }
-        }
-        panel.series(&points.iter().map(|point| [point.x, point.y]).collect::<Vec<_>>(), *style)?;
-    }
-    Ok(panel)
 }

@@ -1,7 +1,10 @@
 //! Pictures of the documentation that `report` does not draw, made by the program `pictures`.
 
 mod curves;
+mod lengths;
 mod method;
+mod panel;
 
 pub use curves::{CurveFiles, curves};
+pub use lengths::lengths;
 pub use method::{MethodChoice, method};

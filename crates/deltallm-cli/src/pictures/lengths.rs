@@ -1,0 +1,126 @@
+//! What settings cost and save while a text grows, from what the benchmark `lengths` has printed.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, ensure};
+use serde::Deserialize;
+
+use super::panel::{Point, panel};
+use crate::drawing::{Dash, Marker, SeriesStyle, legend, palette, png_of};
+use crate::read_text;
+
+const WIDTH: u32 = 560;
+const HEIGHT: u32 = 1500;
+
+/// The settings' looks, in the order in which they come; more are not drawn.
+const STYLES: [(plotters::style::RGBColor, Marker); 4] = [
+    (palette::ORANGE, Marker::Square),
+    (palette::BLUE, Marker::Triangle),
+    (palette::GREEN, Marker::Diamond),
+    (palette::VERMILION, Marker::Circle),
+];
+
+/// A line of what `lengths` prints.
+#[derive(Debug, Deserialize)]
+struct Row {
+    model: String,
+    cpu: String,
+    date: String,
+    threads: usize,
+    setting: String,
+    tokens: usize,
+    kl: f64,
+    bytes_of_dense: f64,
+    attention_ratio: f64,
+}
+
+/// Title, and what is drawn of a row.
+type Quantity = (&'static str, fn(&Row) -> f64);
+
+const QUANTITIES: [Quantity; 3] = [
+    ("divergence, 0.001 nats", |row| 1e3 * row.kl),
+    ("cache, % of dense f16", |row| 100.0 * row.bytes_of_dense),
+    ("attention: time of dense / time", |row| row.attention_ratio),
+];
+
+/// Draws the files of several models and texts: a column for each model, means over its texts, and their range.
+///
+/// # Errors
+/// For a file that cannot be read or is none of `lengths`, and when the picture cannot be drawn.
+pub fn lengths(files: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
+    let mut rows = Vec::new();
+    for path in files {
+        rows.extend(read(path)?);
+    }
+    let models = distinct(&rows, |row| &row.model);
+    let settings: Vec<_> =
+        distinct(&rows, |row| &row.setting).into_iter().filter(|name| *name != "dense").collect();
+    ensure!(!settings.is_empty(), "--run: expected files of `lengths` with settings, got none");
+    let styles = || STYLES.map(|(colour, marker)| SeriesStyle { colour, marker, dash: Some(Dash::Solid) });
+    let columns = u32::try_from(models.len())?;
+    png_of([WIDTH * columns.max(2), HEIGHT], |canvas| {
+        let first = &rows[0];
+        canvas.headline(&format!("{}, {} threads, {}", first.cpu, first.threads, first.date))?;
+        let entries: Vec<_> =
+            styles().into_iter().zip(settings.iter().map(|name| (*name).to_owned())).collect();
+        let top = legend(canvas, 76.0, &entries)? + 8.0;
+        let [width, height] = canvas.size();
+        let (width, height) = (width / models.len() as f64, (height - top) / QUANTITIES.len() as f64);
+        for (column, model) in models.iter().enumerate() {
+            for (line, (title, value)) in QUANTITIES.iter().enumerate() {
+                let series = settings.iter().zip(styles()).map(|(setting, style)| {
+                    let of = |row: &&Row| row.model == **model && row.setting == **setting;
+                    (style, points(rows.iter().filter(of), *value))
+                });
+                let series: Vec<_> = series.collect();
+                let (left, top) = (column as f64 * width, top + line as f64 * height);
+                let area = [(left + 8.0, top), (left + width - 16.0, top + height - 8.0)];
+                let heading = if line == 0 { short(model) } else { title };
+                let panel = panel(canvas, area, [heading, "tokens", title], &[], &series)?;
+                if line == 2 {
+                    panel.level(1.0)?;
+                }
+            }
+        }
+        Ok(())
+    })
+}
+
+/// The name without its file type, as long as it fits.
+fn short(model: &str) -> &str {
+    let end = model.char_indices().nth(22).map_or(model.len(), |(end, _)| end);
+    &model[..end]
+}
+
+/// Means over the texts at each length, and their range.
+fn points<'r>(rows: impl Iterator<Item = &'r Row>, value: fn(&Row) -> f64) -> Vec<Point> {
+    let mut at: BTreeMap<usize, Vec<f64>> = BTreeMap::new();
+    rows.for_each(|row| at.entry(row.tokens).or_default().push(value(row)));
+    let points = at.into_iter().map(|(tokens, values)| {
+        let range = [
+            values.iter().copied().fold(f64::INFINITY, f64::min),
+            values.iter().copied().fold(0.0, f64::max),
+        ];
+        let mean = values.iter().sum::<f64>() / values.len() as f64;
+        Point { x: tokens as f64, y: mean, range: (values.len() > 1).then_some(range) }
+    });
+    points.collect()
+}
+
+fn distinct<'r>(rows: &'r [Row], of: impl Fn(&'r Row) -> &'r String) -> Vec<&'r str> {
+    let mut names: Vec<&str> = Vec::new();
+    for row in rows {
+        let name = of(row).as_str();
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
+    let expected = || format!("--run {}: expected what the benchmark `lengths` has printed", path.display());
+    let text = read_text("--run", path).with_context(expected)?;
+    text.lines().map(|line| serde_json::from_str(line).with_context(expected)).collect()
+}
