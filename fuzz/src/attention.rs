@@ -6,7 +6,7 @@
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
+    HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
     ExactWindow, query_tile,
     reference::{Method, attention},
 };
@@ -19,8 +19,11 @@ const HEAD_DIMS: [usize; 8] = [1, 5, 8, 16, 31, 32, 33, 64];
 #[derive(Debug)]
 pub struct Setting {
     shape: AttentionShape,
+    mask: Mask,
     store: KvStore,
     config: HybridConfig,
+    /// Whether no token is ever coded: the mask reaches back no further than the window.
+    uncoded: bool,
     thresholds: Vec<Vec<f32>>,
     softcap: Option<f32>,
     precision: Precision,
@@ -89,6 +92,14 @@ impl Setting {
             key_scale: i32::from(byte()? % 9) - 5,
             value_scale: i32::from(byte()? % 17) - 8,
         };
+        let mask = match byte()? {
+            0..96 => Mask::Causal,
+            keys @ 96..160 => Mask::SlidingWindow(2 * usize::from(keys - 96) + 1),
+            keys @ 160..224 => Mask::Chunked(usize::from(keys - 160) + 1),
+            _ => Mask::Bidirectional,
+        };
+        let first_codes = if let ExactWindow::Sliding(keys) = window { keys } else { 1 };
+        let uncoded = store.is_quantised() && mask.most_keys().is_some_and(|most| most <= first_codes);
         // Channels of different thresholds, 0 among them.
         let channel = |j: usize| theta * (j % 4) as f32 * 2_f32.powi(pattern.key_scale);
         let thresholds = vec![(0..shape.head_dim()).map(channel).collect::<Vec<_>>(); kv_heads];
@@ -98,7 +109,7 @@ impl Setting {
         // Codes from the first token on: sequences are short here.
         let config = HybridConfig::new(policy).codes_from(0);
         let config = config.exact_window(window).exact_prompt(exact_prompt).exact_sinks(sinks).skip_margin(skip_margin);
-        Ok(Self { shape, store, config, thresholds, softcap, precision, budget, pattern })
+        Ok(Self { shape, mask, store, config, uncoded, thresholds, softcap, precision, budget, pattern })
     }
 
     /// Most tokens of a sequence: more than two blocks of 64, where that does not take the reference too long.
@@ -108,7 +119,7 @@ impl Setting {
 
     fn options(&self, isa: Isa) -> AttentionOptions {
         let budget = self.budget.map_or_else(MemoryBudget::unlimited, MemoryBudget::new);
-        AttentionOptions::default().isa(isa).budget(budget).store(self.store).softcap(self.softcap).precision(self.precision).parallel(false)
+        AttentionOptions::default().isa(isa).mask(self.mask).budget(budget).store(self.store).softcap(self.softcap).precision(self.precision).parallel(false)
     }
 }
 
@@ -297,7 +308,9 @@ impl<'a> Run<'a> {
         }
         // What is dropped after the call: whole pages before this.
         let needed = self.window_start(end);
-        self.exact_from = self.exact_from.max(needed);
+        if needed > 0 {
+            self.exact_from = self.exact_from.max(needed).max(setting.mask.first_key(end));
+        }
     }
 
     /// The window's state for a call, as the kernel has it.
@@ -322,10 +335,15 @@ impl<'a> Run<'a> {
 
     /// The first key that a query from `position` on may see exactly.
     fn window_start(&self, position: usize) -> usize {
-        if position < self.expected.whole_until {
+        if position < self.whole_until(self.expected) {
             return 0;
         }
         (position + 1).saturating_sub(self.window_keys())
+    }
+
+    /// Queries before this position see every key exactly.
+    fn whole_until(&self, expected: Expected) -> usize {
+        if self.setting.uncoded { usize::MAX } else { expected.whole_until }
     }
 
     fn wrong_shape(&mut self) {
@@ -354,6 +372,21 @@ impl<'a> Run<'a> {
             return;
         }
         self.settle();
+        // Under a mask the next query may miss what has been dropped; then the error names the length from which on it does not.
+        let len = match self.kernels[0].truncate(len) {
+            Ok(()) => len,
+            Err(AttentionError::Dropped { expected, got }) => {
+                assert!(self.setting.mask.most_keys().is_some() && got == len && 0 < len && len < expected);
+                let tokens = self.tokens();
+                assert!(expected <= tokens, "a cut to {expected} of {tokens}");
+                for kernel in &mut self.kernels {
+                    assert!(matches!(kernel.truncate(len), Err(AttentionError::Dropped { .. })));
+                    assert_eq!(kernel.len(), tokens, "a refused cut changes nothing");
+                }
+                expected
+            }
+            Err(other) => panic!("{other}"),
+        };
         self.kernels.iter_mut().for_each(|kernel| kernel.truncate(len).expect("a length that it has"));
         // A block that has been cut keeps its length and slides from here on.
         self.expected.window = ExactWindow::Sliding(self.window_keys());
@@ -397,8 +430,9 @@ impl<'a> Run<'a> {
     /// Compares the calls so far with the reference.
     fn settle(&mut self) {
         let calls = std::mem::take(&mut self.calls);
-        // Without skipping a query does not depend on its call, so one run of the reference serves all of a state.
-        let mut runs: Vec<(Expected, Vec<f64>)> = Vec::new();
+        // Without skipping a query does not depend on its call, so one run of the reference serves all of a state, unless it sees to
+        // the end of the call.
+        let mut runs: Vec<(Expected, usize, Vec<f64>)> = Vec::new();
         for call in &calls {
             if self.setting.config.skip_margin.is_some() {
                 if let Some(expected) = self.skipping_reference(call) {
@@ -406,13 +440,14 @@ impl<'a> Run<'a> {
                 }
                 continue;
             }
-            let index = runs.iter().position(|(expected, _)| *expected == call.expected);
+            let end = if self.setting.mask == Mask::Bidirectional { call.end } else { self.tokens() };
+            let index = runs.iter().position(|(expected, until, _)| (*expected, *until) == (call.expected, end));
             let index = index.unwrap_or_else(|| {
                 let method = self.method(call.expected);
-                runs.push((call.expected, self.reference(&method, self.tokens()).0));
+                runs.push((call.expected, end, self.reference(&method, end).0));
                 runs.len() - 1
             });
-            self.compare(call, &runs[index].1);
+            self.compare(call, &runs[index].2);
         }
     }
 
@@ -446,25 +481,27 @@ impl<'a> Run<'a> {
 
     /// The first key that query `m` of a call sees exactly.
     fn exact_start(&self, call: &Call, m: usize) -> usize {
-        let Expected { window, prompt_end, whole_until } = call.expected;
-        match window {
-            _ if m < whole_until => 0,
+        let Expected { window, prompt_end, .. } = call.expected;
+        let start = match window {
+            _ if m < self.whole_until(call.expected) => 0,
             ExactWindow::Sliding(keys) => (m + 1).saturating_sub(keys),
             ExactWindow::Block { scale } => {
                 let keys = ((f64::from(scale) * prompt_end as f64).round() as usize).max(1);
                 if m < prompt_end { m / keys * keys } else { (m + 1).saturating_sub(keys) }
             }
             other => panic!("{other}"),
-        }
+        };
+        start.max(self.setting.mask.first_key(m))
     }
 
     fn method(&self, expected: Expected) -> Method {
-        let Setting { shape, store, config, thresholds, softcap, .. } = self.setting;
+        let Setting { shape, mask, store, config, thresholds, softcap, .. } = self.setting;
         Method {
+            mask: *mask,
             thresholds: Some(thresholds.clone()),
             exact_window: Some(expected.window),
             prompt_end: expected.prompt_end,
-            whole_until: expected.whole_until,
+            whole_until: self.whole_until(expected),
             exact_sinks: config.exact_sinks,
             skip_margin: config.skip_margin,
             softcap: softcap.map(f64::from),

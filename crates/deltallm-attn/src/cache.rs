@@ -190,12 +190,12 @@ impl ExactRows {
         Ok(Self { keys: copy(&self.keys)?, values: self.values.as_ref().map(copy).transpose()? })
     }
 
-    /// The same in f16, with the values of all tokens in `values`.
+    /// The same in f16, with the values of all tokens in `values`. Tokens whose values have been dropped are not copied.
     fn to_quantised(&self, values: &PagedRows, charge: &mut Reservation) -> Result<Self, CoreError> {
-        let mut copy = |rows: &PagedRows| {
-            let tokens = self.keys.first()..self.keys.len();
-            rows.copied(tokens, ElementType::F16, self.keys.page_tokens(), charge)
-        };
+        let end = self.keys.len();
+        let first = self.keys.first().max(values.first()).min(end);
+        let mut copy =
+            |rows: &PagedRows| rows.copied(first..end, ElementType::F16, self.keys.page_tokens(), charge);
         Ok(Self { keys: copy(&self.keys)?, values: Some(copy(values)?) })
     }
 }
@@ -465,7 +465,9 @@ impl HybridHead {
         let mut copy = Self::with_codes(coded, KvStore::Compact, self.kept);
         copy.tail = self.tail.to_quantised(values, charge)?;
         if copy.codes_later() {
-            copy.coded.roll_back(needed.max(copy.tail.keys.first()), charge);
+            // Of a cache that has dropped tokens one stays coded: the next is coded by it.
+            let least = if values.first() > 0 { values.first() + 1 } else { 0 };
+            copy.coded.roll_back(needed.max(copy.tail.keys.first()).max(least), charge);
         }
         Ok(Some(copy))
     }

@@ -299,6 +299,34 @@ fn caches_under_a_mask_narrow() {
 }
 
 #[test]
+fn a_cache_under_a_mask_narrows_whatever_it_still_holds_exactly() {
+    let inputs = Inputs::new(shape(), 900, 6);
+    // Sinks that end within a page, and windows that reach back further than the mask.
+    for (window, sinks) in [(64, 40), (700, 4), (700, 40), (650, 70)] {
+        for mask in [Mask::SlidingWindow(200), Mask::Chunked(250)] {
+            let budget = MemoryBudget::unlimited();
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3));
+            let config = config.exact_window(ExactWindow::Sliding(window)).exact_sinks(sinks);
+            let options = options().mask(mask).budget(budget.clone());
+            let kernel = || HybridAttention::new(shape(), config.clone().options(options.clone())).unwrap();
+            let (mut narrow, mut exact) = (kernel(), kernel());
+            inputs.run(&mut narrow, &[600]);
+            let mut freed = 0;
+            while let bytes @ 1.. = narrow.narrow().unwrap() {
+                freed += bytes;
+            }
+            assert!(freed > 0, "{mask}, window {window}, {sinks} sinks");
+            assert_eq!(budget.used(), narrow.footprint().total());
+            let narrow = inputs.run(&mut narrow, &[601, 720, 900]);
+            inputs.run(&mut exact, &[600]);
+            let exact = inputs.run(&mut exact, &[601, 720, 900]);
+            let off = narrow.iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off < 0.2, "{mask}, window {window}, {sinks} sinks: {off}");
+        }
+    }
+}
+
+#[test]
 fn layers_get_the_masks_of_the_context() {
     let context = KernelContext::new(shape()).isa(isa()).masks([Mask::SlidingWindow(128), Mask::Causal]);
     let inputs = Inputs::new(shape(), 600, 7);

@@ -1,4 +1,5 @@
-/* Attention over a made-up sequence: dense, hybrid with thresholds of zero (which is the same), and hybrid. In the root:
+/* Attention over a made-up sequence: dense, hybrid with thresholds of zero (which is the same), hybrid, dense in bf16, and a layer with a
+ * mask. In the root:
  *   cargo build --release -p deltallm-capi
  *   cc -I crates/deltallm-capi/include crates/deltallm-capi/c/example.c target/release/libdeltallm_capi.a \
  *      -lpthread -ldl -lm -o /tmp/example && /tmp/example
@@ -50,6 +51,22 @@ static double difference(void)
     return largest;
 }
 
+/* The upper half of a float, rounded, and back. */
+static uint16_t bf16(float x)
+{
+    uint32_t bits;
+    memcpy(&bits, &x, sizeof bits);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
+static float number(uint16_t half)
+{
+    uint32_t bits = (uint32_t)half << 16;
+    float x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+}
+
 static DeltallmKernel *create(const char *config)
 {
     DeltallmKernel *kernel = NULL;
@@ -96,12 +113,39 @@ int main(void)
     check(deltallm_kernel_forward_views(dense, tokens, &q_view, &k_view, &v_view, &out_view));
     expect(difference() < 1e-5, "the same tokens after a cut give the same");
 
+    /* All of them once more in bf16, as an engine has them that computes in 16 bits. */
+    static uint16_t q16[TOKENS * Q], k16[TOKENS * KV], v16[TOKENS * KV], out16[TOKENS * Q];
+    for (size_t i = 0; i < TOKENS * Q; i++)
+        q16[i] = bf16(q[i]);
+    for (size_t i = 0; i < TOKENS * KV; i++)
+        k16[i] = bf16(k[i]), v16[i] = bf16(v[i]);
+    check(deltallm_kernel_truncate(dense, 0));
+    check(deltallm_kernel_forward_half(dense, DELTALLM_HALF_BF16, TOKENS, q16, k16, v16, out16));
+    for (size_t i = 0; i < TOKENS * Q; i++)
+        out[i] = number(out16[i]);
+    printf("bf16:      largest difference from dense %.1e\n", difference());
+    expect(difference() > 1e-4 && difference() < 0.1, "16 bits cost some accuracy, and little");
+
+    /* A layer that looks back 64 tokens, has narrower values, and in its softmax a logit for each head. Its sums say what a key weighs. */
+    DeltallmKernel *masked = create("{\"kernel\": \"dense\", " SHAPE ", \"value_dim\": 16, \"mask\": \"sliding:64\", "
+                                    "\"sink_logits\": [1, 0, 0, -1], \"log_sum_exp\": true}");
+    float narrow[TOKENS * HEADS * 16], sums[TOKENS * HEADS];
+    check(deltallm_kernel_forward(masked, TOKENS, q, k, v, narrow));
+    check(deltallm_kernel_log_sum_exp(masked, sums, TOKENS * HEADS));
+    double score = 0.0; /* of the first query, which sees its own key and the logit */
+    for (size_t i = 0; i < HEAD_DIM; i++)
+        score += (double)q[i] * (double)k[i] / sqrt(HEAD_DIM);
+    expect(fabs(sums[0] - log(exp(score) + exp(1.0))) < 1e-4, "the logit counts among the scores");
+    expect(fabs(narrow[0] - v[0] * exp(score - sums[0])) < 1e-4, "and takes its share of the weight");
+
     DeltallmStats stats;
-    DeltallmFootprint dense_bytes, bytes;
+    DeltallmFootprint dense_bytes, bytes, masked_bytes;
     size_t cached;
     check(deltallm_kernel_stats(hybrid, &stats));
     check(deltallm_kernel_footprint(dense, &dense_bytes));
     check(deltallm_kernel_footprint(hybrid, &bytes));
+    check(deltallm_kernel_footprint(masked, &masked_bytes));
+    expect(2 * masked_bytes.total < dense_bytes.total, "what nobody attends to any more is dropped");
     check(deltallm_kernel_len(hybrid, &cached));
     printf("%zu tokens: %.0f %% of the key deltas are zero, sparsity %.0f %%; %zu bytes (keys %zu), dense f32 %zu\n",
            cached, 100.0 * stats.zero_fraction, 100.0 * stats.sparsity, bytes.total, bytes.keys, dense_bytes.total);
@@ -114,5 +158,6 @@ int main(void)
     deltallm_kernel_free(dense);
     deltallm_kernel_free(zero);
     deltallm_kernel_free(hybrid);
+    deltallm_kernel_free(masked);
     return 0;
 }

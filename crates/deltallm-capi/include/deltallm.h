@@ -63,53 +63,6 @@ typedef int32_t DeltallmStatus;
 typedef struct DeltallmKernel DeltallmKernel;
 
 /**
- * Numbers of shape [tokens, heads, head_dim] that a call reads: `len` floats from `data` on. Head `h` of token `t`
- * starts at `data[t * token_stride + h * head_stride]`, and its channels are adjacent. A stride of 0 stands for
- * contiguous data: `head_dim` between heads, `heads` times that between tokens. So q, k and v can be parts of one
- * buffer. `data` can be NULL if `len` is 0.
- */
-typedef struct DeltallmView {
-    /**
-     * The first number.
-     */
-    const float *data;
-    /**
-     * Numbers that can be read from `data` on.
-     */
-    size_t len;
-    /**
-     * Numbers from one token to the next, or 0.
-     */
-    size_t token_stride;
-    /**
-     * Numbers from one head to the next, or 0.
-     */
-    size_t head_stride;
-} DeltallmView;
-
-/**
- * The same for what a call writes. Numbers between the rows are left as they are.
- */
-typedef struct DeltallmViewMut {
-    /**
-     * The first number.
-     */
-    float *data;
-    /**
-     * Numbers that can be written from `data` on.
-     */
-    size_t len;
-    /**
-     * Numbers from one token to the next, or 0.
-     */
-    size_t token_stride;
-    /**
-     * Numbers from one head to the next, or 0.
-     */
-    size_t head_stride;
-} DeltallmViewMut;
-
-/**
  * What delta coding and value skipping save. The counts are of the keys in the cache (`elements`, `nonzeros`) and of all
  * pairs attended since the kernel was made; the shares follow from them and are 0 where there is nothing to count.
  */
@@ -123,7 +76,7 @@ typedef struct DeltallmStats {
      */
     uint64_t nonzeros;
     /**
-     * Causal pairs of a query and a key, counted once per query head.
+     * Pairs of a query and a key that it attends to, counted once per query head.
      */
     uint64_t pairs;
     /**
@@ -178,6 +131,112 @@ typedef struct DeltallmFootprint {
     size_t total;
 } DeltallmFootprint;
 
+/**
+ * Numbers of shape [tokens, heads, head_dim] that a call reads: `len` floats from `data` on. Head `h` of token `t`
+ * starts at `data[t * token_stride + h * head_stride]`, and its channels are adjacent. A stride of 0 stands for
+ * contiguous data: `head_dim` between heads, `heads` times that between tokens. So q, k and v can be parts of one
+ * buffer. `data` can be NULL if `len` is 0.
+ */
+typedef struct DeltallmView {
+    /**
+     * The first number.
+     */
+    const float *data;
+    /**
+     * Numbers that can be read from `data` on.
+     */
+    size_t len;
+    /**
+     * Numbers from one token to the next, or 0.
+     */
+    size_t token_stride;
+    /**
+     * Numbers from one head to the next, or 0.
+     */
+    size_t head_stride;
+} DeltallmView;
+
+/**
+ * The same for what a call writes. Numbers between the rows are left as they are.
+ */
+typedef struct DeltallmViewMut {
+    /**
+     * The first number.
+     */
+    float *data;
+    /**
+     * Numbers that can be written from `data` on.
+     */
+    size_t len;
+    /**
+     * Numbers from one token to the next, or 0.
+     */
+    size_t token_stride;
+    /**
+     * Numbers from one head to the next, or 0.
+     */
+    size_t head_stride;
+} DeltallmViewMut;
+
+/**
+ * Which floats of 16 bits a call takes and gives: DELTALLM_HALF_F16 or DELTALLM_HALF_BF16.
+ */
+typedef int32_t DeltallmHalf;
+
+/**
+ * The same as DeltallmView for numbers of 16 bits: f16 or bf16, as the call says.
+ */
+typedef struct DeltallmHalfView {
+    /**
+     * The bits of the first number.
+     */
+    const uint16_t *data;
+    /**
+     * Numbers that can be read from `data` on.
+     */
+    size_t len;
+    /**
+     * Numbers from one token to the next, or 0.
+     */
+    size_t token_stride;
+    /**
+     * Numbers from one head to the next, or 0.
+     */
+    size_t head_stride;
+} DeltallmHalfView;
+
+/**
+ * The same for what a call writes. Numbers between the rows are left as they are.
+ */
+typedef struct DeltallmHalfViewMut {
+    /**
+     * The bits of the first number.
+     */
+    uint16_t *data;
+    /**
+     * Numbers that can be written from `data` on.
+     */
+    size_t len;
+    /**
+     * Numbers from one token to the next, or 0.
+     */
+    size_t token_stride;
+    /**
+     * Numbers from one head to the next, or 0.
+     */
+    size_t head_stride;
+} DeltallmHalfViewMut;
+
+/**
+ * IEEE 754 binary16: 5 bits of exponent, 10 of fraction.
+ */
+#define DELTALLM_HALF_F16 1
+
+/**
+ * The upper half of a float: 8 bits of exponent, 7 of fraction.
+ */
+#define DELTALLM_HALF_BF16 2
+
 #ifdef __cplusplus
 extern "C" {
 #endif // __cplusplus
@@ -215,62 +274,6 @@ DeltallmStatus deltallm_kernel_new(const char *config,
 void deltallm_kernel_free(struct DeltallmKernel *kernel);
 
 /**
- * Appends `tokens` tokens to the cache and attends their queries to it, as the mask says. `q` is [tokens, heads, head_dim], `k`
- * [tokens, kv_heads, head_dim], `v` [tokens, kv_heads, value_dim] and `out` [tokens, heads, value_dim], contiguous. Queries and keys come after rotary embedding;
- * positions are implied, the first token ever appended being 0. With 0 tokens nothing happens.
- *
- * After an error the cache holds the tokens it held before, and `out` may have been written in part.
- *
- * # Safety
- * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats,
- * nobody else uses `out` during the call or writes the others, and `out` does not overlap them.
- */
-DeltallmStatus deltallm_kernel_forward(struct DeltallmKernel *kernel,
-                                       size_t tokens,
-                                       const float *q,
-                                       const float *k,
-                                       const float *v,
-                                       float *out);
-
-/**
- * Attends the queries of the last `tokens` tokens in the cache, and appends nothing: for layers that share the cache of another one.
- * `q` is [tokens, heads, head_dim] and `out` [tokens, heads, value_dim], contiguous. With 0 tokens nothing happens.
- *
- * # Safety
- * As deltallm_kernel_forward.
- */
-DeltallmStatus deltallm_kernel_attend(struct DeltallmKernel *kernel,
-                                      size_t tokens,
-                                      const float *q,
-                                      float *out);
-
-/**
- * Copies the logarithm of the sum of the exponentials of each query's scores in the latest call, in nats, [tokens, heads], to `out`,
- * which has room for `len` numbers. The configuration must ask for it with `log_sum_exp`.
- *
- * # Safety
- * `kernel` is NULL or has not been freed, and `len` numbers can be written from `out` on.
- */
-DeltallmStatus deltallm_kernel_log_sum_exp(const struct DeltallmKernel *kernel,
-                                           float *out,
-                                           size_t len);
-
-/**
- * The same as deltallm_kernel_forward with lengths, which are checked, and with strides.
- *
- * # Safety
- * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
- * else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
- * between the rows.
- */
-DeltallmStatus deltallm_kernel_forward_views(struct DeltallmKernel *kernel,
-                                             size_t tokens,
-                                             const struct DeltallmView *q,
-                                             const struct DeltallmView *k,
-                                             const struct DeltallmView *v,
-                                             const struct DeltallmViewMut *out);
-
-/**
  * Announces that the next `tokens` tokens are one prompt, however many calls bring them. A window of blocks and
  * `exact_prompt` depend on its length; without this every call of more than one token counts as a whole prompt.
  *
@@ -281,15 +284,17 @@ DeltallmStatus deltallm_kernel_begin_prompt(struct DeltallmKernel *kernel,
                                             size_t tokens);
 
 /**
- * Writes the number of tokens in the cache to `*len`.
+ * Writes the number of tokens in the cache to `*len`. Those that were dropped because nobody attends to them any more count.
  *
  * # Safety
  * `kernel` is NULL or has not been freed, and `len` points to a number that can be written.
  */
-DeltallmStatus deltallm_kernel_len(const struct DeltallmKernel *kernel, size_t *len);
+DeltallmStatus deltallm_kernel_len(const struct DeltallmKernel *kernel,
+                                   size_t *len);
 
 /**
- * Forgets every token from `len` on; more than there are is an error. Exact copies of keys that had left the window of
+ * Forgets every token from `len` on; more than there are is an error, and under a mask a cut so far back that the next query would miss
+ * what has been dropped. Exact copies of keys that had left the window of
  * hybrid attention do not come back: the last keys before the cut are seen through their deltas until it fills up again.
  *
  * # Safety
@@ -324,6 +329,104 @@ DeltallmStatus deltallm_kernel_head_stats(const struct DeltallmKernel *kernel,
  */
 DeltallmStatus deltallm_kernel_footprint(const struct DeltallmKernel *kernel,
                                          struct DeltallmFootprint *footprint);
+
+/**
+ * Appends `tokens` tokens to the cache and attends their queries to it, as the mask says. `q` is [tokens, heads, head_dim], `k`
+ * [tokens, kv_heads, head_dim], `v` [tokens, kv_heads, value_dim] and `out` [tokens, heads, value_dim], contiguous. Queries and keys come after rotary embedding;
+ * positions are implied, the first token ever appended being 0. With 0 tokens nothing happens.
+ *
+ * After an error the cache holds the tokens it held before, and `out` may have been written in part.
+ *
+ * # Safety
+ * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats,
+ * nobody else uses `out` during the call or writes the others, and `out` does not overlap them.
+ */
+DeltallmStatus deltallm_kernel_forward(struct DeltallmKernel *kernel,
+                                       size_t tokens,
+                                       const float *q,
+                                       const float *k,
+                                       const float *v,
+                                       float *out);
+
+/**
+ * Attends the queries of the last `tokens` tokens in the cache, and appends nothing: for layers that share the cache of another one.
+ * `q` is [tokens, heads, head_dim] and `out` [tokens, heads, value_dim], contiguous. With 0 tokens nothing happens. More queries than
+ * there are tokens are an error, and under a mask those that would miss what has been dropped.
+ *
+ * # Safety
+ * As deltallm_kernel_forward.
+ */
+DeltallmStatus deltallm_kernel_attend(struct DeltallmKernel *kernel,
+                                      size_t tokens,
+                                      const float *q,
+                                      float *out);
+
+/**
+ * Copies the logarithm of the sum of the exponentials of each query's scores in the latest call, in nats, [tokens, heads], to `out`,
+ * which has room for `len` numbers. A sink logit counts, values that were skipped do not. The configuration must ask for it with `log_sum_exp`.
+ *
+ * # Safety
+ * `kernel` is NULL or has not been freed, and `len` numbers can be written from `out` on.
+ */
+DeltallmStatus deltallm_kernel_log_sum_exp(const struct DeltallmKernel *kernel,
+                                           float *out,
+                                           size_t len);
+
+/**
+ * The same as deltallm_kernel_forward with lengths, which are checked, and with strides.
+ *
+ * # Safety
+ * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
+ * else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
+ * between the rows.
+ */
+DeltallmStatus deltallm_kernel_forward_views(struct DeltallmKernel *kernel,
+                                             size_t tokens,
+                                             const struct DeltallmView *q,
+                                             const struct DeltallmView *k,
+                                             const struct DeltallmView *v,
+                                             const struct DeltallmViewMut *out);
+
+/**
+ * The same as deltallm_kernel_forward for numbers of 16 bits, of which the buffers have the bits: q, k, v and out are f16 or bf16, as
+ * `half` says. Arithmetic and cache are those of the kernel, whatever the numbers are; results are rounded to the nearest.
+ *
+ * # Safety
+ * As deltallm_kernel_forward.
+ */
+DeltallmStatus deltallm_kernel_forward_half(struct DeltallmKernel *kernel,
+                                            DeltallmHalf half,
+                                            size_t tokens,
+                                            const uint16_t *q,
+                                            const uint16_t *k,
+                                            const uint16_t *v,
+                                            uint16_t *out);
+
+/**
+ * The same as deltallm_kernel_attend for numbers of 16 bits.
+ *
+ * # Safety
+ * As deltallm_kernel_forward.
+ */
+DeltallmStatus deltallm_kernel_attend_half(struct DeltallmKernel *kernel,
+                                           DeltallmHalf half,
+                                           size_t tokens,
+                                           const uint16_t *q,
+                                           uint16_t *out);
+
+/**
+ * The same as deltallm_kernel_forward_views for numbers of 16 bits.
+ *
+ * # Safety
+ * As deltallm_kernel_forward_views.
+ */
+DeltallmStatus deltallm_kernel_forward_half_views(struct DeltallmKernel *kernel,
+                                                  DeltallmHalf half,
+                                                  size_t tokens,
+                                                  const struct DeltallmHalfView *q,
+                                                  const struct DeltallmHalfView *k,
+                                                  const struct DeltallmHalfView *v,
+                                                  const struct DeltallmHalfViewMut *out);
 
 #ifdef __cplusplus
 }  // extern "C"

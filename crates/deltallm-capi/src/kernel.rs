@@ -7,13 +7,13 @@ use std::{
     sync::Mutex,
 };
 
-use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView};
+use deltallm_attn::{AttentionKernel, AttentionShape};
 use deltallm_core::{Footprint, HeadSparsity};
 
 use crate::{
     config::{ConfigError, KernelConfig},
     error::{CallError, DeltallmStatus, guard},
-    memory::{DeltallmView, DeltallmViewMut, read, text, write},
+    memory::{text, write},
 };
 
 /// Version of this interface. It changes when a program that was compiled with an older header must be compiled again.
@@ -38,7 +38,7 @@ pub struct DeltallmStats {
     pub elements: u64,
     /// Entries that are not zero.
     pub nonzeros: u64,
-    /// Causal pairs of a query and a key, counted once per query head.
+    /// Pairs of a query and a key that it attends to, counted once per query head.
     pub pairs: u64,
     /// Pairs scored with the exact key.
     pub exact_pairs: u64,
@@ -104,7 +104,7 @@ impl DeltallmKernel {
     }
 
     /// Shapes of q, k, v and out.
-    fn shapes(&self, tokens: usize) -> [[usize; 3]; 4] {
+    pub(crate) fn shapes(&self, tokens: usize) -> [[usize; 3]; 4] {
         let (heads, kv_heads) = (self.shape.heads(), self.shape.kv_heads());
         let [key, value] = [self.shape.head_dim(), self.shape.value_dim()];
         [[heads, key], [kv_heads, key], [kv_heads, value], [heads, value]]
@@ -113,7 +113,7 @@ impl DeltallmKernel {
 }
 
 /// Does `body` with the kernel, unless there is none or it has panicked before.
-fn with<T>(
+pub(crate) fn with<T>(
     kernel: Option<&DeltallmKernel>,
     body: impl FnOnce(&mut dyn AttentionKernel) -> Result<T, CallError>,
 ) -> Result<T, CallError> {
@@ -122,7 +122,7 @@ fn with<T>(
     body(&mut **kernel)
 }
 
-fn existing(kernel: Option<&DeltallmKernel>) -> Result<&DeltallmKernel, CallError> {
+pub(crate) fn existing(kernel: Option<&DeltallmKernel>) -> Result<&DeltallmKernel, CallError> {
     kernel.ok_or_else(|| CallError::null("kernel", "a kernel from deltallm_kernel_new"))
 }
 
@@ -172,164 +172,6 @@ pub extern "C" fn deltallm_kernel_free(kernel: Option<Box<DeltallmKernel>>) {
     let _ = catch_unwind(AssertUnwindSafe(|| drop(kernel)));
 }
 
-/// Appends `tokens` tokens to the cache and attends their queries to it, as the mask says. `q` is [tokens, heads, head_dim], `k`
-/// [tokens, kv_heads, head_dim], `v` [tokens, kv_heads, value_dim] and `out` [tokens, heads, value_dim], contiguous. Queries and keys come after rotary embedding;
-/// positions are implied, the first token ever appended being 0. With 0 tokens nothing happens.
-///
-/// After an error the cache holds the tokens it held before, and `out` may have been written in part.
-///
-/// # Safety
-/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. The four buffers have that many floats,
-/// nobody else uses `out` during the call or writes the others, and `out` does not overlap them.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn deltallm_kernel_forward(
-    kernel: *mut DeltallmKernel,
-    tokens: usize,
-    q: *const f32,
-    k: *const f32,
-    v: *const f32,
-    out: *mut f32,
-) -> DeltallmStatus {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let kernel = existing(unsafe { kernel.as_ref() })?;
-        let [q_shape, k_shape, v_shape, out_shape] = kernel.shapes(tokens);
-        let [q, k, v] = [
-            contiguous(q, len("q", q_shape)?),
-            contiguous(k, len("k", k_shape)?),
-            contiguous(v, len("v", v_shape)?),
-        ];
-        let out = DeltallmViewMut { data: out, len: len("out", out_shape)?, token_stride: 0, head_stride: 0 };
-        // SAFETY: the caller's promise, which is that these lengths are right.
-        unsafe { forward(kernel, tokens, q, k, v, out) }
-    })
-}
-
-/// Attends the queries of the last `tokens` tokens in the cache, and appends nothing: for layers that share the cache of another one.
-/// `q` is [tokens, heads, head_dim] and `out` [tokens, heads, value_dim], contiguous. With 0 tokens nothing happens.
-///
-/// # Safety
-/// As deltallm_kernel_forward.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn deltallm_kernel_attend(
-    kernel: *mut DeltallmKernel,
-    tokens: usize,
-    q: *const f32,
-    out: *mut f32,
-) -> DeltallmStatus {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let kernel = existing(unsafe { kernel.as_ref() })?;
-        let [q_shape, k_shape, v_shape, out_shape] = kernel.shapes(tokens);
-        let q = contiguous(q, len("q", q_shape)?);
-        let out = DeltallmViewMut { data: out, len: len("out", out_shape)?, token_stride: 0, head_stride: 0 };
-        with(Some(kernel), |kernel| {
-            if tokens == 0 {
-                return Ok(());
-            }
-            let [k, v] =
-                [k_shape, v_shape].map(|[_, heads, channels]| HeadsView::new(&[], [0, heads, channels]));
-            // SAFETY: the caller's promise.
-            let queries = unsafe { q.heads("q", q_shape) }?;
-            // SAFETY: the caller's promise, and that `q` is elsewhere is checked before there is a slice.
-            let out = unsafe { out.heads("out", out_shape, &[("q", &q)]) }?;
-            Ok(kernel.forward_heads(queries, k?, v?, out)?)
-        })
-    })
-}
-
-/// Copies the logarithm of the sum of the exponentials of each query's scores in the latest call, in nats, [tokens, heads], to `out`,
-/// which has room for `len` numbers. The configuration must ask for it with `log_sum_exp`.
-///
-/// # Safety
-/// `kernel` is NULL or has not been freed, and `len` numbers can be written from `out` on.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn deltallm_kernel_log_sum_exp(
-    kernel: Option<&DeltallmKernel>,
-    out: *mut f32,
-    len: usize,
-) -> DeltallmStatus {
-    guard(|| {
-        let numbers = with(kernel, |kernel| Ok(kernel.log_sum_exp().map(<[f32]>::to_vec)))?;
-        let numbers = numbers.ok_or_else(|| CallError::Argument {
-            argument: "kernel",
-            expected: "one with `log_sum_exp` in its configuration, and a call before".to_owned(),
-            got: "one without".to_owned(),
-        })?;
-        let out = DeltallmViewMut { data: out, len, token_stride: 0, head_stride: 0 };
-        // SAFETY: the caller's promise.
-        let mut out = unsafe { out.heads("out", [1, 1, numbers.len()], &[]) }?;
-        out.row_mut(0, 0).copy_from_slice(&numbers);
-        Ok(())
-    })
-}
-
-/// The same as deltallm_kernel_forward with lengths, which are checked, and with strides.
-///
-/// # Safety
-/// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed. Each view's `data` has `len` floats, nobody
-/// else uses those of `out` during the call or writes the others, and those of `out` do not overlap the others, not even
-/// between the rows.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn deltallm_kernel_forward_views(
-    kernel: *mut DeltallmKernel,
-    tokens: usize,
-    q: *const DeltallmView,
-    k: *const DeltallmView,
-    v: *const DeltallmView,
-    out: *const DeltallmViewMut,
-) -> DeltallmStatus {
-    guard(|| {
-        // SAFETY: the caller's promise.
-        let kernel = existing(unsafe { kernel.as_ref() })?;
-        // SAFETY: the caller's promise.
-        unsafe {
-            let (q, k, v) = (read("q", q)?, read("k", k)?, read("v", v)?);
-            forward(kernel, tokens, q, k, v, read("out", out)?)
-        }
-    })
-}
-
-/// # Safety
-/// As [`deltallm_kernel_forward_views`].
-unsafe fn forward(
-    kernel: &DeltallmKernel,
-    tokens: usize,
-    q: DeltallmView,
-    k: DeltallmView,
-    v: DeltallmView,
-    out: DeltallmViewMut,
-) -> Result<(), CallError> {
-    let [q_shape, k_shape, v_shape, out_shape] = kernel.shapes(tokens);
-    with(Some(kernel), |kernel| {
-        if tokens == 0 {
-            return Ok(());
-        }
-        // SAFETY: the caller's promise.
-        let inputs = unsafe { (q.heads("q", q_shape)?, k.heads("k", k_shape)?, v.heads("v", v_shape)?) };
-        // SAFETY: the caller's promise, and that the inputs are elsewhere is checked before there is a slice.
-        let out = unsafe { out.heads("out", out_shape, &[("q", &q), ("k", &k), ("v", &v)]) }?;
-        Ok(kernel.forward_heads(inputs.0, inputs.1, inputs.2, out)?)
-    })
-}
-
-/// A contiguous buffer.
-fn contiguous(data: *const f32, len: usize) -> DeltallmView {
-    DeltallmView { data, len, token_stride: 0, head_stride: 0 }
-}
-
-/// Numbers in a contiguous buffer.
-fn len(argument: &'static str, shape: [usize; 3]) -> Result<usize, CallError> {
-    let [tokens, heads, head_dim] = shape;
-    // Neither can overflow: both sizes are small.
-    let per_token = heads * head_dim;
-    tokens.checked_mul(per_token).ok_or_else(|| CallError::Argument {
-        argument,
-        expected: format!("at most {} tokens", usize::MAX / per_token),
-        got: tokens.to_string(),
-    })
-}
-
 /// Announces that the next `tokens` tokens are one prompt, however many calls bring them. A window of blocks and
 /// `exact_prompt` depend on its length; without this every call of more than one token counts as a whole prompt.
 ///
@@ -349,7 +191,7 @@ pub unsafe extern "C" fn deltallm_kernel_begin_prompt(
     })
 }
 
-/// Writes the number of tokens in the cache to `*len`.
+/// Writes the number of tokens in the cache to `*len`. Those that were dropped because nobody attends to them any more count.
 ///
 /// # Safety
 /// `kernel` is NULL or has not been freed, and `len` points to a number that can be written.
@@ -365,7 +207,8 @@ pub unsafe extern "C" fn deltallm_kernel_len(
     })
 }
 
-/// Forgets every token from `len` on; more than there are is an error. Exact copies of keys that had left the window of
+/// Forgets every token from `len` on; more than there are is an error, and under a mask a cut so far back that the next query would miss
+/// what has been dropped. Exact copies of keys that had left the window of
 /// hybrid attention do not come back: the last keys before the cut are seen through their deltas until it fills up again.
 ///
 /// # Safety

@@ -4,8 +4,8 @@
 //! `include/deltallm.h`, and `docs/c-api.md` is the guide, with a whole program. In Rust use the crate `deltallm`.
 //!
 //! One [`DeltallmKernel`] is the attention of one layer together with its key-value cache:
-//! [`deltallm_kernel_new`] makes it from a text in JSON, [`deltallm_kernel_forward`] appends tokens and attends,
-//! [`deltallm_kernel_truncate`] takes tokens back, [`deltallm_kernel_free`] ends it.
+//! [`deltallm_kernel_new`] makes it from a text in JSON, [`deltallm_kernel_forward`] appends tokens and attends
+//! ([`deltallm_kernel_forward_half`] in f16 and bf16), [`deltallm_kernel_truncate`] takes tokens back, [`deltallm_kernel_free`] ends it.
 //!
 //! # The configuration
 //!
@@ -63,17 +63,26 @@
 
 mod config;
 mod error;
+mod forward;
+mod half;
 mod kernel;
 mod memory;
 #[cfg(test)]
 mod tests;
 
 pub use error::{DeltallmStatus, deltallm_last_error};
+pub use forward::{
+    deltallm_kernel_attend, deltallm_kernel_forward, deltallm_kernel_forward_views,
+    deltallm_kernel_log_sum_exp,
+};
+pub use half::{
+    DELTALLM_HALF_BF16, DELTALLM_HALF_F16, DeltallmHalf, deltallm_kernel_attend_half,
+    deltallm_kernel_forward_half, deltallm_kernel_forward_half_views,
+};
 pub use kernel::{
     DELTALLM_ABI_VERSION, DeltallmFootprint, DeltallmKernel, DeltallmStats, deltallm_abi_version,
-    deltallm_kernel_attend, deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_forward,
-    deltallm_kernel_forward_views, deltallm_kernel_free, deltallm_kernel_head_stats, deltallm_kernel_len,
-    deltallm_kernel_log_sum_exp, deltallm_kernel_new, deltallm_kernel_stats, deltallm_kernel_truncate,
-    deltallm_version,
+    deltallm_kernel_begin_prompt, deltallm_kernel_footprint, deltallm_kernel_free,
+    deltallm_kernel_head_stats, deltallm_kernel_len, deltallm_kernel_new, deltallm_kernel_stats,
+    deltallm_kernel_truncate, deltallm_version,
 };
-pub use memory::{DeltallmView, DeltallmViewMut};
+pub use memory::{DeltallmHalfView, DeltallmHalfViewMut, DeltallmView, DeltallmViewMut};

@@ -40,15 +40,94 @@ pub struct DeltallmViewMut {
     pub head_stride: usize,
 }
 
-impl DeltallmView {
+/// The same as DeltallmView for numbers of 16 bits: f16 or bf16, as the call says.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct DeltallmHalfView {
+    /// The bits of the first number.
+    pub data: *const u16,
+    /// Numbers that can be read from `data` on.
+    pub len: usize,
+    /// Numbers from one token to the next, or 0.
+    pub token_stride: usize,
+    /// Numbers from one head to the next, or 0.
+    pub head_stride: usize,
+}
+
+/// The same for what a call writes. Numbers between the rows are left as they are.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct DeltallmHalfViewMut {
+    /// The bits of the first number.
+    pub data: *mut u16,
+    /// Numbers that can be written from `data` on.
+    pub len: usize,
+    /// Numbers from one token to the next, or 0.
+    pub token_stride: usize,
+    /// Numbers from one head to the next, or 0.
+    pub head_stride: usize,
+}
+
+/// A view of any numbers that a call reads.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Input<T> {
+    data: *const T,
+    len: usize,
+    /// From one token to the next and from one head to the next, or 0.
+    strides: [usize; 2],
+}
+
+/// A view of any numbers that a call writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Output<T> {
+    data: *mut T,
+    len: usize,
+    strides: [usize; 2],
+}
+
+impl From<DeltallmView> for Input<f32> {
+    fn from(view: DeltallmView) -> Self {
+        Self { data: view.data, len: view.len, strides: [view.token_stride, view.head_stride] }
+    }
+}
+
+impl From<DeltallmViewMut> for Output<f32> {
+    fn from(view: DeltallmViewMut) -> Self {
+        Self { data: view.data, len: view.len, strides: [view.token_stride, view.head_stride] }
+    }
+}
+
+impl From<DeltallmHalfView> for Input<u16> {
+    fn from(view: DeltallmHalfView) -> Self {
+        Self { data: view.data, len: view.len, strides: [view.token_stride, view.head_stride] }
+    }
+}
+
+impl From<DeltallmHalfViewMut> for Output<u16> {
+    fn from(view: DeltallmHalfViewMut) -> Self {
+        Self { data: view.data, len: view.len, strides: [view.token_stride, view.head_stride] }
+    }
+}
+
+impl<T> Input<T> {
+    pub(crate) fn contiguous(data: *const T, len: usize) -> Self {
+        Self { data, len, strides: [0, 0] }
+    }
+
+    /// The same bits as other numbers of the same size.
+    pub(crate) fn cast<U>(self) -> Input<U> {
+        const { assert!(size_of::<T>() == size_of::<U>()) };
+        Input { data: self.data.cast(), len: self.len, strides: self.strides }
+    }
+
     /// # Safety
-    /// `len` floats can be read at `data`, and nobody writes them during `'a`.
+    /// `len` numbers can be read at `data`, and nobody writes them during `'a`.
     pub(crate) unsafe fn heads<'a>(
         &self,
         argument: &'static str,
         shape: [usize; 3],
-    ) -> Result<HeadsView<'a>, CallError> {
-        let [token_stride, head_stride] = strides(argument, shape, self.token_stride, self.head_stride)?;
+    ) -> Result<HeadsView<'a, T>, CallError> {
+        let [token_stride, head_stride] = strides(argument, shape, self.strides)?;
         check_numbers(argument, self.data, self.len)?;
         let data = match self.len {
             0 => &[],
@@ -59,21 +138,31 @@ impl DeltallmView {
     }
 }
 
-impl DeltallmViewMut {
+impl<T> Output<T> {
+    pub(crate) fn contiguous(data: *mut T, len: usize) -> Self {
+        Self { data, len, strides: [0, 0] }
+    }
+
+    /// The same bits as other numbers of the same size.
+    pub(crate) fn cast<U>(self) -> Output<U> {
+        const { assert!(size_of::<T>() == size_of::<U>()) };
+        Output { data: self.data.cast(), len: self.len, strides: self.strides }
+    }
+
     /// Not even unused numbers may be shared with `inputs`.
     ///
     /// # Safety
-    /// `len` floats can be read and written at `data`, and nobody else does so during `'a`.
+    /// `len` numbers can be read and written at `data`, and nobody else does so during `'a`.
     pub(crate) unsafe fn heads<'a>(
         &self,
         argument: &'static str,
         shape: [usize; 3],
-        inputs: &[(&'static str, &DeltallmView)],
-    ) -> Result<HeadsViewMut<'a>, CallError> {
-        let [token_stride, head_stride] = strides(argument, shape, self.token_stride, self.head_stride)?;
+        inputs: &[(&'static str, &Input<T>)],
+    ) -> Result<HeadsViewMut<'a, T>, CallError> {
+        let [token_stride, head_stride] = strides(argument, shape, self.strides)?;
         check_numbers(argument, self.data, self.len)?;
         for (input, view) in inputs {
-            if overlap((self.data.addr(), self.len), (view.data.addr(), view.len)) {
+            if overlap::<T>((self.data.addr(), self.len), (view.data.addr(), view.len)) {
                 let (expected, got) =
                     (format!("memory apart from {input}"), "memory that overlaps it".to_owned());
                 return Err(CallError::Argument { argument, expected, got });
@@ -89,9 +178,9 @@ impl DeltallmViewMut {
     }
 }
 
-/// Whether two ranges of floats, each an address and a length, have a byte in common.
-fn overlap((one, one_len): (usize, usize), (two, two_len): (usize, usize)) -> bool {
-    let end = |start: usize, len: usize| start.saturating_add(len.saturating_mul(size_of::<f32>()));
+/// Whether two ranges of numbers, each an address and a length, have a byte in common.
+fn overlap<T>((one, one_len): (usize, usize), (two, two_len): (usize, usize)) -> bool {
+    let end = |start: usize, len: usize| start.saturating_add(len.saturating_mul(size_of::<T>()));
     one_len > 0 && two_len > 0 && one < end(two, two_len) && two < end(one, one_len)
 }
 
@@ -100,8 +189,7 @@ fn overlap((one, one_len): (usize, usize), (two, two_len): (usize, usize)) -> bo
 fn strides(
     argument: &'static str,
     [_, heads, head_dim]: [usize; 3],
-    token: usize,
-    head: usize,
+    [token, head]: [usize; 2],
 ) -> Result<[usize; 2], CallError> {
     let head = if head == 0 { head_dim } else { head };
     let token = if token == 0 { heads.saturating_mul(head) } else { token };
@@ -114,13 +202,13 @@ fn strides(
     Ok([token, head])
 }
 
-fn check_numbers(argument: &'static str, data: *const f32, len: usize) -> Result<(), CallError> {
-    const MOST: usize = isize::MAX as usize / size_of::<f32>();
-    if len > MOST {
-        let expected = format!("a length of at most {MOST}");
+fn check_numbers<T>(argument: &'static str, data: *const T, len: usize) -> Result<(), CallError> {
+    let most = isize::MAX as usize / size_of::<T>();
+    if len > most {
+        let expected = format!("a length of at most {most}");
         return Err(CallError::Argument { argument, expected, got: len.to_string() });
     }
-    check_pointer(argument, data, || format!("a pointer to {len} floats"), len)
+    check_pointer(argument, data, || format!("a pointer to {len} floats of {} bits", 8 * size_of::<T>()), len)
 }
 
 /// Refuses NULL, unless it points to nothing, and what is not aligned.

@@ -14,6 +14,8 @@ use deltallm_core::{Footprint, SparsityStats};
 
 use crate::{DeltallmStatus::*, error::guard, *};
 
+mod half;
+
 const SIZES: &str = r#""heads": 4, "kv_heads": 2, "head_dim": 8"#;
 const Q: usize = 4 * 8;
 const KV: usize = 2 * 8;
@@ -236,7 +238,7 @@ fn null_is_refused_everywhere() {
         assert_error(
             forward(mutable, null.0, k0, v0, o0),
             InvalidArgument,
-            "q: expected a pointer to 32 floats, got NULL",
+            "q: expected a pointer to 32 floats of 32 bits, got NULL",
         );
         assert_error(
             forward(mutable, q0, null.1, v0, o0),

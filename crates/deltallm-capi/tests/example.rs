@@ -57,7 +57,7 @@ fn compile_and_run(name: &str, library: &Path, more: &[String]) {
     run(compile.arg(library).args(more).args(["-lpthread", "-lm", "-o"]).arg(&program));
     let text = run(&mut Command::new(program));
     let error = "an error:  configuration: haeds: unknown field `haeds`, expected one of `kernel`, `heads`";
-    for line in ["theta 0:   largest", "theta 0.5: largest", "200 tokens: ", error] {
+    for line in ["theta 0:   largest", "theta 0.5: largest", "bf16:      largest", "200 tokens: ", error] {
         assert!(text.contains(line), "{line:?} is missing in:\n{text}");
     }
 }

@@ -205,14 +205,17 @@ const C_CONFIGS: [(&str, &str); 3] = [
 ];
 
 /// What the target `attention` reads: group, kv heads, head size, store, window, sinks, exact prompt, skip margin, soft cap,
-/// precision, budget, threshold, seed, kind of numbers, scales of keys and values; then steps of a kind and a size.
-const ATTENTION: [[u8; 16]; 6] = [
-    [2, 0, 7, 0, 15, 4, 0, 0, 0, 0, 0, 50, 1, 0, 5, 8],
-    [0, 1, 4, 1, 200, 0, 20, 0, 200, 0, 0, 20, 2, 1, 5, 8],
-    [1, 0, 3, 2, 7, 2, 0, 120, 0, 0, 0, 60, 3, 3, 5, 9],
-    [3, 0, 5, 3, 31, 3, 0, 0, 0, 0, 0, 40, 4, 2, 4, 7],
-    [0, 0, 6, 4, 9, 1, 0, 225, 0, 0, 0, 30, 5, 0, 5, 8],
-    [1, 1, 2, 4, 40, 8, 60, 0, 0, 230, 210, 45, 6, 4, 6, 10],
+/// precision, budget, threshold, seed, kind of numbers, scales of keys and values, mask; then steps of a kind and a size.
+const ATTENTION: [[u8; 17]; 9] = [
+    [2, 0, 7, 0, 15, 4, 0, 0, 0, 0, 0, 50, 1, 0, 5, 8, 0],
+    [0, 1, 4, 1, 200, 0, 20, 0, 200, 0, 0, 20, 2, 1, 5, 8, 0],
+    [1, 0, 3, 2, 7, 2, 0, 120, 0, 0, 0, 60, 3, 3, 5, 9, 0],
+    [3, 0, 5, 3, 31, 3, 0, 0, 0, 0, 0, 40, 4, 2, 4, 7, 0],
+    [0, 0, 6, 4, 9, 1, 0, 225, 0, 0, 0, 30, 5, 0, 5, 8, 0],
+    [1, 1, 2, 4, 40, 8, 60, 0, 0, 230, 210, 45, 6, 4, 6, 10, 0],
+    [0, 1, 2, 1, 7, 4, 0, 0, 0, 0, 0, 50, 7, 0, 5, 8, 106],
+    [1, 0, 3, 4, 9, 2, 0, 120, 0, 0, 0, 40, 8, 1, 5, 8, 180],
+    [1, 0, 2, 3, 11, 3, 20, 0, 0, 0, 0, 40, 9, 0, 5, 8, 230],
 ];
 const STEPS: [[u8; 2]; 14] = [
     [14, 40],
