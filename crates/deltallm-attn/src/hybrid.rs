@@ -313,7 +313,7 @@ impl HybridAttention {
 
     /// Appends tokens, and codes all those that the queries from position `first` on see through codes.
     fn append(&mut self, k: &HeadsView, v: &HeadsView, first: usize) -> Result<(), CoreError> {
-        let far = self.far_until(first, self.len() + k.tokens());
+        let far = self.far_until(self.state, first, self.len() + k.tokens());
         let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Reservation)| {
             for token in 0..k.tokens() {
                 head.push(k.row(token, kv_head), v.row(token, kv_head), charge)?;
@@ -345,10 +345,10 @@ impl HybridAttention {
 
     /// Tokens to be coded before the queries `first..end` are attended: what they see through codes, and what no later one will
     /// need exactly. In a cache without codes the latter can wait.
-    fn far_until(&self, first: usize, end: usize) -> usize {
-        match self.state.far_until(first..end) {
+    fn far_until(&self, window: WindowState, first: usize, end: usize) -> usize {
+        match window.far_until(first..end) {
             0 if self.coded() == 0 => 0,
-            far => far.max(self.needed_from(end)),
+            far => far.max(self.needed_from(window, end)),
         }
     }
 
@@ -402,12 +402,14 @@ impl HybridAttention {
         (self.state, self.prompt_end) = (state, prompt_end);
     }
 
-    /// Fixes the window for the tokens `first..end`.
-    fn enter_window(&mut self, first: usize, end: usize) {
+    /// The window for a call that brings the tokens `first..end`.
+    fn window_of(&self, first: usize, end: usize) -> WindowState {
         let prompt_end = if first < self.prompt_end { self.prompt_end } else { end };
         if first < self.prompt_end || end - first > 1 {
             let whole = if prompt_end <= self.exact_prompt { prompt_end } else { 0 };
-            self.state = self.window_for(prompt_end).whole_until(whole);
+            self.window_for(prompt_end).whole_until(whole)
+        } else {
+            self.state
         }
     }
 
@@ -424,7 +426,7 @@ impl HybridAttention {
         // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
         let mut heads = Vec::with_capacity(self.heads.len());
         let mut narrow = Vec::with_capacity(self.heads.len());
-        let needed = self.needed_from(self.len());
+        let needed = self.needed_from(self.state, self.len());
         for head in &self.heads {
             let mut charge = MemoryBudget::unlimited().reservation();
             heads.extend(head.to_compact(needed, &mut charge)?);
@@ -449,7 +451,7 @@ impl HybridAttention {
         if self.uncoded {
             return self.accounts().for_each(|(head, charge)| head.drop_exact(seen, charge));
         }
-        let needed = self.needed_from(len);
+        let needed = self.needed_from(self.state, len);
         if needed > 0 && self.coded() == 0 && self.codes_from.is_none() {
             self.accounts().for_each(|(head, charge)| head.begin_codes(needed, charge));
         }
@@ -460,8 +462,8 @@ impl HybridAttention {
     }
 
     /// The first key that any query from `position` on may need exactly, if it attends to it at all.
-    fn needed_from(&self, position: usize) -> usize {
-        let needed = self.state.needed_from(position);
+    fn needed_from(&self, window: WindowState, position: usize) -> usize {
+        let needed = window.needed_from(position);
         if needed == 0 { 0 } else { needed.max(self.options.mask.first_key(position)) }
     }
 }
@@ -482,7 +484,7 @@ impl AttentionKernel for HybridAttention {
     ) -> Result<(), AttentionError> {
         let before = self.point();
         let first = self.check_call(&q, &k, &v, &out)?;
-        self.enter_window(before.len, before.len + k.tokens());
+        self.state = self.window_of(before.len, before.len + k.tokens());
         let appended = self.append(&k, &v, first).map_err(AttentionError::from);
         let result = appended.and_then(|()| self.attend(&q, first, out));
         if result.is_err() {
@@ -560,7 +562,7 @@ impl AttentionKernel for HybridAttention {
         // How a window in blocks will lie is not known before the prompt has been announced.
         let coded = match self.window {
             Some(ExactWindow::Block { .. }) => end,
-            _ => self.far_until(self.len(), end),
+            _ => self.far_until(self.window_of(self.len(), end), self.len(), end),
         };
         Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, coded))))
     }
@@ -599,7 +601,7 @@ pub fn attend_hybrid(
     let mut attention = HybridAttention::new(shape, config.clone())?;
     let first = attention.check_call(&q, &k, &v, &out)?;
     attention.begin_prompt(k.tokens());
-    attention.enter_window(0, k.tokens());
+    attention.state = attention.window_of(0, k.tokens());
     attention.append(&k, &v, first)?;
     attention.attend(&q, first, out)?;
     Ok(attention.stats())

@@ -257,3 +257,22 @@ fn a_token_never_fails_when_its_growth_is_available() {
         }
     }
 }
+
+#[test]
+fn growth_is_that_of_the_window_which_the_call_enters() {
+    let inputs = Inputs::new(shape(), 400, 4);
+    for (exact_prompt, calls) in [(200, [150, 230, 231]), (0, [90, 91, 300]), (64, [60, 62, 260])] {
+        let budget = MemoryBudget::new(1 << 30);
+        let options = options().store(KvStore::Compact).budget(budget.clone());
+        // Thresholds of zero: coding takes more than what it lets go.
+        let config =
+            HybridConfig::new(ThresholdPolicy::Uniform(0.0)).codes_from(0).exact_prompt(exact_prompt);
+        let mut kernel = HybridAttention::new(shape(), config.options(options)).unwrap();
+        for end in calls {
+            kernel.begin_prompt(end - kernel.len());
+            let (held, growth) = (budget.used(), kernel.growth(end - kernel.len()).unwrap());
+            inputs.call(&mut kernel, end).unwrap();
+            assert!(budget.used() <= held + growth, "{end}: {} after {held} + {growth}", budget.used());
+        }
+    }
+}
