@@ -2,8 +2,9 @@
 
     python3 tools/paper/table.py --model FILE --data FOLDER --out FOLDER --limit N
 
-FOLDER of --data holds the task files (arc_easy.jsonl, ..., squad_v2_dev.json). Every run keeps a log in the --out folder and
-goes on where it stopped, so the same command with a larger --limit adds examples. Needs Python 3 and nothing else.
+FOLDER of --data holds the task files (arc_easy.jsonl, ..., squad_v2_dev.json). Every run keeps a log in the --out folder:
+stopped and started again, the same command goes on where it was, and with a larger --limit it adds examples. Other options (--theta,
+--linear, --profile) want another --out folder. Needs Python 3 and nothing else.
 """
 
 import argparse
@@ -23,21 +24,28 @@ TASKS = {
     "gsm8k": ("last-word", "gsm8k.jsonl"),
     "squad_v2": ("squad", "squad_v2_dev.json"),
 }
+# Solved examples in the prompt, as in the paper; none elsewhere.
+SHOTS = {"commonsense_qa": 10, "gsm8k": 5}
+SETTINGS = ["paper rule", "default"]
 # What the examples above measure, by task.
 METRICS = {"choices": ["accuracy", "accuracy_norm"], "schema": ["accuracy"], "last-word": ["accuracy"], "squad": ["f1", "exact_match"]}
 
 
 def settings(args):
-    """Name of each setting, and its options."""
-    paper = ["--paper", "--theta", str(args.theta)]
-    yield "paper rule", paper
-    yield "default", ["--exact-prompt", "0"] + ([] if args.profile is None else ["--profile", args.profile])
+    """Name of each setting that is wanted, and its options."""
+    options = {
+        "paper rule": ["--paper", "--theta", str(args.theta)],
+        "default": ["--exact-prompt", "0"] + ([] if args.profile is None else ["--profile", args.profile]),
+    }
+    return [(name, options[name]) for name in args.settings]
 
 
 def run(args, task, name, options):
     kind, file = TASKS[task]
     slug = f"{task}-{name}".replace(" ", "-")
-    command = [args.program, "evaluate", "--model", args.model, "--task", kind, "--data", str(args.data / file), "--limit", str(args.limit), "--linear", "f32"]
+    command = [args.program, "evaluate", "--model", args.model, "--task", kind, "--data", str(args.data / file), "--limit", str(args.limit), "--linear", args.linear]
+    if task in SHOTS:
+        command += ["--shots", str(SHOTS[task])]
     command += ["--compare", "dense", "--json", "--resume", str(args.out / f"{slug}.log"), *options]
     print("+", " ".join(command), flush=True)
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -57,7 +65,7 @@ def rows(args):
             metric = metrics[0]
             dense = result["dense"]
             length = f"{result['mean_tokens']:.0f} ({result['longest_tokens']})"
-            row = [task, str(result["examples"]), length, name, metric]
+            row = [task, str(result["shots"]), str(result["examples"]), length, name, metric]
             row += [percent(dense[metric], dense["standard_error"]), percent(result[metric], result["standard_error"])]
             row += [f"{100 * result[metric + '_difference']:+.1f} ± {100 * result[metric + '_difference_standard_error']:.1f}"]
             if len(metrics) > 1:
@@ -77,6 +85,8 @@ def main():
     parser.add_argument("--limit", type=int, default=200, help="examples of each task")
     parser.add_argument("--theta", type=float, default=1.0, help="threshold of the paper's rule")
     parser.add_argument("--profile", help="settings of the default [default: the model's built-in ones]")
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=SETTINGS, metavar="NAME", help="of %(choices)s [default: both]")
+    parser.add_argument("--linear", choices=["packed", "f32"], default="packed", help="how weights are multiplied [default: packed, as the program does]")
     parser.add_argument("--only", nargs="*", choices=TASKS, help="these tasks only")
     parser.add_argument("--program", default="target/release/deltallm", help="the program deltallm")
     parser.add_argument("--print-only", action="store_true", help="no runs: the table of what is there")
@@ -91,7 +101,7 @@ def main():
                 # Only where something is generated do the phases differ.
                 if kind == "squad":
                     run(args, task, f"{name} prefill only", [*options, "--phases", "prefill"])
-    header = ["task", "n", "tokens, mean (longest)", "attention", "metric", "dense, %", "this, %", "difference, points"]
+    header = ["task", "shots", "n", "tokens, mean (longest)", "attention", "metric", "dense, %", "this, %", "difference, points"]
     header += ["also", "flips", "KL, nats", "same top token, %", "zero fraction", "sparsity (paper)", "values skipped"]
     print("| " + " | ".join(header) + " |")
     print("|" + "---|" * len(header))

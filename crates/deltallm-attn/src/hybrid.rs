@@ -111,6 +111,26 @@ impl HybridConfig {
         Self { skip_margin: margin.into(), ..self }
     }
 
+    /// Whether a prompt that ends at token `a` and one that ends at token `b` are attended alike as far as both are the same: then what is
+    /// cached of one's beginning will do for the other. Only the window in blocks and
+    /// [`exact_prompt`](Self#structfield.exact_prompt) look at a prompt's length.
+    ///
+    /// ```
+    /// use deltallm_attn::{ExactWindow, HybridConfig};
+    ///
+    /// let sliding = HybridConfig::default().exact_prompt(512);
+    /// assert!(sliding.reads_alike(700, 900) && !sliding.reads_alike(500, 700));
+    /// let blocks = HybridConfig::default().exact_window(ExactWindow::Block { scale: 0.05 });
+    /// assert!(blocks.reads_alike(691, 709) && !blocks.reads_alike(691, 711)); // blocks of 35 tokens, and of 36
+    /// ```
+    #[must_use]
+    pub fn reads_alike(&self, a: usize, b: usize) -> bool {
+        let of = |prompt_end| {
+            (WindowState::new(self.exact_window, prompt_end).keys(), prompt_end <= self.exact_prompt)
+        };
+        of(a) == of(b)
+    }
+
     /// Sets what every kernel needs to know.
     #[must_use]
     pub fn options(self, options: AttentionOptions) -> Self {

@@ -213,6 +213,12 @@ pub trait KernelWrapper: Send {
     fn announce(&mut self, tokens: usize) {
         self.inner_mut().begin_prompt(tokens);
     }
+
+    /// What [`AttentionKernel::commit_step`] is to do, if not what the kernel inside does. A wrapper that does nothing leaves the step
+    /// open, so that whoever holds it can still [take it back](AttentionKernel::undo_step).
+    fn commit(&mut self) {
+        self.inner_mut().commit_step();
+    }
 }
 
 impl<W: KernelWrapper> AttentionKernel for W {
@@ -243,7 +249,7 @@ impl<W: KernelWrapper> AttentionKernel for W {
     }
 
     fn commit_step(&mut self) {
-        self.inner_mut().commit_step();
+        self.commit();
     }
 
     fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {

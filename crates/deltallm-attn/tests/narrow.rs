@@ -199,7 +199,13 @@ fn a_wrapped_kernel_answers_like_the_one_inside() {
         [Box::new(Wrapped(kernel())), Box::new(Box::new(kernel())), Box::new(&mut borrowed)];
     let steps = |kernel: &mut dyn AttentionKernel| {
         kernel.begin_prompt(300);
-        let outputs = [inputs.call(kernel, 200).unwrap(), inputs.call(kernel, 300).unwrap()];
+        let first = inputs.call(kernel, 200).unwrap();
+        kernel.begin_step();
+        let outputs = [first, inputs.call(kernel, 300).unwrap()];
+        let open = kernel.footprint();
+        kernel.commit_step();
+        // A window is let go of when its step stands.
+        assert!(kernel.footprint().window < open.window);
         let grows = [1, 100].map(|tokens| kernel.growth(tokens).unwrap());
         let freed = [kernel.narrow().unwrap(), kernel.narrow().unwrap()];
         kernel.truncate(299).unwrap();

@@ -63,7 +63,7 @@ pub use program::main;
 pub use tasks::{
     ANSWER_TOKENS, Answer, ChoiceExample, Dataset, Estimate, ExampleResult, ExampleScores, Examples,
     LastWordExample, Lengths, LikelihoodExample, Outcome, Pair, Plan, Question, RequestScore, ResumeLog,
-    Resumed, Score, Scored, Setup, Shape, Summary, TaskKind, Unscorable, WindowResult, answer_all,
-    answer_questions, exact_match, f1, normalise, read_dataset, run_windows, score_examples, score_requests,
-    score_window, sum_windows,
+    Resumed, Score, Scored, Scorer, Setup, Shape, Summary, TaskKind, Unscorable, WindowResult, answer_all,
+    answer_questions, exact_match, f1, normalise, read_dataset, run_windows, score_examples, score_window,
+    sum_windows, take_shots,
 };

@@ -8,7 +8,7 @@ use common::{assert_refused, command, file, json, run};
 use deltallm::models::{SamplerConfig, Session};
 use deltallm::{KernelKind, KernelSpec, KvStore};
 use deltallm_cli::{
-    ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Setup,
+    ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Scorer, Setup,
     answer_all, generate, score_examples,
 };
 use serde_json::{Value, json};
@@ -107,7 +107,19 @@ fn setup<'m>(model: &'m LoadedModel, options: &[&str]) -> Setup<'m> {
     let kernel = <Kernel as clap::Parser>::try_parse_from([&["x"], options].concat()).expect("options").args;
     let kernel = kernel.resolve(&model.graph).expect("settings that fit");
     let dense = Some(kernel.dense());
-    Setup { model, kernel, dense, delimiter: " ".into(), decode: false, context: 1024 }
+    Setup {
+        model,
+        kernel,
+        dense,
+        beginning: String::new(),
+        delimiter: " ".into(),
+        decode: false,
+        context: 1024,
+    }
+}
+
+fn scorer<'s>(setup: &'s Setup<'s>) -> Scorer<'s> {
+    Scorer::new(setup).expect("a scorer")
 }
 
 #[test]
@@ -125,14 +137,16 @@ fn scores_in_a_batch_equal_scores_alone() {
                 ChoiceExample { options: vec![pair("She"), pair("Once"), pair("She was beautiful")], gold: 0 }
             })
             .collect();
-        let together = score_examples(&setup, 0, &examples, &mut |_| {}).expect("scores");
+        let together = score_examples(&mut scorer(&setup), 0, &examples, &mut |_| {}).expect("scores");
         for (index, (example, batched)) in examples.iter().zip(&together).enumerate() {
             let alone =
-                score_examples(&setup, index, std::slice::from_ref(example), &mut |_| {}).expect("scores");
+                score_examples(&mut scorer(&setup), index, std::slice::from_ref(example), &mut |_| {})
+                    .expect("scores");
             // One request at a time, so that none shares a prompt with another.
             for (option, pair) in example.pairs().iter().enumerate() {
                 let single = ChoiceExample { options: vec![pair.clone()], gold: 0 };
-                let single = score_examples(&setup, index, &[single], &mut |_| {}).expect("scores");
+                let single =
+                    score_examples(&mut scorer(&setup), index, &[single], &mut |_| {}).expect("scores");
                 let expected = single[0].as_ref().expect("a score").run.log_likelihoods[0];
                 for result in [batched, &alone[0]] {
                     let got = result.as_ref().expect("a score").run.log_likelihoods[option];
@@ -158,7 +172,7 @@ fn prefill_only_changes_answers_but_not_likelihoods() {
     };
     let scores = ["both", "prefill"].map(|phases| {
         let setup = setup(&model, &["--theta", "1", "--window", "2", "--phases", phases]);
-        let scores = score_examples(&setup, 0, std::slice::from_ref(&example), &mut |_| {});
+        let scores = score_examples(&mut scorer(&setup), 0, std::slice::from_ref(&example), &mut |_| {});
         scores.expect("scores").remove(0).expect("a score")
     });
     assert_eq!(scores[0].run, scores[1].run);
@@ -423,6 +437,11 @@ fn a_torn_log_of_each_task_is_taken_up() {
     }
 }
 
+/// A file of choices other than [`CHOICES`].
+fn other_records() -> String {
+    file("other-records.jsonl", CHOICES.replace("king", "queen").as_bytes())
+}
+
 #[test]
 fn the_log_of_another_run_is_refused() {
     let data = file("other-run.jsonl", CHOICES.as_bytes());
@@ -438,9 +457,24 @@ fn the_log_of_another_run_is_refused() {
         (["--context", "500"], "context"),
         (["--compare", "dense"], "compare"),
         (["--phases", "prefill"], "settings.phases"),
+        (["--exact-prompt", "99"], "settings.exact_prompt"),
     ] {
         let parts = ["error: --resume", setting, "name another file"];
         assert_refused("evaluate", &[&base[..], &more].concat(), &parts);
+    }
+    // A log knows its solved examples.
+    let shots = format!("{log}.shots");
+    let _ = std::fs::remove_file(&shots);
+    let base_of_shots = ["--task", "choices", "--data", &data, "--resume", &shots];
+    let one = evaluate("choices", &data, &["--resume", &shots, "--shots", "1"]);
+    assert_eq!(numbers(evaluate("choices", &data, &["--resume", &shots, "--shots", "1"])), numbers(one));
+    for (base, more, setting) in [
+        (&base, &["--shots", "1"][..], "has shots null"),
+        (&base_of_shots, &[], "this one null"),
+        (&base_of_shots, &["--shots", "2"], "shots.count 1, this one 2"),
+        (&base_of_shots, &["--shots", "1", "--shots-from", &other_records()], "shots.sha256"),
+    ] {
+        assert_refused("evaluate", &[&base[..], more].concat(), &["error: --resume", setting]);
     }
     let other = file("other-data.jsonl", format!("{CHOICES}\n").as_bytes());
     let args = ["--task", "choices", "--data", &other, "--resume", &log];
@@ -448,6 +482,121 @@ fn the_log_of_another_run_is_refused() {
     let args = ["--task", "choices", "--data", &data, "--resume", &data];
     assert_refused("evaluate", &args, &["expected the log of an earlier run"]);
     assert_eq!(std::fs::read_to_string(&data).expect("still there"), CHOICES);
+}
+
+/// A record with this number and this word.
+type MakeRecord<'a> = &'a dyn Fn(usize, &str) -> Value;
+
+/// Five records of every kind, more than a block of tokens each, and the same with the last two of them written out before the others.
+fn few_shot_tasks() -> [(&'static str, String, String); 4] {
+    let long =
+        |i: usize| format!("The king had {i} sons. {}", "The wolf ate the little girl. ".repeat(8 + i));
+    let choices = |i, before: &str| {
+        let query = format!("{before}{}They were", long(i));
+        json!({"query": query, "choices": ["happy", "a parliament", "in the wood"], "gold": i % 3})
+    };
+    let schema = |i, before: &str| {
+        let contexts = ["The queen", "The frog"].map(|who| format!("{before}{}{who}", long(i)));
+        json!({"context_options": contexts, "continuation": "went home.", "gold": i % 2})
+    };
+    let last_word = |i, before: &str| json!({"context": format!("{before}{}Once upon a", long(i)), "continuation": "time"});
+    let gsm8k = |i, before: &str| {
+        let question = format!("{before}{}How many?", long(i));
+        json!({"context": question, "chain_of_thought": "Two and two are 4.", "answer": format!("{i}")})
+    };
+    let solved = |text: &dyn Fn(usize) -> String| [3, 4].map(|i| text(i) + "\n\n").concat();
+    let right = ["happy", "a parliament", "in the wood"];
+    let who = ["queen", "frog"];
+    let before = [
+        solved(&|i| format!("{}They were {}", long(i), right[i % 3])),
+        solved(&|i| format!("{}The {} went home.", long(i), who[i % 2])),
+        solved(&|i| format!("{}Once upon a time", long(i))),
+        // The prompt of a record begins with `Question: `, and so does the first example.
+        solved(&|i| format!("Question: {}How many?\nAnswer: Two and two are 4.\n#### {i}", long(i)))
+            .trim_start_matches("Question: ")
+            .to_owned()
+            + "Question: ",
+    ];
+    let records: [(&str, &str, MakeRecord); 4] = [
+        ("choices", "choices", &choices),
+        ("schema", "schema", &schema),
+        ("last-word", "last-word", &last_word),
+        ("last-word", "gsm8k", &gsm8k),
+    ];
+    let mut before = before.iter();
+    records.map(|(task, name, record)| {
+        let before = before.next().expect("one of each");
+        let lines = |range: std::ops::Range<usize>, before: &str| {
+            range.map(|i| format!("{}\n", record(i, before))).collect::<String>()
+        };
+        let data = file(&format!("few-shot-{name}.jsonl"), lines(0..5, "").as_bytes());
+        let written = file(&format!("few-shot-{name}-written.jsonl"), lines(0..3, before).as_bytes());
+        (task, data, written)
+    })
+}
+
+#[test]
+fn shots_are_the_last_records_solved_in_front_of_every_question() {
+    let options = ["--window", "16", "--theta", "1", "--compare", "dense"];
+    for (task, data, written) in few_shot_tasks() {
+        let few = evaluate(task, &data, &[&options[..], &["--shots", "2"]].concat());
+        let expected = evaluate(task, &written, &options);
+        assert_eq!((&few["shots"], &few["examples"], &expected["shots"]), (&json!(2), &json!(3), &json!(0)));
+        // Read behind a beginning here and whole there, and in floats the same but for rounding.
+        assert_equal_but_for_rounding(task, &few, &expected);
+        assert!(few["mean_tokens"].as_f64() > Some(200.0), "{few}");
+        // What is left out does not count.
+        let limited = evaluate(task, &data, &["--shots", "2", "--limit", "4", "--kernel", "dense"]);
+        assert_eq!(limited["examples"], 3);
+        assert!(evaluate(task, &data, &["--kernel", "dense"])["examples"] == 5);
+    }
+}
+
+/// Two reports: counts are equal, numbers within 1e-4.
+fn assert_equal_but_for_rounding(name: &str, a: &Value, b: &Value) {
+    for (field, a) in a.as_object().expect("an object") {
+        let b = &b[field];
+        match (a, b) {
+            _ if ["seconds", "shots"].contains(&&**field) => {}
+            (Value::Object(_), _) => assert_equal_but_for_rounding(&format!("{name}.{field}"), a, b),
+            (Value::Number(x), Value::Number(y)) if x.is_f64() => {
+                let off = (x.as_f64().expect("a number") - y.as_f64().expect("a number")).abs();
+                assert!(off < 1e-4, "{name}.{field}: {a} instead of {b}");
+            }
+            _ => assert_eq!(a, b, "{name}.{field}"),
+        }
+    }
+}
+
+#[test]
+fn shots_can_come_from_another_file() {
+    let [(task, data, written), ..] = few_shot_tasks();
+    let records = std::fs::read_to_string(&data).expect("just written");
+    let split: Vec<&str> = records.split_inclusive('\n').collect();
+    let questions = file("few-shot-questions.jsonl", split[..3].concat().as_bytes());
+    let train = file("few-shot-train.jsonl", format!("{}{}{}", split[3], split[4], split[0]).as_bytes());
+    let few = evaluate(task, &questions, &["--shots", "2", "--shots-from", &train, "--kernel", "dense"]);
+    assert_equal_but_for_rounding(task, &few, &evaluate(task, &written, &["--kernel", "dense"]));
+}
+
+#[test]
+fn shots_that_cannot_be_given_are_refused() {
+    let [(task, data, _), (_, schema, _), ..] = few_shot_tasks();
+    let refused = |task: &str, data: &str, more: &[&str], parts: &[&str]| {
+        assert_refused("evaluate", &[&["--task", task, "--data", data][..], more].concat(), parts);
+    };
+    refused(task, &data, &["--shots", "5"], &["--data", "more than 5 records", "got 5", "--shots-from"]);
+    refused(task, &data, &["--shots", "-1"], &["--shots", "whole number"]);
+    refused(task, &data, &["--shots-from", &schema], &["--shots-from", "no example is asked for"]);
+    let from = |file: &'static str| ["--shots", "2", "--shots-from", file];
+    refused(task, &data, &from("no-such-file.jsonl"), &["--shots-from no-such-file.jsonl"]);
+    refused(task, &data, &["--shots", "2", "--shots-from", &schema], &["--shots-from", "use --task schema"]);
+    refused(task, &data, &["--shots", "2", "--shots-from", &data], &["another file than --data"]);
+    let other = file("few-shot-few.jsonl", CHOICES.as_bytes());
+    refused(task, &data, &["--shots", "4", "--shots-from", &other], &["at least 4 records", "got 3"]);
+    let squad = file("few-shot-squad.json", SQUAD.as_bytes());
+    refused("squad", &squad, &["--shots", "1"], &["--shots", "--task squad", "last-word"]);
+    refused("perplexity", &squad, &["--shots", "1"], &["--shots", "--task perplexity"]);
 }
 
 /// The embedded model in a file that asks for a begin-of-text token.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use clap::Parser;
 use deltallm::models::LinearForm;
 use deltallm_cli::{
-    Dataset, Examples, KernelArgs, LastWordExample, LikelihoodExample, LoadedModel, Setup, TaskKind,
+    Dataset, Examples, KernelArgs, LastWordExample, LikelihoodExample, LoadedModel, Scorer, Setup, TaskKind,
     answer_questions, read_dataset, score_examples,
 };
 use serde::Deserialize;
@@ -61,7 +61,15 @@ fn data(name: &str) -> PathBuf {
 fn setup(model: &LoadedModel) -> Setup<'_> {
     let options = Options::try_parse_from(["test", "--kernel", "dense", "--kv", "f32"]).expect("options");
     let kernel = options.kernel.resolve(&model.graph).expect("settings that fit");
-    Setup { model, kernel, dense: None, delimiter: " ".into(), decode: false, context: 8192 }
+    Setup {
+        model,
+        kernel,
+        dense: None,
+        beginning: String::new(),
+        delimiter: " ".into(),
+        decode: false,
+        context: 8192,
+    }
 }
 
 /// The largest difference in log-likelihood.
@@ -72,7 +80,13 @@ fn check<E: LikelihoodExample>(
     expected: &[Vec<(f64, u8)>],
 ) -> f64 {
     let mut worst = 0.0_f64;
-    let results = score_examples(setup, 0, &examples[..expected.len()], &mut |_| {}).expect("scores");
+    let results = score_examples(
+        &mut Scorer::new(setup).expect("a scorer"),
+        0,
+        &examples[..expected.len()],
+        &mut |_| {},
+    )
+    .expect("scores");
     for (index, (result, expected)) in results.iter().zip(expected).enumerate() {
         let result = result.as_ref().expect("a score");
         assert_eq!(result.run.log_likelihoods.len(), expected.len());
@@ -96,12 +110,18 @@ fn log_likelihoods_equal_transformers() {
             "lambada_openai" | "gsm8k" => TaskKind::LastWord,
             _ => TaskKind::Choices,
         };
-        let Dataset { examples, .. } = read_dataset(&data(&format!("{name}.jsonl")), task).expect("records");
+        let Dataset { examples, .. } =
+            read_dataset("--data", &data(&format!("{name}.jsonl")), task).expect("records");
         let worst = match &examples {
             Examples::Choices(examples) => check(&setup, name, examples, expected),
             Examples::LastWord(examples) => {
-                let results =
-                    score_examples(&setup, 0, &examples[..expected.len()], &mut |_| {}).expect("scores");
+                let results = score_examples(
+                    &mut Scorer::new(&setup).expect("a scorer"),
+                    0,
+                    &examples[..expected.len()],
+                    &mut |_| {},
+                )
+                .expect("scores");
                 for (result, expected) in results.iter().flatten().zip(expected) {
                     assert_eq!(result.run.metrics[0], f64::from(expected[0].1), "{name}");
                 }
@@ -120,7 +140,7 @@ fn answers_equal_transformers() {
     let setup = setup(&model);
     let expected = goldens().squad;
     let Dataset { examples, .. } =
-        read_dataset(&data("squad_v2_dev.json"), TaskKind::Squad).expect("questions");
+        read_dataset("--data", &data("squad_v2_dev.json"), TaskKind::Squad).expect("questions");
     let Examples::Squad(questions) = examples else { panic!("expected questions") };
     let questions = &questions[..expected.len()];
 

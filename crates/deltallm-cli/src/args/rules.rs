@@ -70,6 +70,9 @@ const RULES: &[Rule] = &[
     rule("prompts", &[], ("phases", &["decode"]), "no prompt is timed"),
     rule("decode", &[], NOT_PERPLEXITY, "only the text of --task perplexity is attended one token at a time"),
     rule("delimiter", &[], ONE_TEXT, "there is no continuation behind a delimiter"),
+    rule("shots", &["0"], ONE_TEXT, "only choices, schema and last-word are asked with solved examples"),
+    rule("shots_from", &[], ONE_TEXT, "only choices, schema and last-word are asked with solved examples"),
+    rule("shots_from", &[], ("shots", &["0"]), "no example is asked for"),
     rule("profile", &["none"], ("kernels", &["dense", "delta"]), "only hybrid kernels are given the profile"),
 ];
 
@@ -172,6 +175,8 @@ mod tests {
             "depths",
             "decode_tokens",
             "prompts",
+            "shots",
+            "shots_from",
         ] {
             command = command.arg(option(name));
         }

@@ -16,9 +16,9 @@ use crate::args::{MOST, whole};
 use crate::{
     ANSWER_TOKENS, ChoiceExample, CommonArgs, Comparison, Dataset, Estimate, Examples, KernelArgs,
     KernelKind, KernelSettings, LastWordExample, LikelihoodExample, LoadedModel, ModelArgs, ModelProfile,
-    Perplexity, Plan, Question, ResumeLog, Resumed, Score, Scored, Setup, SkippedValues, Summary, TaskKind,
-    WindowResult, answer_questions, note, print_json, read_dataset, read_text, run_windows, score_examples,
-    score_window, sha256_hex, sum_windows,
+    Perplexity, Plan, Question, ResumeLog, Resumed, Score, Scored, Scorer, Setup, SkippedValues, Summary,
+    TaskKind, WindowResult, answer_questions, note, print_json, read_dataset, read_text, run_windows,
+    score_examples, score_window, sha256_hex, sum_windows, take_shots,
 };
 
 /// Tokens in a window of perplexity, unless --context says otherwise.
@@ -52,6 +52,12 @@ pub(crate) struct Args {
     /// Between context and continuation (choices, schema, last-word)
     #[arg(long, value_name = "TEXT", default_value = " ")]
     delimiter: String,
+    /// Solved examples in front of every question (choices, schema, last-word): the last N records, which are no questions then
+    #[arg(long, value_name = "N", default_value = "0", value_parser = whole(0..=MOST))]
+    shots: usize,
+    /// Take them from another file instead, its first N records
+    #[arg(long, value_name = "FILE")]
+    shots_from: Option<PathBuf>,
     /// Run the same with exact attention too
     #[arg(long, value_name = "KERNEL")]
     compare: Option<Baseline>,
@@ -83,7 +89,7 @@ enum Baseline {
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
     // Read before the model: a wrong file is the more likely mistake, and is noticed at once.
-    let input = Input::read(&args)?;
+    let (input, beginning) = Input::read(&args)?;
     let model = args.model.open()?;
     let kernel = args.kernel.resolve(&model.graph)?;
     if args.compare.is_some() {
@@ -92,6 +98,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let setup = Setup {
         context: context(&args, &model)?,
         dense: args.compare.map(|Baseline::Dense| kernel.dense()),
+        beginning,
         delimiter: args.delimiter.clone(),
         decode: args.decode,
         kernel,
@@ -117,6 +124,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.common.json {
         print_json(&Report {
             task: args.task,
+            shots: args.shots,
             examples: scores.examples,
             tokens: scores.tokens,
             fields: scores.fields,
@@ -143,11 +151,20 @@ enum Input {
 }
 
 impl Input {
-    fn read(args: &Args) -> anyhow::Result<Self> {
-        Ok(match args.task {
-            TaskKind::Perplexity => Self::Text(read_text("--data", &args.data)?),
-            task => Self::Records(read_dataset(&args.data, task)?),
-        })
+    /// With the solved examples that come before every question.
+    fn read(args: &Args) -> anyhow::Result<(Self, String)> {
+        let task = args.task;
+        if task == TaskKind::Perplexity {
+            return Ok((Self::Text(read_text("--data", &args.data)?), String::new()));
+        }
+        let mut dataset = read_dataset("--data", &args.data, task)?;
+        let from =
+            args.shots_from.as_ref().map(|path| read_dataset("--shots-from", path, task)).transpose()?;
+        let beginning = match args.shots {
+            0 => String::new(),
+            shots => take_shots(shots, &mut dataset, from, &args.delimiter)?,
+        };
+        Ok((Self::Records(dataset), beginning))
     }
 }
 
@@ -211,6 +228,8 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
     let settings = setup.kernel.settings();
     let hash = |profile: &ModelProfile| anyhow::Ok(sha256_hex(&serde_json::to_vec(&profile.settings)?));
     let profile_sha256 = setup.kernel.profile().map(hash).transpose()?;
+    let beginning_sha256 = || sha256_hex(setup.beginning.as_bytes());
+    let shots = (args.shots > 0).then(|| json!({"count": args.shots, "sha256": beginning_sha256()}));
     let bytes = args.model.path().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
     Ok(json!({
         "model": {"name": setup.model.name, "fingerprint": config.fingerprint().0, "bytes": bytes},
@@ -222,6 +241,7 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
         "settings": serde_json::from_str::<Value>(&serde_json::to_string(&settings)?)?,
         "profile_sha256": profile_sha256,
         "delimiter": setup.delimiter,
+        "shots": shots,
         "context": setup.context,
         "decode": setup.decode,
         "compare": setup.dense.as_ref().map(|dense| dense.kind()),
@@ -355,8 +375,9 @@ fn likelihoods<E: LikelihoodExample>(
     examples: &[E],
 ) -> anyhow::Result<Vec<Scored>> {
     let plan = plan(args, examples, EXAMPLES_AT_ONCE);
+    let mut scorer = Scorer::new(setup)?;
     run_all(args, setup, &dataset.sha256, plan, &mut |range, progress| {
-        score_examples(setup, range.start, &examples[range], progress).with_context(|| of_data(args))
+        score_examples(&mut scorer, range.start, &examples[range], progress).with_context(|| of_data(args))
     })
 }
 
@@ -373,6 +394,9 @@ fn task_lines(args: &Args, setup: &Setup, summary: &Summary, examples: usize) ->
         summary.mean_tokens(),
         summary.lengths.longest
     )];
+    if args.shots > 0 {
+        lines.push(format!("             {} solved examples come before every question", args.shots));
+    }
     if let Some(first) = summary.first_skipped {
         lines.push(format!(
             "warning      {} examples cannot be scored and are in no number here; the first is example {}",
@@ -447,6 +471,8 @@ fn nothing_approximated(sparsity: &HeadSparsity) -> Option<&'static str> {
 #[derive(Serialize)]
 struct Report<'a> {
     task: TaskKind,
+    /// Solved examples in front of every question.
+    shots: usize,
     examples: usize,
     tokens: usize,
     #[serde(flatten)]

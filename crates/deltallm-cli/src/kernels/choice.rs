@@ -96,6 +96,14 @@ impl KernelChoice {
         self.spec.hybrid_config(layer, &self.context)
     }
 
+    /// Whether prompts of `a` and `b` tokens that begin alike are [attended alike](HybridConfig::reads_alike) as far as that goes, in all
+    /// layers.
+    pub fn reads_alike(&self, a: usize, b: usize) -> bool {
+        let mut layers = 0..self.spec.layers.len().max(1);
+        let alike = |layer| self.hybrid_config(layer).is_none_or(|config| config.reads_alike(a, b));
+        self.kind() == KernelKind::Dense || layers.all(alike)
+    }
+
     /// The profile that the settings come from.
     pub fn profile(&self) -> Option<&ModelProfile> {
         self.profile.as_ref()
@@ -256,6 +264,7 @@ impl KernelChoice {
             window: hybrid.then(|| self.spec.exact_window.to_string()),
             sinks: hybrid.then_some(self.spec.exact_sinks),
             skip_margin: margins.filter(|_| hybrid),
+            exact_prompt: self.exact_prompt.filter(|_| hybrid),
             phases: coded.then_some(self.phases),
             kv: self.spec.store,
             precision: Some(self.spec.precision)
@@ -305,6 +314,9 @@ pub struct KernelSettings {
     pub sinks: Option<usize>,
     /// As on the command line, or the range over the layers; absent when values are not skipped.
     pub skip_margin: Option<String>,
+    /// As on the command line: prompts of up to so many tokens are exact; absent where a profile decides.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub exact_prompt: Option<usize>,
     /// When attention is approximate.
     pub phases: Option<Phases>,
     /// How keys and values are cached.

@@ -3,6 +3,7 @@
 mod choice;
 mod margins;
 mod one_by_one;
+mod open_step;
 mod phases;
 mod prefill_only;
 mod timed;
@@ -10,6 +11,7 @@ mod timed;
 pub use choice::{KernelChoice, KernelSettings};
 pub use margins::describe_margins;
 pub use one_by_one::OneByOne;
+pub(crate) use open_step::OpenStep;
 pub use phases::Phases;
 pub use prefill_only::PrefillOnly;
 pub use timed::{AttentionTime, Timed};

@@ -37,24 +37,28 @@ pub(super) struct Prefilled {
     pub(super) logits: Array2<f32>,
 }
 
+/// The kernels of all layers, for a prompt of `tokens` tokens.
+pub(super) fn make_kernels(
+    model: &Model,
+    kernel: &KernelChoice,
+    tokens: usize,
+) -> Result<Vec<Box<dyn AttentionKernel>>, ModelError> {
+    let make = |layer: usize| {
+        let mut kernel = kernel.make(layer).map_err(|source| ModelError::Attention { layer, source })?;
+        kernel.begin_prompt(tokens);
+        Ok(kernel)
+    };
+    (0..model.config().layers).map(make).collect()
+}
+
 /// Reads prompts together, each through kernels of its own.
 pub(super) fn prefill(
     model: &Model,
     kernel: &KernelChoice,
     prompts: &[(&[u32], LogitRows)],
 ) -> Result<Vec<Prefilled>, ModelError> {
-    let layers = model.config().layers;
-    let make = |tokens: usize| {
-        (0..layers)
-            .map(|layer| {
-                let mut kernel =
-                    kernel.make(layer).map_err(|source| ModelError::Attention { layer, source })?;
-                kernel.begin_prompt(tokens);
-                Ok(kernel)
-            })
-            .collect::<Result<Vec<_>, ModelError>>()
-    };
-    let mut kernels = prompts.iter().map(|(tokens, _)| make(tokens.len())).collect::<Result<Vec<_>, _>>()?;
+    let kernels = prompts.iter().map(|(tokens, _)| make_kernels(model, kernel, tokens.len()));
+    let mut kernels = kernels.collect::<Result<Vec<_>, _>>()?;
     let mut batch: Vec<Sequence<_>> = prompts
         .iter()
         .zip(&mut kernels)
@@ -65,7 +69,7 @@ pub(super) fn prefill(
 }
 
 /// Sparsity of all layers and heads of a sequence.
-pub(super) fn sparsity(kernels: &[Box<dyn AttentionKernel>]) -> HeadSparsity {
+pub(super) fn sparsity<K: AttentionKernel>(kernels: &[K]) -> HeadSparsity {
     let mut sum = HeadSparsity::default();
     kernels.iter().for_each(|kernel| sum += kernel.stats().total());
     sum

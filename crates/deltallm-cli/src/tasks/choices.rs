@@ -8,7 +8,7 @@ use super::{LikelihoodExample, Outcome, Pair, RequestScore};
 pub struct ChoiceExample {
     /// At least one.
     pub options: Vec<Pair>,
-    /// Index of the right one.
+    /// Index of the right one, less than their number.
     pub gold: usize,
 }
 
@@ -20,6 +20,10 @@ impl ChoiceExample {
 impl LikelihoodExample for ChoiceExample {
     fn pairs(&self) -> &[Pair] {
         &self.options
+    }
+
+    fn right(&self) -> &Pair {
+        &self.options[self.gold]
     }
 
     /// The highest log-likelihood wins, in `accuracy_norm` the highest one for each byte of the continuation (without its

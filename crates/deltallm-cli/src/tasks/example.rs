@@ -4,7 +4,7 @@ use anyhow::Context;
 use deltallm::core::HeadSparsity;
 use serde::{Deserialize, Serialize};
 
-use super::{ExampleScores, Pair, Request, RequestScore, Setup, Unscorable, score_requests};
+use super::{ExampleScores, Pair, Request, RequestScore, Scorer, Unscorable};
 use crate::Comparison;
 
 /// What one kernel made of an example.
@@ -75,6 +75,9 @@ pub trait LikelihoodExample {
     /// What is scored.
     fn pairs(&self) -> &[Pair];
 
+    /// The pair of the right answer.
+    fn right(&self) -> &Pair;
+
     /// Decides, given the score of each pair.
     fn judge(&self, scores: &[RequestScore]) -> Outcome;
 }
@@ -85,20 +88,25 @@ pub trait LikelihoodExample {
 /// # Errors
 /// For a tokenizer or a model that fails.
 pub fn score_examples<E: LikelihoodExample>(
-    setup: &Setup,
+    scorer: &mut Scorer,
     first: usize,
     examples: &[E],
     progress: &mut dyn FnMut(usize),
 ) -> anyhow::Result<Vec<Scored>> {
+    let setup = scorer.setup;
     let requests = |(index, example): (usize, &E)| {
-        let encode = |pair| Request::new(setup.model, pair, &setup.delimiter, setup.context);
+        let encode = |pair: &Pair| {
+            let context = format!("{}{}", setup.beginning, pair.context);
+            let pair = Pair { context, continuation: pair.continuation.clone() };
+            Request::new(setup.model, &pair, &setup.delimiter, setup.context)
+        };
         let requests: anyhow::Result<Vec<_>> = example.pairs().iter().map(encode).collect();
         let requests = requests.with_context(|| format!("example {}", first + index + 1))?;
         anyhow::Ok(requests.into_iter().collect::<Result<Vec<_>, _>>())
     };
     let requests = examples.iter().enumerate().map(requests).collect::<anyhow::Result<Vec<_>>>()?;
     let scorable: Vec<&[Request]> = requests.iter().map(|own| own.as_deref().unwrap_or_default()).collect();
-    let scores = score_requests(setup, &scorable, progress)?;
+    let scores = scorer.score_requests(&scorable, progress)?;
     let result = |((example, requests), scores): ((&E, Result<Vec<Request>, _>), ExampleScores)| {
         let requests = requests?;
         let mut lengths = Lengths::default();

@@ -29,6 +29,10 @@ impl LikelihoodExample for LastWordExample {
         &self.pair
     }
 
+    fn right(&self) -> &Pair {
+        &self.pair[0]
+    }
+
     /// Right if every token of the continuation is the most probable one.
     fn judge(&self, scores: &[RequestScore]) -> Outcome {
         let greedy = scores.iter().all(|score| score.greedy);

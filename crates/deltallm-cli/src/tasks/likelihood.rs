@@ -1,10 +1,10 @@
 //! Log-likelihoods of continuations, in batches, of one kernel or of two side by side.
 
 use deltallm::core::HeadSparsity;
-use deltallm::models::LogitRows;
 use ndarray::{ArrayView2, s};
 
-use super::batch::{batches, prefill, sparsity};
+use super::batch::batches;
+use super::reader::Reader;
 use super::{Request, Setup};
 use crate::{Comparison, TokenScore, score_rows};
 
@@ -39,57 +39,78 @@ struct Pass<'r> {
 }
 
 impl Pass<'_> {
-    fn rows(&self) -> LogitRows {
-        LogitRows::Tail(self.requests.iter().map(|(_, targets)| targets.len()).max().unwrap_or(0))
+    fn rows(&self) -> usize {
+        self.requests.iter().map(|(_, targets)| targets.len()).max().unwrap_or(0)
     }
 }
 
-/// Scores the requests of each example. `progress` is told how many examples are done.
-///
-/// # Errors
-/// When the model fails, or a log-likelihood is not finite.
-pub fn score_requests(
-    setup: &Setup,
-    examples: &[&[Request]],
-    progress: &mut dyn FnMut(usize),
-) -> anyhow::Result<Vec<ExampleScores>> {
-    let nothing = RequestScore { log_likelihood: 0.0, greedy: false };
-    let mut results: Vec<ExampleScores> = examples
-        .iter()
-        .map(|requests| ExampleScores {
-            run: vec![nothing; requests.len()],
-            dense: setup.dense.as_ref().map(|_| vec![nothing; requests.len()]),
-            comparison: setup.dense.as_ref().map(|_| Comparison::default()),
-            sparsity: HeadSparsity::default(),
-        })
-        .collect();
-    let passes: Vec<Pass> = examples
-        .iter()
-        .enumerate()
-        .flat_map(|(example, requests)| shared_passes(example, requests))
-        .collect();
-    for range in batches(passes.iter().map(|pass| pass.input.len())) {
-        let batch = &passes[range];
-        let prompts: Vec<_> = batch.iter().map(|pass| (pass.input, pass.rows())).collect();
-        let runs = prefill(&setup.model.graph, &setup.kernel, &prompts)?;
-        let dense =
-            setup.dense.as_ref().map(|dense| prefill(&setup.model.graph, dense, &prompts)).transpose()?;
-        for (index, (pass, run)) in batch.iter().zip(&runs).enumerate() {
-            let result = &mut results[pass.example];
-            result.sparsity += sparsity(&run.kernels);
-            let dense = dense.as_ref().map(|dense| dense[index].logits.view());
-            for &(request, targets) in &pass.requests {
-                result.add(request, targets, run.logits.view(), dense);
-            }
-        }
-        progress(batch.last().map_or(0, |pass| pass.example));
+/// Scores the examples of a run.
+pub struct Scorer<'s> {
+    pub(super) setup: &'s Setup<'s>,
+    run: Reader<'s>,
+    dense: Option<Reader<'s>>,
+}
+
+impl<'s> Scorer<'s> {
+    /// Nothing is read yet.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn new(setup: &'s Setup<'s>) -> anyhow::Result<Self> {
+        let beginning = match setup.beginning.as_str() {
+            "" => Vec::new(),
+            text => setup.model.tokenizer.encode_beginning(text)?,
+        };
+        let reader = |kernel| Reader::new(&setup.model.graph, kernel, beginning.clone());
+        Ok(Self { setup, run: reader(&setup.kernel), dense: setup.dense.as_ref().map(reader) })
     }
-    let scores = results.iter().flat_map(|result| result.run.iter().chain(result.dense.iter().flatten()));
-    anyhow::ensure!(
-        scores.into_iter().all(|score| score.log_likelihood.is_finite()),
-        "expected finite log-likelihoods, got one that is not: the model's logits overflow"
-    );
-    Ok(results)
+
+    /// Scores the requests of each example. `progress` is told how many examples are done.
+    ///
+    /// # Errors
+    /// When the model fails, or a log-likelihood is not finite.
+    pub(super) fn score_requests(
+        &mut self,
+        examples: &[&[Request]],
+        progress: &mut dyn FnMut(usize),
+    ) -> anyhow::Result<Vec<ExampleScores>> {
+        let nothing = RequestScore { log_likelihood: 0.0, greedy: false };
+        let mut results: Vec<ExampleScores> = examples
+            .iter()
+            .map(|requests| ExampleScores {
+                run: vec![nothing; requests.len()],
+                dense: self.dense.as_ref().map(|_| vec![nothing; requests.len()]),
+                comparison: self.dense.as_ref().map(|_| Comparison::default()),
+                sparsity: HeadSparsity::default(),
+            })
+            .collect();
+        let passes: Vec<Pass> = examples
+            .iter()
+            .enumerate()
+            .flat_map(|(example, requests)| shared_passes(example, requests))
+            .collect();
+        for range in batches(passes.iter().map(|pass| pass.input.len())) {
+            let batch = &passes[range];
+            let prompts: Vec<_> = batch.iter().map(|pass| (pass.input, pass.rows())).collect();
+            let runs = self.run.read(&prompts)?;
+            let dense = self.dense.as_mut().map(|dense| dense.read(&prompts)).transpose()?;
+            for (index, (pass, run)) in batch.iter().zip(&runs).enumerate() {
+                let result = &mut results[pass.example];
+                result.sparsity += run.sparsity;
+                let dense = dense.as_ref().map(|dense| dense[index].logits.view());
+                for &(request, targets) in &pass.requests {
+                    result.add(request, targets, run.logits.view(), dense);
+                }
+            }
+            progress(batch.last().map_or(0, |pass| pass.example));
+        }
+        let scores = results.iter().flat_map(|result| result.run.iter().chain(result.dense.iter().flatten()));
+        anyhow::ensure!(
+            scores.into_iter().all(|score| score.log_likelihood.is_finite()),
+            "expected finite log-likelihoods, got one that is not: the model's logits overflow"
+        );
+        Ok(results)
+    }
 }
 
 fn shared_passes(example: usize, requests: &[Request]) -> Vec<Pass<'_>> {

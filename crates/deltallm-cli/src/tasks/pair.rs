@@ -50,7 +50,7 @@ impl fmt::Display for Unscorable {
 
 /// The tokens of a pair: the last `continuation` of `tokens` are scored.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Request {
+pub(crate) struct Request {
     tokens: Vec<u32>,
     continuation: usize,
     truncated: bool,
@@ -68,7 +68,7 @@ impl Request {
     ///
     /// # Errors
     /// When the tokenizer fails. A pair that cannot be scored is no error, but says why.
-    pub fn new(
+    pub(crate) fn new(
         model: &LoadedModel,
         pair: &Pair,
         delimiter: &str,
@@ -99,27 +99,22 @@ impl Request {
     }
 
     /// What the model reads: everything but the last token.
-    pub fn input(&self) -> &[u32] {
+    pub(crate) fn input(&self) -> &[u32] {
         &self.tokens[..self.tokens.len() - 1]
     }
 
     /// The continuation's tokens, predicted by the last rows of the input.
-    pub fn targets(&self) -> &[u32] {
+    pub(crate) fn targets(&self) -> &[u32] {
         &self.tokens[self.tokens.len() - self.continuation..]
     }
 
     /// Tokens of context and continuation.
-    pub fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }
 
-    /// Never: a request has at least two tokens.
-    pub fn is_empty(&self) -> bool {
-        self.tokens.is_empty()
-    }
-
     /// Whether the context was too long and lost its beginning.
-    pub fn truncated(&self) -> bool {
+    pub(crate) fn truncated(&self) -> bool {
         self.truncated
     }
 }

@@ -56,7 +56,7 @@ pub enum Shape {
 impl Shape {
     const ALL: [Self; 5] = [Self::Choices, Self::Schema, Self::LastWord, Self::Gsm8k, Self::Squad];
 
-    fn fields(self) -> &'static [&'static str] {
+    pub(super) fn fields(self) -> &'static [&'static str] {
         match self {
             Self::Choices => &["query", "choices", "gold"],
             Self::Schema => &["context_options", "continuation", "gold"],
@@ -102,14 +102,39 @@ pub enum Examples {
     Squad(Vec<Question>),
 }
 
-/// Reads the examples of a task (one other than perplexity).
+impl Examples {
+    /// How many.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Choices(examples) => examples.len(),
+            Self::LastWord(examples) => examples.len(),
+            Self::Squad(questions) => questions.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Takes those from `at` on, which is at most their number.
+    pub(super) fn split_off(&mut self, at: usize) -> Self {
+        match self {
+            Self::Choices(examples) => Self::Choices(examples.split_off(at)),
+            Self::LastWord(examples) => Self::LastWord(examples.split_off(at)),
+            Self::Squad(questions) => Self::Squad(questions.split_off(at)),
+        }
+    }
+}
+
+/// Reads the examples of a task (one other than perplexity); `option` is the option that named the file.
 ///
 /// # Errors
 /// As [`read_text`](crate::read_text); for a file whose records do not fit the task, with the task that they fit; and for the first record
 /// that is broken, with its line.
-pub fn read_dataset(path: &Path, task: TaskKind) -> anyhow::Result<Dataset> {
-    let text = read_text("--data", path)?;
-    let name = format!("--data {}", path.display());
+pub fn read_dataset(option: &str, path: &Path, task: TaskKind) -> anyhow::Result<Dataset> {
+    let text = read_text(option, path)?;
+    let name = format!("{option} {}", path.display());
     let (shape, examples) = match task {
         TaskKind::Squad => (Shape::Squad, Examples::Squad(read_squad(&name, &text)?)),
         _ => read_lines(&name, &text, task)?,

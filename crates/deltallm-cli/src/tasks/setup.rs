@@ -11,6 +11,8 @@ pub struct Setup<'m> {
     pub kernel: KernelChoice,
     /// Exact attention to compare with, if wanted.
     pub dense: Option<KernelChoice>,
+    /// What comes before every context, solved examples; empty if there are none.
+    pub beginning: String,
     /// Between context and continuation.
     pub delimiter: String,
     /// Most tokens of a sequence.
