@@ -231,7 +231,7 @@ impl KernelSpec {
         })
     }
 
-    /// What the kernel of a layer is given, whichever it is. A dense layer gets the nearest store that dense attention has.
+    /// What the kernel of a layer is given, whichever it is.
     pub fn options(&self, layer: usize, context: &KernelContext) -> AttentionOptions {
         AttentionOptions {
             scale: self.scale,
@@ -247,8 +247,8 @@ impl KernelSpec {
         }
     }
 
-    /// Settings of hybrid attention in a layer; `None` in a layer that is to be dense. The kernel of the spec is not looked at, so
-    /// that other kernels can be compared with it.
+    /// Settings of hybrid attention in a layer; `None` in a layer that is to be [dense](LayerSpec#structfield.dense). The kernel of
+    /// the spec is not looked at, so that other kernels can be compared with it.
     pub fn hybrid_config(&self, layer: usize, context: &KernelContext) -> Option<HybridConfig> {
         let plan = self.layer(layer);
         let config = || HybridConfig {
@@ -261,18 +261,16 @@ impl KernelSpec {
             skip_margin: plan.skip_margin,
             options: self.options(layer, context),
         };
-        (!plan.dense).then(config)
+        (!plan.dense || plan.store == Some(KvStore::Compact)).then(config)
     }
 
-    /// The store of a layer. A layer that is dense while others are not takes the nearest that dense attention has, and so does
-    /// a layer with a store of its own when all are to be dense; a store for all that dense attention does not have is left to
-    /// be refused.
+    /// The store of a layer. A layer with a store of its own takes the nearest that dense attention has when all are to be dense; a
+    /// store for all that it does not have is left to be refused.
     fn layer_store(&self, layer: usize) -> KvStore {
-        let LayerSpec { dense, store, .. } = self.layers.get(layer).copied().unwrap_or_default();
-        match (self.kernel, store) {
-            (KernelKind::Dense, Some(own)) => own.dense(),
-            (KernelKind::Hybrid, _) if dense => store.unwrap_or(self.store).dense(),
-            _ => store.unwrap_or(self.store),
+        let own = self.layers.get(layer).and_then(|layer| layer.store);
+        match self.kernel {
+            KernelKind::Dense => own.map_or(self.store, KvStore::dense),
+            _ => own.unwrap_or(self.store),
         }
     }
 
@@ -359,16 +357,18 @@ mod tests {
     }
 
     #[test]
-    fn a_dense_layer_of_a_compact_cache_has_8_bits() {
-        let spec = KernelSpec { store: KvStore::Compact, ..two_layers() };
+    fn in_a_compact_cache_every_layer_is_coded() {
         let context = context(shape());
-        let dense = spec.build(0, &context).unwrap();
-        let int8 = DenseAttention::new(shape(), AttentionOptions::default().store(KvStore::Int8)).unwrap();
-        assert_eq!(dense.growth(100), int8.growth(100));
-        assert_eq!(
-            [0, 1].map(|layer| spec.options(layer, &context).store),
-            [KvStore::Int8, KvStore::Compact]
-        );
+        let coded = |store| {
+            let spec = KernelSpec { store, ..two_layers() };
+            [0, 1].map(|layer| spec.hybrid_config(layer, &context).map(|config| config.options.store))
+        };
+        assert_eq!(coded(KvStore::Compact), [Some(KvStore::Compact); 2]);
+        assert_eq!(coded(KvStore::Int8), [None, Some(KvStore::Int8)]);
+        let alone = KernelSpec { store: KvStore::Compact, kernel: KernelKind::Dense, ..two_layers() };
+        let own = vec![LayerSpec::default().store(KvStore::Compact); 2];
+        assert!(alone.build(0, &context).is_err(), "dense attention has no such store");
+        assert_eq!(alone.layers(own).options(0, &context).store, KvStore::Int8);
     }
 
     #[test]
