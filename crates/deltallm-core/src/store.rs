@@ -56,7 +56,7 @@ impl KvStore {
         matches!(self, Self::Int8 | Self::Compact)
     }
 
-    /// The store of a layer that is to run dense: this one, or 8 bits for the compact one, which dense attention does not take.
+    /// The nearest store that dense attention takes: this one, or 8 bits for the compact one.
     pub fn dense(self) -> Self {
         match self {
             Self::Compact => Self::Int8,
