@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import dataclass
+from statistics import median
 
 from children import ChildError, run
 
@@ -41,6 +42,7 @@ class Plan:
 
     model: str
     text: str
+    profile: str
     threads: int
     decode_tokens: int
     repetitions: int
@@ -57,15 +59,21 @@ class LlamaCpp:
         for repack in (1, 0)
     ]
 
-    def __init__(self, binary, plan):
-        self.binary, self.plan = binary, plan
+    def __init__(self, binary, plan, keep):
+        self.binary, self.plan, self.keep = binary, plan, keep
+        # Of each test, those that take part in the rounds after the first.
+        self.kept = {}
 
     def takes(self, _test, _round):
         return True
 
     def measure(self, test, _round):
         whole = test.kind in ("first token", "memory")
-        return {self.label(c): self.whole(test, c) if whole else self.speed(test, c) for c in self.CONFIGURATIONS}
+        configurations = self.kept.get(test, self.CONFIGURATIONS)
+        measured = [(c, self.whole(test, c) if whole else self.speed(test, c)) for c in configurations]
+        best = sorted(measured, key=lambda of: median(of[1]), reverse=test.more_is_better)
+        self.kept.setdefault(test, [c for c, _ in best[: self.keep]])
+        return {self.label(c): values for c, values in measured}
 
     @staticmethod
     def label(configuration):
@@ -111,6 +119,7 @@ class BenchModel:
 
     def command(self, kernels, *more):
         text = ["--text", self.plan.text] if self.plan.text else []
+        text += ["--profile", self.plan.profile] if self.plan.profile else []
         shared = ["--model", self.plan.model, "--threads", self.plan.threads, "--kernels", ",".join(kernels)]
         return [self.binary, *shared, *text, *more]
 

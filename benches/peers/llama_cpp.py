@@ -71,6 +71,7 @@ def arguments():
     add("--candle", metavar="FILE", help="bench-model for candle, if it was compiled another way [default: the one of --bench-model]")
     add("--model", default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf", metavar="FILE", help="GGUF file [default: SmolLM2-135M]")
     add("--text", metavar="FILE", help="what our models read [default: this project's documentation]")
+    add("--profile", metavar="FILE", help="settings of our hybrid attention [default: built-in ones, where there are any for the model]")
     add("--prompts", type=numbers, default=[512, 2048], metavar="N,...", help="tokens of prompts [default: 512,2048]; '' for none")
     add("--depths", type=numbers, default=[128, 2048], metavar="N,...", help="tokens in the cache before decoding [default: 128,2048]; '' for none")
     add("--first-token", type=at_least(0), default=32, metavar="N", help="prompt for the time from start to first token; 0 for none [default: 32]")
@@ -79,6 +80,7 @@ def arguments():
     add("--threads", type=at_least(1), default=1, metavar="N", help="threads of everyone [default: 1]")
     add("--rounds", type=at_least(1), default=3, metavar="R", help="rounds of everyone [default: 3]")
     add("--repetitions", type=at_least(1), default=1, metavar="R", help="measurements of a process, after one that does not count [default: 1]")
+    add("--keep", type=at_least(1), default=6, metavar="K", help="configurations of llama.cpp that go on after the first round, the best of each test [default: 6, all]")
     add("--kernels", default="dense-f16,dense-int8,hybrid-f16,hybrid-compact", metavar="NAME,...", help="ours, as bench-model names them; '' for none")
     add("--candle-rounds", type=at_least(0), default=1, metavar="R", help="rounds that candle takes part in [default: 1]")
     add("--candle-longest", type=at_least(1), default=512, metavar="N", help="longest prompt that candle is timed with [default: 512]")
@@ -114,12 +116,13 @@ def measure(args):
     plan = Plan(
         model=existing("--model", args.model, "run tools/fetch-smollm2"),
         text=existing("--text", args.text, "name a text file") if args.text else None,
+        profile=existing("--profile", args.profile, "leave it out") if args.profile else None,
         threads=args.threads,
         decode_tokens=args.decode_tokens,
         repetitions=args.repetitions,
     )
     ours = BenchModel("deltallm", bench_model, [name for name in args.kernels.split(",") if name], plan)
-    engines = [LlamaCpp(binary, plan)]
+    engines = [LlamaCpp(binary, plan, args.keep)]
     engines += [ours] if ours.kernels else []
     engines += [Candle(candle, plan, args.candle_rounds, args.candle_longest)] if args.candle_rounds else []
     samples = {test: {} for test in tests(args)}
