@@ -802,3 +802,14 @@ fn versions_are_told() {
     assert_eq!(version.to_str().unwrap(), env!("CARGO_PKG_VERSION"));
     assert_eq!(deltallm_abi_version(), DELTALLM_ABI_VERSION);
 }
+
+#[test]
+fn the_configurations_of_the_guide_make_kernels() {
+    let guide = std::fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/c-api.md")).unwrap();
+    let (_, json) = guide.split_once("```json\n").unwrap();
+    let configs: Vec<_> = json.split("```").next().unwrap().lines().collect();
+    assert_eq!(configs.len(), 2);
+    configs
+        .into_iter()
+        .for_each(|config| drop(new(config).unwrap_or_else(|error| panic!("{config}: {error:?}"))));
+}

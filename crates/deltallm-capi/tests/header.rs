@@ -1,8 +1,6 @@
 //! What is committed for C programs beside the sources is what the sources say.
 
-use std::{env, ffi::CString, fs, path::PathBuf, ptr};
-
-use deltallm_capi::{DeltallmStatus, deltallm_kernel_free, deltallm_kernel_new};
+use std::{env, fs, path::PathBuf};
 
 const HEADER: &str = "include/deltallm.h";
 /// Everything that is exported; the order is that of the header.
@@ -42,22 +40,6 @@ fn the_header_is_what_the_sources_say() {
          DELTALLM_WRITE_HEADER=1 cargo test -p deltallm-capi --test header",
         differs.unwrap_or_else(|| committed.lines().count().min(header.lines().count())) + 1
     );
-}
-
-#[test]
-fn the_configurations_of_the_guide_make_kernels() {
-    let guide = read("../../docs/c-api.md");
-    let (_, json) = guide.split_once("```json\n").unwrap();
-    let configs: Vec<_> = json.split("```").next().unwrap().lines().collect();
-    assert_eq!(configs.len(), 2);
-    for config in configs {
-        let (text, mut kernel) = (CString::new(config).unwrap(), ptr::null_mut());
-        // SAFETY: a text with a zero at the end, and a place for the answer.
-        let status = unsafe { deltallm_kernel_new(text.as_ptr(), &mut kernel) };
-        assert_eq!(status, DeltallmStatus::Ok, "{config}");
-        // SAFETY: what the library hands out is such a box, and this is its only owner.
-        deltallm_kernel_free(Some(unsafe { Box::from_raw(kernel) }));
-    }
 }
 
 #[test]
