@@ -56,7 +56,7 @@ impl FarKeys {
     fn new(store: KvStore, thresholds: HeadThresholds) -> Result<Self, CoreError> {
         let channels = thresholds.start().len();
         Ok(match store {
-            KvStore::Int8 => Self::Rows(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS)),
+            KvStore::Int8 => Self::Rows(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS).centered()),
             KvStore::Compact => Self::Delta(DeltaMatrix::in_steps(thresholds)?),
             float => Self::Delta(DeltaMatrix::new(thresholds, float.exact())?),
         })

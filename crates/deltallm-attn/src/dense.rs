@@ -63,16 +63,14 @@ impl DenseAttention {
             let expected = "f32, f16, bf16 or int8 (compact holds deltas: use delta or hybrid attention)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
-        let caches = |channels| {
-            let cache = |_| HeadCache {
-                rows: PagedRows::new(channels, RowFormat::of(options.store), BLOCK_TOKENS),
-                charge: options.budget.reservation(),
-            };
+        let caches = |rows: &dyn Fn() -> PagedRows| {
+            let cache = |_| HeadCache { rows: rows(), charge: options.budget.reservation() };
             (0..kv_heads).map(cache).collect()
         };
+        let rows = |channels| PagedRows::new(channels, RowFormat::of(options.store), BLOCK_TOKENS);
         Ok(Self {
-            keys: caches(shape.head_dim()),
-            values: caches(shape.value_dim()),
+            keys: caches(&|| rows(shape.head_dim()).centered()),
+            values: caches(&|| rows(shape.value_dim())),
             counts: vec![HeadSparsity::default(); kv_heads],
             log_sums: Vec::new(),
             step: None,

@@ -4,7 +4,7 @@
 
 use std::ops::Range;
 
-use deltallm_core::KvStore;
+use deltallm_core::{BLOCK_TOKENS, KvStore};
 use half::f16;
 
 use crate::{AttentionError, AttentionShape, ExactWindow, HeadsView, Mask, SkipMargin};
@@ -211,8 +211,12 @@ impl Stored {
             KvStore::Compact => &|row| groups(row, &four_bits),
             _ => &float,
         };
+        let far_keys = |keys: &[Vec<f32>]| match method.store {
+            KvStore::Int8 => centered(keys),
+            _ => rows(keys, far),
+        };
         let Some(thresholds) = &method.thresholds else {
-            let (keys, values) = (rows(keys, far), rows(values, far));
+            let (keys, values) = (far_keys(keys), rows(values, far));
             return Self { far_keys: FarKeys::Rows(keys.clone()), far_values: values.clone(), keys, values };
         };
         // A token that was in the window first is coded as it was held there.
@@ -223,7 +227,7 @@ impl Stored {
         let [waited, waited_values] =
             [keys, values].map(|rows| rows.iter().map(|row| window(row)).collect::<Vec<_>>());
         let far_keys = match method.store {
-            KvStore::Int8 => FarKeys::Rows(rows(&waited, far)),
+            KvStore::Int8 => FarKeys::Rows(far_keys(&waited)),
             store => FarKeys::Deltas(delta_matrix(&waited, store, &thresholds[kv_head])),
         };
         Self {
@@ -256,6 +260,27 @@ fn groups(row: &[f32], round: &dyn Fn(&[f32]) -> Vec<f32>) -> Vec<f32> {
 fn eight_bits(group: &[f32]) -> Vec<f32> {
     let scale = up(group.iter().fold(0.0, |most: f32, x| most.max(x.abs())) / 127.0);
     group.iter().map(|x| code(*x, scale) * scale).collect()
+}
+
+/// Equation 11 for keys: the first page in f16, the others in 8 bits relative to its mean.
+fn centered(keys: &[Vec<f32>]) -> Vec<Vec<f64>> {
+    let (first, others) = keys.split_at(BLOCK_TOKENS.min(keys.len()));
+    let first: Vec<Vec<f32>> =
+        first.iter().map(|key| key.iter().map(|x| KvStore::F16.exact().round(*x)).collect()).collect();
+    let mut center = vec![0.0_f32; first.first().map_or(0, Vec::len)];
+    for key in &first {
+        center.iter_mut().zip(key).for_each(|(mean, x)| *mean += x / BLOCK_TOKENS as f32);
+    }
+    let coded = |key: &Vec<f32>| {
+        let shifted: Vec<f32> = key.iter().zip(&center).map(|(x, c)| x - c).collect();
+        groups(&shifted, &eight_bits)
+            .iter()
+            .zip(&center)
+            .map(|(x, c)| f64::from(*x) + f64::from(*c))
+            .collect()
+    };
+    let whole = |key: &Vec<f32>| key.iter().map(|x| f64::from(*x)).collect();
+    first.iter().map(whole).chain(others.iter().map(coded)).collect()
 }
 
 /// Equation 12: 4 bits, codes -8..=7; the number of largest magnitude has the code -8.

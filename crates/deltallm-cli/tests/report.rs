@@ -121,9 +121,9 @@ fn the_pictures_are_there_and_their_numbers_agree() {
     assert_eq!(number(&json, "/time/lengths/2/kl"), kl);
     assert_eq!(number(&json, "/accuracy/kernel/zero_fraction"), number(&json, "/sparsity/zero_fraction"));
 
-    // Bytes: keys and values of 64 channels, and tables of less than a tenth.
+    // Bytes: keys and values of 64 channels, and tables of less than a tenth. Of keys in 8 bits the first 64 are in f16.
     let bytes = |store| number(&json, &format!("/bytes/stores/{store}/bytes_per_token"));
-    for (store, least) in [(0, 512.0), (1, 256.0), (2, 256.0), (3, 136.0)] {
+    for (store, least) in [(0, 512.0), (1, 256.0), (2, 256.0), (3, 156.0)] {
         assert!((least..1.1 * least).contains(&bytes(store)), "{store}");
     }
     assert!((4..8).all(|store| bytes(store) > 0.5 * bytes(store - 4)));

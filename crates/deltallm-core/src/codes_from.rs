@@ -33,7 +33,7 @@ impl CachePlan {
         }
         let smaller = |block: usize| {
             (block * BLOCK_TOKENS..(block + 1) * BLOCK_TOKENS).all(|tokens| {
-                let [keys, values] = self.pages_of(ElementType::F16.into(), tokens);
+                let [keys, values] = self.pages_of(ElementType::F16.into(), tokens, true);
                 self.most_bytes(tokens, window, sinks) < keys.plus(values).total()
             })
         };
@@ -45,7 +45,7 @@ impl CachePlan {
     /// Bytes of one head that holds codes, whatever its keys are like.
     fn most_bytes(&self, tokens: usize, window: usize, sinks: usize) -> usize {
         let coded = self.coded(tokens, window);
-        let [keys, values] = self.pages_of(RowFormat::of(self.store), coded).map(|bytes| bytes.total());
+        let [keys, values] = self.pages_of(RowFormat::of(self.store), coded, true).map(|bytes| bytes.total());
         let keys = if self.store.is_delta() { most_key_bytes(self.head_dim, coded) } else { keys };
         [keys, values].into_iter().fold(self.exact_rows(tokens, window, sinks).total(), usize::saturating_add)
     }

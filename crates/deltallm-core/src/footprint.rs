@@ -148,18 +148,18 @@ impl CachePlan {
         let format = RowFormat::of(self.store);
         let (keys, values, exact) = match self.keys {
             KeyPlan::Dense => {
-                let [keys, values] = self.pages_of(format, held);
+                let [keys, values] = self.pages_of(format, held, held == tokens);
                 (keys, values, StoreBytes::default())
             }
             KeyPlan::Delta { zero_fraction, wide, escapes, window, sinks } => {
                 let first_codes = self.codes_from().max(window);
                 let uncoded = tokens < first_codes || self.attended.is_some_and(|most| most <= first_codes);
                 if self.holds_tokens_once() && uncoded {
-                    let [keys, values] = self.pages_of(self.store.exact().into(), held);
+                    let [keys, values] = self.pages_of(self.store.exact().into(), held, true);
                     return self.all_heads(StoreBytes::default(), StoreBytes::default(), keys.plus(values));
                 }
                 let coded = self.coded(tokens, window).saturating_sub(tokens - held);
-                let [whole_keys, values] = self.pages_of(format, coded);
+                let [whole_keys, values] = self.pages_of(format, coded, held == tokens);
                 let keys = match self.store.is_delta() {
                     true => self.delta_keys(coded, zero_fraction, wide, escapes),
                     false => whole_keys,
@@ -186,12 +186,13 @@ impl CachePlan {
         if self.holds_tokens_once() { tokens.saturating_sub(window - 1) } else { tokens }
     }
 
-    /// Keys and values of one head, in pages as a dense cache has them.
-    pub(crate) fn pages_of(&self, format: RowFormat, tokens: usize) -> [StoreBytes; 2] {
+    /// Keys and values of one head, in pages as a dense cache has them; `from_start` says whether the first page is among them.
+    pub(crate) fn pages_of(&self, format: RowFormat, tokens: usize, from_start: bool) -> [StoreBytes; 2] {
         let pages = tokens.div_ceil(BLOCK_TOKENS);
-        [self.head_dim, self.value_dim].map(|channels| {
-            let rows = Layout { channels, format, page_tokens: BLOCK_TOKENS };
-            rows.bytes(pages, table_capacity(0, pages))
+        [(self.head_dim, true), (self.value_dim, false)].map(|(channels, centered)| {
+            let rows = Layout { channels, format, page_tokens: BLOCK_TOKENS, centered };
+            let held = [0, 1].map(|others| from_start && pages > others);
+            rows.bytes_from(pages, table_capacity(0, pages), held)
         })
     }
 
@@ -208,7 +209,7 @@ impl CachePlan {
         let keys = planned_bytes(self.store, self.head_dim, tokens, Expected { sent, wide, escapes });
         // Keys that would take more are held whole.
         match self.holds_tokens_once() && keys.total() > most_key_bytes(self.head_dim, tokens) {
-            true => self.pages_of(ElementType::F16.into(), tokens)[0],
+            true => self.pages_of(ElementType::F16.into(), tokens, true)[0],
             false => keys,
         }
     }
@@ -229,7 +230,7 @@ impl CachePlan {
         let dropped = dropped / BLOCK_TOKENS * BLOCK_TOKENS >= sinks;
         let sinks = if dropped { 0 } else { sinks.min(self.coded(tokens, window)).div_ceil(sink_page) };
         let of = |channels| {
-            let rows = |page_tokens| Layout { channels, format, page_tokens };
+            let rows = |page_tokens| Layout { channels, format, page_tokens, centered: false };
             rows(page)
                 .bytes(held, table_capacity(0, most))
                 .plus(rows(sink_page).bytes(sinks, table_capacity(0, sinks)))

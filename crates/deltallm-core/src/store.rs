@@ -31,7 +31,8 @@ pub enum KvStore {
     F16,
     /// bfloat16.
     Bf16,
-    /// 8 bits per number, in groups of 32 channels with a scale; in hybrid attention without deltas.
+    /// 8 bits per number, in groups of 32 channels with a scale; in hybrid attention without deltas. Keys are held relative to the mean of
+    /// the first 64, which stay in f16.
     Int8,
     /// Far keys delta-coded in 8-bit codes, most of whose differences take 4 bits, far values in 4 bits with a scale per 32 channels. For
     /// attention with deltas.

@@ -51,16 +51,28 @@ pub(crate) fn scores(
                 prepare(isa, coded, queries, channels, &[], 1.0);
                 let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
                 if dispatch!(isa, simd => simd.int8_scores(rows, count, to)) {
-                    return;
+                    return add_center(rows.center, queries, channels, count, out);
                 }
             }
-            let rows = Int8Kernel { codes: rows.codes, scales: to_f32(isa, rows.scales, scales) };
-            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+            let codes = Int8Kernel { codes: rows.codes, scales: to_f32(isa, rows.scales, scales) };
+            score_rows(isa, Dots { rows: codes, count, ahead, queries, channels, out });
+            add_center(rows.center, queries, channels, count, out);
         }
         StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
             let rows = Int4Kernel { codes, scales: to_f32(isa, stored, scales) };
             score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
         }
+    }
+}
+
+/// What the keys have in common scores the same for all `count` of them.
+fn add_center(center: &[f32], queries: &[f32], channels: usize, count: usize, out: &mut [f32]) {
+    if center.is_empty() {
+        return;
+    }
+    for (query, scores) in queries.chunks_exact(channels).zip(out.chunks_mut(BLOCK_TOKENS)) {
+        let common: f32 = query.iter().zip(center).map(|(q, c)| q * c).sum();
+        scores[..count].iter_mut().for_each(|score| *score += common);
     }
 }
 

@@ -33,7 +33,7 @@ pub(crate) fn add_values(
         StoredRows::F32(rows) => add_rows(isa, Weighted { rows, selected, ahead, weights, sums, channels }),
         StoredRows::F16(rows) => add_rows(isa, Weighted { rows, selected, ahead, weights, sums, channels }),
         StoredRows::Bf16(rows) => add_rows(isa, Weighted { rows, selected, ahead, weights, sums, channels }),
-        StoredRows::Int8(Int8Rows { codes, scales: stored }) => dispatch!(isa, simd => {
+        StoredRows::Int8(Int8Rows { codes, scales: stored, .. }) => dispatch!(isa, simd => {
             let rows = Int8Kernel { codes, scales: scales_to_f32(simd, stored, scales) };
             let weighted = Weighted { rows, selected, ahead, weights, sums, channels };
             weigh(simd, weighted);

@@ -387,7 +387,8 @@ pub(crate) fn planned_bytes(
 pub fn most_key_bytes(channels: usize, tokens: usize) -> usize {
     let rows = |tokens: usize| {
         let pages = tokens.div_ceil(BLOCK_TOKENS);
-        let rows = Layout { channels, format: ElementType::F16.into(), page_tokens: BLOCK_TOKENS };
+        let rows =
+            Layout { channels, format: ElementType::F16.into(), page_tokens: BLOCK_TOKENS, centered: false };
         rows.bytes(pages, table_capacity(0, pages)).total()
     };
     let nothing = Expected { sent: 0, wide: 0, escapes: 0 };

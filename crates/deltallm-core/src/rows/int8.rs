@@ -7,13 +7,15 @@ use half::f16;
 
 use crate::quantise::{GROUP, extremes, groups, inverse, nearest, round_up};
 
-/// Rows of 8-bit codes: a number is `code * scale`, with the scale of its group of [`GROUP`] channels.
+/// Rows of 8-bit codes: a number is `code * scale`, with the scale of its group of [`GROUP`] channels, plus the center of its channel.
 #[derive(Debug, Clone, Copy)]
 pub struct Int8Rows<'a> {
     /// `[rows, channels]`.
     pub codes: &'a [i8],
     /// `[rows, groups]`.
     pub scales: &'a [f16],
+    /// What all rows are held relative to, `[channels]`; empty for nothing.
+    pub center: &'a [f32],
 }
 
 /// A page of them.
@@ -54,14 +56,14 @@ impl Int8Page {
 
     /// Appends rows to `out` as f32.
     pub(crate) fn read(&self, rows: Range<usize>, channels: usize, out: &mut Vec<f32>) {
-        let Int8Rows { codes, scales } = self.view(rows, channels);
+        let Int8Rows { codes, scales, .. } = self.view(rows, channels);
         from_int8(codes, scales, channels, out);
     }
 
-    /// The rows as they are held.
+    /// The rows as they are held, without a center.
     pub(crate) fn view(&self, rows: Range<usize>, channels: usize) -> Int8Rows<'_> {
         let of = |width: usize| rows.start * width..rows.end * width;
-        Int8Rows { codes: &self.codes[of(channels)], scales: &self.scales[of(groups(channels))] }
+        Int8Rows { codes: &self.codes[of(channels)], scales: &self.scales[of(groups(channels))], center: &[] }
     }
 }
 

@@ -25,6 +25,10 @@ pub use {
     int8::Int8Rows,
 };
 
+/// How the first page of a centered store is held. A cut within it then leaves no trace, and the first keys, which are often the most
+/// important, are off by less.
+const FIRST_FORMAT: RowFormat = RowFormat::Float(ElementType::F16);
+
 /// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
 ///
 /// Rows are appended at the end, can be cut off at the end, and pages can be dropped from the front: the exact window
@@ -55,6 +59,10 @@ pub struct PagedRows {
     /// First token whose row is held.
     first: usize,
     len: usize,
+    /// What rows behind the first page are held relative to, `[channels]`; empty for nothing.
+    center: Vec<f32>,
+    /// A row less the center, on its way to a page.
+    shifted: Vec<f32>,
     /// The instruction set of the conversions.
     isa: Isa,
 }
@@ -65,13 +73,39 @@ pub(crate) struct Layout {
     pub(crate) channels: usize,
     pub(crate) format: RowFormat,
     pub(crate) page_tokens: usize,
+    /// Whether rows of 8 bits are [centered](PagedRows::centered).
+    pub(crate) centered: bool,
 }
 
 impl Layout {
     /// Bytes of so many pages, in a table with so many slots.
     pub(crate) fn bytes(&self, pages: usize, slots: usize) -> StoreBytes {
-        let page = self.page_tokens.saturating_mul(self.format.row_bytes(self.channels));
+        let page = self.page_bytes(self.format);
         StoreBytes { data: pages.saturating_mul(page), table: slots.saturating_mul(size_of::<Page>()) }
+    }
+
+    /// The same of a store that may be centered: with its first page, should it be among them, and with a center.
+    pub(crate) fn bytes_from(&self, pages: usize, slots: usize, [first, center]: [bool; 2]) -> StoreBytes {
+        if !self.has_center() {
+            return self.bytes(pages, slots);
+        }
+        let first = usize::from(first);
+        let rows = if center { self.channels.saturating_mul(2 * size_of::<f32>()) } else { 0 };
+        let first_page = StoreBytes { data: first * self.page_bytes(FIRST_FORMAT), table: rows };
+        self.bytes(pages - first, slots).plus(first_page)
+    }
+
+    fn page_bytes(&self, format: RowFormat) -> usize {
+        self.page_tokens.saturating_mul(format.row_bytes(self.channels))
+    }
+
+    fn has_center(&self) -> bool {
+        self.centered && self.format == RowFormat::Int8
+    }
+
+    /// How the rows of page `number` are held.
+    fn format_of(&self, number: usize) -> RowFormat {
+        if number == 0 && self.has_center() { FIRST_FORMAT } else { self.format }
     }
 }
 
@@ -79,11 +113,18 @@ impl PagedRows {
     /// An empty store of rows of `channels` numbers, in pages of `page_tokens` (at least 1) tokens.
     pub fn new(channels: usize, format: impl Into<RowFormat>, page_tokens: usize) -> Self {
         Self {
-            layout: Layout { channels, format: format.into(), page_tokens: page_tokens.max(1) },
+            layout: Layout {
+                channels,
+                format: format.into(),
+                page_tokens: page_tokens.max(1),
+                centered: false,
+            },
             pages: VecDeque::new(),
             first_page: 0,
             first: 0,
             len: 0,
+            center: Vec::new(),
+            shifted: Vec::new(),
             isa: Isa::best(),
         }
     }
@@ -97,6 +138,13 @@ impl PagedRows {
     ) -> Self {
         let rows = Self::new(channels, format, page_tokens);
         Self { first_page: first / rows.layout.page_tokens, first, len: first, ..rows }
+    }
+
+    /// Holds rows of 8 bits relative to the mean of the first page, and that page in f16. What all rows have in common, as biases of keys
+    /// are, then takes nothing of a scale. (Rows of floats are held as they are.)
+    #[must_use]
+    pub fn centered(self) -> Self {
+        Self { layout: Layout { centered: true, ..self.layout }, ..self }
     }
 
     /// Tokens appended so far, those dropped from the front included.
@@ -130,7 +178,11 @@ impl PagedRows {
         let page = self.pages.get((tokens.start / self.layout.page_tokens).checked_sub(self.first_page)?)?;
         let first = tokens.start % self.layout.page_tokens;
         let count = tokens.len().min(self.layout.page_tokens - first);
-        Some((page.view(first..first + count, self.layout.channels), count))
+        let rows = match page.view(first..first + count, self.layout.channels) {
+            StoredRows::Int8(rows) => StoredRows::Int8(Int8Rows { center: &self.center, ..rows }),
+            rows => rows,
+        };
+        Some((rows, count))
     }
 
     /// The first token whose row is held (the length if none is).
@@ -157,18 +209,28 @@ impl PagedRows {
         if page == self.pages.len() {
             self.add_page(reservation)?;
         }
-        self.pages[page].push(row, self.isa);
+        match &mut self.pages[page] {
+            Page::Int8(page) if !self.center.is_empty() => {
+                self.shifted.clear();
+                self.shifted.extend(row.iter().zip(&self.center).map(|(x, center)| x - center));
+                page.push(&self.shifted, self.isa);
+            }
+            page => page.push(row, self.isa),
+        }
         self.len += 1;
         Ok(())
     }
 
     fn add_page(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
         let slots = table_capacity(self.pages.capacity(), self.pages.len() + 1);
-        let bytes = self.layout.bytes(self.pages.len() + 1, slots).beyond(self.bytes());
-        reservation.grow(bytes)?;
+        reservation.grow(self.bytes_with(self.pages.len() + 1, slots).beyond(self.bytes()))?;
         self.pages.reserve_exact(slots - self.pages.len());
-        let Layout { channels, format, page_tokens } = self.layout;
-        let mut page = format.page(page_tokens, channels);
+        let number = self.first_page + self.pages.len();
+        let Layout { channels, page_tokens, .. } = self.layout;
+        if number == 1 && self.layout.has_center() {
+            self.take_center();
+        }
+        let mut page = self.layout.format_of(number).page(page_tokens, channels);
         // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
         let lost = self.len % page_tokens;
         if lost > 0 {
@@ -177,6 +239,18 @@ impl PagedRows {
         }
         self.pages.push_back(page);
         Ok(())
+    }
+
+    /// Sets the center to the mean of the first page, if that is held.
+    fn take_center(&mut self) {
+        let (channels, rows) = (self.layout.channels, self.layout.page_tokens);
+        let (Some(page), 0) = (self.pages.front(), self.first_page) else { return };
+        self.shifted.reserve_exact(channels);
+        self.center.reserve_exact(channels);
+        self.center.resize(channels, 0.0);
+        for row in page.read(0..rows, channels, &mut Vec::new()).chunks_exact(channels.max(1)) {
+            self.center.iter_mut().zip(row).for_each(|(mean, x)| *mean += x / rows as f32);
+        }
     }
 
     /// Forgets every token from `len` on. Rows dropped from the front do not come back.
@@ -194,6 +268,10 @@ impl PagedRows {
             len.div_ceil(self.layout.page_tokens).saturating_sub(self.first_page).min(self.pages.len());
         let held = self.bytes();
         self.pages.truncate(pages);
+        if self.first_page + pages <= 1 {
+            // It comes again, of the rows that are there then.
+            (self.center, self.shifted) = (Vec::new(), Vec::new());
+        }
         reservation.shrink(held.beyond(self.bytes()));
         if pages == 0 {
             self.first_page = len / self.layout.page_tokens;
@@ -265,6 +343,7 @@ impl PagedRows {
         reservation: &mut Reservation,
     ) -> Result<Self, CoreError> {
         let mut copy = Self::starting_at(tokens.start, self.layout.channels, format, page_tokens);
+        copy.layout.centered = self.layout.centered;
         let mut scratch = Vec::new();
         for token in tokens {
             copy.push(self.read(token..token + 1, &mut scratch), reservation)?;
@@ -279,7 +358,7 @@ impl PagedRows {
         }
         let end = self.len.saturating_add(tokens).div_ceil(self.layout.page_tokens) - self.first_page;
         let pages = end.max(self.pages.len());
-        self.layout.bytes(pages, table_capacity(self.pages.capacity(), pages)).beyond(self.bytes())
+        self.bytes_with(pages, table_capacity(self.pages.capacity(), pages)).beyond(self.bytes())
     }
 
     /// The rows of `tokens` as f32, `[tokens, channels]`: borrowed where they already are, else gathered into
@@ -289,7 +368,7 @@ impl PagedRows {
             (token / self.layout.page_tokens - self.first_page, token % self.layout.page_tokens)
         };
         let (page, row) = at(tokens.start);
-        if row + tokens.len() <= self.layout.page_tokens {
+        if row + tokens.len() <= self.layout.page_tokens && self.center.is_empty() {
             return self.pages[page].read(row..row + tokens.len(), self.layout.channels, scratch);
         }
         scratch.clear();
@@ -297,7 +376,12 @@ impl PagedRows {
         while token < tokens.end {
             let (page, row) = at(token);
             let rows = (self.layout.page_tokens - row).min(tokens.end - token);
+            let start = scratch.len();
             self.pages[page].gather(row..row + rows, self.layout.channels, scratch);
+            if matches!(self.pages[page], Page::Int8(_)) {
+                let rows = scratch[start..].chunks_exact_mut(self.center.len().max(1));
+                rows.for_each(|row| row.iter_mut().zip(&self.center).for_each(|(x, center)| *x += center));
+            }
             token += rows;
         }
         scratch
@@ -314,7 +398,14 @@ impl PagedRows {
     }
 
     fn bytes(&self) -> StoreBytes {
-        self.layout.bytes(self.pages.len(), self.pages.capacity())
+        self.bytes_with(self.pages.len(), self.pages.capacity())
+    }
+
+    /// Bytes with so many pages in a table of so many slots.
+    fn bytes_with(&self, pages: usize, slots: usize) -> StoreBytes {
+        let from_start = self.first_page == 0;
+        let center = !self.center.is_empty() || from_start && pages > 1;
+        self.layout.bytes_from(pages, slots, [from_start && pages > 0, center])
     }
 }
 
@@ -362,6 +453,45 @@ mod tests {
         assert!(codes.iter().all(|byte| *byte == 0));
         assert_eq!(scales[2].to_f32(), -5.0 / 8.0);
         assert!(rows.stored(8..9).is_none());
+    }
+
+    #[test]
+    fn what_all_rows_have_in_common_takes_nothing_of_a_scale() {
+        // A bias of 300 in one channel, as Qwen's keys have; the others are within 1.
+        let row = |t: usize| {
+            let bias = |j: usize| if j == 5 { 300.0 } else { 0.0 };
+            (0..32).map(|j| (0.7 * (t * 32 + j) as f32).sin() + bias(j)).collect::<Vec<_>>()
+        };
+        let error = |rows: PagedRows| {
+            let (mut rows, mut reservation) = (rows, MemoryBudget::unlimited().reservation());
+            (0..100).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+            let held = rows.read(64..100, &mut Vec::new()).to_vec();
+            let differences = held.iter().zip((64..100).flat_map(row)).map(|(x, y)| (x - y).abs());
+            differences.fold(0.0, f32::max)
+        };
+        let rows = || PagedRows::new(32, RowFormat::Int8, 64);
+        assert!(error(rows()) > 0.5, "half a step of 300 / 127");
+        assert!(error(rows().centered()) < 0.01, "half a step of 2 / 127");
+    }
+
+    #[test]
+    fn a_cut_of_centered_rows_leaves_no_trace() {
+        let row =
+            |t: usize| (0..37).map(|j| (0.3 * (t * 37 + j) as f32).sin() + j as f32).collect::<Vec<_>>();
+        let budget = MemoryBudget::unlimited();
+        let rows = |ends: &[(usize, usize)]| {
+            let (mut rows, mut reservation) =
+                (PagedRows::new(37, RowFormat::Int8, 64).centered(), budget.reservation());
+            for &(end, cut) in ends {
+                (rows.len()..end).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+                rows.truncate(cut, &mut reservation).unwrap();
+            }
+            assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
+            (rows.read(0..rows.len(), &mut Vec::new()).to_vec(), reservation.bytes())
+        };
+        for cut in [0, 1, 63, 64, 65, 128, 150] {
+            assert_eq!(rows(&[(200, cut), (200, 200)]), rows(&[(200, 200)]), "{cut}");
+        }
     }
 
     fn filled(tokens: usize, budget: &MemoryBudget) -> (PagedRows, Reservation) {
