@@ -199,7 +199,7 @@ impl Calibrator {
         mut score: impl FnMut(&KernelSpec) -> Result<Score, E>,
     ) -> Result<Calibrated, CalibrationError> {
         self.check_seen()?;
-        let Self { shape, layers, request, masks: _, seen, context } = self;
+        let Self { shape, layers, request, seen, context, .. } = self;
         let tokens = seen.values().next().map_or(0, |seen| seen.sensitivity.tokens());
         let measured = seen.into_values().map(|seen| (seen.sensitivity.finish(), seen.curves));
         let allocation = Allocation::new(measured.collect())?;

@@ -378,8 +378,8 @@ impl PagedRows {
             let rows = (self.layout.page_tokens - row).min(tokens.end - token);
             let start = scratch.len();
             self.pages[page].gather(row..row + rows, self.layout.channels, scratch);
-            if matches!(self.pages[page], Page::Int8(_)) {
-                let rows = scratch[start..].chunks_exact_mut(self.center.len().max(1));
+            if !self.center.is_empty() && matches!(self.pages[page], Page::Int8(_)) {
+                let rows = scratch[start..].chunks_exact_mut(self.layout.channels);
                 rows.for_each(|row| row.iter_mut().zip(&self.center).for_each(|(x, center)| *x += center));
             }
             token += rows;
