@@ -15,6 +15,7 @@ mod tile;
 use deltallm_simd::{
     Isa,
     dot::ByteKernel,
+    prefetch::prefetch,
     tuning::{LEAST_WORK, QUANTISED_BATCH as BATCH},
     weight_order::WeightOrder,
 };
@@ -214,6 +215,10 @@ impl QuantisedLinear {
                 let count = y.ncols().div_ceil(PANEL);
                 let panel = |p: usize| self.panels.panel(first + index * side_by_side + p);
                 let panels: [Panel<'_>; MOST_PANELS] = std::array::from_fn(|p| panel(p.min(count - 1)));
+                // Rows of outputs are far apart: their lines come while the sums are made.
+                for line in y.outer_iter().flat_map(|row| row.to_slice()).flat_map(|row| row.chunks(PANEL)) {
+                    prefetch(line.as_ptr().cast());
+                }
                 let sums = &mut sums[..batch.tokens * count];
                 sums.fill([0.0; PANEL]);
                 simd::multiply(self.kernel, order, self.panels.form(), &panels[..count], batch, sums);

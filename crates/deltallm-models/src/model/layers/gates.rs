@@ -7,24 +7,24 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 /// `gate[i] = silu(gate[i]) * up[i]`, with `silu(x) = x / (1 + e^-x)`.
 pub(crate) fn silu_product(isa: Isa, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "lengths of gate and up");
-    dispatch!(isa, simd => product(simd, gate, up, silu));
+    dispatch!(isa, simd => product(simd, gate, up, #[inline(always)] |x| silu(simd, x)));
 }
 
 /// `gate[i] = gelu(gate[i]) * up[i]`, with `gelu(x) = x / (1 + e^-2u)` and `u = sqrt(2 / pi) (x + 0.044715 x^3)`: the tanh form.
 pub(crate) fn gelu_product(isa: Isa, gate: &mut [f32], up: &[f32]) {
     assert_eq!(gate.len(), up.len(), "lengths of gate and up");
-    dispatch!(isa, simd => product(simd, gate, up, gelu));
+    dispatch!(isa, simd => product(simd, gate, up, #[inline(always)] |x| gelu(simd, x)));
 }
 
 #[inline(always)]
-fn product<S: Simd>(simd: S, gate: &mut [f32], up: &[f32], function: impl Fn(S, S::f32s) -> S::f32s) {
+fn product<S: Simd>(simd: S, gate: &mut [f32], up: &[f32], function: impl Fn(S::f32s) -> S::f32s) {
     let width = S::f32s::LEN;
     let (mut gates, mut ups) = (gate.chunks_exact_mut(width), up.chunks_exact(width));
     for (gate, up) in (&mut gates).zip(&mut ups) {
-        (function(simd, S::f32s::from_slice(simd, gate)) * S::f32s::from_slice(simd, up)).store_slice(gate);
+        (function(S::f32s::from_slice(simd, gate)) * S::f32s::from_slice(simd, up)).store_slice(gate);
     }
     for (gate, up) in gates.into_remainder().iter_mut().zip(ups.remainder()) {
-        *gate = function(simd, S::f32s::splat(simd, *gate)).as_slice()[0] * up;
+        *gate = function(S::f32s::splat(simd, *gate)).as_slice()[0] * up;
     }
 }
 
