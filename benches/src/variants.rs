@@ -19,8 +19,8 @@ pub struct Variant {
 
 /// Difference to dense f32, relative to its largest output, that the order of f32 sums may make.
 pub const F32: Option<f64> = Some(1e-3);
-/// The same where keys and values are rounded to f16: on SmolLM2's about 1e-3.
-const F16: Option<f64> = Some(1e-2);
+/// The same where keys and values are rounded to f16: on SmolLM2's about 1e-3, on those of Qwen2.5 1.5B, whose keys reach 160, 5e-2.
+const F16: Option<f64> = Some(1e-1);
 /// The same for products of 16-bit numbers.
 const BITS16: Option<f64> = Some(5e-2);
 /// Not a defect at any size; printed.

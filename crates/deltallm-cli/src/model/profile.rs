@@ -11,7 +11,7 @@ use ndarray::Array1;
 use crate::{input::read_bytes, sha256_hex};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
-const BUILT_IN: [BuiltIn; 3] = [
+const BUILT_IN: [BuiltIn; 4] = [
     BuiltIn {
         name: "bitnet-tiny (built in)",
         json: include_str!("../../assets/profiles/bitnet-tiny.json"),
@@ -26,6 +26,11 @@ const BUILT_IN: [BuiltIn; 3] = [
         name: "smollm2-135m (built in)",
         json: include_str!("../../assets/profiles/smollm2-135m.json"),
         norm: "9ab0dc5d065cbff6",
+    },
+    BuiltIn {
+        name: "qwen2.5-coder-1.5b-instruct (built in)",
+        json: include_str!("../../assets/profiles/qwen2.5-coder-1.5b-instruct.json"),
+        norm: "7b760556f3b648bf",
     },
 ];
 

@@ -41,7 +41,7 @@ type Quantity = (&'static str, fn(&Row) -> f64);
 const QUANTITIES: [Quantity; 3] = [
     ("divergence, 0.001 nats", |row| 1e3 * row.kl),
     ("cache, % of dense f16", |row| 100.0 * row.bytes_of_dense),
-    ("attention: time of dense / time", |row| row.attention_ratio),
+    ("attention, times as fast", |row| row.attention_ratio),
 ];
 
 /// Draws the files of several models and texts: a column for each model, means over its texts, and their range.
@@ -87,10 +87,14 @@ pub fn lengths(files: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
     })
 }
 
-/// The name without its file type, as long as it fits.
+/// The name without its type of weights (`-q4_k_m`, `.Q8_0`, `-f16`), as far as it fits.
 fn short(model: &str) -> &str {
-    let end = model.char_indices().nth(22).map_or(model.len(), |(end, _)| end);
-    &model[..end]
+    let is_type = |end: &str| {
+        end.starts_with(['q', 'Q', 'f', 'F']) && end[1..].starts_with(|c: char| c.is_ascii_digit())
+    };
+    let name = model.rsplit_once(['-', '.']).filter(|(_, end)| is_type(end)).map_or(model, |(name, _)| name);
+    let end = name.char_indices().nth(34).map_or(name.len(), |(end, _)| end);
+    &name[..end]
 }
 
 /// Means over the texts at each length, and their range.
@@ -123,4 +127,22 @@ fn read(path: &Path) -> anyhow::Result<Vec<Row>> {
     let expected = || format!("--run {}: expected what the benchmark `lengths` has printed", path.display());
     let text = read_text("--run", path).with_context(expected)?;
     text.lines().map(|line| serde_json::from_str(line).with_context(expected)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_shown_without_their_type_of_weights() {
+        for (model, expected) in [
+            ("qwen2.5-coder-1.5b-instruct-q4_k_m", "qwen2.5-coder-1.5b-instruct"),
+            ("SmolLM2-135M-Instruct.Q4_1", "SmolLM2-135M-Instruct"),
+            ("model-f16", "model"),
+            ("fairy-tales", "fairy-tales"),
+            ("a-name-that-is-much-too-long-for-a-heading", "a-name-that-is-much-too-long-for-a"),
+        ] {
+            assert_eq!(short(model), expected);
+        }
+    }
 }

@@ -22,7 +22,10 @@ pub(super) fn panel<'c, 'b>(
     tokens.sort_by(f64::total_cmp);
     tokens.dedup();
     let most = points().map(|point| point.range.map_or(point.y, |[_, high]| high)).fold(0.0, f64::max);
-    let x = Axis::log(x, tokens.iter().copied()).with_ticks(tokens);
+    // Labels of more lengths than this run into each other: every second one is left out, the last one never.
+    let every = if tokens.len() > 5 { 2 } else { 1 };
+    let ticks = tokens.iter().rev().step_by(every).copied();
+    let x = Axis::log(x, tokens.iter().copied()).with_ticks(ticks);
     let y = Axis::fixed(y, 0.0, 1.06 * most, step(most / 6.0));
     let axes = match entries {
         [] => top + LINE,

@@ -12,4 +12,4 @@ mod panel;
 pub(crate) use byte_products::{ByteProducts, bytes_of, rows_of};
 pub(crate) use large_pages::LargePages;
 pub(crate) use matmul::{matmul_transposed, matmul_transposed_here};
-pub(crate) use panel::{Line, PANEL, Quad, RowFactors, bits, for_each_task};
+pub(crate) use panel::{Line, PANEL, Quad, RowFactors, bits, for_each_task, prefetch_outputs};

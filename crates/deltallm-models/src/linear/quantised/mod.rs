@@ -15,7 +15,6 @@ mod tile;
 use deltallm_simd::{
     Isa,
     dot::ByteKernel,
-    prefetch::prefetch,
     tuning::{LEAST_WORK, QUANTISED_BATCH as BATCH},
     weight_order::WeightOrder,
 };
@@ -30,7 +29,7 @@ use simd::MOST_PANELS;
 
 use crate::linear::error::LinearError;
 use crate::linear::inputs::{Inputs, Rounded};
-use crate::linear::kernels::{PANEL, for_each_task};
+use crate::linear::kernels::{PANEL, for_each_task, prefetch_outputs};
 use crate::quant::TensorType;
 
 /// The most sums of a call.
@@ -215,10 +214,7 @@ impl QuantisedLinear {
                 let count = y.ncols().div_ceil(PANEL);
                 let panel = |p: usize| self.panels.panel(first + index * side_by_side + p);
                 let panels: [Panel<'_>; MOST_PANELS] = std::array::from_fn(|p| panel(p.min(count - 1)));
-                // Rows of outputs are far apart: their lines come while the sums are made.
-                for line in y.outer_iter().flat_map(|row| row.to_slice()).flat_map(|row| row.chunks(PANEL)) {
-                    prefetch(line.as_ptr().cast());
-                }
+                prefetch_outputs(&y.view());
                 let sums = &mut sums[..batch.tokens * count];
                 sums.fill([0.0; PANEL]);
                 simd::multiply(self.kernel, order, self.panels.form(), &panels[..count], batch, sums);
