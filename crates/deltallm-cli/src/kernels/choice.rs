@@ -125,7 +125,7 @@ impl KernelChoice {
         let (most, profile) = self.verified_tokens().zip(self.profile.as_ref())?;
         (tokens > most).then(|| {
             format!(
-                "warning      the profile {} has been measured on texts of up to {most} tokens; at {tokens} it costs more than it says: \
+                "warning      the profile {} has been measured on texts of up to {most} tokens; at {tokens} it may cost more than it says: \
                  `calibrate --context {tokens}` makes one for such",
                 profile.name
             )
