@@ -28,7 +28,7 @@ use simd::MAX_TOKENS;
 
 use crate::linear::error::LinearError;
 use crate::linear::inputs::{Inputs, Rounded};
-use crate::linear::kernels::{Line, PANEL, for_each_task, prefetch_outputs};
+use crate::linear::kernels::{Line, PANEL, for_each_task};
 
 /// TernaryPanels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
@@ -204,7 +204,6 @@ impl TernaryLinear {
         let panels = y.ncols().div_ceil(PANEL);
         let mut sums = [[0; PANEL]; TASK_PANELS * MAX_TOKENS];
         for (block, mut y) in y.axis_chunks_iter_mut(Axis(0), simd::tokens(self.kernel)).enumerate() {
-            prefetch_outputs(&y.view());
             let sums = &mut sums[..panels * y.nrows()];
             simd::matrix(self.kernel, scratch, activations.block(block), y.nrows(), sums);
             let first = block * simd::tokens(self.kernel);
