@@ -45,6 +45,10 @@ impl SkipMargin {
     /// The usual smallest margin of [`Length`](Self::Length).
     pub const LEAST: f32 = 3.0;
 
+    /// A margin that costs little where nothing is known about the model: a value that is skipped weighs at most e⁻⁶, a
+    /// four-hundredth, of the best exact one. What it cost on four models is in `docs/results/default.md`.
+    pub const CAUTIOUS: Self = Self::Fixed(6.0);
+
     /// What [`Length`](Self::Length) adds where one query decides alone. In a tile most values are kept for the sake of some
     /// other query; without them the same margin would skip far more.
     pub const ALONE: f32 = 2.0;

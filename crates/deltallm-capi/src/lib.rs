@@ -29,10 +29,10 @@
 //! | `simd` | | instruction set: `"scalar"`, `"avx2"`, `"avx512"`, `"neon"` | the best of this CPU, or what the environment variable `DELTALLM_SIMD` names |
 //! | `parallel` | | whether to spread work over threads (as many as `RAYON_NUM_THREADS` says); results do not depend on it | `true` |
 //! | `budget_bytes` | | bytes the cache may hold; a call that would take more is refused with status `BUDGET` | no limit |
-//! | `thresholds` | delta, hybrid | one of the three below | `{"target_sparsity": 0.35}` |
+//! | `thresholds` | delta, hybrid | one of the three below | `{"target_sparsity": 0.3}` |
 //! | `window` | hybrid | keys scored exactly: `64`, the latest, or `"block:0.05"`, blocks of that share of the prompt | `64` |
 //! | `sinks` | hybrid | first keys, always scored exactly | `4` |
-//! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"ln:3"` is ln(keys) - 3, at least 3; `"ln:3:2"`, at least 2 | nothing is skipped |
+//! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"ln:3"` is ln(keys) - 3, at least 3; `"ln:3:2"`, at least 2 | `6`; beside `thresholds` nothing is skipped |
 //! | `exact_prompt` | hybrid | prompts of up to this many tokens are attended exactly | `0` |
 //! | `profile` | delta, hybrid | the object that `calibrate` writes; it takes the place of the five above | none |
 //! | `layer` | delta, hybrid | which layer of the profile this kernel is, from 0 | required with `profile` |
@@ -40,7 +40,7 @@
 //! | `thresholds` | in the units of the keys |
 //! |---|---|
 //! | `{"theta": 0.6}` | one for all key channels |
-//! | `{"target_sparsity": 0.35}` | rise and fall until that share of the deltas is zero |
+//! | `{"target_sparsity": 0.3}` | rise and fall until that share of the deltas is zero |
 //! | `{"channels": [...]}` | `kv_heads * head_dim` of them, head after head |
 //!
 //! Fields for other kernels are checked and not used, so the same text with another `kernel` makes the exact counterpart.

@@ -323,13 +323,14 @@ fn policies_reach_the_kernels_and_are_reported() {
     assert_eq!(settings(&[])["profile"], "fairy-tales (built in)");
     assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.starts_with("ln:")));
     let none = settings(&["--profile", "none"]);
-    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.35), &Value::Null));
+    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.3), &Value::from("6")));
     let paper = settings(&["--paper", "--theta", "1"]);
     assert_eq!(
         (&paper["window"], &paper["sinks"], &paper["theta"]),
         (&"block:0.05".into(), &0.into(), &1.0.into())
     );
-    assert_eq!(settings(&["--target-sparsity", "0.5"])["target_sparsity"], 0.5);
+    let own = settings(&["--target-sparsity", "0.5"]);
+    assert_eq!((&own["target_sparsity"], &own["skip_margin"]), (&0.5.into(), &Value::Null));
     for bad in [
         &["--target-sparsity", "1.5"][..],
         &["--target-sparsity", "0.5", "--theta", "1"],

@@ -136,6 +136,7 @@ impl Search<'_> {
             thresholds,
             exact_window: ExactWindow::Sliding(self.request.exact_window),
             exact_sinks: self.request.exact_sinks,
+            skip_margin: None,
             ..KernelSpec::default()
         }
     }

@@ -168,15 +168,22 @@ impl KernelContext {
 impl Default for KernelSpec {
     /// Hybrid attention as [`HybridConfig::default`] has it, its cache in f16.
     fn default() -> Self {
+        HybridConfig::default().into()
+    }
+}
+
+impl From<HybridConfig> for KernelSpec {
+    /// The same in every layer. What a [`KernelContext`] says, and which layer the config is for, is left out.
+    fn from(config: HybridConfig) -> Self {
         let HybridConfig {
             thresholds, exact_window, exact_prompt, exact_sinks, skip_margin, options, ..
-        } = HybridConfig::default();
+        } = config;
         Self {
             kernel: KernelKind::Hybrid,
             store: options.store,
             precision: options.precision,
-            scale: None,
-            softcap: None,
+            scale: options.scale,
+            softcap: options.softcap,
             thresholds,
             exact_window,
             exact_sinks,
@@ -190,8 +197,7 @@ impl Default for KernelSpec {
 impl From<PaperRule> for KernelSpec {
     /// The same in every layer, and a cache in f16.
     fn from(rule: PaperRule) -> Self {
-        let HybridConfig { thresholds, exact_window, exact_sinks, .. } = rule.into();
-        Self { thresholds, exact_window, exact_sinks, ..Self::default() }
+        HybridConfig::from(rule).into()
     }
 }
 

@@ -11,7 +11,7 @@ use ndarray::Array1;
 use crate::{input::read_bytes, sha256_hex};
 
 /// The profiles of `assets/profiles`; `docs/results/calibration.md` says how they were made and what they cost.
-const BUILT_IN: [BuiltIn; 4] = [
+const BUILT_IN: [BuiltIn; 6] = [
     BuiltIn {
         name: "bitnet-tiny (built in)",
         json: include_str!("../../assets/profiles/bitnet-tiny.json"),
@@ -23,9 +23,19 @@ const BUILT_IN: [BuiltIn; 4] = [
         norm: "7d841fe6723f1202",
     },
     BuiltIn {
+        name: "gemma-3-270m (built in)",
+        json: include_str!("../../assets/profiles/gemma-3-270m.json"),
+        norm: "05c4f9f17c35ba7f",
+    },
+    BuiltIn {
         name: "smollm2-135m (built in)",
         json: include_str!("../../assets/profiles/smollm2-135m.json"),
         norm: "9ab0dc5d065cbff6",
+    },
+    BuiltIn {
+        name: "qwen2.5-coder-0.5b-instruct (built in)",
+        json: include_str!("../../assets/profiles/qwen2.5-coder-0.5b-instruct.json"),
+        norm: "06bf8db74242f3d2",
     },
     BuiltIn {
         name: "qwen2.5-coder-1.5b-instruct (built in)",

@@ -6,7 +6,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, ser::Error};
 
 use crate::{CoreError, ModelFingerprint, TargetSparsity, ThresholdPolicy, ThresholdProfile};
 
-/// `{"theta": 0.6}`, `{"target_sparsity": 0.35}` or `{"channels": [...]}`.
+/// `{"theta": 0.6}`, `{"target_sparsity": 0.3}` or `{"channels": [...]}`.
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
 enum Form {

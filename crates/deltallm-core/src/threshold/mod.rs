@@ -32,7 +32,7 @@ pub use target::TargetSparsity;
 /// # Ok::<(), deltallm_core::CoreError>(())
 /// ```
 ///
-/// In JSON (feature `serde`) it is `{"theta": 0.6}`, `{"target_sparsity": 0.35}` or `{"channels": [...]}`. The list does not say what
+/// In JSON (feature `serde`) it is `{"theta": 0.6}`, `{"target_sparsity": 0.3}` or `{"channels": [...]}`. The list does not say what
 /// heads it has: it is read as a profile of one layer and one head of that many channels.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]

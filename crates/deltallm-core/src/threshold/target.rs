@@ -42,9 +42,9 @@ impl TargetSparsity {
     /// The threshold that the controller starts from when nothing is known about the keys.
     pub const START: f32 = 0.6;
 
-    /// A zero fraction that costs little where nothing is known about the model; what it cost on three is in
+    /// A zero fraction that costs little where nothing is known about the model; what it cost on four is in
     /// `docs/results/default.md`.
-    pub const CAUTIOUS: f32 = 0.35;
+    pub const CAUTIOUS: f32 = 0.3;
 
     /// The share of zero entries to be reached, in 0..=1, with the same threshold for all channels of a head.
     pub fn new(zero_fraction: f32) -> Self {
