@@ -143,7 +143,8 @@ impl Default for HybridConfig {
     /// window of 64 keys, 4 sinks, a cache in f16, and values skipped by [`SkipMargin::CAUTIOUS`]. A calibrated profile does better
     /// at the same cost.
     fn default() -> Self {
-        Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default())).skip_margin(SkipMargin::CAUTIOUS)
+        Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default()))
+            .skip_margin(SkipMargin::CAUTIOUS)
     }
 }
 

@@ -4,7 +4,7 @@ use std::ops::{Deref, Range};
 
 use deltallm_core::{
     DeltaMatrix,
-    internal::{FloatRows, GROUP, PagedRows, RowFormat, StoredRows},
+    internal::{FloatRows, PagedRows, StoredRows},
 };
 
 use crate::{HeadsView, SkipMargin, window::Part};
@@ -28,10 +28,7 @@ impl Rows for PagedRows {
     }
 
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        let channels = self.channels();
-        // Vectors would straddle a shorter last group.
-        let least = if self.format() == RowFormat::Int4 { GROUP } else { CHANNELS };
-        if channels.is_multiple_of(least) { self.stored(tokens) } else { None }
+        if self.channels().is_multiple_of(CHANNELS) { self.stored(tokens) } else { None }
     }
 }
 

@@ -118,7 +118,7 @@ impl<'a> Rows for Int4Kernel<'a> {
 
     #[inline(always)]
     fn row(self, index: usize, channels: usize) -> Self {
-        let (bytes, groups) = (channels / 2, channels / GROUP);
+        let (bytes, groups) = (channels / 2, channels.div_ceil(GROUP));
         let (codes, scales) = (&self.codes[index * bytes..], &self.scales[index * groups..]);
         Self { codes: &codes[..bytes], scales: &scales[..groups] }
     }
@@ -128,9 +128,28 @@ impl Row for Int4Kernel<'_> {
     #[inline(always)]
     fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
         let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
-        let first = group * (GROUP / 2) + channel % (GROUP / 2);
-        simd.nibbles(&self.codes[first..][..lanes::<S>()], channel >= GROUP / 2) * self.scales[group]
+        let codes = &self.codes[group * (GROUP / 2)..];
+        let half = codes.len().min(GROUP / 2);
+        let numbers = if lanes::<S>() <= half {
+            simd.nibbles(&codes[channel % half..][..lanes::<S>()], channel >= half)
+        } else {
+            simd.nibbles(&halves(codes)[..lanes::<S>()], false)
+        };
+        numbers * self.scales[group]
     }
+}
+
+/// The 16 codes of a last group that is half as long as the others, a byte each.
+#[inline(always)]
+fn halves(codes: &[u8]) -> [u8; GROUP / 2] {
+    let mut bytes = [0; GROUP / 4];
+    bytes.copy_from_slice(codes);
+    let codes = u64::from_le_bytes(bytes);
+    let nibbles = |codes: u64| (codes & (0x0f0f_0f0f_0f0f_0f0f)).to_le_bytes();
+    let mut halves = [0; GROUP / 2];
+    halves[..GROUP / 4].copy_from_slice(&nibbles(codes));
+    halves[GROUP / 4..].copy_from_slice(&nibbles(codes >> 4));
+    halves
 }
 
 /// Scales as f32.

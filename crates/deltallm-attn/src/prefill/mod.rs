@@ -52,31 +52,40 @@ pub(crate) fn attend<'a>(
     Output { mut rows, counts, log_sums }: Output,
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
-    let segments: Vec<Segments> = (0..shape.kv_heads()).map(segments).collect();
-    let tiles = tiles(first..first + q.tokens(), query_tile(shape.group()), shape.kv_heads());
-    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow.
-    let prepared = match q.tokens() > query_tile(shape.group()) {
-        true => prepare(options, first..first + q.tokens(), split, &segments)?,
-        false => segments.iter().map(|segments| segments.iter().map(Prepared::as_held).collect()).collect(),
-    };
-    let work = |scratch: &mut Scratch, tile: &Tile| {
-        let kv_head = tile.kv_head;
-        attend_tile(options, q, first, tile, split, &segments[kv_head], &prepared[kv_head], scratch)
-    };
+    let query_tile = query_tile(shape.group());
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
-    for_each(options.parallel, &tiles, work, |tile, output| {
-        counted[tile.kv_head] += output.counts;
-        let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
-        let places = places.map(|(position, head)| (position - first, tile.kv_head * shape.group() + head));
-        for ((token, head), row) in places.clone().zip(output.rows.chunks_exact(shape.value_dim())) {
-            rows.row_mut(token, head).copy_from_slice(row);
-        }
-        if !log_sums.is_empty() {
-            for ((token, head), sum) in places.zip(output.log_sums) {
-                log_sums[token * shape.heads() + head] = sum;
+    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared of a long
+    // history takes more than its cache, so no more heads are, at a time, than there are threads.
+    let prepares = q.tokens() > query_tile;
+    let at_once = if prepares { threads(options.parallel) } else { shape.kv_heads() };
+    for heads in chunks(0..shape.kv_heads(), at_once) {
+        let segments: Vec<Segments> = heads.clone().map(segments).collect();
+        let tiles = tiles(first..first + q.tokens(), query_tile, heads.clone());
+        let prepared = match prepares {
+            true => prepare(options, first..first + q.tokens(), split, &segments)?,
+            false => {
+                segments.iter().map(|segments| segments.iter().map(Prepared::as_held).collect()).collect()
             }
-        }
-    })?;
+        };
+        let work = |scratch: &mut Scratch, tile: &Tile| {
+            let head = tile.kv_head - heads.start;
+            attend_tile(options, q, first, tile, split, &segments[head], &prepared[head], scratch)
+        };
+        for_each(options.parallel, &tiles, work, |tile, output| {
+            counted[tile.kv_head] += output.counts;
+            let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
+            let places =
+                places.map(|(position, head)| (position - first, tile.kv_head * shape.group() + head));
+            for ((token, head), row) in places.clone().zip(output.rows.chunks_exact(shape.value_dim())) {
+                rows.row_mut(token, head).copy_from_slice(row);
+            }
+            if !log_sums.is_empty() {
+                for ((token, head), sum) in places.zip(output.log_sums) {
+                    log_sums[token * shape.heads() + head] = sum;
+                }
+            }
+        })?;
+    }
     counts.iter_mut().zip(&counted).for_each(|(sum, more)| *sum += *more);
     Ok(())
 }
@@ -99,16 +108,32 @@ fn prepare<'a>(
     Ok(prepared)
 }
 
-/// Cuts `positions` at multiples of `size`, for every kv head.
-fn tiles(positions: Range<usize>, size: usize, kv_heads: usize) -> Vec<Tile> {
+/// Cuts `range` into parts of `size`.
+fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let end = range.end;
+    range.step_by(size).map(move |start| start..end.min(start + size))
+}
+
+/// Cuts `positions` at multiples of `size`, for each of these kv heads.
+fn tiles(positions: Range<usize>, size: usize, kv_heads: Range<usize>) -> Vec<Tile> {
     let mut tiles = Vec::new();
     let mut start = positions.start;
     while start < positions.end {
         let end = positions.end.min((start / size + 1) * size);
-        tiles.extend((0..kv_heads).map(|kv_head| Tile { kv_head, positions: start..end }));
+        tiles.extend(kv_heads.clone().map(|kv_head| Tile { kv_head, positions: start..end }));
         start = end;
     }
     tiles
+}
+
+/// How many threads share the work.
+fn threads(parallel: bool) -> usize {
+    #[cfg(feature = "rayon")]
+    if parallel {
+        return rayon::current_num_threads();
+    }
+    let _ = parallel;
+    1
 }
 
 /// Does `work` for all items and hands the results to `take`, in order. Items do not depend on each other, so neither
@@ -120,7 +145,7 @@ fn for_each<T: Sync, S: Default + Send, O: Send>(
     mut take: impl FnMut(&T, O),
 ) -> Result<(), AttentionError> {
     #[cfg(feature = "rayon")]
-    if parallel && items.len() > 1 && rayon::current_num_threads() > 1 {
+    if items.len() > 1 && threads(parallel) > 1 {
         use std::sync::{Mutex, PoisonError};
 
         use rayon::prelude::*;
@@ -134,13 +159,12 @@ fn for_each<T: Sync, S: Default + Send, O: Send>(
             output
         };
         // As many at a time as keep all threads busy; more results would have to wait in memory.
-        for items in items.chunks(32 * rayon::current_num_threads()) {
+        for items in items.chunks(32 * threads(parallel)) {
             let outputs: Vec<O> = items.par_iter().with_max_len(1).map(&work).collect::<Result<_, _>>()?;
             items.iter().zip(outputs).for_each(|(item, output)| take(item, output));
         }
         return Ok(());
     }
-    let _ = parallel;
     let mut scratch = S::default();
     items.iter().try_for_each(|item| {
         take(item, work(&mut scratch, item)?);
