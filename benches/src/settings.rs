@@ -59,7 +59,7 @@ impl SettingsArgs {
         let (words, base) = match (&profile, self.theta) {
             (Some(profile), _) => (format!("profile {}", profile.name), profile.settings.spec().clone()),
             (None, Some(theta)) => (format!("theta {theta}"), KernelSpec::default()),
-            (None, None) => ("thresholds for a zero fraction of 0.35".to_owned(), KernelSpec::default()),
+            (None, None) => ("thresholds for a zero fraction of 0.3".to_owned(), KernelSpec::default()),
         };
         let (spec, layers) = (base.with(&self.given(self.theta)), model.config().layers);
         spec.validate(model.attention_shape(), layers)?;

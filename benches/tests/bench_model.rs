@@ -57,7 +57,7 @@ fn hybrid_attention_takes_the_profile_that_is_named() {
         String::from_utf8(bench_model(&[&kernels[..], &short, profile].concat()).stdout).expect("UTF-8")
     };
     assert!(settings(&[]).contains("hybrid: profile fairy-tales"), "the built-in one");
-    assert!(settings(&["--profile", "none"]).contains("hybrid: target 0.35 zeros"));
+    assert!(settings(&["--profile", "none"]).contains("hybrid: target 0.3 zeros"));
     let profile =
         concat!(env!("CARGO_MANIFEST_DIR"), "/../crates/deltallm-cli/assets/profiles/fairy-tales.json");
     assert!(settings(&["--profile", profile]).contains("fairy-tales.json"));

@@ -140,8 +140,8 @@ impl HybridConfig {
 
 impl Default for HybridConfig {
     /// What to do with a model of which nothing is known: a zero fraction of 0.3 ([`TargetSparsity::default`]), a sliding
-    /// window of 64 keys, 4 sinks, a cache in f16, and values skipped by [`SkipMargin::CAUTIOUS`]. A calibrated profile does better
-    /// at the same cost.
+    /// window of 64 keys, 4 sinks, a cache in f16, and values skipped by [`SkipMargin::CAUTIOUS`]. A calibrated profile makes
+    /// smaller caches at the same cost.
     fn default() -> Self {
         Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default()))
             .skip_margin(SkipMargin::CAUTIOUS)

@@ -46,7 +46,7 @@ impl SkipMargin {
     pub const LEAST: f32 = 3.0;
 
     /// A margin that costs little where nothing is known about the model: a value that is skipped weighs at most e⁻⁶, a
-    /// four-hundredth, of the best exact one. What it cost on four models is in `docs/results/default.md`.
+    /// four-hundredth, of the best exact one. What it cost on four models is in `docs/results/models.md`.
     pub const CAUTIOUS: Self = Self::Fixed(6.0);
 
     /// What [`Length`](Self::Length) adds where one query decides alone. In a tile most values are kept for the sake of some

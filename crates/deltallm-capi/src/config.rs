@@ -97,8 +97,6 @@ impl KernelConfig {
     /// The kernel, with an empty cache.
     pub(crate) fn kernel(&self) -> Result<Box<dyn AttentionKernel>, ConfigError> {
         let usual = KernelSpec::default().store(KvStore::F32);
-        // What is asked for are these thresholds alone.
-        let usual = if self.thresholds.is_some() { usual.skip_margin(None) } else { usual };
         let (spec, layer, layers) = match &self.profile {
             Some(profile) => (profile.spec().clone(), self.profile_layer(profile)?, layers(profile)),
             None => (usual.clone(), 0, 1),

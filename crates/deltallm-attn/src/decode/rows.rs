@@ -133,6 +133,7 @@ impl Row for Int4Kernel<'_> {
         let numbers = if lanes::<S>() <= half {
             simd.nibbles(&codes[channel % half..][..lanes::<S>()], channel >= half)
         } else {
+            // Vectors of 16 channels, and as many are left: rows are read in place for multiples of 16 channels alone.
             simd.nibbles(&halves(codes)[..lanes::<S>()], false)
         };
         numbers * self.scales[group]

@@ -55,7 +55,7 @@ pub(crate) fn attend<'a>(
     let query_tile = query_tile(shape.group());
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared of a long
-    // history takes more than its cache, so no more heads are, at a time, than there are threads.
+    // history takes more than its cache, so it is done for one head per thread at a time.
     let prepares = q.tokens() > query_tile;
     let at_once = if prepares { threads(options.parallel) } else { shape.kv_heads() };
     for heads in chunks(0..shape.kv_heads(), at_once) {

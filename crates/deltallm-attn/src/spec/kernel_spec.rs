@@ -65,7 +65,9 @@ pub struct KernelSpec {
     /// First keys of the sequence, always scored exactly in hybrid attention.
     #[cfg_attr(feature = "serde", serde(rename = "sinks"))]
     pub exact_sinks: usize,
-    /// Hybrid attention skips a far value by this margin ([`HybridConfig::skip_margin`]); `None` skips nothing.
+    /// Hybrid attention skips a far value by this margin ([`HybridConfig::skip_margin`]); `None` skips nothing, and so does JSON that
+    /// does not say.
+    #[cfg_attr(feature = "serde", serde(default))]
     pub skip_margin: Option<SkipMargin>,
     /// Hybrid attention attends prompts of up to this many tokens exactly ([`HybridConfig::exact_prompt`]).
     pub exact_prompt: usize,
@@ -426,8 +428,8 @@ mod tests {
         let spec: KernelSpec = serde_json::from_str(full).unwrap();
         let again = serde_json::to_string(&spec).unwrap();
         assert_eq!(again, full.split_whitespace().collect::<String>());
-        // Files without a store have always meant f32.
-        let usual = || KernelSpec { store: KvStore::F32, ..KernelSpec::default() };
+        // Files without a store have always meant f32, those without a margin that nothing is skipped.
+        let usual = || KernelSpec { store: KvStore::F32, skip_margin: None, ..KernelSpec::default() };
         assert_eq!(serde_json::from_str::<KernelSpec>("{}").unwrap(), usual());
         for spec in [usual(), KernelSpec::default()] {
             let text = serde_json::to_string(&spec).unwrap();

@@ -29,7 +29,8 @@ pub struct SpecOverrides {
     pub scale: Option<f32>,
     /// [`KernelSpec::softcap`].
     pub softcap: Option<f32>,
-    /// [`KernelSpec::thresholds`]; a target sparsity starts from the calibrated thresholds that the spec has, if it has any.
+    /// [`KernelSpec::thresholds`]; a target sparsity starts from the calibrated thresholds that the spec has, if it has any. Where it has
+    /// none nothing is skipped beside them, unless [`skip_margin`](Self::skip_margin) says so: these thresholds alone are what is asked about.
     pub thresholds: Option<ThresholdPolicy>,
     /// [`KernelSpec::exact_window`].
     pub exact_window: Option<ExactWindow>,
@@ -54,6 +55,9 @@ impl KernelSpec {
         self.softcap = given.softcap.or(self.softcap);
         self.exact_window = given.exact_window.unwrap_or(self.exact_window);
         self.exact_sinks = given.exact_sinks.unwrap_or(self.exact_sinks);
+        if given.thresholds.is_some() && !matches!(self.thresholds, ThresholdPolicy::Profile(_)) {
+            self.skip_margin = None;
+        }
         self.thresholds = match (given.thresholds.clone(), self.thresholds) {
             (Some(ThresholdPolicy::TargetSparsity(target)), ThresholdPolicy::Profile(calibrated)) => {
                 ThresholdPolicy::TargetSparsity(target.from_profile(Arc::clone(&calibrated)))
@@ -151,6 +155,16 @@ mod tests {
         let theta = ThresholdPolicy::Uniform(0.6);
         let given = SpecOverrides { thresholds: Some(theta.clone()), ..Default::default() };
         assert_eq!(with(given).thresholds, theta);
+    }
+
+    #[test]
+    fn thresholds_of_the_callers_skip_nothing_where_there_is_no_profile() {
+        let given = SpecOverrides { thresholds: Some(ThresholdPolicy::Uniform(0.6)), ..Default::default() };
+        assert_eq!(KernelSpec::default().skip_margin, Some(SkipMargin::CAUTIOUS));
+        assert_eq!(KernelSpec::default().with(&given).skip_margin, None);
+        assert_eq!(with(given.clone()).skip_margin, profile().skip_margin);
+        let given = SpecOverrides { skip_margin: Some(Some(GIVEN)), ..given };
+        assert_eq!(KernelSpec::default().with(&given).skip_margin, Some(GIVEN));
     }
 
     #[test]

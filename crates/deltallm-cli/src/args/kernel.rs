@@ -39,7 +39,7 @@ pub struct KernelArgs {
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     sinks: Option<usize>,
     /// Skip values whose key scores T nats below the best exact one; ln:C is ln(keys) - C, at least 3; ln:C:L, at least L
-    /// [default: the profile's; without one 6, and off beside thresholds of your own]
+    /// [default: the profile's; without one 6, and off beside --theta, --target-sparsity or --paper]
     #[arg(long, value_name = "T|ln:C[:L]|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
@@ -116,8 +116,6 @@ impl KernelArgs {
         let base = match &profile {
             Some(profile) => profile.settings.spec().clone(),
             None if self.paper => PaperRule::default().into(),
-            // What is asked about are these thresholds alone.
-            None if self.own_thresholds() => KernelSpec::default().skip_margin(None),
             None => KernelSpec::default(),
         };
         let (given, config) = (self.given(), model.config());
@@ -160,17 +158,13 @@ impl KernelArgs {
             .exact_prompt(self.exact_prompt)
     }
 
-    fn own_thresholds(&self) -> bool {
-        self.theta.or(self.target_sparsity).is_some()
-    }
-
     /// The profile to start from: the one that is named, or else the one that comes with the program, unless other thresholds
     /// have been asked for.
     fn profile(&self, model: &Model) -> anyhow::Result<Option<ModelProfile>> {
         match &self.profile {
             Some(path) if path.as_os_str() == "none" => Ok(None),
             Some(path) => ModelProfile::read(path, model.config()).map(Some),
-            None if self.own_thresholds() || self.paper => Ok(None),
+            None if self.theta.or(self.target_sparsity).is_some() || self.paper => Ok(None),
             None => Ok(ModelProfile::built_in(model)),
         }
     }

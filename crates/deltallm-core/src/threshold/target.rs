@@ -43,7 +43,7 @@ impl TargetSparsity {
     pub const START: f32 = 0.6;
 
     /// A zero fraction that costs little where nothing is known about the model; what it cost on four is in
-    /// `docs/results/default.md`.
+    /// `docs/results/models.md`.
     pub const CAUTIOUS: f32 = 0.3;
 
     /// The share of zero entries to be reached, in 0..=1, with the same threshold for all channels of a head.
