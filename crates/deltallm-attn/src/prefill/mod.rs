@@ -165,6 +165,7 @@ fn for_each<T: Sync, S: Default + Send, O: Send>(
         }
         return Ok(());
     }
+    let _ = parallel;
     let mut scratch = S::default();
     items.iter().try_for_each(|item| {
         take(item, work(&mut scratch, item)?);
