@@ -96,7 +96,8 @@ impl KernelConfig {
 
     /// The kernel, with an empty cache.
     pub(crate) fn kernel(&self) -> Result<Box<dyn AttentionKernel>, ConfigError> {
-        let usual = KernelSpec::default().store(KvStore::F32);
+        // One layer is made, and whoever makes it has said which kernel it gets.
+        let usual = KernelSpec::default().store(KvStore::F32).dense_up_to(0);
         let (spec, layer, layers) = match &self.profile {
             Some(profile) => (profile.spec().clone(), self.profile_layer(profile)?, layers(profile)),
             None => (usual.clone(), 0, 1),

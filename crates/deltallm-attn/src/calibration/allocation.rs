@@ -11,14 +11,19 @@ const POWER: f64 = 0.75;
 #[derive(Debug)]
 pub(super) struct Allocation {
     layers: Vec<(Vec<f64>, RateCurves)>,
+    /// Whether each layer is coded at all: only those count.
+    coded: Vec<bool>,
 }
 
 impl Allocation {
-    /// Sensitivities and rates of every layer, measured on the same texts.
+    /// Sensitivities and rates of every layer, measured on the same texts, and whether the layer is coded.
     ///
     /// # Errors
     /// [`AttentionError::Shape`] for a layer whose sensitivities and rates are not of the same channels.
-    pub(super) fn new(layers: Vec<(Vec<f64>, RateCurves)>) -> Result<Self, AttentionError> {
+    pub(super) fn new(
+        layers: Vec<(Vec<f64>, RateCurves)>,
+        coded: Vec<bool>,
+    ) -> Result<Self, AttentionError> {
         for (sensitivities, curves) in &layers {
             let (expected, got) = (curves.channels(), sensitivities.len());
             if got != expected {
@@ -26,7 +31,7 @@ impl Allocation {
                 return Err(AttentionError::Shape { input, dimension, expected, got });
             }
         }
-        Ok(Self { layers })
+        Ok(Self { layers, coded })
     }
 
     /// Thresholds, `[layers, kv_heads * head_dim]`, whose zero fraction on the calibration texts is `zero_fraction` (as near as
@@ -48,7 +53,8 @@ impl Allocation {
     /// The zero fraction of `thresholds`, `[layers, kv_heads * head_dim]`, on the calibration texts.
     pub(super) fn zero_fraction(&self, thresholds: &[Vec<f32>]) -> f64 {
         let (mut sent, mut all) = (0.0, 0.0);
-        for ((_, curves), thresholds) in self.layers.iter().zip(thresholds) {
+        let coded = self.layers.iter().zip(thresholds).zip(&self.coded).filter(|(_, coded)| **coded);
+        for (((_, curves), thresholds), _) in coded {
             sent += thresholds.iter().enumerate().map(|(j, t)| curves.sent(j, *t)).sum::<f64>();
             all += curves.tokens() as f64 * curves.channels() as f64;
         }
@@ -69,13 +75,17 @@ mod tests {
 
     /// Two layers of two channels; keys wander by different strides.
     fn allocation() -> Allocation {
+        allocation_of(vec![true; 2])
+    }
+
+    fn allocation_of(coded: Vec<bool>) -> Allocation {
         let layer = |stride: f32, sensitivities: [f64; 2]| {
             let mut curves = RateCurves::new();
             let key = |t: usize, j: usize| stride * (j + 1) as f32 * ((t * t) as f32 * 0.3).sin();
             curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view());
             (sensitivities.to_vec(), curves)
         };
-        Allocation::new(vec![layer(1.0, [1.0, 16.0]), layer(0.3, [256.0, 1e-8])]).unwrap()
+        Allocation::new(vec![layer(1.0, [1.0, 16.0]), layer(0.3, [256.0, 1e-8])], coded).unwrap()
     }
 
     #[test]
@@ -84,6 +94,14 @@ mod tests {
             let thresholds = allocation().thresholds(wanted);
             assert!((allocation().zero_fraction(&thresholds) - wanted).abs() < 1e-3, "{wanted}");
         }
+    }
+
+    #[test]
+    fn layers_that_are_not_coded_do_not_count() {
+        let second = allocation_of(vec![false, true]);
+        let thresholds = second.thresholds(0.4);
+        assert!((second.zero_fraction(&thresholds) - 0.4).abs() < 1e-3);
+        assert!((allocation().zero_fraction(&thresholds) - 0.4).abs() > 0.05, "of both it is another one");
     }
 
     #[test]
@@ -102,8 +120,8 @@ mod tests {
         }
         let mut curves = RateCurves::new();
         curves.add(Array3::zeros((5, 1, 2)).view());
-        let silent = Allocation::new(vec![(vec![0.0; 2], curves.clone())]).unwrap();
+        let silent = Allocation::new(vec![(vec![0.0; 2], curves.clone())], vec![true]).unwrap();
         assert_eq!(silent.thresholds(0.5), [[RateCurves::LARGEST; 2]]);
-        assert!(Allocation::new(vec![(vec![0.0; 3], curves)]).is_err());
+        assert!(Allocation::new(vec![(vec![0.0; 3], curves)], vec![true]).is_err());
     }
 }

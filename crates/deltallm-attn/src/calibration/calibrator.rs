@@ -199,10 +199,12 @@ impl Calibrator {
         mut score: impl FnMut(&KernelSpec) -> Result<Score, E>,
     ) -> Result<Calibrated, CalibrationError> {
         self.check_seen()?;
-        let Self { shape, layers, request, seen, context, .. } = self;
+        let Self { shape, layers, request, masks, seen, context } = self;
         let tokens = seen.values().next().map_or(0, |seen| seen.sensitivity.tokens());
         let measured = seen.into_values().map(|seen| (seen.sensitivity.finish(), seen.curves));
-        let allocation = Allocation::new(measured.collect())?;
+        let mask = |layer: usize| masks.get(layer).copied().unwrap_or_default();
+        let coded = (0..layers).map(|layer| !KernelSpec::default().is_dense_under(mask(layer)));
+        let allocation = Allocation::new(measured.collect(), coded.collect())?;
         let score =
             &mut |spec: &KernelSpec| score(spec).map_err(|error| CalibrationError::Engine(error.into()));
         let search = Search { shape, layers, request: &request, allocation: &allocation, context, score };

@@ -146,7 +146,7 @@ fn halves(codes: &[u8]) -> [u8; GROUP / 2] {
     let mut bytes = [0; GROUP / 4];
     bytes.copy_from_slice(codes);
     let codes = u64::from_le_bytes(bytes);
-    let nibbles = |codes: u64| (codes & (0x0f0f_0f0f_0f0f_0f0f)).to_le_bytes();
+    let nibbles = |codes: u64| (codes & 0x0f0f_0f0f_0f0f_0f0f).to_le_bytes();
     let mut halves = [0; GROUP / 2];
     halves[..GROUP / 4].copy_from_slice(&nibbles(codes));
     halves[GROUP / 4..].copy_from_slice(&nibbles(codes >> 4));

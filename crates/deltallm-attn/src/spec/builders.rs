@@ -66,6 +66,12 @@ impl KernelSpec {
         Self { exact_prompt: tokens, ..self }
     }
 
+    /// Sets how few keys a layer's queries attend to where it is [dense](Self#structfield.dense_up_to).
+    #[must_use]
+    pub fn dense_up_to(self, keys: usize) -> Self {
+        Self { dense_up_to: keys, ..self }
+    }
+
     /// Sets what single [layers](Self#structfield.layers) do otherwise.
     #[must_use]
     pub fn layers(self, layers: Vec<LayerSpec>) -> Self {

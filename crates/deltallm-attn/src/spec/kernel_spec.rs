@@ -16,7 +16,8 @@ use crate::{
 /// [`build`](Self::build). What a caller says besides a profile is a [`SpecOverrides`](crate::SpecOverrides).
 ///
 /// With the feature `serde` it reads and writes as JSON, with the names of the fields here; what is missing has its
-/// [default](Self::default), but for the store: files without one have always meant f32. Unknown names are errors.
+/// [default](Self::default), but for the store, which is f32, and for `skip_margin` and `dense_up_to`, of which there are none. Unknown names
+/// are errors.
 ///
 /// ```
 /// use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext, KernelSpec, KvStore, LayerSpec, ExactWindow};
@@ -71,6 +72,11 @@ pub struct KernelSpec {
     pub skip_margin: Option<SkipMargin>,
     /// Hybrid attention attends prompts of up to this many tokens exactly ([`HybridConfig::exact_prompt`]).
     pub exact_prompt: usize,
+    /// Hybrid attention is dense in layers whose [mask](KernelContext::masks) lets a query attend to at most this many keys: coding and
+    /// choosing among so few costs more than it saves (`docs/results/default.md`). Zero: in none, and so does JSON that does not say.
+    /// Where others have [`KvStore::Compact`], these layers have [`KvStore::Int8`].
+    #[cfg_attr(feature = "serde", serde(default, skip_serializing_if = "is_default"))]
+    pub dense_up_to: usize,
     /// What single layers do otherwise: none, or one for each layer.
     #[cfg_attr(feature = "serde", serde(skip_serializing_if = "Vec::is_empty"))]
     pub layers: Vec<LayerSpec>,
@@ -168,9 +174,9 @@ impl KernelContext {
 }
 
 impl Default for KernelSpec {
-    /// Hybrid attention as [`HybridConfig::default`] has it, its cache in f16.
+    /// Hybrid attention as [`HybridConfig::default`] has it, its cache in f16; dense in layers that attend to at most 512 keys.
     fn default() -> Self {
-        HybridConfig::default().into()
+        Self { dense_up_to: 512, ..HybridConfig::default().into() }
     }
 }
 
@@ -191,6 +197,7 @@ impl From<HybridConfig> for KernelSpec {
             exact_sinks,
             skip_margin,
             exact_prompt,
+            dense_up_to: 0,
             layers: Vec::new(),
         }
     }
@@ -247,7 +254,7 @@ impl KernelSpec {
             sink_logits: context.sink_logits.get(layer).cloned(),
             mask: context.mask(layer),
             log_sum_exp: context.log_sum_exp,
-            store: self.layer_store(layer),
+            store: self.layer_store(layer, context),
             budget: context.budget.clone(),
             isa: context.isa,
             precision: self.precision,
@@ -255,9 +262,12 @@ impl KernelSpec {
         }
     }
 
-    /// Settings of hybrid attention in a layer; `None` in a layer that is to be [dense](LayerSpec#structfield.dense). The kernel of
-    /// the spec is not looked at, so that other kernels can be compared with it.
+    /// Settings of hybrid attention in a layer; `None` in a layer that is to be dense, by [itself](LayerSpec#structfield.dense) or by its
+    /// [mask](Self#structfield.dense_up_to). The kernel of the spec is not looked at, so that other kernels can be compared with it.
     pub fn hybrid_config(&self, layer: usize, context: &KernelContext) -> Option<HybridConfig> {
+        if self.is_dense_under(context.mask(layer)) {
+            return None;
+        }
         let plan = self.layer(layer);
         let config = || HybridConfig {
             thresholds: self.thresholds_for(context.shape),
@@ -274,12 +284,18 @@ impl KernelSpec {
 
     /// The store of a layer. A layer with a store of its own takes the nearest that dense attention has when all are to be dense; a
     /// store for all that it does not have is left to be refused.
-    fn layer_store(&self, layer: usize) -> KvStore {
+    fn layer_store(&self, layer: usize, context: &KernelContext) -> KvStore {
         let own = self.layers.get(layer).and_then(|layer| layer.store);
         match self.kernel {
             KernelKind::Dense => own.map_or(self.store, KvStore::dense),
+            KernelKind::Hybrid if self.is_dense_under(context.mask(layer)) => own.unwrap_or(self.store).dense(),
             _ => own.unwrap_or(self.store),
         }
+    }
+
+    /// Whether a layer of this mask is to be dense, because its queries attend to so few keys.
+    pub(crate) fn is_dense_under(&self, mask: Mask) -> bool {
+        mask.most_keys().is_some_and(|keys| keys <= self.dense_up_to)
     }
 
     /// The thresholds, with a bare list cut into layers and heads.
@@ -380,6 +396,23 @@ mod tests {
     }
 
     #[test]
+    fn layers_that_attend_to_few_keys_are_dense() {
+        let masks = vec![Mask::SlidingWindow(512), Mask::Chunked(513), Mask::Causal, Mask::Bidirectional];
+        let context = context(shape()).masks(masks);
+        let layers = |spec: KernelSpec| [0, 1, 2, 3].map(|layer| spec.hybrid_config(layer, &context).is_some());
+        let stores = |spec: KernelSpec| [0, 1].map(|layer| spec.options(layer, &context).store);
+        let compact = || KernelSpec::default().store(KvStore::Compact);
+        assert_eq!(layers(compact()), [false, true, true, true]);
+        assert_eq!(stores(compact()), [KvStore::Int8, KvStore::Compact]);
+        assert_eq!(stores(KernelSpec::default()), [KvStore::F16; 2]);
+        for every in [compact().dense_up_to(0), PaperRule::default().into()] {
+            assert_eq!(layers(every), [true; 4]);
+        }
+        assert_eq!(stores(compact().dense_up_to(0)), [KvStore::Compact; 2]);
+        assert_eq!(stores(compact().kernel(KernelKind::Delta)), [KvStore::Compact; 2], "delta is delta everywhere");
+    }
+
+    #[test]
     fn a_layer_is_filled_in_from_the_spec() {
         let own = LayerSpec {
             dense: false,
@@ -423,13 +456,14 @@ mod tests {
     #[test]
     fn json_reads_back_and_what_is_missing_has_its_default() {
         let full = r#"{"kernel":"hybrid","store":"compact","precision":"int16","scale":0.25,"softcap":50.0,
-            "thresholds":{"channels":[0.5,0.25]},"window":"block:0.05","sinks":2,"skip_margin":"ln:3","exact_prompt":9,
+            "thresholds":{"channels":[0.5,0.25]},"window":"block:0.05","sinks":2,"skip_margin":"ln:3","exact_prompt":9,"dense_up_to":512,
             "layers":[{"dense":true,"exact_prompt":null,"skip_margin":"4.5","store":"int8"}]}"#;
         let spec: KernelSpec = serde_json::from_str(full).unwrap();
         let again = serde_json::to_string(&spec).unwrap();
         assert_eq!(again, full.split_whitespace().collect::<String>());
-        // Files without a store have always meant f32, those without a margin that nothing is skipped.
-        let usual = || KernelSpec { store: KvStore::F32, skip_margin: None, ..KernelSpec::default() };
+        // Files without a store have always meant f32, and those that say no more that nothing is skipped and every layer coded.
+        let usual =
+            || KernelSpec { store: KvStore::F32, skip_margin: None, dense_up_to: 0, ..KernelSpec::default() };
         assert_eq!(serde_json::from_str::<KernelSpec>("{}").unwrap(), usual());
         for spec in [usual(), KernelSpec::default()] {
             let text = serde_json::to_string(&spec).unwrap();

@@ -30,7 +30,8 @@ pub struct SpecOverrides {
     /// [`KernelSpec::softcap`].
     pub softcap: Option<f32>,
     /// [`KernelSpec::thresholds`]; a target sparsity starts from the calibrated thresholds that the spec has, if it has any. Where it has
-    /// none nothing is skipped beside them, unless [`skip_margin`](Self::skip_margin) says so: these thresholds alone are what is asked about.
+    /// none nothing is skipped beside them, unless [`skip_margin`](Self::skip_margin) says so, and no layer is dense because its queries
+    /// attend to few keys: these thresholds alone are what is asked about.
     pub thresholds: Option<ThresholdPolicy>,
     /// [`KernelSpec::exact_window`].
     pub exact_window: Option<ExactWindow>,
@@ -57,6 +58,7 @@ impl KernelSpec {
         self.exact_sinks = given.exact_sinks.unwrap_or(self.exact_sinks);
         if given.thresholds.is_some() && !matches!(self.thresholds, ThresholdPolicy::Profile(_)) {
             self.skip_margin = None;
+            self.dense_up_to = 0;
         }
         self.thresholds = match (given.thresholds.clone(), self.thresholds) {
             (Some(ThresholdPolicy::TargetSparsity(target)), ThresholdPolicy::Profile(calibrated)) => {
@@ -158,10 +160,11 @@ mod tests {
     }
 
     #[test]
-    fn thresholds_of_the_callers_skip_nothing_where_there_is_no_profile() {
+    fn thresholds_of_the_callers_are_alone_where_there_is_no_profile() {
         let given = SpecOverrides { thresholds: Some(ThresholdPolicy::Uniform(0.6)), ..Default::default() };
         assert_eq!(KernelSpec::default().skip_margin, Some(SkipMargin::CAUTIOUS));
         assert_eq!(KernelSpec::default().with(&given).skip_margin, None);
+        assert_eq!(KernelSpec::default().with(&given).dense_up_to, 0);
         assert_eq!(with(given.clone()).skip_margin, profile().skip_margin);
         let given = SpecOverrides { skip_margin: Some(Some(GIVEN)), ..given };
         assert_eq!(KernelSpec::default().with(&given).skip_margin, Some(GIVEN));
