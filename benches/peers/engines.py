@@ -131,8 +131,9 @@ class BenchModel:
         # Nobody is always first.
         turn = round_ % len(self.kernels)
         kernels = self.kernels[turn:] + self.kernels[:turn]
-        decoded = ["--decode-tokens", self.plan.decode_tokens, "--repetitions", self.plan.repetitions]
-        command = self.command(kernels, "--phases", test.kind, lengths, test.tokens, *decoded, "--json")
+        more = ["--decode-tokens", self.plan.decode_tokens] if test.kind == "decode" else []
+        more += ["--repetitions", self.plan.repetitions, "--json"]
+        command = self.command(kernels, "--phases", test.kind, lengths, test.tokens, *more)
         report = parsed(run(command, self.env).stdout.strip().rpartition("\n")[2], command)
         self.about = {key: report[key] for key in ("model", "cpu", "date", "level", "threads")}
         tokens = test.tokens if test.kind == "prefill" else self.plan.decode_tokens

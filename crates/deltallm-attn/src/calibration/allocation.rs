@@ -20,10 +20,7 @@ impl Allocation {
     ///
     /// # Errors
     /// [`AttentionError::Shape`] for a layer whose sensitivities and rates are not of the same channels.
-    pub(super) fn new(
-        layers: Vec<(Vec<f64>, RateCurves)>,
-        coded: Vec<bool>,
-    ) -> Result<Self, AttentionError> {
+    pub(super) fn new(layers: Vec<(Vec<f64>, RateCurves)>, coded: Vec<bool>) -> Result<Self, AttentionError> {
         for (sensitivities, curves) in &layers {
             let (expected, got) = (curves.channels(), sensitivities.len());
             if got != expected {

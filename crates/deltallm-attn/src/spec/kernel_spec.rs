@@ -288,7 +288,9 @@ impl KernelSpec {
         let own = self.layers.get(layer).and_then(|layer| layer.store);
         match self.kernel {
             KernelKind::Dense => own.map_or(self.store, KvStore::dense),
-            KernelKind::Hybrid if self.is_dense_under(context.mask(layer)) => own.unwrap_or(self.store).dense(),
+            KernelKind::Hybrid if self.is_dense_under(context.mask(layer)) => {
+                own.unwrap_or(self.store).dense()
+            }
             _ => own.unwrap_or(self.store),
         }
     }
@@ -399,7 +401,8 @@ mod tests {
     fn layers_that_attend_to_few_keys_are_dense() {
         let masks = vec![Mask::SlidingWindow(512), Mask::Chunked(513), Mask::Causal, Mask::Bidirectional];
         let context = context(shape()).masks(masks);
-        let layers = |spec: KernelSpec| [0, 1, 2, 3].map(|layer| spec.hybrid_config(layer, &context).is_some());
+        let layers =
+            |spec: KernelSpec| [0, 1, 2, 3].map(|layer| spec.hybrid_config(layer, &context).is_some());
         let stores = |spec: KernelSpec| [0, 1].map(|layer| spec.options(layer, &context).store);
         let compact = || KernelSpec::default().store(KvStore::Compact);
         assert_eq!(layers(compact()), [false, true, true, true]);
@@ -409,7 +412,11 @@ mod tests {
             assert_eq!(layers(every), [true; 4]);
         }
         assert_eq!(stores(compact().dense_up_to(0)), [KvStore::Compact; 2]);
-        assert_eq!(stores(compact().kernel(KernelKind::Delta)), [KvStore::Compact; 2], "delta is delta everywhere");
+        assert_eq!(
+            stores(compact().kernel(KernelKind::Delta)),
+            [KvStore::Compact; 2],
+            "delta is delta everywhere"
+        );
     }
 
     #[test]

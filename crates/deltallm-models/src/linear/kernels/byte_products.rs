@@ -7,8 +7,8 @@ use deltallm_simd::fearless_simd::{f32x16, i32x16, prelude::*, u8x64};
 
 use super::{Line, PANEL, Quad, RowFactors};
 
-/// Instructions that multiply lines of codes with quads. A method that has `WIDE` is for codes of a byte if it is set, and for codes
-/// of at most 15 if not. Codes are not negative.
+/// Instructions that multiply lines of codes with quads. Methods are for codes of at most `BITS` bits: 4, 5, 6 or 8. Codes are not
+/// negative.
 pub(crate) trait ByteProducts: Copy {
     /// The instruction set of the vectors.
     type Simd: Simd;
@@ -17,7 +17,7 @@ pub(crate) trait ByteProducts: Copy {
     /// A sum for each of 16 rows, on the way.
     type Sums: Copy;
 
-    /// Whether wide codes are multiplied as signed bytes: as what they are less 128.
+    /// Whether codes of 8 bits are multiplied as signed bytes: as what they are less 128.
     const SIGNED: bool;
 
     /// How often lines of codes of at most 2 may be [added](Self::add) between [`begin`](Self::begin) and [`total`](Self::total).
@@ -27,17 +27,17 @@ pub(crate) trait ByteProducts: Copy {
     fn simd(self) -> Self::Simd;
 
     /// From the bytes of a line.
-    fn codes<const WIDE: bool>(self, bytes: u8x64<Self::Simd>) -> Self::Codes;
+    fn codes<const BITS: u32>(self, bytes: u8x64<Self::Simd>) -> Self::Codes;
 
     /// Sums without products yet. `start` is to be added, either here or in [`total`](Self::total).
     fn begin(self, start: i32) -> Self::Sums;
 
     /// Adds the products of four columns. Called at most 8 times between `begin` and `total`, or as [`SMALL_LINES`](Self::SMALL_LINES)
     /// says.
-    fn add<const WIDE: bool>(self, sums: Self::Sums, codes: Self::Codes, quad: Quad) -> Self::Sums;
+    fn add<const BITS: u32>(self, sums: Self::Sums, codes: Self::Codes, quad: Quad) -> Self::Sums;
 
     /// The sums.
-    fn total<const WIDE: bool>(self, sums: Self::Sums, start: i32) -> i32x16<Self::Simd>;
+    fn total<const BITS: u32>(self, sums: Self::Sums, start: i32) -> i32x16<Self::Simd>;
 
     /// A factor for each row.
     fn widen(self, factors: &RowFactors) -> f32x16<Self::Simd>;

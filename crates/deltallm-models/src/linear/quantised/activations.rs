@@ -117,7 +117,7 @@ fn shift(kernel: ByteKernel, form: Form) -> i32 {
         ByteKernel::Neon(_) | ByteKernel::DotProd(_) => true,
         _ => false,
     };
-    if signed && form.wide { 128 } else { 0 }
+    if signed && form.bits == 8 { 128 } else { 0 }
 }
 
 /// Quantises the tokens of a batch, each of `blocks` blocks of `BLOCK` numbers. `offset` is what is taken from the weights'
@@ -175,7 +175,7 @@ mod tests {
         for kernel in ByteKernel::available() {
             let mut codes = [[7; 4]; 8];
             let mut scales = [BlockScale::default(); 2];
-            let form = Form { block: 16, wide: false, minima: false, offset: 5 };
+            let form = Form { block: 16, bits: 4, minima: false, offset: 5 };
             quantise_batch(kernel, form, &x, 2, &mut codes, &mut scales);
             assert_eq!(codes[..2], [[127, 0, 2, 2], [0, -2, -126, 0]], "{kernel}");
             assert_eq!(codes[4..], [[-127, 0, 0, 0], [0; 4], [0; 4], [0; 4]], "{kernel}");
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn no_finite_number_leaves_the_range_or_is_off_by_more_than_half_a_step() {
-        let form = Form { block: 16, wide: false, minima: false, offset: 0 };
+        let form = Form { block: 16, bits: 4, minima: false, offset: 0 };
         let mut random = Random::scattered(1);
         for _ in 0..1000 {
             let largest = f32::from_bits((random.bits() >> 33) as u32);

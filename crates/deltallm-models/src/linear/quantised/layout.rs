@@ -5,8 +5,10 @@
 //! `4 r + b` of a line belongs to row `r`, as in [`ternary`](crate::linear::ternary); what it holds of block columns:
 //!
 //! ```text
-//! 4-bit codes   line i of 4: column 8 i + b in the low half, column 8 i + 4 + b in the high half
-//! wider codes   line i of 8 (4 of Q6_K): column 4 i + b
+//! low 4 bits    line i of 4 (2 of Q6_K): column 8 i + b in the low half, column 8 i + 4 + b in the high half
+//! what is left  of 5 bits, one line: of column 4 i + b in bit i
+//!               of 6 bits, one line: of column 4 i + b in bits 2 i and 2 i + 1
+//! codes of 8    line i of 8: column 4 i + b
 //! ```
 //!
 //! Beside the lines lie the factors, 16 numbers of 16 bits each, one a row: for every block of a panel the scales and, if the
@@ -17,11 +19,11 @@
 //! | `Q4_0` | 4 bits | 8 | 4.5 | 4.5 |
 //! | `Q4_1` | 4 bits | minima | 5 | 5 |
 //! | `Q4_K` | 4 bits | minima | 5 | 4.5 |
-//! | `Q5_0` | a byte | 16 | 8.5 | 5.5 |
-//! | `Q5_1` | a byte | minima | 9 | 6 |
-//! | `Q5_K` | a byte | minima | 9 | 5.5 |
-//! | `Q6_K` | a byte | 32 | 9 | 6.6 |
-//! | `Q8_0` | a byte | 128 | 8.5 | 8.5 |
+//! | `Q5_0` | 5 bits | 16 | 5.5 | 5.5 |
+//! | `Q5_1` | 5 bits | minima | 6 | 6 |
+//! | `Q5_K` | 5 bits | minima | 6 | 5.5 |
+//! | `Q6_K` | 6 bits | 32 | 7 | 6.6 |
+//! | `Q8_0` | 8 bits | 128 | 8.5 | 8.5 |
 //!
 //! Factors of K-quants are products of a 16-bit number and a small integer, rounded to 16 bits again: to 11 bits of precision
 //! (a share of at most 2^-11), or to multiples of 2^-24 where they are below 2^-14. All others are those of the file.
@@ -40,8 +42,8 @@ use crate::quant::{Factors, TensorType, codes};
 pub(super) struct Form {
     /// Columns of a block: 32 or 16.
     pub(super) block: usize,
-    /// Whether a code takes a byte, or half of one.
-    pub(super) wide: bool,
+    /// Bits of a code: 4, 5, 6 or 8.
+    pub(super) bits: u8,
     /// Whether blocks have minima.
     pub(super) minima: bool,
     /// What is taken from a code before it is scaled; 0 with minima.
@@ -50,21 +52,33 @@ pub(super) struct Form {
 
 impl Form {
     pub(super) fn of(ty: TensorType) -> Option<Self> {
-        let (block, wide, minima, offset) = match ty {
-            TensorType::Q4_0 => (32, false, false, 8),
-            TensorType::Q4_1 | TensorType::Q4_K => (32, false, true, 0),
-            TensorType::Q5_0 => (32, true, false, 16),
-            TensorType::Q5_1 | TensorType::Q5_K => (32, true, true, 0),
-            TensorType::Q6_K => (16, true, false, 32),
-            TensorType::Q8_0 => (32, true, false, 128),
+        let (block, bits, minima, offset) = match ty {
+            TensorType::Q4_0 => (32, 4, false, 8),
+            TensorType::Q4_1 | TensorType::Q4_K => (32, 4, true, 0),
+            TensorType::Q5_0 => (32, 5, false, 16),
+            TensorType::Q5_1 | TensorType::Q5_K => (32, 5, true, 0),
+            TensorType::Q6_K => (16, 6, false, 32),
+            TensorType::Q8_0 => (32, 8, false, 128),
             _ => return None,
         };
-        Some(Self { block, wide, minima, offset })
+        Some(Self { block, bits, minima, offset })
     }
 
     /// Lines of a block.
     pub(super) fn lines(self) -> usize {
-        if self.wide { self.block / 4 } else { self.block / 8 }
+        self.block * usize::from(self.bits) / 32
+    }
+
+    /// The code of a row and a column of a block, from its lines.
+    pub(super) fn code(self, lines: &[Line], row: usize, column: usize) -> u8 {
+        let (quad, byte) = (column / 4, 4 * row + column % 4);
+        if self.bits == 8 {
+            return lines[quad].0[byte];
+        }
+        let low = lines[quad / 2].0[byte] >> (4 * (quad % 2)) & 0xf;
+        let Some(above) = lines.get(self.block / 8) else { return low };
+        let bits = usize::from(self.bits) - 4;
+        low | (above.0[byte] >> (bits * quad) & ((1 << bits) - 1)) << 4
     }
 
     /// Factors of a block, each for 16 rows.
@@ -139,8 +153,10 @@ impl QuantisedPanels {
                             }
                         }
                     }
-                    for (index, line) in lines.iter_mut().enumerate() {
-                        *line = pack_line(form, codes, columns, index);
+                    for (block, lines) in lines.chunks_exact_mut(form.lines()).enumerate() {
+                        for (row, codes) in codes.chunks_exact(columns).enumerate() {
+                            pack(form, &codes[block * form.block..][..form.block], row, lines);
+                        }
                     }
                     Ok(())
                 },
@@ -186,12 +202,7 @@ impl QuantisedPanels {
         for ((lines, factors), out) in blocks.zip(out.chunks_exact_mut(form.block)) {
             let scale = factors[0].0[r].to_f32();
             for (column, out) in out.iter_mut().enumerate() {
-                let (quad, b) = (column / 4, column % 4);
-                let code = if form.wide {
-                    lines[quad].0[4 * r + b]
-                } else {
-                    (lines[quad / 2].0[4 * r + b] >> (4 * (quad % 2))) & 0xf
-                };
+                let code = form.code(lines, r, column);
                 *out = match factors.get(1) {
                     Some(minima) => scale * f32::from(code) + minima.0[r].to_f32(),
                     None => scale * (f32::from(code) - f32::from(form.offset)),
@@ -210,20 +221,23 @@ fn narrow(factor: f32, row: usize, column: usize) -> Result<f16, QuantisedError>
     if narrow.is_finite() { Ok(narrow) } else { Err(QuantisedError::ScaleRange { row, column, got: factor }) }
 }
 
-/// Line `index` of a panel of 16 rows of codes.
+/// Puts a row's codes of a block into its lines, which are zero there.
 #[inline(always)]
-fn pack_line(form: Form, codes: &[u8], columns: usize, index: usize) -> Line {
-    let mut line = Line::ZERO;
-    let rows = line.0.as_chunks_mut::<4>().0.iter_mut().zip(codes.chunks_exact(columns));
-    for (bytes, codes) in rows {
-        if form.wide {
-            bytes.copy_from_slice(&codes[index * 4..][..4]);
-        } else {
-            let (low, high) = codes[index * 8..][..8].split_at(4);
-            for (byte, (low, high)) in bytes.iter_mut().zip(low.iter().zip(high)) {
-                *byte = low | (high << 4);
-            }
+fn pack(form: Form, codes: &[u8], row: usize, lines: &mut [Line]) {
+    let (pairs, bits) = (form.block / 8, u32::from(form.bits));
+    let mut add = |line: usize, bytes: u32| {
+        let place = &mut lines[line].0.as_chunks_mut::<4>().0[row];
+        *place = (u32::from_le_bytes(*place) | bytes).to_le_bytes();
+    };
+    for (quad, codes) in codes.as_chunks::<4>().0.iter().enumerate() {
+        let codes = u32::from_le_bytes(*codes);
+        if bits == 8 {
+            add(quad, codes);
+            continue;
+        }
+        add(quad / 2, (codes & 0x0f0f_0f0f) << (4 * (quad as u32 % 2)));
+        if bits > 4 {
+            add(pairs, (codes >> 4 & 0x0f0f_0f0f) << ((bits - 4) * quad as u32));
         }
     }
-    line
 }

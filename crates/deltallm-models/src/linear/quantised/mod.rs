@@ -127,7 +127,7 @@ impl QuantisedLinear {
         self.kernel
     }
 
-    /// Memory of the packed weights: 4.5 to 9 bits each, rows rounded up to a multiple of 16.
+    /// Memory of the packed weights: 4.5 to 8.5 bits each, rows rounded up to a multiple of 16.
     pub fn bytes(&self) -> usize {
         self.panels.bytes()
     }

@@ -24,11 +24,7 @@ pub(super) fn multiply(form: Form, panel: &Panel<'_>, batch: Batch<'_>, sums: &m
                 let mut products = scales.start;
                 for (index, quad) in quads.iter().enumerate() {
                     for (b, activation) in quad.iter().enumerate() {
-                        let code = if form.wide {
-                            lines[index].0[4 * r + b]
-                        } else {
-                            (lines[index / 2].0[4 * r + b] >> (4 * (index % 2))) & 0xf
-                        };
+                        let code = form.code(lines, r, 4 * index + b);
                         products += i32::from(code) * i32::from(*activation);
                     }
                 }

@@ -149,10 +149,10 @@ fn memory_is_what_the_layout_says() {
         (TensorType::Q4_0, 4.5),
         (TensorType::Q4_1, 5.0),
         (TensorType::Q4_K, 5.0),
-        (TensorType::Q5_0, 8.5),
-        (TensorType::Q5_1, 9.0),
-        (TensorType::Q5_K, 9.0),
-        (TensorType::Q6_K, 9.0),
+        (TensorType::Q5_0, 5.5),
+        (TensorType::Q5_1, 6.0),
+        (TensorType::Q5_K, 6.0),
+        (TensorType::Q6_K, 7.0),
         (TensorType::Q8_0, 8.5),
     ] {
         let linear = linear(ty, 33, 256, &blocks(ty, 33, 256, 1));

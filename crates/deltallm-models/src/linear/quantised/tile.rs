@@ -25,12 +25,13 @@ pub(super) fn multiply_panels<K: ByteProducts, const P: usize, const N: usize>(
     sums: &mut [[f32; PANEL]],
 ) {
     let sums = sums.as_chunks_mut().0;
-    match (form.wide, form.minima, form.block) {
-        (false, false, _) => blocks::<K, P, N, 8, false, false>(kernel, order, panels, batch, sums),
-        (false, true, _) => blocks::<K, P, N, 8, false, true>(kernel, order, panels, batch, sums),
-        (true, true, _) => blocks::<K, P, N, 8, true, true>(kernel, order, panels, batch, sums),
-        (true, false, 16) => blocks::<K, P, N, 4, true, false>(kernel, order, panels, batch, sums),
-        (true, false, _) => blocks::<K, P, N, 8, true, false>(kernel, order, panels, batch, sums),
+    match (form.bits, form.minima) {
+        (4, false) => blocks::<K, P, N, 8, 4, false>(kernel, order, panels, batch, sums),
+        (4, true) => blocks::<K, P, N, 8, 4, true>(kernel, order, panels, batch, sums),
+        (5, false) => blocks::<K, P, N, 8, 5, false>(kernel, order, panels, batch, sums),
+        (5, true) => blocks::<K, P, N, 8, 5, true>(kernel, order, panels, batch, sums),
+        (6, _) => blocks::<K, P, N, 4, 6, false>(kernel, order, panels, batch, sums),
+        _ => blocks::<K, P, N, 8, 8, false>(kernel, order, panels, batch, sums),
     }
 }
 
@@ -49,7 +50,7 @@ fn blocks<
     const P: usize,
     const N: usize,
     const QUADS: usize,
-    const WIDE: bool,
+    const BITS: u32,
     const MINIMA: bool,
 >(
     kernel: K,
@@ -60,45 +61,55 @@ fn blocks<
 ) {
     let quads = batch.codes.as_chunks::<QUADS>().0.chunks_exact(batch.tokens);
     for (index, (quads, scales)) in quads.zip(batch.scales.chunks_exact(batch.tokens)).enumerate() {
-        let block = unpack::<K, P, QUADS, WIDE, MINIMA>(kernel, order, panels, index);
+        let block = unpack::<K, P, QUADS, BITS, MINIMA>(kernel, order, panels, index);
         let (quads, rest_quads) = quads.as_chunks::<N>();
         let (scales, rest_scales) = scales.as_chunks::<N>();
         let (sums, rest_sums) = sums.as_chunks_mut::<N>();
         for ((quads, scales), sums) in quads.iter().zip(scales).zip(sums) {
-            tokens::<K, P, N, QUADS, WIDE, MINIMA>(kernel, &block, quads, scales, sums);
+            tokens::<K, P, N, QUADS, BITS, MINIMA>(kernel, &block, quads, scales, sums);
         }
         for ((quads, scales), sums) in rest_quads.iter().zip(rest_scales).zip(rest_sums) {
             let sums = std::array::from_mut(sums);
-            tokens::<K, P, 1, QUADS, WIDE, MINIMA>(kernel, &block, &[*quads], &[*scales], sums);
+            tokens::<K, P, 1, QUADS, BITS, MINIMA>(kernel, &block, &[*quads], &[*scales], sums);
         }
     }
 }
 
 /// Block `index` of the panels.
 #[inline(always)]
-fn unpack<K: ByteProducts, const P: usize, const QUADS: usize, const WIDE: bool, const MINIMA: bool>(
+fn unpack<K: ByteProducts, const P: usize, const QUADS: usize, const BITS: u32, const MINIMA: bool>(
     kernel: K,
     order: WeightOrder,
     panels: &[Panel<'_>; P],
     index: usize,
 ) -> Block<K, P, QUADS> {
     let simd = kernel.simd();
-    let (nothing, zero) = (kernel.codes::<WIDE>(u8x64::splat(simd, 0)), f32x16::splat(simd, 0.0));
+    let (nothing, zero) = (kernel.codes::<BITS>(u8x64::splat(simd, 0)), f32x16::splat(simd, 0.0));
     let mut block = Block { codes: [[nothing; QUADS]; P], scales: [zero; P], minima: [zero; P] };
     for p in 0..P {
-        if WIDE {
+        if BITS == 8 {
             let lines = &panels[p].lines[index * QUADS..][..QUADS];
             for quad in 0..QUADS {
                 order.prefetch_after(&lines[quad]);
-                block.codes[p][quad] = kernel.codes::<WIDE>(bytes_of(simd, &lines[quad]));
+                block.codes[p][quad] = kernel.codes::<BITS>(bytes_of(simd, &lines[quad]));
             }
         } else {
-            let lines = &panels[p].lines[index * (QUADS / 2)..][..QUADS / 2];
+            let count = QUADS / 2 + usize::from(BITS > 4);
+            let lines = &panels[p].lines[index * count..][..count];
+            let above = bytes_of(simd, &lines[count - 1]);
+            if BITS > 4 {
+                order.prefetch_after(&lines[count - 1]);
+            }
             for i in 0..QUADS / 2 {
                 order.prefetch_after(&lines[i]);
                 let bytes = bytes_of(simd, &lines[i]);
-                block.codes[p][2 * i] = kernel.codes::<WIDE>(bytes & 0xf);
-                block.codes[p][2 * i + 1] = kernel.codes::<WIDE>(bytes >> 4);
+                let [mut low, mut high] = [bytes & 0xf, bytes >> 4];
+                if BITS > 4 {
+                    low |= bits_above::<K, BITS>(above, 2 * i);
+                    high |= bits_above::<K, BITS>(above, 2 * i + 1);
+                }
+                block.codes[p][2 * i] = kernel.codes::<BITS>(low);
+                block.codes[p][2 * i + 1] = kernel.codes::<BITS>(high);
             }
         }
         let count = 1 + usize::from(MINIMA);
@@ -112,6 +123,14 @@ fn unpack<K: ByteProducts, const P: usize, const QUADS: usize, const WIDE: bool,
     block
 }
 
+/// What a quad's codes of 5 or 6 bits have above the lower four, in its place.
+#[inline(always)]
+fn bits_above<K: ByteProducts, const BITS: u32>(above: u8x64<K::Simd>, quad: usize) -> u8x64<K::Simd> {
+    let bits = BITS - 4;
+    let (from, mask) = (bits * quad as u32, ((1 << bits) - 1) << 4);
+    if from <= 4 { (above << (4 - from)) & mask } else { (above >> (from - 4)) & mask }
+}
+
 /// A block times `N` tokens. Every loop has a constant count.
 #[inline(always)]
 fn tokens<
@@ -119,7 +138,7 @@ fn tokens<
     const P: usize,
     const N: usize,
     const QUADS: usize,
-    const WIDE: bool,
+    const BITS: u32,
     const MINIMA: bool,
 >(
     kernel: K,
@@ -128,14 +147,14 @@ fn tokens<
     scales: &[BlockScale; N],
     sums: &mut [[[f32; PANEL]; P]; N],
 ) {
-    // With AVX2 alone wide codes need a register of ones. Compilers would rather keep the factors of the block in one, which are needed
+    // With AVX2 alone codes of more than 4 bits need a register of ones. Compilers would rather keep the factors of the block in one, which are needed
     // once, and read the ones again for every product (a tenth of the time; Xeon, 28 November 2026): so the block stays in memory.
-    let needs_ones = const { cfg!(target_arch = "x86_64") && K::SIGNED && WIDE && QUADS == 8 };
+    let needs_ones = const { cfg!(target_arch = "x86_64") && K::SIGNED && BITS > 4 && QUADS == 8 };
     let block = if needs_ones { std::hint::black_box(block) } else { block };
     let mut products = [[kernel.begin(0); P]; N];
     // With minima there is no offset to take away. To say so saves registers that are needed.
     let mut start = [0; N];
-    if !MINIMA || K::SIGNED && WIDE {
+    if !MINIMA || K::SIGNED && BITS == 8 {
         for n in 0..N {
             start[n] = scales[n].start;
             products[n] = [kernel.begin(start[n]); P];
@@ -144,13 +163,13 @@ fn tokens<
     for quad in 0..QUADS {
         for n in 0..N {
             for p in 0..P {
-                products[n][p] = kernel.add::<WIDE>(products[n][p], block.codes[p][quad], quads[n][quad]);
+                products[n][p] = kernel.add::<BITS>(products[n][p], block.codes[p][quad], quads[n][quad]);
             }
         }
     }
     for n in 0..N {
         for p in 0..P {
-            let total: f32x16<K::Simd> = kernel.total::<WIDE>(products[n][p], start[n]).to_float();
+            let total: f32x16<K::Simd> = kernel.total::<BITS>(products[n][p], start[n]).to_float();
             let factor = block.scales[p] * scales[n].scale;
             let mut sum = total.mul_add(factor, f32x16::from_slice(kernel.simd(), &sums[n][p]));
             if MINIMA {

@@ -83,19 +83,19 @@ fn tile<K: ByteProducts, const P: usize, const N: usize>(
         let mut sums = [[kernel.begin(0); P]; N];
         for (column, quads) in (start..end).zip(quads[start * stride..].chunks(stride)) {
             let Some(quads) = quads.first_chunk::<N>() else { break };
-            let mut lines = [kernel.codes::<false>(bytes_of(simd, &Line::ZERO)); P];
+            let mut lines = [kernel.codes::<4>(bytes_of(simd, &Line::ZERO)); P];
             for p in 0..P {
-                lines[p] = kernel.codes::<false>(bytes_of(simd, &panels[p][column]));
+                lines[p] = kernel.codes::<4>(bytes_of(simd, &panels[p][column]));
             }
             for n in 0..N {
                 for p in 0..P {
-                    sums[n][p] = kernel.add::<false>(sums[n][p], lines[p], quads[n]);
+                    sums[n][p] = kernel.add::<4>(sums[n][p], lines[p], quads[n]);
                 }
             }
         }
         for n in 0..N {
             for p in 0..P {
-                totals[n][p] += kernel.total::<false>(sums[n][p], 0);
+                totals[n][p] += kernel.total::<4>(sums[n][p], 0);
             }
         }
         start = end;

@@ -1,8 +1,8 @@
 //! NEON, with dot products of bytes (`sdot`) or without.
 //!
 //! Without, products are added up in 16 bits (`smlal`). A code of half a byte is at most 15 and an activation at most 127, so 8
-//! products, 15240, fit; codes of at most 2 and activations of at least -128 give -256 at least, and 128 fit. Wide codes less 128 are
-//! signed bytes, whose products are widened at once.
+//! products, 15240, fit; codes of at most 2 and activations of at least -128 give -256 at least, and 128 fit. Products of
+//! codes of 5 and 6 bits are widened at once, and so are those of 8 bits less 128, which are signed bytes.
 
 use std::arch::aarch64::*;
 
@@ -16,7 +16,7 @@ use crate::linear::kernels::{ByteProducts, Quad, RowFactors, bits};
 
 impl ByteProducts for DotProd {
     type Simd = Neon;
-    /// Less 128 where they are wide.
+    /// Less 128 where they have 8 bits.
     type Codes = [i8x16<Neon>; 4];
     type Sums = [i32x4<Neon>; 4];
 
@@ -29,8 +29,8 @@ impl ByteProducts for DotProd {
     }
 
     #[inline(always)]
-    fn codes<const WIDE: bool>(self, bytes: u8x64<Neon>) -> [i8x16<Neon>; 4] {
-        signed::<WIDE>(bytes)
+    fn codes<const BITS: u32>(self, bytes: u8x64<Neon>) -> [i8x16<Neon>; 4] {
+        signed::<BITS>(bytes)
     }
 
     #[inline(always)]
@@ -39,7 +39,7 @@ impl ByteProducts for DotProd {
     }
 
     #[inline(always)]
-    fn add<const WIDE: bool>(
+    fn add<const BITS: u32>(
         self,
         mut sums: [i32x4<Neon>; 4],
         codes: [i8x16<Neon>; 4],
@@ -53,7 +53,7 @@ impl ByteProducts for DotProd {
     }
 
     #[inline(always)]
-    fn total<const WIDE: bool>(self, sums: [i32x4<Neon>; 4], _: i32) -> i32x16<Neon> {
+    fn total<const BITS: u32>(self, sums: [i32x4<Neon>; 4], _: i32) -> i32x16<Neon> {
         whole(sums)
     }
 
@@ -65,9 +65,9 @@ impl ByteProducts for DotProd {
 
 impl ByteProducts for Neon {
     type Simd = Self;
-    /// Less 128 where they are wide.
+    /// Less 128 where they have 8 bits.
     type Codes = [i8x16<Self>; 4];
-    /// For codes that are not wide eight sums of 16 bits, two for each row, in two vectors; otherwise in 32 bits.
+    /// For codes of 4 bits eight sums of 16 bits, two for each row, in two vectors; otherwise in 32 bits.
     type Sums = [[i32x4<Self>; 2]; 4];
 
     const SIGNED: bool = true;
@@ -79,8 +79,8 @@ impl ByteProducts for Neon {
     }
 
     #[inline(always)]
-    fn codes<const WIDE: bool>(self, bytes: u8x64<Self>) -> [i8x16<Self>; 4] {
-        signed::<WIDE>(bytes)
+    fn codes<const BITS: u32>(self, bytes: u8x64<Self>) -> [i8x16<Self>; 4] {
+        signed::<BITS>(bytes)
     }
 
     #[inline(always)]
@@ -89,7 +89,7 @@ impl ByteProducts for Neon {
     }
 
     #[inline(always)]
-    fn add<const WIDE: bool>(
+    fn add<const BITS: u32>(
         self,
         mut sums: [[i32x4<Self>; 2]; 4],
         codes: [i8x16<Self>; 4],
@@ -98,7 +98,7 @@ impl ByteProducts for Neon {
         let quads = broadcast(self, quad);
         for quarter in 0..4 {
             let [low, high] = sums[quarter];
-            sums[quarter] = if WIDE {
+            sums[quarter] = if BITS > 4 {
                 [
                     add_wide_low(self, low, codes[quarter], quads),
                     add_wide_high(self, high, codes[quarter], quads),
@@ -112,11 +112,11 @@ impl ByteProducts for Neon {
     }
 
     #[inline(always)]
-    fn total<const WIDE: bool>(self, sums: [[i32x4<Self>; 2]; 4], start: i32) -> i32x16<Self> {
+    fn total<const BITS: u32>(self, sums: [[i32x4<Self>; 2]; 4], start: i32) -> i32x16<Self> {
         let mut totals = [i32x4::splat(self, start); 4];
         for quarter in 0..4 {
             let [mut low, mut high] = sums[quarter];
-            if !WIDE {
+            if BITS <= 4 {
                 (low, high) = (pairs(self, low.bitcast()), pairs(self, high.bitcast()));
             }
             totals[quarter] += pair_sums(self, low, high);
@@ -132,8 +132,8 @@ impl ByteProducts for Neon {
 
 /// The four quarters of a line, four rows each.
 #[inline(always)]
-fn signed<const WIDE: bool>(bytes: u8x64<Neon>) -> [i8x16<Neon>; 4] {
-    let (low, high) = if WIDE { bytes ^ 0x80 } else { bytes }.split();
+fn signed<const BITS: u32>(bytes: u8x64<Neon>) -> [i8x16<Neon>; 4] {
+    let (low, high) = if BITS == 8 { bytes ^ 0x80 } else { bytes }.split();
     let ((a, b), (c, d)) = (low.split(), high.split());
     [a.bitcast(), b.bitcast(), c.bitcast(), d.bitcast()]
 }

@@ -2,8 +2,9 @@
 //!
 //! The first two have dot products of bytes (`vpdpbusd`). AVX2 alone multiplies bytes to sums of two products in 16 bits
 //! (`vpmaddubsw`): a code of half a byte is at most 15 and an activation at most 127, so 8 sums of two products, 30480, fit; codes of at
-//! most 2 and activations of at least -128 give -512 at least, and 64 fit. Wider codes less 128 are signed: their signs move
-//! over to the activations, a sum of two products is at most 32512, and it is widened at once.
+//! most 2 and activations of at least -128 give -512 at least, and 64 fit. With codes of 5 and 6 bits a sum of two products is at most
+//! 16002, and it is widened at once. So is that of codes of 8 bits, which are less 128 first: their signs move over to the activations, and
+//! a sum of two products is at most 32512.
 
 use std::arch::x86_64::*;
 
@@ -32,7 +33,7 @@ impl ByteProducts for Avx512 {
     }
 
     #[inline(always)]
-    fn codes<const WIDE: bool>(self, bytes: u8x64<Self>) -> u8x64<Self> {
+    fn codes<const BITS: u32>(self, bytes: u8x64<Self>) -> u8x64<Self> {
         bytes
     }
 
@@ -42,13 +43,13 @@ impl ByteProducts for Avx512 {
     }
 
     #[inline(always)]
-    fn add<const WIDE: bool>(self, sums: i32x16<Self>, codes: u8x64<Self>, quad: Quad) -> i32x16<Self> {
+    fn add<const BITS: u32>(self, sums: i32x16<Self>, codes: u8x64<Self>, quad: Quad) -> i32x16<Self> {
         let quads: i8x64<_> = i32x16::splat(self, bits(quad)).bitcast();
         dot_avx512(self, sums, codes, quads)
     }
 
     #[inline(always)]
-    fn total<const WIDE: bool>(self, sums: i32x16<Self>, _: i32) -> i32x16<Self> {
+    fn total<const BITS: u32>(self, sums: i32x16<Self>, _: i32) -> i32x16<Self> {
         sums
     }
 
@@ -72,7 +73,7 @@ impl ByteProducts for AvxVnni {
     }
 
     #[inline(always)]
-    fn codes<const WIDE: bool>(self, bytes: u8x64<Avx2>) -> u8x64<Avx2> {
+    fn codes<const BITS: u32>(self, bytes: u8x64<Avx2>) -> u8x64<Avx2> {
         bytes
     }
 
@@ -82,14 +83,14 @@ impl ByteProducts for AvxVnni {
     }
 
     #[inline(always)]
-    fn add<const WIDE: bool>(self, sums: i32x16<Avx2>, codes: u8x64<Avx2>, quad: Quad) -> i32x16<Avx2> {
+    fn add<const BITS: u32>(self, sums: i32x16<Avx2>, codes: u8x64<Avx2>, quad: Quad) -> i32x16<Avx2> {
         let quads = broadcast(self.avx2(), quad);
         let ([low, high], [codes_low, codes_high]) = (halves(sums), halves(codes));
         self.dot(low, codes_low, quads).combine(self.dot(high, codes_high, quads))
     }
 
     #[inline(always)]
-    fn total<const WIDE: bool>(self, sums: i32x16<Avx2>, _: i32) -> i32x16<Avx2> {
+    fn total<const BITS: u32>(self, sums: i32x16<Avx2>, _: i32) -> i32x16<Avx2> {
         sums
     }
 
@@ -101,9 +102,9 @@ impl ByteProducts for AvxVnni {
 
 impl ByteProducts for Avx2 {
     type Simd = Self;
-    /// Codes; of wide ones the magnitude of what they are less 128. Beside it what has the sign.
+    /// Codes; of those of 8 bits the magnitude of what they are less 128. Beside it what has the sign.
     type Codes = [u8x64<Self>; 2];
-    /// In 16 bits for codes that are not wide.
+    /// In 16 bits for codes of 4 bits.
     type Sums = i32x16<Self>;
 
     const SIGNED: bool = true;
@@ -115,8 +116,8 @@ impl ByteProducts for Avx2 {
     }
 
     #[inline(always)]
-    fn codes<const WIDE: bool>(self, bytes: u8x64<Self>) -> [u8x64<Self>; 2] {
-        if !WIDE {
+    fn codes<const BITS: u32>(self, bytes: u8x64<Self>) -> [u8x64<Self>; 2] {
+        if BITS < 8 {
             return [bytes; 2];
         }
         let signed = bytes ^ 0x80;
@@ -130,13 +131,18 @@ impl ByteProducts for Avx2 {
     }
 
     #[inline(always)]
-    fn add<const WIDE: bool>(self, sums: i32x16<Self>, codes: [u8x64<Self>; 2], quad: Quad) -> i32x16<Self> {
+    fn add<const BITS: u32>(self, sums: i32x16<Self>, codes: [u8x64<Self>; 2], quad: Quad) -> i32x16<Self> {
         let quads = broadcast(self, quad);
         let ([low, high], [codes_low, codes_high]) = (halves(sums), halves(codes[0]));
-        if WIDE {
+        if BITS == 8 {
             let [signs_low, signs_high] = halves(codes[1]);
             let low = low + pairs(self, products(self, codes_low, with_signs(self, quads, signs_low)));
             let high = high + pairs(self, products(self, codes_high, with_signs(self, quads, signs_high)));
+            return low.combine(high);
+        }
+        if BITS > 4 {
+            let low = low + pairs(self, products(self, codes_low, quads));
+            let high = high + pairs(self, products(self, codes_high, quads));
             return low.combine(high);
         }
         let low = low.bitcast::<i16x16<_>>() + products(self, codes_low, quads);
@@ -145,9 +151,9 @@ impl ByteProducts for Avx2 {
     }
 
     #[inline(always)]
-    fn total<const WIDE: bool>(self, sums: i32x16<Self>, start: i32) -> i32x16<Self> {
+    fn total<const BITS: u32>(self, sums: i32x16<Self>, start: i32) -> i32x16<Self> {
         let [mut low, mut high] = halves(sums);
-        if !WIDE {
+        if BITS <= 4 {
             (low, high) = (pairs(self, low.bitcast()), pairs(self, high.bitcast()));
         }
         (low + start).combine(high + start)

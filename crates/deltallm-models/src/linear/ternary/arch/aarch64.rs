@@ -24,11 +24,11 @@ impl PackedProducts for Neon {
             for (line, quads) in lines.iter().zip(quads) {
                 let bytes = bytes_of(self, line);
                 for i in 0..QUADS {
-                    let codes = self.codes::<false>((bytes >> (2 * i) as u32) & 3);
-                    sums = self.add::<false>(sums, codes, quads[i]);
+                    let codes = self.codes::<4>((bytes >> (2 * i) as u32) & 3);
+                    sums = self.add::<4>(sums, codes, quads[i]);
                 }
             }
-            total += self.total::<false>(sums, 0);
+            total += self.total::<4>(sums, 0);
         }
         total
     }
@@ -43,12 +43,12 @@ impl PackedProducts for DotProd {
             let bytes = bytes_of(self.neon(), line);
             let codes = [bytes & 3, bytes & 12, bytes & 48, bytes >> 6];
             for i in 0..QUADS {
-                sums[i] = self.add::<false>(sums[i], self.codes::<false>(codes[i]), quads[i]);
+                sums[i] = self.add::<4>(sums[i], self.codes::<4>(codes[i]), quads[i]);
             }
         }
         let [a, b, c, d] = sums.map(
             #[inline(always)]
-            |sums| self.total::<false>(sums, 0),
+            |sums| self.total::<4>(sums, 0),
         );
         (a + (b >> 2)) + (d + (c >> 4))
     }

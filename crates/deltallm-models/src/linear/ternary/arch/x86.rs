@@ -50,9 +50,9 @@ fn masked_sums<K: ByteProducts, const L: usize>(
     }
     let mut total = i32x16::splat(kernel.simd(), 0);
     for i in 0..QUADS {
-        let mut sum = kernel.total::<true>(sums[0][i], 0);
+        let mut sum = kernel.total::<8>(sums[0][i], 0);
         for l in 1..L {
-            sum += kernel.total::<true>(sums[l][i], 0);
+            sum += kernel.total::<8>(sums[l][i], 0);
         }
         total += sum >> (2 * i) as u32;
     }
@@ -70,7 +70,7 @@ fn add_masked<K: ByteProducts>(
     order.prefetch_after(line);
     let bytes = bytes_of(kernel.simd(), line);
     for i in 0..QUADS {
-        sums[i] = kernel.add::<true>(sums[i], kernel.codes::<true>(bytes & (3 << (2 * i))), quads[i]);
+        sums[i] = kernel.add::<8>(sums[i], kernel.codes::<8>(bytes & (3 << (2 * i))), quads[i]);
     }
 }
 
@@ -87,13 +87,13 @@ impl PackedProducts for Avx2 {
                 order.prefetch_after(line);
                 let low = bytes_of(self, line);
                 let high = low >> 4;
-                ones = self.add::<false>(ones, self.codes::<false>(low & 3), quads[0]);
-                fours = self.add::<false>(fours, self.codes::<false>(low & 12), quads[1]);
-                ones = self.add::<false>(ones, self.codes::<false>(high & 3), quads[2]);
-                fours = self.add::<false>(fours, self.codes::<false>(high & 12), quads[3]);
+                ones = self.add::<4>(ones, self.codes::<4>(low & 3), quads[0]);
+                fours = self.add::<4>(fours, self.codes::<4>(low & 12), quads[1]);
+                ones = self.add::<4>(ones, self.codes::<4>(high & 3), quads[2]);
+                fours = self.add::<4>(fours, self.codes::<4>(high & 12), quads[3]);
             }
-            totals[0] += self.total::<false>(ones, 0);
-            totals[1] += self.total::<false>(fours, 0);
+            totals[0] += self.total::<4>(ones, 0);
+            totals[1] += self.total::<4>(fours, 0);
         }
         totals[0] + (totals[1] >> 2)
     }
