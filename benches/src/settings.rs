@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use deltallm::models::Model;
-use deltallm::{ExactWindow, KernelSpec, SkipMargin, SpecOverrides, ThresholdPolicy};
+use deltallm::{ExactWindow, KernelSpec, Mask, SkipMargin, SpecOverrides, ThresholdPolicy};
 use deltallm_cli::{ModelProfile, describe_margins};
 
 /// Settings from the command line.
@@ -63,13 +63,14 @@ impl SettingsArgs {
         };
         let (spec, layers) = (base.with(&self.given(self.theta)), model.config().layers);
         spec.validate(model.attention_shape(), layers)?;
-        Ok((describe(&words, &spec, layers), spec))
+        let masks: Vec<Mask> = (0..layers).map(|layer| model.config().mask(layer)).collect();
+        Ok((describe(&words, &spec, &masks), spec))
     }
 
     /// The settings of `layers` equal layers; the skip margin is still to be chosen for `values_skipped`, if that is given.
     pub fn uniform(&self, layers: usize, theta: f32, values_skipped: Option<f64>) -> (String, KernelSpec) {
         let spec = KernelSpec::default().with(&self.given(Some(theta)));
-        let description = describe(&format!("theta {theta:.3}"), &spec, layers);
+        let description = describe(&format!("theta {theta:.3}"), &spec, &vec![Mask::Causal; layers]);
         let chosen =
             values_skipped.map(|share| format!("; skip margin such that {share} of far values are skipped"));
         (description + &chosen.unwrap_or_default(), spec)
@@ -90,10 +91,14 @@ impl SettingsArgs {
     }
 }
 
-fn describe(thresholds: &str, spec: &KernelSpec, layers: usize) -> String {
+/// The settings in words, for layers of these masks.
+fn describe(thresholds: &str, spec: &KernelSpec, masks: &[Mask]) -> String {
+    let layers = masks.len();
     let margins = describe_margins((0..layers).filter_map(|layer| spec.layer(layer).skip_margin));
     let margins = margins.map_or(String::new(), |margins| format!(", skip margin {margins}"));
-    let dense = spec.layers.iter().filter(|layer| layer.dense).count();
+    let few = |mask: &Mask| mask.most_keys().is_some_and(|keys| keys <= spec.dense_up_to);
+    let dense =
+        masks.iter().enumerate().filter(|(layer, mask)| spec.layer(*layer).dense || few(mask)).count();
     format!(
         "{thresholds}, window {}, {} sinks{margins}, {dense} of {layers} layers dense",
         spec.exact_window, spec.exact_sinks

@@ -2,7 +2,7 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionShape, CalibrationGoal, HeadsView, HeadsViewMut, Isa,
-    KernelContext, KernelKind, KernelSpec, KvStore, SparsityStats,
+    KernelContext, KernelKind, KernelSpec, KvStore, LayerSpec, Mask, SparsityStats,
     calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator, Score, SkipSearch},
 };
 use deltallm_core::ModelFingerprint;
@@ -48,9 +48,13 @@ impl Layer {
         [view(&self.q, HEADS), view(&self.k, KV_HEADS), view(&self.v, KV_HEADS)]
     }
 
-    fn run(&self, layer: usize, spec: &KernelSpec) -> Result<(Vec<f32>, SparsityStats), AttentionError> {
-        let mut context = KernelContext::new(shape());
-        context.isa = Isa::from_env().unwrap();
+    fn run(
+        &self,
+        layer: usize,
+        masks: &[Mask],
+        spec: &KernelSpec,
+    ) -> Result<(Vec<f32>, SparsityStats), AttentionError> {
+        let context = KernelContext::new(shape()).isa(Isa::from_env().unwrap()).masks(masks);
         let (mut kernel, mut out) = (spec.build(layer, &context)?, vec![0.0; self.q.len()]);
         let [q, k, v] = self.views();
         kernel.forward_heads(q, k, v, HeadsViewMut::new(&mut out, [q.tokens(), HEADS, HEAD_DIM])?)?;
@@ -72,14 +76,18 @@ impl Engine {
     fn new() -> Self {
         let text = text(100);
         let dense = KernelSpec::default().kernel(KernelKind::Dense);
-        let dense = [0, 1].map(|layer: usize| text[layer].run(layer, &dense).unwrap().0);
+        let dense = [0, 1].map(|layer: usize| text[layer].run(layer, &[], &dense).unwrap().0);
         Self { text, dense }
     }
 
     fn score(&self, spec: &KernelSpec) -> Result<Score, AttentionError> {
+        self.score_under(&[], spec)
+    }
+
+    fn score_under(&self, masks: &[Mask], spec: &KernelSpec) -> Result<Score, AttentionError> {
         let mut score = Score { tokens: TOKENS, ..Score::default() };
         for (layer, (text, dense)) in self.text.iter().zip(&self.dense).enumerate() {
-            let (out, stats) = text.run(layer, spec)?;
+            let (out, stats) = text.run(layer, masks, spec)?;
             let squares: f64 = out.iter().zip(dense).map(|(a, b)| f64::from((a - b).powi(2))).sum();
             score.kl += squares / dense.len() as f64;
             score.layers.push(stats);
@@ -93,7 +101,11 @@ fn request(goal: CalibrationGoal) -> CalibrationRequest {
 }
 
 fn calibrator(request: CalibrationRequest) -> Calibrator {
-    let mut calibrator = Calibrator::new(shape(), LAYERS, request).unwrap();
+    calibrator_of(Calibrator::new(shape(), LAYERS, request).unwrap())
+}
+
+/// The calibrator after it has been shown two windows.
+fn calibrator_of(mut calibrator: Calibrator) -> Calibrator {
     for seed in [1, 11] {
         for (layer, text) in text(seed).iter().enumerate() {
             let [q, k, v] = text.views();
@@ -133,6 +145,24 @@ fn a_limit_is_kept_and_a_looser_one_gives_as_many_zeros_or_more() {
             assert!(found.held_out.kl <= limit, "{skip:?} {limit}: {}", found.held_out.kl);
             assert_eq!((found.tokens, found.context), (2 * TOKENS, TOKENS));
         }
+    }
+}
+
+#[test]
+fn layers_that_attend_to_few_keys_are_left_dense() {
+    for skip in [SkipSearch::Off, SkipSearch::One, SkipSearch::Layers] {
+        let request = request(CalibrationGoal::ZeroFraction(0.5)).store(KvStore::Compact).skip(skip);
+        let masks = [Mask::SlidingWindow(300), Mask::Causal];
+        let calibrator = calibrator_of(Calibrator::new(shape(), LAYERS, request).unwrap().masks(masks));
+        let mut runs = 0;
+        let found = calibrator.find(|spec| {
+            runs += 1;
+            Engine::new().score_under(&masks, spec)
+        });
+        let found = found.unwrap();
+        let dense = LayerSpec::default().dense(true).exact_prompt(0);
+        assert_eq!(found.spec.layers[0], dense, "{skip:?}: no margin, and no store of its own");
+        assert!((found.zero_fraction - 0.5).abs() < 0.01, "{skip:?}: those of the other layer");
     }
 }
 

@@ -330,12 +330,14 @@ fn a_cache_under_a_mask_narrows_whatever_it_still_holds_exactly() {
 fn layers_get_the_masks_of_the_context() {
     let context = KernelContext::new(shape()).isa(isa()).masks([Mask::SlidingWindow(128), Mask::Causal]);
     let inputs = Inputs::new(shape(), 600, 7);
-    let held = [0, 1, 2].map(|layer| {
-        let mut kernel = KernelSpec::default().build(layer, &context).unwrap();
-        inputs.run(&mut *kernel, &[600]);
-        kernel.footprint().total()
-    });
-    assert!(2 * held[0] < held[1] && held[1] == held[2], "{held:?}: a layer beyond is causal");
+    for spec in [KernelSpec::default(), KernelSpec::default().dense_up_to(0)] {
+        let held = [0, 1, 2].map(|layer| {
+            let mut kernel = spec.build(layer, &context).unwrap();
+            inputs.run(&mut *kernel, &[600]);
+            kernel.footprint().total()
+        });
+        assert!(2 * held[0] < held[1] && held[1] == held[2], "{held:?}: a layer beyond is causal");
+    }
 }
 
 #[test]

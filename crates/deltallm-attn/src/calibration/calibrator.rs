@@ -203,11 +203,20 @@ impl Calibrator {
         let tokens = seen.values().next().map_or(0, |seen| seen.sensitivity.tokens());
         let measured = seen.into_values().map(|seen| (seen.sensitivity.finish(), seen.curves));
         let mask = |layer: usize| masks.get(layer).copied().unwrap_or_default();
-        let coded = (0..layers).map(|layer| !KernelSpec::default().is_dense_under(mask(layer)));
-        let allocation = Allocation::new(measured.collect(), coded.collect())?;
+        let coded: Vec<bool> =
+            (0..layers).map(|layer| !KernelSpec::default().is_dense_under(mask(layer))).collect();
+        let allocation = Allocation::new(measured.collect(), coded.clone())?;
         let score =
             &mut |spec: &KernelSpec| score(spec).map_err(|error| CalibrationError::Engine(error.into()));
-        let search = Search { shape, layers, request: &request, allocation: &allocation, context, score };
+        let search = Search {
+            shape,
+            layers,
+            request: &request,
+            coded: &coded,
+            allocation: &allocation,
+            context,
+            score,
+        };
         Ok(Calibrated { tokens, ..search.find()? })
     }
 

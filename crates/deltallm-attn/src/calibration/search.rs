@@ -47,6 +47,8 @@ pub(super) struct Search<'a> {
     pub(super) shape: AttentionShape,
     pub(super) layers: usize,
     pub(super) request: &'a CalibrationRequest,
+    /// The layers that are coded at all; the others are dense because their queries attend to few keys.
+    pub(super) coded: &'a [bool],
     pub(super) allocation: &'a Allocation,
     /// Tokens of a window.
     pub(super) context: usize,
@@ -80,10 +82,12 @@ impl Search<'_> {
         }
         let skips = spec.layers.iter().any(|layer| layer.skip_margin.is_some());
         let pays: Vec<Option<usize>> = score.layers.iter().map(|stats| pays_from(stats, skips)).collect();
-        let layers = (spec.layers.iter().zip(&score.layers).zip(&pays)).map(|((layer, stats), pays)| {
-            LayerSpec { dense: pays.is_none(), store: layer_store(self.request.store, stats), ..*layer }
-        });
-        let layers: Vec<LayerSpec> = layers.collect();
+        let layer = |index: usize| LayerSpec {
+            dense: pays[index].is_none(),
+            store: self.coded[index].then(|| layer_store(self.request.store, &score.layers[index])).flatten(),
+            ..spec.layers[index]
+        };
+        let layers: Vec<LayerSpec> = (0..self.layers).map(layer).collect();
         if layers != spec.layers {
             spec.layers = layers;
             score = self.score(&spec)?;
@@ -165,9 +169,10 @@ impl Search<'_> {
         spec: &KernelSpec,
         limit: f64,
     ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
+        let coded = self.coded;
         self.largest(SLACKS.map(f64::from), SLACK_STEPS, limit, &|slack| {
             let margin = SkipMargin::length(four_digits(slack as f32));
-            with_margins(spec, |_| margin)
+            with_margins(spec, |layer| coded[layer].then_some(margin))
         })
     }
 
@@ -178,17 +183,22 @@ impl Search<'_> {
         spec: &KernelSpec,
         limit: f64,
     ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
-        let costs: Vec<SkipCost> =
-            (0..self.layers).map(|layer| self.skip_cost(layer)).collect::<Result<_, _>>()?;
-        let ends =
-            |end: usize| costs.iter().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite());
+        let mut costs = vec![None; self.layers];
+        for layer in (0..self.layers).filter(|layer| self.coded[*layer]) {
+            costs[layer] = Some(self.skip_cost(layer)?);
+        }
+        let ends = |end: usize| {
+            costs.iter().flatten().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite())
+        };
         let rates = [ends(0).fold(f64::INFINITY, f64::min), ends(1).fold(f64::NEG_INFINITY, f64::max)];
         if rates[0] > rates[1] {
             return Ok(None); // there is nothing to skip in any layer
         }
         let context = self.context;
         self.largest(rates, RATE_STEPS, limit, &|rate| {
-            with_margins(spec, |layer| at_context(costs[layer].margin(rate), context))
+            with_margins(spec, |layer| {
+                costs[layer].map(|cost: SkipCost| at_context(cost.margin(rate), context))
+            })
         })
     }
 
@@ -233,11 +243,11 @@ impl Search<'_> {
     }
 }
 
-/// The settings with a margin for every layer.
-fn with_margins(spec: &KernelSpec, margin: impl Fn(usize) -> SkipMargin) -> KernelSpec {
+/// The settings with a margin for every layer that skips.
+fn with_margins(spec: &KernelSpec, margin: impl Fn(usize) -> Option<SkipMargin>) -> KernelSpec {
     let mut spec = spec.clone();
     for (layer, plan) in spec.layers.iter_mut().enumerate() {
-        plan.skip_margin = Some(margin(layer));
+        plan.skip_margin = margin(layer);
     }
     spec
 }

@@ -66,7 +66,7 @@ impl KernelSpec {
         Self { exact_prompt: tokens, ..self }
     }
 
-    /// Sets how few keys a layer's queries attend to where it is [dense](Self#structfield.dense_up_to).
+    /// Sets up to how many keys a layer's queries may attend to for it to be [dense](Self#structfield.dense_up_to).
     #[must_use]
     pub fn dense_up_to(self, keys: usize) -> Self {
         Self { dense_up_to: keys, ..self }

@@ -16,7 +16,7 @@ use crate::{
 /// [`build`](Self::build). What a caller says besides a profile is a [`SpecOverrides`](crate::SpecOverrides).
 ///
 /// With the feature `serde` it reads and writes as JSON, with the names of the fields here; what is missing has its
-/// [default](Self::default), but for the store, which is f32, and for `skip_margin` and `dense_up_to`, of which there are none. Unknown names
+/// [default](Self::default), but for the store, which is f32, `skip_margin`, which is none, and `dense_up_to`, which is 0. Unknown names
 /// are errors.
 ///
 /// ```
@@ -211,7 +211,7 @@ impl From<PaperRule> for KernelSpec {
 }
 
 impl KernelSpec {
-    /// What a layer does, with everything filled in that it does like the others.
+    /// What a layer does, with everything filled in that it does like the others; its [mask](Self#structfield.dense_up_to) is not looked at.
     pub fn layer(&self, layer: usize) -> LayerSpec {
         let own = self.layers.get(layer).copied().unwrap_or_default();
         LayerSpec {
@@ -408,6 +408,8 @@ mod tests {
         assert_eq!(layers(compact()), [false, true, true, true]);
         assert_eq!(stores(compact()), [KvStore::Int8, KvStore::Compact]);
         assert_eq!(stores(KernelSpec::default()), [KvStore::F16; 2]);
+        let own = vec![LayerSpec::default().store(KvStore::Compact); 4];
+        assert_eq!(stores(KernelSpec::default().layers(own)), [KvStore::Int8, KvStore::Compact]);
         for every in [compact().dense_up_to(0), PaperRule::default().into()] {
             assert_eq!(layers(every), [true; 4]);
         }

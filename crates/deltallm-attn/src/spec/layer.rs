@@ -21,13 +21,13 @@ use crate::SkipMargin;
 #[non_exhaustive]
 pub struct LayerSpec {
     /// In a spec of hybrid attention: exact attention here, because deltas and skipping would gain no time. In
-    /// [`KvStore::Compact`] the layer is coded all the same: exact keys would take 8 bits, which is more, and where some channels are far
-    /// larger than others it is worse.
+    /// [`KvStore::Compact`] the layer is coded all the same, unless it attends to [few keys](crate::KernelSpec::dense_up_to): exact
+    /// keys would take 8 bits, which is more, and where some channels are far larger than others it is worse.
     pub dense: bool,
     /// [`KernelSpec::exact_prompt`](crate::KernelSpec::exact_prompt) of this layer; `None` is that of the spec.
     pub exact_prompt: Option<usize>,
     /// Margin of value skipping of this layer; `None` is that of the spec.
     pub skip_margin: Option<SkipMargin>,
-    /// Store of this layer's cache; `None` is that of the spec.
+    /// Store of this layer's cache; `None` is that of the spec. A dense layer holds [`KvStore::Int8`] for [`KvStore::Compact`].
     pub store: Option<KvStore>,
 }

@@ -3,10 +3,10 @@
 use std::fmt;
 
 use deltallm::models::{ModelConfig, Session};
-use deltallm::{AtLimit, KeyPlan, KvStore, MemoryBudget};
+use deltallm::{AtLimit, KvStore, MemoryBudget};
 use serde::Serialize;
 
-use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, Phases, format_bytes, layer_plan};
+use crate::{AttentionTime, KernelChoice, KernelKind, LoadedModel, format_bytes};
 
 /// Memory settings.
 #[derive(Debug, Clone, clap::Args)]
@@ -127,8 +127,7 @@ impl MemoryLimit {
         kernel: &KernelChoice,
         tokens: usize,
     ) -> anyhow::Result<()> {
-        let keys = kernel.key_plan(1.0, config.context_length);
-        let least = planned_bytes(config, kernel, keys, kernel.store(), tokens);
+        let least = kernel.planned_bytes_at(1.0, config, tokens);
         anyhow::ensure!(
             self.policy != LimitPolicy::Error || least <= self.bytes,
             "--kv-budget: expected at least {} for the prompt of {tokens} tokens, got {}; give more, shorten the \
@@ -141,17 +140,15 @@ impl MemoryLimit {
 
     /// The context that fits, store by store: `[name, tokens]`.
     fn contexts(&self, config: &ModelConfig, kernel: &KernelChoice) -> Vec<(String, usize)> {
-        let mut stores = vec![(KernelKind::Dense, KeyPlan::Dense)];
-        if kernel.kind() != KernelKind::Dense {
-            stores.push((
-                kernel.kind(),
-                kernel.key_plan(kernel.expected_zero_fraction(), config.context_length),
-            ));
-        }
-        let rows = stores.into_iter().flat_map(|(kind, keys)| {
+        let kinds = match kernel.kind() {
+            KernelKind::Dense => vec![KernelKind::Dense],
+            kind => vec![KernelKind::Dense, kind],
+        };
+        let rows = kinds.into_iter().flat_map(|kind| {
             let narrowest = if kind == KernelKind::Dense { KvStore::Int8 } else { KvStore::Compact };
             [KvStore::F32, KvStore::F16, narrowest].map(|store| {
-                let tokens = most(|tokens| planned_bytes(config, kernel, keys, store, tokens) <= self.bytes);
+                let kernel = kernel.with_kernel(kind, store);
+                let tokens = most(|tokens| kernel.planned_bytes(config, tokens) <= self.bytes);
                 (format!("{kind} {store}"), tokens)
             })
         });
@@ -177,26 +174,6 @@ impl MemoryLimit {
             text += &format!("             ({} if {percent:.0} % of its deltas are zero)\n", kernel.kind());
         }
         text
-    }
-}
-
-/// Bytes of all layers with so many tokens. In `--phases prefill` a layer that is not dense keeps a dense cache too.
-fn planned_bytes(
-    config: &ModelConfig,
-    kernel: &KernelChoice,
-    keys: KeyPlan,
-    store: KvStore,
-    tokens: usize,
-) -> usize {
-    let bytes = |keys, store| {
-        let layer = |layer| layer_plan(config, layer, store, keys).footprint(tokens).total();
-        (0..config.layers).map(layer).fold(0, usize::saturating_add)
-    };
-    match (keys, kernel.phases()) {
-        (KeyPlan::Delta { .. }, Phases::Prefill) => {
-            bytes(keys, store).saturating_add(bytes(KeyPlan::Dense, store.dense()))
-        }
-        _ => bytes(keys, store),
     }
 }
 

@@ -245,7 +245,8 @@ fn stores(config: &ModelConfig, isa: Isa, profile: Option<&ModelProfile>) -> any
         let given = SpecOverrides::default().kernel(kernel).store(store);
         let spec = base.clone().with(&given);
         spec.validate(shape, config.layers).ok()?;
-        let context = KernelContext::new(shape).isa(isa);
+        let masks: Vec<_> = (0..config.layers).map(|layer| config.mask(layer)).collect();
+        let context = KernelContext::new(shape).isa(isa).masks(masks);
         Some(KernelChoice::new(spec, context, profile.cloned(), None, Phases::Both))
     };
     let context = config.context_length;

@@ -150,7 +150,11 @@ fn check_kernel(kernel: &KernelChoice, model: &LoadedModel) -> anyhow::Result<()
         "--phases: expected both, got prefill: the text is read as a prompt, so there is no other phase"
     );
     let coded = (0..model.graph.config().layers).any(|layer| kernel.hybrid_config(layer).is_some());
-    anyhow::ensure!(coded, "--profile: expected one with a layer that is not dense");
+    anyhow::ensure!(
+        coded,
+        "expected a layer that is not dense, got none: the profile or short windows make all of them dense; --theta X without a profile \
+         codes all"
+    );
     Ok(())
 }
 

@@ -91,7 +91,7 @@ impl KernelChoice {
         self.spec.options(layer, &self.context)
     }
 
-    /// The settings of a layer's hybrid kernel, unless its profile wants it dense.
+    /// The settings of a layer's hybrid kernel, unless its profile or its mask wants it dense.
     pub fn hybrid_config(&self, layer: usize) -> Option<HybridConfig> {
         self.spec.hybrid_config(layer, &self.context)
     }
@@ -99,7 +99,8 @@ impl KernelChoice {
     /// Whether prompts of `a` and `b` tokens that begin alike are [attended alike](HybridConfig::reads_alike) as far as that goes, in all
     /// layers.
     pub fn reads_alike(&self, a: usize, b: usize) -> bool {
-        let mut layers = 0..self.spec.layers.len().max(1);
+        // A layer beyond all that is said is as they are where nothing is said.
+        let mut layers = 0..=self.spec.layers.len().max(self.context.masks.len());
         let alike = |layer| self.hybrid_config(layer).is_none_or(|config| config.reads_alike(a, b));
         self.kind() == KernelKind::Dense || layers.all(alike)
     }
@@ -179,6 +180,13 @@ impl KernelChoice {
         Self { context: self.context.clone().budget(budget), ..self.clone() }
     }
 
+    /// The same settings for another kernel and store.
+    #[must_use]
+    pub fn with_kernel(&self, kernel: KernelKind, store: KvStore) -> Self {
+        let given = SpecOverrides::default().kernel(kernel).store(store);
+        Self { spec: self.spec.clone().with(&given), ..self.clone() }
+    }
+
     /// When attention is approximate.
     pub fn phases(&self) -> Phases {
         self.phases
@@ -216,13 +224,25 @@ impl KernelChoice {
 
     /// Bytes of the caches of all layers that hold `tokens` tokens, before they exist.
     pub fn planned_bytes(&self, config: &ModelConfig, tokens: usize) -> usize {
-        let coded = self.key_plan(self.expected_zero_fraction(), config.context_length);
+        self.planned_bytes_at(self.expected_zero_fraction(), config, tokens)
+    }
+
+    /// The same with such a share of zero deltas. In `--phases prefill` a layer that is coded keeps a dense cache too.
+    pub fn planned_bytes_at(&self, zero_fraction: f64, config: &ModelConfig, tokens: usize) -> usize {
+        let coded = self.key_plan(zero_fraction, config.context_length);
         let layer = |layer: usize| {
+            let store = self.options(layer).store;
+            let bytes = |store, keys| layer_plan(config, layer, store, keys).footprint(tokens).total();
             let dense = self.kind() == KernelKind::Hybrid && self.hybrid_config(layer).is_none();
-            let keys = if dense { KeyPlan::Dense } else { coded };
-            layer_plan(config, layer, self.options(layer).store, keys).footprint(tokens).total()
+            match (dense, coded, self.phases) {
+                (true, ..) => bytes(store, KeyPlan::Dense),
+                (false, KeyPlan::Delta { .. }, Phases::Prefill) => {
+                    bytes(store, coded).saturating_add(bytes(store.dense(), KeyPlan::Dense))
+                }
+                _ => bytes(store, coded),
+            }
         };
-        (0..config.layers).map(layer).sum()
+        (0..config.layers).map(layer).fold(0, usize::saturating_add)
     }
 
     /// The length from which on these caches are planned smaller than dense ones in f16, up to the model's context; `None` if they are
@@ -254,8 +274,10 @@ impl KernelChoice {
             ThresholdPolicy::TargetSparsity(target) => target_sparsity = Some(target.zero_fraction()),
             _ => {}
         }
-        let layers = 0..self.spec.layers.len().max(1);
-        let margins = describe_margins(layers.filter_map(|layer| self.spec.layer(layer).skip_margin));
+        let layers = self.spec.layers.len().max(self.context.masks.len()).max(1);
+        let coded_layers = (0..layers).filter(|layer| self.hybrid_config(*layer).is_some());
+        let dense_layers = layers - coded_layers.clone().count();
+        let margins = describe_margins(coded_layers.filter_map(|layer| self.spec.layer(layer).skip_margin));
         KernelSettings {
             theta: theta.filter(|_| coded),
             target_sparsity: target_sparsity.filter(|_| coded),
@@ -265,6 +287,7 @@ impl KernelChoice {
             sinks: hybrid.then_some(self.spec.exact_sinks),
             skip_margin: margins.filter(|_| hybrid),
             exact_prompt: self.exact_prompt.filter(|_| hybrid),
+            dense_layers: Some(dense_layers).filter(|layers| hybrid && *layers > 0),
             phases: coded.then_some(self.phases),
             kv: self.spec.store,
             precision: Some(self.spec.precision)
@@ -286,6 +309,7 @@ impl fmt::Display for KernelChoice {
             settings.window.map(|window| format!("window {window}, ")),
             settings.sinks.map(|sinks| format!("{sinks} sinks, ")),
             settings.skip_margin.map(|margin| format!("skip margin {margin}, ")),
+            settings.dense_layers.map(|layers| format!("{layers} layers dense, ")),
             settings
                 .phases
                 .filter(|phases| *phases == Phases::Prefill)
@@ -317,6 +341,9 @@ pub struct KernelSettings {
     /// As on the command line: prompts of up to so many tokens are exact; absent where a profile decides.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub exact_prompt: Option<usize>,
+    /// Layers that are dense all the same, by the profile or because their queries attend to few keys; absent where there are none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dense_layers: Option<usize>,
     /// When attention is approximate.
     pub phases: Option<Phases>,
     /// How keys and values are cached.

@@ -7,8 +7,8 @@ use deltallm_simd::fearless_simd::{f32x16, i32x16, prelude::*, u8x64};
 
 use super::{Line, PANEL, Quad, RowFactors};
 
-/// Instructions that multiply lines of codes with quads. Methods are for codes of at most `BITS` bits: 4, 5, 6 or 8. Codes are not
-/// negative.
+/// Instructions that multiply lines of codes with quads. Those with `BITS` are for codes of at most so many bits: 4, 5, 6 or 8. Codes
+/// are not negative.
 pub(crate) trait ByteProducts: Copy {
     /// The instruction set of the vectors.
     type Simd: Simd;

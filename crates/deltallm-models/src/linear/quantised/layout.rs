@@ -5,10 +5,10 @@
 //! `4 r + b` of a line belongs to row `r`, as in [`ternary`](crate::linear::ternary); what it holds of block columns:
 //!
 //! ```text
-//! low 4 bits    line i of 4 (2 of Q6_K): column 8 i + b in the low half, column 8 i + 4 + b in the high half
-//! what is left  of 5 bits, one line: of column 4 i + b in bit i
-//!               of 6 bits, one line: of column 4 i + b in bits 2 i and 2 i + 1
-//! codes of 8    line i of 8: column 4 i + b
+//! low 4 bits       line i of 4 (2 of Q6_K): column 8 i + b in the low half, column 8 i + 4 + b in the high half
+//! what is left     of 5 bits, one line: of column 4 q + b in bit q
+//!                  of 6 bits, one line: of column 4 q + b in bits 2 q and 2 q + 1
+//! codes of 8 bits  line i of 8: column 4 i + b
 //! ```
 //!
 //! Beside the lines lie the factors, 16 numbers of 16 bits each, one a row: for every block of a panel the scales and, if the

@@ -30,8 +30,9 @@ pub(super) fn multiply_panels<K: ByteProducts, const P: usize, const N: usize>(
         (4, true) => blocks::<K, P, N, 8, 4, true>(kernel, order, panels, batch, sums),
         (5, false) => blocks::<K, P, N, 8, 5, false>(kernel, order, panels, batch, sums),
         (5, true) => blocks::<K, P, N, 8, 5, true>(kernel, order, panels, batch, sums),
-        (6, _) => blocks::<K, P, N, 4, 6, false>(kernel, order, panels, batch, sums),
-        _ => blocks::<K, P, N, 8, 8, false>(kernel, order, panels, batch, sums),
+        (6, false) => blocks::<K, P, N, 4, 6, false>(kernel, order, panels, batch, sums),
+        (8, false) => blocks::<K, P, N, 8, 8, false>(kernel, order, panels, batch, sums),
+        _ => unreachable!("a form that no type has: {form:?}"),
     }
 }
 
