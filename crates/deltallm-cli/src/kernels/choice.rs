@@ -309,7 +309,9 @@ impl fmt::Display for KernelChoice {
             settings.window.map(|window| format!("window {window}, ")),
             settings.sinks.map(|sinks| format!("{sinks} sinks, ")),
             settings.skip_margin.map(|margin| format!("skip margin {margin}, ")),
-            settings.dense_layers.map(|layers| format!("{layers} layers dense, ")),
+            settings
+                .dense_layers
+                .map(|layers| format!("{layers} dense layer{}, ", if layers == 1 { "" } else { "s" })),
             settings
                 .phases
                 .filter(|phases| *phases == Phases::Prefill)
@@ -353,4 +355,24 @@ pub struct KernelSettings {
     pub precision: Option<String>,
     /// Instruction set.
     pub simd: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use deltallm::{AttentionShape, Mask};
+
+    use super::*;
+
+    #[test]
+    fn layers_that_are_dense_by_their_mask_are_told_from_the_others() {
+        let spec = KernelSpec::default().exact_prompt(700);
+        let context = KernelContext::new(AttentionShape::new(2, 1, 8).unwrap())
+            .masks(vec![Mask::SlidingWindow(512), Mask::Causal]);
+        let choice = KernelChoice::new(spec, context, None, None, Phases::Both);
+        assert!(choice.hybrid_config(0).is_none() && choice.hybrid_config(1).is_some());
+        assert!(choice.to_string().contains("1 dense layer,"), "{choice}");
+        assert!(!choice.reads_alike(600, 800), "the second layer attends to one of them exactly");
+        assert!(choice.reads_alike(800, 900));
+        assert!(choice.with_kernel(KernelKind::Dense, KvStore::F16).reads_alike(600, 800));
+    }
 }
