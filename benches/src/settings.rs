@@ -96,9 +96,8 @@ fn describe(thresholds: &str, spec: &KernelSpec, masks: &[Mask]) -> String {
     let layers = masks.len();
     let margins = describe_margins((0..layers).filter_map(|layer| spec.layer(layer).skip_margin));
     let margins = margins.map_or(String::new(), |margins| format!(", skip margin {margins}"));
-    let few = |mask: &Mask| mask.most_keys().is_some_and(|keys| keys <= spec.dense_up_to);
-    let dense =
-        masks.iter().enumerate().filter(|(layer, mask)| spec.layer(*layer).dense || few(mask)).count();
+    let dense = |&(layer, mask): &(usize, &Mask)| spec.layer(layer).dense || spec.is_dense_under(*mask);
+    let dense = masks.iter().enumerate().filter(dense).count();
     format!(
         "{thresholds}, window {}, {} sinks{margins}, {dense} of {layers} layers dense",
         spec.exact_window, spec.exact_sinks

@@ -295,8 +295,8 @@ impl KernelSpec {
         }
     }
 
-    /// Whether a layer of this mask is to be dense, because its queries attend to so few keys.
-    pub(crate) fn is_dense_under(&self, mask: Mask) -> bool {
+    /// Whether a layer of this mask is to be dense, because its queries attend to [so few](Self#structfield.dense_up_to) keys.
+    pub fn is_dense_under(&self, mask: Mask) -> bool {
         mask.most_keys().is_some_and(|keys| keys <= self.dense_up_to)
     }
 

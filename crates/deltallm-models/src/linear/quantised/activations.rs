@@ -64,7 +64,7 @@ impl BlockActivations {
         if self.made_for == made_for {
             return;
         }
-        let (blocks, quads) = (x.ncols() / form.block, form.block / 4);
+        let (blocks, quads) = (x.ncols() / form.block(), form.block() / 4);
         let x = x.as_standard_layout();
         (self.made_for, self.blocks, self.quads) = (made_for, blocks, quads);
         self.codes.resize(x.len() / 4, Quad::default());
@@ -101,8 +101,8 @@ fn quantise_batch(
     codes: &mut [Quad],
     scales: &mut [BlockScale],
 ) {
-    let offset = i32::from(form.offset) - shift(kernel, form);
-    dispatch!(kernel.isa(), _simd => match form.block {
+    let offset = i32::from(form.offset()) - shift(kernel, form);
+    dispatch!(kernel.isa(), _simd => match form.block() {
         16 => quantise_blocks::<16>(offset, x, blocks, codes, scales),
         _ => quantise_blocks::<32>(offset, x, blocks, codes, scales),
     });
@@ -117,7 +117,7 @@ fn shift(kernel: ByteKernel, form: Form) -> i32 {
         ByteKernel::Neon(_) | ByteKernel::DotProd(_) => true,
         _ => false,
     };
-    if signed && form.bits == 8 { 128 } else { 0 }
+    if signed && form.bits() == 8 { 128 } else { 0 }
 }
 
 /// Quantises the tokens of a batch, each of `blocks` blocks of `BLOCK` numbers. `offset` is what is taken from the weights'
@@ -175,18 +175,16 @@ mod tests {
         for kernel in ByteKernel::available() {
             let mut codes = [[7; 4]; 8];
             let mut scales = [BlockScale::default(); 2];
-            let form = Form { block: 16, bits: 4, minima: false, offset: 5 };
-            quantise_batch(kernel, form, &x, 2, &mut codes, &mut scales);
+            quantise_batch(kernel, Form::Six, &x, 2, &mut codes, &mut scales);
             assert_eq!(codes[..2], [[127, 0, 2, 2], [0, -2, -126, 0]], "{kernel}");
             assert_eq!(codes[4..], [[-127, 0, 0, 0], [0; 4], [0; 4], [0; 4]], "{kernel}");
-            assert_eq!(scales[0], BlockScale { scale: 1.0, sum: 3.0, start: -15 }, "{kernel}");
-            assert_eq!(scales[1], BlockScale { scale: 2.0, sum: -254.0, start: 635 }, "{kernel}");
+            assert_eq!(scales[0], BlockScale { scale: 1.0, sum: 3.0, start: -96 }, "{kernel}");
+            assert_eq!(scales[1], BlockScale { scale: 2.0, sum: -254.0, start: 4064 }, "{kernel}");
         }
     }
 
     #[test]
     fn no_finite_number_leaves_the_range_or_is_off_by_more_than_half_a_step() {
-        let form = Form { block: 16, bits: 4, minima: false, offset: 0 };
         let mut random = Random::scattered(1);
         for _ in 0..1000 {
             let largest = f32::from_bits((random.bits() >> 33) as u32);
@@ -196,7 +194,7 @@ mod tests {
             let x: [f32; 16] = std::array::from_fn(|i| largest * (1.0 - i as f32 / 7.5));
             for kernel in ByteKernel::available() {
                 let (mut codes, mut scales) = ([Quad::default(); 4], [BlockScale::default()]);
-                quantise_batch(kernel, form, &x, 1, &mut codes, &mut scales);
+                quantise_batch(kernel, Form::Six, &x, 1, &mut codes, &mut scales);
                 for (x, code) in x.iter().zip(codes.as_flattened()) {
                     let (step, x) = (f64::from(scales[0].scale), f64::from(*x));
                     assert!((-127..=127).contains(code), "{largest:e} {kernel}");

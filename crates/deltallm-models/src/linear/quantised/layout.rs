@@ -37,53 +37,75 @@ use super::QuantisedError;
 use crate::linear::kernels::{LargePages, Line, PANEL, RowFactors};
 use crate::quant::{Factors, TensorType, codes};
 
-/// What is different between types.
+/// What is different between types: the bits of a code, and whether blocks have minima.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Form {
-    /// Columns of a block: 32 or 16.
-    pub(super) block: usize,
-    /// Bits of a code: 4, 5, 6 or 8.
-    pub(super) bits: u8,
-    /// Whether blocks have minima.
-    pub(super) minima: bool,
-    /// What is taken from a code before it is scaled; 0 with minima.
-    pub(super) offset: u8,
+pub(super) enum Form {
+    Four,
+    FourMinima,
+    Five,
+    FiveMinima,
+    Six,
+    Eight,
 }
 
 impl Form {
     pub(super) fn of(ty: TensorType) -> Option<Self> {
-        let (block, bits, minima, offset) = match ty {
-            TensorType::Q4_0 => (32, 4, false, 8),
-            TensorType::Q4_1 | TensorType::Q4_K => (32, 4, true, 0),
-            TensorType::Q5_0 => (32, 5, false, 16),
-            TensorType::Q5_1 | TensorType::Q5_K => (32, 5, true, 0),
-            TensorType::Q6_K => (16, 6, false, 32),
-            TensorType::Q8_0 => (32, 8, false, 128),
+        Some(match ty {
+            TensorType::Q4_0 => Self::Four,
+            TensorType::Q4_1 | TensorType::Q4_K => Self::FourMinima,
+            TensorType::Q5_0 => Self::Five,
+            TensorType::Q5_1 | TensorType::Q5_K => Self::FiveMinima,
+            TensorType::Q6_K => Self::Six,
+            TensorType::Q8_0 => Self::Eight,
             _ => return None,
-        };
-        Some(Self { block, bits, minima, offset })
+        })
+    }
+
+    /// Columns of a block.
+    pub(super) fn block(self) -> usize {
+        if self == Self::Six { 16 } else { 32 }
+    }
+
+    /// Bits of a code.
+    pub(super) fn bits(self) -> u32 {
+        match self {
+            Self::Four | Self::FourMinima => 4,
+            Self::Five | Self::FiveMinima => 5,
+            Self::Six => 6,
+            Self::Eight => 8,
+        }
+    }
+
+    /// Whether blocks have minima.
+    pub(super) fn minima(self) -> bool {
+        matches!(self, Self::FourMinima | Self::FiveMinima)
+    }
+
+    /// What is taken from a code before it is scaled.
+    pub(super) fn offset(self) -> u8 {
+        if self.minima() { 0 } else { 1 << (self.bits() - 1) }
     }
 
     /// Lines of a block.
     pub(super) fn lines(self) -> usize {
-        self.block * usize::from(self.bits) / 32
+        self.block() * self.bits() as usize / 32
     }
 
     /// The code of a row and a column of a block, from its lines.
     pub(super) fn code(self, lines: &[Line], row: usize, column: usize) -> u8 {
         let (quad, byte) = (column / 4, 4 * row + column % 4);
-        if self.bits == 8 {
+        if self.bits() == 8 {
             return lines[quad].0[byte];
         }
         let low = lines[quad / 2].0[byte] >> (4 * (quad % 2)) & 0xf;
-        let Some(above) = lines.get(self.block / 8) else { return low };
-        let bits = usize::from(self.bits) - 4;
+        let Some(above) = lines.get(self.block() / 8) else { return low };
+        let bits = self.bits() as usize - 4;
         low | (above.0[byte] >> (bits * quad) & ((1 << bits) - 1)) << 4
     }
 
     /// Factors of a block, each for 16 rows.
     pub(super) fn factors(self) -> usize {
-        1 + usize::from(self.minima)
+        1 + usize::from(self.minima())
     }
 }
 
@@ -114,7 +136,7 @@ impl QuantisedPanels {
         columns: usize,
         row_bytes: impl Fn(usize) -> &'a [u8] + Sync,
     ) -> Result<Self, QuantisedError> {
-        let blocks = columns / form.block;
+        let blocks = columns / form.block();
         let panels = rows.div_ceil(PANEL);
         let (lines_of, factors_of) = (blocks * form.lines(), blocks * form.factors());
         let expected = (columns / ty.block_elements()).saturating_mul(ty.block_bytes());
@@ -149,13 +171,13 @@ impl QuantisedPanels {
                         for (block, from) in row_factors.iter().enumerate() {
                             let to = &mut factors[block * form.factors()..][..form.factors()];
                             for (to, from) in to.iter_mut().zip([from.scale, from.minimum]) {
-                                to.0[r] = narrow(from, row, block * form.block)?;
+                                to.0[r] = narrow(from, row, block * form.block())?;
                             }
                         }
                     }
                     for (block, lines) in lines.chunks_exact_mut(form.lines()).enumerate() {
                         for (row, codes) in codes.chunks_exact(columns).enumerate() {
-                            pack(form, &codes[block * form.block..][..form.block], row, lines);
+                            pack(form, &codes[block * form.block()..][..form.block()], row, lines);
                         }
                     }
                     Ok(())
@@ -187,7 +209,7 @@ impl QuantisedPanels {
 
     /// Panel `index`.
     pub(super) fn panel(&self, index: usize) -> Panel<'_> {
-        let blocks = self.columns / self.form.block;
+        let blocks = self.columns / self.form.block();
         let (lines, factors) = (blocks * self.form.lines(), blocks * self.form.factors());
         Panel {
             lines: &self.lines[index * lines..][..lines],
@@ -199,13 +221,13 @@ impl QuantisedPanels {
     pub(super) fn row(&self, row: usize, out: &mut [f32]) {
         let (form, panel, r) = (self.form, self.panel(row / PANEL), row % PANEL);
         let blocks = panel.lines.chunks_exact(form.lines()).zip(panel.factors.chunks_exact(form.factors()));
-        for ((lines, factors), out) in blocks.zip(out.chunks_exact_mut(form.block)) {
+        for ((lines, factors), out) in blocks.zip(out.chunks_exact_mut(form.block())) {
             let scale = factors[0].0[r].to_f32();
             for (column, out) in out.iter_mut().enumerate() {
                 let code = form.code(lines, r, column);
                 *out = match factors.get(1) {
                     Some(minima) => scale * f32::from(code) + minima.0[r].to_f32(),
-                    None => scale * (f32::from(code) - f32::from(form.offset)),
+                    None => scale * (f32::from(code) - f32::from(form.offset())),
                 };
             }
         }
@@ -224,7 +246,7 @@ fn narrow(factor: f32, row: usize, column: usize) -> Result<f16, QuantisedError>
 /// Puts a row's codes of a block into its lines, which are zero there.
 #[inline(always)]
 fn pack(form: Form, codes: &[u8], row: usize, lines: &mut [Line]) {
-    let (pairs, bits) = (form.block / 8, u32::from(form.bits));
+    let (pairs, bits) = (form.block() / 8, form.bits());
     let mut add = |line: usize, bytes: u32| {
         let place = &mut lines[line].0.as_chunks_mut::<4>().0[row];
         *place = (u32::from_le_bytes(*place) | bytes).to_le_bytes();

@@ -19,7 +19,7 @@ pub(super) fn multiply(form: Form, panel: &Panel<'_>, batch: Batch<'_>, sums: &m
         for (block, (lines, factors)) in blocks.enumerate() {
             let place = block * batch.tokens + token;
             let scales = batch.scales[place];
-            let quads = &batch.codes[place * (form.block / 4)..][..form.block / 4];
+            let quads = &batch.codes[place * (form.block() / 4)..][..form.block() / 4];
             for (r, sum) in sums.iter_mut().enumerate() {
                 let mut products = scales.start;
                 for (index, quad) in quads.iter().enumerate() {

@@ -42,7 +42,7 @@ pub(super) fn multiply(
     );
     assert_eq!(
         (batch.scales.len(), batch.codes.len()),
-        (blocks * batch.tokens, batch.scales.len() * form.block / 4)
+        (blocks * batch.tokens, batch.scales.len() * form.block() / 4)
     );
     for panel in panels {
         assert_eq!(

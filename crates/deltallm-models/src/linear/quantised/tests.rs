@@ -79,7 +79,7 @@ fn exact(
     dense: &Array2<f32>,
     x: &ArrayView2<f32>,
 ) -> (Array2<f64>, Array2<f64>) {
-    let block = Form::of(ty).unwrap().block;
+    let block = Form::of(ty).unwrap().block();
     let (mut codes, mut factors) = (vec![0; dense.len()], vec![Factors::default(); dense.len() / block]);
     unpack(ty, bytes, &mut codes, &mut factors);
     let blocks = dense.ncols() / block;
@@ -125,7 +125,7 @@ fn the_factors_of_k_quants_are_rounded_within_their_bound() {
         let bytes = blocks(ty, 20, 512, 77);
         let linear = linear(ty, 20, 512, &bytes);
         let form = Form::of(ty).unwrap();
-        let (mut codes, mut factors) = (vec![0; 512], vec![Factors::default(); 512 / form.block]);
+        let (mut codes, mut factors) = (vec![0; 512], vec![Factors::default(); 512 / form.block()]);
         let mut row = vec![0.0; 512];
         for (r, bytes) in bytes.chunks_exact(bytes.len() / 20).enumerate() {
             unpack(ty, bytes, &mut codes, &mut factors);
@@ -133,8 +133,8 @@ fn the_factors_of_k_quants_are_rounded_within_their_bound() {
             let mut expected = vec![0.0; 512];
             dequantize(ty, bytes, &mut expected).unwrap();
             for (column, (got, expected)) in row.iter().zip(&expected).enumerate() {
-                let factors = factors[column / form.block];
-                let code = (f32::from(codes[column]) - f32::from(form.offset)).abs();
+                let factors = factors[column / form.block()];
+                let code = (f32::from(codes[column]) - f32::from(form.offset())).abs();
                 let off = |factor: f32| factor.abs() / 2048.0 + 2.0_f32.powi(-25);
                 let bound = (code * off(factors.scale) + off(factors.minimum)) * 1.001;
                 assert!((got - expected).abs() <= bound, "{ty} {got} {expected} {bound}");

@@ -25,14 +25,13 @@ pub(super) fn multiply_panels<K: ByteProducts, const P: usize, const N: usize>(
     sums: &mut [[f32; PANEL]],
 ) {
     let sums = sums.as_chunks_mut().0;
-    match (form.bits, form.minima) {
-        (4, false) => blocks::<K, P, N, 8, 4, false>(kernel, order, panels, batch, sums),
-        (4, true) => blocks::<K, P, N, 8, 4, true>(kernel, order, panels, batch, sums),
-        (5, false) => blocks::<K, P, N, 8, 5, false>(kernel, order, panels, batch, sums),
-        (5, true) => blocks::<K, P, N, 8, 5, true>(kernel, order, panels, batch, sums),
-        (6, false) => blocks::<K, P, N, 4, 6, false>(kernel, order, panels, batch, sums),
-        (8, false) => blocks::<K, P, N, 8, 8, false>(kernel, order, panels, batch, sums),
-        _ => unreachable!("a form that no type has: {form:?}"),
+    match form {
+        Form::Four => blocks::<K, P, N, 8, 4, false>(kernel, order, panels, batch, sums),
+        Form::FourMinima => blocks::<K, P, N, 8, 4, true>(kernel, order, panels, batch, sums),
+        Form::Five => blocks::<K, P, N, 8, 5, false>(kernel, order, panels, batch, sums),
+        Form::FiveMinima => blocks::<K, P, N, 8, 5, true>(kernel, order, panels, batch, sums),
+        Form::Six => blocks::<K, P, N, 4, 6, false>(kernel, order, panels, batch, sums),
+        Form::Eight => blocks::<K, P, N, 8, 8, false>(kernel, order, panels, batch, sums),
     }
 }
 
