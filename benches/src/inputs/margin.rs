@@ -69,8 +69,8 @@ fn skipped(layer: &Layer, config: &HybridConfig, margin: f32, n: usize) -> anyho
     Ok(stats.total().values_skipped())
 }
 
-/// In decoding the heads of a group decide: a value is kept if its key scores within the margin of the best exact key for
-/// any of them. Far keys are put in order of that.
+/// In decoding the heads of a group decide: a value is kept if its key scores within the margin, and what is added to it
+/// there, of the best exact key for any of them. Far keys are put in order of that.
 fn decode_margin(layer: &Layer, config: &HybridConfig, values_skipped: f64, n: usize) -> anyhow::Result<f32> {
     let (shape, d) = (layer.shape, layer.shape.head_dim());
     let window = match config.exact_window {
@@ -98,5 +98,6 @@ fn decode_margin(layer: &Layer, config: &HybridConfig, values_skipped: f64, n: u
     }
     gaps.sort_by(f32::total_cmp);
     let at = (values_skipped * gaps.len() as f64) as usize;
-    Ok(gaps.get(at).map_or(MARGINS[1], |gap| -gap).clamp(MARGINS[0], MARGINS[1]))
+    let [least, most] = MARGINS;
+    Ok(gaps.get(at).map_or(most, |gap| -gap - SkipMargin::ALONE).clamp(least, most))
 }

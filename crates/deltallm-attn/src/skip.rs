@@ -8,12 +8,15 @@ use crate::json::NumberOrText;
 
 /// The margin of value skipping (`docs/method.md`, equation 5), in nats.
 ///
+/// A query that decides alone, as in decoding, adds [`ALONE`](SkipMargin::ALONE).
+///
 /// ```
 /// use deltallm_attn::SkipMargin;
 ///
 /// let margin: SkipMargin = "ln:3".parse()?;
 /// assert!((margin.nats(1024, 32) - (1024_f32.ln() - 3.0)).abs() < 1e-6);
 /// assert_eq!(margin.nats(1024, 1), margin.nats(1024, 32) + SkipMargin::ALONE);
+/// assert_eq!(SkipMargin::Fixed(4.5).nats(1024, 1), 6.5);
 /// assert_eq!(margin.nats(2, 32), SkipMargin::LEAST);
 /// assert_eq!("ln:3:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
 /// assert_eq!(margin, SkipMargin::length(3.0));
@@ -31,7 +34,7 @@ pub enum SkipMargin {
     /// The same at every length.
     Fixed(f32),
     /// `ln(n) - slack` for a query that sees `n` keys: then the mass a query can lose, relative to its best exact key, is at
-    /// most `exp(slack)` at every length. A query that decides alone, as in decoding, adds [`ALONE`](SkipMargin::ALONE).
+    /// most `exp(slack)` at every length.
     Length {
         /// In nats; about 3.
         slack: f32,
@@ -46,11 +49,12 @@ impl SkipMargin {
     pub const LEAST: f32 = 3.0;
 
     /// A margin that costs little where nothing is known about the model: a value that is skipped weighs at most e⁻⁶, a
-    /// four-hundredth, of the best exact one. What it cost on four models is in `docs/results/models.md`.
+    /// four-hundredth, of the best exact one, and in decoding e⁻⁸, a three-thousandth. What it cost on four models is in
+    /// `docs/results/models.md`.
     pub const CAUTIOUS: Self = Self::Fixed(6.0);
 
-    /// What [`Length`](Self::Length) adds where one query decides alone. In a tile most values are kept for the sake of some
-    /// other query; without them the same margin would skip far more.
+    /// What is added where one query decides alone, nats. In a tile most values are kept for the sake of some other query;
+    /// without them the same margin would skip far more, and cost more (`docs/results/default.md`).
     pub const ALONE: f32 = 2.0;
 
     /// [`Length`](Self::Length) with the usual smallest margin.
@@ -60,13 +64,12 @@ impl SkipMargin {
 
     /// The margin for a query that sees `keys` keys, in a tile of `queries` queries.
     pub fn nats(self, keys: usize, queries: usize) -> f32 {
-        match self {
-            Self::Fixed(margin) => margin,
-            Self::Length { slack, least } => {
-                let alone = if queries == 1 { Self::ALONE } else { 0.0 };
-                ((keys as f32).ln() - slack).max(least) + alone
+        let alone = if queries == 1 { Self::ALONE } else { 0.0 };
+        alone
+            + match self {
+                Self::Fixed(margin) => margin,
+                Self::Length { slack, least } => ((keys as f32).ln() - slack).max(least),
             }
-        }
     }
 
     pub(crate) fn check(self) -> Result<(), AttentionError> {
