@@ -71,7 +71,7 @@ impl Setting {
         let skip_margin = match byte()? {
             0..100 => None,
             margin @ 100..200 => Some(SkipMargin::Fixed(f32::from(margin - 99) / 16.0)),
-            slack => Some(SkipMargin::length((f32::from(slack) - 240.0) / 8.0)),
+            base => Some(SkipMargin::length((f32::from(base) - 215.0) / 8.0, 0.5)),
         };
         let softcap = match byte()? {
             0..192 => None,
@@ -461,8 +461,8 @@ impl<'a> Run<'a> {
         let method = Method { tile, ..self.method(call.expected) };
         let moved = |by: f32| {
             let skip_margin = method.skip_margin.map(|margin| match margin {
-                SkipMargin::Length { slack, least } => {
-                    SkipMargin::Length { slack: slack - by, least: least + by }
+                SkipMargin::Length { base, slope, least } => {
+                    SkipMargin::Length { base: base + by, slope, least: least + by }
                 }
                 SkipMargin::Fixed(margin) => SkipMargin::Fixed(margin + by),
                 other => panic!("{other}"),

@@ -238,7 +238,7 @@ mod tests {
             LayerSpec { dense: true, ..LayerSpec::default() },
             LayerSpec {
                 exact_prompt: Some(19),
-                skip_margin: Some(SkipMargin::length(2.5)),
+                skip_margin: Some(SkipMargin::length(0.5, 0.6)),
                 store: Some(deltallm_core::KvStore::Bf16),
                 ..LayerSpec::default()
             },
@@ -283,7 +283,7 @@ mod tests {
             ("\"dense\"", "\"tense\"", "unknown field `tense`"),
             ("\"spec\"", "\"specs\"", "unknown field `specs`"),
             ("0000000000000007", "seven", "16 hexadecimal digits"),
-            ("\"ln:2.5\"", "\"ln:x\"", "skip margin: expected a number of nats"),
+            ("\"0.5+0.6ln\"", "\"0.5+ln\"", "skip margin: expected a number of nats"),
             ("\"window\":\"8\"", "\"window\":\"0\"", "window: expected a number of keys"),
         ] {
             assert!(json.contains(from), "{from} is not in {json}");

@@ -13,13 +13,12 @@ use crate::json::NumberOrText;
 /// ```
 /// use deltallm_attn::SkipMargin;
 ///
-/// let margin: SkipMargin = "ln:3".parse()?;
-/// assert!((margin.nats(1024, 32) - (1024_f32.ln() - 3.0)).abs() < 1e-6);
-/// assert_eq!(margin.nats(1024, 1), margin.nats(1024, 32) + SkipMargin::ALONE);
-/// assert_eq!(SkipMargin::Fixed(4.5).nats(1024, 1), 6.5);
+/// let margin: SkipMargin = "0.5+0.6ln".parse()?;
+/// assert!((margin.nats(4096, 32) - (0.5 + 0.6 * 4096_f32.ln())).abs() < 1e-6);
+/// assert_eq!(margin.nats(4096, 1), margin.nats(4096, 32) + SkipMargin::ALONE);
 /// assert_eq!(margin.nats(2, 32), SkipMargin::LEAST);
-/// assert_eq!("ln:3:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
-/// assert_eq!(margin, SkipMargin::length(3.0));
+/// assert_eq!(margin, SkipMargin::length(0.5, 0.6));
+/// assert_eq!("0.5+0.6ln:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
 /// assert_eq!("4.5".parse::<SkipMargin>()?, SkipMargin::Fixed(4.5));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -33,11 +32,13 @@ use crate::json::NumberOrText;
 pub enum SkipMargin {
     /// The same at every length.
     Fixed(f32),
-    /// `ln(n) - slack` for a query that sees `n` keys: then the mass a query can lose, relative to its best exact key, is at
-    /// most `exp(slack)` at every length.
+    /// `base + slope ln(n)` for a query that sees `n` keys. More keys mean more that can be lost; with [`SLOPE`](SkipMargin::SLOPE)
+    /// skipping costs about as much at every length.
     Length {
-        /// In nats; about 3.
-        slack: f32,
+        /// In nats.
+        base: f32,
+        /// Nats for each unit of `ln(n)`.
+        slope: f32,
         /// The smallest margin, [`LEAST`](SkipMargin::LEAST) where nothing else is known: in short contexts skipping gains little
         /// and costs most.
         least: f32,
@@ -47,6 +48,9 @@ pub enum SkipMargin {
 impl SkipMargin {
     /// The usual smallest margin of [`Length`](Self::Length).
     pub const LEAST: f32 = 3.0;
+
+    /// How a margin has to grow with the length for skipping to cost as much at every length (`docs/results/calibration.md`).
+    pub const SLOPE: f32 = 0.6;
 
     /// A margin that costs little where nothing is known about the model: a value that is skipped weighs at most e⁻⁶, a
     /// four-hundredth, of the best exact one, and in decoding e⁻⁸, a three-thousandth. What it cost on four models is in
@@ -58,8 +62,8 @@ impl SkipMargin {
     pub const ALONE: f32 = 2.0;
 
     /// [`Length`](Self::Length) with the usual smallest margin.
-    pub fn length(slack: f32) -> Self {
-        Self::Length { slack, least: Self::LEAST }
+    pub fn length(base: f32, slope: f32) -> Self {
+        Self::Length { base, slope, least: Self::LEAST }
     }
 
     /// The margin for a query that sees `keys` keys, in a tile of `queries` queries.
@@ -68,7 +72,7 @@ impl SkipMargin {
         alone
             + match self {
                 Self::Fixed(margin) => margin,
-                Self::Length { slack, least } => ((keys as f32).ln() - slack).max(least),
+                Self::Length { base, slope, least } => (base + slope * (keys as f32).ln()).max(least),
             }
     }
 
@@ -76,8 +80,9 @@ impl SkipMargin {
         let positive = |nats: f32| nats.is_finite() && nats > 0.0;
         let (expected, got) = match self {
             Self::Fixed(margin) if !positive(margin) => ("a finite number of nats > 0", margin),
-            Self::Length { slack, .. } if !slack.is_finite() => {
-                ("a slack that is a finite number of nats", slack)
+            Self::Length { base, .. } if !base.is_finite() => ("a base of finitely many nats", base),
+            Self::Length { slope, .. } if !(slope.is_finite() && slope >= 0.0) => {
+                ("a slope that is a finite number >= 0", slope)
             }
             Self::Length { least, .. } if !positive(least) => {
                 ("a least margin of finitely many nats > 0", least)
@@ -88,33 +93,44 @@ impl SkipMargin {
     }
 }
 
-/// `4.5`, or `ln:3` for `ln(n) - 3` and `ln:3:2.5` for that and at least 2.5.
+/// `4.5`, or `0.5+0.6ln` for `0.5 + 0.6 ln(n)`, and `0.5+0.6ln:2.5` for that and at least 2.5.
 impl fmt::Display for SkipMargin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(margin) => write!(f, "{margin}"),
-            Self::Length { slack, least } if *least == Self::LEAST => write!(f, "ln:{slack}"),
-            Self::Length { slack, least } => write!(f, "ln:{slack}:{least}"),
+            Self::Length { base, slope, least } if *least == Self::LEAST => write!(f, "{base}+{slope}ln"),
+            Self::Length { base, slope, least } => write!(f, "{base}+{slope}ln:{least}"),
         }
     }
 }
 
+/// What is [written](#impl-Display-for-SkipMargin), and the older `ln:3[:LEAST]` for `-3+1ln[:LEAST]`.
 impl FromStr for SkipMargin {
     type Err = AttentionError;
 
     fn from_str(text: &str) -> Result<Self, AttentionError> {
-        let expected = "a number of nats > 0, or ln:SLACK or ln:SLACK:LEAST for ln(keys) - SLACK";
-        let number = |text: &str| text.parse().ok();
-        let margin =
-            match text.strip_prefix("ln:").map(|numbers| numbers.split_once(':').unwrap_or((numbers, "3"))) {
-                Some((slack, least)) => {
-                    number(slack).zip(number(least)).map(|(slack, least)| Self::Length { slack, least })
-                }
-                None => number(text).map(Self::Fixed),
-            };
-        let margin = margin.filter(|margin| margin.check().is_ok());
+        let margin = fixed(text).or_else(|| by_length(text)).filter(|margin| margin.check().is_ok());
+        let expected =
+            "a number of nats > 0, or BASE+SLOPEln or BASE+SLOPEln:LEAST for BASE + SLOPE ln(keys)";
         margin.ok_or_else(|| AttentionError::Name { what: "skip margin", expected, got: text.to_owned() })
     }
+}
+
+fn fixed(text: &str) -> Option<SkipMargin> {
+    text.parse().ok().map(SkipMargin::Fixed)
+}
+
+fn by_length(text: &str) -> Option<SkipMargin> {
+    let number = |text: &str| text.parse::<f32>().ok();
+    let (law, older) = text.strip_prefix("ln:").map_or((text, false), |slack| (slack, true));
+    let (law, least) = law.split_once(':').map_or((law, None), |(law, least)| (law, Some(least)));
+    let (base, slope) = match older {
+        true => (-number(law)?, 1.0),
+        // The last plus: the base may have an exponent with a sign.
+        false => law.strip_suffix("ln")?.rsplit_once('+').and_then(|(a, b)| number(a).zip(number(b)))?,
+    };
+    let least = least.map_or(Some(SkipMargin::LEAST), number)?;
+    Some(SkipMargin::Length { base, slope, least })
 }
 
 #[cfg(feature = "serde")]
@@ -139,12 +155,33 @@ mod tests {
 
     #[test]
     fn margins_read_back_what_they_write() {
-        for text in ["4.5", "ln:2.75", "ln:-1", "ln:4:1.5"] {
+        for text in ["4.5", "2.75+0.6ln", "-1+1ln", "0.25+0.5ln:1.5"] {
             assert_eq!(text.parse::<SkipMargin>().unwrap().to_string(), text);
         }
+        assert_eq!("ln:2.75".parse::<SkipMargin>().unwrap(), SkipMargin::length(-2.75, 1.0));
+        assert_eq!("ln:-1:2".parse::<SkipMargin>().unwrap().to_string(), "1+1ln:2");
         for bad in [
-            "", "off", "0", "-4", "inf", "nan", "ln:", "ln:nan", "ln", "4 nats", "ln:3:", "ln:3:0",
-            "ln:3:2:1",
+            "",
+            "off",
+            "0",
+            "-4",
+            "inf",
+            "nan",
+            "ln",
+            "1ln",
+            "+ln",
+            "1+ln",
+            "+1ln",
+            "nan+1ln",
+            "1+infln",
+            "1+-1ln",
+            "4 nats",
+            "1+1ln:",
+            "1+1ln:0",
+            "1+1ln:2:1",
+            "ln:",
+            "ln:nan",
+            "ln:3:0",
         ] {
             let error = bad.parse::<SkipMargin>().unwrap_err().to_string();
             assert!(error.contains("expected a number of nats"), "{error}");

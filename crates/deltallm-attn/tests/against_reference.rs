@@ -63,7 +63,11 @@ fn windows() -> impl Strategy<Value = ExactWindow> {
 fn margins() -> impl Strategy<Value = SkipMargin> {
     prop_oneof![
         (0.2_f32..4.0).prop_map(SkipMargin::Fixed),
-        (-5.0_f32..2.0, 0.5_f32..3.0).prop_map(|(slack, least)| SkipMargin::Length { slack, least }),
+        (-2.0_f32..2.0, 0.0_f32..1.0, 0.5_f32..3.0).prop_map(|(base, slope, least)| SkipMargin::Length {
+            base,
+            slope,
+            least
+        }),
     ]
 }
 
@@ -128,7 +132,9 @@ proptest! {
         // A score within rounding of the margin may fall on either side: such inputs prove nothing.
         let near = |by: f32| {
             let moved = match margin {
-                SkipMargin::Length { slack, least } => SkipMargin::Length { slack: slack - by, least: least + by },
+                SkipMargin::Length { base, slope, least } => {
+                    SkipMargin::Length { base: base + by, slope, least: least + by }
+                }
                 SkipMargin::Fixed(margin) => SkipMargin::Fixed(margin + by),
                 other => panic!("{other}"),
             };
@@ -400,7 +406,7 @@ fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usiz
 /// In the last tile of a call, and token by token.
 #[test]
 fn a_query_that_decides_alone_skips_less() {
-    let margin = SkipMargin::Length { slack: 4.0, least: 0.5 };
+    let margin = SkipMargin::Length { base: -4.0, slope: 1.0, least: 0.5 };
     let tile = query_tile(smollm().group());
     let tokens = 4 * tile + 1;
     assert_skips_like_the_reference(margin, tile, &[tokens]);
@@ -574,7 +580,7 @@ fn a_row_in_which_everything_far_is_skipped_is_the_window_alone() {
     let config = coded_at_once(ThresholdPolicy::Uniform(0.1))
         .exact_window(ExactWindow::Sliding(1))
         .exact_sinks(0)
-        .skip_margin(SkipMargin::length(1.0));
+        .skip_margin(SkipMargin::length(-1.0, 1.0));
     let mut kernel = HybridAttention::new(shape, config.clone().options(options.clone())).unwrap();
     inputs.run(&mut kernel, &[tokens - 1]);
     let before = kernel.stats().total().skipped_values;

@@ -3,7 +3,7 @@
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionShape, CalibrationGoal, HeadsView, HeadsViewMut, Isa,
     KernelContext, KernelKind, KernelSpec, KvStore, LayerSpec, Mask, SparsityStats,
-    calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator, Score, SkipSearch},
+    calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator, Score},
 };
 use deltallm_core::ModelFingerprint;
 use deltallm_testing::Random;
@@ -129,20 +129,20 @@ fn find(request: CalibrationRequest) -> Result<Calibrated, CalibrationError> {
 
 #[test]
 fn a_limit_is_kept_and_a_looser_one_gives_as_many_zeros_or_more() {
-    for skip in [SkipSearch::Off, SkipSearch::One, SkipSearch::Layers] {
+    for skips in [false, true] {
         let mut fewest = 0.0;
         for limit in [1e-4, 1e-3, 1e-2] {
-            let found = find(request(CalibrationGoal::Kl(limit)).skip(skip)).unwrap();
-            assert!(found.without_skipping.kl <= limit, "{skip:?} {limit}");
-            assert!(found.zero_fraction >= fewest && found.zero_fraction > 0.0, "{skip:?} {limit}");
+            let found = find(request(CalibrationGoal::Kl(limit)).skips(skips)).unwrap();
+            assert!(found.without_skipping.kl <= limit, "{skips} {limit}");
+            assert!(found.zero_fraction >= fewest && found.zero_fraction > 0.0, "{skips} {limit}");
             fewest = found.zero_fraction;
             // What was found does what was said of it.
             // It was scored as if the text were longer than the prompts that are attended exactly.
             let layers = found.spec.layers.iter();
             let layers = layers.map(|layer| layer.exact_prompt(None)).collect();
             let again = Engine::new().score(&found.spec.clone().layers(layers)).unwrap();
-            assert_eq!(again.held_out(), found.held_out, "{skip:?} {limit}");
-            assert!(found.held_out.kl <= limit, "{skip:?} {limit}: {}", found.held_out.kl);
+            assert_eq!(again.held_out(), found.held_out, "{skips} {limit}");
+            assert!(found.held_out.kl <= limit, "{skips} {limit}: {}", found.held_out.kl);
             assert_eq!((found.tokens, found.context), (2 * TOKENS, TOKENS));
         }
     }
@@ -150,8 +150,8 @@ fn a_limit_is_kept_and_a_looser_one_gives_as_many_zeros_or_more() {
 
 #[test]
 fn layers_that_attend_to_few_keys_are_left_dense() {
-    for skip in [SkipSearch::Off, SkipSearch::One, SkipSearch::Layers] {
-        let request = request(CalibrationGoal::ZeroFraction(0.5)).store(KvStore::Compact).skip(skip);
+    for skips in [false, true] {
+        let request = request(CalibrationGoal::ZeroFraction(0.5)).store(KvStore::Compact).skips(skips);
         let masks = [Mask::SlidingWindow(300), Mask::Causal];
         let calibrator = calibrator_of(Calibrator::new(shape(), LAYERS, request).unwrap().masks(masks));
         let mut runs = 0;
@@ -161,25 +161,23 @@ fn layers_that_attend_to_few_keys_are_left_dense() {
         });
         let found = found.unwrap();
         let dense = LayerSpec::default().dense(true).exact_prompt(0);
-        assert_eq!(found.spec.layers[0], dense, "{skip:?}: no margin, and no store of its own");
-        assert!((found.zero_fraction - 0.5).abs() < 0.01, "{skip:?}: those of the other layer");
+        assert_eq!(found.spec.layers[0], dense, "{skips}: no margin, and no store of its own");
+        assert!((found.zero_fraction - 0.5).abs() < 0.01, "{skips}: those of the other layer");
     }
 }
 
 #[test]
 fn thresholds_leave_half_of_a_limit_to_skipping() {
     let limit = 1e-3;
-    let zeros = |limit, skip| find(request(CalibrationGoal::Kl(limit)).skip(skip)).unwrap().zero_fraction;
-    let half = zeros(0.5 * limit, SkipSearch::Off);
-    assert!(half < zeros(limit, SkipSearch::Off));
-    for skip in [SkipSearch::One, SkipSearch::Layers] {
-        assert_eq!(zeros(limit, skip), half, "{skip:?}");
-    }
+    let zeros = |limit, skips| find(request(CalibrationGoal::Kl(limit)).skips(skips)).unwrap().zero_fraction;
+    let half = zeros(0.5 * limit, false);
+    assert!(half < zeros(limit, false));
+    assert_eq!(zeros(limit, true), half);
 }
 
 #[test]
 fn a_share_of_zeros_is_met_and_the_same_numbers_give_the_same_settings() {
-    let request = request(CalibrationGoal::ZeroFraction(0.7)).skip(SkipSearch::Off);
+    let request = request(CalibrationGoal::ZeroFraction(0.7)).skips(false);
     let found = find(request).unwrap();
     assert!((found.zero_fraction - 0.7).abs() < 0.01, "{}", found.zero_fraction);
     assert_eq!(found.spec, find(request).unwrap().spec);
@@ -209,7 +207,7 @@ fn what_the_request_says_is_in_the_settings() {
 
 #[test]
 fn output_projection_and_residual_stream_change_where_the_zeros_are() {
-    let goal = request(CalibrationGoal::ZeroFraction(0.6)).skip(SkipSearch::Off);
+    let goal = request(CalibrationGoal::ZeroFraction(0.6)).skips(false);
     let mut told = calibrator(goal);
     let mut again = Calibrator::new(shape(), LAYERS, goal).unwrap();
     // The second layer's output is thrown away, but for a hundredth.
@@ -304,9 +302,8 @@ fn what_cannot_be_calibrated_is_refused_by_name() {
 
 #[test]
 fn a_model_of_any_size_can_be_asked_for() {
-    let request = request(CalibrationGoal::Kl(0.01)).skip(SkipSearch::Layers);
+    let request = request(CalibrationGoal::Kl(0.01));
     let mut calibrator = Calibrator::new(shape(), usize::MAX, request).unwrap();
-    assert_eq!(calibrator.runs(), usize::MAX);
     let text = Layer::new(64, 3);
     let [q, k, v] = text.views();
     for layer in [0, usize::MAX - 1] {

@@ -132,7 +132,7 @@ fn any_setting_is_taken_or_refused() {
             let hybrid = HybridAttention::new(shape(), HybridConfig::new(thresholds));
             hybrid.into_iter().for_each(|mut kernel| use_kernel(&mut kernel));
         }
-        for margin in NUMBERS.map(|least| SkipMargin::Length { slack: number, least }) {
+        for margin in NUMBERS.map(|least| SkipMargin::Length { base: number, slope: number, least }) {
             for margin in [margin, SkipMargin::Fixed(number)] {
                 SIZES.into_iter().for_each(|size| drop(margin.nats(size, size).to_string()));
                 let hybrid = HybridAttention::new(shape(), HybridConfig::default().skip_margin(margin));

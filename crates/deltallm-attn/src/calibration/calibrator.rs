@@ -177,7 +177,7 @@ impl Calibrator {
 
     /// How often [`find`](Self::find) calls its closure at most, for a display of progress.
     pub fn runs(&self) -> usize {
-        runs(&self.request, self.layers)
+        runs(&self.request)
     }
 
     /// Looks for the settings that the request asks for. `score` runs the model over held-out text with kernels made by

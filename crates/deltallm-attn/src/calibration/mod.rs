@@ -25,7 +25,6 @@ mod request;
 mod score;
 mod search;
 mod sensitivity;
-mod skip_cost;
 
 pub use calibrator::Calibrator;
 pub use error::CalibrationError;
@@ -33,5 +32,5 @@ pub use found::Calibrated;
 pub use held_out::HeldOutText;
 pub use perplexity::{Comparison, Perplexity, TokenScore, score_rows};
 pub use rates::RateCurves;
-pub use request::{CalibrationRequest, SkipSearch};
+pub use request::CalibrationRequest;
 pub use score::Score;

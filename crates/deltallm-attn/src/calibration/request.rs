@@ -8,11 +8,11 @@ use crate::{AttentionError, CalibrationGoal, ExactWindow};
 /// What to calibrate for.
 ///
 /// ```
-/// use deltallm_attn::{CalibrationGoal, KvStore, calibration::{CalibrationRequest, SkipSearch}};
+/// use deltallm_attn::{CalibrationGoal, KvStore, calibration::CalibrationRequest};
 ///
 /// // As many zeros and skipped values as a divergence of 0.01 nats from dense attention allows, in the smallest cache.
-/// let request = CalibrationRequest::new(CalibrationGoal::Kl(0.01)).store(KvStore::Compact).skip(SkipSearch::Layers);
-/// assert_eq!((request.exact_window, request.exact_sinks), (64, 4));
+/// let request = CalibrationRequest::new(CalibrationGoal::Kl(0.01)).store(KvStore::Compact);
+/// assert_eq!((request.exact_window, request.exact_sinks, request.skips), (64, 4, true));
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -23,8 +23,8 @@ pub struct CalibrationRequest {
     pub exact_window: usize,
     /// First keys of the sequence, always scored exactly.
     pub exact_sinks: usize,
-    /// Margins of value skipping to look for.
-    pub skip: SkipSearch,
+    /// Whether a margin of value skipping is looked for.
+    pub skips: bool,
     /// Prompts of up to this many tokens are attended exactly in every layer; `None` is for each layer as many as it gains nothing
     /// from.
     pub exact_prompt: Option<usize>,
@@ -37,27 +37,14 @@ pub struct CalibrationRequest {
     pub softcap: Option<f32>,
 }
 
-/// Which margins of value skipping are looked for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[non_exhaustive]
-pub enum SkipSearch {
-    /// None: nothing is skipped.
-    Off,
-    /// One for all layers.
-    #[default]
-    One,
-    /// One for each layer, by what skipping costs there. More is skipped, and two settings more are scored for every layer.
-    Layers,
-}
-
 impl CalibrationRequest {
-    /// A window of 64 keys, 4 sinks, one margin of value skipping, a cache in f16.
+    /// A window of 64 keys, 4 sinks, a margin of value skipping, a cache in f16.
     pub fn new(goal: CalibrationGoal) -> Self {
         Self {
             goal,
             exact_window: 64,
             exact_sinks: 4,
-            skip: SkipSearch::One,
+            skips: true,
             exact_prompt: None,
             store: KvStore::F16,
             scale: None,
@@ -77,10 +64,10 @@ impl CalibrationRequest {
         Self { exact_sinks: keys, ..self }
     }
 
-    /// Sets which margins of value skipping are looked for.
+    /// Sets whether a margin of value skipping is looked for.
     #[must_use]
-    pub fn skip(self, skip: SkipSearch) -> Self {
-        Self { skip, ..self }
+    pub fn skips(self, skips: bool) -> Self {
+        Self { skips, ..self }
     }
 
     /// Sets up to how many tokens a prompt is attended exactly: a number for all layers, or `None`.

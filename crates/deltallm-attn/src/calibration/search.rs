@@ -10,9 +10,8 @@ use super::{
     error::CalibrationError,
     found::Calibrated,
     pays::{layer_store, pays_from},
-    request::{CalibrationRequest, SkipSearch},
+    request::CalibrationRequest,
     score::Score,
-    skip_cost::{PROBES, SkipCost, at_context},
 };
 use crate::{AttentionShape, CalibrationGoal, ExactWindow, KernelSpec, LayerSpec, SkipMargin};
 
@@ -22,21 +21,15 @@ const USUAL_ZERO_FRACTION: f64 = 0.63;
 const ZERO_FRACTION_STEPS: usize = 6;
 /// Skipping may bring the divergence to this multiple of what the thresholds alone cause: it may cost as much as they do.
 const SKIP_SHARE: f64 = 2.0;
-/// Slacks of the margin `ln(n) - slack` among which one is sought, and the steps of that search.
-const SLACKS: [f32; 2] = [-1.0, 5.0];
-const SLACK_STEPS: usize = 5;
-/// Steps of the search for the rate at which all layers skip, where each has its margin.
-const RATE_STEPS: usize = 6;
+/// Margins at the context of the calibration among which one is sought, nats, and the steps of that search.
+const MARGINS: [f64; 2] = [2.0, 9.0];
+const MARGIN_STEPS: usize = 5;
 
 /// Settings that the search makes at most for a model of so many layers.
-pub(super) fn runs(request: &CalibrationRequest, layers: usize) -> usize {
+pub(super) fn runs(request: &CalibrationRequest) -> usize {
     let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { 1 + ZERO_FRACTION_STEPS } else { 0 };
-    let margins = match request.skip {
-        SkipSearch::Off => 0,
-        SkipSearch::One => SLACK_STEPS,
-        SkipSearch::Layers => PROBES.len().saturating_mul(layers).saturating_add(RATE_STEPS),
-    };
-    margins.saturating_add(search + 2)
+    let margins = if request.skips { MARGIN_STEPS } else { 0 };
+    margins + search + 2
 }
 
 /// Scores settings.
@@ -60,25 +53,19 @@ impl Search<'_> {
     pub(super) fn find(mut self) -> Result<Calibrated, CalibrationError> {
         let zero_fraction = match self.request.goal {
             CalibrationGoal::ZeroFraction(share) => share,
-            CalibrationGoal::Kl(limit) if self.request.skip != SkipSearch::Off => {
-                self.zero_fraction(limit / SKIP_SHARE)?
-            }
+            CalibrationGoal::Kl(limit) if self.request.skips => self.zero_fraction(limit / SKIP_SHARE)?,
             CalibrationGoal::Kl(limit) => self.zero_fraction(limit)?,
         };
         let thresholds = self.thresholds(zero_fraction)?;
         let mut spec = self.spec(&thresholds);
         let mut score = self.score(&spec)?;
         let without_skipping = score.held_out();
-        if self.request.skip != SkipSearch::Off {
+        if self.request.skips {
             let limit = match self.request.goal {
                 CalibrationGoal::ZeroFraction(_) => without_skipping.kl * SKIP_SHARE,
                 CalibrationGoal::Kl(limit) => limit,
             };
-            let found = match self.request.skip {
-                SkipSearch::Layers => self.layer_margins(&spec, limit)?,
-                _ => self.margin(&spec, limit)?,
-            };
-            (spec, score) = found.unwrap_or((spec, score));
+            (spec, score) = self.margin(&spec, limit)?.unwrap_or((spec, score));
         }
         let skips = spec.layers.iter().any(|layer| layer.skip_margin.is_some());
         let pays: Vec<Option<usize>> = score.layers.iter().map(|stats| pays_from(stats, skips)).collect();
@@ -163,93 +150,36 @@ impl Search<'_> {
         reached.ok_or(CalibrationError::Unreachable { limit, zero_fraction: low, least })
     }
 
-    /// The settings with the largest slack whose divergence stays within `limit`, if any does.
+    /// The settings with the smallest margin whose divergence stays within `limit`, if any does.
     fn margin(
         &mut self,
         spec: &KernelSpec,
         limit: f64,
     ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
-        let coded = self.coded;
-        self.largest(SLACKS.map(f64::from), SLACK_STEPS, limit, &|slack| {
-            let margin = SkipMargin::length(four_digits(slack as f32));
-            with_margins(spec, |layer| coded[layer].then_some(margin))
-        })
-    }
-
-    /// The settings with a margin for each layer, such that a further share of skipped values would cost the same in all: the
-    /// highest such rate whose divergence stays within `limit`, if any does.
-    fn layer_margins(
-        &mut self,
-        spec: &KernelSpec,
-        limit: f64,
-    ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
-        let mut costs = vec![None; self.layers];
-        for layer in (0..self.layers).filter(|layer| self.coded[*layer]) {
-            costs[layer] = Some(self.skip_cost(layer)?);
-        }
-        let ends = |end: usize| {
-            costs.iter().flatten().map(move |cost| cost.log_rates()[end]).filter(|rate| rate.is_finite())
-        };
-        let rates = [ends(0).fold(f64::INFINITY, f64::min), ends(1).fold(f64::NEG_INFINITY, f64::max)];
-        if rates[0] > rates[1] {
-            return Ok(None); // there is nothing to skip in any layer
-        }
-        let context = self.context;
-        self.largest(rates, RATE_STEPS, limit, &|rate| {
-            with_margins(spec, |layer| {
-                costs[layer].map(|cost: SkipCost| at_context(cost.margin(rate), context))
-            })
-        })
-    }
-
-    /// What skipping costs in a layer that is exact but for that, while all others are exact.
-    fn skip_cost(&mut self, layer: usize) -> Result<SkipCost, CalibrationError> {
-        let mut cost = SkipCost { kl: [0.0; 2], skipped: [0.0; 2] };
-        let mut spec = KernelSpec {
-            store: self.request.store.exact().into(),
-            layers: vec![LayerSpec { dense: true, ..LayerSpec::default() }; self.layers],
-            ..self.exact_spec(ThresholdPolicy::Uniform(0.0))
-        };
-        for (probe, nats) in PROBES.into_iter().enumerate() {
-            let skip_margin = Some(at_context(nats, self.context));
-            spec.layers[layer] = LayerSpec { skip_margin, ..LayerSpec::default() };
-            let score = self.score(&spec)?;
-            cost.kl[probe] = score.kl;
-            cost.skipped[probe] = score.layers[layer].total().values_skipped();
-        }
-        Ok(cost)
-    }
-
-    /// Bisects for the largest of some settings whose divergence stays within `limit`, if any does; `make` makes them.
-    fn largest(
-        &mut self,
-        [mut low, mut high]: [f64; 2],
-        steps: usize,
-        limit: f64,
-        make: &dyn Fn(f64) -> KernelSpec,
-    ) -> Result<Option<(KernelSpec, Score)>, CalibrationError> {
-        let mut best = None;
-        for _ in 0..steps {
-            let middle = 0.5 * (low + high);
-            let spec = make(middle);
+        let ([mut low, mut high], mut best) = (MARGINS, None);
+        for _ in 0..MARGIN_STEPS {
+            let nats = 0.5 * (low + high);
+            let spec = self.with_margin(spec, nats);
             let score = self.score(&spec)?;
             if score.kl <= limit {
-                (low, best) = (middle, Some((spec, score)));
+                (high, best) = (nats, Some((spec, score)));
             } else {
-                high = middle;
+                low = nats;
             }
         }
         Ok(best)
     }
-}
 
-/// The settings with a margin for every layer that skips.
-fn with_margins(spec: &KernelSpec, margin: impl Fn(usize) -> Option<SkipMargin>) -> KernelSpec {
-    let mut spec = spec.clone();
-    for (layer, plan) in spec.layers.iter_mut().enumerate() {
-        plan.skip_margin = margin(layer);
+    /// The settings with a margin of so many nats for a query at the end of the context, in every layer that is coded.
+    fn with_margin(&self, spec: &KernelSpec, nats: f64) -> KernelSpec {
+        let base = nats - f64::from(SkipMargin::SLOPE) * (self.context as f64).ln();
+        let margin = SkipMargin::length(four_digits(base as f32), SkipMargin::SLOPE);
+        let mut spec = spec.clone();
+        for (layer, coded) in spec.layers.iter_mut().zip(self.coded) {
+            layer.skip_margin = coded.then_some(margin);
+        }
+        spec
     }
-    spec
 }
 
 /// Thresholds layer by layer.

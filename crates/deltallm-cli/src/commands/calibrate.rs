@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance, Verified};
-use deltallm::calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator, SkipSearch};
+use deltallm::calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator};
 use deltallm::models::{LogitRows, Model};
 use deltallm::{AttentionOptions, DenseAttention, KernelSpec, KvStore, LayerSpec, SpecOverrides};
 use serde::Serialize;
@@ -50,10 +50,9 @@ pub(crate) struct Args {
     /// Prompts of up to this many tokens are attended exactly [default: for each layer as many as it gains nothing from]
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     exact_prompt: Option<usize>,
-    /// Margins of value skipping to look for: search for one, layers for one in each layer (more is skipped, and the search takes
-    /// two runs more for every layer), or off
-    #[arg(long, value_name = "search|layers|off", default_value = "search", value_parser = parse_skip)]
-    skip_margin: SkipSearch,
+    /// Margin of value skipping: search for one, or off
+    #[arg(long, value_name = "search|off", default_value = "search")]
+    skip_margin: MarginSearch,
     /// Store to calibrate for: f32, f16, bf16, or int8, compact, which layers that skip little do not take
     #[arg(long, value_name = "STORE", default_value = "f16")]
     kv: KvStore,
@@ -64,6 +63,12 @@ pub(crate) struct Args {
     common: CommonArgs,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum MarginSearch {
+    Search,
+    Off,
+}
+
 fn parse_share(text: &str) -> Result<f64, String> {
     let share = text.parse().ok().filter(|share| (0.0..1.0).contains(share));
     share.ok_or_else(|| "expected a number >= 0 and < 1".into())
@@ -72,15 +77,6 @@ fn parse_share(text: &str) -> Result<f64, String> {
 fn parse_nats(text: &str) -> Result<f64, String> {
     let nats = text.parse().ok().filter(|nats: &f64| nats.is_finite() && *nats > 0.0);
     nats.ok_or_else(|| "expected a finite number of nats > 0".into())
-}
-
-fn parse_skip(text: &str) -> Result<SkipSearch, String> {
-    match text {
-        "search" => Ok(SkipSearch::One),
-        "layers" => Ok(SkipSearch::Layers),
-        "off" => Ok(SkipSearch::Off),
-        _ => Err("expected search, layers or off".into()),
-    }
 }
 
 /// Share of --max-kl that the text held out may use up. The rest is for other text: on four stretches of the tales by the brothers Grimm
@@ -118,7 +114,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let request = CalibrationRequest::new(goal)
         .exact_window(args.window as usize)
         .exact_sinks(args.sinks as usize)
-        .skip(args.skip_margin)
+        .skips(args.skip_margin == MarginSearch::Search)
         .exact_prompt(args.exact_prompt)
         .store(args.kv);
     let graph = &model.graph;
