@@ -115,17 +115,16 @@ pub fn attention(
                 (tile..n.min(tile + method.tile)).flat_map(|m| group.clone().map(move |h| (m, h))).collect();
             let scores: Vec<Vec<f64>> =
                 queries.iter().map(|&(m, h)| scores(method, m, q.row(m, h), &stored)).collect();
+            let best_exact = |(&(m, h), s): (&(usize, usize), &Vec<f64>)| {
+                let exact = keys(method, m, n).filter(|&t| exact(method, m, t));
+                exact.map(|t| s[t]).fold(sink(method, h), f64::max)
+            };
+            let best: Vec<f64> = queries.iter().zip(&scores).map(best_exact).collect();
             // Equation 5: a far value is skipped when it matters to no query of the tile that sees it as far.
             let matters = |t: usize| match method.skip_margin {
                 None => true,
-                Some(margin) => queries.iter().zip(&scores).any(|(&(m, h), s)| {
-                    let seen = keys(method, m, n);
-                    let best = seen
-                        .clone()
-                        .filter(|&u| exact(method, m, u))
-                        .map(|u| s[u])
-                        .fold(sink(method, h), f64::max);
-                    seen.contains(&t)
+                Some(margin) => queries.iter().zip(&scores).zip(&best).any(|((&(m, _), s), best)| {
+                    keys(method, m, n).contains(&t)
                         && !exact(method, m, t)
                         && s[t] > best - f64::from(margin.nats(m + 1, positions))
                 }),

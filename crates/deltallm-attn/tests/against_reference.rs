@@ -5,10 +5,11 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ExactWindow, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Precision, SkipMargin,
+    ExactWindow, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision, SkipMargin,
     ThresholdPolicy, attend_dense, attend_hybrid, query_tile, reference::Method,
 };
 use deltallm_core::TargetSparsity;
+use deltallm_simd::tuning::PREPARED_KEYS;
 use proptest::prelude::*;
 
 mod common;
@@ -411,6 +412,44 @@ fn a_query_that_decides_alone_skips_less() {
     let tokens = 4 * tile + 1;
     assert_skips_like_the_reference(margin, tile, &[tokens]);
     assert_skips_like_the_reference(margin, 1, &(1..=tokens).collect::<Vec<_>>());
+}
+
+/// A history longer than what is prepared at a time: in one call, in several, and under a mask that leaves the first keys behind.
+#[test]
+fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
+    let shape = AttentionShape::new(1, 1, 8).unwrap();
+    let inputs = Inputs::new(shape, PREPARED_KEYS + 700, 21);
+    let one_call = vec![inputs.tokens];
+    let calls = vec![900, PREPARED_KEYS + 20, inputs.tokens];
+    for (mask, margin, ends) in
+        [(Mask::Causal, Some(3.0), one_call), (Mask::SlidingWindow(4300), None, calls)]
+    {
+        let method = Method {
+            mask,
+            thresholds: thresholds(shape, 0.4),
+            exact_window: Some(ExactWindow::Sliding(100)),
+            exact_sinks: 2,
+            skip_margin: margin.map(SkipMargin::Fixed),
+            tile: query_tile(1),
+            ..Method::dense(&shape)
+        };
+        let (expected, skipped) = inputs.reference(&method);
+        for (isa, precision) in
+            Isa::available().into_iter().zip([Precision::F32, Precision::Int16].into_iter().cycle())
+        {
+            let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(100));
+            let config = config.exact_sinks(2).skip_margin(method.skip_margin);
+            let options = options(isa, KvStore::F32).mask(mask).precision(precision);
+            let mut kernel = HybridAttention::new(shape, config.options(options)).unwrap();
+            let got = inputs.run(&mut kernel, &ends);
+            // Of millions of scores some lie within rounding of the margin, on either side of it.
+            let tolerance = if margin.is_some() || precision == Precision::Int16 { 2e-3 } else { TOLERANCE };
+            let (worst, what) = (worst(&got, &expected), format!("{isa}, {precision:?}, {mask:?}"));
+            assert!(worst <= tolerance, "{what}: off by {worst:e}");
+            let off = kernel.stats().total().skipped_values.abs_diff(skipped);
+            assert!(off as f64 <= 1e-3 * skipped as f64, "{what}: {off} of {skipped}");
+        }
+    }
 }
 
 /// Few queries leave some lanes of a vector over.

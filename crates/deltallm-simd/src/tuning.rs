@@ -23,6 +23,10 @@ pub const LEAST_CODED_TOKENS: usize = 64;
 /// With fewer tokens than this, handing them to other threads costs more than storing them uncoded. EPYC, 23 November 2026.
 pub const LEAST_STORED_TOKENS: usize = 256;
 
+/// Keys that are brought at a time into the form in which tiles read them: what that takes does not grow with the history. Changes the
+/// order of sums. EPYC, 29 November 2026.
+pub const PREPARED_KEYS: usize = 4096;
+
 // Attention: single tokens.
 
 /// Keys that one thread attends at a stretch; their positions start at multiples of this. Cutting costs next to nothing: merging two

@@ -28,7 +28,8 @@ mod values;
 
 use std::ops::Range;
 
-use deltallm_core::HeadSparsity;
+use deltallm_core::{BLOCK_TOKENS, HeadSparsity};
+use deltallm_simd::tuning::PREPARED_KEYS;
 
 use crate::{
     AttentionError, HeadsView,
@@ -38,9 +39,12 @@ use crate::{
     window::Split,
 };
 
-use prepare::{Prepared, prepare_head};
+use prepare::{Prepared, prepare};
 pub use tile::query_tile;
-use tile::{Scratch, Tile, attend_tile, union};
+use tile::{Call, Piece, Scratch, Tile, TileOutput, union};
+
+/// Tiles of a kv head that are attended together: keys are prepared for all of them, and each holds its queries and sums meanwhile.
+const TILES: usize = 128;
 
 /// Attends `q`, whose first token stands at position `first`. `segments` knows the segments of each kv head.
 pub(crate) fn attend<'a>(
@@ -53,58 +57,96 @@ pub(crate) fn attend<'a>(
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
     let query_tile = query_tile(shape.group());
+    let call = Call { options, q, first, split };
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
-    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared of a long
-    // history takes more than its cache, so it is done for one head per thread at a time.
+    let mut take = |tile: &Tile, output: TileOutput| {
+        counted[tile.kv_head] += output.counts;
+        let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
+        let places = places.map(|(position, head)| (position - first, tile.kv_head * shape.group() + head));
+        for ((token, head), row) in places.clone().zip(output.rows.chunks_exact(shape.value_dim())) {
+            rows.row_mut(token, head).copy_from_slice(row);
+        }
+        if !log_sums.is_empty() {
+            for ((token, head), sum) in places.zip(output.log_sums) {
+                log_sums[token * shape.heads() + head] = sum;
+            }
+        }
+    };
+    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared takes
+    // more than its cache, so it is done for one head per thread at a time.
     let prepares = q.tokens() > query_tile;
     let at_once = if prepares { threads(options.parallel) } else { shape.kv_heads() };
     for heads in chunks(0..shape.kv_heads(), at_once) {
         let segments: Vec<Segments> = heads.clone().map(segments).collect();
-        let tiles = tiles(first..first + q.tokens(), query_tile, heads.clone());
-        let prepared = match prepares {
-            true => prepare(options, first..first + q.tokens(), split, &segments)?,
-            false => {
-                segments.iter().map(|segments| segments.iter().map(Prepared::as_held).collect()).collect()
+        for positions in multiples(first..first + q.tokens(), TILES * query_tile) {
+            let tiles = multiples(positions.clone(), query_tile);
+            let mut tiles: Vec<Tile> = tiles
+                .flat_map(|positions| heads.clone().map(move |kv_head| Tile::new(kv_head, positions.clone())))
+                .collect();
+            let at_a_time = if prepares { PREPARED_KEYS } else { usize::MAX };
+            let rounds = rounds(split, &segments[0], &positions, at_a_time);
+            for (round, pieces) in rounds.iter().enumerate() {
+                let prepared = prepare_all(options, prepares, &segments, pieces)?;
+                let work = |scratch: &mut Scratch, tile: &mut Tile| {
+                    let head = tile.kv_head - heads.start;
+                    let pieces = pieces.iter().zip(&prepared[head]).map(|((segment, tokens), prepared)| {
+                        Piece { segment: &segments[head][*segment], tokens, prepared }
+                    });
+                    tile.attend(call, pieces, round + 1 == rounds.len(), scratch)
+                };
+                for_each(options.parallel, &mut tiles, work, |tile, output| {
+                    output.into_iter().for_each(|output| take(tile, output));
+                })?;
             }
-        };
-        let work = |scratch: &mut Scratch, tile: &Tile| {
-            let head = tile.kv_head - heads.start;
-            attend_tile(options, q, first, tile, split, &segments[head], &prepared[head], scratch)
-        };
-        for_each(options.parallel, &tiles, work, |tile, output| {
-            counted[tile.kv_head] += output.counts;
-            let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
-            let places =
-                places.map(|(position, head)| (position - first, tile.kv_head * shape.group() + head));
-            for ((token, head), row) in places.clone().zip(output.rows.chunks_exact(shape.value_dim())) {
-                rows.row_mut(token, head).copy_from_slice(row);
-            }
-            if !log_sums.is_empty() {
-                for ((token, head), sum) in places.zip(output.log_sums) {
-                    log_sums[token * shape.heads() + head] = sum;
-                }
-            }
-        })?;
+        }
     }
     counts.iter_mut().zip(&counted).for_each(|(sum, more)| *sum += *more);
     Ok(())
 }
 
-/// Every segment of every kv head, prepared for the queries at `positions`.
-fn prepare<'a>(
+/// Tokens of a segment, which is given by its number.
+type Tokens = (usize, Range<usize>);
+
+/// The keys of all segments for the queries at `positions`, in order, and in rounds of about `most` keys. There is at least one round.
+fn rounds(split: &Split, segments: &[Segment], positions: &Range<usize>, most: usize) -> Vec<Vec<Tokens>> {
+    let (mut rounds, mut room) = (vec![Vec::new()], most);
+    for (number, segment) in segments.iter().enumerate() {
+        let mut tokens = union(positions.clone().map(|position| split.range(segment.part, position)));
+        while !tokens.is_empty() {
+            if room == 0 {
+                rounds.push(Vec::new());
+                room = most;
+            }
+            let mut end = tokens.end.min(tokens.start.saturating_add(room));
+            if end < tokens.end {
+                // Blocks are read from their beginning.
+                end = tokens.end.min(end.next_multiple_of(BLOCK_TOKENS));
+            }
+            rounds.last_mut().into_iter().for_each(|round| round.push((number, tokens.start..end)));
+            room = room.saturating_sub(end - tokens.start);
+            tokens.start = end;
+        }
+    }
+    rounds
+}
+
+/// The `pieces` of each kv head: prepared, or as they are held.
+fn prepare_all<'a>(
     options: &Settings,
-    positions: Range<usize>,
-    split: &Split,
+    prepares: bool,
     segments: &[Segments<'a>],
+    pieces: &[Tokens],
 ) -> Result<Vec<Vec<Prepared<'a>>>, AttentionError> {
-    let mut prepared = Vec::with_capacity(segments.len());
-    let work = |scratch: &mut Vec<f32>, segments: &Segments<'a>| {
-        let tokens =
-            |segment: &Segment| union(positions.clone().map(|position| split.range(segment.part, position)));
-        let segments: Vec<_> = segments.iter().map(|segment| (segment, tokens(segment))).collect();
-        Ok(prepare_head(options, &segments, scratch))
+    let mut heads: Vec<&Segments> = segments.iter().collect();
+    let work = |rows: &mut Vec<f32>, segments: &mut &Segments<'a>| {
+        let pieces = pieces.iter().map(|(segment, tokens)| (&segments[*segment], tokens.clone()));
+        Ok(match prepares {
+            true => pieces.map(|(segment, tokens)| prepare(options, segment, tokens, rows)).collect(),
+            false => pieces.map(|(segment, _)| Prepared::as_held(segment)).collect(),
+        })
     };
-    for_each(options.parallel, segments, work, |_, head| prepared.push(head))?;
+    let mut prepared = Vec::with_capacity(segments.len());
+    for_each(options.parallel && prepares, &mut heads, work, |_, head| prepared.push(head))?;
     Ok(prepared)
 }
 
@@ -114,16 +156,10 @@ fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>
     range.step_by(size).map(move |start| start..end.min(start + size))
 }
 
-/// Cuts `positions` at multiples of `size`, for each of these kv heads.
-fn tiles(positions: Range<usize>, size: usize, kv_heads: Range<usize>) -> Vec<Tile> {
-    let mut tiles = Vec::new();
-    let mut start = positions.start;
-    while start < positions.end {
-        let end = positions.end.min((start / size + 1) * size);
-        tiles.extend(kv_heads.clone().map(|kv_head| Tile { kv_head, positions: start..end }));
-        start = end;
-    }
-    tiles
+/// Cuts `range` at multiples of `size`.
+fn multiples(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
+    let numbers = range.start / size..range.end.div_ceil(size);
+    numbers.map(move |number| range.start.max(number * size)..range.end.min((number + 1) * size))
 }
 
 /// How many threads share the work.
@@ -138,10 +174,10 @@ fn threads(parallel: bool) -> usize {
 
 /// Does `work` for all items and hands the results to `take`, in order. Items do not depend on each other, so neither
 /// does the result on the number of threads.
-fn for_each<T: Sync, S: Default + Send, O: Send>(
+fn for_each<T: Send, S: Default + Send, O: Send>(
     parallel: bool,
-    items: &[T],
-    work: impl Fn(&mut S, &T) -> Result<O, AttentionError> + Sync,
+    items: &mut [T],
+    work: impl Fn(&mut S, &mut T) -> Result<O, AttentionError> + Sync,
     mut take: impl FnMut(&T, O),
 ) -> Result<(), AttentionError> {
     #[cfg(feature = "rayon")]
@@ -151,7 +187,7 @@ fn for_each<T: Sync, S: Default + Send, O: Send>(
         use rayon::prelude::*;
         // Working memory goes from item to item as with one thread: fresh memory for each costs page faults.
         let idle = Mutex::new(Vec::new());
-        let work = |item: &T| {
+        let work = |item: &mut T| {
             let idle = || idle.lock().unwrap_or_else(PoisonError::into_inner);
             let mut scratch: S = idle().pop().unwrap_or_default();
             let output = work(&mut scratch, item);
@@ -159,16 +195,58 @@ fn for_each<T: Sync, S: Default + Send, O: Send>(
             output
         };
         // As many at a time as keep all threads busy; more results would have to wait in memory.
-        for items in items.chunks(32 * threads(parallel)) {
-            let outputs: Vec<O> = items.par_iter().with_max_len(1).map(&work).collect::<Result<_, _>>()?;
+        for items in items.chunks_mut(32 * threads(parallel)) {
+            let outputs: Vec<O> =
+                items.par_iter_mut().with_max_len(1).map(&work).collect::<Result<_, _>>()?;
             items.iter().zip(outputs).for_each(|(item, output)| take(item, output));
         }
         return Ok(());
     }
     let _ = parallel;
     let mut scratch = S::default();
-    items.iter().try_for_each(|item| {
-        take(item, work(&mut scratch, item)?);
+    items.iter_mut().try_for_each(|item| {
+        let output = work(&mut scratch, item)?;
+        take(item, output);
         Ok(())
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        ExactWindow, HeadsView, Mask,
+        segment::{HeadRows, Keys},
+        window::{Part, WindowState},
+    };
+
+    #[test]
+    fn rounds_have_every_key_once_and_end_with_blocks() {
+        let numbers = [0.0];
+        let rows = HeadRows { view: HeadsView::new(&numbers, [1, 1, 1]).unwrap(), head: 0 };
+        let segment = |part| Segment { keys: Keys::Rows(&rows), values: &rows, part, skip_margin: None };
+        let segments = [Part::Sinks, Part::Window, Part::Far].map(segment);
+        let window = WindowState::new(ExactWindow::Sliding(100), 0);
+        for (first, tokens, most) in [(0, 1, 64), (0, 5000, 1000), (4000, 4100, 640), (70, 5000, usize::MAX)]
+        {
+            let split = Split { mask: Mask::Causal, tokens, window, exact_from: 0, sinks: 4 };
+            let rounds = rounds(&split, &segments, &(first..tokens), most);
+            let pieces: Vec<&Tokens> = rounds.iter().flatten().collect();
+            for (number, segment) in segments.iter().enumerate() {
+                let all = union((first..tokens).map(|position| split.range(segment.part, position)));
+                let own = pieces.iter().filter(|piece| piece.0 == number);
+                let end = own.fold(all.start, |end, (_, piece)| {
+                    assert!(
+                        piece.start == end
+                            && (piece.end == all.end || piece.end.is_multiple_of(BLOCK_TOKENS))
+                    );
+                    piece.end
+                });
+                assert_eq!(end, all.end, "{number} of {first}..{tokens}");
+            }
+            assert!(pieces.is_sorted_by_key(|piece| piece.0) && rounds.iter().all(|round| !round.is_empty()));
+            let long = |round: &Vec<Tokens>| round.iter().map(|piece| piece.1.len()).sum::<usize>();
+            assert!(rounds.iter().all(|round| long(round) < most.saturating_add(BLOCK_TOKENS)), "{most}");
+        }
+    }
 }

@@ -1,6 +1,6 @@
 //! What is done once for all tiles of a call: keys and values brought into the form in which tiles read them.
 
-use std::{ops::Range, sync::Arc};
+use std::ops::Range;
 
 use deltallm_core::BLOCK_TOKENS;
 
@@ -18,13 +18,13 @@ use super::{
 };
 use crate::{
     options::Settings,
-    segment::{Keys, Rows, Segment},
+    segment::{Keys, Segment},
 };
 
 /// A segment's keys and values, ready for tiles.
 pub(crate) struct Prepared<'a> {
     pub(crate) keys: Box<dyn TileKeys + 'a>,
-    pub(crate) values: Arc<dyn TileValues + 'a>,
+    pub(crate) values: Box<dyn TileValues + 'a>,
     /// Codes for the first pass, where values may be skipped.
     pub(crate) first_pass: Option<KeyCodes>,
 }
@@ -32,7 +32,7 @@ pub(crate) struct Prepared<'a> {
 impl<'a> Prepared<'a> {
     /// For a single tile, for which a conversion would not pay: rows are read block by block.
     pub(crate) fn as_held(segment: &Segment<'a>) -> Self {
-        Self { keys: held(segment.keys), values: Arc::new(HeldRows(segment.values)), first_pass: None }
+        Self { keys: held(segment.keys), values: Box::new(HeldRows(segment.values)), first_pass: None }
     }
 }
 
@@ -43,83 +43,59 @@ fn held<'a>(keys: Keys<'a>) -> Box<dyn TileKeys + 'a> {
     }
 }
 
-/// Values in 16 bits of some tokens, for segments that share rows.
-struct SharedValues<'a> {
-    of: &'a dyn Rows,
-    tokens: Range<usize>,
-    values: Arc<TilePairValues>,
-}
-
-/// Prepares the keys `tokens` of each of the segments of a kv head.
-pub(crate) fn prepare_head<'a>(
+/// Prepares the keys and values `tokens` of a segment.
+pub(crate) fn prepare<'a>(
     options: &Settings,
-    segments: &[(&Segment<'a>, Range<usize>)],
-    scratch: &mut Vec<f32>,
-) -> Vec<Prepared<'a>> {
-    let (isa, head_dim) = (options.isa, options.shape.head_dim());
+    segment: &Segment<'a>,
+    tokens: Range<usize>,
+    rows: &mut Vec<f32>,
+) -> Prepared<'a> {
+    let (isa, head_dim, first) = (options.isa, options.shape.head_dim(), tokens.start);
     let pairs = Pairs::of(isa, options.precision);
-    let mut shared: Vec<SharedValues> = Vec::new();
-    let mut rows = Vec::new();
-    let prepare = |(segment, tokens): &(&Segment<'a>, Range<usize>)| {
-        let first = tokens.start;
-        // A cap changes the scores after the product, and so what the product says about them.
-        let skips = segment.skip_margin.is_some() && options.softcap.is_none();
-        let first_pass = FirstPass::of(isa).filter(|_| skips);
-        // Whether keys are scored through their deltas: their scores are there when they have been tested, without a first pass.
-        // Not where there is a first pass: the choice changes the last bits of scores, so it is the same for all CPUs of an
-        // instruction set, and no matter of timing. On a Xeon with AVX-512 a key costs about 50 cycles in the first pass and 125 to
-        // 190 through its deltas. On Zen 4 the deltas are faster: prompts of 1024 to 4096 tokens in f32 took 1.31 to 2.00 times
-        // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/tried.md).
-        let deltas = match segment.keys {
-            Keys::Deltas(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
-                Some(matrix).filter(|_| !skips || first_pass.is_none())
-            }
-            _ => None,
-        };
-        let first_pass = first_pass.filter(|_| deltas.is_none());
-        if first_pass.is_some() || pairs.is_some() {
-            read_keys(&segment.keys, tokens.clone(), head_dim, &mut rows);
+    // A cap changes the scores after the product, and so what the product says about them.
+    let skips = segment.skip_margin.is_some() && options.softcap.is_none();
+    let first_pass = FirstPass::of(isa).filter(|_| skips);
+    // Whether keys are scored through their deltas: their scores are there when they have been tested, without a first pass.
+    // Not where there is a first pass: the choice changes the last bits of scores, so it is the same for all CPUs of an
+    // instruction set, and no matter of timing. On a Xeon with AVX-512 a key costs about 50 cycles in the first pass and 125 to
+    // 190 through its deltas. On Zen 4 the deltas are faster: prompts of 1024 to 4096 tokens in f32 took 1.31 to 2.00 times
+    // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/tried.md).
+    let deltas = match segment.keys {
+        Keys::Deltas(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
+            Some(matrix).filter(|_| !skips || first_pass.is_none())
         }
-        let first_pass = first_pass.and_then(|pass| pass.keys(tokens.clone(), &rows, head_dim));
-        let keys: Box<dyn TileKeys> = match (pairs, deltas) {
-            (Some(pairs), _) => {
-                let mut keys = PairKeys::default();
-                pairs.push_keys(&rows, head_dim, &mut keys);
-                Box::new(TilePairKeys { pairs, first, keys })
-            }
-            (None, Some(matrix)) => Box::new(streams(isa, matrix, tokens.clone())),
-            _ if first_pass.is_some() => Box::new(ConvertedRows { first, rows: std::mem::take(&mut rows) }),
-            _ => held(segment.keys),
-        };
-        let values: Arc<dyn TileValues> = match pairs {
-            Some(pairs) => {
-                let there = shared.iter().find(|shared| {
-                    let has = shared.tokens.start <= tokens.start && tokens.end <= shared.tokens.end;
-                    std::ptr::addr_eq(shared.of, segment.values) && has
-                });
-                match there {
-                    Some(shared) => shared.values.clone(),
-                    None => {
-                        read_rows(segment.values, tokens.clone(), scratch);
-                        let values = pairs.values(scratch, options.shape.value_dim());
-                        let values = Arc::new(TilePairValues { pairs, tokens: tokens.clone(), values });
-                        let of = segment.values;
-                        shared.push(SharedValues { of, tokens: tokens.clone(), values: values.clone() });
-                        values
-                    }
-                }
-            }
-            // Those that are left of several blocks are multiplied together.
-            None if skips && (deltas.is_some() || first_pass.is_some()) => {
-                let mut rows = Vec::new();
-                read_rows(segment.values, tokens.clone(), &mut rows);
-                Arc::new(ConvertedRows { first, rows })
-            }
-            None => Arc::new(HeldRows(segment.values)),
-        };
-        Prepared { keys, values, first_pass }
+        _ => None,
     };
-    segments.iter().map(prepare).collect()
+    let first_pass = first_pass.filter(|_| deltas.is_none());
+    if first_pass.is_some() || pairs.is_some() {
+        read_keys(&segment.keys, tokens.clone(), head_dim, rows);
+    }
+    let first_pass = first_pass.and_then(|pass| pass.keys(tokens.clone(), rows, head_dim));
+    let keys: Box<dyn TileKeys> = match (pairs, deltas) {
+        (Some(pairs), _) => {
+            let mut keys = PairKeys::default();
+            pairs.push_keys(rows, head_dim, &mut keys);
+            Box::new(TilePairKeys { pairs, first, keys })
+        }
+        (None, Some(matrix)) => Box::new(streams(isa, matrix, tokens.clone())),
+        _ if first_pass.is_some() => Box::new(ConvertedRows { first, rows: std::mem::take(rows) }),
+        _ => held(segment.keys),
+    };
+    let values: Box<dyn TileValues> = match pairs {
+        Some(pairs) => {
+            read_rows(segment.values, tokens.clone(), rows);
+            let values = pairs.values(rows, options.shape.value_dim());
+            Box::new(TilePairValues { pairs, tokens, values })
+        }
+        // Those that are left of several blocks are multiplied together.
+        None if skips && (deltas.is_some() || first_pass.is_some()) => {
+            let mut rows = Vec::new();
+            read_rows(segment.values, tokens, &mut rows);
+            Box::new(ConvertedRows { first, rows })
+        }
+        None => Box::new(HeldRows(segment.values)),
+    };
+    Prepared { keys, values, first_pass }
 }
 
 /// Keys as f32, `[tokens, head_dim]`.

@@ -7,7 +7,7 @@
 use std::{f32::consts::LOG2_E, ops::Range};
 
 use deltallm_core::{BLOCK_TOKENS, HeadSparsity};
-use deltallm_simd::tuning::ENOUGH_VALUES;
+use deltallm_simd::{Isa, tuning::ENOUGH_VALUES};
 
 use super::{
     aligned::Aligned,
@@ -40,11 +40,13 @@ pub fn query_tile(group: usize) -> usize {
 }
 
 /// One tile of one kv head.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) struct Tile {
     pub(crate) kv_head: usize,
     /// Positions of the queries in the sequence.
     pub(crate) positions: Range<usize>,
+    /// What has been attended, from the first keys to the last.
+    state: Option<State>,
 }
 
 /// Result of a tile.
@@ -57,26 +59,43 @@ pub(crate) struct TileOutput {
     pub(crate) counts: HeadSparsity,
 }
 
-// So many and what comes of one block more are still about a block, which is one part of `TileSegment::accumulate`.
+// So many and what comes of one block more are still about a block, which is one part of `TilePiece::accumulate`.
 const _: () = assert!(ENOUGH_VALUES < BLOCK_TOKENS);
+
+/// A tile's queries, and what has been attended so far.
+#[derive(Debug)]
+struct State {
+    queries: TileQueries,
+    /// Weighted sum of values so far, `[value_dim, lanes]`.
+    sums: Aligned,
+    /// Per lane: largest score, sum of weights, skip threshold.
+    max: Aligned,
+    total: Aligned,
+    thresholds: Aligned,
+    counts: HeadSparsity,
+}
+
+impl State {
+    fn new(isa: Isa) -> Self {
+        let none = Aligned::default;
+        let queries = TileQueries { isa, lanes: 0, rows: none(), pairs: PairQueries::default() };
+        let [sums, max, total, thresholds] = [none(), none(), none(), none()];
+        Self { queries, sums, max, total, thresholds, counts: HeadSparsity::default() }
+    }
+}
 
 /// Working memory that is reused from tile to tile.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
-    queries: Aligned,
-    pair_queries: PairQueries,
+    /// That of a tile that has been finished, for the next one.
+    state: Option<State>,
     /// Scores, then weights, of keys whose values are still to be added, and room for another block of them:
     /// `[2 * BLOCK_TOKENS, lanes]`.
     scores: Aligned,
     /// These keys.
     pending: Vec<usize>,
-    /// Weighted sum of values so far, `[value_dim, lanes]`.
-    sums: Aligned,
-    /// Per lane: largest score, sum of weights, rescale factor, skip threshold.
-    max: Aligned,
-    total: Aligned,
+    /// Per lane: rescale factor.
     rescale: Aligned,
-    thresholds: Aligned,
     /// Keys that come through the first pass.
     candidates: Vec<usize>,
     /// Keys that are scored together, and the places among them of those that are kept.
@@ -91,61 +110,106 @@ pub(crate) struct Scratch {
     values: ValueScratch,
 }
 
-/// Attends the tile's queries to the keys of all segments, in order; `prepared` has each segment's keys and values. `first` is the
-/// position of `q`'s first token.
-#[expect(clippy::too_many_arguments, reason = "one call's inputs, and one tile of it")]
-pub(crate) fn attend_tile(
-    options: &Settings,
-    q: &HeadsView,
-    first: usize,
-    tile: &Tile,
-    split: &Split,
-    segments: &[Segment],
-    prepared: &[Prepared],
-    scratch: &mut Scratch,
-) -> Result<TileOutput, AttentionError> {
-    let (isa, group, value_dim) = (options.isa, options.shape.group(), options.shape.value_dim());
-    let count = tile.positions.len();
-    let lanes = (count * group).next_multiple_of(lanes(isa));
-    let needs_pairs = prepared.iter().any(|prepared| prepared.keys.needs_pairs());
-    let pairs = Pairs::of(isa, options.precision).filter(|_| needs_pairs);
-    let queries = take_queries(options, q, first, tile, lanes, pairs, scratch);
-    scratch.scores.resize(2 * BLOCK_TOKENS * lanes);
-    scratch.sums.reset(value_dim * lanes, 0.0);
-    scratch.max.reset(lanes, f32::NEG_INFINITY);
-    scratch.total.reset(lanes, 0.0);
-    scratch.rescale.reset(lanes, 1.0);
-    if let Some(logits) = &options.sink_logits {
-        let logits =
-            logits[tile.kv_head * group..][..group].iter().flat_map(|x| std::iter::repeat_n(x, count));
-        scratch.max.iter_mut().zip(logits).for_each(|(max, logit)| *max = logit * LOG2_E);
-        scratch.total[..count * group].fill(1.0);
+/// What a call asks of all its tiles.
+#[derive(Clone, Copy)]
+pub(crate) struct Call<'a> {
+    pub(crate) options: &'a Settings,
+    pub(crate) q: &'a HeadsView<'a>,
+    /// Position of `q`'s first token.
+    pub(crate) first: usize,
+    pub(crate) split: &'a Split,
+}
+
+/// Some tokens of a segment, prepared.
+#[derive(Clone, Copy)]
+pub(crate) struct Piece<'a> {
+    pub(crate) segment: &'a Segment<'a>,
+    pub(crate) tokens: &'a Range<usize>,
+    pub(crate) prepared: &'a Prepared<'a>,
+}
+
+impl Tile {
+    pub(crate) fn new(kv_head: usize, positions: Range<usize>) -> Self {
+        Self { kv_head, positions, state: None }
     }
 
-    let mut counts = HeadSparsity::default();
-    for (segment, prepared) in segments.iter().zip(prepared) {
-        let ranges: Vec<Range<usize>> =
-            tile.positions.clone().map(|position| split.range(segment.part, position)).collect();
-        let part = TileSegment { options, segment, prepared, tile, ranges: &ranges, queries: &queries };
-        part.attend(scratch, &mut counts);
+    /// Attends the tile's queries to some more keys, in the order of the segments; the answer comes with the `last` of them.
+    pub(crate) fn attend<'a>(
+        &mut self,
+        call: Call,
+        pieces: impl Iterator<Item = Piece<'a>> + Clone,
+        last: bool,
+        scratch: &mut Scratch,
+    ) -> Result<Option<TileOutput>, AttentionError> {
+        let Call { options, split, .. } = call;
+        let mut state = self.state.take().unwrap_or_else(|| {
+            let needs_pairs = pieces.clone().any(|piece| piece.prepared.keys.needs_pairs());
+            let pairs = Pairs::of(options.isa, options.precision).filter(|_| needs_pairs);
+            self.begin(call, pairs, scratch.state.take().unwrap_or_else(|| State::new(options.isa)))
+        });
+        scratch.scores.resize(2 * BLOCK_TOKENS * state.queries.lanes);
+        scratch.rescale.reset(state.queries.lanes, 1.0);
+        for Piece { segment, tokens, prepared } in pieces {
+            let sees = |position| split.range(segment.part, position);
+            let ranges: Vec<Range<usize>> =
+                self.positions.clone().map(|position| within(&sees(position), tokens)).collect();
+            let begins = union(self.positions.clone().map(sees)).start >= tokens.start;
+            let piece = TilePiece { options, segment, prepared, tile: self, ranges: &ranges };
+            piece.attend(begins, &mut state, scratch);
+        }
+        if last {
+            return self.finish(options, state, scratch).map(Some);
+        }
+        self.state = Some(state);
+        Ok(None)
     }
-    (scratch.queries, scratch.pair_queries) = (queries.rows, queries.pairs);
 
-    scratch.rescale.iter_mut().zip(&*scratch.total).for_each(|(weight, total)| *weight = 1.0 / total);
-    softmax::rescale(isa, &mut scratch.sums, &scratch.rescale);
-    let mut rows = vec![0.0; count * group * value_dim];
-    for head in 0..group {
-        let (sums, out) = (&scratch.sums[head * count..], &mut rows[head * value_dim..]);
-        transpose(isa, sums, lanes, [value_dim, count], 1.0, out, group * value_dim);
+    /// The queries in their lanes, and nothing attended yet.
+    fn begin(&self, call: Call, pairs: Option<Pairs>, mut state: State) -> State {
+        let Call { options, q, first, .. } = call;
+        let (group, count) = (options.shape.group(), self.positions.len());
+        let lanes = (count * group).next_multiple_of(lanes(options.isa));
+        take_queries(options, q, first, self, lanes, pairs, &mut state.queries);
+        state.sums.reset(options.shape.value_dim() * lanes, 0.0);
+        state.max.reset(lanes, f32::NEG_INFINITY);
+        state.total.reset(lanes, 0.0);
+        if let Some(logits) = &options.sink_logits {
+            let logits =
+                logits[self.kv_head * group..][..group].iter().flat_map(|x| std::iter::repeat_n(x, count));
+            state.max.iter_mut().zip(logits).for_each(|(max, logit)| *max = logit * LOG2_E);
+            state.total[..count * group].fill(1.0);
+        }
+        state.counts = HeadSparsity::default();
+        state
     }
-    // Inputs are finite, so anything else here is a score that left the range of f32.
-    let real = &scratch.max[..count * group];
-    if !all_finite(isa, real) || !all_finite(isa, &rows) {
-        return Err(AttentionError::Overflow);
+
+    fn finish(
+        &self,
+        options: &Settings,
+        mut state: State,
+        scratch: &mut Scratch,
+    ) -> Result<TileOutput, AttentionError> {
+        let (isa, group, value_dim) = (options.isa, options.shape.group(), options.shape.value_dim());
+        let count = self.positions.len();
+        let State { queries, sums, max, total, counts, .. } = &mut state;
+        let (lanes, counts) = (queries.lanes, *counts);
+        scratch.rescale.iter_mut().zip(&**total).for_each(|(weight, total)| *weight = 1.0 / total);
+        softmax::rescale(isa, sums, &scratch.rescale);
+        let mut rows = vec![0.0; count * group * value_dim];
+        for head in 0..group {
+            let (sums, out) = (&sums[head * count..], &mut rows[head * value_dim..]);
+            transpose(isa, sums, lanes, [value_dim, count], 1.0, out, group * value_dim);
+        }
+        // Inputs are finite, so anything else here is a score that left the range of f32.
+        let real = &max[..count * group];
+        if !all_finite(isa, real) || !all_finite(isa, &rows) {
+            return Err(AttentionError::Overflow);
+        }
+        let log_sums = (0..count).flat_map(|query| (0..group).map(move |head| head * count + query));
+        let log_sums = log_sums.map(|lane| log_sum(max[lane], total[lane])).collect();
+        scratch.state = Some(state);
+        Ok(TileOutput { rows, log_sums, counts })
     }
-    let log_sums = (0..count).flat_map(|query| (0..group).map(move |head| head * count + query));
-    let log_sums = log_sums.map(|lane| log_sum(scratch.max[lane], scratch.total[lane])).collect();
-    Ok(TileOutput { rows, log_sums, counts })
 }
 
 /// The queries of a tile in its lanes, scaled; and in 16 bits for the `arithmetic` that needs them so.
@@ -156,23 +220,27 @@ fn take_queries(
     tile: &Tile,
     lanes: usize,
     arithmetic: Option<Pairs>,
-    scratch: &mut Scratch,
-) -> TileQueries {
+    out: &mut TileQueries,
+) {
     let (isa, group, head_dim) = (options.isa, options.shape.group(), options.shape.head_dim());
     let count = tile.positions.len();
-    let (mut rows, mut pairs) =
-        (std::mem::take(&mut scratch.queries), std::mem::take(&mut scratch.pair_queries));
     // The cap is a function of nats; its result changes the unit.
     let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
-    rows.reset(head_dim * lanes, 0.0);
+    out.lanes = lanes;
+    out.rows.reset(head_dim * lanes, 0.0);
     for head in 0..group {
         let (queries, stride) = q.rows_from(tile.positions.start - first, tile.kv_head * group + head);
-        transpose(isa, queries, stride, [count, head_dim], scale, &mut rows[head * count..], lanes);
+        transpose(isa, queries, stride, [count, head_dim], scale, &mut out.rows[head * count..], lanes);
     }
     if let Some(arithmetic) = arithmetic {
-        arithmetic.set_queries(&rows, lanes, &mut pairs);
+        arithmetic.set_queries(&out.rows, lanes, &mut out.pairs);
     }
-    TileQueries { isa, lanes, rows, pairs }
+}
+
+/// What of `range` is among `tokens`; an empty range at the nearer end of `tokens` for nothing.
+fn within(range: &Range<usize>, tokens: &Range<usize>) -> Range<usize> {
+    let start = range.start.clamp(tokens.start, tokens.end);
+    start..range.end.clamp(start, tokens.end)
 }
 
 /// The keys that any of the ranges has.
@@ -181,44 +249,47 @@ pub(crate) fn union(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> 
     filled.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
-/// A tile and one segment of its keys.
+/// A tile and some keys of a segment.
 #[derive(Clone, Copy)]
-struct TileSegment<'a> {
+struct TilePiece<'a> {
     options: &'a Settings,
     segment: &'a Segment<'a>,
     prepared: &'a Prepared<'a>,
     tile: &'a Tile,
-    /// The keys of each query of the tile.
+    /// Those of these keys that each query of the tile sees.
     ranges: &'a [Range<usize>],
-    queries: &'a TileQueries,
 }
 
-impl TileSegment<'_> {
-    fn attend(self, scratch: &mut Scratch, counts: &mut HeadSparsity) {
-        let Self { options, segment, prepared, tile, ranges, queries } = self;
+impl TilePiece<'_> {
+    /// `begins` if these are the first keys of the segment.
+    fn attend(self, begins: bool, state: &mut State, scratch: &mut Scratch) {
+        let Self { options, segment, prepared, tile, ranges } = self;
         let group = options.shape.group();
         let pairs = (ranges.iter().map(ExactSizeIterator::len).sum::<usize>() * group) as u64;
-        counts.pairs += pairs;
+        state.counts.pairs += pairs;
         if segment.part != Part::Far {
-            counts.exact_pairs += pairs;
+            state.counts.exact_pairs += pairs;
         }
         if let Some(margin) = segment.skip_margin {
-            // Lanes that stand for no query must keep nothing alive.
-            scratch.thresholds.reset(queries.lanes, 1e30);
-            let margins = || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
-            let margins = (0..group).flat_map(|_| margins());
-            for ((threshold, max), margin) in scratch.thresholds.iter_mut().zip(&*scratch.max).zip(margins) {
-                *threshold = max - margin * LOG2_E;
+            if begins {
+                // Lanes that stand for no query must keep nothing alive.
+                state.thresholds.reset(state.queries.lanes, 1e30);
+                let margins =
+                    || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
+                let margins = (0..group).flat_map(|_| margins());
+                for ((threshold, max), margin) in state.thresholds.iter_mut().zip(&*state.max).zip(margins) {
+                    *threshold = max - margin * LOG2_E;
+                }
             }
-            counts.skipped_values += pairs;
+            state.counts.skipped_values += pairs;
         }
         let all = union(ranges.iter().cloned());
         match &prepared.first_pass {
             _ if all.is_empty() => {}
-            Some(codes) => self.attend_candidates(codes, &all, scratch, counts),
-            None => self.attend_blocks(&all, scratch, counts),
+            Some(codes) => self.attend_candidates(codes, &all, state, scratch),
+            None => self.attend_blocks(&all, state, scratch),
         }
-        self.accumulate(scratch);
+        self.accumulate(state, scratch);
     }
 
     /// The keys that every query sees.
@@ -232,14 +303,14 @@ impl TileSegment<'_> {
         self,
         keys: &KeyCodes,
         tokens: &Range<usize>,
+        state: &mut State,
         scratch: &mut Scratch,
-        counts: &mut HeadSparsity,
     ) {
         let Some(first_pass) = FirstPass::of(self.options.isa) else { return };
-        let Scratch { codes, thresholds, candidates, .. } = &mut *scratch;
-        first_pass.set_queries(keys, &self.queries.rows, self.queries.lanes, codes);
+        let Scratch { codes, candidates, .. } = &mut *scratch;
+        first_pass.set_queries(keys, &state.queries.rows, state.queries.lanes, codes);
         candidates.clear();
-        first_pass.candidates(keys, tokens.clone(), codes, thresholds, candidates);
+        first_pass.candidates(keys, tokens.clone(), codes, &state.thresholds, candidates);
         let candidates = std::mem::take(candidates);
         let seen_by_all = self.seen_by_all();
         // Before, inside and behind what every query sees.
@@ -249,14 +320,14 @@ impl TileSegment<'_> {
             for tokens in tokens.chunks(BLOCK_TOKENS) {
                 scratch.tokens.clear();
                 scratch.tokens.extend_from_slice(tokens);
-                self.attend_tokens(whole, scratch, counts);
+                self.attend_tokens(whole, state, scratch);
             }
         }
         scratch.candidates = candidates;
     }
 
     /// Attends the keys `tokens`, block by block.
-    fn attend_blocks(self, tokens: &Range<usize>, scratch: &mut Scratch, counts: &mut HeadSparsity) {
+    fn attend_blocks(self, tokens: &Range<usize>, state: &mut State, scratch: &mut Scratch) {
         let seen_by_all = self.seen_by_all();
         let mut start = tokens.start;
         while start < tokens.end {
@@ -265,17 +336,17 @@ impl TileSegment<'_> {
             let whole = seen_by_all.start <= block.start && block.end <= seen_by_all.end;
             scratch.tokens.clear();
             scratch.tokens.extend(block);
-            self.attend_tokens(whole, scratch, counts);
+            self.attend_tokens(whole, state, scratch);
         }
     }
 
     /// Attends the keys `scratch.tokens`, which ascend; `whole` if every query sees them.
-    fn attend_tokens(self, whole: bool, scratch: &mut Scratch, counts: &mut HeadSparsity) {
-        let Self { options, segment, prepared, ranges, queries, .. } = self;
-        let lanes = queries.lanes;
-        self.score(whole, scratch);
+    fn attend_tokens(self, whole: bool, state: &mut State, scratch: &mut Scratch) {
+        let Self { options, segment, prepared, ranges, .. } = self;
+        let lanes = state.queries.lanes;
+        self.score(whole, state, scratch);
         if !whole {
-            let Scratch { scores, pending, tokens, starts, ends, thresholds, kept, .. } = &mut *scratch;
+            let Scratch { scores, pending, tokens, starts, ends, kept, .. } = &mut *scratch;
             let scores = &mut scores[pending.len() * lanes..][..tokens.len() * lanes];
             let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
             let row = |token: usize| tokens.partition_point(|other| *other < token) as f32;
@@ -285,14 +356,14 @@ impl TileSegment<'_> {
             ends.iter_mut().zip(lane_ranges()).for_each(|(x, r)| *x = row(r.end));
             softmax::mask(options.isa, scores, starts, ends);
             if segment.skip_margin.is_some() {
-                softmax::keep_above(options.isa, scores, thresholds, kept);
+                softmax::keep_above(options.isa, scores, &state.thresholds, kept);
             }
         }
-        self.count_kept(whole, scratch, counts);
+        self.count_kept(whole, scratch, &mut state.counts);
         let Scratch { pending, tokens, kept, .. } = &mut *scratch;
         pending.extend(kept.iter().map(|place| tokens[*place]));
         if !prepared.values.spans_blocks() || pending.len() >= ENOUGH_VALUES {
-            self.accumulate(scratch);
+            self.accumulate(state, scratch);
         }
     }
 
@@ -311,9 +382,10 @@ impl TileSegment<'_> {
     /// Scores the keys `scratch.tokens`, behind the scores of those that are pending. Where something may be skipped and every query
     /// sees the `whole` of them, the scores of those that are above the threshold of any query, packed; otherwise all. `kept` says
     /// which.
-    fn score(self, whole: bool, scratch: &mut Scratch) {
-        let Self { options, segment, prepared, queries, .. } = self;
-        let Scratch { scores, pending, thresholds, tokens, kept, keys, .. } = &mut *scratch;
+    fn score(self, whole: bool, state: &State, scratch: &mut Scratch) {
+        let Self { options, segment, prepared, .. } = self;
+        let State { queries, thresholds, .. } = state;
+        let Scratch { scores, pending, tokens, kept, keys, .. } = &mut *scratch;
         let scores = &mut scores[pending.len() * queries.lanes..][..tokens.len() * queries.lanes];
         let limits: Option<&[f32]> = (segment.skip_margin.is_some() && whole).then_some(thresholds);
         let Some(cap) = options.softcap else {
@@ -328,10 +400,11 @@ impl TileSegment<'_> {
     }
 
     /// Adds the values of the keys that are pending, weighted by their scores.
-    fn accumulate(self, scratch: &mut Scratch) {
-        let Self { options, prepared, queries, .. } = self;
+    fn accumulate(self, state: &mut State, scratch: &mut Scratch) {
+        let Self { options, prepared, .. } = self;
+        let State { queries, sums, max, total, .. } = state;
         let (isa, lanes) = (options.isa, queries.lanes);
-        let Scratch { scores, pending, sums, max, total, rescale, values, .. } = scratch;
+        let Scratch { scores, pending, rescale, values, .. } = scratch;
         if pending.is_empty() {
             return;
         }
