@@ -22,9 +22,9 @@ pub struct SettingsArgs {
     /// First keys, always scored exactly [default: the profile's, or 4]
     #[arg(long, value_name = "N")]
     sinks: Option<usize>,
-    /// Skip values whose key scores T nats below the best exact one; A+Bln is A + B ln(keys), at least 3;
-    /// A+Bln:L, at least L; 2 more in decoding [default: the profile's, or off]
-    #[arg(long, value_name = "T|A+Bln[:L]|off", value_parser = parse_margin, conflicts_with = "values_skipped")]
+    /// Skip values whose key scores T nats below the best exact one; Aln+B is A ln(keys) + B, at least 3;
+    /// Aln+B:L, at least L; 2 more in decoding [default: the profile's, or off]
+    #[arg(long, value_name = "T|Aln+B[:L]|off", value_parser = parse_margin, conflicts_with = "values_skipped")]
     skip_margin: Option<Margin>,
 }
 

@@ -283,7 +283,7 @@ mod tests {
             ("\"dense\"", "\"tense\"", "unknown field `tense`"),
             ("\"spec\"", "\"specs\"", "unknown field `specs`"),
             ("0000000000000007", "seven", "16 hexadecimal digits"),
-            ("\"0.5+0.6ln\"", "\"0.5+ln\"", "skip margin: expected a number of nats"),
+            ("\"0.6ln+0.5\"", "\"0.5+ln\"", "skip margin: expected a number of nats"),
             ("\"window\":\"8\"", "\"window\":\"0\"", "window: expected a number of keys"),
         ] {
             assert!(json.contains(from), "{from} is not in {json}");

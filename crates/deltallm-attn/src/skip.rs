@@ -13,12 +13,12 @@ use crate::json::NumberOrText;
 /// ```
 /// use deltallm_attn::SkipMargin;
 ///
-/// let margin: SkipMargin = "0.5+0.6ln".parse()?;
+/// let margin: SkipMargin = "0.6ln+0.5".parse()?;
 /// assert!((margin.nats(4096, 32) - (0.5 + 0.6 * 4096_f32.ln())).abs() < 1e-6);
 /// assert_eq!(margin.nats(4096, 1), margin.nats(4096, 32) + SkipMargin::ALONE);
 /// assert_eq!(margin.nats(2, 32), SkipMargin::LEAST);
 /// assert_eq!(margin, SkipMargin::length(0.5, 0.6));
-/// assert_eq!("0.5+0.6ln:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
+/// assert_eq!("0.6ln+0.5:2.5".parse::<SkipMargin>()?.nats(2, 32), 2.5);
 /// assert_eq!("4.5".parse::<SkipMargin>()?, SkipMargin::Fixed(4.5));
 /// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
@@ -93,25 +93,24 @@ impl SkipMargin {
     }
 }
 
-/// `4.5`, or `0.5+0.6ln` for `0.5 + 0.6 ln(n)`, and `0.5+0.6ln:2.5` for that and at least 2.5.
+/// `4.5`, or `0.6ln+0.5` for `0.6 ln(n) + 0.5`, and `0.6ln+0.5:2.5` for that and at least 2.5.
 impl fmt::Display for SkipMargin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Fixed(margin) => write!(f, "{margin}"),
-            Self::Length { base, slope, least } if *least == Self::LEAST => write!(f, "{base}+{slope}ln"),
-            Self::Length { base, slope, least } => write!(f, "{base}+{slope}ln:{least}"),
+            Self::Length { base, slope, least } if *least == Self::LEAST => write!(f, "{slope}ln{base:+}"),
+            Self::Length { base, slope, least } => write!(f, "{slope}ln{base:+}:{least}"),
         }
     }
 }
 
-/// What is [written](#impl-Display-for-SkipMargin), and the older `ln:3[:LEAST]` for `-3+1ln[:LEAST]`.
+/// What is [written](#impl-Display-for-SkipMargin), and the older `ln:3[:LEAST]` for `1ln-3[:LEAST]`.
 impl FromStr for SkipMargin {
     type Err = AttentionError;
 
     fn from_str(text: &str) -> Result<Self, AttentionError> {
         let margin = fixed(text).or_else(|| by_length(text)).filter(|margin| margin.check().is_ok());
-        let expected =
-            "a number of nats > 0, or BASE+SLOPEln or BASE+SLOPEln:LEAST for BASE + SLOPE ln(keys)";
+        let expected = "a number of nats > 0, or Aln+B or Aln+B:LEAST for A ln(keys) + B";
         margin.ok_or_else(|| AttentionError::Name { what: "skip margin", expected, got: text.to_owned() })
     }
 }
@@ -122,12 +121,15 @@ fn fixed(text: &str) -> Option<SkipMargin> {
 
 fn by_length(text: &str) -> Option<SkipMargin> {
     let number = |text: &str| text.parse::<f32>().ok();
-    let (law, older) = text.strip_prefix("ln:").map_or((text, false), |slack| (slack, true));
-    let (law, least) = law.split_once(':').map_or((law, None), |(law, least)| (law, Some(least)));
-    let (base, slope) = match older {
-        true => (-number(law)?, 1.0),
-        // The last plus: the base may have an exponent with a sign.
-        false => law.strip_suffix("ln")?.rsplit_once('+').and_then(|(a, b)| number(a).zip(number(b)))?,
+    let (law, least) = text.rsplit_once(':').map_or((text, None), |(law, least)| (law, Some(least)));
+    // The older form has a colon of its own.
+    let (law, least) = if law == "ln" { (text, None) } else { (law, least) };
+    let (slope, base) = match law.strip_prefix("ln:") {
+        Some(slack) => (1.0, 0.0 - number(slack)?),
+        None => {
+            let (slope, base) = law.split_once("ln")?;
+            (number(slope)?, number(base).filter(|_| base.starts_with(['+', '-']))?)
+        }
     };
     let least = least.map_or(Some(SkipMargin::LEAST), number)?;
     Some(SkipMargin::Length { base, slope, least })
@@ -155,11 +157,11 @@ mod tests {
 
     #[test]
     fn margins_read_back_what_they_write() {
-        for text in ["4.5", "2.75+0.6ln", "-1+1ln", "0.25+0.5ln:1.5"] {
+        for text in ["4.5", "0.6ln+2.75", "1ln-1", "0.5ln+0.25:1.5"] {
             assert_eq!(text.parse::<SkipMargin>().unwrap().to_string(), text);
         }
         assert_eq!("ln:2.75".parse::<SkipMargin>().unwrap(), SkipMargin::length(-2.75, 1.0));
-        assert_eq!("ln:-1:2".parse::<SkipMargin>().unwrap().to_string(), "1+1ln:2");
+        assert_eq!("ln:-1:2".parse::<SkipMargin>().unwrap().to_string(), "1ln+1:2");
         for bad in [
             "",
             "off",
@@ -170,18 +172,23 @@ mod tests {
             "ln",
             "1ln",
             "+ln",
-            "1+ln",
-            "+1ln",
-            "nan+1ln",
-            "1+infln",
-            "1+-1ln",
+            "ln+1",
+            "1ln1",
+            "1ln+",
+            "1ln++1",
+            "1ln+-1",
+            "nanln+1",
+            "infln+1",
+            "1ln+nan",
+            "-1ln+1",
             "4 nats",
-            "1+1ln:",
-            "1+1ln:0",
-            "1+1ln:2:1",
+            "1ln+1:",
+            "1ln+1:0",
+            "1ln+1:2:1",
             "ln:",
             "ln:nan",
             "ln:3:0",
+            "ln:3:2:1",
         ] {
             let error = bad.parse::<SkipMargin>().unwrap_err().to_string();
             assert!(error.contains("expected a number of nats"), "{error}");

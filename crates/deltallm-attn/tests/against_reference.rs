@@ -422,7 +422,7 @@ fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
     let one_call = vec![inputs.tokens];
     let calls = vec![900, PREPARED_KEYS + 20, inputs.tokens];
     for (mask, margin, ends) in
-        [(Mask::Causal, Some(3.0), one_call), (Mask::SlidingWindow(4300), None, calls)]
+        [(Mask::Causal, Some(3.0), one_call), (Mask::SlidingWindow(4300), Some(2.0), calls)]
     {
         let method = Method {
             mask,
@@ -449,6 +449,25 @@ fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
             let off = kernel.stats().total().skipped_values.abs_diff(skipped);
             assert!(off as f64 <= 1e-3 * skipped as f64, "{what}: {off} of {skipped}");
         }
+    }
+}
+
+/// With 16 heads a kv head a tile has four queries, and this call more tiles than are attended together.
+#[test]
+fn a_call_of_many_tiles_equals_the_reference() {
+    let shape = AttentionShape::new(16, 1, 8).unwrap();
+    let inputs = Inputs::new(shape, 700, 22);
+    let method = Method {
+        thresholds: thresholds(shape, 0.4),
+        exact_window: Some(ExactWindow::Sliding(100)),
+        ..Method::dense(&shape)
+    };
+    let (expected, _) = inputs.reference(&method);
+    for isa in Isa::available() {
+        let config = coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(100));
+        let config = config.exact_sinks(0).skip_margin(None).options(options(isa, KvStore::F32));
+        let mut kernel = HybridAttention::new(shape, config).unwrap();
+        assert_close(&inputs.run(&mut kernel, &[inputs.tokens]), &expected, isa.name());
     }
 }
 

@@ -548,7 +548,7 @@ fn every_setting_is_taken() {
     for more in [
         r#", "store": "compact", "scale": 0.25, "softcap": 50, "precision": "int16", "simd": "scalar", "parallel": false"#,
         r#", "window": 8, "sinks": 2, "skip_margin": 4.5, "exact_prompt": 10, "budget_bytes": 1000000"#,
-        r#", "window": "block:0.1", "skip_margin": "0.5+0.6ln", "thresholds": {"theta": 0.1}"#,
+        r#", "window": "block:0.1", "skip_margin": "0.6ln+0.5", "thresholds": {"theta": 0.1}"#,
         r#", "window": null, "skip_margin": null, "thresholds": {"target_sparsity": 0.6}, "layer": 7"#,
         &format!(r#", "thresholds": {{"channels": {sixteen}}}"#),
     ] {

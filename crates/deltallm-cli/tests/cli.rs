@@ -65,7 +65,7 @@ fn bad_attention_settings() {
         ("--window", "wide", "block:SCALE"),
         ("--theta", "-1", "finite number >= 0"),
         ("--theta", "nan", "finite number >= 0"),
-        ("--skip-margin", "0", "nats > 0, A+Bln for A + B ln(keys), or off"),
+        ("--skip-margin", "0", "nats > 0, Aln+B or Aln+B:L for A ln(keys) + B, or off"),
         ("--kv", "q8", "expected f32, f16, bf16, int8 or compact"),
         ("--kv", "f8", "f32, f16, bf16, int8 or compact"),
         ("--kv", "int4", "expected f32, f16, bf16, int8 or compact"),
@@ -321,7 +321,7 @@ fn policies_reach_the_kernels_and_are_reported() {
     let report = |args: &[&str]| json(&run("generate", &[&["--max-tokens", "2", "--json"], args].concat()));
     let settings = |args: &[&str]| report(args)["settings"].clone();
     assert_eq!(settings(&[])["profile"], "fairy-tales (built in)");
-    assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.ends_with("ln")));
+    assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.contains("ln")));
     let none = settings(&["--profile", "none"]);
     assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.3), &Value::from("6")));
     let paper = settings(&["--paper", "--theta", "1"]);
@@ -353,11 +353,6 @@ fn calibration_makes_a_profile_that_evaluate_takes() {
     let first = std::fs::read(&out).expect("a profile");
     run("calibrate", &[&args[..], &["--sparsity", "0.5", "--threads", "1"]].concat());
     assert!(first == std::fs::read(&out).expect("a profile"), "the same on one thread as on all");
-    let layers = json(&run(
-        "calibrate",
-        &[&args[..], &["--sparsity", "0.5", "--skip-margin", "layers", "--json"]].concat(),
-    ));
-    assert!(layers["held_out"]["values_skipped"].as_f64().is_some_and(|share| share > 0.0), "{layers}");
     let args = [
         "--task",
         "perplexity",

@@ -22,10 +22,10 @@ const ZERO_FRACTION_STEPS: usize = 6;
 /// Skipping may bring the divergence to this multiple of what the thresholds alone cause: it may cost as much as they do.
 const SKIP_SHARE: f64 = 2.0;
 /// Margins at the context of the calibration among which one is sought, nats, and the steps of that search.
-const MARGINS: [f64; 2] = [2.0, 9.0];
+const MARGINS: [f64; 2] = [SkipMargin::LEAST as f64, 9.0];
 const MARGIN_STEPS: usize = 5;
 
-/// Settings that the search makes at most for a model of so many layers.
+/// Settings that the search scores at most.
 pub(super) fn runs(request: &CalibrationRequest) -> usize {
     let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { 1 + ZERO_FRACTION_STEPS } else { 0 };
     let margins = if request.skips { MARGIN_STEPS } else { 0 };

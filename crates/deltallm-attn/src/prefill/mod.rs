@@ -1,7 +1,7 @@
 //! Prompts: many queries at a time, in tiles. In reading order:
 //!
 //! - here: a call's tiles, shared among threads;
-//! - [`prepare`]: keys and values in the form in which tiles read them, once for all tiles;
+//! - [`prepare`]: keys and values in the form in which tiles read them, some thousand at a time, once for many tiles;
 //! - [`tile`]: one tile from its queries to its outputs;
 //! - [`keys`], [`values`]: what a tile needs of them, a trait each; [`rows`] (f32), [`deltas`], [`pairs`] (16 bits): the forms
 //!   there are, each with its arithmetic;

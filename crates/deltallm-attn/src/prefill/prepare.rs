@@ -1,4 +1,4 @@
-//! What is done once for all tiles of a call: keys and values brought into the form in which tiles read them.
+//! What is done once for many tiles: keys and values brought into the form in which tiles read them.
 
 use std::ops::Range;
 
@@ -21,7 +21,7 @@ use crate::{
     segment::{Keys, Segment},
 };
 
-/// A segment's keys and values, ready for tiles.
+/// Some of a segment's keys and values, ready for tiles.
 pub(crate) struct Prepared<'a> {
     pub(crate) keys: Box<dyn TileKeys + 'a>,
     pub(crate) values: Box<dyn TileValues + 'a>,

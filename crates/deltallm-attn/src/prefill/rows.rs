@@ -15,7 +15,7 @@ use crate::segment::Rows;
 /// Rows of the cache, read block by block.
 pub(crate) struct HeldRows<'a>(pub(crate) &'a dyn Rows);
 
-/// Rows of the tokens from `first` on, `[tokens, head_dim]`, converted once for all tiles.
+/// Rows of the tokens from `first` on, `[tokens, head_dim]`, converted once for many tiles.
 #[derive(Debug)]
 pub(crate) struct ConvertedRows {
     pub(crate) first: usize,

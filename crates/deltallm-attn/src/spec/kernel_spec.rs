@@ -465,7 +465,7 @@ mod tests {
     #[test]
     fn json_reads_back_and_what_is_missing_has_its_default() {
         let full = r#"{"kernel":"hybrid","store":"compact","precision":"int16","scale":0.25,"softcap":50.0,
-            "thresholds":{"channels":[0.5,0.25]},"window":"block:0.05","sinks":2,"skip_margin":"ln:3","exact_prompt":9,"dense_up_to":512,
+            "thresholds":{"channels":[0.5,0.25]},"window":"block:0.05","sinks":2,"skip_margin":"0.6ln-0.5","exact_prompt":9,"dense_up_to":512,
             "layers":[{"dense":true,"exact_prompt":null,"skip_margin":"4.5","store":"int8"}]}"#;
         let spec: KernelSpec = serde_json::from_str(full).unwrap();
         let again = serde_json::to_string(&spec).unwrap();

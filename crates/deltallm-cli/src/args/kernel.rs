@@ -38,9 +38,9 @@ pub struct KernelArgs {
     /// First keys, always scored exactly [default: 4]
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     sinks: Option<usize>,
-    /// Skip values whose key scores T nats below the best exact one; A+Bln is A + B ln(keys), at least 3;
-    /// A+Bln:L, at least L; 2 more where a query decides alone, as in decoding [default: the profile's; without one 6, and off beside --theta, --target-sparsity or --paper]
-    #[arg(long, value_name = "T|A+Bln[:L]|off", value_parser = parse_margin)]
+    /// Skip values whose key scores T nats below the best exact one; Aln+B is A ln(keys) + B, at least 3;
+    /// Aln+B:L, at least L; 2 more where a query decides alone, as in decoding [default: the profile's; without one 6, and off beside --theta, --target-sparsity or --paper]
+    #[arg(long, value_name = "T|Aln+B[:L]|off", value_parser = parse_margin)]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
@@ -83,7 +83,7 @@ fn parse_margin(text: &str) -> Result<MarginChoice, String> {
         _ => text
             .parse()
             .map(|margin| MarginChoice(Some(margin)))
-            .map_err(|_| "expected a number of nats > 0, A+Bln for A + B ln(keys), or off".into()),
+            .map_err(|_| "expected a number of nats > 0, Aln+B or Aln+B:L for A ln(keys) + B, or off".into()),
     }
 }
 
@@ -193,7 +193,7 @@ mod tests {
     fn margins_parse() {
         assert_eq!(parse_margin("off"), Ok(MarginChoice(None)));
         assert_eq!(parse_margin("4.5"), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
-        assert_eq!(parse_margin("0.5+0.6ln"), Ok(MarginChoice(Some(SkipMargin::length(0.5, 0.6)))));
+        assert_eq!(parse_margin("0.6ln+0.5"), Ok(MarginChoice(Some(SkipMargin::length(0.5, 0.6)))));
         for bad in ["on", "0", "-4", "inf", "nan", "", "ln:"] {
             assert!(parse_margin(bad).is_err(), "{bad}");
         }

@@ -51,7 +51,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     exact_prompt: Option<usize>,
     /// Margin of value skipping: search for one, or off
-    #[arg(long, value_name = "search|off", default_value = "search")]
+    #[arg(long, value_name = "search|off", default_value = "search", hide_possible_values = true)]
     skip_margin: MarginSearch,
     /// Store to calibrate for: f32, f16, bf16, or int8, compact, which layers that skip little do not take
     #[arg(long, value_name = "STORE", default_value = "f16")]

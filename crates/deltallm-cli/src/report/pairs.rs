@@ -309,7 +309,7 @@ mod tests {
         let tokens = model.encode_windows(&text[..2000]).unwrap();
         for settings in [
             "--theta 0.6 --window 16 --skip-margin 2",
-            "--theta 0.6 --window 16 --sinks 0 --skip-margin -2+1ln",
+            "--theta 0.6 --window 16 --sinks 0 --skip-margin 1ln-2",
             "--theta 1 --window block:0.1 --sinks 3 --skip-margin 1.5 --kv f32",
             "--theta 0.6 --window 16",
         ] {

@@ -119,7 +119,7 @@ impl Subject<'_> {
         vec![format!("{}, {}: {text}", self.model.name, self.text), self.settings()]
     }
 
-    /// `hybrid: profile, window 64, 4 sinks, skip margin 0.5+0.6ln, cache f16, avx2, 2 threads`
+    /// `hybrid: profile, window 64, 4 sinks, skip margin 0.6ln+0.5, cache f16, avx2, 2 threads`
     fn settings(&self) -> String {
         let settings = self.kernel.settings();
         let mut parts = Vec::new();
