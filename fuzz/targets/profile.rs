@@ -1,7 +1,7 @@
 //! Bytes as a threshold profile: reading, writing it again, and making its kernels.
 #![no_main]
 
-use deltallm_attn::{AttentionProfile, AttentionShape, KernelContext, KernelKind, KernelSpec};
+use deltallm_attn::{AttentionProfile, AttentionShape, KernelContext, KernelKind};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
