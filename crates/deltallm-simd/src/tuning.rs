@@ -23,9 +23,10 @@ pub const LEAST_CODED_TOKENS: usize = 64;
 /// With fewer tokens than this, handing them to other threads costs more than storing them uncoded. EPYC, 23 November 2026.
 pub const LEAST_STORED_TOKENS: usize = 256;
 
-/// Keys that are brought at a time into the form in which tiles read them: what that takes does not grow with the history. Changes the
+/// Keys that are brought at a time into the form in which tiles read them: what that takes does not grow with the history. With 4096 a
+/// call of 8000 tokens took 7 % longer, because a tile codes its queries for each round. Changes the
 /// order of sums. EPYC, 29 November 2026.
-pub const PREPARED_KEYS: usize = 4096;
+pub const PREPARED_KEYS: usize = 8192;
 
 // Attention: single tokens.
 
