@@ -47,6 +47,7 @@ mod output;
 mod precision;
 mod prefill;
 mod profile;
+mod ranges;
 pub mod reference;
 mod segment;
 mod shape;

@@ -41,6 +41,7 @@ use crate::{
     AttentionError, HeadsView,
     options::Settings,
     output::{Output, log_sum},
+    ranges::multiples,
     segment::{CHANNELS, Keys, Rows, Segment, Segments},
     softcap::softcap,
     window::{Part, Split},
@@ -191,7 +192,11 @@ fn attend_in<'a>(
                 counts.exact_pairs += (tokens.len() * group) as u64;
             }
             round |= usize::from(segment.skip_margin.is_some());
-            rounds[round].extend(cut(tokens).map(|tokens| Chunk { kv_head, segment: number, tokens }));
+            rounds[round].extend(multiples(tokens, DECODE_CHUNK).map(|tokens| Chunk {
+                kv_head,
+                segment: number,
+                tokens,
+            }));
         }
     }
 
@@ -245,14 +250,6 @@ fn attend_in<'a>(
 fn refill<T: Clone>(memory: &mut Vec<T>, len: usize, value: T) {
     memory.clear();
     memory.resize(len, value);
-}
-
-/// Cuts a range of keys at the multiples of [`DECODE_CHUNK`].
-fn cut(tokens: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-    let chunks = tokens.start / DECODE_CHUNK..tokens.end.div_ceil(DECODE_CHUNK);
-    chunks
-        .map(move |chunk| tokens.start.max(chunk * DECODE_CHUNK)..tokens.end.min((chunk + 1) * DECODE_CHUNK))
-        .filter(|tokens| !tokens.is_empty())
 }
 
 impl Token<'_, '_> {

@@ -35,13 +35,14 @@ use crate::{
     AttentionError, HeadsView,
     options::Settings,
     output::Output,
+    ranges::{multiples, union},
     segment::{Segment, Segments},
     window::Split,
 };
 
 use prepare::{Prepared, prepare};
 pub use tile::query_tile;
-use tile::{Call, Piece, Scratch, Tile, TileOutput, union};
+use tile::{Call, Piece, Scratch, Tile, TileOutput};
 
 /// Tiles of a kv head that are attended together: keys are prepared for all of them, and each holds its queries and sums meanwhile.
 const TILES: usize = 128;
@@ -154,12 +155,6 @@ fn prepare_all<'a>(
 fn chunks(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
     let end = range.end;
     range.step_by(size).map(move |start| start..end.min(start + size))
-}
-
-/// Cuts `range` at multiples of `size`.
-fn multiples(range: Range<usize>, size: usize) -> impl Iterator<Item = Range<usize>> {
-    let numbers = range.start / size..range.end.div_ceil(size);
-    numbers.map(move |number| range.start.max(number * size)..range.end.min((number + 1) * size))
 }
 
 /// How many threads share the work.

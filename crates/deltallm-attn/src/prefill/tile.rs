@@ -24,6 +24,7 @@ use crate::{
     AttentionError, HeadsView,
     options::Settings,
     output::log_sum,
+    ranges::{union, within},
     segment::Segment,
     softcap::softcap,
     window::{Part, Split},
@@ -235,18 +236,6 @@ fn take_queries(
     if let Some(arithmetic) = arithmetic {
         arithmetic.set_queries(&out.rows, lanes, &mut out.pairs);
     }
-}
-
-/// What of `range` is among `tokens`; an empty range at the nearer end of `tokens` for nothing.
-fn within(range: &Range<usize>, tokens: &Range<usize>) -> Range<usize> {
-    let start = range.start.clamp(tokens.start, tokens.end);
-    start..range.end.clamp(start, tokens.end)
-}
-
-/// The keys that any of the ranges has.
-pub(crate) fn union(ranges: impl Iterator<Item = Range<usize>>) -> Range<usize> {
-    let filled = ranges.filter(|range| !range.is_empty());
-    filled.reduce(|a, b| a.start.min(b.start)..a.end.max(b.end)).unwrap_or(0..0)
 }
 
 /// A tile and some keys of a segment.
