@@ -114,20 +114,14 @@ impl Search<'_> {
     /// Settings with these thresholds, which skip nothing.
     fn spec(&self, thresholds: &Arc<ThresholdProfile>) -> KernelSpec {
         KernelSpec {
-            layers: vec![LayerSpec::default(); self.layers],
-            ..self.exact_spec(ThresholdPolicy::Profile(Arc::clone(thresholds)))
-        }
-    }
-
-    fn exact_spec(&self, thresholds: ThresholdPolicy) -> KernelSpec {
-        KernelSpec {
             store: self.request.store,
             scale: self.request.scale,
             softcap: self.request.softcap,
-            thresholds,
+            thresholds: ThresholdPolicy::Profile(Arc::clone(thresholds)),
             exact_window: ExactWindow::Sliding(self.request.exact_window),
             exact_sinks: self.request.exact_sinks,
             skip_margin: None,
+            layers: vec![LayerSpec::default(); self.layers],
             ..KernelSpec::default()
         }
     }
