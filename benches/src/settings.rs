@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use deltallm::models::Model;
-use deltallm::{ExactWindow, KernelSpec, Mask, SkipMargin, SpecOverrides, ThresholdPolicy};
-use deltallm_cli::{ModelProfile, describe_margins};
+use deltallm::{ExactWindow, KernelSpec, Mask, SpecOverrides, ThresholdPolicy};
+use deltallm_cli::{MarginChoice, ModelProfile, describe_margins};
 
 /// Settings from the command line.
 #[derive(Debug, Clone, Default, clap::Args)]
@@ -24,24 +24,13 @@ pub struct SettingsArgs {
     sinks: Option<usize>,
     /// Skip values whose key scores T nats below the best exact one; Aln+B is A ln(keys) + B, at least 3;
     /// Aln+B:L, at least L; 2 more in decoding [default: the profile's, or off]
-    #[arg(long, value_name = "T|Aln+B[:L]|off", value_parser = parse_margin, conflicts_with = "values_skipped")]
-    skip_margin: Option<Margin>,
+    #[arg(long, value_name = "T|Aln+B[:L]|off", conflicts_with = "values_skipped")]
+    skip_margin: Option<MarginChoice>,
 }
-
-/// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Margin(Option<SkipMargin>);
 
 fn parse_theta(text: &str) -> Result<f32, String> {
     let theta = text.parse().ok().filter(|theta: &f32| theta.is_finite() && *theta >= 0.0);
     theta.ok_or_else(|| "expected a finite number >= 0".into())
-}
-
-fn parse_margin(text: &str) -> Result<Margin, String> {
-    match text {
-        "off" => Ok(Margin(None)),
-        _ => text.parse().map(|margin| Margin(Some(margin))).map_err(|error| format!("{error}, or off")),
-    }
 }
 
 impl SettingsArgs {
@@ -109,10 +98,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn margins_parse() {
-        assert_eq!(parse_margin("off"), Ok(Margin(None)));
-        assert_eq!(parse_margin("4"), Ok(Margin(Some(SkipMargin::Fixed(4.0)))));
-        assert!(parse_margin("-1").unwrap_err().ends_with("or off"));
+    fn thresholds_parse() {
+        assert_eq!(parse_theta("0.5"), Ok(0.5));
         assert!(parse_theta("nan").is_err());
     }
 }

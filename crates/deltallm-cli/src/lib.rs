@@ -32,8 +32,8 @@ mod tasks;
 
 #[doc(hidden)]
 pub use args::{
-    CommonArgs, KernelArgs, LimitPolicy, LinearKind, MemoryArgs, MemoryLimit, ModelArgs, interrupted,
-    main_with, stop_on_ctrl_c,
+    CommonArgs, KernelArgs, LimitPolicy, LinearKind, MarginChoice, MemoryArgs, MemoryLimit, ModelArgs,
+    interrupted, main_with, stop_on_ctrl_c,
 };
 #[doc(hidden)]
 pub use deltallm::KernelKind;

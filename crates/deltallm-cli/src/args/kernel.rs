@@ -1,6 +1,6 @@
 //! The attention settings of the command line.
 
-use std::path::PathBuf;
+use std::{path::PathBuf, str::FromStr};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use deltallm::models::Model;
@@ -40,7 +40,7 @@ pub struct KernelArgs {
     sinks: Option<usize>,
     /// Skip values whose key scores T nats below the best exact one; Aln+B is A ln(keys) + B, at least 3;
     /// Aln+B:L, at least L; 2 more where a query decides alone, as in decoding [default: the profile's; without one 6, and off beside --theta, --target-sparsity or --paper]
-    #[arg(long, value_name = "T|Aln+B[:L]|off", value_parser = parse_margin)]
+    #[arg(long, value_name = "T|Aln+B[:L]|off")]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
@@ -60,7 +60,17 @@ pub struct KernelArgs {
 
 /// A margin, or none. (clap gives an `Option` in an `Option` another meaning.)
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct MarginChoice(Option<SkipMargin>);
+pub struct MarginChoice(pub Option<SkipMargin>);
+
+impl FromStr for MarginChoice {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let expected = "expected a number of nats > 0, Aln+B or Aln+B:L for A ln(keys) + B, or off";
+        let margin = if text == "off" { None } else { Some(text.parse().map_err(|_| expected)?) };
+        Ok(Self(margin))
+    }
+}
 
 fn kernels() -> impl TypedValueParser<Value = KernelKind> {
     PossibleValuesParser::new(KernelKind::ALL.map(KernelKind::name))
@@ -75,16 +85,6 @@ fn parse_theta(text: &str) -> Result<f32, String> {
 fn parse_share(text: &str) -> Result<f32, String> {
     let share = text.parse().ok().filter(|share: &f32| (0.0..=1.0).contains(share));
     share.ok_or_else(|| "expected a number in 0..=1".into())
-}
-
-fn parse_margin(text: &str) -> Result<MarginChoice, String> {
-    match text {
-        "off" => Ok(MarginChoice(None)),
-        _ => text
-            .parse()
-            .map(|margin| MarginChoice(Some(margin)))
-            .map_err(|_| "expected a number of nats > 0, Aln+B or Aln+B:L for A ln(keys) + B, or off".into()),
-    }
 }
 
 fn parse_store(text: &str) -> Result<KvStore, String> {
@@ -191,11 +191,11 @@ mod tests {
 
     #[test]
     fn margins_parse() {
-        assert_eq!(parse_margin("off"), Ok(MarginChoice(None)));
-        assert_eq!(parse_margin("4.5"), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
-        assert_eq!(parse_margin("0.6ln+0.5"), Ok(MarginChoice(Some(SkipMargin::length(0.5, 0.6)))));
+        assert_eq!("off".parse(), Ok(MarginChoice(None)));
+        assert_eq!("4.5".parse(), Ok(MarginChoice(Some(SkipMargin::Fixed(4.5)))));
+        assert_eq!("0.6ln+0.5".parse(), Ok(MarginChoice(Some(SkipMargin::length(0.5, 0.6)))));
         for bad in ["on", "0", "-4", "inf", "nan", "", "ln:"] {
-            assert!(parse_margin(bad).is_err(), "{bad}");
+            assert!(bad.parse::<MarginChoice>().is_err(), "{bad}");
         }
     }
 

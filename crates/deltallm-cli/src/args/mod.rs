@@ -8,7 +8,7 @@ mod numbers;
 mod rules;
 
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
-pub use kernel::KernelArgs;
+pub use kernel::{KernelArgs, MarginChoice};
 pub use memory::{LimitPolicy, MemoryArgs, MemoryLimit};
 pub use model::{LinearKind, ModelArgs};
 pub(crate) use numbers::{MOST, number, whole};
