@@ -49,13 +49,13 @@ class Plan:
 
 
 class LlamaCpp:
-    """llama-bench, with and without flash attention, with caches of 16 and 8 bits (the latter needs flash attention for values), with weights
-    as they are in the file and rearranged for the CPU."""
+    """llama-bench, with and without flash attention, with caches of 16, 8 and 4 bits (the latter need flash attention for values), with
+    weights as they are in the file and rearranged for the CPU."""
 
     name = "llama.cpp"
     CONFIGURATIONS = [
-        {"fa": fa, "cache": cache, "repack": repack}
-        for fa, cache in [(0, "f16"), (1, "f16"), (1, "q8_0")]
+        {"fa": fa, "keys": cache, "values": cache, "repack": repack}
+        for fa, cache in [(0, "f16"), (1, "f16"), (1, "q8_0"), (1, "q4_0")]
         for repack in (1, 0)
     ]
 
@@ -75,15 +75,15 @@ class LlamaCpp:
         self.kept.setdefault(test, [c for c, _ in best[: self.keep]])
         return {self.label(c): values for c, values in measured}
 
-    @staticmethod
-    def label(configuration):
-        return f"llama.cpp, fa {configuration['fa']}, {configuration['cache']}" + (
-            "" if configuration["repack"] else ", no repack"
-        )
+    @classmethod
+    def label(cls, configuration):
+        keys, values = configuration["keys"], configuration["values"]
+        cache = keys if keys == values else f"{keys} and {values}"
+        return f"{cls.name}, fa {configuration['fa']}, {cache}" + ("" if configuration["repack"] else ", no repack")
 
     def command(self, configuration, *more):
-        cache = configuration["cache"]
-        switches = ["-fa", configuration["fa"], "-ctk", cache, "-ctv", cache, "--repack", configuration["repack"]]
+        switches = ["-fa", configuration["fa"], "-ctk", configuration["keys"], "-ctv", configuration["values"]]
+        switches += ["--repack", configuration["repack"]]
         return [self.binary, "-m", self.plan.model, "-t", self.plan.threads, *switches, "-o", "json", *more]
 
     def whole(self, test, configuration):
@@ -97,6 +97,17 @@ class LlamaCpp:
         command = self.command(configuration, *lengths, "-r", self.plan.repetitions)
         rows = parsed(run(command).stdout, command)
         return [speed for row in rows for speed in row["samples_ts"]]
+
+
+class IkLlamaCpp(LlamaCpp):
+    """Our ik_bench.cpp around ik_llama.cpp, which has flash attention for the CPU and 8-bit keys of its own."""
+
+    name = "ik_llama.cpp"
+    CONFIGURATIONS = [
+        {"fa": 1, "keys": keys, "values": values, "repack": repack}
+        for keys, values in [("f16", "f16"), ("q8_0", "q8_0"), ("q8_KV", "f16"), ("q8_KV", "q8_0")]
+        for repack in (1, 0)
+    ]
 
 
 class BenchModel:

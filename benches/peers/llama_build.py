@@ -1,4 +1,4 @@
-"""Builds llama.cpp's `llama-bench` from the source package of llama-cpp-python, which brings llama.cpp with it."""
+"""Builds what times llama.cpp and ik_llama.cpp, from packages that bring their sources with them."""
 
 import json
 import os
@@ -10,20 +10,20 @@ import tarfile
 from pathlib import Path
 
 PACKAGE = "llama-cpp-python"
+IK_CRATE, IK_VERSION = "ik-llama-cpp-sys", "0.1.7"
 
-# What llama.cpp does by default on the machine it is built on, in one binary and without what needs a network.
-OPTIONS = {
+# What both do by default on the machine they are built on, in one binary and without what needs a network.
+SHARED_OPTIONS = {
     "CMAKE_BUILD_TYPE": "Release",
     "GGML_NATIVE": "ON",
     "BUILD_SHARED_LIBS": "OFF",
     "GGML_CCACHE": "OFF",
-    "LLAMA_BUILD_APP": "OFF",
     "LLAMA_BUILD_EXAMPLES": "OFF",
     "LLAMA_BUILD_SERVER": "OFF",
     "LLAMA_BUILD_TESTS": "OFF",
-    "LLAMA_OPENSSL": "OFF",
-    "LLAMA_USE_PREBUILT_UI": "OFF",
 }
+OPTIONS = {**SHARED_OPTIONS, "LLAMA_BUILD_APP": "OFF", "LLAMA_OPENSSL": "OFF", "LLAMA_USE_PREBUILT_UI": "OFF"}
+IK_OPTIONS = {**SHARED_OPTIONS, "LLAMA_CURL": "OFF"}
 
 
 class BuildError(Exception):
@@ -32,9 +32,6 @@ class BuildError(Exception):
 
 def build(folder, version, jobs):
     """Leaves `llama-bench` and `build.json`, which says what was built, in `folder` and returns the path of the former."""
-    cmake = tool("cmake")
-    if cmake is None:
-        raise BuildError(f"expected cmake, found none; {sys.executable} -m pip install cmake ninja")
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     archive = download(folder / "sdist", version)
@@ -43,16 +40,66 @@ def build(folder, version, jobs):
     mended = mend(source)
     target = folder / "build" / package
     options = {**OPTIONS, "LLAMA_BUILD_COMMIT": commit}
-    ninja = tool("ninja")
-    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
-    defines = [f"-D{name}={value}" for name, value in options.items()]
-    run([cmake, "-S", source, "-B", target, *generator, *defines])
-    run([cmake, "--build", target, "--target", "llama-bench", "--parallel", str(jobs)])
+    make(source, target, options, "llama-bench", jobs)
     binary = folder / "llama-bench"
     write_whole(binary, (target / "bin" / "llama-bench").read_bytes(), mode=0o755)
     about = {"package": f"{PACKAGE} {package}", "commit": commit, "options": options, "mended": mended, **cache_values(target)}
     write_whole(folder / "build.json", (json.dumps(about, indent=1) + "\n").encode())
     return binary
+
+
+def build_ik(folder, jobs):
+    """Leaves `ik-bench` and `ik-build.json` in `folder` and returns the path of the former."""
+    folder = Path(folder).resolve()
+    source = ik_source(folder / "ik-source")
+    target = folder / "build" / f"{IK_CRATE}-{IK_VERSION}"
+    # The package leaves out the program that times, so there is one here, and it becomes part of that build.
+    program = Path(__file__).with_name("ik_bench.cpp")
+    make(source, target, {**IK_OPTIONS, "CMAKE_PROJECT_INCLUDE": ik_bench(folder, program)}, "ik-bench", jobs)
+    binary = folder / "ik-bench"
+    write_whole(binary, next(target.glob("**/ik-bench")).read_bytes(), mode=0o755)
+    about = {"package": f"{IK_CRATE} {IK_VERSION}", "options": IK_OPTIONS, **cache_values(target)}
+    write_whole(folder / "ik-build.json", (json.dumps(about, indent=1) + "\n").encode())
+    return binary
+
+
+def ik_source(folder):
+    """The sources of ik_llama.cpp, which cargo gets with a package that needs that crate."""
+    if not folder.exists():
+        scratch = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(scratch, ignore_errors=True)
+        (scratch / "src").mkdir(parents=True)
+        (scratch / "src/lib.rs").touch()
+        manifest = f'[package]\nname = "needs"\n[dependencies]\n{IK_CRATE} = "={IK_VERSION}"\n[workspace]\n'
+        (scratch / "Cargo.toml").write_text(manifest)
+        run(["cargo", "vendor", "--manifest-path", scratch / "Cargo.toml", scratch / "vendor"])
+        scratch.rename(folder)
+    return folder / "vendor" / IK_CRATE / "ik_llama.cpp"
+
+
+def ik_bench(folder, program):
+    """A file that CMake reads with the project's own, which adds our program to it once all targets are known."""
+    text = f"""function(add_ik_bench)
+  add_executable(ik-bench {program})
+  target_link_libraries(ik-bench PRIVATE llama)
+endfunction()
+if(PROJECT_NAME STREQUAL "llama.cpp")
+  cmake_language(DEFER CALL add_ik_bench)
+endif()
+"""
+    path = folder / "ik-bench.cmake"
+    write_whole(path, text.encode())
+    return path
+
+
+def make(source, target, options, program, jobs):
+    cmake, ninja = tool("cmake"), tool("ninja")
+    if cmake is None:
+        raise BuildError(f"expected cmake, found none; {sys.executable} -m pip install cmake ninja")
+    generator = ["-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={ninja}"] if ninja else []
+    defines = [f"-D{name}={value}" for name, value in options.items()]
+    run([cmake, "-S", source, "-B", target, *generator, *defines])
+    run([cmake, "--build", target, "--target", program, "--parallel", str(jobs)])
 
 
 def tool(name):

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Sets llama.cpp, built from the source package of llama-cpp-python, beside our models and candle's.
+"""Sets llama.cpp and ik_llama.cpp beside our models and candle's.
 
-`build FOLDER` builds llama-bench; `run FOLDER` measures. README.md in this folder says how.
+`build FOLDER` builds the two; `run FOLDER` measures. README.md in this folder says how.
 """
 
 import argparse
@@ -15,11 +15,12 @@ from pathlib import Path
 sys.dont_write_bytecode = True
 
 from children import ChildError  # noqa: E402
-from engines import BenchModel, Candle, LlamaCpp, Plan, Test  # noqa: E402
-from llama_build import BuildError, build  # noqa: E402
+from engines import BenchModel, Candle, IkLlamaCpp, LlamaCpp, Plan, Test  # noqa: E402
+from llama_build import BuildError, build, build_ik  # noqa: E402
 from results import rows, table  # noqa: E402
 
 ROOT = Path(__file__).resolve().parents[2]
+RIVALS = [LlamaCpp.name, IkLlamaCpp.name]
 
 
 class UsageError(Exception):
@@ -55,15 +56,16 @@ def arguments():
     parser = Parser(prog="llama_cpp.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="command", required=True, metavar="build|run", parser_class=Parser)
 
-    make = commands.add_parser("build", help="build llama-bench for this CPU", description="Builds llama-bench for this CPU.")
-    make.add_argument("folder", metavar="FOLDER", help="where everything goes: source package, sources, build, llama-bench")
+    make = commands.add_parser("build", help="build both for this CPU", description="Builds llama-bench and ik-bench for this CPU.")
+    make.add_argument("folder", metavar="FOLDER", help="where everything goes: source packages, sources, builds, programs")
+    make.add_argument("--without-ik", action="store_true", help="llama.cpp only")
     make.add_argument("--version", help="of llama-cpp-python [default: the latest, or what FOLDER/sdist holds]")
     make.add_argument("--jobs", type=at_least(1), default=2, metavar="N", help="compilers at once [default: 2]")
 
     measure = commands.add_parser(
         "run",
         help="measure, in interleaved rounds",
-        description="Measures llama-bench, bench-model and candle in rounds, and prints medians and ratios to llama.cpp's best.",
+        description="Measures the rivals, bench-model and candle in rounds, and prints medians and ratios to each rival's best.",
     )
     add = measure.add_argument
     add("folder", metavar="FOLDER", help="the one of `build`")
@@ -80,11 +82,11 @@ def arguments():
     add("--threads", type=at_least(1), default=1, metavar="N", help="threads of everyone [default: 1]")
     add("--rounds", type=at_least(1), default=3, metavar="R", help="rounds of everyone [default: 3]")
     add("--repetitions", type=at_least(1), default=1, metavar="R", help="measurements of a process, after one that does not count [default: 1]")
-    add("--keep", type=at_least(1), default=6, metavar="K", help="configurations of llama.cpp that go on after the first round, the best of each test [default: 6, all]")
+    add("--keep", type=at_least(1), default=8, metavar="K", help="configurations of a rival that go on after the first round, the best of each test [default: 8, all]")
     add("--kernels", default="dense-f16,dense-int8,hybrid-f16,hybrid-compact", metavar="NAME,...", help="ours, as bench-model names them; '' for none")
     add("--candle-rounds", type=at_least(0), default=1, metavar="R", help="rounds that candle takes part in [default: 1]")
     add("--candle-longest", type=at_least(1), default=512, metavar="N", help="longest prompt that candle is timed with [default: 512]")
-    add("--all", action="store_true", help="show all configurations of llama.cpp, not only its best")
+    add("--all", action="store_true", help="show all configurations of the rivals, not only their best")
     add("--json", action="store_true", help="print everything as one JSON object, the last line of stdout")
     return parser.parse_args()
 
@@ -109,6 +111,8 @@ def measure(args):
     advice = f"run {script} build {args.folder}"
     binary = existing("FOLDER", built / "llama-bench", advice)
     llama = json.loads(existing("FOLDER", built / "build.json", advice).read_text())
+    ik = built.resolve() / "ik-bench"
+    ik_built = json.loads(existing("FOLDER", built / "ik-build.json", advice).read_text()) if ik.is_file() else None
     bench_model = existing(
         "--bench-model", args.bench_model, "run cargo build --release -p deltallm-benches --bin bench-model"
     )
@@ -123,6 +127,7 @@ def measure(args):
     )
     ours = BenchModel("deltallm", bench_model, [name for name in args.kernels.split(",") if name], plan)
     engines = [LlamaCpp(binary, plan, args.keep)]
+    engines += [IkLlamaCpp(ik, plan, args.keep)] if ik.is_file() else []
     engines += [ours] if ours.kernels else []
     engines += [Candle(candle, plan, args.candle_rounds, args.candle_longest)] if args.candle_rounds else []
     samples = {test: {} for test in tests(args)}
@@ -137,11 +142,11 @@ def measure(args):
                 print(f"round {round_ + 1} of {args.rounds}: {test}: {engine.name}", file=sys.stderr, flush=True)
                 for label, values in engine.measure(test, round_).items():
                     of_test.setdefault(label, []).extend(values)
-    results = [(test, rows(test, of_test, LlamaCpp.name)) for test, of_test in samples.items()]
-    report(args, plan, llama, ours, results)
+    results = [(test, rows(test, of_test, RIVALS)) for test, of_test in samples.items()]
+    report(args, plan, llama, ik_built, ours, results)
 
 
-def report(args, plan, llama, ours, results):
+def report(args, plan, llama, ik_built, ours, results):
     about = {
         **ours.about,
         "model_file": plan.model.name,
@@ -152,12 +157,14 @@ def report(args, plan, llama, ours, results):
         "deltallm": deltallm_version(),
         "candle_transformers": locked_version("candle-transformers"),
         "llama_cpp": llama,
+        "ik_llama_cpp": ik_built,
     }
     print(f"{about.get('cpu', 'machine unknown')}; {about.get('date', '')}; {plan.threads} threads; {plan.model.name}")
     print(f"llama.cpp {llama['commit']} ({llama['package']}, {llama['compiler']}, native); ", end="")
+    print(f"ik_llama.cpp {ik_built['package']}; " if ik_built else "", end="")
     print(f"deltallm {about['deltallm']}; candle-transformers {about['candle_transformers']}")
-    print("A ratio above 1 is better than llama.cpp's best: faster, or smaller.\n")
-    print(table(results, LlamaCpp.name, args.all))
+    print("A ratio above 1 is better than that rival's best: faster, or smaller.\n")
+    print(table(results, [rival for rival in RIVALS if rival == LlamaCpp.name or ik_built], args.all))
     if args.json:
         of = [{"test": test.kind, "tokens": test.tokens, "unit": test.unit, "rows": rows_} for test, rows_ in results]
         print(json.dumps({**about, "tests": of}))
@@ -182,6 +189,8 @@ def main():
         args = arguments()
         if args.command == "build":
             print(build(args.folder, args.version, args.jobs))
+            if not args.without_ik:
+                print(build_ik(args.folder, args.jobs))
         else:
             measure(args)
     except (BuildError, ChildError, UsageError) as error:

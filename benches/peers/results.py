@@ -3,22 +3,22 @@
 from statistics import median
 
 
-def rows(test, samples, reference):
-    """One row for every configuration of `samples`, best of the reference engine first; its label begins with `reference`.
+def rows(test, samples, rivals):
+    """One row for every configuration of `samples`, the best of each of the `rivals` first. The label of a configuration begins with the
+    name of its engine, up to a comma.
 
-    A ratio above 1 is better than the reference's best: faster, or smaller.
+    A ratio above 1 is better than that rival's best: faster, or smaller.
     """
     medians = {label: median(values) for label, values in samples.items()}
-    references = [label for label in medians if label.startswith(reference)]
-    best = (max if test.more_is_better else min)(references, key=medians.get, default=None)
+    better = max if test.more_is_better else min
+    of_rival = {rival: [label for label in medians if engine(label) == rival] for rival in rivals}
+    best = {rival: better(labels, key=medians.get) for rival, labels in of_rival.items() if labels}
 
-    def ratio(label):
-        if best is None:
-            return None
-        ours, theirs = medians[label], medians[best]
+    def ratio(label, other):
+        ours, theirs = medians[label], medians[other]
         return ours / theirs if test.more_is_better else theirs / ours
 
-    order = sorted(medians, key=lambda label: (label != best, label not in references))
+    order = sorted(medians, key=lambda label: (label not in best.values(), engine(label) not in rivals))
     return [
         {
             "engine": label,
@@ -26,26 +26,31 @@ def rows(test, samples, reference):
             "min": min(samples[label]),
             "max": max(samples[label]),
             "samples": samples[label],
-            "ratio": ratio(label),
-            "best_of_reference": label == best,
+            "ratios": {rival: ratio(label, other) for rival, other in best.items()},
+            "best_of_rival": label in best.values(),
         }
         for label in order
     ]
 
 
-def table(results, reference, everything=False):
-    """A Markdown table; of the reference only its best configuration, unless `everything` is wanted."""
+def engine(label):
+    return label.partition(",")[0]
+
+
+def table(results, rivals, everything=False):
+    """A Markdown table; of a rival only its best configuration, unless `everything` is wanted."""
     lines = [
-        f"| test | engine | median | min..max | ratio to {reference} |",
-        "|---|---|---:|---:|---:|",
+        "| test | engine | median | min..max |" + "".join(f" over {rival} |" for rival in rivals),
+        "|---|---|---:|---:|" + "---:|" * len(rivals),
     ]
     for test, rows_ in results:
         for row in rows_:
-            if row["engine"].startswith(reference) and not (row["best_of_reference"] or everything):
+            if engine(row["engine"]) in rivals and not (row["best_of_rival"] or everything):
                 continue
             spread = f"{number(row['min'])}..{number(row['max'])}"
-            ratio = "" if row["ratio"] is None else f"{row['ratio']:.2f}"
-            lines.append(f"| {test} | {row['engine']} | {number(row['median'])} {test.unit} | {spread} | {ratio} |")
+            ratios = [f"{row['ratios'][rival]:.2f}" if rival in row["ratios"] else "" for rival in rivals]
+            cells = [test, row["engine"], f"{number(row['median'])} {test.unit}", spread, *ratios]
+            lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
 
