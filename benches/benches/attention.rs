@@ -106,9 +106,9 @@ fn coding(criterion: &mut Criterion) {
         });
     });
     let matrix = || {
-        let mut charge = MemoryBudget::unlimited().reservation();
-        let mut matrix = DeltaMatrix::new(thresholds(), ElementType::F32).unwrap();
-        keys.chunks(64).for_each(|key| matrix.push(key, &mut charge).unwrap());
+        let budget = MemoryBudget::unlimited();
+        let mut matrix = DeltaMatrix::new(thresholds(), ElementType::F32, &budget).unwrap();
+        keys.chunks(64).for_each(|key| matrix.push(key).unwrap());
         matrix
     };
     group.bench_function("push", |bencher| bencher.iter(&matrix));

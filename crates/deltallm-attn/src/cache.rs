@@ -3,7 +3,7 @@
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
     MemoryBudget, Reservation,
-    internal::{PagedRows, RowFormat, most_key_bytes},
+    internal::{PagedRows, RowFormat, Store, exchange, most_key_bytes},
 };
 use half::f16;
 
@@ -53,12 +53,14 @@ pub(crate) struct ExactRows {
 }
 
 impl FarKeys {
-    fn new(store: KvStore, thresholds: HeadThresholds) -> Result<Self, CoreError> {
+    fn new(store: KvStore, thresholds: HeadThresholds, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let channels = thresholds.start().len();
         Ok(match store {
-            KvStore::Int8 => Self::Rows(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS).centered()),
-            KvStore::Compact => Self::Delta(DeltaMatrix::in_steps(thresholds)?),
-            float => Self::Delta(DeltaMatrix::new(thresholds, float.exact())?),
+            KvStore::Int8 => {
+                Self::Rows(PagedRows::new(channels, RowFormat::Int8, BLOCK_TOKENS, budget).centered())
+            }
+            KvStore::Compact => Self::Delta(DeltaMatrix::in_steps(thresholds, budget)?),
+            float => Self::Delta(DeltaMatrix::new(thresholds, float.exact(), budget)?),
         })
     }
 
@@ -92,24 +94,24 @@ impl FarKeys {
         }
     }
 
-    fn push(&mut self, key: &[f32], charge: &mut Reservation) -> Result<(), CoreError> {
+    fn push(&mut self, key: &[f32]) -> Result<(), CoreError> {
         match self {
-            Self::Delta(matrix) => matrix.push_checked(key, charge),
-            Self::Rows(rows) => rows.push_checked(key, charge),
+            Self::Delta(matrix) => matrix.push_checked(key),
+            Self::Rows(rows) => rows.push_checked(key),
         }
     }
 
-    fn truncate(&mut self, len: usize, charge: &mut Reservation) -> Result<(), CoreError> {
+    fn truncate(&mut self, len: usize) -> Result<(), CoreError> {
         match self {
-            Self::Delta(matrix) => matrix.truncate(len, charge),
-            Self::Rows(rows) => rows.truncate(len, charge),
+            Self::Delta(matrix) => matrix.truncate(len),
+            Self::Rows(rows) => rows.truncate(len),
         }
     }
 
-    fn drop_before(&mut self, first: usize, charge: &mut Reservation) {
+    fn drop_before(&mut self, first: usize) {
         match self {
-            Self::Delta(matrix) => matrix.drop_before(first, charge),
-            Self::Rows(rows) => rows.drop_before(first, charge),
+            Self::Delta(matrix) => matrix.drop_before(first),
+            Self::Rows(rows) => rows.drop_before(first),
         }
     }
 
@@ -122,24 +124,22 @@ impl FarKeys {
 
     /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. They are
     /// of that type already, exactly, so what comes in is off by no more than it was. Returns the deltas that are no longer held.
-    fn keep_small(&mut self, charge: &mut Reservation) -> Result<Option<DeltaMatrix>, CoreError> {
+    fn keep_small(&mut self) -> Result<Option<DeltaMatrix>, CoreError> {
         let Self::Delta(matrix) = self else { return Ok(None) };
         let channels = matrix.channels();
         if matrix.bytes_with_next() <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
             return Ok(None);
         }
-        let held = matrix.key_bytes() + matrix.bookkeeping_bytes();
-        let mut whole = MemoryBudget::unlimited().reservation();
-        let mut rows = PagedRows::starting_at(matrix.first(), channels, ElementType::F16, BLOCK_TOKENS);
+        let unlimited = MemoryBudget::unlimited();
+        let first = matrix.first();
+        let mut rows = PagedRows::starting_at(first, channels, ElementType::F16, BLOCK_TOKENS, &unlimited);
         let mut keys = Vec::new();
-        for block in matrix.first() / BLOCK_TOKENS..matrix.blocks() {
+        for block in first / BLOCK_TOKENS..matrix.blocks() {
             matrix.reconstruct(block, &mut keys);
             keys.iter_mut().for_each(|x| *x = x.clamp(f16::MIN.to_f32(), f16::MAX.to_f32()));
-            keys.chunks_exact(channels).try_for_each(|key| rows.push(key, &mut whole))?;
+            keys.chunks_exact(channels).try_for_each(|key| rows.push(key))?;
         }
-        charge.grow(whole.bytes().saturating_sub(held))?;
-        charge.shrink(held.saturating_sub(whole.bytes()));
-        Ok(match std::mem::replace(self, Self::Rows(rows)) {
+        Ok(match exchange(self, Self::Rows(rows))? {
             Self::Delta(deltas) => Some(deltas),
             Self::Rows(_) => None,
         })
@@ -154,10 +154,41 @@ impl FarKeys {
     }
 }
 
+impl Store for FarKeys {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        Ok(match self {
+            Self::Delta(matrix) => Self::Delta(matrix.fork(budget)?),
+            Self::Rows(rows) => Self::Rows(rows.fork(budget)?),
+        })
+    }
+
+    fn uncharge(&mut self) -> Reservation {
+        match self {
+            Self::Delta(matrix) => matrix.uncharge(),
+            Self::Rows(rows) => rows.uncharge(),
+        }
+    }
+
+    fn unpaid(&self) -> usize {
+        match self {
+            Self::Delta(matrix) => matrix.unpaid(),
+            Self::Rows(rows) => rows.unpaid(),
+        }
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        match self {
+            Self::Delta(matrix) => matrix.charge_with(charge),
+            Self::Rows(rows) => rows.charge_with(charge),
+        }
+    }
+}
+
 impl ExactRows {
     /// Without tokens; a key and a value have `channels`.
-    fn new(store: KvStore, channels: [usize; 2], page_tokens: usize) -> Self {
-        let [keys, values] = channels.map(|channels| PagedRows::new(channels, store.exact(), page_tokens));
+    fn new(store: KvStore, channels: [usize; 2], page_tokens: usize, budget: &MemoryBudget) -> Self {
+        let [keys, values] =
+            channels.map(|channels| PagedRows::new(channels, store.exact(), page_tokens, budget));
         Self { keys, values: store.is_quantised().then_some(values) }
     }
 
@@ -165,9 +196,9 @@ impl ExactRows {
         self.keys.len()
     }
 
-    fn push(&mut self, key: &[f32], value: &[f32], charge: &mut Reservation) -> Result<(), CoreError> {
-        self.keys.push_checked(key, charge)?;
-        self.values.as_mut().map_or(Ok(()), |values| values.push_checked(value, charge))
+    fn push(&mut self, key: &[f32], value: &[f32]) -> Result<(), CoreError> {
+        self.keys.push_checked(key)?;
+        self.values.as_mut().map_or(Ok(()), |values| values.push_checked(value))
     }
 
     fn bytes(&self) -> usize {
@@ -183,20 +214,41 @@ impl ExactRows {
     }
 
     /// The tokens from `needed` on, in pages as a window has them.
-    fn in_small_pages(&self, needed: usize, charge: &mut Reservation) -> Result<Self, CoreError> {
+    fn in_small_pages(&self, needed: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let page = CachePlan::WINDOW_PAGE_TOKENS;
         let first = (needed / page * page).max(self.keys.first());
-        let mut copy = |rows: &PagedRows| rows.copied(first..rows.len(), rows.format(), page, charge);
+        let copy = |rows: &PagedRows| rows.copied(first..rows.len(), rows.format(), page, budget);
         Ok(Self { keys: copy(&self.keys)?, values: self.values.as_ref().map(copy).transpose()? })
     }
 
     /// The same in f16, with the values of all tokens in `values`. Tokens whose values have been dropped are not copied.
-    fn to_quantised(&self, values: &PagedRows, charge: &mut Reservation) -> Result<Self, CoreError> {
+    fn to_quantised(&self, values: &PagedRows, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let end = self.keys.len();
         let first = self.keys.first().max(values.first()).min(end);
-        let mut copy =
-            |rows: &PagedRows| rows.copied(first..end, ElementType::F16, self.keys.page_tokens(), charge);
+        let copy =
+            |rows: &PagedRows| rows.copied(first..end, ElementType::F16, self.keys.page_tokens(), budget);
         Ok(Self { keys: copy(&self.keys)?, values: Some(copy(values)?) })
+    }
+}
+
+impl Store for ExactRows {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let values = self.values.as_ref().map(|values| values.fork(budget)).transpose()?;
+        Ok(Self { keys: self.keys.fork(budget)?, values })
+    }
+
+    fn uncharge(&mut self) -> Reservation {
+        let mut all = self.keys.uncharge();
+        self.values.iter_mut().for_each(|values| all.merge(values.uncharge()));
+        all
+    }
+
+    fn unpaid(&self) -> usize {
+        self.rows().map(PagedRows::unpaid).sum()
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        self.rows_mut().for_each(|rows| rows.charge_with(charge));
     }
 }
 
@@ -206,26 +258,20 @@ impl CodedTokens {
     }
 
     /// Codes the next token; if it is one of the first `kept`, it is kept exactly too.
-    fn push(
-        &mut self,
-        key: &[f32],
-        value: &[f32],
-        kept: Option<usize>,
-        charge: &mut Reservation,
-    ) -> Result<(), CoreError> {
-        self.keys.push(key, charge)?;
+    fn push(&mut self, key: &[f32], value: &[f32], kept: Option<usize>) -> Result<(), CoreError> {
+        self.keys.push(key)?;
         if kept.is_some_and(|kept| self.sinks.len() < kept) {
-            self.sinks.push(key, value, charge)?;
+            self.sinks.push(key, value)?;
         }
-        self.values.push_checked(value, charge)
+        self.values.push_checked(value)
     }
 
     /// Back to `len` tokens, or to as many as there are.
-    fn roll_back(&mut self, len: usize, charge: &mut Reservation) {
+    fn roll_back(&mut self, len: usize) {
         // None of these can fail: none is asked for more than it holds.
-        let _ = self.keys.truncate(len.min(self.keys.len()), charge);
+        let _ = self.keys.truncate(len.min(self.keys.len()));
         for rows in self.sinks.rows_mut().chain([&mut self.values]) {
-            let _ = rows.truncate(len.min(rows.len()), charge);
+            let _ = rows.truncate(len.min(rows.len()));
         }
     }
 }
@@ -242,19 +288,20 @@ impl HybridHead {
         value_dim: usize,
         kept: Option<usize>,
         bounded: bool,
+        budget: &MemoryBudget,
     ) -> Result<Self, CoreError> {
         let sink_pages = CachePlan::sink_page_tokens(kept.unwrap_or(0));
-        let keys = FarKeys::new(store, thresholds)?;
+        let keys = FarKeys::new(store, thresholds, budget)?;
         let coded = CodedTokens {
-            values: PagedRows::new(value_dim, RowFormat::of(store), BLOCK_TOKENS),
-            sinks: ExactRows::new(store, [keys.channels(), value_dim], sink_pages),
+            values: PagedRows::new(value_dim, RowFormat::of(store), BLOCK_TOKENS, budget),
+            sinks: ExactRows::new(store, [keys.channels(), value_dim], sink_pages, budget),
             keys,
         };
-        Ok(Self { bounded, ..Self::with_codes(coded, store, kept) })
+        Ok(Self { bounded, ..Self::with_codes(coded, store, kept, budget) })
     }
 
     /// A cache whose tail is still empty.
-    fn with_codes(coded: CodedTokens, store: KvStore, kept: Option<usize>) -> Self {
+    fn with_codes(coded: CodedTokens, store: KvStore, kept: Option<usize>, budget: &MemoryBudget) -> Self {
         let channels = [coded.keys.channels(), coded.values.channels()];
         // A window that is held for its own sake has small pages. What is not coded yet lies as in a dense cache.
         let pages = if store.is_quantised() { BLOCK_TOKENS } else { CachePlan::WINDOW_PAGE_TOKENS };
@@ -262,7 +309,7 @@ impl HybridHead {
         let row = |channels| Vec::with_capacity(if waits { channels } else { 0 });
         Self {
             coded,
-            tail: ExactRows::new(store, channels, pages),
+            tail: ExactRows::new(store, channels, pages, budget),
             kept,
             bounded: false,
             was: None,
@@ -291,46 +338,41 @@ impl HybridHead {
     ///
     /// # Errors
     /// As the stores' `push`; some parts may hold the token then, and others not.
-    pub(crate) fn push(
-        &mut self,
-        key: &[f32],
-        value: &[f32],
-        charge: &mut Reservation,
-    ) -> Result<(), CoreError> {
+    pub(crate) fn push(&mut self, key: &[f32], value: &[f32]) -> Result<(), CoreError> {
         if self.kept.is_some() {
-            self.tail.push(key, value, charge)?;
+            self.tail.push(key, value)?;
         }
-        if self.codes_later() { Ok(()) } else { self.coded.push(key, value, self.kept, charge) }
+        if self.codes_later() { Ok(()) } else { self.coded.push(key, value, self.kept) }
     }
 
     /// Codes tokens that wait in the tail, until `end` are coded.
     ///
     /// # Errors
     /// As [`push`](Self::push).
-    pub(crate) fn code_until(&mut self, end: usize, charge: &mut Reservation) -> Result<(), CoreError> {
+    pub(crate) fn code_until(&mut self, end: usize) -> Result<(), CoreError> {
         if !self.codes_later() {
             return Ok(());
         }
         let Self { coded, tail, kept, bounded, was, row: [key, value] } = self;
         let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
         for token in coded.len()..end {
-            if *bounded && let Some(deltas) = coded.keys.keep_small(charge)? {
+            if *bounded && let Some(deltas) = coded.keys.keep_small()? {
                 *was = Some(deltas);
             }
             let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
-            coded.push(key, value, *kept, charge)?;
+            coded.push(key, value, *kept)?;
         }
         Ok(())
     }
 
     /// Drops exact copies of tokens before `needed`, as far as they are coded.
-    pub(crate) fn trim(&mut self, needed: usize, charge: &mut Reservation) {
+    pub(crate) fn trim(&mut self, needed: usize) {
         self.was = None;
         let end = needed.min(self.coded.len());
         if self.codes_later() && end > 0 && self.tail.keys.page_tokens() > CachePlan::WINDOW_PAGE_TOKENS {
-            self.take_small_pages(end, charge);
+            self.take_small_pages(end);
         }
-        self.tail.rows_mut().for_each(|rows| rows.drop_before(end, charge));
+        self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
     }
 
     /// The first token that is held.
@@ -342,65 +384,61 @@ impl HybridHead {
     }
 
     /// Drops tokens before `first`, which no later query attends to, in a cache in which none is coded.
-    pub(crate) fn drop_exact(&mut self, first: usize, charge: &mut Reservation) {
-        self.tail.rows_mut().for_each(|rows| rows.drop_before(first, charge));
+    pub(crate) fn drop_exact(&mut self, first: usize) {
+        self.tail.rows_mut().for_each(|rows| rows.drop_before(first));
     }
 
     /// Drops coded tokens before `first`, which no later query attends to.
-    pub(crate) fn drop_coded(&mut self, first: usize, charge: &mut Reservation) {
+    pub(crate) fn drop_coded(&mut self, first: usize) {
         let CodedTokens { keys, values, sinks } = &mut self.coded;
-        keys.drop_before(first, charge);
-        values.drop_before(first, charge);
+        keys.drop_before(first);
+        values.drop_before(first);
         // Earlier queries, which may come again, see as sinks what is still held.
         let held = values.first();
-        sinks.rows_mut().for_each(|rows| rows.drop_before(held, charge));
+        sinks.rows_mut().for_each(|rows| rows.drop_before(held));
     }
 
-    /// Codes tokens of a cache that has no codes, those before `end`, and drops their exact copies. The cache must be one that
-    /// is smaller then; memory that this takes for a moment is not charged.
-    pub(crate) fn begin_codes(&mut self, end: usize, charge: &mut Reservation) {
-        let mut uncharged = MemoryBudget::unlimited().reservation();
-        // Neither can fail: what is in the tail can be coded, and no budget says no.
-        let _ = self.code_until(end, &mut uncharged);
-        if let Ok(tail) = self.tail.in_small_pages(end, &mut uncharged) {
-            self.tail = tail;
+    /// Codes tokens of a cache that has no codes, those before `end`, and drops their exact copies. Where that would take more memory than
+    /// there is, because others share the exact copies, the next call does it.
+    pub(crate) fn begin_codes(&mut self, end: usize) {
+        if let Ok(head) = self.with_codes_until(end, &MemoryBudget::unlimited()) {
+            let _ = exchange(self, head);
         }
-        self.was = None;
-        charge.shrink(charge.bytes().saturating_sub(self.footprint().total()));
+    }
+
+    fn with_codes_until(&self, end: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let mut head = self.fork(budget)?;
+        head.code_until(end)?;
+        head.tail = head.tail.in_small_pages(end, budget)?;
+        head.was = None;
+        Ok(head)
     }
 
     /// Copies the tokens from `needed` on into pages as a window has them, unless these take more.
-    fn take_small_pages(&mut self, needed: usize, charge: &mut Reservation) {
-        let (held, mut copied) = (self.tail.bytes(), MemoryBudget::unlimited().reservation());
-        if let Ok(tail) = self.tail.in_small_pages(needed, &mut copied)
-            && copied.bytes() <= held
+    fn take_small_pages(&mut self, needed: usize) {
+        if let Ok(tail) = self.tail.in_small_pages(needed, &MemoryBudget::unlimited())
+            && tail.bytes() <= self.tail.bytes()
         {
-            self.tail = tail;
-            charge.shrink(held - copied.bytes());
+            let _ = exchange(&mut self.tail, tail);
         }
     }
 
     /// Back to `len` tokens, or to as many as there are, of which at most `coded` are coded.
-    pub(crate) fn roll_back(&mut self, len: usize, coded: usize, charge: &mut Reservation) {
-        self.coded.roll_back(len.min(coded), charge);
+    pub(crate) fn roll_back(&mut self, len: usize, coded: usize) {
+        self.coded.roll_back(len.min(coded));
         for rows in self.tail.rows_mut() {
-            let _ = rows.truncate(len.min(rows.len()), charge);
+            let _ = rows.truncate(len.min(rows.len()));
         }
     }
 
     /// After a [`roll_back`](Self::roll_back): keys that had become whole meanwhile are deltas again, unless someone else has taken the
     /// memory that these need.
-    pub(crate) fn restore_deltas(&mut self, charge: &mut Reservation) {
+    pub(crate) fn restore_deltas(&mut self) {
         let len = self.coded.len();
         let Some(mut deltas) = self.was.take_if(|deltas| len <= deltas.len()) else { return };
-        // Cannot fail, and gives nothing back, because deltas that are not held are not charged.
-        let _ = deltas.truncate(len, &mut MemoryBudget::unlimited().reservation());
-        let (keys, table) = self.coded.keys.bytes();
-        let (held, before) = (keys + table, deltas.key_bytes() + deltas.bookkeeping_bytes());
-        if charge.grow(before.saturating_sub(held)).is_ok() {
-            charge.shrink(held.saturating_sub(before));
-            self.coded.keys = FarKeys::Delta(deltas);
-        }
+        // Cannot fail: it has been longer.
+        let _ = deltas.truncate(len);
+        let _ = exchange(&mut self.coded.keys, FarKeys::Delta(deltas));
     }
 
     /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`.
@@ -438,36 +476,32 @@ impl HybridHead {
     }
 
     /// Converts a float store to a narrower float type.
-    pub(crate) fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
+    pub(crate) fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
         let CodedTokens { keys, values, sinks } = &mut self.coded;
         if let FarKeys::Delta(matrix) = keys {
-            matrix.narrow(element, charge)?;
+            matrix.narrow(element)?;
         }
         let mut rows = self.tail.rows_mut().chain(sinks.rows_mut()).chain([values]);
-        rows.try_for_each(|rows| rows.narrow(element, charge))
+        rows.try_for_each(|rows| rows.narrow(element))
     }
 
     /// A copy of a float store in [`KvStore::Compact`], in which exact tokens from `needed` on are not coded; `None` if it is
     /// not one.
-    pub(crate) fn to_compact(
-        &self,
-        needed: usize,
-        charge: &mut Reservation,
-    ) -> Result<Option<Self>, CoreError> {
+    pub(crate) fn to_compact(&self, needed: usize, budget: &MemoryBudget) -> Result<Option<Self>, CoreError> {
         let CodedTokens { keys: FarKeys::Delta(matrix), values, sinks } = &self.coded else {
             return Ok(None);
         };
         let coded = CodedTokens {
-            keys: FarKeys::Delta(matrix.to_steps(charge)?),
-            values: values.converted(RowFormat::of(KvStore::Compact), charge)?,
-            sinks: sinks.to_quantised(values, charge)?,
+            keys: FarKeys::Delta(matrix.to_steps(budget)?),
+            values: values.converted(RowFormat::of(KvStore::Compact), budget)?,
+            sinks: sinks.to_quantised(values, budget)?,
         };
-        let mut copy = Self::with_codes(coded, KvStore::Compact, self.kept);
-        copy.tail = self.tail.to_quantised(values, charge)?;
+        let mut copy = Self::with_codes(coded, KvStore::Compact, self.kept, budget);
+        copy.tail = self.tail.to_quantised(values, budget)?;
         if copy.codes_later() {
             // Of a cache that has dropped tokens one stays coded: the next is coded by it.
             let least = if values.first() > 0 { values.first() + 1 } else { 0 };
-            copy.coded.roll_back(needed.max(copy.tail.keys.first()).max(least), charge);
+            copy.coded.roll_back(needed.max(copy.tail.keys.first()).max(least));
         }
         Ok(Some(copy))
     }
@@ -484,5 +518,38 @@ impl HybridHead {
             return Some([matrix.nonzeros(), elements]);
         }
         Some([matrix.nonzeros_with(self.tail.keys.read(waiting, &mut Vec::new())), elements])
+    }
+}
+
+impl Store for HybridHead {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        let coded = CodedTokens {
+            keys: keys.fork(budget)?,
+            values: values.fork(budget)?,
+            sinks: sinks.fork(budget)?,
+        };
+        let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
+        Ok(Self { coded, tail: self.tail.fork(budget)?, was: None, row, ..*self })
+    }
+
+    fn uncharge(&mut self) -> Reservation {
+        let mut all = self.coded.keys.uncharge();
+        all.merge(self.coded.values.uncharge());
+        all.merge(self.coded.sinks.uncharge());
+        all.merge(self.tail.uncharge());
+        all
+    }
+
+    fn unpaid(&self) -> usize {
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        keys.unpaid() + values.unpaid() + sinks.unpaid() + self.tail.unpaid()
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        self.coded.keys.charge_with(charge);
+        self.coded.values.charge_with(charge);
+        self.coded.sinks.charge_with(charge);
+        self.tail.charge_with(charge);
     }
 }

@@ -2,7 +2,10 @@
 
 use deltallm_core::ThresholdPolicy;
 
-use crate::{AttentionError, AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KernelWrapper};
+use crate::{
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HybridAttention, HybridConfig,
+    KernelWrapper,
+};
 
 /// Delta attention everywhere: every key, the query's own included, is seen through its reconstruction.
 ///
@@ -44,5 +47,9 @@ impl KernelWrapper for DeltaAttention {
 
     fn inner_mut(&mut self) -> &mut HybridAttention {
         &mut self.0
+    }
+
+    fn fork_wrapped(&self) -> Option<Box<dyn AttentionKernel>> {
+        Some(Box::new(Self(self.0.forked())))
     }
 }

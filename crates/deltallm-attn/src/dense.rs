@@ -1,14 +1,14 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, Reservation,
-    SparsityStats,
-    internal::{PagedRows, RowFormat},
+    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SparsityStats,
+    internal::{PagedRows, RowFormat, exchange},
 };
 
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
     attend::attend,
+    heads::Heads,
     options::Settings,
     output::Output,
     segment::{HeadRows, Keys, Rows, Segment, Segments},
@@ -33,21 +33,13 @@ use crate::{
 #[derive(Debug)]
 pub struct DenseAttention {
     options: Settings,
-    /// One per kv head, as the values.
-    keys: Vec<HeadCache>,
-    values: Vec<HeadCache>,
+    keys: Heads<PagedRows>,
+    values: Heads<PagedRows>,
     counts: Vec<HeadSparsity>,
     /// Of the latest call, if anyone asks.
     log_sums: Vec<f32>,
     /// Tokens when a step began that may be taken back.
     step: Option<usize>,
-}
-
-/// Keys or values of one kv head, with an account of their own, so that all can be filled side by side.
-#[derive(Debug)]
-struct HeadCache {
-    rows: PagedRows,
-    charge: Reservation,
 }
 
 impl DenseAttention {
@@ -63,14 +55,11 @@ impl DenseAttention {
             let expected = "f32, f16, bf16 or int8 (compact holds deltas: use delta or hybrid attention)";
             return Err(AttentionError::Store { kernel: "dense attention", expected, got: options.store });
         }
-        let caches = |rows: &dyn Fn() -> PagedRows| {
-            let cache = |_| HeadCache { rows: rows(), charge: options.budget.reservation() };
-            (0..kv_heads).map(cache).collect()
-        };
-        let rows = |channels| PagedRows::new(channels, RowFormat::of(options.store), BLOCK_TOKENS);
+        let format = RowFormat::of(options.store);
+        let rows = |channels| PagedRows::new(channels, format, BLOCK_TOKENS, &options.budget);
         Ok(Self {
-            keys: caches(&|| rows(shape.head_dim()).centered()),
-            values: caches(&|| rows(shape.value_dim())),
+            keys: Heads::new((0..kv_heads).map(|_| rows(shape.head_dim()).centered()).collect()),
+            values: Heads::new((0..kv_heads).map(|_| rows(shape.value_dim())).collect()),
             counts: vec![HeadSparsity::default(); kv_heads],
             log_sums: Vec::new(),
             step: None,
@@ -79,60 +68,62 @@ impl DenseAttention {
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
-        let push = |view: &HeadsView, (head, HeadCache { rows, charge }): (usize, &mut HeadCache)| {
-            (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, head), charge))
+        let push = |view: &HeadsView, (head, rows): (usize, &mut PagedRows)| {
+            (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, head)))
         };
+        let Self { keys, values, options, .. } = self;
+        let (keys, values) = (keys.to_write(&options.budget)?, values.to_write(&options.budget)?);
         #[cfg(feature = "rayon")]
-        if self.options.parallel
+        if options.parallel
             && k.tokens() >= deltallm_simd::tuning::LEAST_STORED_TOKENS
             && rayon::current_num_threads() > 1
         {
             use rayon::prelude::*;
-            let keys = self.keys.par_iter_mut().enumerate().map(|cache| (k, cache));
-            let values = self.values.par_iter_mut().enumerate().map(|cache| (v, cache));
-            return keys.chain(values).with_max_len(1).try_for_each(|(view, cache)| push(view, cache));
+            let keys = keys.par_iter_mut().enumerate().map(|rows| (k, rows));
+            let values = values.par_iter_mut().enumerate().map(|rows| (v, rows));
+            return keys.chain(values).with_max_len(1).try_for_each(|(view, rows)| push(view, rows));
         }
-        self.keys.iter_mut().enumerate().try_for_each(|cache| push(k, cache))?;
-        self.values.iter_mut().enumerate().try_for_each(|cache| push(v, cache))
+        keys.iter_mut().enumerate().try_for_each(|rows| push(k, rows))?;
+        values.iter_mut().enumerate().try_for_each(|rows| push(v, rows))
     }
 
-    fn caches(&self) -> impl Iterator<Item = &HeadCache> {
-        self.keys.iter().chain(&self.values)
+    fn rows(&self) -> impl Iterator<Item = &PagedRows> {
+        self.keys.iter().chain(self.values.iter())
     }
 
-    fn caches_mut(&mut self) -> impl Iterator<Item = &mut HeadCache> {
-        self.keys.iter_mut().chain(&mut self.values)
-    }
-
-    /// Bytes charged.
-    fn charged(&self) -> usize {
-        self.caches().map(|cache| cache.charge.bytes()).sum()
+    /// Keys and values, to be written.
+    fn to_write(&mut self) -> Result<[&mut Vec<PagedRows>; 2], CoreError> {
+        let budget = &self.options.budget;
+        Ok([self.keys.to_write(budget)?, self.values.to_write(budget)?])
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far.
-    fn roll_back(&mut self, len: usize) {
-        for HeadCache { rows, charge } in self.caches_mut() {
-            let len = len.min(rows.len());
-            // Cannot fail: `len` does not exceed what is there.
-            let _ = rows.truncate(len, charge);
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`] where a fork has them too; what has been appended since is this kernel's own, and cut without an error.
+    fn roll_back(&mut self, len: usize) -> Result<(), CoreError> {
+        if self.rows().all(|rows| rows.len() <= len) {
+            return Ok(());
         }
+        self.to_write()?.into_iter().flatten().try_for_each(|rows| rows.truncate(len.min(rows.len())))
     }
 
     /// Drops what neither the latest query nor a later one attends to.
     fn trim(&mut self) {
         let first = self.options.mask.first_key(self.len().saturating_sub(1));
-        self.caches_mut().for_each(|HeadCache { rows, charge }| rows.drop_before(first, charge));
+        let heads = [self.keys.alone(), self.values.alone()];
+        heads.into_iter().flatten().flatten().for_each(|rows| rows.drop_before(first));
     }
 
     /// The first token that is held.
     fn first(&self) -> usize {
-        self.values.last().map_or(0, |cache| cache.rows.first())
+        self.values.last().map_or(0, PagedRows::first)
     }
 
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        self.caches().try_for_each(|cache| cache.rows.check_narrow(ElementType::F16))?;
-        self.caches_mut().try_for_each(|HeadCache { rows, charge }| rows.narrow(ElementType::F16, charge))?;
+        self.rows().try_for_each(|rows| rows.check_narrow(ElementType::F16))?;
+        self.to_write()?.into_iter().flatten().try_for_each(|rows| rows.narrow(ElementType::F16))?;
         self.options.store = KvStore::F16;
         Ok(())
     }
@@ -145,15 +136,21 @@ impl DenseAttention {
         if bytes(RowFormat::Int8) >= bytes(ElementType::F16.into()) {
             return Ok(());
         }
-        let mut narrow = Vec::with_capacity(2 * self.keys.len());
-        for cache in self.caches() {
-            // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
-            let mut charge = MemoryBudget::unlimited().reservation();
-            narrow.push((cache.rows.converted(RowFormat::Int8, &mut charge)?, charge.bytes()));
-        }
-        for (HeadCache { rows, charge }, (converted, bytes)) in self.caches_mut().zip(narrow) {
-            *rows = converted;
-            charge.shrink(charge.bytes().saturating_sub(bytes));
+        // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
+        let unlimited = MemoryBudget::unlimited();
+        let narrow = |rows: &[PagedRows]| -> Result<_, CoreError> {
+            let mut narrow = Vec::with_capacity(rows.len());
+            for rows in rows {
+                narrow.push(rows.converted(RowFormat::Int8, &unlimited)?);
+            }
+            Ok(narrow)
+        };
+        let (narrow_keys, narrow_values) = (narrow(&self.keys)?, narrow(&self.values)?);
+        let [keys, values] = self.to_write()?;
+        let wide = exchange(keys, narrow_keys)?;
+        if let Err(error) = exchange(values, narrow_values) {
+            let _ = exchange(keys, wide);
+            return Err(error);
         }
         self.options.store = KvStore::Int8;
         Ok(())
@@ -176,13 +173,13 @@ impl AttentionKernel for DenseAttention {
         };
         self.log_sums.resize(if self.options.log_sum_exp { q.tokens() * q.heads() } else { 0 }, 0.0);
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
-            let segments = |head: usize| exact_segment(&self.keys[head].rows, &self.values[head].rows);
+            let segments = |head: usize| exact_segment(&self.keys[head], &self.values[head]);
             let split = all(&self.options, self.len());
             let output = Output { rows: out, counts: &mut self.counts, log_sums: &mut self.log_sums };
             attend(&self.options, &q, first, &split, &segments, output)
         });
         if result.is_err() {
-            self.roll_back(cached);
+            self.roll_back(cached)?;
         } else if self.step.is_none() {
             self.trim();
         }
@@ -193,7 +190,7 @@ impl AttentionKernel for DenseAttention {
     fn begin_prompt(&mut self, _: usize) {}
 
     fn len(&self) -> usize {
-        self.values.last().map_or(0, |cache| cache.rows.len())
+        self.values.last().map_or(0, PagedRows::len)
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
@@ -201,7 +198,7 @@ impl AttentionKernel for DenseAttention {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
         }
         self.options.mask.check_cut(len, self.first())?;
-        self.roll_back(len);
+        self.roll_back(len)?;
         self.step = self.step.filter(|step| *step <= len);
         Ok(())
     }
@@ -224,12 +221,12 @@ impl AttentionKernel for DenseAttention {
 
     fn footprint(&self) -> Footprint {
         let mut sum = Footprint::default();
-        for (keys, values) in self.keys.iter().zip(&self.values) {
+        for (keys, values) in self.keys.iter().zip(self.values.iter()) {
             sum += Footprint {
-                keys: keys.rows.held_bytes(),
-                values: values.rows.held_bytes(),
+                keys: keys.held_bytes(),
+                values: values.held_bytes(),
                 window: 0,
-                bookkeeping: keys.rows.bookkeeping_bytes() + values.rows.bookkeeping_bytes(),
+                bookkeeping: keys.bookkeeping_bytes() + values.bookkeeping_bytes(),
             };
         }
         sum
@@ -244,22 +241,34 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn growth(&self, tokens: usize) -> Option<usize> {
-        Some(self.caches().fold(0, |sum, cache| sum.saturating_add(cache.rows.growth(tokens))))
+        let growth = |heads: &Heads<PagedRows>| heads.growth(|rows| rows.growth(tokens));
+        Some(growth(&self.keys).saturating_add(growth(&self.values)))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {
         Some(&self.options.budget)
     }
 
+    fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
+        Some(Box::new(Self {
+            options: self.options.clone(),
+            keys: self.keys.share(),
+            values: self.values.share(),
+            counts: self.counts.clone(),
+            log_sums: Vec::new(),
+            step: self.step,
+        }))
+    }
+
     /// From f32 to f16, and the next time from 16 bits to 8.
     fn narrow(&mut self) -> Result<usize, AttentionError> {
-        let held = self.charged();
+        let held = self.footprint().total();
         match self.options.store {
             KvStore::F32 => self.narrow_to_f16()?,
             KvStore::F16 | KvStore::Bf16 => self.narrow_to_int8()?,
             _ => {}
         }
-        Ok(held - self.charged())
+        Ok(held.saturating_sub(self.footprint().total()))
     }
 }
 

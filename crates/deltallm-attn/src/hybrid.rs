@@ -1,8 +1,9 @@
 //! Delta attention with an exact window: the kernel to use.
 
 use deltallm_core::{
-    CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget, Reservation,
-    SparsityStats, TargetSparsity, ThresholdPolicy, internal::PagedRows,
+    CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget,
+    SparsityStats, TargetSparsity, ThresholdPolicy,
+    internal::{PagedRows, exchange},
 };
 
 use crate::{
@@ -10,6 +11,7 @@ use crate::{
     SkipMargin,
     attend::attend,
     cache::{CodedTokens, ExactRows, FarKeys, HybridHead},
+    heads::Heads,
     options::Settings,
     output::Output,
     query_tile,
@@ -210,9 +212,7 @@ pub struct HybridAttention {
     /// Whether no token is ever coded: a mask that reaches back hardly further than a cache without codes.
     uncoded: bool,
     skip_margin: Option<SkipMargin>,
-    heads: Vec<HybridHead>,
-    /// What each of the heads is charged, so that they can be filled side by side.
-    charges: Vec<Reservation>,
+    heads: Heads<HybridHead>,
     counts: Vec<HeadSparsity>,
     /// Of the latest call, if anyone asks.
     log_sums: Vec<f32>,
@@ -264,7 +264,9 @@ impl HybridAttention {
         let codes_from = if waits { config.codes_from } else { Some(0) };
         let mut heads = Vec::with_capacity(kv_heads);
         for thresholds in thresholds {
-            heads.push(HybridHead::new(store, thresholds, shape.value_dim(), kept, codes_from.is_none())?);
+            let bounded = codes_from.is_none();
+            let head = HybridHead::new(store, thresholds, shape.value_dim(), kept, bounded, &options.budget)?;
+            heads.push(head);
         }
         let mut kernel = Self {
             window,
@@ -273,8 +275,7 @@ impl HybridAttention {
             codes_from,
             uncoded: false,
             skip_margin: config.skip_margin,
-            heads,
-            charges: (0..kv_heads).map(|_| options.budget.reservation()).collect(),
+            heads: Heads::new(heads),
             counts: vec![HeadSparsity::default(); kv_heads],
             log_sums: Vec::new(),
             state: WindowState::NONE,
@@ -315,6 +316,12 @@ impl HybridAttention {
         query_tile(self.options.shape.group())
     }
 
+    /// A kernel with the same tokens, that goes its own way from here.
+    pub(crate) fn forked(&self) -> Self {
+        let (options, heads, counts) = (self.options.clone(), self.heads.share(), self.counts.clone());
+        Self { options, heads, counts, log_sums: Vec::new(), ..*self }
+    }
+
     /// Checks a call's arguments, once for all stores; returns the position of its first query.
     fn check_call(
         &self,
@@ -336,33 +343,22 @@ impl HybridAttention {
     /// Appends tokens, and codes all those that the queries from position `first` on see through codes.
     fn append(&mut self, k: &HeadsView, v: &HeadsView, first: usize) -> Result<(), CoreError> {
         let far = self.far_until(self.state, first, self.len() + k.tokens());
-        let push = |kv_head: usize, (head, charge): (&mut HybridHead, &mut Reservation)| {
+        let push = |(kv_head, head): (usize, &mut HybridHead)| {
             for token in 0..k.tokens() {
-                head.push(k.row(token, kv_head), v.row(token, kv_head), charge)?;
+                head.push(k.row(token, kv_head), v.row(token, kv_head))?;
             }
-            head.code_until(far, charge)
+            head.code_until(far)
         };
+        let heads = self.heads.to_write(&self.options.budget)?;
         #[cfg(feature = "rayon")]
         if self.options.parallel
             && k.tokens() >= deltallm_simd::tuning::LEAST_CODED_TOKENS
             && rayon::current_num_threads() > 1
         {
             use rayon::prelude::*;
-            let heads = self.heads.par_iter_mut().zip(&mut self.charges).enumerate();
-            return heads.try_for_each(|(kv_head, head)| push(kv_head, head));
+            return heads.par_iter_mut().enumerate().try_for_each(push);
         }
-        let mut heads = self.heads.iter_mut().zip(&mut self.charges).enumerate();
-        heads.try_for_each(|(kv_head, head)| push(kv_head, head))
-    }
-
-    /// Every head with its account.
-    fn accounts(&mut self) -> impl Iterator<Item = (&mut HybridHead, &mut Reservation)> {
-        self.heads.iter_mut().zip(&mut self.charges)
-    }
-
-    /// Bytes charged.
-    fn charged(&self) -> usize {
-        self.charges.iter().map(Reservation::bytes).sum()
+        heads.iter_mut().enumerate().try_for_each(push)
     }
 
     /// Tokens to be coded before the queries `first..end` are attended: what they see through codes, and what no later one will
@@ -380,9 +376,20 @@ impl HybridAttention {
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far, and to at most `coded` coded ones.
-    fn roll_back(&mut self, len: usize, coded: usize) {
-        self.accounts().for_each(|(head, charge)| head.roll_back(len, coded, charge));
-        self.accounts().for_each(|(head, charge)| head.restore_deltas(charge));
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`] where a fork has them too; what has been appended since is this kernel's own, and cut without an error.
+    fn roll_back(&mut self, len: usize, coded: usize) -> Result<(), CoreError> {
+        let cuts = self.heads.iter().any(|head| head.len() > len || head.coded.len() > coded);
+        if !cuts && self.heads.alone().is_none() {
+            // A fork that has written nothing.
+            return Ok(());
+        }
+        let heads = self.heads.to_write(&self.options.budget)?;
+        heads.iter_mut().for_each(|head| head.roll_back(len, coded));
+        // With the memory that all of them have given back.
+        heads.iter_mut().for_each(HybridHead::restore_deltas);
+        Ok(())
     }
 
     /// Attends the last tokens of the cache, of which `q` are the queries.
@@ -419,9 +426,10 @@ impl HybridAttention {
     }
 
     /// Takes back whatever has come since, from heads that may have got to different lengths.
-    fn return_to(&mut self, Point { len, coded, state, prompt_end }: Point) {
-        self.roll_back(len, coded);
+    fn return_to(&mut self, Point { len, coded, state, prompt_end }: Point) -> Result<(), CoreError> {
+        self.roll_back(len, coded)?;
         (self.state, self.prompt_end) = (state, prompt_end);
+        Ok(())
     }
 
     /// The window for a call that brings the tokens `first..end`.
@@ -438,7 +446,8 @@ impl HybridAttention {
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
-        self.accounts().try_for_each(|(head, charge)| head.narrow(ElementType::F16, charge))?;
+        let heads = self.heads.to_write(&self.options.budget)?;
+        heads.iter_mut().try_for_each(|head| head.narrow(ElementType::F16))?;
         self.options.store = KvStore::F16;
         Ok(())
     }
@@ -446,20 +455,16 @@ impl HybridAttention {
     /// All heads, if that is smaller: with thresholds next to zero it is not.
     fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
         // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
-        let mut heads = Vec::with_capacity(self.heads.len());
-        let mut narrow = Vec::with_capacity(self.heads.len());
         let needed = self.needed_from(self.state, self.len());
-        for head in &self.heads {
-            let mut charge = MemoryBudget::unlimited().reservation();
-            heads.extend(head.to_compact(needed, &mut charge)?);
-            narrow.push(charge.bytes());
+        let unlimited = MemoryBudget::unlimited();
+        let mut narrow = Vec::with_capacity(self.heads.len());
+        for head in self.heads.iter() {
+            narrow.extend(head.to_compact(needed, &unlimited)?);
         }
-        let smaller = self.charges.iter().zip(&narrow).all(|(charge, narrow)| *narrow < charge.bytes());
+        let bytes = |head: &HybridHead| head.footprint().total();
+        let smaller = self.heads.iter().zip(&narrow).all(|(wide, narrow)| bytes(narrow) < bytes(wide));
         if smaller || self.is_empty() {
-            self.heads = heads;
-            for (charge, narrow) in self.charges.iter_mut().zip(narrow) {
-                charge.shrink(charge.bytes().saturating_sub(narrow));
-            }
+            exchange(self.heads.to_write(&self.options.budget)?, narrow)?;
             self.options.store = KvStore::Compact;
         }
         Ok(())
@@ -470,16 +475,19 @@ impl HybridAttention {
         let len = self.len();
         // The latest query may come again.
         let seen = self.options.mask.first_key(len.saturating_sub(1));
-        if self.uncoded {
-            return self.accounts().for_each(|(head, charge)| head.drop_exact(seen, charge));
-        }
-        let needed = self.needed_from(self.state, len);
-        if needed > 0 && self.coded() == 0 && self.codes_from.is_none() {
-            self.accounts().for_each(|(head, charge)| head.begin_codes(needed, charge));
-        }
-        for (head, charge) in self.accounts() {
-            head.trim(needed, charge);
-            head.drop_coded(seen, charge);
+        let (needed, coded) = (self.needed_from(self.state, len), self.coded());
+        let begins = needed > 0 && coded == 0 && self.codes_from.is_none();
+        // What forks share has been trimmed before.
+        for head in self.heads.alone().into_iter().flatten() {
+            if self.uncoded {
+                head.drop_exact(seen);
+                continue;
+            }
+            if begins {
+                head.begin_codes(needed);
+            }
+            head.trim(needed);
+            head.drop_coded(seen);
         }
     }
 
@@ -510,7 +518,7 @@ impl AttentionKernel for HybridAttention {
         let appended = self.append(&k, &v, first).map_err(AttentionError::from);
         let result = appended.and_then(|()| self.attend(&q, first, out));
         if result.is_err() {
-            self.return_to(before);
+            self.return_to(before)?;
         } else if self.step.is_none() {
             self.trim();
         }
@@ -531,7 +539,7 @@ impl AttentionKernel for HybridAttention {
         }
         let first = self.heads.last().map_or(0, HybridHead::first);
         self.options.mask.check_cut(len, first)?;
-        self.roll_back(len, self.coded());
+        self.roll_back(len, self.coded())?;
         self.prompt_end = self.prompt_end.min(len);
         self.state.cut(len);
         self.step = self.step.filter(|step| step.len <= len);
@@ -550,10 +558,7 @@ impl AttentionKernel for HybridAttention {
 
     fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
         match self.step.take() {
-            Some(step) if step.len == len => {
-                self.return_to(step);
-                Ok(())
-            }
+            Some(step) if step.len == len => Ok(self.return_to(step)?),
             _ => self.truncate(len),
         }
     }
@@ -586,22 +591,26 @@ impl AttentionKernel for HybridAttention {
             Some(ExactWindow::Block { .. }) => end,
             _ => self.far_until(self.window_of(self.len(), end), self.len(), end),
         };
-        Some(self.heads.iter().fold(0, |sum: usize, head| sum.saturating_add(head.growth(tokens, coded))))
+        Some(self.heads.growth(|head| head.growth(tokens, coded)))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {
         Some(&self.options.budget)
     }
 
+    fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
+        Some(Box::new(self.forked()))
+    }
+
     /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].
     fn narrow(&mut self) -> Result<usize, AttentionError> {
-        let held = self.charged();
+        let held = self.footprint().total();
         match self.options.store {
             KvStore::F32 => self.narrow_to_f16()?,
             KvStore::F16 | KvStore::Bf16 => self.narrow_to_compact()?,
             _ => {}
         }
-        Ok(held - self.charged())
+        Ok(held.saturating_sub(self.footprint().total()))
     }
 }
 

@@ -124,6 +124,27 @@ pub trait AttentionKernel: Send {
         None
     }
 
+    /// A kernel with the same tokens, that goes its own way from here: for several samples from one prompt, or an agent that branches. It costs
+    /// next to nothing, because both share what is in the cache. Whoever changes a page copies it first, so an [`growth`](Self::growth)
+    /// after a fork includes copies, and [`truncate`](Self::truncate) can find the budget exhausted. Shared pages are charged once, to the
+    /// budget of both; a [footprint](Self::footprint) counts them in each. `None` when the kernel cannot be forked.
+    ///
+    /// ```
+    /// use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView, HeadsViewMut, HybridAttention, HybridConfig};
+    ///
+    /// let mut kernel = HybridAttention::new(AttentionShape::new(4, 2, 8)?, HybridConfig::default())?;
+    /// let (q, k, mut out) = (vec![1.0; 300 * 4 * 8], vec![1.0; 300 * 2 * 8], vec![0.0; 300 * 4 * 8]);
+    /// let (q, k) = (HeadsView::new(&q, [300, 4, 8])?, HeadsView::new(&k, [300, 2, 8])?);
+    /// kernel.forward_heads(q, k, k, HeadsViewMut::new(&mut out, [300, 4, 8])?)?;
+    /// let mut fork = kernel.fork().expect("this kernel can");
+    /// fork.truncate(200)?;
+    /// assert_eq!((kernel.len(), fork.len()), (300, 200));
+    /// # Ok::<(), deltallm_attn::AttentionError>(())
+    /// ```
+    fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
+        None
+    }
+
     /// Holds the cache in the next narrower store and returns the bytes given back: 0 when it is as narrow as it gets. No
     /// token is lost; keys and values are off by their rounding from then on, also after
     /// [`truncate`](Self::truncate).
@@ -214,6 +235,11 @@ pub trait KernelWrapper: Send {
         self.inner_mut().begin_prompt(tokens);
     }
 
+    /// What [`AttentionKernel::fork`] is to do. A wrapper cannot be forked unless it says how.
+    fn fork_wrapped(&self) -> Option<Box<dyn AttentionKernel>> {
+        None
+    }
+
     /// What [`AttentionKernel::commit_step`] is to do, if not what the kernel inside does. A wrapper that does nothing leaves the step
     /// open, so that whoever holds it can still [take it back](AttentionKernel::undo_step).
     fn commit(&mut self) {
@@ -276,6 +302,10 @@ impl<W: KernelWrapper> AttentionKernel for W {
         self.inner().budget()
     }
 
+    fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
+        self.fork_wrapped()
+    }
+
     fn narrow(&mut self) -> Result<usize, AttentionError> {
         self.inner_mut().narrow()
     }
@@ -291,6 +321,10 @@ impl<K: AttentionKernel + ?Sized> KernelWrapper for Box<K> {
     fn inner_mut(&mut self) -> &mut K {
         self
     }
+
+    fn fork_wrapped(&self) -> Option<Box<dyn AttentionKernel>> {
+        self.as_ref().fork()
+    }
 }
 
 impl<K: AttentionKernel + ?Sized> KernelWrapper for &mut K {
@@ -302,5 +336,9 @@ impl<K: AttentionKernel + ?Sized> KernelWrapper for &mut K {
 
     fn inner_mut(&mut self) -> &mut K {
         self
+    }
+
+    fn fork_wrapped(&self) -> Option<Box<dyn AttentionKernel>> {
+        (**self).fork()
     }
 }

@@ -37,6 +37,7 @@ mod delta;
 mod dense;
 mod error;
 mod half;
+mod heads;
 mod hybrid;
 #[cfg(feature = "serde")]
 mod json;

@@ -48,33 +48,33 @@ fn assert_delta_attends_the_keys_it_holds(
     let freed: Vec<usize> = (0..times).map(|_| kernel.narrow().unwrap()).collect();
     let got = inputs.call(&mut kernel, before + after).unwrap();
 
-    let mut charge = MemoryBudget::unlimited().reservation();
+    let budget = MemoryBudget::unlimited();
     let (mut k, mut v) = (inputs.k.clone(), inputs.v.clone());
     for head in 0..shape.kv_heads() {
-        let mut matrix = DeltaMatrix::new(vec![theta; d], ElementType::F32).unwrap();
-        let mut values = PagedRows::new(d, ElementType::F32, 64);
+        let mut matrix = DeltaMatrix::new(vec![theta; d], ElementType::F32, &budget).unwrap();
+        let mut values = PagedRows::new(d, ElementType::F32, 64, &budget);
         for t in 0..before + after {
             if t == before {
                 let mut store = KvStore::F32;
                 for freed in &freed {
                     match store {
                         KvStore::F32 => {
-                            matrix.narrow(ElementType::F16, &mut charge).unwrap();
-                            values.narrow(ElementType::F16, &mut charge).unwrap();
+                            matrix.narrow(ElementType::F16).unwrap();
+                            values.narrow(ElementType::F16).unwrap();
                             store = KvStore::F16;
                         }
                         // Where everything escapes nothing would be gained, and nothing is done.
                         KvStore::F16 if *freed > 0 => {
-                            matrix = matrix.to_steps(&mut charge).unwrap();
-                            values = values.converted(RowFormat::Int4, &mut charge).unwrap();
+                            matrix = matrix.to_steps(&budget).unwrap();
+                            values = values.converted(RowFormat::Int4, &budget).unwrap();
                             store = KvStore::Compact;
                         }
                         _ => {}
                     }
                 }
             }
-            matrix.push(&inputs.k[t * row + head * d..][..d], &mut charge).unwrap();
-            values.push(&inputs.v[t * row + head * d..][..d], &mut charge).unwrap();
+            matrix.push(&inputs.k[t * row + head * d..][..d]).unwrap();
+            values.push(&inputs.v[t * row + head * d..][..d]).unwrap();
         }
         let mut keys = Vec::new();
         for block in 0..matrix.blocks() {

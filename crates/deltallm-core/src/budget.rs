@@ -130,6 +130,43 @@ impl Reservation {
     pub fn bytes(&self) -> usize {
         self.bytes
     }
+
+    /// The account.
+    pub fn budget(&self) -> &MemoryBudget {
+        &self.budget
+    }
+
+    /// A part of this (at most all), to be given back apart from the rest. The account is unchanged.
+    ///
+    /// ```
+    /// use deltallm_core::MemoryBudget;
+    ///
+    /// let budget = MemoryBudget::new(100);
+    /// let mut all = budget.reservation();
+    /// all.grow(80)?;
+    /// drop(all.split(30));
+    /// assert_eq!((all.bytes(), budget.used()), (50, 50));
+    /// # Ok::<(), deltallm_core::CoreError>(())
+    /// ```
+    #[must_use]
+    pub fn split(&mut self, bytes: usize) -> Self {
+        let bytes = bytes.min(self.bytes);
+        self.bytes -= bytes;
+        Self { budget: self.budget.clone(), bytes }
+    }
+
+    /// All of this; nothing is left.
+    #[must_use]
+    pub fn take(&mut self) -> Self {
+        self.split(usize::MAX)
+    }
+
+    /// Takes over `other`, which is of the same account; one of another account is given back instead.
+    pub fn merge(&mut self, mut other: Self) {
+        if self.budget.is_shared_with(&other.budget) {
+            self.bytes += std::mem::take(&mut other.bytes);
+        }
+    }
 }
 
 impl Drop for Reservation {

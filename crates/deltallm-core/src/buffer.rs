@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-use crate::{budget::Reservation, element::ElementType};
+use crate::element::ElementType;
 
 /// A growable buffer of one [`ElementType`], written and read as f32.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(crate) enum FloatBuffer {
     /// binary32 elements.
     F32(Vec<f32>),
@@ -85,20 +85,20 @@ impl FloatBuffer {
         self.capacity() * self.element().bytes()
     }
 
-    /// Whether `element` is a narrower type than the buffer's.
-    pub(crate) fn narrows_to(&self, element: ElementType) -> bool {
-        element.bytes() < self.element().bytes()
+    /// The elements as bytes.
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::F32(v) => bytemuck::cast_slice(v),
+            Self::F16(v) => bytemuck::cast_slice(v),
+            Self::Bf16(v) => bytemuck::cast_slice(v),
+        }
     }
 
-    /// Converts elements that have been checked to a narrower type, keeps room for as many, and gives the freed bytes back. A
-    /// buffer that is as narrow already stays as it is. While this runs the buffer exists in both types.
-    pub(crate) fn convert(&mut self, element: ElementType, reservation: &mut Reservation) {
-        if self.narrows_to(element) {
-            let mut narrow = Self::with_capacity(element, self.capacity());
-            narrow.copy_from(self);
-            reservation.shrink(self.capacity_bytes() - narrow.capacity_bytes());
-            *self = narrow;
-        }
+    /// Converts elements that have been checked to another type, with room for as many. While this runs the buffer exists in both.
+    pub(crate) fn convert(&mut self, element: ElementType) {
+        let mut converted = Self::with_capacity(element, self.capacity());
+        converted.copy_from(self);
+        *self = converted;
     }
 
     /// Replaces the contents by those of `other`, rounded to this buffer's type.

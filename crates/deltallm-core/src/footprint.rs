@@ -268,27 +268,27 @@ mod tests {
 
     #[test]
     fn a_dense_plan_is_exact_at_every_length() {
-        let (mut rows, mut reservation) =
-            (PagedRows::new(8, ElementType::F16, BLOCK_TOKENS), MemoryBudget::unlimited().reservation());
+        let budget = MemoryBudget::unlimited();
+        let mut rows = PagedRows::new(8, ElementType::F16, BLOCK_TOKENS, &budget);
         for tokens in 1..600 {
-            rows.push(&[0.5; 8], &mut reservation).unwrap();
+            rows.push(&[0.5; 8]).unwrap();
             let plan = CachePlan::new(1, 8, KvStore::F16, KeyPlan::Dense);
-            assert_eq!(plan.footprint(tokens).total(), 2 * reservation.bytes());
+            assert_eq!(plan.footprint(tokens).total(), 2 * budget.used());
         }
     }
 
     #[test]
     fn a_delta_plan_is_exact_when_the_zero_fraction_is() {
-        let mut matrix = DeltaMatrix::new(vec![0.0; 8], ElementType::F32).unwrap();
-        let mut reservation = MemoryBudget::unlimited().reservation();
+        let budget = MemoryBudget::unlimited();
+        let mut matrix = DeltaMatrix::new(vec![0.0; 8], ElementType::F32, &budget).unwrap();
         for t in 0..1000_usize {
             // Half of the channels change at every step.
             let key: Vec<f32> = (0..8).map(|j| if j % 2 == 0 { t as f32 + 1.0 } else { 0.0 }).collect();
-            matrix.push(&key, &mut reservation).unwrap();
+            matrix.push(&key).unwrap();
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.0, escapes: 0.0, window: 0, sinks: 0 };
             let plan = CachePlan::new(1, 8, KvStore::F32, keys).footprint(t + 1);
             assert_eq!(plan.keys, matrix.key_bytes());
-            assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), reservation.bytes());
+            assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), budget.used());
         }
     }
 

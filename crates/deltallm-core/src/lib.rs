@@ -45,6 +45,7 @@ mod error;
 mod fingerprint;
 mod footprint;
 mod mask;
+mod piece;
 mod quantise;
 mod quoted;
 mod rows;
@@ -70,6 +71,7 @@ pub mod internal {
     pub use crate::{
         check::LAYER_CHANNELS,
         delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
+        piece::{Store, exchange},
         quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
     };

@@ -12,9 +12,9 @@ mod common;
 use common::{bytes, element, keys, push, reconstruction};
 
 fn coded(keys: &[Vec<f32>], theta: f32, element: ElementType) -> DeltaMatrix {
-    let mut reservation = MemoryBudget::unlimited().reservation();
-    let mut matrix = DeltaMatrix::new(vec![theta; keys[0].len()], element).unwrap();
-    push(&mut matrix, keys, &mut reservation);
+    let budget = MemoryBudget::unlimited();
+    let mut matrix = DeltaMatrix::new(vec![theta; keys[0].len()], element, &budget).unwrap();
+    push(&mut matrix, keys);
     matrix
 }
 
@@ -102,15 +102,14 @@ proptest! {
         cuts in prop::collection::vec((0_usize..300, 0_usize..200), 1..6), seed: u64, element in element()
     ) {
         let budget = MemoryBudget::unlimited();
-        let mut reservation = budget.reservation();
-        let mut matrix = DeltaMatrix::new(vec![0.7; 5], element).unwrap();
+        let mut matrix = DeltaMatrix::new(vec![0.7; 5], element, &budget).unwrap();
         let mut history: Vec<Vec<f32>> = Vec::new();
         for (round, (len, more)) in cuts.into_iter().enumerate() {
             let len = len.min(history.len());
-            matrix.truncate(len, &mut reservation).unwrap();
+            matrix.truncate(len).unwrap();
             history.truncate(len);
             for key in keys(5, more + 1, seed.wrapping_add(round as u64)) {
-                matrix.push(&key, &mut reservation).unwrap();
+                matrix.push(&key).unwrap();
                 history.push(key);
             }
             let fresh = coded(&history, 0.7, element);
@@ -124,31 +123,30 @@ proptest! {
 #[test]
 fn every_cut_around_block_edges_equals_a_fresh_start() {
     let keys = keys(3, 3 * BLOCK_TOKENS + 1, 5);
-    let mut reservation = MemoryBudget::unlimited().reservation();
     for len in 0..keys.len() {
         let mut matrix = coded(&keys, 0.7, ElementType::F32);
-        matrix.truncate(len, &mut reservation).unwrap();
+        matrix.truncate(len).unwrap();
         assert_eq!(matrix.len(), len);
-        push(&mut matrix, &keys[len..], &mut reservation);
+        push(&mut matrix, &keys[len..]);
         assert_eq!(
             reconstruction(&matrix),
             reconstruction(&coded(&keys, 0.7, ElementType::F32)),
             "cut at {len}"
         );
     }
-    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1, &mut reservation).is_err());
+    assert!(coded(&keys, 0.7, ElementType::F32).truncate(keys.len() + 1).is_err());
 }
 
 #[test]
 fn a_cut_to_nothing_leaves_no_key_to_compare_with() {
-    let mut reservation = MemoryBudget::unlimited().reservation();
+    let budget = MemoryBudget::unlimited();
     for mut matrix in [
-        DeltaMatrix::new(vec![2.0; 2], ElementType::F32).unwrap(),
-        DeltaMatrix::in_steps(vec![2.0; 2]).unwrap(),
+        DeltaMatrix::new(vec![2.0; 2], ElementType::F32, &budget).unwrap(),
+        DeltaMatrix::in_steps(vec![2.0; 2], &budget).unwrap(),
     ] {
-        matrix.push(&[2.0, 2.0], &mut reservation).unwrap();
-        matrix.truncate(0, &mut reservation).unwrap();
-        matrix.push(&[4.0, 0.0], &mut reservation).unwrap();
+        matrix.push(&[2.0, 2.0]).unwrap();
+        matrix.truncate(0).unwrap();
+        matrix.push(&[4.0, 0.0]).unwrap();
         assert_eq!((reconstruction(&matrix), matrix.nonzeros()), (vec![4.0, 0.0], 1));
     }
 }
@@ -157,14 +155,13 @@ fn a_cut_to_nothing_leaves_no_key_to_compare_with() {
 fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     let keys = keys(8, 1000, 3);
     let budget = MemoryBudget::new(20_000);
-    let mut reservation = budget.reservation();
-    let mut matrix = DeltaMatrix::new(vec![0.3; 8], ElementType::F32).unwrap();
-    let stored = keys.iter().take_while(|key| matrix.push(key, &mut reservation).is_ok()).count();
+    let mut matrix = DeltaMatrix::new(vec![0.3; 8], ElementType::F32, &budget).unwrap();
+    let stored = keys.iter().take_while(|key| matrix.push(key).is_ok()).count();
     assert!(stored > BLOCK_TOKENS && stored < keys.len(), "{stored}");
     assert_eq!(matrix.len(), stored);
     assert_eq!(reconstruction(&matrix), reconstruction(&coded(&keys[..stored], 0.3, ElementType::F32)));
     assert!(budget.used() <= 20_000);
-    assert!(matrix.push(&keys[stored], &mut reservation).is_err(), "still refused");
-    matrix.truncate(10, &mut reservation).unwrap();
-    matrix.push(&keys[10], &mut reservation).unwrap();
+    assert!(matrix.push(&keys[stored]).is_err(), "still refused");
+    matrix.truncate(10).unwrap();
+    matrix.push(&keys[10]).unwrap();
 }

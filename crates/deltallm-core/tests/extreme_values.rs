@@ -131,29 +131,32 @@ fn any_threshold_and_any_number_are_coded_or_refused() {
                 None => vec![start; 3].into(),
             };
             for element in [ElementType::F32, ElementType::F16, ElementType::Bf16] {
-                let mut charge = MemoryBudget::unlimited().reservation();
-                let matrices = [DeltaMatrix::new(thresholds(), element), DeltaMatrix::in_steps(thresholds())];
+                let budget = MemoryBudget::unlimited();
+                let matrices = [
+                    DeltaMatrix::new(thresholds(), element, &budget),
+                    DeltaMatrix::in_steps(thresholds(), &budget),
+                ];
                 let encoder = DeltaEncoder::new(thresholds(), element);
                 assert_eq!(encoder.is_ok(), matrices.iter().all(Result::is_ok));
                 for mut matrix in matrices.into_iter().flatten() {
                     for t in 0..150 {
                         let key = [0, 3, 5].map(|j| NUMBERS[(t + j) % NUMBERS.len()]);
-                        let _ = matrix.push(&key, &mut charge);
-                        let _ = matrix.push(&[0.25 * t as f32; 3], &mut charge);
+                        let _ = matrix.push(&key);
+                        let _ = matrix.push(&[0.25 * t as f32; 3]);
                     }
                     assert!(SIZES.iter().all(|tokens| matrix.growth(*tokens) <= matrix.growth(usize::MAX)));
-                    assert!(matrix.truncate(usize::MAX, &mut charge).is_err());
+                    assert!(matrix.truncate(usize::MAX).is_err());
                     let mut rows = Vec::new();
                     matrix.reconstruct(usize::MAX, &mut rows);
                     assert!(rows.is_empty());
-                    let _ = matrix.narrow(ElementType::F16, &mut charge);
-                    let _ = matrix.to_steps(&mut charge);
+                    let _ = matrix.narrow(ElementType::F16);
+                    let _ = matrix.to_steps(&budget);
                 }
             }
         }
     }
     for thresholds in [vec![], vec![0.5; (1 << 16) + 1]] {
-        assert!(DeltaMatrix::in_steps(thresholds).is_err());
+        assert!(DeltaMatrix::in_steps(thresholds, &MemoryBudget::unlimited()).is_err());
     }
     for x in NUMBERS {
         ElementType::F16.round(x);

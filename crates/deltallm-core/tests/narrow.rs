@@ -1,15 +1,15 @@
 //! Narrowing: the bound of `docs/method.md`, equation 7, and the bytes that come back.
 
-use deltallm_core::{CoreError, DeltaMatrix, ElementType, MemoryBudget, Reservation, internal::PagedRows};
+use deltallm_core::{CoreError, DeltaMatrix, ElementType, MemoryBudget, internal::PagedRows};
 use proptest::prelude::*;
 
 mod common;
 
 use common::{bytes, element, keys, push, reconstruction};
 
-fn coded(keys: &[Vec<f32>], theta: f32, reservation: &mut Reservation) -> DeltaMatrix {
-    let mut matrix = DeltaMatrix::new(vec![theta; 5], ElementType::F32).unwrap();
-    push(&mut matrix, keys, reservation);
+fn coded(keys: &[Vec<f32>], theta: f32, budget: &MemoryBudget) -> DeltaMatrix {
+    let mut matrix = DeltaMatrix::new(vec![theta; 5], ElementType::F32, budget).unwrap();
+    push(&mut matrix, keys);
     matrix
 }
 
@@ -30,15 +30,14 @@ proptest! {
         let element = if bf16 { ElementType::Bf16 } else { ElementType::F16 };
         let keys = keys(5, before + after, seed);
         let budget = MemoryBudget::unlimited();
-        let mut reservation = budget.reservation();
-        let mut matrix = coded(&keys[..before], theta, &mut reservation);
+        let mut matrix = coded(&keys[..before], theta, &budget);
         let rounded: Vec<f32> = reconstruction(&matrix).iter().map(|x| element.round(*x)).collect();
         let wide = matrix.key_bytes();
-        matrix.narrow(element, &mut reservation).unwrap();
+        matrix.narrow(element).unwrap();
         prop_assert_eq!(reconstruction(&matrix), rounded);
         prop_assert!(matrix.key_bytes() < wide);
         prop_assert_eq!(bytes(&matrix), budget.used());
-        push(&mut matrix, &keys[before..], &mut reservation);
+        push(&mut matrix, &keys[before..]);
         // Off by the rounding of what is stored, whose magnitude is the key's or the threshold more.
         let epsilon = if bf16 { 1.0 / 256.0 } else { 1.0 / 2048.0 };
         assert_within(&matrix, &keys, |k| theta + epsilon * (k.abs() + theta));
@@ -50,19 +49,18 @@ proptest! {
         len in 0_usize..=200, seed: u64, element in element(),
     ) {
         let keys = keys(5, 200, seed);
-        let narrowed = |keys: &[Vec<f32>], reservation: &mut Reservation| {
-            let mut matrix = coded(keys, 0.7, reservation);
-            matrix.narrow(element, reservation).unwrap();
+        let narrowed = |keys: &[Vec<f32>], budget: &MemoryBudget| {
+            let mut matrix = coded(keys, 0.7, budget);
+            matrix.narrow(element).unwrap();
             matrix
         };
         let budget = MemoryBudget::unlimited();
-        let mut reservation = budget.reservation();
-        let mut matrix = narrowed(&keys, &mut reservation);
-        matrix.truncate(len, &mut reservation).unwrap();
+        let mut matrix = narrowed(&keys, &budget);
+        matrix.truncate(len).unwrap();
         prop_assert_eq!(bytes(&matrix), budget.used());
-        let mut fresh = narrowed(&keys[..len], &mut reservation);
-        push(&mut matrix, &keys[..100], &mut reservation);
-        push(&mut fresh, &keys[..100], &mut reservation);
+        let mut fresh = narrowed(&keys[..len], &budget);
+        push(&mut matrix, &keys[..100]);
+        push(&mut fresh, &keys[..100]);
         prop_assert_eq!(reconstruction(&matrix), reconstruction(&fresh));
         prop_assert_eq!(matrix.nonzeros(), fresh.nonzeros());
     }
@@ -70,87 +68,83 @@ proptest! {
     #[test]
     fn growth_is_exact_for_one_key_and_an_upper_bound_for_several(tokens in 0_usize..300, more in 1_usize..200, seed: u64) {
         let keys = keys(5, tokens + more, seed);
-        let mut reservation = MemoryBudget::unlimited().reservation();
-        let mut matrix = DeltaMatrix::new(vec![0.7; 5], ElementType::F32).unwrap();
+        let budget = MemoryBudget::unlimited();
+        let mut matrix = DeltaMatrix::new(vec![0.7; 5], ElementType::F32, &budget).unwrap();
         for key in &keys[..tokens] {
-            let (held, growth) = (reservation.bytes(), matrix.growth(1));
-            matrix.push(key, &mut reservation).unwrap();
-            prop_assert_eq!(reservation.bytes() - held, growth);
+            let (held, growth) = (budget.used(), matrix.growth(1));
+            matrix.push(key).unwrap();
+            prop_assert_eq!(budget.used() - held, growth);
         }
-        let (held, growth) = (reservation.bytes(), matrix.growth(more));
-        push(&mut matrix, &keys[tokens..], &mut reservation);
-        prop_assert!(reservation.bytes() - held <= growth, "{} > {growth}", reservation.bytes() - held);
+        let (held, growth) = (budget.used(), matrix.growth(more));
+        push(&mut matrix, &keys[tokens..]);
+        prop_assert!(budget.used() - held <= growth, "{} > {growth}", budget.used() - held);
     }
 
     #[test]
     fn growth_of_rows_is_exact(steps in prop::collection::vec((0_usize..40, 0_usize..40, 0_usize..40), 1..6), page in 1_usize..9) {
-        let mut reservation = MemoryBudget::unlimited().reservation();
-        let mut rows = PagedRows::new(2, ElementType::F32, page);
+        let budget = MemoryBudget::unlimited();
+        let mut rows = PagedRows::new(2, ElementType::F32, page, &budget);
         for (more, cut, dropped) in steps {
-            let (held, growth) = (reservation.bytes(), rows.growth(more));
-            (0..more).for_each(|_| rows.push(&[1.0, 2.0], &mut reservation).unwrap());
-            prop_assert_eq!(reservation.bytes() - held, growth);
-            rows.drop_before(dropped, &mut reservation);
-            rows.truncate(rows.len().saturating_sub(cut), &mut reservation).unwrap();
-            prop_assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
+            let (held, growth) = (budget.used(), rows.growth(more));
+            (0..more).for_each(|_| rows.push(&[1.0, 2.0]).unwrap());
+            prop_assert_eq!(budget.used() - held, growth);
+            rows.drop_before(dropped);
+            rows.truncate(rows.len().saturating_sub(cut)).unwrap();
+            prop_assert_eq!(budget.used(), rows.held_bytes() + rows.bookkeeping_bytes());
         }
     }
 }
 
 #[test]
 fn a_key_after_narrowing_is_compared_with_the_reference_as_rounded() {
-    let mut reservation = MemoryBudget::unlimited().reservation();
-    let mut matrix = DeltaMatrix::new(vec![0.5], ElementType::F32).unwrap();
-    matrix.push(&[1000.3], &mut reservation).unwrap();
-    matrix.narrow(ElementType::F16, &mut reservation).unwrap();
+    let budget = MemoryBudget::unlimited();
+    let mut matrix = DeltaMatrix::new(vec![0.5], ElementType::F32, &budget).unwrap();
+    matrix.push(&[1000.3]).unwrap();
+    matrix.narrow(ElementType::F16).unwrap();
     // Within the threshold of what came, and not of what is held.
-    matrix.push(&[999.9], &mut reservation).unwrap();
+    matrix.push(&[999.9]).unwrap();
     assert_eq!((reconstruction(&matrix), matrix.nonzeros()), (vec![1000.5, 1000.0], 2));
 }
 
 #[test]
 fn rows_are_rounded_in_place_and_later_rows_too() {
     let budget = MemoryBudget::unlimited();
-    let mut reservation = budget.reservation();
-    let mut rows = PagedRows::new(2, ElementType::F32, 4);
+    let mut rows = PagedRows::new(2, ElementType::F32, 4, &budget);
     let row = |t: usize| [0.1 * t as f32, 7.7];
-    (0..11).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
-    rows.drop_before(5, &mut reservation);
+    (0..11).for_each(|t| rows.push(&row(t)).unwrap());
+    rows.drop_before(5);
     let held = rows.held_bytes();
-    rows.narrow(ElementType::F16, &mut reservation).unwrap();
+    rows.narrow(ElementType::F16).unwrap();
     assert_eq!(rows.held_bytes(), held / 2);
-    (11..20).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+    (11..20).for_each(|t| rows.push(&row(t)).unwrap());
     let expected: Vec<f32> = (4..20).flat_map(row).map(|x| ElementType::F16.round(x)).collect();
     assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
     assert_eq!(rows.held_bytes() + rows.bookkeeping_bytes(), budget.used());
     // As narrow already: nothing to do, whatever the type.
-    rows.narrow(ElementType::Bf16, &mut reservation).unwrap();
-    rows.narrow(ElementType::F32, &mut reservation).unwrap();
+    rows.narrow(ElementType::Bf16).unwrap();
+    rows.narrow(ElementType::F32).unwrap();
     assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
 }
 
 #[test]
 fn numbers_too_large_for_the_narrow_type_are_named_and_nothing_changes() {
-    let mut reservation = MemoryBudget::unlimited().reservation();
-    let mut rows = PagedRows::new(3, ElementType::F32, 4);
-    let mut matrix = DeltaMatrix::new(vec![0.5; 3], ElementType::F32).unwrap();
+    let budget = MemoryBudget::unlimited();
+    let mut rows = PagedRows::new(3, ElementType::F32, 4, &budget);
+    let mut matrix = DeltaMatrix::new(vec![0.5; 3], ElementType::F32, &budget).unwrap();
     for t in 0..150 {
         let key = [1.0, t as f32, if t == 100 { 1e5 } else { 2.0 }];
-        rows.push(&key, &mut reservation).unwrap();
-        matrix.push(&key, &mut reservation).unwrap();
+        rows.push(&key).unwrap();
+        matrix.push(&key).unwrap();
     }
-    let (held, before) = (reservation.bytes(), reconstruction(&matrix));
-    let errors = [
-        rows.narrow(ElementType::F16, &mut reservation).unwrap_err(),
-        matrix.narrow(ElementType::F16, &mut reservation).unwrap_err(),
-    ];
+    let (held, before) = (budget.used(), reconstruction(&matrix));
+    let errors = [rows.narrow(ElementType::F16).unwrap_err(), matrix.narrow(ElementType::F16).unwrap_err()];
     for error in errors {
         let limit = ElementType::F16.max_magnitude();
         assert_eq!(error, CoreError::NotStorable { channel: 2, element: ElementType::F16, limit, got: 1e5 });
     }
-    assert_eq!(reservation.bytes(), held);
+    assert_eq!(budget.used(), held);
     assert_eq!(reconstruction(&matrix), before);
     assert_eq!(rows.read(100..101, &mut Vec::new()), [1.0, 100.0, 1e5]);
-    rows.narrow(ElementType::Bf16, &mut reservation).unwrap();
-    matrix.narrow(ElementType::Bf16, &mut reservation).unwrap();
+    rows.narrow(ElementType::Bf16).unwrap();
+    matrix.narrow(ElementType::Bf16).unwrap();
 }

@@ -34,8 +34,8 @@ fn thresholds(channels: usize, theta: f32, target: bool) -> HeadThresholds {
 }
 
 fn coded(keys: &[Vec<f32>], thresholds: &HeadThresholds) -> DeltaMatrix {
-    let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
-    push(&mut matrix, keys, &mut MemoryBudget::unlimited().reservation());
+    let mut matrix = DeltaMatrix::in_steps(thresholds.clone(), &MemoryBudget::unlimited()).unwrap();
+    push(&mut matrix, keys);
     matrix
 }
 
@@ -115,12 +115,12 @@ proptest! {
     #[test]
     fn the_bound_of_the_moment_holds_while_thresholds_change(tokens in 1_usize..400, seed: u64, theta in 0.01_f32..1.0) {
         let keys = keys(7, tokens, seed, 1.0);
-        let mut reservation = MemoryBudget::unlimited().reservation();
-        let mut matrix = DeltaMatrix::in_steps(thresholds(7, theta, true)).unwrap();
+        let budget = MemoryBudget::unlimited();
+        let mut matrix = DeltaMatrix::in_steps(thresholds(7, theta, true), &budget).unwrap();
         let mut bounds = Vec::new();
         for key in &keys {
             bounds.extend(matrix.thresholds());
-            matrix.push(key, &mut reservation).unwrap();
+            matrix.push(key).unwrap();
         }
         for ((k, khat), theta) in keys.concat().iter().zip(reconstruction(&matrix)).zip(&bounds) {
             prop_assert!((k - khat).abs() <= *theta, "{k} {khat} {theta}");
@@ -142,18 +142,17 @@ proptest! {
         cuts in prop::collection::vec((0_usize..300, 0_usize..200), 1..6), seed: u64, target: bool,
     ) {
         let budget = MemoryBudget::unlimited();
-        let mut reservation = budget.reservation();
         let thresholds = thresholds(5, 0.3, target);
-        let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
+        let mut matrix = DeltaMatrix::in_steps(thresholds.clone(), &budget).unwrap();
         let mut history: Vec<Vec<f32>> = Vec::new();
         for (round, (len, more)) in cuts.into_iter().enumerate() {
             let len = len.min(history.len());
-            matrix.truncate(len, &mut reservation).unwrap();
+            matrix.truncate(len).unwrap();
             prop_assert_eq!(bytes(&matrix), budget.used());
             history.truncate(len);
             for key in keys(5, more + 1, seed.wrapping_add(round as u64), 1.0) {
                 let (held, growth) = (budget.used(), matrix.growth(1));
-                matrix.push(&key, &mut reservation).unwrap();
+                matrix.push(&key).unwrap();
                 prop_assert_eq!(budget.used() - held, growth);
                 history.push(key);
             }
@@ -168,12 +167,12 @@ proptest! {
     #[test]
     fn growth_of_several_keys_is_an_upper_bound(tokens in 0_usize..200, more in 1_usize..200, seed: u64, theta in 0.0_f32..1.0) {
         let keys = keys(5, tokens + more, seed, 1.0);
-        let mut reservation = MemoryBudget::unlimited().reservation();
-        let mut matrix = DeltaMatrix::in_steps(vec![theta; 5]).unwrap();
-        push(&mut matrix, &keys[..tokens], &mut reservation);
-        let (held, growth) = (reservation.bytes(), matrix.growth(more));
-        push(&mut matrix, &keys[tokens..], &mut reservation);
-        prop_assert!(reservation.bytes() - held <= growth, "{} > {growth}", reservation.bytes() - held);
+        let budget = MemoryBudget::unlimited();
+        let mut matrix = DeltaMatrix::in_steps(vec![theta; 5], &budget).unwrap();
+        push(&mut matrix, &keys[..tokens]);
+        let (held, growth) = (budget.used(), matrix.growth(more));
+        push(&mut matrix, &keys[tokens..]);
+        prop_assert!(budget.used() - held <= growth, "{} > {growth}", budget.used() - held);
     }
 
     #[test]
@@ -182,15 +181,13 @@ proptest! {
     ) {
         let keys = keys(9, before + after, seed, 1.0);
         let (budget, thresholds) = (MemoryBudget::unlimited(), thresholds(9, theta, target));
-        let mut reservation = budget.reservation();
-        let mut wide = DeltaMatrix::new(thresholds, ElementType::F32).unwrap();
+        let mut wide = DeltaMatrix::new(thresholds, ElementType::F32, &budget).unwrap();
         let mut bounds = Vec::new();
         for key in &keys[..before] {
             bounds.extend(wide.thresholds());
-            wide.push(key, &mut reservation).unwrap();
+            wide.push(key).unwrap();
         }
-        let mut narrow_reservation = budget.reservation();
-        let mut matrix = wide.to_steps(&mut narrow_reservation).unwrap();
+        let mut matrix = wide.to_steps(&budget).unwrap();
         prop_assert_eq!((matrix.len(), matrix.nonzeros()), (wide.len(), wide.nonzeros()));
         prop_assert_eq!(matrix.thresholds(), wide.thresholds());
         for (wide, narrow) in bounds.chunks(9).zip(reconstruction(&wide).chunks(9)).zip(reconstruction(&matrix).chunks(9)) {
@@ -198,10 +195,10 @@ proptest! {
                 prop_assert!(target || (narrow - wide).abs() <= 1.001 * theta, "{narrow} {wide} {theta}");
             }
         }
-        drop((wide, reservation));
+        drop(wide);
         for key in &keys[before..] {
             bounds.extend(matrix.thresholds());
-            matrix.push(key, &mut narrow_reservation).unwrap();
+            matrix.push(key).unwrap();
         }
         let khat = reconstruction(&matrix);
         for ((k, khat), theta) in keys.concat().iter().zip(&khat).zip(&bounds).skip(9 * before) {
@@ -217,11 +214,11 @@ fn errors_of_a_conversion_do_not_add_up_from_block_to_block() {
     // The first channel is sent once and then stands in key frames only. The others change the thresholds.
     let mut keys = keys(8, 8 * BLOCK_TOKENS, 7, 1.0);
     keys.iter_mut().for_each(|key| key[0] = 3.3);
-    let mut reservation = MemoryBudget::unlimited().reservation();
+    let budget = MemoryBudget::unlimited();
     let mut wide =
-        DeltaMatrix::new(HeadThresholds::with_target(vec![0.5; 8], 0.6), ElementType::F32).unwrap();
-    push(&mut wide, &keys, &mut reservation);
-    let matrix = wide.to_steps(&mut reservation).unwrap();
+        DeltaMatrix::new(HeadThresholds::with_target(vec![0.5; 8], 0.6), ElementType::F32, &budget).unwrap();
+    push(&mut wide, &keys);
+    let matrix = wide.to_steps(&budget).unwrap();
     let mut rows = Vec::new();
     for number in 0..matrix.blocks() {
         let StepCodes { steps, factor, .. } = in_steps(&matrix.coded(number).unwrap());
@@ -238,11 +235,11 @@ fn every_cut_around_block_edges_equals_a_fresh_start() {
         let thresholds = thresholds(3, 0.4, target);
         let whole = reconstruction(&coded(&keys, &thresholds));
         for len in 0..keys.len() {
-            let mut reservation = MemoryBudget::unlimited().reservation();
-            let mut matrix = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
-            push(&mut matrix, &keys, &mut reservation);
-            matrix.truncate(len, &mut reservation).unwrap();
-            push(&mut matrix, &keys[len..], &mut reservation);
+            let budget = MemoryBudget::unlimited();
+            let mut matrix = DeltaMatrix::in_steps(thresholds.clone(), &budget).unwrap();
+            push(&mut matrix, &keys);
+            matrix.truncate(len).unwrap();
+            push(&mut matrix, &keys[len..]);
             assert_eq!(reconstruction(&matrix), whole, "cut at {len}");
         }
     }
@@ -253,10 +250,9 @@ fn an_escape_that_ended_with_a_key_that_is_gone_goes_on() {
     let far = [1e6];
     let keys: Vec<Vec<f32>> = vec![vec![0.0], far.to_vec(), vec![0.0]];
     let mut matrix = coded(&keys, &vec![0.5].into());
-    let mut charge = MemoryBudget::unlimited().reservation();
-    matrix.truncate(2, &mut charge).unwrap();
+    matrix.truncate(2).unwrap();
     // The channel rests, and is read from where it was sent.
-    matrix.push(&far, &mut charge).unwrap();
+    matrix.push(&far).unwrap();
     assert_eq!(reconstruction(&matrix), [0.0, far[0], far[0]]);
     assert_eq!(decoded(&matrix), reconstruction(&matrix));
 }
@@ -277,25 +273,25 @@ fn bytes_after_a_cut_are_those_of_keys_that_came_one_by_one() {
     let thresholds = thresholds(channels, 0.3, false);
     let calm = keys(channels, 300, 5, 1.0);
     let wild = keys(channels, 300, 6, 1e6);
-    let (budget, mut free) = (MemoryBudget::unlimited(), MemoryBudget::unlimited().reservation());
+    let (budget, free) = (MemoryBudget::unlimited(), MemoryBudget::unlimited());
     for (before, gone) in
         [0, 1, 40, 63, 64, 65, 130, 200].into_iter().flat_map(|b| [1, 5, 64, 90].map(|g| (b, g)))
     {
-        let mut fresh = DeltaMatrix::in_steps(thresholds.clone()).unwrap();
-        push(&mut fresh, &calm[..before], &mut free);
-        let (mut cut, mut charge) = (coded(&[], &thresholds), budget.reservation());
-        push(&mut cut, &calm[..before], &mut charge);
-        push(&mut cut, &wild[..gone], &mut charge);
-        cut.truncate(before, &mut charge).unwrap();
+        let mut fresh = DeltaMatrix::in_steps(thresholds.clone(), &free).unwrap();
+        push(&mut fresh, &calm[..before]);
+        let mut cut = DeltaMatrix::in_steps(thresholds.clone(), &budget).unwrap();
+        push(&mut cut, &calm[..before]);
+        push(&mut cut, &wild[..gone]);
+        cut.truncate(before).unwrap();
         for key in &calm[before..] {
             let what = format!("{gone} gone after {before}, {} now", cut.len());
             // There is never more than a key takes that comes to a cache without a past, and what it will take then is known.
             assert!(cut.is_empty() || bytes(&cut) <= bytes(&fresh), "{what}");
-            assert_eq!(charge.bytes(), bytes(&cut), "{what}");
+            assert_eq!(budget.used(), bytes(&cut), "{what}");
             let next = fresh.bytes_with_next();
             assert_eq!(cut.bytes_with_next(), next, "{what}");
-            fresh.push(key, &mut free).unwrap();
-            cut.push(key, &mut charge).unwrap();
+            fresh.push(key).unwrap();
+            cut.push(key).unwrap();
             assert_eq!(bytes(&fresh), next, "{what}");
         }
     }
@@ -304,10 +300,10 @@ fn bytes_after_a_cut_are_those_of_keys_that_came_one_by_one() {
 
 #[test]
 fn keys_that_never_move_cost_their_frames_alone() {
-    let mut reservation = MemoryBudget::unlimited().reservation();
+    let budget = MemoryBudget::unlimited();
     // Too far out for a code in the second channel: one escape in every block, from the frame on.
-    let mut matrix = DeltaMatrix::in_steps(vec![0.5, 0.01]).unwrap();
-    (0..256).for_each(|_| matrix.push(&[3.25, 7.0], &mut reservation).unwrap());
+    let mut matrix = DeltaMatrix::in_steps(vec![0.5, 0.01], &budget).unwrap();
+    (0..256).for_each(|_| matrix.push(&[3.25, 7.0]).unwrap());
     assert_eq!((matrix.nonzeros(), escapes(&matrix)), (2, 4));
     for row in reconstruction(&matrix).chunks(2) {
         assert!((row[0] - 3.25).abs() <= 0.25 && row[1] == 7.0, "{row:?}");
@@ -321,8 +317,8 @@ fn keys_that_never_move_cost_their_frames_alone() {
 #[test]
 fn a_plan_is_exact_when_what_it_expects_of_the_deltas_is() {
     for every in [0, 4, 2] {
-        let mut matrix = DeltaMatrix::in_steps(vec![1.0; 8]).unwrap();
-        let mut reservation = MemoryBudget::unlimited().reservation();
+        let budget = MemoryBudget::unlimited();
+        let mut matrix = DeltaMatrix::in_steps(vec![1.0; 8], &budget).unwrap();
         for t in 0..1000_usize {
             // Half of the channels change at every step: two of them by more than 4 bits hold, and one out of reach at every fourth
             // or second key.
@@ -335,7 +331,7 @@ fn a_plan_is_exact_when_what_it_expects_of_the_deltas_is() {
                     _ => 0.0,
                 })
                 .collect();
-            matrix.push(&key, &mut reservation).unwrap();
+            matrix.push(&key).unwrap();
             let escapes = if every > 0 { 1.0 / every as f64 } else { 0.0 };
             let keys = KeyPlan::Delta { zero_fraction: 0.5, wide: 0.5, escapes, window: 0, sinks: 0 };
             let plan = CachePlan::new(1, 8, KvStore::Compact, keys).footprint(t + 1);
@@ -352,35 +348,31 @@ fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     let keys = keys(8, 2000, 3, 1.0);
     for limit in (3000..9000).step_by(97) {
         let budget = MemoryBudget::new(limit);
-        let mut reservation = budget.reservation();
-        let mut matrix = DeltaMatrix::in_steps(vec![0.05; 8]).unwrap();
-        let stored = keys.iter().take_while(|key| matrix.push(key, &mut reservation).is_ok()).count();
+        let mut matrix = DeltaMatrix::in_steps(vec![0.05; 8], &budget).unwrap();
+        let stored = keys.iter().take_while(|key| matrix.push(key).is_ok()).count();
         assert!(stored < keys.len() && matrix.len() == stored);
         let expected = coded(&keys[..stored], &vec![0.05; 8].into());
         assert_eq!(reconstruction(&matrix), reconstruction(&expected));
         assert_eq!(bytes(&matrix), budget.used());
-        assert!(matrix.push(&keys[stored], &mut reservation).is_err(), "still refused");
-        matrix.truncate(stored / 2, &mut reservation).unwrap();
-        matrix.push(&keys[stored / 2], &mut reservation).unwrap();
+        assert!(matrix.push(&keys[stored]).is_err(), "still refused");
+        matrix.truncate(stored / 2).unwrap();
+        matrix.push(&keys[stored / 2]).unwrap();
     }
 }
 
 #[test]
 fn bad_keys_and_too_many_channels_are_refused() {
-    let mut reservation = MemoryBudget::unlimited().reservation();
-    let mut matrix = DeltaMatrix::in_steps(vec![0.5; 2]).unwrap();
+    let budget = MemoryBudget::unlimited();
+    let mut matrix = DeltaMatrix::in_steps(vec![0.5; 2], &budget).unwrap();
     for t in 0..64 {
-        matrix.push(&[1.0, t as f32], &mut reservation).unwrap();
+        matrix.push(&[1.0, t as f32]).unwrap();
     }
     let before = reconstruction(&matrix);
     for bad in [f32::NAN, f32::INFINITY] {
-        assert!(matches!(
-            matrix.push(&[1.0, bad], &mut reservation),
-            Err(CoreError::NotStorable { channel: 1, .. })
-        ));
+        assert!(matches!(matrix.push(&[1.0, bad]), Err(CoreError::NotStorable { channel: 1, .. })));
     }
-    assert!(matrix.push(&[1.0], &mut reservation).is_err());
+    assert!(matrix.push(&[1.0]).is_err());
     assert_eq!(reconstruction(&matrix), before);
-    let error = DeltaMatrix::in_steps(vec![0.5; 65537]).unwrap_err();
+    let error = DeltaMatrix::in_steps(vec![0.5; 65537], &budget).unwrap_err();
     assert_eq!(error, CoreError::Channels { expected: 65536, got: 65537 });
 }

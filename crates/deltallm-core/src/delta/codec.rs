@@ -8,10 +8,13 @@ use super::{loops::expand_keys, rule::Rule};
 use crate::{element::ElementType, mask::words};
 
 /// A way to hold the key frame and the transmitted values of a block: rounds them on the way in, reads them back, and counts
-/// their bytes.
+/// their bytes. The last block is *open*, with room for all of its tokens; the others are *sealed*, as bytes one after the other.
 pub(super) trait Codec: Debug {
-    /// The numbers of one block.
+    /// The numbers of the open block.
     type Codes: Codes;
+
+    /// The numbers of any block, to be read.
+    type View<'a>: Copy;
 
     /// The float type whose numbers can be coded.
     fn takes(&self) -> ElementType;
@@ -25,23 +28,49 @@ pub(super) trait Codec: Debug {
     /// Appends the channels `rule.sent` of a key, token number `token` of the block, and counts it. There is room for them.
     fn append(&mut self, key: &[f32], rule: &mut Rule, token: usize, codes: &mut Self::Codes);
 
+    /// The numbers of the open block.
+    fn view<'a>(&self, codes: &'a Self::Codes) -> Self::View<'a>;
+
+    /// Bytes of the numbers once they are sealed.
+    fn sealed_bytes(&self, codes: &Self::Codes) -> usize;
+
+    /// Writes the numbers to the beginning of `data`, which starts at a multiple of 8 bytes.
+    fn seal(&self, codes: &Self::Codes, data: &mut [u8]);
+
+    /// The numbers of a sealed block.
+    fn sealed<'a>(&self, data: &'a [u8]) -> Self::View<'a>;
+
+    /// Makes `codes` a copy of another block, which transmits `sent` values, within the room it has.
+    fn reopen(&self, view: Self::View<'_>, sent: usize, codes: &mut Self::Codes);
+
     /// Sets the reference to the last key of a block as it is reconstructed, so that coding can go on there.
-    fn resume(&mut self, rule: &mut Rule, masks: &[u64], codes: &Self::Codes);
+    fn resume(&mut self, rule: &mut Rule, masks: &[u64], view: Self::View<'_>) {
+        let mut rows = Vec::new();
+        self.keys(rule, masks, view, &mut rows);
+        let last = rows.len() - rule.channels();
+        rule.reference.copy_from_slice(&rows[last..]);
+    }
 
     /// The key frame, `[channels]`; zeros for a block that has not begun.
-    fn frame(&self, masks: &[u64], codes: &Self::Codes) -> Vec<f32>;
+    fn frame(&self, masks: &[u64], view: Self::View<'_>) -> Vec<f32>;
 
     /// The transmitted values of all tokens as f32: borrowed where they already are, else converted into `scratch`.
-    fn values<'a>(&self, masks: &[u64], codes: &'a Self::Codes, scratch: &'a mut Vec<f32>) -> &'a [f32];
+    fn values<'s, 'a: 's>(&self, masks: &[u64], view: Self::View<'a>, scratch: &'s mut Vec<f32>)
+    -> &'s [f32];
 
     /// The keys of a block, `[tokens, channels]`, into `rows` (overwritten).
-    fn keys(&self, rule: &Rule, masks: &[u64], codes: &Self::Codes, rows: &mut Vec<f32>) {
+    fn keys(&self, rule: &Rule, masks: &[u64], view: Self::View<'_>, rows: &mut Vec<f32>) {
         let (channels, mut scratch) = (rule.channels(), Vec::new());
-        let values = self.values(masks, codes, &mut scratch);
-        let frame = self.frame(masks, codes);
+        let values = self.values(masks, view, &mut scratch);
+        let frame = self.frame(masks, view);
         rows.clear();
         rows.resize(masks.len() / words(channels) * channels, 0.0);
         dispatch!(rule.isa, simd => expand_keys(simd, masks, values, frame, rows));
+    }
+
+    /// Numbers beside the codes that had come before token number `token` of a block; 0 where all numbers are codes.
+    fn escapes_before(_view: Self::View<'_>, _token: usize) -> usize {
+        0
     }
 
     /// Bytes to be charged before `tokens` (at least 1) more keys come to a block that holds `written`, besides those of whole
@@ -51,34 +80,23 @@ pub(super) trait Codec: Debug {
     /// Allocates what [`missing`](Self::missing) says of one key.
     fn make_room(&self, codes: &mut Self::Codes, written: usize);
 
-    /// Bytes of a block, without spare room, that has got `tokens` more keys, should they transmit as much as they can.
+    /// Bytes of a sealed block that has got `tokens` more keys, should they transmit as much as they can.
     fn most_bytes(&self, codes: &Self::Codes, tokens: usize) -> usize;
 }
 
-/// The numbers of one block: its key frame and what its tokens transmit. A clone has no spare room.
-pub(super) trait Codes: Debug + Clone {
-    /// Transmitted values.
-    fn sent(&self, channels: usize) -> usize;
-
+/// The numbers of the open block: its key frame and what its tokens transmit.
+pub(super) trait Codes: Debug {
     /// Forgets everything but keeps the room.
     fn clear(&mut self);
 
     /// Keeps the first `tokens` tokens, which transmit `sent` values.
     fn truncate(&mut self, tokens: usize, sent: usize, channels: usize);
 
-    /// Takes over the contents of the sealed block `other`, without allocating.
-    fn reopen(&mut self, other: Self);
+    /// The same numbers, with as much room.
+    fn copy(&self) -> Self;
 
-    /// Numbers beside the codes that had come before token number `token` of the block; 0 where all numbers are codes.
-    fn escapes_before(&self, _token: usize) -> usize {
-        0
-    }
-
-    /// Gives back room for more of these than a key needs that comes to so many of them.
+    /// Gives back room for more escapes than a key needs that comes to so many of them.
     fn shrink_room(&mut self, _channels: usize, _escapes: usize) {}
-
-    /// Bytes of what is held.
-    fn used_bytes(&self) -> usize;
 
     /// Bytes of all there is room for.
     fn room_bytes(&self) -> usize;

@@ -4,7 +4,7 @@
 ///
 /// A step is a threshold, and a channel is sent when it has moved by little more than one: nearly all differences fit
 /// 4 bits (`docs/results/stores.md`). Differences of 8 bits wrap around, so any code can follow any other.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct Differences {
     /// The frame, `[channels]`, followed by the differences that take 8 bits.
     pub(super) whole: Vec<i8>,
@@ -61,16 +61,6 @@ impl Differences {
         &self.nibbles
     }
 
-    /// All differences of a block whose frame has `channels` codes.
-    pub(super) fn iter(&self, channels: usize) -> impl Iterator<Item = i8> + '_ {
-        let mut whole = self.whole.iter().skip(channels);
-        let nibbles = self.nibbles.iter().flat_map(|pair| [pair << 4, *pair]).take(self.len);
-        nibbles.map(move |nibble| match nibble as i8 >> 4 {
-            0 => whole.next().copied().unwrap_or(0),
-            difference => difference,
-        })
-    }
-
     /// Keeps the first `len` differences.
     pub(super) fn truncate(&mut self, len: usize) {
         let nibble = |at: usize| self.nibbles[at / 2] >> (4 * (at % 2)) & 15;
@@ -85,11 +75,23 @@ impl Differences {
         self.len = len;
     }
 
-    /// Becomes a copy of `other`, within the room it has.
-    pub(super) fn copy_from(&mut self, other: &Self) {
-        self.start(&other.whole);
-        self.nibbles.extend_from_slice(&other.nibbles);
-        self.len = other.len;
+    /// Becomes those of another block, `len` of them, within the room there is.
+    pub(super) fn copy_from(&mut self, frame: &[i8], nibbles: &[u8], wide: &[i8], len: usize) {
+        self.start(frame);
+        self.whole.extend_from_slice(wide);
+        self.nibbles.extend_from_slice(nibbles);
+        self.len = len;
+    }
+
+    /// The same, with as much room.
+    pub(super) fn copy(&self) -> Self {
+        let mut copy = Self {
+            whole: Vec::with_capacity(self.whole.capacity()),
+            nibbles: Vec::with_capacity(self.nibbles.capacity()),
+            len: 0,
+        };
+        copy.copy_from(&self.whole, &self.nibbles, &[], self.len);
+        copy
     }
 
     /// Whether there is room for anything.
@@ -101,6 +103,15 @@ impl Differences {
     pub(super) fn room_bytes(&self) -> usize {
         self.whole.capacity() + self.nibbles.capacity()
     }
+}
+
+/// Differences as they are held: half a byte each, or the next of `wide`. An odd number of them is followed by one that is none.
+pub(super) fn read<'a>(nibbles: &'a [u8], wide: &'a [i8]) -> impl Iterator<Item = i8> + 'a {
+    let mut wide = wide.iter();
+    nibbles.iter().flat_map(|pair| [pair << 4, *pair]).map(move |nibble| match nibble as i8 >> 4 {
+        0 => wide.next().copied().unwrap_or(0),
+        difference => difference,
+    })
 }
 
 #[cfg(test)]
@@ -115,13 +126,14 @@ mod tests {
         whole.start(&frame);
         whole.push(&all);
         for len in 0..=all.len() {
-            let mut cut = whole.clone();
+            let mut cut = whole.copy();
             cut.truncate(len);
             let mut fresh = Differences::with_capacity(3, all.len());
             fresh.start(&frame);
             fresh.push(&all[..len]);
             assert_eq!((&cut.whole, &cut.nibbles, cut.len), (&fresh.whole, &fresh.nibbles, fresh.len));
-            assert_eq!(cut.iter(3).collect::<Vec<_>>(), all[..len]);
+            let back = read(&cut.nibbles, &cut.whole[3..]).take(len);
+            assert_eq!(back.collect::<Vec<_>>(), all[..len]);
             assert_eq!(fresh.room_bytes(), whole.room_bytes(), "within the room");
         }
     }

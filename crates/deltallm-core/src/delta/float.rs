@@ -1,13 +1,15 @@
 //! Deltas in a float type: the new values of the channels that are transmitted.
 
+use bytemuck::Pod;
 use deltallm_simd::dispatch;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     codec::{Codec, Codes},
     loops::{compress, select},
     rule::Rule,
 };
-use crate::{budget::Reservation, buffer::FloatBuffer, element::ElementType, store::BLOCK_TOKENS};
+use crate::{buffer::FloatBuffer, element::ElementType, store::BLOCK_TOKENS};
 
 /// The numbers of a block in a float type.
 #[derive(Debug, Clone, Copy)]
@@ -16,6 +18,14 @@ pub struct FloatCodes<'a, T> {
     pub frame: &'a [T],
     /// The new values of all transmitted channels, token by token, channels ascending.
     pub values: &'a [T],
+}
+
+/// The numbers of a block, in whatever type.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum FloatView<'a> {
+    F32(FloatCodes<'a, f32>),
+    F16(FloatCodes<'a, f16>),
+    Bf16(FloatCodes<'a, bf16>),
 }
 
 /// Rounds to a float type.
@@ -27,8 +37,11 @@ pub(super) struct FloatCodec {
 }
 
 /// The key frame, and then the transmitted values of all tokens, packed in order.
-#[derive(Debug, Clone)]
-pub(super) struct FloatBlock(pub(super) FloatBuffer);
+#[derive(Debug)]
+pub(super) struct FloatBlock(FloatBuffer);
+
+/// A sealed block begins with the number of its numbers.
+const HEADER: usize = size_of::<u64>();
 
 /// Bytes of so many numbers: frames and transmitted values.
 fn bytes(element: ElementType, numbers: usize) -> usize {
@@ -72,19 +85,65 @@ impl FloatCodec {
 
     /// Bytes of the codes of a sealed block that transmits `sent` values, and of the open one.
     pub(super) fn planned_bytes(element: ElementType, channels: usize, sent: usize) -> [usize; 2] {
-        [channels.saturating_add(sent), most_numbers(channels)].map(|numbers| bytes(element, numbers))
+        let sealed = bytes(element, channels.saturating_add(sent)).saturating_add(HEADER);
+        [sealed, bytes(element, most_numbers(channels))]
+    }
+}
+
+impl<'a> FloatView<'a> {
+    fn of_bytes(element: ElementType, data: &'a [u8], count: usize, channels: usize) -> Self {
+        fn split<T: Pod>(data: &[u8], count: usize, channels: usize) -> FloatCodes<'_, T> {
+            let numbers: &[T] = bytemuck::cast_slice(&data[..count * size_of::<T>()]);
+            let (frame, values) = numbers.split_at(channels.min(count));
+            FloatCodes { frame, values }
+        }
+        match element {
+            ElementType::F32 => Self::F32(split(data, count, channels)),
+            ElementType::F16 => Self::F16(split(data, count, channels)),
+            ElementType::Bf16 => Self::Bf16(split(data, count, channels)),
+        }
+    }
+
+    /// The key frame as f32.
+    fn frame(self) -> Vec<f32> {
+        match self {
+            Self::F32(codes) => codes.frame.to_vec(),
+            Self::F16(codes) => codes.frame.to_f32_vec(),
+            Self::Bf16(codes) => codes.frame.to_f32_vec(),
+        }
+    }
+
+    /// The transmitted values as f32: borrowed where they already are, else converted into `scratch`.
+    fn values(self, scratch: &'a mut Vec<f32>) -> &'a [f32] {
+        match self {
+            Self::F32(codes) => return codes.values,
+            Self::F16(codes) => *scratch = codes.values.to_f32_vec(),
+            Self::Bf16(codes) => *scratch = codes.values.to_f32_vec(),
+        }
+        scratch
     }
 }
 
 impl FloatBlock {
-    /// Converts numbers that have been checked to a narrower type and gives the freed bytes back.
-    pub(super) fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) {
-        self.0.convert(element, reservation);
+    /// The numbers of a block, rounded to another type, with room for nothing else.
+    pub(super) fn rounded(view: FloatView<'_>, element: ElementType) -> Self {
+        let (frame, mut scratch) = (view.frame(), Vec::new());
+        let values = view.values(&mut scratch);
+        let mut numbers = FloatBuffer::with_capacity(element, frame.len() + values.len());
+        numbers.extend(&frame);
+        numbers.extend(values);
+        Self(numbers)
+    }
+
+    /// Converts numbers that have been checked to a narrower type.
+    pub(super) fn narrow(&mut self, element: ElementType) {
+        self.0.convert(element);
     }
 }
 
 impl Codec for FloatCodec {
     type Codes = FloatBlock;
+    type View<'a> = FloatView<'a>;
 
     fn takes(&self) -> ElementType {
         self.element
@@ -109,27 +168,44 @@ impl Codec for FloatCodec {
         }
     }
 
-    fn resume(&mut self, rule: &mut Rule, masks: &[u64], codes: &FloatBlock) {
-        let mut rows = Vec::new();
-        self.keys(rule, masks, codes, &mut rows);
-        let last = rows.len() - rule.channels();
-        rule.reference.copy_from_slice(&rows[last..]);
+    fn view<'a>(&self, FloatBlock(numbers): &'a FloatBlock) -> FloatView<'a> {
+        FloatView::of_bytes(numbers.element(), numbers.bytes(), numbers.len(), self.stored.len())
     }
 
-    fn frame(&self, _masks: &[u64], FloatBlock(numbers): &FloatBlock) -> Vec<f32> {
-        let channels = self.stored.len();
-        let mut row = numbers.read(0..channels.min(numbers.len()), &mut Vec::new()).to_vec();
-        row.resize(channels, 0.0);
+    fn sealed_bytes(&self, FloatBlock(numbers): &FloatBlock) -> usize {
+        HEADER + numbers.bytes().len()
+    }
+
+    fn seal(&self, FloatBlock(numbers): &FloatBlock, data: &mut [u8]) {
+        data[..HEADER].copy_from_slice(&(numbers.len() as u64).to_ne_bytes());
+        data[HEADER..][..numbers.bytes().len()].copy_from_slice(numbers.bytes());
+    }
+
+    fn sealed<'a>(&self, data: &'a [u8]) -> FloatView<'a> {
+        let (header, data) = data.split_at(HEADER);
+        let count = bytemuck::cast_slice::<_, u64>(header)[0] as usize;
+        FloatView::of_bytes(self.element, data, count, self.stored.len())
+    }
+
+    fn reopen(&self, view: FloatView<'_>, _sent: usize, FloatBlock(numbers): &mut FloatBlock) {
+        numbers.truncate(0);
+        numbers.extend(&view.frame());
+        numbers.extend(view.values(&mut Vec::new()));
+    }
+
+    fn frame(&self, _masks: &[u64], view: FloatView<'_>) -> Vec<f32> {
+        let mut row = view.frame();
+        row.resize(self.stored.len(), 0.0);
         row
     }
 
-    fn values<'a>(
+    fn values<'s, 'a: 's>(
         &self,
         _masks: &[u64],
-        FloatBlock(numbers): &'a FloatBlock,
-        scratch: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        numbers.read(self.stored.len().min(numbers.len())..numbers.len(), scratch)
+        view: FloatView<'a>,
+        scratch: &'s mut Vec<f32>,
+    ) -> &'s [f32] {
+        view.values(scratch)
     }
 
     fn missing(&self, FloatBlock(numbers): &FloatBlock, _written: usize, _tokens: usize) -> usize {
@@ -146,15 +222,11 @@ impl Codec for FloatCodec {
 
     fn most_bytes(&self, FloatBlock(numbers): &FloatBlock, tokens: usize) -> usize {
         let channels = self.stored.len();
-        bytes(self.element, numbers.len().max(channels) + tokens * channels)
+        HEADER + bytes(self.element, numbers.len().max(channels) + tokens * channels)
     }
 }
 
 impl Codes for FloatBlock {
-    fn sent(&self, channels: usize) -> usize {
-        self.0.len().saturating_sub(channels)
-    }
-
     fn clear(&mut self) {
         self.0.truncate(0);
     }
@@ -163,12 +235,10 @@ impl Codes for FloatBlock {
         self.0.truncate(channels + sent);
     }
 
-    fn reopen(&mut self, other: Self) {
-        self.0.copy_from(&other.0);
-    }
-
-    fn used_bytes(&self) -> usize {
-        bytes(self.0.element(), self.0.len())
+    fn copy(&self) -> Self {
+        let mut copy = FloatBuffer::with_capacity(self.0.element(), self.0.capacity());
+        copy.copy_from(&self.0);
+        Self(copy)
     }
 
     fn room_bytes(&self) -> usize {

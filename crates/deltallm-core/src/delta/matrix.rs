@@ -2,7 +2,7 @@
 
 use super::{
     codec::{Codec, Codes},
-    float::FloatCodec,
+    float::{FloatBlock, FloatCodec},
     rule::Rule,
     steps::StepCodec,
 };
@@ -11,6 +11,7 @@ use crate::{
     element::ElementType,
     error::CoreError,
     mask::{count, words},
+    piece::{Piece, Store},
     store::BLOCK_TOKENS,
 };
 
@@ -19,20 +20,34 @@ use crate::{
 pub(super) struct Matrix<C: Codec> {
     rule: Rule,
     codec: C,
-    sealed: Vec<Block<C::Codes>>,
+    /// Whole blocks, which forks share: their masks, and then their numbers.
+    sealed: Vec<Piece>,
+    sealed_bytes: usize,
+    /// The most escapes that any of them has before its last token.
+    escapes: usize,
     /// Blocks dropped from the front, and the entries transmitted in them.
     dropped: usize,
     dropped_nonzeros: usize,
     /// The block that is being written, with room for a whole one once the first key has come.
-    open: Block<C::Codes>,
+    open: Open<C::Codes>,
+    /// Of the table and of the open block: sealed ones pay for themselves.
+    charge: Reservation,
 }
 
-/// Up to [`BLOCK_TOKENS`] coded keys.
-#[derive(Debug, Clone)]
-pub(super) struct Block<T> {
-    pub(super) codes: T,
+/// Up to [`BLOCK_TOKENS`] coded keys, and room for more.
+#[derive(Debug)]
+struct Open<T> {
+    codes: T,
     /// `[tokens, words]`: the channels each token transmits.
-    pub(super) masks: Vec<u64>,
+    masks: Vec<u64>,
+}
+
+/// A block to be read.
+#[derive(Clone, Copy)]
+pub(super) struct Block<'a, V> {
+    /// `[tokens, words]`.
+    pub(super) masks: &'a [u64],
+    pub(super) codes: V,
 }
 
 /// Bytes of the masks of a block that is full, or has room for it.
@@ -40,7 +55,7 @@ fn mask_bytes(channels: usize) -> usize {
     words(channels).saturating_mul(BLOCK_TOKENS * size_of::<u64>())
 }
 
-impl<T: Codes> Block<T> {
+impl<T: Codes> Open<T> {
     fn tokens(&self, channels: usize) -> usize {
         self.masks.len() / words(channels)
     }
@@ -56,26 +71,55 @@ impl<T: Codes> Block<T> {
         self.codes.truncate(tokens, count(&self.masks), channels);
     }
 
-    /// Takes over the contents of the sealed block `other`, without allocating.
-    fn reopen(&mut self, other: Self) {
-        self.masks.clear();
-        self.masks.extend_from_slice(&other.masks);
-        self.codes.reopen(other.codes);
-    }
-
-    fn used_bytes(&self) -> usize {
-        self.codes.used_bytes() + size_of_val(&self.masks[..])
-    }
-
     fn room_bytes(&self) -> usize {
         self.codes.room_bytes() + self.masks.capacity() * size_of::<u64>()
     }
+
+    /// The same, with as much room.
+    fn copy(&self) -> Self {
+        let mut masks = Vec::with_capacity(self.masks.capacity());
+        masks.extend_from_slice(&self.masks);
+        Self { codes: self.codes.copy(), masks }
+    }
+}
+
+impl<'a, V: Copy> Block<'a, V> {
+    fn of_open<C: Codec<View<'a> = V>>(codec: &C, open: &'a Open<C::Codes>) -> Self {
+        Self { masks: &open.masks, codes: codec.view(&open.codes) }
+    }
+
+    fn of_sealed<C: Codec<View<'a> = V>>(codec: &C, piece: &'a Piece, channels: usize) -> Self {
+        let (masks, codes) = piece.data().split_at(mask_bytes(channels));
+        Self { masks: bytemuck::cast_slice(masks), codes: codec.sealed(codes) }
+    }
+
+    /// Escapes before the last of its tokens.
+    fn escapes<C: Codec<View<'a> = V>>(self, channels: usize) -> usize {
+        C::escapes_before(self.codes, self.masks.len() / words(channels) - 1)
+    }
+}
+
+/// A sealed block.
+fn seal<C: Codec>(
+    codec: &C,
+    masks: &[u64],
+    codes: &C::Codes,
+    budget: &MemoryBudget,
+) -> Result<Piece, CoreError> {
+    let masks = bytemuck::cast_slice(masks);
+    let mut piece = Piece::new(masks.len() + codec.sealed_bytes(codes), budget)?;
+    let (place, numbers) = piece.data_mut(budget)?.split_at_mut(masks.len());
+    place.copy_from_slice(masks);
+    codec.seal(codes, numbers);
+    Ok(piece)
 }
 
 impl<C: Codec> Matrix<C> {
-    pub(super) fn new(rule: Rule, codec: C) -> Self {
-        let open = Block { codes: codec.empty(), masks: Vec::new() };
-        Self { rule, codec, sealed: Vec::new(), dropped: 0, dropped_nonzeros: 0, open }
+    pub(super) fn new(rule: Rule, codec: C, budget: &MemoryBudget) -> Self {
+        let open = Open { codes: codec.empty(), masks: Vec::new() };
+        let charge = budget.reservation();
+        let (sealed, sealed_bytes, escapes) = (Vec::new(), 0, 0);
+        Self { rule, codec, sealed, sealed_bytes, escapes, dropped: 0, dropped_nonzeros: 0, open, charge }
     }
 
     pub(super) fn rule(&self) -> &Rule {
@@ -109,19 +153,28 @@ impl<C: Codec> Matrix<C> {
     }
 
     pub(super) fn nonzeros(&self) -> usize {
-        self.dropped_nonzeros + self.blocks().map(|block| block.codes.sent(self.channels())).sum::<usize>()
+        self.dropped_nonzeros + self.blocks().map(|block| count(block.masks)).sum::<usize>()
+    }
+
+    fn sealed(&self) -> impl Iterator<Item = Block<'_, C::View<'_>>> {
+        self.sealed.iter().map(|piece| Block::of_sealed(&self.codec, piece, self.channels()))
     }
 
     /// The blocks that are held, with at least one token.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = &Block<C::Codes>> {
-        let open = (self.open_tokens() > 0).then_some(&self.open);
-        self.sealed.iter().chain(open)
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block<'_, C::View<'_>>> {
+        let open = (self.open_tokens() > 0).then(|| Block::of_open(&self.codec, &self.open));
+        self.sealed().chain(open)
     }
 
     /// Block `number`, or `None` for one that is not there.
-    pub(super) fn block(&self, number: usize) -> Option<&Block<C::Codes>> {
-        let open = (number == self.full_blocks() && self.open_tokens() > 0).then_some(&self.open);
-        self.sealed.get(number.checked_sub(self.dropped)?).or(open)
+    pub(super) fn block(&self, number: usize) -> Option<Block<'_, C::View<'_>>> {
+        match self.sealed.get(number.checked_sub(self.dropped)?) {
+            Some(piece) => Some(Block::of_sealed(&self.codec, piece, self.channels())),
+            None if number == self.full_blocks() && self.open_tokens() > 0 => {
+                Some(Block::of_open(&self.codec, &self.open))
+            }
+            None => None,
+        }
     }
 
     /// What [`nonzeros`](Self::nonzeros) will be once these keys, `[tokens, channels]`, have been appended too.
@@ -129,49 +182,42 @@ impl<C: Codec> Matrix<C> {
     where
         C: Clone,
     {
-        let mut charge = MemoryBudget::unlimited().reservation();
-        let mut ahead = Self::new(self.rule.clone(), self.codec.clone());
+        let (rule, codec) = (self.rule.clone(), self.codec.clone());
+        let mut ahead = Self::new(rule, codec, &MemoryBudget::unlimited());
         if self.open_tokens() > 0 {
-            ahead.make_room();
-            ahead.open.reopen(self.open.clone());
+            ahead.open = self.open.copy();
         }
         let counted = self.rule.nonzeros();
         for key in keys.chunks_exact(self.channels()) {
             // No budget says no, so every key comes in.
-            let _ = ahead.push(key, &mut charge);
+            let _ = ahead.push(key);
         }
         self.nonzeros() + ahead.rule.nonzeros() - counted
     }
 
     /// Appends a key that has been checked.
-    pub(super) fn push(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
-        self.prepare(reservation)?;
+    pub(super) fn push(&mut self, key: &[f32]) -> Result<(), CoreError> {
+        self.prepare()?;
         self.rule.choose(key);
         self.append(key);
         Ok(())
     }
 
     /// Makes room for the next key, and begins its block.
-    fn prepare(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
+    fn prepare(&mut self) -> Result<(), CoreError> {
         if self.open_tokens() == BLOCK_TOKENS {
-            self.seal(reservation)?;
+            self.seal()?;
         }
         let written = self.open_tokens();
-        reservation.grow(self.missing(1))?;
-        self.make_room();
-        if written == 0 {
-            self.codec.start(&mut self.rule, &mut self.open.codes);
-        }
-        Ok(())
-    }
-
-    /// Allocates what [`missing`](Self::missing) says of one key.
-    fn make_room(&mut self) {
-        let written = self.open_tokens();
+        self.charge.grow(self.missing(1))?;
         self.codec.make_room(&mut self.open.codes, written);
         if self.open.masks.capacity() == 0 {
             self.open.masks.reserve_exact(BLOCK_TOKENS * words(self.channels()));
         }
+        if written == 0 {
+            self.codec.start(&mut self.rule, &mut self.open.codes);
+        }
+        Ok(())
     }
 
     /// Appends the channels of a key that the rule has chosen.
@@ -181,81 +227,96 @@ impl<C: Codec> Matrix<C> {
         self.codec.append(key, &mut self.rule, token, &mut self.open.codes);
     }
 
-    /// Moves the full open block into an allocation of exactly its size.
-    fn seal(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
-        reserve_slot(&mut self.sealed, reservation)?;
-        reservation.grow(self.open.used_bytes())?;
-        // A clone has room for what it holds and no more.
-        self.sealed.push(self.open.clone());
+    /// Moves the full open block into a piece of exactly its size.
+    fn seal(&mut self) -> Result<(), CoreError> {
+        reserve_slot(&mut self.sealed, &mut self.charge)?;
+        let piece = seal(&self.codec, &self.open.masks, &self.open.codes, self.charge.budget())?;
+        self.escapes =
+            self.escapes.max(Block::of_open(&self.codec, &self.open).escapes::<C>(self.channels()));
+        self.sealed_bytes += piece.data().len();
+        self.sealed.push(piece);
         self.open.clear();
         Ok(())
     }
 
+    /// Counts the sealed blocks anew, when some have gone.
+    fn count_sealed(&mut self) {
+        self.sealed_bytes = self.sealed.iter().map(|piece| piece.data().len()).sum();
+        self.escapes = self.sealed().map(|block| block.escapes::<C>(self.channels())).max().unwrap_or(0);
+    }
+
     /// Drops the full blocks that hold nothing but tokens before `first`. Each block can be read on its own.
-    pub(super) fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
-        let held = self.bytes();
+    pub(super) fn drop_before(&mut self, first: usize) {
         let blocks = (first / BLOCK_TOKENS).saturating_sub(self.dropped).min(self.sealed.len());
-        let channels = self.channels();
-        self.dropped_nonzeros +=
-            self.sealed.drain(..blocks).map(|block| block.codes.sent(channels)).sum::<usize>();
-        self.dropped += blocks;
-        reservation.shrink(held.beyond(self.bytes()));
+        if blocks > 0 {
+            self.dropped_nonzeros +=
+                self.sealed().take(blocks).map(|block| count(block.masks)).sum::<usize>();
+            self.sealed.drain(..blocks);
+            self.dropped += blocks;
+            self.count_sealed();
+        }
     }
 
     /// Back to the state in which token `len - 1` had just been pushed; `len` is less than there are, and 0 or beyond what has
     /// been dropped.
-    pub(super) fn truncate(&mut self, len: usize, reservation: &mut Reservation) {
-        let (channels, held) = (self.channels(), self.bytes());
+    pub(super) fn truncate(&mut self, len: usize) {
+        let channels = self.channels();
         if len == 0 {
             (self.dropped, self.dropped_nonzeros) = (0, 0);
         }
         // The last block stays open, full or not.
         let full = (len.saturating_sub(1) / BLOCK_TOKENS).saturating_sub(self.dropped);
         if full < self.sealed.len() {
-            // Block `full` goes back into the open block's room, the ones after it go.
+            // Block `full` goes back into the open block's room, which has held as much; the ones after it go.
             self.sealed.truncate(full + 1);
-            if let Some(block) = self.sealed.pop() {
-                self.open.reopen(block);
+            if let Some(piece) = self.sealed.pop() {
+                let Block { masks, codes } = Block::of_sealed(&self.codec, &piece, channels);
+                self.codec.reopen(codes, count(masks), &mut self.open.codes);
+                self.open.masks.clear();
+                self.open.masks.extend_from_slice(masks);
             }
+            self.count_sealed();
         }
         self.open.truncate(len - (self.dropped + full) * BLOCK_TOKENS, channels);
         // What keys that are gone had room for does not outlive them.
         self.sealed.shrink_to(table_capacity(0, self.sealed.len()));
-        let before_last = |block: &Block<C::Codes>| block.codes.escapes_before(block.tokens(channels) - 1);
-        let escapes = self.blocks().map(before_last).max().unwrap_or(0);
-        self.open.codes.shrink_room(channels, escapes);
-        reservation.shrink(held.beyond(self.bytes()));
-        let last = if self.open_tokens() > 0 { Some(&self.open) } else { self.sealed.last() };
+        let last = match self.open_tokens() {
+            0 => self.sealed.last().map(|piece| Block::of_sealed(&self.codec, piece, channels)),
+            _ => Some(Block::of_open(&self.codec, &self.open)),
+        };
+        let escapes = last.map_or(0, |block| block.escapes::<C>(channels)).max(self.escapes);
         match last {
-            Some(block) => self.codec.resume(&mut self.rule, &block.masks, &block.codes),
+            Some(Block { masks, codes }) => self.codec.resume(&mut self.rule, masks, codes),
             None => self.rule.reference.fill(0.0),
         }
+        self.open.codes.shrink_room(channels, escapes);
+        self.charge.shrink(self.charge.bytes().saturating_sub(self.own_bytes()));
         let nonzeros = self.nonzeros();
         self.rule.rewind(len, nonzeros);
     }
 
     /// The keys of a block, `[tokens, channels]`, into `rows` (overwritten).
-    pub(super) fn keys(&self, block: &Block<C::Codes>, rows: &mut Vec<f32>) {
-        self.codec.keys(&self.rule, &block.masks, &block.codes, rows);
+    pub(super) fn keys(&self, block: Block<'_, C::View<'_>>, rows: &mut Vec<f32>) {
+        self.codec.keys(&self.rule, block.masks, block.codes, rows);
     }
 
     /// The same transmitted channels in another codec's codes.
     pub(super) fn converted<D: Codec>(
         &self,
         codec: D,
-        reservation: &mut Reservation,
+        budget: &MemoryBudget,
     ) -> Result<Matrix<D>, CoreError> {
-        let mut copy = Matrix::new(Rule::new(self.rule.thresholds.clone())?, codec);
+        let mut copy = Matrix::new(Rule::new(self.rule.thresholds.clone())?, codec, budget);
         (copy.dropped, copy.dropped_nonzeros) = (self.dropped, self.dropped_nonzeros);
         copy.rule.rewind(self.first(), self.dropped_nonzeros);
         let mut rows = Vec::new();
         for block in self.blocks() {
             self.keys(block, &mut rows);
             // The frame of the copy is rounded from this frame and not from the copy's last key: no error adds up.
-            copy.rule.reference = self.codec.frame(&block.masks, &block.codes);
+            copy.rule.reference = self.codec.frame(block.masks, block.codes);
             let masks = block.masks.chunks_exact(words(self.channels()));
             for (key, sent) in rows.chunks_exact(self.channels()).zip(masks) {
-                copy.prepare(reservation)?;
+                copy.prepare()?;
                 copy.rule.sent.copy_from_slice(sent);
                 copy.append(key);
             }
@@ -267,12 +328,18 @@ impl<C: Codec> Matrix<C> {
 /// Bytes.
 impl<C: Codec> Matrix<C> {
     pub(super) fn bytes(&self) -> StoreBytes {
-        let sealed: usize = self.sealed.iter().map(Block::used_bytes).sum();
-        Self::in_table(sealed + self.open.room_bytes(), self.sealed.capacity())
+        let data = self.sealed_bytes + self.open.room_bytes();
+        Self::in_table(data, self.sealed.len(), self.sealed.capacity())
     }
 
-    fn in_table(data: usize, slots: usize) -> StoreBytes {
-        StoreBytes { data, table: slots.saturating_mul(size_of::<Block<C::Codes>>()) }
+    fn in_table(data: usize, blocks: usize, slots: usize) -> StoreBytes {
+        let table = slots.saturating_mul(size_of::<Piece>());
+        StoreBytes { data, table: table.saturating_add(blocks.saturating_mul(Piece::OVERHEAD)) }
+    }
+
+    /// Bytes of the table and of the open block.
+    fn own_bytes(&self) -> usize {
+        self.sealed.capacity() * size_of::<Piece>() + self.open.room_bytes()
     }
 
     /// Bytes to be charged before `tokens` more keys come, besides those of sealed blocks.
@@ -291,8 +358,9 @@ impl<C: Codec> Matrix<C> {
         let seals = (written.saturating_add(tokens) - 1) / BLOCK_TOKENS;
         let slots = self.sealed.capacity();
         let table = table_capacity(slots, self.sealed.len().saturating_add(seals));
-        let most =
-            |codes: &C::Codes, tokens| self.codec.most_bytes(codes, tokens) + mask_bytes(self.channels());
+        let most = |codes: &C::Codes, tokens| {
+            Piece::data_bytes(self.codec.most_bytes(codes, tokens) + mask_bytes(self.channels()))
+        };
         let sealed = match seals {
             0 => 0,
             _ => {
@@ -300,7 +368,7 @@ impl<C: Codec> Matrix<C> {
                 most(&self.open.codes, BLOCK_TOKENS - written).saturating_add(others)
             }
         };
-        Self::in_table(sealed, table - slots).total().saturating_add(self.missing(tokens))
+        Self::in_table(sealed, seals, table - slots).total().saturating_add(self.missing(tokens))
     }
 
     /// Bytes once `tokens` keys are held, should the codes of a sealed block take `sealed` bytes and those of the open one
@@ -309,8 +377,39 @@ impl<C: Codec> Matrix<C> {
         // The last block stays open until a key comes that does not fit.
         let full = tokens.div_ceil(BLOCK_TOKENS) - 1;
         let [sealed, open] = [sealed, open].map(|codes| codes.saturating_add(mask_bytes(channels)));
-        let data = full.saturating_mul(sealed).saturating_add(open);
-        Self::in_table(data, table_capacity(0, full))
+        let data = full.saturating_mul(Piece::data_bytes(sealed)).saturating_add(open);
+        Self::in_table(data, full, table_capacity(0, full))
+    }
+}
+
+impl<C: Codec + Clone> Store for Matrix<C> {
+    /// Sealed blocks are shared, the open one is each one's own.
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let mut charge = budget.reservation();
+        let slots = table_capacity(0, self.sealed.len());
+        charge.grow(slots * size_of::<Piece>() + self.open.room_bytes())?;
+        let mut sealed = Vec::with_capacity(slots);
+        sealed.extend_from_slice(&self.sealed);
+        let (rule, codec, open) = (self.rule.clone(), self.codec.clone(), self.open.copy());
+        Ok(Self { rule, codec, sealed, open, charge, ..*self })
+    }
+
+    fn uncharge(&mut self) -> Reservation {
+        let mut all = self.charge.take();
+        self.sealed.iter_mut().filter_map(Piece::uncharge).for_each(|charge| all.merge(charge));
+        all
+    }
+
+    fn unpaid(&self) -> usize {
+        let own = if self.charge.bytes() == 0 { self.own_bytes() } else { 0 };
+        self.sealed.iter().map(Piece::unpaid).sum::<usize>() + own
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        if self.charge.bytes() == 0 {
+            self.charge = charge.split(self.own_bytes());
+        }
+        self.sealed.iter_mut().for_each(|piece| piece.charge_with(charge));
     }
 }
 
@@ -320,14 +419,14 @@ impl Matrix<StepCodec> {
     pub(super) fn bytes_with_next(&self) -> StoreBytes {
         let (channels, written) = (self.channels(), self.open_tokens());
         let seals = written == BLOCK_TOKENS;
-        let sealed: usize = self.sealed.iter().map(Block::used_bytes).sum();
-        let sealed = sealed + if seals { self.open.used_bytes() } else { 0 };
+        let last = Piece::data_bytes(self.codec.sealed_bytes(&self.open.codes) + mask_bytes(channels));
+        let sealed = self.sealed_bytes + if seals { last } else { 0 };
         // Every key is pushed beside the escapes that came before it, and the room stays from block to block.
-        let last = BLOCK_TOKENS - 1;
-        let others = self.sealed.iter().map(|block| block.codes.escapes_before(last)).max();
-        let escapes = self.open.codes.escapes_before(if seals { last } else { written });
-        let open = mask_bytes(channels) + self.codec.open_bytes(escapes.max(others.unwrap_or(0)));
-        Self::in_table(sealed + open, table_capacity(0, self.sealed.len() + usize::from(seals)))
+        let before = if seals { BLOCK_TOKENS - 1 } else { written };
+        let escapes = StepCodec::escapes_before(self.codec.view(&self.open.codes), before);
+        let open = mask_bytes(channels) + self.codec.open_bytes(escapes.max(self.escapes));
+        let blocks = self.sealed.len() + usize::from(seals);
+        Self::in_table(sealed + open, blocks, table_capacity(0, blocks))
     }
 }
 
@@ -352,19 +451,29 @@ impl Matrix<FloatCodec> {
     }
 
     /// # Errors
-    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
-    pub(super) fn narrow(
-        &mut self,
-        element: ElementType,
-        reservation: &mut Reservation,
-    ) -> Result<(), CoreError> {
+    /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] for blocks that others share, which are copied; nothing
+    /// changes then.
+    pub(super) fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
         self.check_narrow(element)?;
-        if self.narrows_to(element) {
-            self.codec.narrow(element, &mut self.rule);
-            for block in self.sealed.iter_mut().chain([&mut self.open]) {
-                block.codes.narrow(element, reservation);
-            }
+        if !self.narrows_to(element) {
+            return Ok(());
         }
+        let (unlimited, channels) = (MemoryBudget::unlimited(), self.channels());
+        let mut charge = self.charge.budget().reservation();
+        let shared = self.sealed.iter().filter(|piece| piece.is_shared());
+        charge.grow(shared.map(Piece::bytes).sum())?;
+        for piece in &mut self.sealed {
+            let Block { masks, codes } = Block::of_sealed(&self.codec, piece, channels);
+            let mut narrow = seal(&self.codec, masks, &FloatBlock::rounded(codes, element), &unlimited)?;
+            drop(narrow.uncharge());
+            piece.uncharge().into_iter().for_each(|paid| charge.merge(paid));
+            narrow.charge_with(&mut charge);
+            *piece = narrow;
+        }
+        self.codec.narrow(element, &mut self.rule);
+        self.open.codes.narrow(element);
+        self.charge.shrink(self.charge.bytes().saturating_sub(self.own_bytes()));
+        self.count_sealed();
         Ok(())
     }
 }

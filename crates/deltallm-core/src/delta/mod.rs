@@ -15,18 +15,18 @@ mod steps;
 use half::{bf16, f16};
 
 use crate::{
-    budget::{Reservation, StoreBytes, table_capacity},
-    buffer::FloatBuffer,
+    budget::{MemoryBudget, Reservation, StoreBytes, table_capacity},
     check::check_row,
     element::ElementType,
     error::CoreError,
+    piece::Store,
     rows::Layout,
     store::{BLOCK_TOKENS, KvStore},
     threshold::HeadThresholds,
 };
 use codec::Codec;
-use float::{FloatBlock, FloatCodec};
-use matrix::Matrix;
+use float::{FloatCodec, FloatView};
+use matrix::{Block, Matrix};
 use rule::Rule;
 use steps::StepCodec;
 
@@ -45,10 +45,10 @@ pub use steps::{Escape, StepCodes};
 /// ```
 /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
 ///
-/// let mut reservation = MemoryBudget::unlimited().reservation();
-/// let mut keys = DeltaMatrix::new(vec![0.5, 0.5], ElementType::F32)?;
+/// let budget = MemoryBudget::unlimited();
+/// let mut keys = DeltaMatrix::new(vec![0.5, 0.5], ElementType::F32, &budget)?;
 /// for key in [[1.0, 2.0], [1.1, 3.0], [1.2, 3.1]] {
-///     keys.push(&key, &mut reservation)?;
+///     keys.push(&key)?;
 /// }
 /// let mut rows = Vec::new();
 /// keys.reconstruct(0, &mut rows);
@@ -90,29 +90,29 @@ pub enum DeltaCodes<'a> {
     Steps(StepCodes<'a>),
 }
 
-impl<'a> DeltaCodes<'a> {
-    fn of_floats(FloatBlock(numbers): &'a FloatBlock, channels: usize) -> Self {
-        fn split<T>(numbers: &[T], channels: usize) -> FloatCodes<'_, T> {
-            let (frame, values) = numbers.split_at(channels.min(numbers.len()));
-            FloatCodes { frame, values }
-        }
-        match numbers {
-            FloatBuffer::F32(numbers) => Self::F32(split(numbers, channels)),
-            FloatBuffer::F16(numbers) => Self::F16(split(numbers, channels)),
-            FloatBuffer::Bf16(numbers) => Self::Bf16(split(numbers, channels)),
+impl<'a> From<FloatView<'a>> for DeltaCodes<'a> {
+    fn from(view: FloatView<'a>) -> Self {
+        match view {
+            FloatView::F32(codes) => Self::F32(codes),
+            FloatView::F16(codes) => Self::F16(codes),
+            FloatView::Bf16(codes) => Self::Bf16(codes),
         }
     }
 }
 
 impl DeltaMatrix {
-    /// An empty matrix; `thresholds` is `[channels]`, in the units of the keys.
+    /// An empty matrix that charges `budget`; `thresholds` is `[channels]`, in the units of the keys.
     ///
     /// # Errors
     /// As [`DeltaEncoder::new`].
-    pub fn new(thresholds: impl Into<HeadThresholds>, element: ElementType) -> Result<Self, CoreError> {
+    pub fn new(
+        thresholds: impl Into<HeadThresholds>,
+        element: ElementType,
+        budget: &MemoryBudget,
+    ) -> Result<Self, CoreError> {
         let rule = Rule::new(thresholds.into())?;
         let codec = FloatCodec::new(element, rule.channels());
-        Ok(Self(Form::Float(Matrix::new(rule, codec))))
+        Ok(Self(Form::Float(Matrix::new(rule, codec, budget))))
     }
 
     /// An empty matrix of 8-bit codes. A transmitted value is `code * step`; a channel's step is its threshold at the
@@ -123,10 +123,36 @@ impl DeltaMatrix {
     ///
     /// # Errors
     /// As [`DeltaEncoder::new`]; [`CoreError::Channels`] for more than 65536 channels.
-    pub fn in_steps(thresholds: impl Into<HeadThresholds>) -> Result<Self, CoreError> {
+    pub fn in_steps(thresholds: impl Into<HeadThresholds>, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let rule = Rule::new(thresholds.into())?;
         let codec = StepCodec::new(&rule.thresholds)?;
-        Ok(Self(Form::Steps(Matrix::new(rule, codec))))
+        Ok(Self(Form::Steps(Matrix::new(rule, codec, budget))))
+    }
+
+    /// The same keys. Whole blocks are shared, and charged once whoever holds them; for the rest, and for what is coded later, the fork
+    /// charges `budget`.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`] for the table of blocks and the last one.
+    ///
+    /// ```
+    /// use deltallm_core::{DeltaMatrix, ElementType, MemoryBudget};
+    ///
+    /// let budget = MemoryBudget::unlimited();
+    /// let mut keys = DeltaMatrix::new(vec![0.5; 64], ElementType::F16, &budget)?;
+    /// (0..1000).try_for_each(|t| keys.push(&[t as f32; 64]))?;
+    /// let alone = budget.used();
+    /// let mut fork = keys.fork(&budget)?;
+    /// fork.push(&[-1.0; 64])?;
+    /// assert_eq!((keys.len(), fork.len()), (1000, 1001));
+    /// assert!(budget.used() < alone + alone / 10);
+    /// # Ok::<(), deltallm_core::CoreError>(())
+    /// ```
+    pub fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        Ok(Self(match &self.0 {
+            Form::Float(matrix) => Form::Float(matrix.fork(budget)?),
+            Form::Steps(matrix) => Form::Steps(matrix.fork(budget)?),
+        }))
     }
 
     fn rule(&self) -> &Rule {
@@ -201,9 +227,9 @@ impl DeltaMatrix {
     /// # Errors
     /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; the matrix is unchanged
     /// then.
-    pub fn push(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn push(&mut self, key: &[f32]) -> Result<(), CoreError> {
         check_row(key, self.channels(), self.takes(), self.rule().isa)?;
-        self.push_checked(key, reservation)
+        self.push_checked(key)
     }
 
     /// The same with a key that is known to have the right length and to fit the form ([`takes`](Self::takes)).
@@ -211,11 +237,11 @@ impl DeltaMatrix {
     /// # Errors
     /// [`CoreError::BudgetExhausted`]; the matrix is unchanged then.
     #[doc(hidden)]
-    pub fn push_checked(&mut self, key: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn push_checked(&mut self, key: &[f32]) -> Result<(), CoreError> {
         debug_assert!(key.len() == self.channels() && self.takes().holds(key));
         match &mut self.0 {
-            Form::Float(matrix) => matrix.push(key, reservation),
-            Form::Steps(matrix) => matrix.push(key, reservation),
+            Form::Float(matrix) => matrix.push(key),
+            Form::Steps(matrix) => matrix.push(key),
         }
     }
 
@@ -233,7 +259,7 @@ impl DeltaMatrix {
     ///
     /// # Errors
     /// [`CoreError::TruncateBeyondEnd`]; [`CoreError::Dropped`] for a length, other than 0, whose last token has been dropped.
-    pub fn truncate(&mut self, len: usize, reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn truncate(&mut self, len: usize) -> Result<(), CoreError> {
         if len > self.len() {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len });
         }
@@ -242,8 +268,8 @@ impl DeltaMatrix {
         }
         if len < self.len() {
             match &mut self.0 {
-                Form::Float(matrix) => matrix.truncate(len, reservation),
-                Form::Steps(matrix) => matrix.truncate(len, reservation),
+                Form::Float(matrix) => matrix.truncate(len),
+                Form::Steps(matrix) => matrix.truncate(len),
             }
         }
         Ok(())
@@ -251,10 +277,10 @@ impl DeltaMatrix {
 
     /// Drops blocks that hold nothing but tokens before `first`: nobody attends to them any more. Their tokens still count, and
     /// so do their nonzeros.
-    pub fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
+    pub fn drop_before(&mut self, first: usize) {
         match &mut self.0 {
-            Form::Float(matrix) => matrix.drop_before(first, reservation),
-            Form::Steps(matrix) => matrix.drop_before(first, reservation),
+            Form::Float(matrix) => matrix.drop_before(first),
+            Form::Steps(matrix) => matrix.drop_before(first),
         }
     }
 
@@ -277,23 +303,23 @@ impl DeltaMatrix {
     ///
     /// # Errors
     /// As [`check_narrow`](Self::check_narrow); nothing changes then.
-    pub fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
         match &mut self.0 {
-            Form::Float(matrix) => matrix.narrow(element, reservation),
+            Form::Float(matrix) => matrix.narrow(element),
             Form::Steps(_) => Ok(()),
         }
     }
 
-    /// A copy [in steps](Self::in_steps), with the same transmitted channels. What has been coded before is off by at most its
+    /// A copy [in steps](Self::in_steps) that charges `budget`, with the same transmitted channels. What has been coded before is off by at most its
     /// threshold *plus* half a step, or another threshold (`docs/method.md`, equation 7); keys that come keep to the threshold.
     ///
     /// # Errors
     /// [`CoreError::BudgetExhausted`]; [`CoreError::Channels`] for more than 65536 channels.
-    pub fn to_steps(&self, reservation: &mut Reservation) -> Result<Self, CoreError> {
+    pub fn to_steps(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let codec = StepCodec::new(&self.rule().thresholds)?;
         let copy = match &self.0 {
-            Form::Float(matrix) => matrix.converted(codec, reservation),
-            Form::Steps(matrix) => matrix.converted(codec, reservation),
+            Form::Float(matrix) => matrix.converted(codec, budget),
+            Form::Steps(matrix) => matrix.converted(codec, budget),
         };
         Ok(Self(Form::Steps(copy?)))
     }
@@ -330,13 +356,12 @@ impl DeltaMatrix {
     #[doc(hidden)]
     pub fn coded(&self, block: usize) -> Option<DeltaBlock<'_>> {
         match &self.0 {
-            Form::Float(matrix) => matrix.block(block).map(|block| DeltaBlock {
-                masks: &block.masks,
-                codes: DeltaCodes::of_floats(&block.codes, self.channels()),
-            }),
-            Form::Steps(matrix) => matrix.block(block).map(|block| DeltaBlock {
-                masks: &block.masks,
-                codes: DeltaCodes::Steps(matrix.codec().view(&block.codes)),
+            Form::Float(matrix) => {
+                matrix.block(block).map(|Block { masks, codes }| DeltaBlock { masks, codes: codes.into() })
+            }
+            Form::Steps(matrix) => matrix.block(block).map(|Block { masks, codes }| DeltaBlock {
+                masks,
+                codes: DeltaCodes::Steps(matrix.codec().codes(codes)),
             }),
         }
     }
@@ -349,6 +374,33 @@ impl DeltaMatrix {
     /// Bytes of the table of blocks.
     pub fn bookkeeping_bytes(&self) -> usize {
         self.bytes().table
+    }
+}
+
+impl Store for DeltaMatrix {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        self.fork(budget)
+    }
+
+    fn uncharge(&mut self) -> Reservation {
+        match &mut self.0 {
+            Form::Float(matrix) => matrix.uncharge(),
+            Form::Steps(matrix) => matrix.uncharge(),
+        }
+    }
+
+    fn unpaid(&self) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.unpaid(),
+            Form::Steps(matrix) => matrix.unpaid(),
+        }
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        match &mut self.0 {
+            Form::Float(matrix) => matrix.charge_with(charge),
+            Form::Steps(matrix) => matrix.charge_with(charge),
+        }
     }
 }
 

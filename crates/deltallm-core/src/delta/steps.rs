@@ -4,7 +4,7 @@ use deltallm_simd::{dispatch, fearless_simd::prelude::*};
 
 use super::{
     codec::{Codec, Codes},
-    differences::Differences,
+    differences::{Differences, read},
     loops::{compress_codes, from_codes, moved, select, select_codes, to_codes},
     rule::Rule,
 };
@@ -19,7 +19,8 @@ use crate::{
 
 /// A value that its code does not express. For the tokens `from..to` of the block the key is `code * step + residual` in this
 /// channel; the code is 0, so that no rounding comes in.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
 pub struct Escape {
     /// Channel of the key.
     pub channel: u16,
@@ -53,6 +54,16 @@ pub struct StepCodes<'a> {
     pub escapes: &'a [Escape],
 }
 
+/// The numbers of a block without their steps, which are the same for all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct StepView<'a> {
+    frame: &'a [i8],
+    differences: &'a [u8],
+    wide: &'a [i8],
+    factor: f32,
+    escapes: &'a [Escape],
+}
+
 /// Rounds to `code * step`, with a step per channel that is fixed for a block. A value whose code would be off by more than the
 /// threshold *escapes*: its code is 0, and the value is stored beside.
 #[derive(Debug, Clone)]
@@ -73,7 +84,7 @@ pub(super) struct StepCodec {
 }
 
 /// The numbers of a block: codes of the frame, differences, and what no code holds.
-#[derive(Debug, Clone)]
+#[derive(Debug)]
 pub(super) struct StepBlock {
     differences: Differences,
     escapes: Vec<Escape>,
@@ -102,6 +113,24 @@ impl Counts {
         let escapes = self.escapes.saturating_mul(size_of::<Escape>());
         self.whole.saturating_add(self.differences.div_ceil(2)).saturating_add(escapes)
     }
+
+    /// The same of a sealed block.
+    fn sealed_bytes(self) -> usize {
+        self.bytes().saturating_add(size_of::<Header>())
+    }
+}
+
+/// What a sealed block begins with; its escapes, whole codes and differences follow.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+struct Header {
+    escapes: u32,
+    /// Codes of the frame, and differences of 8 bits.
+    whole: u32,
+    /// Bytes of the differences.
+    nibbles: u32,
+    /// Of the steps.
+    factor: f32,
 }
 
 /// What a step is in units of its threshold. Of 1/2, 1 and 2 this keeps most zeros and bytes
@@ -197,9 +226,9 @@ impl StepCodec {
     }
 
     /// The codes of a block's last key, `[channels]`.
-    fn last_codes(&self, masks: &[u64], codes: &StepBlock) -> Vec<i8> {
-        let mut key = codes.differences.whole[..self.channels()].to_vec();
-        let mut differences = codes.differences.iter(self.channels());
+    fn last_codes(&self, masks: &[u64], view: StepView<'_>) -> Vec<i8> {
+        let mut key = view.frame.to_vec();
+        let mut differences = read(view.differences, view.wide);
         for mask in masks.chunks_exact(words(self.channels())) {
             for (channel, difference) in bits(mask).zip(&mut differences) {
                 key[channel] = key[channel].wrapping_add(difference);
@@ -208,12 +237,10 @@ impl StepCodec {
         key
     }
 
-    /// A block as it is held.
-    pub(super) fn view<'a>(&'a self, block: &'a StepBlock) -> StepCodes<'a> {
-        let StepBlock { differences, escapes, factor } = block;
-        let (frame, wide) = differences.whole.split_at(self.channels().min(differences.whole.len()));
-        let differences = differences.nibbles();
-        StepCodes { frame, differences, wide, steps: &self.base, factor: *factor, escapes }
+    /// A block as kernels read it.
+    pub(super) fn codes<'a>(&'a self, view: StepView<'a>) -> StepCodes<'a> {
+        let StepView { frame, differences, wide, factor, escapes } = view;
+        StepCodes { frame, differences, wide, steps: &self.base, factor, escapes }
     }
 
     /// Escapes to make room for before a block takes its token number `token`.
@@ -234,12 +261,13 @@ impl StepCodec {
     pub(super) fn planned_bytes(channels: usize, sent: usize, wide: usize, escapes: usize) -> [usize; 2] {
         let room = escapes_with_room(channels, escapes);
         let sealed = Counts { whole: channels.saturating_add(wide), differences: sent, escapes };
-        [sealed, Counts { escapes: room, ..Counts::most(channels) }].map(Counts::bytes)
+        [sealed.sealed_bytes(), Counts { escapes: room, ..Counts::most(channels) }.bytes()]
     }
 }
 
 impl Codec for StepCodec {
     type Codes = StepBlock;
+    type View<'a> = StepView<'a>;
 
     /// Whatever does not fit a code escapes as f32.
     fn takes(&self) -> ElementType {
@@ -286,22 +314,68 @@ impl Codec for StepCodec {
         codes.escapes.extend(self.escapes(rule, token));
     }
 
-    fn resume(&mut self, rule: &mut Rule, masks: &[u64], codes: &StepBlock) {
-        self.set_factor(codes.factor);
-        self.held = self.last_codes(masks, codes);
+    fn view<'a>(&self, block: &'a StepBlock) -> StepView<'a> {
+        let StepBlock { differences, escapes, factor } = block;
+        let (frame, wide) = differences.whole.split_at(self.channels().min(differences.whole.len()));
+        StepView { frame, differences: differences.nibbles(), wide, factor: *factor, escapes }
+    }
+
+    fn sealed_bytes(&self, codes: &StepBlock) -> usize {
+        codes.counts().sealed_bytes()
+    }
+
+    fn seal(&self, StepBlock { differences, escapes, factor }: &StepBlock, data: &mut [u8]) {
+        let (whole, nibbles) = (&differences.whole, differences.nibbles());
+        // None can be more than 65536 channels by 64 tokens.
+        let [e, w, n] = [escapes.len(), whole.len(), nibbles.len()].map(|count| count as u32);
+        let header = Header { escapes: e, whole: w, nibbles: n, factor: *factor };
+        let parts = [
+            bytemuck::bytes_of(&header),
+            bytemuck::cast_slice(escapes),
+            bytemuck::cast_slice(whole),
+            nibbles,
+        ];
+        let mut rest = data;
+        for part in parts {
+            let (place, behind) = rest.split_at_mut(part.len());
+            place.copy_from_slice(part);
+            rest = behind;
+        }
+    }
+
+    fn sealed<'a>(&self, data: &'a [u8]) -> StepView<'a> {
+        let (header, data) = data.split_at(size_of::<Header>());
+        let Header { escapes, whole, nibbles, factor } = *bytemuck::from_bytes(header);
+        let (escapes, data) = data.split_at(escapes as usize * size_of::<Escape>());
+        let (whole, data) = data.split_at(whole as usize);
+        let (frame, wide) = bytemuck::cast_slice(whole).split_at(self.channels().min(whole.len()));
+        let (differences, escapes) = (&data[..nibbles as usize], bytemuck::cast_slice(escapes));
+        StepView { frame, differences, wide, factor, escapes }
+    }
+
+    fn reopen(&self, view: StepView<'_>, sent: usize, codes: &mut StepBlock) {
+        codes.differences.copy_from(view.frame, view.differences, view.wide, sent);
+        codes.escapes.clear();
+        codes.escapes.extend_from_slice(view.escapes);
+        codes.factor = view.factor;
+    }
+
+    fn resume(&mut self, rule: &mut Rule, masks: &[u64], view: StepView<'_>) {
+        self.set_factor(view.factor);
+        self.held = self.last_codes(masks, view);
         let mut rows = Vec::new();
-        self.keys(rule, masks, codes, &mut rows);
+        self.keys(rule, masks, view, &mut rows);
         let last = rows.len() - rule.channels();
         rule.reference.copy_from_slice(&rows[last..]);
     }
 
-    fn frame(&self, masks: &[u64], codes: &StepBlock) -> Vec<f32> {
-        let frame = codes.differences.whole.iter().zip(&self.base);
+    fn frame(&self, masks: &[u64], view: StepView<'_>) -> Vec<f32> {
+        let frame = view.frame.iter().zip(&self.base);
         let mut row: Vec<f32> =
-            frame.map(|(code, base)| f32::from(*code) * step(*base, codes.factor)).collect();
+            frame.map(|(code, base)| f32::from(*code) * step(*base, view.factor)).collect();
         row.resize(self.channels(), 0.0);
         let first = &masks[..words(self.channels()).min(masks.len())];
-        for escape in codes.escapes.iter().take_while(|escape| escape.from == 0) {
+        for escape in view.escapes.iter().take_while(|escape| escape.from == 0) {
             let channel = usize::from(escape.channel);
             if !contains(first, channel) {
                 row[channel] = escape.residual;
@@ -310,18 +384,17 @@ impl Codec for StepCodec {
         row
     }
 
-    fn values<'a>(&self, masks: &[u64], codes: &'a StepBlock, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        let channels = self.channels();
-        let (of, ends) = unpack(masks, words(channels));
-        let steps: Vec<f32> = self.base.iter().map(|base| step(*base, codes.factor)).collect();
-        let mut key = codes.differences.whole.get(..channels).unwrap_or_default().to_vec();
+    fn values<'s, 'a: 's>(&self, masks: &[u64], view: StepView<'a>, scratch: &'s mut Vec<f32>) -> &'s [f32] {
+        let (of, ends) = unpack(masks, words(self.channels()));
+        let steps: Vec<f32> = self.base.iter().map(|base| step(*base, view.factor)).collect();
+        let mut key = view.frame.to_vec();
         scratch.clear();
-        scratch.extend(codes.differences.iter(channels).zip(&of).map(|(difference, channel)| {
+        scratch.extend(read(view.differences, view.wide).zip(&of).map(|(difference, channel)| {
             let code = &mut key[*channel as usize];
             *code = code.wrapping_add(difference);
             f32::from(*code) * steps[*channel as usize]
         }));
-        for escape in &codes.escapes {
+        for escape in view.escapes {
             let token = usize::from(escape.from);
             let start = token.checked_sub(1).map_or(0, |before| ends[before] as usize);
             let sent = &of[start..ends[token] as usize];
@@ -330,6 +403,10 @@ impl Codec for StepCodec {
             }
         }
         scratch
+    }
+
+    fn escapes_before(view: StepView<'_>, token: usize) -> usize {
+        view.escapes.partition_point(|escape| usize::from(escape.from) < token)
     }
 
     fn missing(&self, codes: &StepBlock, written: usize, tokens: usize) -> usize {
@@ -359,15 +436,18 @@ impl Codec for StepCodec {
             differences: codes.differences.len() + more,
             escapes: codes.escapes.len() + more,
         };
-        counts.bytes()
+        counts.sealed_bytes()
+    }
+}
+
+impl StepBlock {
+    fn counts(&self) -> Counts {
+        let Self { differences, escapes, .. } = self;
+        Counts { whole: differences.whole.len(), differences: differences.len(), escapes: escapes.len() }
     }
 }
 
 impl Codes for StepBlock {
-    fn sent(&self, _channels: usize) -> usize {
-        self.differences.len()
-    }
-
     fn clear(&mut self) {
         self.differences.clear();
         self.escapes.clear();
@@ -383,24 +463,14 @@ impl Codes for StepBlock {
         }
     }
 
-    /// For escapes it takes over the room of `other`.
-    fn reopen(&mut self, other: Self) {
-        self.differences.copy_from(&other.differences);
-        self.escapes = other.escapes;
-        self.factor = other.factor;
-    }
-
-    fn escapes_before(&self, token: usize) -> usize {
-        self.escapes.partition_point(|escape| usize::from(escape.from) < token)
+    fn copy(&self) -> Self {
+        let mut escapes = Vec::with_capacity(self.escapes.capacity());
+        escapes.extend_from_slice(&self.escapes);
+        Self { differences: self.differences.copy(), escapes, factor: self.factor }
     }
 
     fn shrink_room(&mut self, channels: usize, escapes: usize) {
         self.escapes.shrink_to(escapes_with_room(channels, escapes));
-    }
-
-    fn used_bytes(&self) -> usize {
-        let (whole, differences) = (self.differences.whole.len(), self.differences.len());
-        Counts { whole, differences, escapes: self.escapes.len() }.bytes()
     }
 
     fn room_bytes(&self) -> usize {

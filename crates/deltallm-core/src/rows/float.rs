@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use crate::{budget::Reservation, buffer::FloatBuffer, element::ElementType, error::CoreError};
+use bytemuck::Pod;
+use half::{bf16, f16, slice::HalfFloatSliceExt};
+
+use crate::element::ElementType;
 
 /// Rows of plain numbers that start `stride` elements apart.
 #[derive(Debug, Clone, Copy)]
@@ -13,55 +16,30 @@ pub struct FloatRows<'a, T> {
     pub stride: usize,
 }
 
-/// A page of rows, one after the other.
-#[derive(Debug)]
-pub(crate) struct FloatPage(pub(super) FloatBuffer);
-
-impl FloatPage {
-    /// Bytes of a row.
-    pub(crate) fn row_bytes(element: ElementType, channels: usize) -> usize {
-        channels.saturating_mul(element.bytes())
+impl<'a, T: Pod> FloatRows<'a, T> {
+    /// Rows of a page, which lie one after the other.
+    pub(super) fn of_page(page: &'a [u8], channels: usize, rows: Range<usize>) -> Self {
+        let numbers: &[T] = bytemuck::cast_slice(page);
+        Self { data: &numbers[rows.start * channels..rows.end * channels], stride: channels }
     }
+}
 
-    /// Room for so many rows.
-    pub(crate) fn with_capacity(element: ElementType, rows: usize, channels: usize) -> Self {
-        Self(FloatBuffer::with_capacity(element, rows * channels))
+/// Writes row `at` of a page.
+pub(super) fn write(element: ElementType, page: &mut [u8], at: usize, row: &[f32]) {
+    let place = at * row.len()..(at + 1) * row.len();
+    match element {
+        ElementType::F32 => bytemuck::cast_slice_mut::<_, f32>(page)[place].copy_from_slice(row),
+        ElementType::F16 => bytemuck::cast_slice_mut::<_, f16>(page)[place].convert_from_f32_slice(row),
+        ElementType::Bf16 => bytemuck::cast_slice_mut::<_, bf16>(page)[place].convert_from_f32_slice(row),
     }
+}
 
-    /// Appends a row.
-    pub(crate) fn push(&mut self, row: &[f32]) {
-        self.0.extend(row);
-    }
-
-    /// Keeps the first `rows` rows.
-    pub(crate) fn truncate(&mut self, rows: usize, channels: usize) {
-        self.0.truncate(rows * channels);
-    }
-
-    /// Rows as f32: borrowed where they already are, else converted into `scratch`.
-    pub(crate) fn read<'a>(
-        &'a self,
-        rows: Range<usize>,
-        channels: usize,
-        scratch: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        self.0.read(rows.start * channels..rows.end * channels, scratch)
-    }
-
-    /// Checks that every number can be stored in `element`, should that be narrower than the page's type.
-    ///
-    /// # Errors
-    /// [`CoreError::NotStorable`].
-    pub(crate) fn check_narrow(&self, element: ElementType, channels: usize) -> Result<(), CoreError> {
-        if !self.0.narrows_to(element) {
-            return Ok(());
-        }
-        let (scratch, channels) = (&mut Vec::new(), channels.max(1));
-        self.0.read(0..self.0.len(), scratch).chunks_exact(channels).try_for_each(|row| element.check(row))
-    }
-
-    /// Converts numbers that have been checked to a narrower type and gives the freed bytes back.
-    pub(crate) fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) {
-        self.0.convert(element, reservation);
-    }
+/// Appends numbers to `out` as f32.
+pub(super) fn gather<T>(numbers: &[T], out: &mut Vec<f32>)
+where
+    [T]: HalfFloatSliceExt,
+{
+    let start = out.len();
+    out.resize(start + numbers.len(), 0.0);
+    numbers.convert_to_f32_slice(&mut out[start..]);
 }

@@ -7,13 +7,11 @@ use deltallm_simd::Isa;
 use half::{bf16, f16};
 
 use super::{
-    float::{FloatPage, FloatRows},
-    int4::{Int4Page, Int4Rows},
-    int8::{Int8Page, Int8Rows},
+    float::{self, FloatRows},
+    int4::{self, Int4Rows},
+    int8::{self, Int8Rows},
 };
-use crate::{
-    budget::Reservation, buffer::FloatBuffer, element::ElementType, error::CoreError, store::KvStore,
-};
+use crate::{element::ElementType, store::KvStore};
 
 /// How the numbers of a row are held.
 ///
@@ -53,9 +51,9 @@ impl RowFormat {
     /// Bytes of a row of `channels` numbers.
     pub fn row_bytes(self, channels: usize) -> usize {
         match self {
-            Self::Float(element) => FloatPage::row_bytes(element, channels),
-            Self::Int8 => Int8Page::row_bytes(channels),
-            Self::Int4 => Int4Page::row_bytes(channels),
+            Self::Float(element) => channels.saturating_mul(element.bytes()),
+            Self::Int8 => Int8Rows::row_bytes(channels),
+            Self::Int4 => Int4Rows::row_bytes(channels),
         }
     }
 
@@ -67,12 +65,38 @@ impl RowFormat {
         }
     }
 
-    /// An empty page with room for `rows` rows.
-    pub(super) fn page(self, rows: usize, channels: usize) -> Page {
+    /// Bytes of a page of `tokens` rows.
+    pub(super) fn page_bytes(self, tokens: usize, channels: usize) -> usize {
         match self {
-            Self::Float(element) => Page::Float(FloatPage::with_capacity(element, rows, channels)),
-            Self::Int8 => Page::Int8(Int8Page::with_capacity(rows, channels)),
-            Self::Int4 => Page::Int4(Int4Page::with_capacity(rows, channels)),
+            Self::Float(_) => tokens.saturating_mul(self.row_bytes(channels)),
+            Self::Int8 => Int8Rows::page_bytes(tokens, channels),
+            Self::Int4 => Int4Rows::page_bytes(tokens, channels),
+        }
+    }
+
+    /// Writes row `at`, which has been checked, of a page with room for `tokens`.
+    pub(super) fn write(self, page: &mut [u8], tokens: usize, at: usize, row: &[f32], isa: Isa) {
+        match self {
+            Self::Float(element) => float::write(element, page, at, row),
+            Self::Int8 => int8::write(page, tokens, at, row, isa),
+            Self::Int4 => int4::write(page, tokens, at, row, isa),
+        }
+    }
+
+    /// Rows of a page with room for `tokens`, as they are held.
+    pub(super) fn view(
+        self,
+        page: &[u8],
+        tokens: usize,
+        channels: usize,
+        rows: Range<usize>,
+    ) -> StoredRows<'_> {
+        match self {
+            Self::Float(ElementType::F32) => StoredRows::F32(FloatRows::of_page(page, channels, rows)),
+            Self::Float(ElementType::F16) => StoredRows::F16(FloatRows::of_page(page, channels, rows)),
+            Self::Float(ElementType::Bf16) => StoredRows::Bf16(FloatRows::of_page(page, channels, rows)),
+            Self::Int8 => StoredRows::Int8(Int8Rows::of_page(page, tokens, channels, rows)),
+            Self::Int4 => StoredRows::Int4(Int4Rows::of_page(page, tokens, channels, rows)),
         }
     }
 }
@@ -92,90 +116,15 @@ pub enum StoredRows<'a> {
     Int4(Int4Rows<'a>),
 }
 
-/// A page with room for its tokens.
-#[derive(Debug)]
-pub(super) enum Page {
-    Float(FloatPage),
-    Int8(Int8Page),
-    Int4(Int4Page),
-}
-
-impl Page {
-    /// Appends a row that has been checked.
-    pub(super) fn push(&mut self, row: &[f32], isa: Isa) {
+impl StoredRows<'_> {
+    /// Appends rows of a page to `out` as f32, without a center.
+    pub(super) fn gather(&self, channels: usize, out: &mut Vec<f32>) {
         match self {
-            Self::Float(page) => page.push(row),
-            Self::Int8(page) => page.push(row, isa),
-            Self::Int4(page) => page.push(row, isa),
-        }
-    }
-
-    /// Keeps the first `rows` rows.
-    pub(super) fn truncate(&mut self, rows: usize, channels: usize) {
-        match self {
-            Self::Float(page) => page.truncate(rows, channels),
-            Self::Int8(page) => page.truncate(rows, channels),
-            Self::Int4(page) => page.truncate(rows, channels),
-        }
-    }
-
-    /// Appends rows to `out` as f32.
-    pub(super) fn gather(&self, rows: Range<usize>, channels: usize, out: &mut Vec<f32>) {
-        match self {
-            Self::Float(page) => out.extend_from_slice(page.read(rows, channels, &mut Vec::new())),
-            Self::Int8(page) => page.read(rows, channels, out),
-            Self::Int4(page) => page.read(rows, channels, out),
-        }
-    }
-
-    /// Rows as f32: borrowed where they already are, else converted into `scratch`.
-    pub(super) fn read<'a>(
-        &'a self,
-        rows: Range<usize>,
-        channels: usize,
-        scratch: &'a mut Vec<f32>,
-    ) -> &'a [f32] {
-        if let Self::Float(page) = self {
-            return page.read(rows, channels, scratch);
-        }
-        scratch.clear();
-        self.gather(rows, channels, scratch);
-        scratch
-    }
-
-    /// Rows as they are held.
-    pub(super) fn view(&self, rows: Range<usize>, channels: usize) -> StoredRows<'_> {
-        let of = rows.start * channels..rows.end * channels;
-        match self {
-            Self::Float(FloatPage(FloatBuffer::F32(data))) => {
-                StoredRows::F32(FloatRows { data: &data[of], stride: channels })
-            }
-            Self::Float(FloatPage(FloatBuffer::F16(data))) => {
-                StoredRows::F16(FloatRows { data: &data[of], stride: channels })
-            }
-            Self::Float(FloatPage(FloatBuffer::Bf16(data))) => {
-                StoredRows::Bf16(FloatRows { data: &data[of], stride: channels })
-            }
-            Self::Int8(page) => StoredRows::Int8(page.view(rows, channels)),
-            Self::Int4(page) => StoredRows::Int4(page.view(rows, channels)),
-        }
-    }
-
-    /// Checks that every number can be stored in `element`; rows of codes stay as they are.
-    ///
-    /// # Errors
-    /// [`CoreError::NotStorable`].
-    pub(super) fn check_narrow(&self, element: ElementType, channels: usize) -> Result<(), CoreError> {
-        match self {
-            Self::Float(page) => page.check_narrow(element, channels),
-            Self::Int8(_) | Self::Int4(_) => Ok(()),
-        }
-    }
-
-    /// Converts checked numbers to a narrower float type; rows of codes stay as they are.
-    pub(super) fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) {
-        if let Self::Float(page) = self {
-            page.narrow(element, reservation);
+            Self::F32(rows) => out.extend_from_slice(rows.data),
+            Self::F16(rows) => float::gather(rows.data, out),
+            Self::Bf16(rows) => float::gather(rows.data, out),
+            Self::Int8(rows) => rows.gather(channels, out),
+            Self::Int4(rows) => rows.gather(channels, out),
         }
     }
 }

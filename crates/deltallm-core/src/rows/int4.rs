@@ -18,56 +18,46 @@ pub struct Int4Rows<'a> {
     pub scales: &'a [f16],
 }
 
-/// A page of them.
-#[derive(Debug)]
-pub(crate) struct Int4Page {
-    codes: Vec<u8>,
-    scales: Vec<f16>,
-}
-
-impl Int4Page {
+impl<'a> Int4Rows<'a> {
     /// Bytes of a row.
-    pub(crate) fn row_bytes(channels: usize) -> usize {
-        nibble_bytes(channels).saturating_add(groups(channels).saturating_mul(size_of::<f16>()))
+    pub(super) fn row_bytes(channels: usize) -> usize {
+        nibble_bytes(channels).saturating_add(scale_bytes(channels))
     }
 
-    /// Room for so many rows.
-    pub(crate) fn with_capacity(rows: usize, channels: usize) -> Self {
+    /// Bytes of a page of `tokens` rows: their codes, and their scales from an even place on.
+    pub(super) fn page_bytes(tokens: usize, channels: usize) -> usize {
+        let codes = tokens.saturating_mul(nibble_bytes(channels));
+        codes.saturating_add(codes % 2).saturating_add(tokens.saturating_mul(scale_bytes(channels)))
+    }
+
+    /// Rows of a page that has room for `tokens`.
+    pub(super) fn of_page(page: &'a [u8], tokens: usize, channels: usize, rows: Range<usize>) -> Self {
+        let (codes, scales) = page.split_at((tokens * nibble_bytes(channels)).next_multiple_of(2));
+        let of = |width: usize| rows.start * width..rows.end * width;
         Self {
-            codes: Vec::with_capacity(rows * nibble_bytes(channels)),
-            scales: Vec::with_capacity(rows * groups(channels)),
+            codes: &codes[of(nibble_bytes(channels))],
+            scales: bytemuck::cast_slice(&scales[of(scale_bytes(channels))]),
         }
-    }
-
-    /// Appends a row.
-    pub(crate) fn push(&mut self, row: &[f32], isa: Isa) {
-        let (code, scale) = (self.codes.len(), self.scales.len());
-        self.codes.resize(code + nibble_bytes(row.len()), 0);
-        self.scales.resize(scale + groups(row.len()), f16::ZERO);
-        let (codes, scales) = (&mut self.codes[code..], &mut self.scales[scale..]);
-        dispatch!(isa, _simd => to_int4(row, codes, scales));
-    }
-
-    /// Keeps the first `rows` rows.
-    pub(crate) fn truncate(&mut self, rows: usize, channels: usize) {
-        self.codes.truncate(rows * nibble_bytes(channels));
-        self.scales.truncate(rows * groups(channels));
     }
 
     /// Appends rows to `out` as f32.
-    pub(crate) fn read(&self, rows: Range<usize>, channels: usize, out: &mut Vec<f32>) {
-        let Int4Rows { codes, scales } = self.view(rows, channels);
-        from_int4(codes, scales, channels, out);
+    pub(super) fn gather(&self, channels: usize, out: &mut Vec<f32>) {
+        from_int4(self.codes, self.scales, channels, out);
     }
+}
 
-    /// The rows as they are held.
-    pub(crate) fn view(&self, rows: Range<usize>, channels: usize) -> Int4Rows<'_> {
-        let of = |width: usize| rows.start * width..rows.end * width;
-        Int4Rows {
-            codes: &self.codes[of(nibble_bytes(channels))],
-            scales: &self.scales[of(groups(channels))],
-        }
-    }
+/// Writes row `at` of a page that has room for `tokens`.
+pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32], isa: Isa) {
+    let (codes, scales) = page.split_at_mut((tokens * nibble_bytes(row.len())).next_multiple_of(2));
+    let of = |width: usize| at * width..(at + 1) * width;
+    let codes = &mut codes[of(nibble_bytes(row.len()))];
+    let scales = bytemuck::cast_slice_mut(&mut scales[of(scale_bytes(row.len()))]);
+    dispatch!(isa, _simd => to_int4(row, codes, scales));
+}
+
+/// Bytes of the scales of a row.
+fn scale_bytes(channels: usize) -> usize {
+    groups(channels).saturating_mul(size_of::<f16>())
 }
 
 /// Bytes of a row of 4-bit codes: two channels of the same group a byte.

@@ -18,53 +18,47 @@ pub struct Int8Rows<'a> {
     pub center: &'a [f32],
 }
 
-/// A page of them.
-#[derive(Debug)]
-pub(crate) struct Int8Page {
-    codes: Vec<i8>,
-    scales: Vec<f16>,
-}
-
-impl Int8Page {
+impl<'a> Int8Rows<'a> {
     /// Bytes of a row.
-    pub(crate) fn row_bytes(channels: usize) -> usize {
-        channels.saturating_add(groups(channels).saturating_mul(size_of::<f16>()))
+    pub(super) fn row_bytes(channels: usize) -> usize {
+        channels.saturating_add(scale_bytes(channels))
     }
 
-    /// Room for so many rows.
-    pub(crate) fn with_capacity(rows: usize, channels: usize) -> Self {
+    /// Bytes of a page of `tokens` rows: their codes, and their scales from an even place on.
+    pub(super) fn page_bytes(tokens: usize, channels: usize) -> usize {
+        let codes = tokens.saturating_mul(channels);
+        codes.saturating_add(codes % 2).saturating_add(tokens.saturating_mul(scale_bytes(channels)))
+    }
+
+    /// Rows of a page that has room for `tokens`, without a center.
+    pub(super) fn of_page(page: &'a [u8], tokens: usize, channels: usize, rows: Range<usize>) -> Self {
+        let (codes, scales) = page.split_at((tokens * channels).next_multiple_of(2));
+        let of = |width: usize| rows.start * width..rows.end * width;
         Self {
-            codes: Vec::with_capacity(rows * channels),
-            scales: Vec::with_capacity(rows * groups(channels)),
+            codes: &bytemuck::cast_slice(codes)[of(channels)],
+            scales: bytemuck::cast_slice(&scales[of(scale_bytes(channels))]),
+            center: &[],
         }
     }
 
-    /// Appends a row.
-    pub(crate) fn push(&mut self, row: &[f32], isa: Isa) {
-        let (code, scale) = (self.codes.len(), self.scales.len());
-        self.codes.resize(code + row.len(), 0);
-        self.scales.resize(scale + groups(row.len()), f16::ZERO);
-        let (codes, scales) = (&mut self.codes[code..], &mut self.scales[scale..]);
-        dispatch!(isa, _simd => to_int8(row, codes, scales));
+    /// Appends rows to `out` as f32, without a center.
+    pub(super) fn gather(&self, channels: usize, out: &mut Vec<f32>) {
+        from_int8(self.codes, self.scales, channels, out);
     }
+}
 
-    /// Keeps the first `rows` rows.
-    pub(crate) fn truncate(&mut self, rows: usize, channels: usize) {
-        self.codes.truncate(rows * channels);
-        self.scales.truncate(rows * groups(channels));
-    }
+/// Bytes of the scales of a row.
+fn scale_bytes(channels: usize) -> usize {
+    groups(channels).saturating_mul(size_of::<f16>())
+}
 
-    /// Appends rows to `out` as f32.
-    pub(crate) fn read(&self, rows: Range<usize>, channels: usize, out: &mut Vec<f32>) {
-        let Int8Rows { codes, scales, .. } = self.view(rows, channels);
-        from_int8(codes, scales, channels, out);
-    }
-
-    /// The rows as they are held, without a center.
-    pub(crate) fn view(&self, rows: Range<usize>, channels: usize) -> Int8Rows<'_> {
-        let of = |width: usize| rows.start * width..rows.end * width;
-        Int8Rows { codes: &self.codes[of(channels)], scales: &self.scales[of(groups(channels))], center: &[] }
-    }
+/// Writes row `at` of a page that has room for `tokens`.
+pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32], isa: Isa) {
+    let (codes, scales) = page.split_at_mut((tokens * row.len()).next_multiple_of(2));
+    let of = |width: usize| at * width..(at + 1) * width;
+    let codes = &mut bytemuck::cast_slice_mut(codes)[of(row.len())];
+    let scales = bytemuck::cast_slice_mut(&mut scales[of(scale_bytes(row.len()))]);
+    dispatch!(isa, _simd => to_int8(row, codes, scales));
 }
 
 /// Rounds one row to 8 bits: per group the scale is the largest magnitude over 127 (GGUF's `q8_0`). No number is off by

@@ -10,14 +10,14 @@ use std::{collections::VecDeque, ops::Range};
 use deltallm_simd::Isa;
 
 use crate::{
-    budget::{Reservation, StoreBytes, table_capacity},
+    budget::{MemoryBudget, Reservation, StoreBytes, table_capacity},
     check::check_row,
     element::ElementType,
     error::CoreError,
+    piece::{Piece, Store},
 };
 
 pub use crate::quantise::GROUP;
-use forms::Page;
 pub use {
     float::FloatRows,
     forms::{RowFormat, StoredRows},
@@ -32,18 +32,19 @@ const FIRST_FORMAT: RowFormat = RowFormat::Float(ElementType::F16);
 /// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
 ///
 /// Rows are appended at the end, can be cut off at the end, and pages can be dropped from the front: the exact window
-/// of a hybrid cache is such a tail. Pages never move, so the bytes held are exactly what is charged.
+/// of a hybrid cache is such a tail. Pages never move, so the bytes held are exactly what is charged. Forks share pages; whoever
+/// writes into one that others have too copies it first.
 ///
 /// ```
 /// use deltallm_core::MemoryBudget;
 /// use deltallm_core::internal::{PagedRows, RowFormat};
 ///
-/// let mut reservation = MemoryBudget::unlimited().reservation();
-/// let mut rows = PagedRows::new(2, RowFormat::Int8, 64);
+/// let budget = MemoryBudget::unlimited();
+/// let mut rows = PagedRows::new(2, RowFormat::Int8, 64, &budget);
 /// for t in 0..10 {
-///     rows.push(&[t as f32, -1.0], &mut reservation)?;
+///     rows.push(&[t as f32, -1.0])?;
 /// }
-/// rows.truncate(5, &mut reservation)?;
+/// rows.truncate(5)?;
 /// let mut scratch = Vec::new();
 /// let last = rows.read(4..5, &mut scratch);
 /// assert!((last[0] - 4.0).abs() < 0.02); // half a step of 4 / 127
@@ -53,16 +54,19 @@ const FIRST_FORMAT: RowFormat = RowFormat::Float(ElementType::F16);
 #[derive(Debug)]
 pub struct PagedRows {
     layout: Layout,
-    pages: VecDeque<Page>,
+    pages: VecDeque<Piece>,
     /// Number of the first page in `pages`, counted from token 0.
     first_page: usize,
     /// First token whose row is held.
     first: usize,
+    /// Rows behind it, which a cut leaves in their page, are written over.
     len: usize,
     /// What rows behind the first page are held relative to, `[channels]`; empty for nothing.
     center: Vec<f32>,
     /// A row less the center, on its way to a page.
     shifted: Vec<f32>,
+    /// Of the table and the center: pages pay for themselves.
+    charge: Reservation,
     /// The instruction set of the conversions.
     isa: Isa,
 }
@@ -80,23 +84,29 @@ pub(crate) struct Layout {
 impl Layout {
     /// Bytes of so many pages, in a table with so many slots.
     pub(crate) fn bytes(&self, pages: usize, slots: usize) -> StoreBytes {
-        let page = self.page_bytes(self.format);
-        StoreBytes { data: pages.saturating_mul(page), table: slots.saturating_mul(size_of::<Page>()) }
+        let page = Piece::data_bytes(self.page_bytes(self.format));
+        let table = slots.saturating_mul(size_of::<Piece>());
+        StoreBytes {
+            data: pages.saturating_mul(page),
+            table: table.saturating_add(pages.saturating_mul(Piece::OVERHEAD)),
+        }
     }
 
     /// The same of a store that may be centered: with its first page, should it be among them, and with a center.
     pub(crate) fn bytes_from(&self, pages: usize, slots: usize, [first, center]: [bool; 2]) -> StoreBytes {
+        let bytes = self.bytes(pages, slots);
         if !self.has_center() {
-            return self.bytes(pages, slots);
+            return bytes;
         }
-        let first = usize::from(first);
         let rows = if center { self.channels.saturating_mul(2 * size_of::<f32>()) } else { 0 };
-        let first_page = StoreBytes { data: first * self.page_bytes(FIRST_FORMAT), table: rows };
-        self.bytes(pages - first, slots).plus(first_page)
+        let [first_page, others] =
+            [FIRST_FORMAT, self.format].map(|format| Piece::data_bytes(self.page_bytes(format)));
+        let data = if first { bytes.data.saturating_add(first_page) - others } else { bytes.data };
+        StoreBytes { data, table: bytes.table.saturating_add(rows) }
     }
 
     fn page_bytes(&self, format: RowFormat) -> usize {
-        self.page_tokens.saturating_mul(format.row_bytes(self.channels))
+        format.page_bytes(self.page_tokens, self.channels)
     }
 
     fn has_center(&self) -> bool {
@@ -110,8 +120,13 @@ impl Layout {
 }
 
 impl PagedRows {
-    /// An empty store of rows of `channels` numbers, in pages of `page_tokens` (at least 1) tokens.
-    pub fn new(channels: usize, format: impl Into<RowFormat>, page_tokens: usize) -> Self {
+    /// An empty store of rows of `channels` numbers, in pages of `page_tokens` (at least 1) tokens, that charges `budget`.
+    pub fn new(
+        channels: usize,
+        format: impl Into<RowFormat>,
+        page_tokens: usize,
+        budget: &MemoryBudget,
+    ) -> Self {
         Self {
             layout: Layout {
                 channels,
@@ -125,6 +140,7 @@ impl PagedRows {
             len: 0,
             center: Vec::new(),
             shifted: Vec::new(),
+            charge: budget.reservation(),
             isa: Isa::best(),
         }
     }
@@ -135,8 +151,9 @@ impl PagedRows {
         channels: usize,
         format: impl Into<RowFormat>,
         page_tokens: usize,
+        budget: &MemoryBudget,
     ) -> Self {
-        let rows = Self::new(channels, format, page_tokens);
+        let rows = Self::new(channels, format, page_tokens, budget);
         Self { first_page: first / rows.layout.page_tokens, first, len: first, ..rows }
     }
 
@@ -175,10 +192,13 @@ impl PagedRows {
     /// The first of `tokens` in their stored form, as many as are in one page, and their number. `None` if their page is not
     /// held. Rows of the page before [`first`](Self::first) have been dropped and must not be read.
     pub fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
-        let page = self.pages.get((tokens.start / self.layout.page_tokens).checked_sub(self.first_page)?)?;
-        let first = tokens.start % self.layout.page_tokens;
-        let count = tokens.len().min(self.layout.page_tokens - first);
-        let rows = match page.view(first..first + count, self.layout.channels) {
+        let Layout { channels, page_tokens, .. } = self.layout;
+        let number = tokens.start / page_tokens;
+        let page = self.pages.get(number.checked_sub(self.first_page)?)?;
+        let first = tokens.start % page_tokens;
+        let count = tokens.len().min(page_tokens - first);
+        let format = self.layout.format_of(number);
+        let rows = match format.view(page.data(), page_tokens, channels, first..first + count) {
             StoredRows::Int8(rows) => StoredRows::Int8(Int8Rows { center: &self.center, ..rows }),
             rows => rows,
         };
@@ -194,70 +214,70 @@ impl PagedRows {
     ///
     /// # Errors
     /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; nothing changes then.
-    pub fn push(&mut self, row: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn push(&mut self, row: &[f32]) -> Result<(), CoreError> {
         check_row(row, self.layout.channels, self.layout.format.takes(), self.isa)?;
-        self.push_checked(row, reservation)
+        self.push_checked(row)
     }
 
     /// The same with a row that is known to have the right length and to fit the format ([`RowFormat::takes`]).
     ///
     /// # Errors
     /// [`CoreError::BudgetExhausted`]; nothing changes then.
-    pub fn push_checked(&mut self, row: &[f32], reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn push_checked(&mut self, row: &[f32]) -> Result<(), CoreError> {
         debug_assert!(row.len() == self.layout.channels && self.layout.format.takes().holds(row));
-        let page = self.len / self.layout.page_tokens - self.first_page;
-        if page == self.pages.len() {
-            self.add_page(reservation)?;
+        let Layout { page_tokens, .. } = self.layout;
+        let number = self.len / page_tokens;
+        if number - self.first_page == self.pages.len() {
+            self.add_page()?;
         }
-        match &mut self.pages[page] {
-            Page::Int8(page) if !self.center.is_empty() => {
-                self.shifted.clear();
-                self.shifted.extend(row.iter().zip(&self.center).map(|(x, center)| x - center));
-                page.push(&self.shifted, self.isa);
-            }
-            page => page.push(row, self.isa),
-        }
+        let format = self.layout.format_of(number);
+        let page = self.pages[number - self.first_page].data_mut(self.charge.budget())?;
+        let row = if format == RowFormat::Int8 && !self.center.is_empty() {
+            self.shifted.clear();
+            self.shifted.extend(row.iter().zip(&self.center).map(|(x, center)| x - center));
+            &self.shifted
+        } else {
+            row
+        };
+        format.write(page, page_tokens, self.len % page_tokens, row, self.isa);
         self.len += 1;
         Ok(())
     }
 
-    fn add_page(&mut self, reservation: &mut Reservation) -> Result<(), CoreError> {
+    fn add_page(&mut self) -> Result<(), CoreError> {
         let slots = table_capacity(self.pages.capacity(), self.pages.len() + 1);
-        reservation.grow(self.bytes_with(self.pages.len() + 1, slots).beyond(self.bytes()))?;
-        self.pages.reserve_exact(slots - self.pages.len());
         let number = self.first_page + self.pages.len();
-        let Layout { channels, page_tokens, .. } = self.layout;
-        if number == 1 && self.layout.has_center() {
+        let center = number == 1 && self.layout.has_center() && self.first_page == 0;
+        let rows = if center { 2 * self.layout.channels * size_of::<f32>() } else { 0 };
+        let more = (slots - self.pages.capacity()) * size_of::<Piece>() + rows;
+        self.charge.grow(more)?;
+        let page = Piece::new(self.layout.page_bytes(self.layout.format_of(number)), self.charge.budget());
+        let page = page.inspect_err(|_| self.charge.shrink(more))?;
+        self.pages.reserve_exact(slots - self.pages.len());
+        if center {
             self.take_center();
-        }
-        let mut page = self.layout.format_of(number).page(page_tokens, channels);
-        // After a cut within a page that had been dropped, the lost rows in front are filled up; nobody reads them.
-        let lost = self.len % page_tokens;
-        if lost > 0 {
-            let zeros = vec![0.0; channels];
-            (0..lost).for_each(|_| page.push(&zeros, self.isa));
         }
         self.pages.push_back(page);
         Ok(())
     }
 
-    /// Sets the center to the mean of the first page, if that is held.
+    /// Sets the center to the mean of the first page.
     fn take_center(&mut self) {
         let (channels, rows) = (self.layout.channels, self.layout.page_tokens);
-        let (Some(page), 0) = (self.pages.front(), self.first_page) else { return };
         self.shifted.reserve_exact(channels);
-        self.center.reserve_exact(channels);
-        self.center.resize(channels, 0.0);
-        for row in page.read(0..rows, channels, &mut Vec::new()).chunks_exact(channels.max(1)) {
-            self.center.iter_mut().zip(row).for_each(|(mean, x)| *mean += x / rows as f32);
+        let mut center = Vec::with_capacity(channels);
+        center.resize(channels, 0.0);
+        for row in self.read(0..rows, &mut Vec::new()).chunks_exact(channels.max(1)) {
+            center.iter_mut().zip(row).for_each(|(mean, x)| *mean += x / rows as f32);
         }
+        self.center = center;
     }
 
     /// Forgets every token from `len` on. Rows dropped from the front do not come back.
     ///
     /// # Errors
     /// [`CoreError::TruncateBeyondEnd`].
-    pub fn truncate(&mut self, len: usize, reservation: &mut Reservation) -> Result<(), CoreError> {
+    pub fn truncate(&mut self, len: usize) -> Result<(), CoreError> {
         if len > self.len {
             return Err(CoreError::TruncateBeyondEnd { len: self.len, got: len });
         }
@@ -266,35 +286,35 @@ impl PagedRows {
         // After an earlier cut into pages dropped from the front, the page that `len` stands in may not be held.
         let pages =
             len.div_ceil(self.layout.page_tokens).saturating_sub(self.first_page).min(self.pages.len());
-        let held = self.bytes();
         self.pages.truncate(pages);
-        if self.first_page + pages <= 1 {
-            // It comes again, of the rows that are there then.
-            (self.center, self.shifted) = (Vec::new(), Vec::new());
-        }
-        reservation.shrink(held.beyond(self.bytes()));
         if pages == 0 {
             self.first_page = len / self.layout.page_tokens;
-        } else if let Some(page) = self.pages.back_mut() {
-            page.truncate(
-                len - (self.first_page + pages - 1) * self.layout.page_tokens,
-                self.layout.channels,
-            );
+        }
+        if self.first_page == 0 && pages <= 1 {
+            // It comes again, of the rows that are there then.
+            self.charge.shrink(self.center_bytes());
+            (self.center, self.shifted) = (Vec::new(), Vec::new());
         }
         Ok(())
     }
 
     /// Drops the pages that hold nothing but tokens before `first`, and a table that has become far too large.
-    pub fn drop_before(&mut self, first: usize, reservation: &mut Reservation) {
-        let (held, end) = (self.bytes(), first.min(self.len));
+    pub fn drop_before(&mut self, first: usize) {
+        let end = first.min(self.len);
         while (self.first_page + 1) * self.layout.page_tokens <= end && self.pages.pop_front().is_some() {
             self.first_page += 1;
             self.first = self.first.max(self.first_page * self.layout.page_tokens);
         }
         if self.pages.capacity() > table_capacity(0, 4 * self.pages.len().max(2)) {
+            let slots = self.pages.capacity();
             self.pages.shrink_to(table_capacity(0, 2 * self.pages.len()));
+            self.charge.shrink((slots - self.pages.capacity()) * size_of::<Piece>());
         }
-        reservation.shrink(held.beyond(self.bytes()));
+    }
+
+    /// Whether the rows are of a wider float type than `element`.
+    fn narrows_to(&self, element: ElementType) -> bool {
+        matches!(self.layout.format, RowFormat::Float(wide) if element.bytes() < wide.bytes())
     }
 
     /// Checks that every number held can be stored in `element`, should that be narrower than the store's type.
@@ -302,33 +322,65 @@ impl PagedRows {
     /// # Errors
     /// [`CoreError::NotStorable`] names the first channel that is too large.
     pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
-        self.pages.iter().try_for_each(|page| page.check_narrow(element, self.layout.channels))
-    }
-
-    /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
-    /// store that is as narrow already stays as it is.
-    ///
-    /// # Errors
-    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
-    pub fn narrow(&mut self, element: ElementType, reservation: &mut Reservation) -> Result<(), CoreError> {
-        self.check_narrow(element)?;
-        if matches!(self.layout.format, RowFormat::Float(wide) if element.bytes() < wide.bytes()) {
-            self.layout.format = element.into();
-            self.pages.iter_mut().for_each(|page| page.narrow(element, reservation));
+        if !self.narrows_to(element) {
+            return Ok(());
+        }
+        let mut scratch = Vec::new();
+        for number in self.first_page..self.first_page + self.pages.len() {
+            let start = number * self.layout.page_tokens;
+            let rows = self.read(start..self.len.min(start + self.layout.page_tokens), &mut scratch);
+            rows.chunks_exact(self.layout.channels.max(1)).try_for_each(|row| element.check(row))?;
         }
         Ok(())
     }
 
-    /// A copy in another format, with the same tokens.
+    /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
+    /// store that is as narrow already stays as it is. While this runs one page exists twice, which is not charged.
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] where pages are shared, which stay as they are for the
+    /// others; nothing changes then.
+    pub fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+        self.check_narrow(element)?;
+        if !self.narrows_to(element) {
+            return Ok(());
+        }
+        let (mut charge, layout) =
+            (self.charge.budget().reservation(), Layout { format: element.into(), ..self.layout });
+        let shared = self.pages.iter().filter(|page| page.is_shared()).count();
+        charge.grow(layout.bytes(shared, 0).total())?;
+        for number in self.first_page..self.first_page + self.pages.len() {
+            let mut narrow = self.narrowed(number, layout)?;
+            let page = &mut self.pages[number - self.first_page];
+            page.uncharge().into_iter().for_each(|paid| charge.merge(paid));
+            narrow.charge_with(&mut charge);
+            *page = narrow;
+        }
+        self.layout.format = element.into();
+        Ok(())
+    }
+
+    /// A copy of a page that is held in the float type of another layout. Nobody has been charged it.
+    fn narrowed(&self, number: usize, layout: Layout) -> Result<Piece, CoreError> {
+        let Layout { channels, page_tokens, .. } = layout;
+        let unlimited = MemoryBudget::unlimited();
+        let mut narrow = Piece::new(layout.page_bytes(layout.format), &unlimited)?;
+        let (start, data) = (number * page_tokens, narrow.data_mut(&unlimited)?);
+        let mut scratch = Vec::new();
+        let rows = self.read(start..self.len.min(start + page_tokens), &mut scratch);
+        for (at, row) in rows.chunks_exact(channels.max(1)).enumerate() {
+            layout.format.write(data, page_tokens, at, row, self.isa);
+        }
+        drop(narrow.uncharge());
+        Ok(narrow)
+    }
+
+    /// A copy in another format, with the same tokens, that charges `budget`.
     ///
     /// # Errors
     /// [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`].
-    pub fn converted(
-        &self,
-        format: impl Into<RowFormat>,
-        reservation: &mut Reservation,
-    ) -> Result<Self, CoreError> {
-        self.copied(self.first..self.len, format, self.layout.page_tokens, reservation)
+    pub fn converted(&self, format: impl Into<RowFormat>, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        self.copied(self.first..self.len, format, self.layout.page_tokens, budget)
     }
 
     /// A copy of some tokens, all of which must be held, in another format and in pages of another size.
@@ -340,13 +392,13 @@ impl PagedRows {
         tokens: Range<usize>,
         format: impl Into<RowFormat>,
         page_tokens: usize,
-        reservation: &mut Reservation,
+        budget: &MemoryBudget,
     ) -> Result<Self, CoreError> {
-        let mut copy = Self::starting_at(tokens.start, self.layout.channels, format, page_tokens);
+        let mut copy = Self::starting_at(tokens.start, self.layout.channels, format, page_tokens, budget);
         copy.layout.centered = self.layout.centered;
         let mut scratch = Vec::new();
         for token in tokens {
-            copy.push(self.read(token..token + 1, &mut scratch), reservation)?;
+            copy.push(self.read(token..token + 1, &mut scratch))?;
         }
         Ok(copy)
     }
@@ -358,31 +410,31 @@ impl PagedRows {
         }
         let end = self.len.saturating_add(tokens).div_ceil(self.layout.page_tokens) - self.first_page;
         let pages = end.max(self.pages.len());
-        self.bytes_with(pages, table_capacity(self.pages.capacity(), pages)).beyond(self.bytes())
+        let grown = self.bytes_with(pages, table_capacity(self.pages.capacity(), pages)).beyond(self.bytes());
+        // The page that the next row goes to.
+        let next = self.pages.get(self.len / self.layout.page_tokens - self.first_page);
+        grown.saturating_add(next.filter(|page| page.is_shared()).map_or(0, Piece::bytes))
     }
 
     /// The rows of `tokens` as f32, `[tokens, channels]`: borrowed where they already are, else gathered into
     /// `scratch`. All of them must be held.
     pub fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
-        let at = |token: usize| {
-            (token / self.layout.page_tokens - self.first_page, token % self.layout.page_tokens)
-        };
-        let (page, row) = at(tokens.start);
-        if row + tokens.len() <= self.layout.page_tokens && self.center.is_empty() {
-            return self.pages[page].read(row..row + tokens.len(), self.layout.channels, scratch);
+        if let Some((StoredRows::F32(rows), count)) = self.stored(tokens.clone())
+            && count == tokens.len()
+        {
+            return rows.data;
         }
         scratch.clear();
         let mut token = tokens.start;
         while token < tokens.end {
-            let (page, row) = at(token);
-            let rows = (self.layout.page_tokens - row).min(tokens.end - token);
+            let Some((rows, count)) = self.stored(token..tokens.end) else { break };
             let start = scratch.len();
-            self.pages[page].gather(row..row + rows, self.layout.channels, scratch);
-            if !self.center.is_empty() && matches!(self.pages[page], Page::Int8(_)) {
+            rows.gather(self.layout.channels, scratch);
+            if let StoredRows::Int8(Int8Rows { center: center @ [_, ..], .. }) = rows {
                 let rows = scratch[start..].chunks_exact_mut(self.layout.channels);
-                rows.for_each(|row| row.iter_mut().zip(&self.center).for_each(|(x, center)| *x += center));
+                rows.for_each(|row| row.iter_mut().zip(center).for_each(|(x, center)| *x += center));
             }
-            token += rows;
+            token += count;
         }
         scratch
     }
@@ -407,6 +459,43 @@ impl PagedRows {
         let center = !self.center.is_empty() || from_start && pages > 1;
         self.layout.bytes_from(pages, slots, [from_start && pages > 0, center])
     }
+
+    /// Bytes of the center, and of a row less it.
+    fn center_bytes(&self) -> usize {
+        2 * self.center.len() * size_of::<f32>()
+    }
+}
+
+impl Store for PagedRows {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let slots = table_capacity(0, self.pages.len());
+        let mut charge = budget.reservation();
+        charge.grow(slots * size_of::<Piece>() + self.center_bytes())?;
+        let mut pages = VecDeque::with_capacity(slots);
+        pages.extend(self.pages.iter().cloned());
+        let (center, shifted) = (self.center.clone(), Vec::with_capacity(self.center.len()));
+        Ok(Self { layout: self.layout, pages, center, shifted, charge, ..*self })
+    }
+
+    fn uncharge(&mut self) -> Reservation {
+        let mut all = self.charge.take();
+        self.pages.iter_mut().filter_map(Piece::uncharge).for_each(|charge| all.merge(charge));
+        all
+    }
+
+    fn unpaid(&self) -> usize {
+        let own = self.pages.capacity() * size_of::<Piece>() + self.center_bytes();
+        let own = if self.charge.bytes() == 0 { own } else { 0 };
+        self.pages.iter().map(Piece::unpaid).sum::<usize>() + own
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        let own = self.pages.capacity() * size_of::<Piece>() + self.center_bytes();
+        if self.charge.bytes() == 0 {
+            self.charge = charge.split(own);
+        }
+        self.pages.iter_mut().for_each(|page| page.charge_with(charge));
+    }
 }
 
 #[cfg(test)]
@@ -421,30 +510,29 @@ mod tests {
         };
         for (format, bound) in [(RowFormat::Int8, 5.0 / 254.0), (RowFormat::Int4, 5.0 / 8.0)] {
             let budget = MemoryBudget::unlimited();
-            let (mut rows, mut reservation) = (PagedRows::new(37, format, 4), budget.reservation());
-            (0..30).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+            let mut rows = PagedRows::new(37, format, 4, &budget);
+            (0..30).for_each(|t| rows.push(&row(t)).unwrap());
             let all = rows.read(0..30, &mut Vec::new()).to_vec();
             for (x, y) in all.iter().zip((0..30).flat_map(row)) {
                 assert!((x - y).abs() <= 1.01 * bound, "{format:?}: {x} {y}");
             }
             assert_eq!(rows.read(6..8, &mut Vec::new()), &all[6 * 37..8 * 37]);
-            let copy = rows.converted(ElementType::F32, &mut reservation).unwrap();
+            let copy = rows.converted(ElementType::F32, &budget).unwrap();
             assert_eq!(copy.read(0..30, &mut Vec::new()), all);
             drop(copy);
-            rows.drop_before(9, &mut reservation);
-            rows.truncate(14, &mut reservation).unwrap();
-            (14..20).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+            rows.drop_before(9);
+            rows.truncate(14).unwrap();
+            (14..20).for_each(|t| rows.push(&row(t)).unwrap());
             assert_eq!(rows.read(8..20, &mut Vec::new()), &all[8 * 37..20 * 37]);
-            let copy = rows.converted(ElementType::F16, &mut reservation).unwrap();
+            let copy = rows.converted(ElementType::F16, &budget).unwrap();
             assert_eq!((copy.first(), copy.len()), (8, 20));
         }
     }
 
     #[test]
     fn pages_show_their_codes() {
-        let (mut rows, mut reservation) =
-            (PagedRows::new(64, RowFormat::Int4, 4), MemoryBudget::unlimited().reservation());
-        (0..6).for_each(|t| rows.push(&[t as f32; 64], &mut reservation).unwrap());
+        let mut rows = PagedRows::new(64, RowFormat::Int4, 4, &MemoryBudget::unlimited());
+        (0..6).for_each(|t| rows.push(&[t as f32; 64]).unwrap());
         let Some((StoredRows::Int4(Int4Rows { codes, scales }), 2)) = rows.stored(4..6) else {
             panic!("the second page")
         };
@@ -463,13 +551,13 @@ mod tests {
             (0..32).map(|j| (0.7 * (t * 32 + j) as f32).sin() + bias(j)).collect::<Vec<_>>()
         };
         let error = |rows: PagedRows| {
-            let (mut rows, mut reservation) = (rows, MemoryBudget::unlimited().reservation());
-            (0..100).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
+            let mut rows = rows;
+            (0..100).for_each(|t| rows.push(&row(t)).unwrap());
             let held = rows.read(64..100, &mut Vec::new()).to_vec();
             let differences = held.iter().zip((64..100).flat_map(row)).map(|(x, y)| (x - y).abs());
             differences.fold(0.0, f32::max)
         };
-        let rows = || PagedRows::new(32, RowFormat::Int8, 64);
+        let rows = || PagedRows::new(32, RowFormat::Int8, 64, &MemoryBudget::unlimited());
         assert!(error(rows()) > 0.5, "half a step of 300 / 127");
         assert!(error(rows().centered()) < 0.01, "half a step of 2 / 127");
     }
@@ -480,26 +568,25 @@ mod tests {
             |t: usize| (0..37).map(|j| (0.3 * (t * 37 + j) as f32).sin() + j as f32).collect::<Vec<_>>();
         let budget = MemoryBudget::unlimited();
         let rows = |ends: &[(usize, usize)]| {
-            let (mut rows, mut reservation) =
-                (PagedRows::new(37, RowFormat::Int8, 64).centered(), budget.reservation());
+            let mut rows = PagedRows::new(37, RowFormat::Int8, 64, &budget).centered();
             for &(end, cut) in ends {
-                (rows.len()..end).for_each(|t| rows.push(&row(t), &mut reservation).unwrap());
-                rows.truncate(cut, &mut reservation).unwrap();
+                (rows.len()..end).for_each(|t| rows.push(&row(t)).unwrap());
+                rows.truncate(cut).unwrap();
             }
-            assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
-            (rows.read(0..rows.len(), &mut Vec::new()).to_vec(), reservation.bytes())
+            assert_eq!(budget.used(), rows.held_bytes() + rows.bookkeeping_bytes());
+            (rows.read(0..rows.len(), &mut Vec::new()).to_vec(), budget.used())
         };
         for cut in [0, 1, 63, 64, 65, 128, 150] {
             assert_eq!(rows(&[(200, cut), (200, 200)]), rows(&[(200, 200)]), "{cut}");
         }
     }
 
-    fn filled(tokens: usize, budget: &MemoryBudget) -> (PagedRows, Reservation) {
-        let (mut rows, mut reservation) = (PagedRows::new(2, ElementType::F32, 4), budget.reservation());
+    fn filled(tokens: usize, budget: &MemoryBudget) -> PagedRows {
+        let mut rows = PagedRows::new(2, ElementType::F32, 4, budget);
         for t in 0..tokens {
-            rows.push(&[t as f32, -(t as f32)], &mut reservation).unwrap();
+            rows.push(&[t as f32, -(t as f32)]).unwrap();
         }
-        (rows, reservation)
+        rows
     }
 
     fn first_column(rows: &PagedRows, tokens: Range<usize>) -> Vec<f32> {
@@ -508,7 +595,7 @@ mod tests {
 
     #[test]
     fn reads_across_pages() {
-        let (rows, _reservation) = filled(11, &MemoryBudget::unlimited());
+        let rows = filled(11, &MemoryBudget::unlimited());
         assert_eq!(first_column(&rows, 2..10), [2., 3., 4., 5., 6., 7., 8., 9.]);
         assert_eq!(first_column(&rows, 4..8), [4., 5., 6., 7.]);
     }
@@ -518,18 +605,18 @@ mod tests {
         let budget = MemoryBudget::unlimited();
         for dropped in 0..12 {
             for len in 0..=11 {
-                let (mut rows, mut reservation) = filled(11, &budget);
-                rows.drop_before(dropped, &mut reservation);
-                rows.truncate(len, &mut reservation).unwrap();
+                let mut rows = filled(11, &budget);
+                rows.drop_before(dropped);
+                rows.truncate(len).unwrap();
                 let held = rows.first();
                 assert!(held <= len && held >= (dropped / 4 * 4).min(len), "{dropped} {len} {held}");
                 for t in len..20 {
-                    rows.push(&[t as f32, 0.0], &mut reservation).unwrap();
+                    rows.push(&[t as f32, 0.0]).unwrap();
                 }
                 let expected: Vec<f32> = (held..20).map(|t| t as f32).collect();
                 assert_eq!(first_column(&rows, held..20), expected);
-                assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes());
-                drop(reservation);
+                assert_eq!(budget.used(), rows.held_bytes() + rows.bookkeeping_bytes());
+                drop(rows);
                 assert_eq!(budget.used(), 0);
             }
         }
@@ -539,15 +626,15 @@ mod tests {
     fn cuts_into_dropped_pages_can_follow_each_other() {
         for cuts in [[10, 6, 6], [6, 6, 5], [5, 4, 0], [3, 3, 3]] {
             let budget = MemoryBudget::unlimited();
-            let (mut rows, mut reservation) = filled(11, &budget);
-            rows.drop_before(11, &mut reservation);
+            let mut rows = filled(11, &budget);
+            rows.drop_before(11);
             for cut in cuts {
-                rows.truncate(cut, &mut reservation).unwrap();
-                assert_eq!(reservation.bytes(), rows.held_bytes() + rows.bookkeeping_bytes(), "{cuts:?}");
+                rows.truncate(cut).unwrap();
+                assert_eq!(budget.used(), rows.held_bytes() + rows.bookkeeping_bytes(), "{cuts:?}");
             }
             let [.., len] = cuts;
             for t in len..20 {
-                rows.push(&[t as f32, 0.0], &mut reservation).unwrap();
+                rows.push(&[t as f32, 0.0]).unwrap();
             }
             let expected: Vec<f32> = (len..20).map(|t| t as f32).collect();
             assert_eq!(first_column(&rows, len..20), expected, "{cuts:?}");
@@ -556,11 +643,55 @@ mod tests {
 
     #[test]
     fn a_page_beyond_the_budget_is_refused_and_nothing_is_lost() {
-        let (rows, reservation) = filled(4, &MemoryBudget::unlimited());
-        let budget = MemoryBudget::new(reservation.bytes());
-        let (mut rows2, mut reservation2) = filled(4, &budget);
-        assert!(matches!(rows2.push(&[0.0; 2], &mut reservation2), Err(CoreError::BudgetExhausted { .. })));
+        let unlimited = MemoryBudget::unlimited();
+        let rows = filled(4, &unlimited);
+        let budget = MemoryBudget::new(unlimited.used());
+        let mut rows2 = filled(4, &budget);
+        assert!(matches!(rows2.push(&[0.0; 2]), Err(CoreError::BudgetExhausted { .. })));
         assert_eq!(first_column(&rows2, 0..4), first_column(&rows, 0..4));
         assert_eq!(rows2.len(), 4);
+    }
+
+    #[test]
+    fn forks_share_pages_until_one_writes() {
+        let budget = MemoryBudget::unlimited();
+        let mut rows = filled(10, &budget);
+        let alone = budget.used();
+        let mut fork = rows.fork(&budget).unwrap();
+        let table = budget.used() - alone;
+        assert_eq!(table, fork.pages.capacity() * size_of::<Piece>());
+        assert_eq!(fork.held_bytes(), rows.held_bytes());
+        // Within the last page, which then is each one's own; and behind it.
+        for (store, x) in [(&mut rows, 1.0), (&mut fork, 2.0)] {
+            let (growth, before) = (store.growth(1), budget.used());
+            store.push(&[x, x]).unwrap();
+            assert_eq!(budget.used() - before, growth);
+        }
+        fork.truncate(9).unwrap();
+        (0..4).for_each(|_| fork.push(&[7.0, 0.0]).unwrap());
+        assert_eq!(first_column(&rows, 7..11), [7., 8., 9., 1.]);
+        assert_eq!(first_column(&fork, 7..13), [7., 8., 7., 7., 7., 7.]);
+        rows.narrow(ElementType::F16).unwrap();
+        assert_eq!(first_column(&rows, 0..11), [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 1.]);
+        assert_eq!(first_column(&fork, 0..4), [0., 1., 2., 3.]);
+        drop(rows);
+        assert_eq!(budget.used(), fork.held_bytes() + fork.bookkeeping_bytes());
+        drop(fork);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn a_fork_that_the_budget_does_not_cover_leaves_no_trace() {
+        let unlimited = MemoryBudget::unlimited();
+        let bytes = |rows: &PagedRows| rows.held_bytes() + rows.bookkeeping_bytes();
+        let budget = MemoryBudget::new(bytes(&filled(10, &unlimited)) + 40);
+        let mut rows = filled(10, &budget);
+        let fork = rows.fork(&budget).unwrap();
+        assert!(matches!(rows.push(&[0.0; 2]), Err(CoreError::BudgetExhausted { .. })));
+        assert!(matches!(rows.narrow(ElementType::F16), Err(CoreError::BudgetExhausted { .. })));
+        drop(fork);
+        rows.push(&[0.0; 2]).unwrap();
+        rows.narrow(ElementType::F16).unwrap();
+        assert_eq!(budget.used(), bytes(&rows));
     }
 }

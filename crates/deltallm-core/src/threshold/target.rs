@@ -131,17 +131,17 @@ mod tests {
     #[test]
     fn a_cut_cache_goes_on_as_if_the_tokens_had_never_been() {
         let head = &TargetSparsity::new(0.5).for_layer(0, 1, 8).unwrap()[0];
-        let mut reservation = MemoryBudget::unlimited().reservation();
-        let filled = |tokens: usize, reservation: &mut _| {
-            let mut matrix = DeltaMatrix::new(head.clone(), ElementType::F16).unwrap();
-            (0..tokens).for_each(|t| matrix.push(&key(t, 8, 0.5), reservation).unwrap());
+        let budget = MemoryBudget::unlimited();
+        let filled = |tokens: usize| {
+            let mut matrix = DeltaMatrix::new(head.clone(), ElementType::F16, &budget).unwrap();
+            (0..tokens).for_each(|t| matrix.push(&key(t, 8, 0.5)).unwrap());
             matrix
         };
         for cut in [0, 1, 63, 64, 65, 130] {
-            let mut matrix = filled(200, &mut reservation);
-            matrix.truncate(cut, &mut reservation).unwrap();
-            (cut..300).for_each(|t| matrix.push(&key(t, 8, 0.5), &mut reservation).unwrap());
-            let whole = filled(300, &mut reservation);
+            let mut matrix = filled(200);
+            matrix.truncate(cut).unwrap();
+            (cut..300).for_each(|t| matrix.push(&key(t, 8, 0.5)).unwrap());
+            let whole = filled(300);
             assert_eq!(matrix.nonzeros(), whole.nonzeros(), "cut at {cut}");
             let [mut got, mut expected] = [Vec::new(), Vec::new()];
             for block in 0..whole.blocks() {

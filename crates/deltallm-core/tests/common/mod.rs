@@ -1,7 +1,7 @@
 //! What several test programs share.
 #![allow(dead_code, reason = "each program uses some of it")]
 
-use deltallm_core::{DeltaMatrix, ElementType, Reservation};
+use deltallm_core::{DeltaMatrix, ElementType};
 use deltallm_testing::Random;
 use proptest::prelude::*;
 
@@ -22,8 +22,8 @@ pub(crate) fn element() -> impl Strategy<Value = ElementType> {
     prop_oneof![Just(ElementType::F32), Just(ElementType::F16), Just(ElementType::Bf16)]
 }
 
-pub(crate) fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>], reservation: &mut Reservation) {
-    keys.iter().for_each(|key| matrix.push(key, reservation).unwrap());
+pub(crate) fn push(matrix: &mut DeltaMatrix, keys: &[Vec<f32>]) {
+    keys.iter().for_each(|key| matrix.push(key).unwrap());
 }
 
 /// The keys that a matrix stands for, `[tokens, channels]`.

@@ -1,0 +1,59 @@
+//! The heads of a kernel, which its forks share until one of them writes.
+
+use std::{ops::Deref, sync::Arc};
+
+use deltallm_core::{CoreError, MemoryBudget, internal::Store};
+
+/// The caches of all kv heads of a kernel.
+#[derive(Debug)]
+pub(crate) struct Heads<T>(Arc<Vec<T>>);
+
+impl<T: Store> Heads<T> {
+    pub(crate) fn new(heads: Vec<T>) -> Self {
+        Self(Arc::new(heads))
+    }
+
+    /// The same heads: costs nothing until one of both writes.
+    pub(crate) fn share(&self) -> Self {
+        Self(Arc::clone(&self.0))
+    }
+
+    /// The heads, to be written: if others share them, a copy that charges `budget`, in which no more is copied than must be.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; nothing changes then.
+    pub(crate) fn to_write(&mut self, budget: &MemoryBudget) -> Result<&mut Vec<T>, CoreError> {
+        if self.are_shared() {
+            self.0 = Arc::new(self.0.fork(budget)?);
+        }
+        Ok(self.alone().unwrap_or_else(|| unreachable!("nobody else has the copy")))
+    }
+
+    /// The heads, to be written, unless others share them: then nothing has been written since.
+    pub(crate) fn alone(&mut self) -> Option<&mut Vec<T>> {
+        Arc::get_mut(&mut self.0)
+    }
+
+    /// Bytes that writing will charge, if every head then grows by what `growth` says of it.
+    pub(crate) fn growth(&self, growth: impl Fn(&T) -> usize) -> usize {
+        let sum = |heads: &[T]| heads.iter().map(growth).fold(0, usize::saturating_add);
+        if !self.are_shared() {
+            return sum(&self.0);
+        }
+        let budget = MemoryBudget::unlimited();
+        let fork = self.0.fork(&budget);
+        fork.map_or(usize::MAX, |heads| sum(&heads).saturating_add(budget.used()))
+    }
+
+    fn are_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+}
+
+impl<T> Deref for Heads<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.0
+    }
+}

@@ -1,0 +1,202 @@
+//! Forks: both sides answer, bit for bit, what a kernel answers that has been alone all the time, and memory is charged once.
+
+use deltallm_attn::{
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
+    HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
+};
+use deltallm_core::CoreError;
+use proptest::prelude::*;
+
+mod common;
+
+use common::{Inputs, options};
+
+/// Every kernel that takes the store of these options.
+fn kernels(options: &AttentionOptions) -> Vec<Box<dyn AttentionKernel>> {
+    let (shape, policy) = (shape(), ThresholdPolicy::Uniform(0.3));
+    let config = HybridConfig::new(policy.clone()).options(options.clone());
+    let dense = DenseAttention::new(shape, options.clone()).map(|kernel| Box::new(kernel) as _);
+    let delta = DeltaAttention::new(shape, policy, 0, options.clone()).map(|kernel| Box::new(kernel) as _);
+    let hybrid = HybridAttention::new(shape, config).map(|kernel| Box::new(kernel) as _);
+    [dense, delta, hybrid].into_iter().filter_map(Result::ok).collect()
+}
+
+/// One of these, without tokens.
+fn fresh(options: &AttentionOptions, number: usize) -> Box<dyn AttentionKernel> {
+    kernels(options).swap_remove(number)
+}
+
+fn shape() -> AttentionShape {
+    AttentionShape::new(4, 2, 16).unwrap()
+}
+
+/// Inputs that are the same up to token `common`.
+fn branches(common: usize, tokens: usize, seed: u64) -> [Inputs; 2] {
+    let (first, mut second) =
+        (Inputs::new(shape(), tokens, seed), Inputs::new(shape(), tokens, seed.wrapping_add(1)));
+    for (of, from) in [(&mut second.q, &first.q), (&mut second.k, &first.k), (&mut second.v, &first.v)] {
+        let numbers = from.len() / tokens * common;
+        of[..numbers].copy_from_slice(&from[..numbers]);
+    }
+    [first, second]
+}
+
+/// All lengths from `from` on, up to `to`.
+fn one_by_one(from: usize, to: usize) -> Vec<usize> {
+    (from + 1..=to).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(24)))]
+
+    #[test]
+    fn both_sides_go_on_as_if_they_were_alone(
+        at in 1_usize..400, cut in 0_usize..100, more in 1_usize..150, whole: bool, seed: u64,
+        window in prop_oneof![Just(None), Just(Some(100))],
+    ) {
+        let end = at + more;
+        let [ours, theirs] = branches(at, end, seed);
+        for store in KvStore::ALL {
+            let mask = window.map_or(Mask::Causal, Mask::SlidingWindow);
+            let budget = MemoryBudget::unlimited();
+            let options = options().store(store).mask(mask);
+            let pairs = kernels(&options.clone().budget(budget.clone())).into_iter().zip(kernels(&options));
+            for (kernel, (mut kernel_, mut alone)) in pairs.enumerate() {
+                let what = format!("kernel {kernel}, {store}, {at}, {cut}, {more}");
+                let ends = if whole { vec![end] } else { one_by_one(at, end) };
+                ours.run(&mut *kernel_, &[at]);
+                let held = budget.used();
+                let mut fork = kernel_.fork().unwrap();
+                prop_assert_eq!((fork.len(), budget.used()), (at, held), "{}", what);
+                // What it grows by is known beforehand, copies of pages included.
+                let growth = fork.growth(1).unwrap();
+                theirs.run(&mut *fork, &[at + 1]);
+                prop_assert!(budget.used() - held <= growth, "{what}: {} > {growth}", budget.used() - held);
+                prop_assert_eq!(kernel_.len(), at);
+
+                // Turn by turn, so that each writes into what the other may have.
+                let got = ours.run(&mut *kernel_, &ends);
+                ours.run(&mut *alone, &[at]);
+                prop_assert_eq!(&got, &ours.run(&mut *alone, &ends), "{}", what);
+                prop_assert_eq!(budget.used() <= kernel_.footprint().total() + fork.footprint().total(), true);
+
+                let mut lonely = fresh(&options, kernel);
+                theirs.run(&mut *lonely, &[at]);
+                theirs.run(&mut *lonely, &[at + 1]);
+                let back = (at + 1).saturating_sub(cut).max(1);
+                if fork.truncate(back).is_ok() {
+                    lonely.truncate(back).unwrap();
+                    prop_assert_eq!(theirs.run(&mut *fork, &one_by_one(back, end)), theirs.run(&mut *lonely, &one_by_one(back, end)), "{}", what);
+                }
+                drop(kernel_);
+                prop_assert_eq!(budget.used(), fork.footprint().total(), "{}", what);
+                drop(fork);
+                prop_assert_eq!(budget.used(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn samples_of_a_prompt_share_its_memory() {
+    let inputs = Inputs::new(shape(), 1100, 1);
+    for store in KvStore::ALL {
+        let budget = MemoryBudget::unlimited();
+        for mut kernel in kernels(&options().store(store).budget(budget.clone())) {
+            inputs.run(&mut *kernel, &[1024]);
+            let one = budget.used();
+            let mut forks: Vec<_> = (0..8).map(|_| kernel.fork().unwrap()).collect();
+            for fork in &mut forks {
+                inputs.run(&mut **fork, &one_by_one(1024, 1025));
+            }
+            // Copies would make it nine times as much.
+            assert!(budget.used() < 3 * one, "{store}: {} and {one}", budget.used());
+            drop(forks);
+            assert_eq!(budget.used(), one);
+        }
+    }
+}
+
+#[test]
+fn a_fork_of_a_fork_outlives_both() {
+    let inputs = Inputs::new(shape(), 400, 2);
+    for store in KvStore::ALL {
+        for (mut kernel, mut alone) in
+            kernels(&options().store(store)).into_iter().zip(kernels(&options().store(store)))
+        {
+            inputs.run(&mut *kernel, &[200]);
+            let mut fork = kernel.fork().unwrap();
+            inputs.run(&mut *fork, &[300]);
+            let mut last = fork.fork().unwrap();
+            drop((kernel, fork));
+            inputs.run(&mut *alone, &[200, 300]);
+            assert_eq!(inputs.run(&mut *last, &[350, 400]), inputs.run(&mut *alone, &[350, 400]), "{store}");
+        }
+    }
+}
+
+#[test]
+fn what_the_budget_does_not_cover_leaves_both_as_they_were() {
+    let inputs = Inputs::new(shape(), 400, 3);
+    for store in KvStore::ALL {
+        let budget = MemoryBudget::new(1 << 30);
+        for (number, mut kernel) in
+            kernels(&options().store(store).budget(budget.clone())).into_iter().enumerate()
+        {
+            inputs.run(&mut *kernel, &[300]);
+            let mut others = budget.reservation();
+            others.grow(budget.available() - 100).unwrap();
+            let (held, mut fork) = (budget.used(), kernel.fork().unwrap());
+            let error = inputs.call(&mut *fork, 301).unwrap_err();
+            assert!(matches!(error, AttentionError::Core(CoreError::BudgetExhausted { .. })), "{error}");
+            let error = fork.truncate(299).unwrap_err();
+            assert!(matches!(error, AttentionError::Core(CoreError::BudgetExhausted { .. })), "{error}");
+            assert_eq!(
+                (fork.len(), kernel.len(), budget.used()),
+                (300, 300, held),
+                "kernel {number}, {store}"
+            );
+            drop(kernel);
+            fork.truncate(299).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_step_is_taken_back_in_a_fork_alone() {
+    let inputs = Inputs::new(shape(), 400, 4);
+    for store in KvStore::ALL {
+        for (mut kernel, mut alone) in
+            kernels(&options().store(store)).into_iter().zip(kernels(&options().store(store)))
+        {
+            inputs.run(&mut *kernel, &[300]);
+            inputs.run(&mut *alone, &[300]);
+            let mut fork = kernel.fork().unwrap();
+            fork.begin_step();
+            inputs.run(&mut *fork, &[390]);
+            fork.undo_step(300).unwrap();
+            let expected = inputs.run(&mut *alone, &one_by_one(300, 400));
+            assert_eq!(inputs.run(&mut *fork, &one_by_one(300, 400)), expected, "{store}");
+            assert_eq!(inputs.run(&mut *kernel, &one_by_one(300, 400)), expected, "{store}");
+        }
+    }
+}
+
+#[test]
+fn narrowing_a_fork_leaves_the_other_alone() {
+    let inputs = Inputs::new(shape(), 400, 5);
+    for (number, mut kernel) in kernels(&options()).into_iter().enumerate() {
+        let mut alone = fresh(&options(), number);
+        inputs.run(&mut *kernel, &[300]);
+        inputs.run(&mut *alone, &[300]);
+        let mut fork = kernel.fork().unwrap();
+        fork.narrow().unwrap();
+        fork.narrow().unwrap();
+        alone.narrow().unwrap();
+        alone.narrow().unwrap();
+        assert_eq!(inputs.run(&mut *fork, &[350]), inputs.run(&mut *alone, &[350]));
+        let mut wide = fresh(&options(), number);
+        inputs.run(&mut *wide, &[300]);
+        assert_eq!(inputs.run(&mut *kernel, &[350]), inputs.run(&mut *wide, &[350]));
+    }
+}

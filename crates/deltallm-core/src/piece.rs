@@ -1,0 +1,198 @@
+//! The memory of caches, in pieces that several of them may share.
+
+use std::sync::Arc;
+
+use crate::{
+    budget::{MemoryBudget, Reservation},
+    error::CoreError,
+};
+
+/// A piece of memory. Clones share it: it is charged once, before it is allocated, and given back with the last of them. Whoever writes
+/// copies it first, if others have it too.
+#[derive(Debug, Clone)]
+pub(crate) struct Piece(Arc<Paid>);
+
+#[derive(Debug)]
+struct Paid {
+    /// Whatever is in a piece starts at a multiple of 8 bytes.
+    words: Box<[u64]>,
+    charge: Reservation,
+}
+
+impl Piece {
+    /// Bytes that every piece takes beside its data.
+    pub(crate) const OVERHEAD: usize = size_of::<Paid>() + 2 * size_of::<usize>();
+
+    /// Bytes of the data of a piece that has room for so many.
+    pub(crate) fn data_bytes(bytes: usize) -> usize {
+        bytes.checked_next_multiple_of(size_of::<u64>()).unwrap_or(usize::MAX)
+    }
+
+    /// Zeros.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`].
+    pub(crate) fn new(bytes: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let mut charge = budget.reservation();
+        charge.grow(Self::data_bytes(bytes).saturating_add(Self::OVERHEAD))?;
+        let words = vec![0; bytes.div_ceil(size_of::<u64>())].into();
+        Ok(Self(Arc::new(Paid { words, charge })))
+    }
+
+    /// The data.
+    pub(crate) fn data(&self) -> &[u8] {
+        bytemuck::cast_slice(&self.0.words)
+    }
+
+    /// The data, to be written.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`] for one that must be copied; nothing changes then.
+    pub(crate) fn data_mut(&mut self, budget: &MemoryBudget) -> Result<&mut [u8], CoreError> {
+        if self.is_shared() {
+            let mut copy = Self::new(self.data().len(), budget)?;
+            if let Some(paid) = Arc::get_mut(&mut copy.0) {
+                paid.words.copy_from_slice(&self.0.words);
+            }
+            *self = copy;
+        }
+        // Nobody else has it now.
+        Ok(Arc::get_mut(&mut self.0)
+            .map(|paid| bytemuck::cast_slice_mut(&mut paid.words))
+            .unwrap_or_default())
+    }
+
+    /// Whether others have it too.
+    pub(crate) fn is_shared(&self) -> bool {
+        Arc::strong_count(&self.0) > 1
+    }
+
+    /// Bytes it takes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.data().len() + Self::OVERHEAD
+    }
+
+    /// What it is charged, which it is no longer then; nothing of one that is shared.
+    pub(crate) fn uncharge(&mut self) -> Option<Reservation> {
+        Arc::get_mut(&mut self.0).map(|paid| paid.charge.take())
+    }
+
+    /// Bytes that nobody has been charged.
+    pub(crate) fn unpaid(&self) -> usize {
+        if self.0.charge.bytes() == 0 { self.bytes() } else { 0 }
+    }
+
+    /// Pays what is [`unpaid`](Self::unpaid).
+    pub(crate) fn charge_with(&mut self, charge: &mut Reservation) {
+        let unpaid = self.unpaid();
+        if let (Some(paid), 1..) = (Arc::get_mut(&mut self.0), unpaid) {
+            paid.charge = charge.split(unpaid);
+        }
+    }
+}
+
+/// What holds keys or values: it has paid for its memory, and can be forked.
+pub trait Store: Sized {
+    /// A store with the same tokens that shares what does not change any more. For the rest, and for what it gets later, it charges
+    /// `budget`.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`].
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError>;
+
+    /// Takes what this has been charged; it is held uncharged from then on. Memory that others hold as well stays charged.
+    fn uncharge(&mut self) -> Reservation;
+
+    /// Bytes that nobody has been charged.
+    fn unpaid(&self) -> usize;
+
+    /// Pays what is [unpaid](Self::unpaid) with a charge of that size.
+    fn charge_with(&mut self, charge: &mut Reservation);
+}
+
+impl<T: Store> Store for Vec<T> {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let mut forks = Self::with_capacity(self.len());
+        for store in self {
+            forks.push(store.fork(budget)?);
+        }
+        Ok(forks)
+    }
+
+    /// Of none there is nothing to take.
+    fn uncharge(&mut self) -> Reservation {
+        let charges = self.iter_mut().map(T::uncharge).reduce(|mut all, charge| {
+            all.merge(charge);
+            all
+        });
+        charges.unwrap_or_else(|| MemoryBudget::unlimited().reservation())
+    }
+
+    fn unpaid(&self) -> usize {
+        self.iter().map(T::unpaid).sum()
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        self.iter_mut().for_each(|store| store.charge_with(charge));
+    }
+}
+
+/// Puts `new` in the place of `old`, which has been charged, and charges no more than the difference; whatever `new` was charged is given
+/// back first. Returns the old store, uncharged.
+///
+/// # Errors
+/// [`CoreError::BudgetExhausted`]; `old` is then as it was.
+pub fn exchange<T: Store>(old: &mut T, mut new: T) -> Result<T, CoreError> {
+    drop(new.uncharge());
+    let mut charge = old.uncharge();
+    let (held, needed) = (charge.bytes(), new.unpaid());
+    if let Err(error) = charge.grow(needed.saturating_sub(held)) {
+        old.charge_with(&mut charge);
+        return Err(error);
+    }
+    new.charge_with(&mut charge);
+    // What is left goes back when `charge` does.
+    Ok(std::mem::replace(old, new))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_piece_is_charged_once_whoever_shares_it() {
+        let budget = MemoryBudget::new(2 * (16 + Piece::OVERHEAD));
+        let first = Piece::new(10, &budget).unwrap();
+        assert_eq!((first.data().len(), budget.used()), (16, first.bytes()));
+        let mut second = first.clone();
+        assert_eq!(budget.used(), first.bytes());
+        second.data_mut(&budget).unwrap()[3] = 7;
+        assert_eq!((first.data()[3], second.data()[3], budget.used()), (0, 7, 2 * first.bytes()));
+        let mut third = second.clone();
+        assert!(third.data_mut(&budget).is_err());
+        assert_eq!(third.data()[3], 7);
+        drop((first, second));
+        assert_eq!(budget.used(), third.bytes());
+        third.data_mut(&budget).unwrap()[3] = 8;
+        assert_eq!(budget.used(), third.bytes());
+        drop(third);
+        assert_eq!(budget.used(), 0);
+    }
+
+    #[test]
+    fn the_charge_of_a_piece_can_pay_for_another() {
+        let budget = MemoryBudget::new(1000);
+        let mut old = Piece::new(80, &budget).unwrap();
+        let mut new = Piece::new(40, &MemoryBudget::unlimited()).unwrap();
+        drop(new.uncharge());
+        let mut charge = old.uncharge().unwrap();
+        assert_eq!((old.unpaid(), new.unpaid(), charge.bytes()), (old.bytes(), new.bytes(), old.bytes()));
+        new.charge_with(&mut charge);
+        drop((old, charge));
+        assert_eq!(budget.used(), new.bytes());
+        let mut shared = new.clone();
+        assert!(shared.uncharge().is_none());
+        drop((new, shared));
+        assert_eq!(budget.used(), 0);
+    }
+}
