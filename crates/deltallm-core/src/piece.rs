@@ -10,18 +10,16 @@ use crate::{
 /// A piece of memory. Clones share it: it is charged once, before it is allocated, and given back with the last of them. Whoever writes
 /// copies it first, if others have it too.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece(Arc<Paid>);
-
-#[derive(Debug)]
-struct Paid {
-    /// Whatever is in a piece starts at a multiple of 8 bytes.
-    words: Box<[u64]>,
-    charge: Reservation,
+pub(crate) struct Piece {
+    /// Whatever is in a piece starts at a multiple of 8 bytes. From a table of pieces it is one step to the data, which matters: a token
+    /// reads thousands of them.
+    words: Arc<[u64]>,
+    charge: Arc<Reservation>,
 }
 
 impl Piece {
-    /// Bytes that every piece takes beside its data.
-    pub(crate) const OVERHEAD: usize = size_of::<Paid>() + 2 * size_of::<usize>();
+    /// Bytes that every piece takes beside its data and its slot in a table.
+    pub(crate) const OVERHEAD: usize = size_of::<Reservation>() + 4 * size_of::<usize>();
 
     /// Bytes of the data of a piece that has room for so many.
     pub(crate) fn data_bytes(bytes: usize) -> usize {
@@ -35,13 +33,13 @@ impl Piece {
     pub(crate) fn new(bytes: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let mut charge = budget.reservation();
         charge.grow(Self::data_bytes(bytes).saturating_add(Self::OVERHEAD))?;
-        let words = vec![0; bytes.div_ceil(size_of::<u64>())].into();
-        Ok(Self(Arc::new(Paid { words, charge })))
+        let words = std::iter::repeat_n(0, bytes.div_ceil(size_of::<u64>())).collect();
+        Ok(Self { words, charge: Arc::new(charge) })
     }
 
     /// The data.
     pub(crate) fn data(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.0.words)
+        bytemuck::cast_slice(&self.words)
     }
 
     /// The data, to be written.
@@ -51,20 +49,18 @@ impl Piece {
     pub(crate) fn data_mut(&mut self, budget: &MemoryBudget) -> Result<&mut [u8], CoreError> {
         if self.is_shared() {
             let mut copy = Self::new(self.data().len(), budget)?;
-            if let Some(paid) = Arc::get_mut(&mut copy.0) {
-                paid.words.copy_from_slice(&self.0.words);
+            if let Some(words) = Arc::get_mut(&mut copy.words) {
+                words.copy_from_slice(&self.words);
             }
             *self = copy;
         }
         // Nobody else has it now.
-        Ok(Arc::get_mut(&mut self.0)
-            .map(|paid| bytemuck::cast_slice_mut(&mut paid.words))
-            .unwrap_or_default())
+        Ok(Arc::get_mut(&mut self.words).map(bytemuck::cast_slice_mut).unwrap_or_default())
     }
 
     /// Whether others have it too.
     pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.0) > 1
+        Arc::strong_count(&self.words) > 1
     }
 
     /// Bytes it takes.
@@ -74,19 +70,19 @@ impl Piece {
 
     /// What it is charged, which it is no longer then; nothing of one that is shared.
     pub(crate) fn uncharge(&mut self) -> Option<Reservation> {
-        Arc::get_mut(&mut self.0).map(|paid| paid.charge.take())
+        Arc::get_mut(&mut self.charge).map(Reservation::take)
     }
 
     /// Bytes that nobody has been charged.
     pub(crate) fn unpaid(&self) -> usize {
-        if self.0.charge.bytes() == 0 { self.bytes() } else { 0 }
+        if self.charge.bytes() == 0 { self.bytes() } else { 0 }
     }
 
     /// Pays what is [`unpaid`](Self::unpaid).
     pub(crate) fn charge_with(&mut self, charge: &mut Reservation) {
         let unpaid = self.unpaid();
-        if let (Some(paid), 1..) = (Arc::get_mut(&mut self.0), unpaid) {
-            paid.charge = charge.split(unpaid);
+        if let (Some(paid), 1..) = (Arc::get_mut(&mut self.charge), unpaid) {
+            *paid = charge.split(unpaid);
         }
     }
 }

@@ -16,6 +16,9 @@ pub(super) trait Codec: Debug {
     /// The numbers of any block, to be read.
     type View<'a>: Copy;
 
+    /// What is known of a sealed block without looking at it: how many numbers there are of each kind.
+    type Header: Copy + Debug;
+
     /// The float type whose numbers can be coded.
     fn takes(&self) -> ElementType;
 
@@ -35,10 +38,10 @@ pub(super) trait Codec: Debug {
     fn sealed_bytes(&self, codes: &Self::Codes) -> usize;
 
     /// Writes the numbers to the beginning of `data`, which starts at a multiple of 8 bytes.
-    fn seal(&self, codes: &Self::Codes, data: &mut [u8]);
+    fn seal(&self, codes: &Self::Codes, data: &mut [u8]) -> Self::Header;
 
     /// The numbers of a sealed block.
-    fn sealed<'a>(&self, data: &'a [u8]) -> Self::View<'a>;
+    fn sealed<'a>(&self, header: Self::Header, data: &'a [u8]) -> Self::View<'a>;
 
     /// Makes `codes` a copy of another block, which transmits `sent` values, within the room it has.
     fn reopen(&self, view: Self::View<'_>, sent: usize, codes: &mut Self::Codes);

@@ -40,8 +40,6 @@ pub(super) struct FloatCodec {
 #[derive(Debug)]
 pub(super) struct FloatBlock(FloatBuffer);
 
-/// A sealed block begins with the number of its numbers.
-const HEADER: usize = size_of::<u64>();
 
 /// Bytes of so many numbers: frames and transmitted values.
 fn bytes(element: ElementType, numbers: usize) -> usize {
@@ -85,8 +83,7 @@ impl FloatCodec {
 
     /// Bytes of the codes of a sealed block that transmits `sent` values, and of the open one.
     pub(super) fn planned_bytes(element: ElementType, channels: usize, sent: usize) -> [usize; 2] {
-        let sealed = bytes(element, channels.saturating_add(sent)).saturating_add(HEADER);
-        [sealed, bytes(element, most_numbers(channels))]
+        [channels.saturating_add(sent), most_numbers(channels)].map(|numbers| bytes(element, numbers))
     }
 }
 
@@ -144,6 +141,8 @@ impl FloatBlock {
 impl Codec for FloatCodec {
     type Codes = FloatBlock;
     type View<'a> = FloatView<'a>;
+    /// How many numbers.
+    type Header = usize;
 
     fn takes(&self) -> ElementType {
         self.element
@@ -173,17 +172,15 @@ impl Codec for FloatCodec {
     }
 
     fn sealed_bytes(&self, FloatBlock(numbers): &FloatBlock) -> usize {
-        HEADER + numbers.bytes().len()
+        numbers.bytes().len()
     }
 
-    fn seal(&self, FloatBlock(numbers): &FloatBlock, data: &mut [u8]) {
-        data[..HEADER].copy_from_slice(&(numbers.len() as u64).to_ne_bytes());
-        data[HEADER..][..numbers.bytes().len()].copy_from_slice(numbers.bytes());
+    fn seal(&self, FloatBlock(numbers): &FloatBlock, data: &mut [u8]) -> usize {
+        data[..numbers.bytes().len()].copy_from_slice(numbers.bytes());
+        numbers.len()
     }
 
-    fn sealed<'a>(&self, data: &'a [u8]) -> FloatView<'a> {
-        let (header, data) = data.split_at(HEADER);
-        let count = bytemuck::cast_slice::<_, u64>(header)[0] as usize;
+    fn sealed<'a>(&self, count: usize, data: &'a [u8]) -> FloatView<'a> {
         FloatView::of_bytes(self.element, data, count, self.stored.len())
     }
 
@@ -222,7 +219,7 @@ impl Codec for FloatCodec {
 
     fn most_bytes(&self, FloatBlock(numbers): &FloatBlock, tokens: usize) -> usize {
         let channels = self.stored.len();
-        HEADER + bytes(self.element, numbers.len().max(channels) + tokens * channels)
+        bytes(self.element, numbers.len().max(channels) + tokens * channels)
     }
 }
 

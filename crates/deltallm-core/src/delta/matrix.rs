@@ -20,8 +20,8 @@ use crate::{
 pub(super) struct Matrix<C: Codec> {
     rule: Rule,
     codec: C,
-    /// Whole blocks, which forks share: their masks, and then their numbers.
-    sealed: Vec<Piece>,
+    /// Whole blocks, which forks share.
+    sealed: Vec<Sealed<C::Header>>,
     sealed_bytes: usize,
     /// The most escapes that any of them has before its last token.
     escapes: usize,
@@ -40,6 +40,13 @@ struct Open<T> {
     codes: T,
     /// `[tokens, words]`: the channels each token transmits.
     masks: Vec<u64>,
+}
+
+/// [`BLOCK_TOKENS`] coded keys: their masks, and then their numbers.
+#[derive(Debug, Clone)]
+struct Sealed<H> {
+    piece: Piece,
+    header: H,
 }
 
 /// A block to be read.
@@ -88,9 +95,13 @@ impl<'a, V: Copy> Block<'a, V> {
         Self { masks: &open.masks, codes: codec.view(&open.codes) }
     }
 
-    fn of_sealed<C: Codec<View<'a> = V>>(codec: &C, piece: &'a Piece, channels: usize) -> Self {
+    fn of_sealed<C: Codec<View<'a> = V>>(
+        codec: &C,
+        Sealed { piece, header }: &'a Sealed<C::Header>,
+        channels: usize,
+    ) -> Self {
         let (masks, codes) = piece.data().split_at(mask_bytes(channels));
-        Self { masks: bytemuck::cast_slice(masks), codes: codec.sealed(codes) }
+        Self { masks: bytemuck::cast_slice(masks), codes: codec.sealed(*header, codes) }
     }
 
     /// Escapes before the last of its tokens.
@@ -105,13 +116,13 @@ fn seal<C: Codec>(
     masks: &[u64],
     codes: &C::Codes,
     budget: &MemoryBudget,
-) -> Result<Piece, CoreError> {
+) -> Result<Sealed<C::Header>, CoreError> {
     let masks = bytemuck::cast_slice(masks);
     let mut piece = Piece::new(masks.len() + codec.sealed_bytes(codes), budget)?;
     let (place, numbers) = piece.data_mut(budget)?.split_at_mut(masks.len());
     place.copy_from_slice(masks);
-    codec.seal(codes, numbers);
-    Ok(piece)
+    let header = codec.seal(codes, numbers);
+    Ok(Sealed { piece, header })
 }
 
 impl<C: Codec> Matrix<C> {
@@ -157,7 +168,7 @@ impl<C: Codec> Matrix<C> {
     }
 
     fn sealed(&self) -> impl Iterator<Item = Block<'_, C::View<'_>>> {
-        self.sealed.iter().map(|piece| Block::of_sealed(&self.codec, piece, self.channels()))
+        self.sealed.iter().map(|block| Block::of_sealed(&self.codec, block, self.channels()))
     }
 
     /// The blocks that are held, with at least one token.
@@ -169,7 +180,7 @@ impl<C: Codec> Matrix<C> {
     /// Block `number`, or `None` for one that is not there.
     pub(super) fn block(&self, number: usize) -> Option<Block<'_, C::View<'_>>> {
         match self.sealed.get(number.checked_sub(self.dropped)?) {
-            Some(piece) => Some(Block::of_sealed(&self.codec, piece, self.channels())),
+            Some(block) => Some(Block::of_sealed(&self.codec, block, self.channels())),
             None if number == self.full_blocks() && self.open_tokens() > 0 => {
                 Some(Block::of_open(&self.codec, &self.open))
             }
@@ -230,18 +241,18 @@ impl<C: Codec> Matrix<C> {
     /// Moves the full open block into a piece of exactly its size.
     fn seal(&mut self) -> Result<(), CoreError> {
         reserve_slot(&mut self.sealed, &mut self.charge)?;
-        let piece = seal(&self.codec, &self.open.masks, &self.open.codes, self.charge.budget())?;
+        let block = seal(&self.codec, &self.open.masks, &self.open.codes, self.charge.budget())?;
         self.escapes =
             self.escapes.max(Block::of_open(&self.codec, &self.open).escapes::<C>(self.channels()));
-        self.sealed_bytes += piece.data().len();
-        self.sealed.push(piece);
+        self.sealed_bytes += block.piece.data().len();
+        self.sealed.push(block);
         self.open.clear();
         Ok(())
     }
 
     /// Counts the sealed blocks anew, when some have gone.
     fn count_sealed(&mut self) {
-        self.sealed_bytes = self.sealed.iter().map(|piece| piece.data().len()).sum();
+        self.sealed_bytes = self.sealed.iter().map(|block| block.piece.data().len()).sum();
         self.escapes = self.sealed().map(|block| block.escapes::<C>(self.channels())).max().unwrap_or(0);
     }
 
@@ -269,8 +280,8 @@ impl<C: Codec> Matrix<C> {
         if full < self.sealed.len() {
             // Block `full` goes back into the open block's room, which has held as much; the ones after it go.
             self.sealed.truncate(full + 1);
-            if let Some(piece) = self.sealed.pop() {
-                let Block { masks, codes } = Block::of_sealed(&self.codec, &piece, channels);
+            if let Some(block) = self.sealed.pop() {
+                let Block { masks, codes } = Block::of_sealed(&self.codec, &block, channels);
                 self.codec.reopen(codes, count(masks), &mut self.open.codes);
                 self.open.masks.clear();
                 self.open.masks.extend_from_slice(masks);
@@ -281,7 +292,7 @@ impl<C: Codec> Matrix<C> {
         // What keys that are gone had room for does not outlive them.
         self.sealed.shrink_to(table_capacity(0, self.sealed.len()));
         let last = match self.open_tokens() {
-            0 => self.sealed.last().map(|piece| Block::of_sealed(&self.codec, piece, channels)),
+            0 => self.sealed.last().map(|block| Block::of_sealed(&self.codec, block, channels)),
             _ => Some(Block::of_open(&self.codec, &self.open)),
         };
         let escapes = last.map_or(0, |block| block.escapes::<C>(channels)).max(self.escapes);
@@ -333,13 +344,13 @@ impl<C: Codec> Matrix<C> {
     }
 
     fn in_table(data: usize, blocks: usize, slots: usize) -> StoreBytes {
-        let table = slots.saturating_mul(size_of::<Piece>());
+        let table = slots.saturating_mul(size_of::<Sealed<C::Header>>());
         StoreBytes { data, table: table.saturating_add(blocks.saturating_mul(Piece::OVERHEAD)) }
     }
 
     /// Bytes of the table and of the open block.
     fn own_bytes(&self) -> usize {
-        self.sealed.capacity() * size_of::<Piece>() + self.open.room_bytes()
+        self.sealed.capacity() * size_of::<Sealed<C::Header>>() + self.open.room_bytes()
     }
 
     /// Bytes to be charged before `tokens` more keys come, besides those of sealed blocks.
@@ -387,7 +398,7 @@ impl<C: Codec + Clone> Store for Matrix<C> {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let mut charge = budget.reservation();
         let slots = table_capacity(0, self.sealed.len());
-        charge.grow(slots * size_of::<Piece>() + self.open.room_bytes())?;
+        charge.grow(slots * size_of::<Sealed<C::Header>>() + self.open.room_bytes())?;
         let mut sealed = Vec::with_capacity(slots);
         sealed.extend_from_slice(&self.sealed);
         let (rule, codec, open) = (self.rule.clone(), self.codec.clone(), self.open.copy());
@@ -396,20 +407,21 @@ impl<C: Codec + Clone> Store for Matrix<C> {
 
     fn uncharge(&mut self) -> Reservation {
         let mut all = self.charge.take();
-        self.sealed.iter_mut().filter_map(Piece::uncharge).for_each(|charge| all.merge(charge));
+        let charges = self.sealed.iter_mut().filter_map(|block| block.piece.uncharge());
+        charges.for_each(|charge| all.merge(charge));
         all
     }
 
     fn unpaid(&self) -> usize {
         let own = if self.charge.bytes() == 0 { self.own_bytes() } else { 0 };
-        self.sealed.iter().map(Piece::unpaid).sum::<usize>() + own
+        self.sealed.iter().map(|block| block.piece.unpaid()).sum::<usize>() + own
     }
 
     fn charge_with(&mut self, charge: &mut Reservation) {
         if self.charge.bytes() == 0 {
             self.charge = charge.split(self.own_bytes());
         }
-        self.sealed.iter_mut().for_each(|piece| piece.charge_with(charge));
+        self.sealed.iter_mut().for_each(|block| block.piece.charge_with(charge));
     }
 }
 
@@ -460,15 +472,15 @@ impl Matrix<FloatCodec> {
         }
         let (unlimited, channels) = (MemoryBudget::unlimited(), self.channels());
         let mut charge = self.charge.budget().reservation();
-        let shared = self.sealed.iter().filter(|piece| piece.is_shared());
+        let shared = self.sealed.iter().map(|block| &block.piece).filter(|piece| piece.is_shared());
         charge.grow(shared.map(Piece::bytes).sum())?;
-        for piece in &mut self.sealed {
-            let Block { masks, codes } = Block::of_sealed(&self.codec, piece, channels);
+        for block in &mut self.sealed {
+            let Block { masks, codes } = Block::of_sealed(&self.codec, block, channels);
             let mut narrow = seal(&self.codec, masks, &FloatBlock::rounded(codes, element), &unlimited)?;
-            drop(narrow.uncharge());
-            piece.uncharge().into_iter().for_each(|paid| charge.merge(paid));
-            narrow.charge_with(&mut charge);
-            *piece = narrow;
+            drop(narrow.piece.uncharge());
+            block.piece.uncharge().into_iter().for_each(|paid| charge.merge(paid));
+            narrow.piece.charge_with(&mut charge);
+            *block = narrow;
         }
         self.codec.narrow(element, &mut self.rule);
         self.open.codes.narrow(element);

@@ -113,17 +113,11 @@ impl Counts {
         let escapes = self.escapes.saturating_mul(size_of::<Escape>());
         self.whole.saturating_add(self.differences.div_ceil(2)).saturating_add(escapes)
     }
-
-    /// The same of a sealed block.
-    fn sealed_bytes(self) -> usize {
-        self.bytes().saturating_add(size_of::<Header>())
-    }
 }
 
-/// What a sealed block begins with; its escapes, whole codes and differences follow.
-#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-#[repr(C)]
-struct Header {
+/// What a sealed block has, in this order: escapes, whole codes, differences.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Header {
     escapes: u32,
     /// Codes of the frame, and differences of 8 bits.
     whole: u32,
@@ -261,13 +255,14 @@ impl StepCodec {
     pub(super) fn planned_bytes(channels: usize, sent: usize, wide: usize, escapes: usize) -> [usize; 2] {
         let room = escapes_with_room(channels, escapes);
         let sealed = Counts { whole: channels.saturating_add(wide), differences: sent, escapes };
-        [sealed.sealed_bytes(), Counts { escapes: room, ..Counts::most(channels) }.bytes()]
+        [sealed, Counts { escapes: room, ..Counts::most(channels) }].map(Counts::bytes)
     }
 }
 
 impl Codec for StepCodec {
     type Codes = StepBlock;
     type View<'a> = StepView<'a>;
+    type Header = Header;
 
     /// Whatever does not fit a code escapes as f32.
     fn takes(&self) -> ElementType {
@@ -321,31 +316,25 @@ impl Codec for StepCodec {
     }
 
     fn sealed_bytes(&self, codes: &StepBlock) -> usize {
-        codes.counts().sealed_bytes()
+        codes.counts().bytes()
     }
 
-    fn seal(&self, StepBlock { differences, escapes, factor }: &StepBlock, data: &mut [u8]) {
+    fn seal(&self, StepBlock { differences, escapes, factor }: &StepBlock, data: &mut [u8]) -> Header {
         let (whole, nibbles) = (&differences.whole, differences.nibbles());
         // None can be more than 65536 channels by 64 tokens.
         let [e, w, n] = [escapes.len(), whole.len(), nibbles.len()].map(|count| count as u32);
-        let header = Header { escapes: e, whole: w, nibbles: n, factor: *factor };
-        let parts = [
-            bytemuck::bytes_of(&header),
-            bytemuck::cast_slice(escapes),
-            bytemuck::cast_slice(whole),
-            nibbles,
-        ];
+        let parts = [bytemuck::cast_slice(escapes), bytemuck::cast_slice(whole), nibbles];
         let mut rest = data;
         for part in parts {
             let (place, behind) = rest.split_at_mut(part.len());
             place.copy_from_slice(part);
             rest = behind;
         }
+        Header { escapes: e, whole: w, nibbles: n, factor: *factor }
     }
 
-    fn sealed<'a>(&self, data: &'a [u8]) -> StepView<'a> {
-        let (header, data) = data.split_at(size_of::<Header>());
-        let Header { escapes, whole, nibbles, factor } = *bytemuck::from_bytes(header);
+    fn sealed<'a>(&self, header: Header, data: &'a [u8]) -> StepView<'a> {
+        let Header { escapes, whole, nibbles, factor } = header;
         let (escapes, data) = data.split_at(escapes as usize * size_of::<Escape>());
         let (whole, data) = data.split_at(whole as usize);
         let (frame, wide) = bytemuck::cast_slice(whole).split_at(self.channels().min(whole.len()));
@@ -436,7 +425,7 @@ impl Codec for StepCodec {
             differences: codes.differences.len() + more,
             escapes: codes.escapes.len() + more,
         };
-        counts.sealed_bytes()
+        counts.bytes()
     }
 }
 
