@@ -2,7 +2,7 @@
 
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
-    MemoryBudget, Reservation,
+    MemoryBudget, Reservation, SnapshotError, SnapshotReader, SnapshotWriter,
     internal::{PagedRows, RowFormat, Store, exchange, most_key_bytes},
 };
 use half::f16;
@@ -84,6 +84,14 @@ impl FarKeys {
         match self {
             Self::Delta(matrix) => matrix.channels(),
             Self::Rows(rows) => rows.channels(),
+        }
+    }
+
+    /// The first token that is held.
+    fn first(&self) -> usize {
+        match self {
+            Self::Delta(matrix) => matrix.first(),
+            Self::Rows(rows) => rows.first(),
         }
     }
 
@@ -182,6 +190,36 @@ impl Store for FarKeys {
             Self::Rows(rows) => rows.charge_with(charge),
         }
     }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        match self {
+            Self::Delta(matrix) => {
+                writer.text("deltas");
+                matrix.save(writer);
+            }
+            Self::Rows(rows) => {
+                writer.text("whole keys");
+                rows.save(writer);
+            }
+        }
+    }
+
+    /// Keys that have become whole in f16 may stand where deltas are expected.
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        match (&*reader.text()?, self) {
+            ("deltas", Self::Delta(matrix)) => Ok(Self::Delta(matrix.load(reader)?)),
+            ("whole keys", Self::Rows(rows)) => Ok(Self::Rows(rows.load(reader)?)),
+            ("whole keys", Self::Delta(matrix)) => {
+                let rows =
+                    PagedRows::new(matrix.channels(), ElementType::F16, BLOCK_TOKENS, matrix.budget());
+                Ok(Self::Rows(rows.load(reader)?))
+            }
+            (got, _) => {
+                let (expected, got) = ("as this cache holds them".to_owned(), got.to_owned());
+                Err(SnapshotError::Other { what: "far keys", expected, got })
+            }
+        }
+    }
 }
 
 impl ExactRows {
@@ -250,6 +288,31 @@ impl Store for ExactRows {
     fn charge_with(&mut self, charge: &mut Reservation) {
         self.rows_mut().for_each(|rows| rows.charge_with(charge));
     }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        self.rows().for_each(|rows| rows.save(writer));
+    }
+
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let keys = self.keys.load(reader)?;
+        let values = self.values.as_ref().map(|values| values.load(reader)).transpose()?;
+        let bounds = |rows: &PagedRows| [rows.first(), rows.len()];
+        match &values {
+            Some(values) if bounds(values) != bounds(&keys) => {
+                Err(invalid("exact values", "as many as exact keys", values.len()))
+            }
+            _ => {
+                let loaded = Self { keys, values };
+                // They will be coded.
+                loaded.rows().try_for_each(|rows| rows.check_all(rows.format().takes()))?;
+                Ok(loaded)
+            }
+        }
+    }
+}
+
+fn invalid(what: &'static str, expected: &'static str, got: usize) -> SnapshotError {
+    SnapshotError::Invalid { what, expected, got: got as u64 }
 }
 
 impl CodedTokens {
@@ -551,5 +614,54 @@ impl Store for HybridHead {
         self.coded.values.charge_with(charge);
         self.coded.sinks.charge_with(charge);
         self.tail.charge_with(charge);
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        self.coded.keys.save(writer);
+        self.coded.values.save(writer);
+        self.coded.sinks.save(writer);
+        self.tail.save(writer);
+    }
+
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let coded = CodedTokens {
+            keys: self.coded.keys.load(reader)?,
+            values: self.coded.values.load(reader)?,
+            sinks: self.coded.sinks.load(reader)?,
+        };
+        let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
+        let head = Self { coded, tail: self.tail.load(reader)?, was: None, row, ..*self };
+        head.check_parts()?;
+        Ok(head)
+    }
+}
+
+impl HybridHead {
+    /// Checks that the parts of a cache that has been loaded fit each other.
+    fn check_parts(&self) -> Result<(), SnapshotError> {
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        let coded = keys.len();
+        if values.len() != coded || values.first() != keys.first() {
+            return Err(invalid("values", "as many as keys", values.len()));
+        }
+        if sinks.len() != self.kept.unwrap_or(0).min(coded) {
+            return Err(invalid("sinks", "as many as the settings say", sinks.len()));
+        }
+        let tail = &self.tail.keys;
+        let fits = match self.kept {
+            None => tail.is_empty(),
+            // Between what is coded and what is exact there is no gap.
+            Some(_) if self.codes_later() => {
+                tail.len() >= coded && (coded == 0 || tail.first() <= coded)
+            }
+            Some(_) => tail.len() == coded,
+        };
+        if fits { Ok(()) } else { Err(invalid("exact keys", "those of the window", tail.len())) }
+    }
+
+    /// Whether all of this head's tokens from `first` on are held.
+    pub(crate) fn holds_from(&self, first: usize) -> bool {
+        let sinks = self.coded.sinks.rows().map(PagedRows::first);
+        self.first() <= first && sinks.filter(|_| self.coded.sinks.len() > first).all(|sink| sink <= first)
     }
 }

@@ -1,8 +1,9 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SparsityStats,
-    internal::{PagedRows, RowFormat, exchange},
+    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget,
+    SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats,
+    internal::{PagedRows, RowFormat, Store, exchange},
 };
 
 use crate::{
@@ -85,6 +86,27 @@ impl DenseAttention {
         }
         keys.iter_mut().enumerate().try_for_each(|rows| push(k, rows))?;
         values.iter_mut().enumerate().try_for_each(|rows| push(v, rows))
+    }
+
+    /// The settings by which a cache can be told from others, each with its name.
+    fn settings(&self) -> [(&'static str, String); 5] {
+        let shape = self.options.shape;
+        [
+            ("kernel", "dense".to_owned()),
+            ("kv heads", shape.kv_heads().to_string()),
+            ("channels of a key", shape.head_dim().to_string()),
+            ("channels of a value", shape.value_dim().to_string()),
+            ("mask", self.options.mask.to_string()),
+        ]
+    }
+
+    /// Whether [`narrow`](AttentionKernel::narrow) leads to this store.
+    fn becomes(&self, store: KvStore) -> bool {
+        match self.options.store {
+            KvStore::F32 => matches!(store, KvStore::F16 | KvStore::Int8),
+            KvStore::F16 | KvStore::Bf16 => store == KvStore::Int8,
+            _ => false,
+        }
     }
 
     fn rows(&self) -> impl Iterator<Item = &PagedRows> {
@@ -258,6 +280,63 @@ impl AttentionKernel for DenseAttention {
             log_sums: Vec::new(),
             step: self.step,
         }))
+    }
+
+    fn detach(&mut self) -> Result<(), AttentionError> {
+        self.to_write()?;
+        Ok(())
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+        if self.step.is_some() {
+            return Err(SnapshotError::Unsupported { reason: "expected no open step, got one" });
+        }
+        self.settings().into_iter().for_each(|(_, setting)| writer.text(&setting));
+        writer.text(self.options.store.name());
+        self.counts.iter().for_each(|counts| counts.save(writer));
+        self.rows().for_each(|rows| rows.save(writer));
+        Ok(())
+    }
+
+    fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        if !self.is_empty() || self.step.is_some() {
+            return Err(SnapshotError::Unsupported { reason: "expected an empty cache to load into, got one in use" });
+        }
+        for (what, expected) in self.settings() {
+            let got = reader.text()?;
+            reader.expect(what, expected, got)?;
+        }
+        let store = reader.text()?;
+        // A cache may have been narrowed before it was saved.
+        let held = KvStore::ALL.into_iter().filter(|held| *held == self.options.store || self.becomes(*held));
+        let Some(store) = held.into_iter().find(|held| held.name() == store) else {
+            let expected = self.options.store.to_string();
+            return Err(SnapshotError::Other { what: "store", expected, got: store });
+        };
+        let mut counts = self.counts.clone();
+        for counts in &mut counts {
+            *counts = HeadSparsity::load(reader)?;
+        }
+        let mut load = |rows: &[PagedRows], centered: bool| -> Result<_, SnapshotError> {
+            let mut loaded = Vec::with_capacity(rows.len());
+            for rows in rows {
+                let format = RowFormat::of(store);
+                let empty = PagedRows::new(rows.channels(), format, BLOCK_TOKENS, &self.options.budget);
+                loaded.push(if centered { empty.centered() } else { empty }.load(reader)?);
+            }
+            Ok(loaded)
+        };
+        let (keys, values) = (load(&self.keys, true)?, load(&self.values, false)?);
+        let len = values.last().map_or(0, PagedRows::len);
+        let seen = self.options.mask.first_key(len.saturating_sub(1));
+        let first = values.last().map_or(0, PagedRows::first);
+        if !keys.iter().chain(&values).all(|rows| rows.len() == len && rows.first() == first) || first > seen {
+            let expected = "heads that hold the same tokens, and all that is attended to";
+            return Err(SnapshotError::Invalid { what: "tokens", expected, got: len as u64 });
+        }
+        (self.keys, self.values, self.counts) = (Heads::new(keys), Heads::new(values), counts);
+        self.options.store = store;
+        Ok(())
     }
 
     /// From f32 to f16, and the next time from 16 bits to 8.

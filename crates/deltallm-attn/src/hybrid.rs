@@ -2,8 +2,8 @@
 
 use deltallm_core::{
     CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget,
-    SparsityStats, TargetSparsity, ThresholdPolicy,
-    internal::{PagedRows, exchange},
+    SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats, TargetSparsity, ThresholdPolicy,
+    internal::{PagedRows, Store, exchange},
 };
 
 use crate::{
@@ -293,6 +293,14 @@ impl HybridAttention {
     fn window_for(&self, prompt_end: usize) -> WindowState {
         let Some(window) = self.window else { return WindowState::NONE };
         let state = WindowState::new(window, prompt_end);
+        self.codes_from_of(state)
+    }
+
+    /// The same window with the length from which on there are codes.
+    fn codes_from_of(&self, state: WindowState) -> WindowState {
+        if self.window.is_none() {
+            return state;
+        }
         if self.uncoded {
             return state.codes_from(usize::MAX);
         }
@@ -314,6 +322,35 @@ impl HybridAttention {
     /// Queries that decide together which values to skip; their positions start at multiples of this number.
     pub fn query_tile(&self) -> usize {
         query_tile(self.options.shape.group())
+    }
+
+    /// The settings by which a cache can be told from others, each with its name.
+    fn settings(&self) -> [(&'static str, String); 8] {
+        let shape = self.options.shape;
+        let window = self.window.map_or_else(|| "none".to_owned(), |window| window.to_string());
+        [
+            ("kernel", "hybrid".to_owned()),
+            ("kv heads", shape.kv_heads().to_string()),
+            ("channels of a key", shape.head_dim().to_string()),
+            ("channels of a value", shape.value_dim().to_string()),
+            ("mask", self.options.mask.to_string()),
+            ("exact window", window),
+            ("exact sinks", self.sinks.to_string()),
+            ("first length with codes", format!("{:?}", self.codes_from)),
+        ]
+    }
+
+    /// Checks that the heads of a cache that has been loaded fit each other, and hold what will be attended to.
+    fn check_heads(&self) -> Result<(), SnapshotError> {
+        let seen = self.options.mask.first_key(self.len().saturating_sub(1));
+        let of = |head: &HybridHead| [head.len(), head.coded.len(), head.tail.keys.first(), head.first()];
+        let alike = self.heads.windows(2).all(|pair| of(&pair[0]) == of(&pair[1]));
+        let coded = !self.uncoded || self.coded() == 0;
+        if alike && coded && self.heads.iter().all(|head| head.holds_from(seen)) {
+            return Ok(());
+        }
+        let (expected, got) = ("heads that hold the same tokens, and all that is attended to", self.len() as u64);
+        Err(SnapshotError::Invalid { what: "tokens", expected, got })
     }
 
     /// A kernel with the same tokens, that goes its own way from here.
@@ -600,6 +637,57 @@ impl AttentionKernel for HybridAttention {
 
     fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
         Some(Box::new(self.forked()))
+    }
+
+    fn detach(&mut self) -> Result<(), AttentionError> {
+        self.heads.to_write(&self.options.budget)?;
+        Ok(())
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+        if self.step.is_some() {
+            return Err(SnapshotError::Unsupported { reason: "expected no open step, got one" });
+        }
+        self.settings().into_iter().for_each(|(_, setting)| writer.text(&setting));
+        writer.text(self.options.store.name());
+        self.state.save(writer);
+        writer.count(self.prompt_end);
+        self.counts.iter().for_each(|counts| counts.save(writer));
+        self.heads.iter().for_each(|head| head.save(writer));
+        Ok(())
+    }
+
+    fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        if !self.is_empty() || self.step.is_some() {
+            return Err(SnapshotError::Unsupported { reason: "expected an empty cache to load into, got one in use" });
+        }
+        for (what, expected) in self.settings() {
+            let got = reader.text()?;
+            reader.expect(what, expected, got)?;
+        }
+        let (store, mut loaded) = (reader.text()?, self.forked());
+        // A cache that was narrowed before it was saved.
+        while loaded.options.store.name() != store {
+            let before = loaded.options.store;
+            loaded.narrow().map_err(|_| SnapshotError::Unsupported { reason: "expected a store that this one becomes" })?;
+            if loaded.options.store == before {
+                reader.expect("store", self.options.store.name(), &*store)?;
+            }
+        }
+        let state = WindowState::load(self.window, reader)?;
+        loaded.state = loaded.codes_from_of(state);
+        loaded.prompt_end = reader.count("tokens", usize::MAX)?;
+        for counts in &mut loaded.counts {
+            *counts = HeadSparsity::load(reader)?;
+        }
+        let mut heads = Vec::with_capacity(loaded.heads.len());
+        for head in loaded.heads.iter() {
+            heads.push(head.load(reader)?);
+        }
+        loaded.heads = Heads::new(heads);
+        loaded.check_heads()?;
+        *self = loaded;
+        Ok(())
     }
 
     /// From f32 to f16, and the next time from 16 bits to [`KvStore::Compact`].

@@ -2,7 +2,9 @@
 
 use std::fmt;
 
-use deltallm_core::{Footprint, MemoryBudget, SparsityStats};
+use deltallm_core::{
+    Footprint, MemoryBudget, SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats,
+};
 #[cfg(feature = "ndarray")]
 use ndarray::{ArrayView3, ArrayViewMut3};
 
@@ -143,6 +145,54 @@ pub trait AttentionKernel: Send {
     /// ```
     fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
         None
+    }
+
+    /// Makes its own what this kernel shares with its forks and would have to copy before it changes it, so that
+    /// [`truncate`](Self::truncate) cannot find the budget exhausted.
+    ///
+    /// # Errors
+    /// [`deltallm_core::CoreError::BudgetExhausted`]; nothing changes then.
+    fn detach(&mut self) -> Result<(), AttentionError> {
+        Ok(())
+    }
+
+    /// Adds the cache to a snapshot: all that is needed to go on, bit for bit.
+    ///
+    /// ```
+    /// use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView, HeadsViewMut, HybridAttention, HybridConfig};
+    /// use deltallm_core::{SnapshotReader, SnapshotWriter};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let new = || HybridAttention::new(AttentionShape::new(4, 2, 8)?, HybridConfig::default());
+    /// let mut kernel = new()?;
+    /// let (q, k, mut out) = (vec![1.0; 300 * 4 * 8], vec![1.0; 300 * 2 * 8], vec![0.0; 300 * 4 * 8]);
+    /// let (q, k) = (HeadsView::new(&q, [300, 4, 8])?, HeadsView::new(&k, [300, 2, 8])?);
+    /// kernel.forward_heads(q, k, k, HeadsViewMut::new(&mut out, [300, 4, 8])?)?;
+    ///
+    /// let (mut writer, mut file) = (SnapshotWriter::new(), Vec::new());
+    /// kernel.save(&mut writer)?;
+    /// writer.write(&mut file)?;
+    ///
+    /// let mut loaded = new()?;
+    /// loaded.load(&mut SnapshotReader::copying(file.into())?)?;
+    /// assert_eq!(loaded.len(), 300);
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`SnapshotError::Unsupported`] for kernels that do not save caches, and within a [step](Self::begin_step).
+    fn save(&self, _writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+        Err(SnapshotError::Unsupported { reason: "this kernel does not save its cache" })
+    }
+
+    /// Takes over the tokens that are next in a snapshot. The cache must be empty, and of a kernel with the settings of the one that was saved; a
+    /// cache that had been [narrowed](Self::narrow) by then is loaded as it was.
+    ///
+    /// # Errors
+    /// [`SnapshotError`]; the cache is then still empty.
+    fn load(&mut self, _reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        Err(SnapshotError::Unsupported { reason: "this kernel does not load caches" })
     }
 
     /// Holds the cache in the next narrower store and returns the bytes given back: 0 when it is as narrow as it gets. No
@@ -304,6 +354,18 @@ impl<W: KernelWrapper> AttentionKernel for W {
 
     fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
         self.fork_wrapped()
+    }
+
+    fn detach(&mut self) -> Result<(), AttentionError> {
+        self.inner_mut().detach()
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+        self.inner().save(writer)
+    }
+
+    fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        self.inner_mut().load(reader)
     }
 
     fn narrow(&mut self) -> Result<usize, AttentionError> {

@@ -2,6 +2,8 @@
 
 use std::{fmt, ops::Range, str::FromStr};
 
+use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
+
 #[cfg(feature = "serde")]
 use crate::json::NumberOrText;
 use crate::{AttentionError, Mask};
@@ -114,6 +116,28 @@ impl WindowState {
                 Self { keys: keys.max(1), prompt_end, ..Self::NONE }
             }
         }
+    }
+
+    /// Adds what [`load`](Self::load) needs.
+    pub(crate) fn save(&self, writer: &mut SnapshotWriter) {
+        let Self { keys, prompt_end, whole_until, codes_from: _ } = *self;
+        [keys, prompt_end, whole_until].into_iter().for_each(|count| writer.count(count));
+    }
+
+    /// The state of this window that is next, but for the length from which on there are codes.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Invalid`] for one that the window is never in.
+    pub(crate) fn load(window: Option<ExactWindow>, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let [keys, prompt_end, whole_until] = [(); 3].map(|()| reader.count("tokens", usize::MAX));
+        let state = Self { keys: keys?, prompt_end: prompt_end?, whole_until: whole_until?, codes_from: 0 };
+        let fits = match window {
+            None => state == Self::NONE,
+            Some(ExactWindow::Sliding(keys)) => state.keys == keys && state.prompt_end == 0,
+            Some(ExactWindow::Block { .. }) => state.keys > 0,
+        };
+        let (expected, got) = ("a window as the settings have it", state.keys as u64);
+        if fits { Ok(state) } else { Err(SnapshotError::Invalid { what: "keys", expected, got }) }
     }
 
     /// The same, but queries before `position` see every key exactly.

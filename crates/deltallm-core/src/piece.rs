@@ -2,19 +2,25 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use crate::{
     budget::{MemoryBudget, Reservation},
     error::CoreError,
+    snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
 };
 
-/// A piece of memory. Clones share it: it is charged once, before it is allocated, and given back with the last of them. Whoever writes
-/// copies it first, if others have it too.
+/// A piece of memory that starts at a multiple of 8 bytes. Clones share it. Whoever writes copies it first, if others have it too.
 #[derive(Debug, Clone)]
-pub(crate) struct Piece {
-    /// Whatever is in a piece starts at a multiple of 8 bytes. From a table of pieces it is one step to the data, which matters: a token
-    /// reads thousands of them.
-    words: Arc<[u64]>,
-    charge: Arc<Reservation>,
+pub(crate) enum Piece {
+    /// Charged once, before it is allocated, and given back with the last clone. From a table of pieces it is one step to the data, which
+    /// matters: a token reads thousands of them.
+    Own {
+        words: Arc<[u64]>,
+        charge: Arc<Reservation>,
+    },
+    /// Part of a mapped file. It is not charged: the system may take its memory back at any time.
+    Lent(Bytes),
 }
 
 impl Piece {
@@ -34,12 +40,15 @@ impl Piece {
         let mut charge = budget.reservation();
         charge.grow(Self::data_bytes(bytes).saturating_add(Self::OVERHEAD))?;
         let words = std::iter::repeat_n(0, bytes.div_ceil(size_of::<u64>())).collect();
-        Ok(Self { words, charge: Arc::new(charge) })
+        Ok(Self::Own { words, charge: Arc::new(charge) })
     }
 
     /// The data.
     pub(crate) fn data(&self) -> &[u8] {
-        bytemuck::cast_slice(&self.words)
+        match self {
+            Self::Own { words, .. } => bytemuck::cast_slice(words),
+            Self::Lent(bytes) => bytes,
+        }
     }
 
     /// The data, to be written.
@@ -49,18 +58,28 @@ impl Piece {
     pub(crate) fn data_mut(&mut self, budget: &MemoryBudget) -> Result<&mut [u8], CoreError> {
         if self.is_shared() {
             let mut copy = Self::new(self.data().len(), budget)?;
-            if let Some(words) = Arc::get_mut(&mut copy.words) {
-                words.copy_from_slice(&self.words);
-            }
+            copy.alone().copy_from_slice(self.data());
             *self = copy;
         }
-        // Nobody else has it now.
-        Ok(Arc::get_mut(&mut self.words).map(bytemuck::cast_slice_mut).unwrap_or_default())
+        Ok(self.alone())
+    }
+
+    /// The data, if nobody else has it; nothing otherwise.
+    fn alone(&mut self) -> &mut [u8] {
+        match self {
+            Self::Own { words, .. } => {
+                Arc::get_mut(words).map(bytemuck::cast_slice_mut).unwrap_or_default()
+            }
+            Self::Lent(_) => &mut [],
+        }
     }
 
     /// Whether others have it too.
     pub(crate) fn is_shared(&self) -> bool {
-        Arc::strong_count(&self.words) > 1
+        match self {
+            Self::Own { words, .. } => Arc::strong_count(words) > 1,
+            Self::Lent(_) => true,
+        }
     }
 
     /// Bytes it takes.
@@ -70,19 +89,27 @@ impl Piece {
 
     /// What it is charged, which it is no longer then; nothing of one that is shared.
     pub(crate) fn uncharge(&mut self) -> Option<Reservation> {
-        Arc::get_mut(&mut self.charge).map(Reservation::take)
+        match self {
+            Self::Own { charge, .. } => Arc::get_mut(charge).map(Reservation::take),
+            Self::Lent(_) => None,
+        }
     }
 
     /// Bytes that nobody has been charged.
     pub(crate) fn unpaid(&self) -> usize {
-        if self.charge.bytes() == 0 { self.bytes() } else { 0 }
+        match self {
+            Self::Own { charge, .. } if charge.bytes() == 0 => self.bytes(),
+            _ => 0,
+        }
     }
 
     /// Pays what is [`unpaid`](Self::unpaid).
-    pub(crate) fn charge_with(&mut self, charge: &mut Reservation) {
+    pub(crate) fn charge_with(&mut self, all: &mut Reservation) {
         let unpaid = self.unpaid();
-        if let (Some(paid), 1..) = (Arc::get_mut(&mut self.charge), unpaid) {
-            *paid = charge.split(unpaid);
+        if let (Self::Own { charge, .. }, 1..) = (self, unpaid)
+            && let Some(charge) = Arc::get_mut(charge)
+        {
+            *charge = all.split(unpaid);
         }
     }
 }
@@ -104,6 +131,15 @@ pub trait Store: Sized {
 
     /// Pays what is [unpaid](Self::unpaid) with a charge of that size.
     fn charge_with(&mut self, charge: &mut Reservation);
+
+    /// Adds all that is needed to go on with these tokens, bit for bit.
+    fn save(&self, writer: &mut SnapshotWriter);
+
+    /// A store like this one, but with the tokens that are next in `reader`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] for those of a store with other settings, and for what no store would have saved.
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError>;
 }
 
 impl<T: Store> Store for Vec<T> {
@@ -130,6 +166,18 @@ impl<T: Store> Store for Vec<T> {
 
     fn charge_with(&mut self, charge: &mut Reservation) {
         self.iter_mut().for_each(|store| store.charge_with(charge));
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        self.iter().for_each(|store| store.save(writer));
+    }
+
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let mut loaded = Self::with_capacity(self.len());
+        for store in self {
+            loaded.push(store.load(reader)?);
+        }
+        Ok(loaded)
     }
 }
 

@@ -2,7 +2,10 @@
 
 use std::ops::AddAssign;
 
-use crate::error::CoreError;
+use crate::{
+    error::CoreError,
+    snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
+};
 
 /// Counts of one kv head (and of the query heads that share it).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -21,6 +24,27 @@ pub struct HeadSparsity {
 }
 
 impl HeadSparsity {
+    /// Adds the counts to a snapshot.
+    pub fn save(&self, writer: &mut SnapshotWriter) {
+        let Self { elements, nonzeros, pairs, exact_pairs, skipped_values } = *self;
+        [elements, nonzeros, pairs, exact_pairs, skipped_values].into_iter().for_each(|n| writer.number(n));
+    }
+
+    /// The counts that are next in a snapshot.
+    ///
+    /// # Errors
+    /// [`SnapshotError::Length`] at its end.
+    pub fn load(reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let [elements, nonzeros, pairs, exact_pairs, skipped_values] = [(); 5].map(|()| reader.number());
+        Ok(Self {
+            elements: elements?,
+            nonzeros: nonzeros?,
+            pairs: pairs?,
+            exact_pairs: exact_pairs?,
+            skipped_values: skipped_values?,
+        })
+    }
+
     /// `zeros(delta) / numel(delta)`, in 0..=1.
     pub fn zero_fraction(&self) -> f64 {
         ratio(self.elements.saturating_sub(self.nonzeros), self.elements)

@@ -19,11 +19,17 @@ pub(super) trait Codec: Debug {
     /// What is known of a sealed block without looking at it: how many numbers there are of each kind.
     type Header: Copy + Debug;
 
+    /// The name in a snapshot.
+    const NAME: &str;
+
     /// The float type whose numbers can be coded.
     fn takes(&self) -> ElementType;
 
     /// The numbers of a block that has not begun, without room.
     fn empty(&self) -> Self::Codes;
+
+    /// The same with room for a whole block, which takes one more key beside so many escapes.
+    fn with_room(&self, escapes: usize) -> Self::Codes;
 
     /// Begins a block with the reference as its key frame, within the room it has. The reference becomes what the frame gives back.
     fn start(&mut self, rule: &mut Rule, codes: &mut Self::Codes);
@@ -42,6 +48,13 @@ pub(super) trait Codec: Debug {
 
     /// The numbers of a sealed block.
     fn sealed<'a>(&self, header: Self::Header, data: &'a [u8]) -> Self::View<'a>;
+
+    /// Numbers by which a header is written and read.
+    fn header_to_words(header: Self::Header) -> [u32; 4];
+
+    /// The header of these words, if a block with it and these masks (of channels there are) can be all of `data`, which is as long as a piece
+    /// for it: whatever reads it then stays within it.
+    fn checked(&self, words: [u32; 4], masks: &[u64], data: &[u8]) -> Option<Self::Header>;
 
     /// Makes `codes` a copy of another block, which transmits `sent` values, within the room it has.
     fn reopen(&self, view: Self::View<'_>, sent: usize, codes: &mut Self::Codes);

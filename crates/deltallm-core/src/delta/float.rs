@@ -9,7 +9,7 @@ use super::{
     loops::{compress, select},
     rule::Rule,
 };
-use crate::{buffer::FloatBuffer, element::ElementType, store::BLOCK_TOKENS};
+use crate::{buffer::FloatBuffer, element::ElementType, mask::count, store::BLOCK_TOKENS};
 
 /// The numbers of a block in a float type.
 #[derive(Debug, Clone, Copy)]
@@ -144,12 +144,18 @@ impl Codec for FloatCodec {
     /// How many numbers.
     type Header = usize;
 
+    const NAME: &str = "deltas";
+
     fn takes(&self) -> ElementType {
         self.element
     }
 
     fn empty(&self) -> FloatBlock {
         FloatBlock(FloatBuffer::with_capacity(self.element, 0))
+    }
+
+    fn with_room(&self, _escapes: usize) -> FloatBlock {
+        FloatBlock(FloatBuffer::with_capacity(self.element, most_numbers(self.stored.len())))
     }
 
     fn start(&mut self, rule: &mut Rule, FloatBlock(numbers): &mut FloatBlock) {
@@ -184,6 +190,17 @@ impl Codec for FloatCodec {
         FloatView::of_bytes(self.element, data, count, self.stored.len())
     }
 
+    fn header_to_words(numbers: usize) -> [u32; 4] {
+        // 65 times the channels of a head, which are less than 2^20.
+        [numbers as u32, 0, 0, 0]
+    }
+
+    fn checked(&self, words: [u32; 4], masks: &[u64], data: &[u8]) -> Option<usize> {
+        let numbers = self.stored.len() + count(masks);
+        let fits = data.len() >= bytes(self.element, numbers) && words == Self::header_to_words(numbers);
+        fits.then_some(numbers)
+    }
+
     fn reopen(&self, view: FloatView<'_>, _sent: usize, FloatBlock(numbers): &mut FloatBlock) {
         numbers.truncate(0);
         numbers.extend(&view.frame());
@@ -213,7 +230,7 @@ impl Codec for FloatCodec {
 
     fn make_room(&self, FloatBlock(numbers): &mut FloatBlock, _written: usize) {
         if numbers.capacity() == 0 {
-            *numbers = FloatBuffer::with_capacity(self.element, most_numbers(self.stored.len()));
+            *numbers = self.with_room(0).0;
         }
     }
 

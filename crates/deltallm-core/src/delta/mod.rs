@@ -21,6 +21,7 @@ use crate::{
     error::CoreError,
     piece::Store,
     rows::Layout,
+    snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
     store::{BLOCK_TOKENS, KvStore},
     threshold::HeadThresholds,
 };
@@ -166,6 +167,14 @@ impl DeltaMatrix {
         match &self.0 {
             Form::Float(matrix) => matrix.bytes(),
             Form::Steps(matrix) => matrix.bytes(),
+        }
+    }
+
+    /// The account that is charged.
+    pub fn budget(&self) -> &MemoryBudget {
+        match &self.0 {
+            Form::Float(matrix) => matrix.budget(),
+            Form::Steps(matrix) => matrix.budget(),
         }
     }
 
@@ -401,6 +410,27 @@ impl Store for DeltaMatrix {
             Form::Float(matrix) => matrix.charge_with(charge),
             Form::Steps(matrix) => matrix.charge_with(charge),
         }
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        match &self.0 {
+            Form::Float(matrix) => {
+                writer.text(&matrix.codec().takes().to_string());
+                matrix.save(writer);
+            }
+            Form::Steps(matrix) => matrix.save(writer),
+        }
+    }
+
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        Ok(Self(match &self.0 {
+            Form::Float(matrix) => {
+                let element = reader.text()?;
+                reader.expect("deltas in", matrix.codec().takes().to_string(), element)?;
+                Form::Float(matrix.load(reader)?)
+            }
+            Form::Steps(matrix) => Form::Steps(matrix.load(reader)?),
+        }))
     }
 }
 

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     element::ElementType,
     error::CoreError,
-    mask::{bits, contains, unpack, words},
+    mask::{self, bits, contains, count, unpack, words},
     quantise::inverse,
     store::BLOCK_TOKENS,
     threshold::HeadThresholds,
@@ -264,6 +264,8 @@ impl Codec for StepCodec {
     type View<'a> = StepView<'a>;
     type Header = Header;
 
+    const NAME: &str = "deltas in steps";
+
     /// Whatever does not fit a code escapes as f32.
     fn takes(&self) -> ElementType {
         ElementType::F32
@@ -271,6 +273,14 @@ impl Codec for StepCodec {
 
     fn empty(&self) -> StepBlock {
         StepBlock { differences: Differences::with_capacity(0, 0), escapes: Vec::new(), factor: 1.0 }
+    }
+
+    fn with_room(&self, escapes: usize) -> StepBlock {
+        StepBlock {
+            differences: Differences::with_capacity(self.channels(), BLOCK_TOKENS * self.channels()),
+            escapes: Vec::with_capacity(escapes_with_room(self.channels(), escapes)),
+            factor: 1.0,
+        }
     }
 
     /// The reference is no longer the reconstruction of the key before, and the next key is compared with it.
@@ -340,6 +350,38 @@ impl Codec for StepCodec {
         let (frame, wide) = bytemuck::cast_slice(whole).split_at(self.channels().min(whole.len()));
         let (differences, escapes) = (&data[..nibbles as usize], bytemuck::cast_slice(escapes));
         StepView { frame, differences, wide, factor, escapes }
+    }
+
+    fn header_to_words(Header { escapes, whole, nibbles, factor }: Header) -> [u32; 4] {
+        [escapes, whole, nibbles, factor.to_bits()]
+    }
+
+    fn checked(&self, words: [u32; 4], masks: &[u64], data: &[u8]) -> Option<Header> {
+        let [escapes, whole, nibbles, factor] = words;
+        let header = Header { escapes, whole, nibbles, factor: f32::from_bits(factor) };
+        let [escape_bytes, whole, nibbles] =
+            [escapes as usize * size_of::<Escape>(), whole as usize, nibbles as usize];
+        let sent = count(masks);
+        let fits = escape_bytes + whole + nibbles <= data.len()
+            && whole >= self.channels()
+            && nibbles == sent.div_ceil(2)
+            && header.factor.is_finite();
+        if !fits {
+            return None;
+        }
+        let StepView { differences, wide, escapes, .. } = self.sealed(header, data);
+        let nibble = |at: usize| differences[at / 2] >> (4 * (at % 2)) & 15;
+        let wide_ones = (0..sent).filter(|at| nibble(*at) == 0).count();
+        let tokens = masks.len() / mask::words(self.channels());
+        let in_order = escapes.is_sorted_by_key(|escape| escape.from);
+        let fit = escapes.iter().all(|escape| {
+            usize::from(escape.channel) < self.channels()
+                && usize::from(escape.from) < tokens
+                && escape.from < escape.to
+                && escape.to <= OPEN_END
+                && escape.residual.is_finite()
+        });
+        (wide_ones == wide.len() && in_order && fit).then_some(header)
     }
 
     fn reopen(&self, view: StepView<'_>, sent: usize, codes: &mut StepBlock) {

@@ -83,6 +83,32 @@ impl RowFormat {
         }
     }
 
+    /// Copies the first `rows` rows of a page with room for `tokens` to another one.
+    pub(super) fn copy_rows(self, from: &[u8], to: &mut [u8], tokens: usize, channels: usize, rows: usize) {
+        // One array, or codes and then their scales.
+        let (width, scales) = match self {
+            Self::Float(_) => (self.row_bytes(channels), 0),
+            Self::Int8 => (channels, self.row_bytes(channels) - channels),
+            Self::Int4 => Int4Rows::widths(channels),
+        };
+        let second = (tokens * width).next_multiple_of(2).min(from.len());
+        for (start, width) in [(0, width), (second, scales)] {
+            let bytes = start..start + rows * width;
+            to[bytes.clone()].copy_from_slice(&from[bytes]);
+        }
+    }
+
+    /// The name in a snapshot.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Float(ElementType::F32) => "f32",
+            Self::Float(ElementType::F16) => "f16",
+            Self::Float(ElementType::Bf16) => "bf16",
+            Self::Int8 => "8 bits",
+            Self::Int4 => "4 bits",
+        }
+    }
+
     /// Rows of a page with room for `tokens`, as they are held.
     pub(super) fn view(
         self,

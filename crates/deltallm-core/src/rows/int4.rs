@@ -24,6 +24,11 @@ impl<'a> Int4Rows<'a> {
         nibble_bytes(channels).saturating_add(scale_bytes(channels))
     }
 
+    /// Bytes of the codes of a row, and of its scales.
+    pub(super) fn widths(channels: usize) -> (usize, usize) {
+        (nibble_bytes(channels), scale_bytes(channels))
+    }
+
     /// Bytes of a page of `tokens` rows: their codes, and their scales from an even place on.
     pub(super) fn page_bytes(tokens: usize, channels: usize) -> usize {
         let codes = tokens.saturating_mul(nibble_bytes(channels));

@@ -15,6 +15,8 @@ use crate::{
     element::ElementType,
     error::CoreError,
     piece::{Piece, Store},
+    snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
+    store::BLOCK_TOKENS,
 };
 
 pub use crate::quantise::GROUP;
@@ -28,6 +30,9 @@ pub use {
 /// How the first page of a centered store is held. A cut within it then leaves no trace, and the first keys, which are often the most
 /// important, are off by less.
 const FIRST_FORMAT: RowFormat = RowFormat::Float(ElementType::F16);
+
+/// More tokens than any cache on earth has.
+pub(crate) const MOST_TOKENS: usize = 1 << 40;
 
 /// One row of `channels` numbers per token, stored in pages of a fixed number of tokens.
 ///
@@ -322,9 +327,14 @@ impl PagedRows {
     /// # Errors
     /// [`CoreError::NotStorable`] names the first channel that is too large.
     pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
-        if !self.narrows_to(element) {
-            return Ok(());
-        }
+        if self.narrows_to(element) { self.check_all(element) } else { Ok(()) }
+    }
+
+    /// Checks that every number held is one that `element` can hold: of rows that have been loaded, and will be stored again.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that is not.
+    pub fn check_all(&self, element: ElementType) -> Result<(), CoreError> {
         let mut scratch = Vec::new();
         for number in self.first_page..self.first_page + self.pages.len() {
             let start = number * self.layout.page_tokens;
@@ -358,6 +368,22 @@ impl PagedRows {
         }
         self.layout.format = element.into();
         Ok(())
+    }
+
+    /// A page as it is, or a copy if it has rows of tokens that have been cut: these are nobody's business. Nobody is charged for the copy.
+    fn without_stale_rows(&self, number: usize, page: &Piece) -> Piece {
+        let Layout { channels, page_tokens, .. } = self.layout;
+        let (start, format) = (number * page_tokens, self.layout.format_of(number));
+        if start + page_tokens <= self.len {
+            return page.clone();
+        }
+        let unlimited = MemoryBudget::unlimited();
+        let copy = Piece::new(page.data().len(), &unlimited).and_then(|mut copy| {
+            let rows = self.len.saturating_sub(start);
+            format.copy_rows(page.data(), copy.data_mut(&unlimited)?, page_tokens, channels, rows);
+            Ok(copy)
+        });
+        copy.unwrap_or_else(|_| page.clone())
     }
 
     /// A copy of a page that is held in the float type of another layout. Nobody has been charged it.
@@ -495,6 +521,61 @@ impl Store for PagedRows {
             self.charge = charge.split(own);
         }
         self.pages.iter_mut().for_each(|page| page.charge_with(charge));
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        let Layout { channels, format, page_tokens, centered } = self.layout;
+        writer.text(format.name());
+        [channels, page_tokens, usize::from(centered)].into_iter().for_each(|count| writer.count(count));
+        [self.len, self.first, self.first_page, self.pages.len()]
+            .into_iter()
+            .for_each(|count| writer.count(count));
+        writer.floats(&self.center);
+        for (number, page) in (self.first_page..).zip(&self.pages) {
+            writer.piece(self.without_stale_rows(number, page));
+        }
+    }
+
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let Layout { channels, format, centered, .. } = self.layout;
+        let name = reader.text()?;
+        reader.expect("rows in", format.name(), &name)?;
+        let got = reader.count("channels", usize::MAX)?;
+        reader.expect("channels", channels, got)?;
+        // Pages of exact rows come in two sizes.
+        let page_tokens = reader.count("tokens in a page", BLOCK_TOKENS)?.max(1);
+        let got = reader.count("centered rows", 1)?;
+        reader.expect("centered rows", usize::from(centered), got)?;
+        let layout = Layout { page_tokens, ..self.layout };
+        let len = reader.count("tokens", MOST_TOKENS)?;
+        let first = reader.count("first token", len)?;
+        let first_page = reader.count("first page", len / page_tokens)?;
+        // After a cut into what had been dropped, the page that the next row goes to is not there.
+        let held = len.div_ceil(page_tokens) - first_page;
+        let pages = reader.count("pages", held)?;
+        let complete = pages == held || pages == 0 && first_page == len / page_tokens;
+        if !complete || first < len.min(first_page * page_tokens) {
+            let (expected, got) = ("the pages of all tokens from the first one on", pages as u64);
+            return Err(SnapshotError::Invalid { what: "pages", expected, got });
+        }
+        let center = reader.floats()?;
+        let needs_center = layout.has_center() && first_page == 0 && pages > 1;
+        let fits = center.len() == channels && layout.has_center() || center.is_empty() && !needs_center;
+        if !fits {
+            let (expected, got) = ("a center of one number per channel, or none", center.len() as u64);
+            return Err(SnapshotError::Invalid { what: "numbers", expected, got });
+        }
+        let mut loaded = Self::starting_at(first, channels, format, page_tokens, self.charge.budget());
+        loaded.layout = layout;
+        let slots = table_capacity(0, pages);
+        loaded.charge.grow(slots * size_of::<Piece>() + 2 * center.len() * size_of::<f32>())?;
+        loaded.pages = VecDeque::with_capacity(slots);
+        for number in first_page..first_page + pages {
+            let bytes = layout.page_bytes(layout.format_of(number));
+            loaded.pages.push_back(reader.piece(bytes, self.charge.budget())?);
+        }
+        loaded.shifted.reserve_exact(center.len());
+        Ok(Self { len, first_page, center, ..loaded })
     }
 }
 
