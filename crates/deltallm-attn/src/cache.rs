@@ -210,8 +210,7 @@ impl Store for FarKeys {
             ("deltas", Self::Delta(matrix)) => Ok(Self::Delta(matrix.load(reader)?)),
             ("whole keys", Self::Rows(rows)) => Ok(Self::Rows(rows.load(reader)?)),
             ("whole keys", Self::Delta(matrix)) => {
-                let rows =
-                    PagedRows::new(matrix.channels(), ElementType::F16, BLOCK_TOKENS, matrix.budget());
+                let rows = PagedRows::new(matrix.channels(), ElementType::F16, BLOCK_TOKENS, matrix.budget());
                 Ok(Self::Rows(rows.load(reader)?))
             }
             (got, _) => {
@@ -651,9 +650,7 @@ impl HybridHead {
         let fits = match self.kept {
             None => tail.is_empty(),
             // Between what is coded and what is exact there is no gap.
-            Some(_) if self.codes_later() => {
-                tail.len() >= coded && (coded == 0 || tail.first() <= coded)
-            }
+            Some(_) if self.codes_later() => tail.len() >= coded && (coded == 0 || tail.first() <= coded),
             Some(_) => tail.len() == coded,
         };
         if fits { Ok(()) } else { Err(invalid("exact keys", "those of the window", tail.len())) }

@@ -1,8 +1,8 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget,
-    SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats,
+    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SnapshotError,
+    SnapshotReader, SnapshotWriter, SparsityStats,
     internal::{PagedRows, RowFormat, Store, exchange},
 };
 
@@ -300,7 +300,9 @@ impl AttentionKernel for DenseAttention {
 
     fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
         if !self.is_empty() || self.step.is_some() {
-            return Err(SnapshotError::Unsupported { reason: "expected an empty cache to load into, got one in use" });
+            return Err(SnapshotError::Unsupported {
+                reason: "expected an empty cache to load into, got one in use",
+            });
         }
         for (what, expected) in self.settings() {
             let got = reader.text()?;
@@ -330,7 +332,8 @@ impl AttentionKernel for DenseAttention {
         let len = values.last().map_or(0, PagedRows::len);
         let seen = self.options.mask.first_key(len.saturating_sub(1));
         let first = values.last().map_or(0, PagedRows::first);
-        if !keys.iter().chain(&values).all(|rows| rows.len() == len && rows.first() == first) || first > seen {
+        if !keys.iter().chain(&values).all(|rows| rows.len() == len && rows.first() == first) || first > seen
+        {
             let expected = "heads that hold the same tokens, and all that is attended to";
             return Err(SnapshotError::Invalid { what: "tokens", expected, got: len as u64 });
         }

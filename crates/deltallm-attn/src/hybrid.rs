@@ -349,7 +349,8 @@ impl HybridAttention {
         if alike && coded && self.heads.iter().all(|head| head.holds_from(seen)) {
             return Ok(());
         }
-        let (expected, got) = ("heads that hold the same tokens, and all that is attended to", self.len() as u64);
+        let (expected, got) =
+            ("heads that hold the same tokens, and all that is attended to", self.len() as u64);
         Err(SnapshotError::Invalid { what: "tokens", expected, got })
     }
 
@@ -659,7 +660,9 @@ impl AttentionKernel for HybridAttention {
 
     fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
         if !self.is_empty() || self.step.is_some() {
-            return Err(SnapshotError::Unsupported { reason: "expected an empty cache to load into, got one in use" });
+            return Err(SnapshotError::Unsupported {
+                reason: "expected an empty cache to load into, got one in use",
+            });
         }
         for (what, expected) in self.settings() {
             let got = reader.text()?;
@@ -669,7 +672,9 @@ impl AttentionKernel for HybridAttention {
         // A cache that was narrowed before it was saved.
         while loaded.options.store.name() != store {
             let before = loaded.options.store;
-            loaded.narrow().map_err(|_| SnapshotError::Unsupported { reason: "expected a store that this one becomes" })?;
+            loaded.narrow().map_err(|_| SnapshotError::Unsupported {
+                reason: "expected a store that this one becomes",
+            })?;
             if loaded.options.store == before {
                 reader.expect("store", self.options.store.name(), &*store)?;
             }

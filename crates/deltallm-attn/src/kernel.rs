@@ -2,9 +2,7 @@
 
 use std::fmt;
 
-use deltallm_core::{
-    Footprint, MemoryBudget, SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats,
-};
+use deltallm_core::{Footprint, MemoryBudget, SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats};
 #[cfg(feature = "ndarray")]
 use ndarray::{ArrayView3, ArrayViewMut3};
 

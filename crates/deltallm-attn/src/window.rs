@@ -128,7 +128,10 @@ impl WindowState {
     ///
     /// # Errors
     /// [`SnapshotError::Invalid`] for one that the window is never in.
-    pub(crate) fn load(window: Option<ExactWindow>, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+    pub(crate) fn load(
+        window: Option<ExactWindow>,
+        reader: &mut SnapshotReader,
+    ) -> Result<Self, SnapshotError> {
         let [keys, prompt_end, whole_until] = [(); 3].map(|()| reader.count("tokens", usize::MAX));
         let state = Self { keys: keys?, prompt_end: prompt_end?, whole_until: whole_until?, codes_from: 0 };
         let fits = match window {

@@ -154,7 +154,9 @@ fn a_cache_with_other_settings_is_not_loaded() {
         for (number, mut kernel) in kernels(&options).into_iter().enumerate() {
             inputs.run(&mut *kernel, &[300]);
             let file = saved(&*kernel);
-            for (other, mut empty) in kernels(&options).into_iter().enumerate().filter(|(other, _)| *other != number) {
+            for (other, mut empty) in
+                kernels(&options).into_iter().enumerate().filter(|(other, _)| *other != number)
+            {
                 let error = load(&mut *empty, &file).unwrap_err();
                 assert!(matches!(error, SnapshotError::Other { .. }), "{store}, {number}, {other}: {error}");
                 assert!(empty.is_empty());
@@ -218,7 +220,8 @@ fn forged(file: &[u8], random: &mut Random) -> Vec<u8> {
         let checksum = crc32fast::hash(&file[start..(start + (1 << 20)).min(front + pieces)]);
         file[44 + numbers + 4 * number..][..4].copy_from_slice(&checksum.to_le_bytes());
     }
-    let checksums = [crc32fast::hash(&file[44..44 + numbers]), crc32fast::hash(&file[44 + numbers..][..table])];
+    let checksums =
+        [crc32fast::hash(&file[44..44 + numbers]), crc32fast::hash(&file[44 + numbers..][..table])];
     for (at, checksum) in [32, 36].into_iter().zip(checksums) {
         file[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
     }

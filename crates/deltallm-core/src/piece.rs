@@ -15,10 +15,7 @@ use crate::{
 pub(crate) enum Piece {
     /// Charged once, before it is allocated, and given back with the last clone. From a table of pieces it is one step to the data, which
     /// matters: a token reads thousands of them.
-    Own {
-        words: Arc<[u64]>,
-        charge: Arc<Reservation>,
-    },
+    Own { words: Arc<[u64]>, charge: Arc<Reservation> },
     /// Part of a mapped file. It is not charged: the system may take its memory back at any time.
     Lent(Bytes),
 }
@@ -67,9 +64,7 @@ impl Piece {
     /// The data, if nobody else has it; nothing otherwise.
     fn alone(&mut self) -> &mut [u8] {
         match self {
-            Self::Own { words, .. } => {
-                Arc::get_mut(words).map(bytemuck::cast_slice_mut).unwrap_or_default()
-            }
+            Self::Own { words, .. } => Arc::get_mut(words).map(bytemuck::cast_slice_mut).unwrap_or_default(),
             Self::Lent(_) => &mut [],
         }
     }

@@ -287,6 +287,20 @@ pub enum ModelError {
         /// Counted from 0.
         layer: usize,
     },
+    /// A session with a kernel that cannot be forked.
+    #[error("layer {layer}: expected a kernel that can be forked, got one that cannot")]
+    Fork {
+        /// Counted from 0.
+        layer: usize,
+    },
+    /// A session could not be saved, or a saved one not be loaded.
+    #[error("{}: {source}", file.display())]
+    Snapshot {
+        /// The file of the session.
+        file: PathBuf,
+        /// What was expected, and what there is.
+        source: deltallm_core::SnapshotError,
+    },
     /// Sessions that are to be continued together belong to different models.
     #[error("expected sessions of one model, got another model's at index {index}")]
     OtherModel {

@@ -40,7 +40,6 @@ pub(super) struct FloatCodec {
 #[derive(Debug)]
 pub(super) struct FloatBlock(FloatBuffer);
 
-
 /// Bytes of so many numbers: frames and transmitted values.
 fn bytes(element: ElementType, numbers: usize) -> usize {
     numbers.saturating_mul(element.bytes())

@@ -505,7 +505,9 @@ impl<C: Codec> Matrix<C> {
                 piece.data().split_at_checked(tokens * words(channels) * size_of::<u64>())?;
             let masks = bytemuck::cast_slice(masks);
             // No token sends a channel that there is not.
-            let beyond = |mask: &[u64]| mask.last().is_some_and(|last| channels % 64 > 0 && last >> (channels % 64) > 0);
+            let beyond = |mask: &[u64]| {
+                mask.last().is_some_and(|last| channels % 64 > 0 && last >> (channels % 64) > 0)
+            };
             let fits = !masks.chunks_exact(words(channels)).any(beyond);
             self.codec.checked(words_, masks, codes).filter(|_| fits)
         });

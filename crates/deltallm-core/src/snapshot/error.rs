@@ -20,7 +20,9 @@ pub enum SnapshotError {
         got: u32,
     },
     /// There are fewer or more bytes than the header says.
-    #[error("snapshot: expected {expected} bytes, got {got}; the file has been cut or something has been added")]
+    #[error(
+        "snapshot: expected {expected} bytes, got {got}; the file has been cut or something has been added"
+    )]
     Length {
         /// Bytes that the header announces.
         expected: u64,

@@ -102,7 +102,8 @@ impl SnapshotWriter {
         header.extend_from_slice(&crc32fast::hash(&table).to_le_bytes());
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
         let written = header.len() + self.numbers.len() + table.len();
-        for part in [&header[..], &self.numbers, &table, &vec![0; written.next_multiple_of(ALIGNMENT) - written]]
+        for part in
+            [&header[..], &self.numbers, &table, &vec![0; written.next_multiple_of(ALIGNMENT) - written]]
         {
             out.write_all(part)?;
         }

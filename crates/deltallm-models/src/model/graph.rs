@@ -163,6 +163,17 @@ impl Model {
         &self.config
     }
 
+    /// Tells these weights from those of other models of the same shape: a checksum of all norms, whose weights training changes.
+    pub fn weights_checksum(&self) -> u32 {
+        let ModelWeights { layers, final_norm, .. } = &self.weights;
+        let norms = layers.iter().flat_map(|layer| [&layer.attention_norm, &layer.mlp_norm]);
+        let mut hasher = crc32fast::Hasher::new();
+        for weight in norms.chain([final_norm]).flatten() {
+            hasher.update(&weight.to_le_bytes());
+        }
+        hasher.finalize()
+    }
+
     /// The instruction set that it computes with.
     pub fn isa(&self) -> Isa {
         self.isa

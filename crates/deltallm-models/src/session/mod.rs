@@ -1,5 +1,7 @@
 //! A sequence of tokens together with its caches.
 
+mod saved;
+
 use std::fmt;
 use std::sync::Arc;
 
@@ -422,8 +424,13 @@ impl Session {
     /// Forgets every token from `len` on.
     ///
     /// # Errors
-    /// [`ModelError::Attention`] when `len` exceeds the tokens so far.
+    /// [`ModelError::Attention`] when `len` exceeds the tokens so far, or the budget does not cover what a [fork](Self::fork) shares and must
+    /// copy first.
     pub fn rewind(&mut self, len: usize) -> Result<(), ModelError> {
+        // All or none: what a fork shares is copied first, for which there may be no memory.
+        for (layer, kernel) in self.kernels.iter_mut().enumerate().filter(|_| len < self.tokens.len()) {
+            kernel.detach().map_err(|source| ModelError::Attention { layer, source })?;
+        }
         for (layer, kernel) in self.kernels.iter_mut().enumerate() {
             kernel.truncate(len).map_err(|source| ModelError::Attention { layer, source })?;
         }

@@ -1,0 +1,195 @@
+//! Sessions in files, so that a prompt is read once and no more.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use deltallm_attn::KernelSpec;
+use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
+
+use super::Session;
+use crate::{Model, ModelError, files::mmap};
+
+/// Bytes handed to the system at a time.
+const AT_ONCE: usize = 1 << 20;
+
+impl Session {
+    /// A session with the same tokens, that goes its own way from here: several samples from one prompt, beams, agents that branch. That
+    /// costs next to nothing, because both share what is cached; what either of them changes is copied then.
+    ///
+    /// ```
+    /// use deltallm_attn::KernelSpec;
+    /// use deltallm_models::{Model, ModelFile, Session};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// let mut prompt = Session::with_spec(Model::load(&file)?, &KernelSpec::default())?;
+    /// prompt.prefill(&[1, 2, 3])?;
+    /// let mut samples = [prompt.fork()?, prompt.fork()?];
+    /// for (sample, token) in samples.iter_mut().zip([4, 5]) {
+    ///     sample.decode(token)?;
+    /// }
+    /// assert_eq!((prompt.tokens().len(), samples[1].tokens()), (3, &[1, 2, 3, 5][..]));
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ModelError::Fork`] with the layer whose kernel cannot be forked.
+    pub fn fork(&self) -> Result<Self, ModelError> {
+        let mut kernels = Vec::with_capacity(self.kernels.len());
+        for (layer, kernel) in self.kernels.iter().enumerate() {
+            kernels.push(kernel.fork().ok_or(ModelError::Fork { layer })?);
+        }
+        Ok(Self {
+            model: Arc::clone(&self.model),
+            kernels,
+            tokens: self.tokens.clone(),
+            chunk: self.chunk,
+            limit: self.limit.clone(),
+            narrowed: self.narrowed,
+        })
+    }
+
+    /// Writes the tokens and all caches to a file, from which [`open`](Self::open) goes on, bit for bit. The format is described in
+    /// `docs/formats.md`.
+    ///
+    /// The file gets its name once it is whole: whatever happens meanwhile, there is the old one, or none.
+    ///
+    /// ```
+    /// use std::sync::Arc;
+    ///
+    /// use deltallm_attn::KernelSpec;
+    /// use deltallm_models::{Model, ModelFile, Session};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let file = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf")?;
+    /// # let path = std::env::temp_dir().join(format!("doc-{}.kv", std::process::id()));
+    /// let (model, spec) = (Arc::new(Model::load(&file)?), KernelSpec::default());
+    /// let mut session = Session::with_spec(model.clone(), &spec)?;
+    /// session.prefill(&[1, 2, 3])?;
+    /// session.save(&path)?;
+    ///
+    /// let mut later = Session::open(model, &spec, &path)?;
+    /// assert_eq!(later.tokens(), [1, 2, 3]);
+    /// assert_eq!(later.decode(4)?, session.decode(4)?);
+    /// # std::fs::remove_file(&path)?;
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// [`ModelError::Snapshot`] for kernels that cannot be saved, [`ModelError::Io`] for what the system says of the file.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
+        let path = path.as_ref();
+        let mut writer = SnapshotWriter::new();
+        self.write(&mut writer).map_err(|source| snapshot(path, source))?;
+        let scratch = path.with_file_name(format!(
+            ".{}.{}.tmp",
+            path.file_name().unwrap_or_default().to_string_lossy(),
+            std::process::id()
+        ));
+        let written = write_file(&writer, &scratch).and_then(|()| fs::rename(&scratch, path));
+        written.map_err(|source| {
+            // Of a name that could not be given nothing stays behind.
+            let _ = fs::remove_file(&scratch);
+            ModelError::Io { file: path.to_owned(), source }
+        })
+    }
+
+    /// A session with the attention that `spec` describes, which goes on where the one that was saved had got to. Its caches are read into
+    /// memory, which is charged.
+    ///
+    /// # Errors
+    /// As [`with_spec`](Self::with_spec) and [`load`](Self::load).
+    pub fn open(
+        model: impl Into<Arc<Model>>,
+        spec: &KernelSpec,
+        path: impl AsRef<Path>,
+    ) -> Result<Self, ModelError> {
+        let mut session = Self::with_spec(model, spec)?;
+        session.load(path)?;
+        Ok(session)
+    }
+
+    /// Takes over what was saved to a file, into a session that is still empty and has the same model and kernels. Afterwards the file is
+    /// not needed.
+    ///
+    /// # Errors
+    /// [`ModelError::Io`]; [`ModelError::Snapshot`] for a file that is damaged, of another model, or of caches with other settings. The session
+    /// is then still empty.
+    pub fn load(&mut self, path: impl AsRef<Path>) -> Result<(), ModelError> {
+        let path = path.as_ref();
+        let bytes = fs::read(path).map_err(|source| ModelError::Io { file: path.to_owned(), source })?;
+        let reader = SnapshotReader::copying(bytes.into());
+        reader.and_then(|mut reader| self.read(&mut reader)).map_err(|source| snapshot(path, source))
+    }
+
+    /// The same, but caches are used where they lie in the mapped file, and pages copied when they are written: nothing is read twice, and
+    /// several processes share the memory, which is not charged. The file must not be changed while it is in use
+    /// ([`Bytes::map`](crate::Bytes::map)); giving its name to another one does no harm.
+    ///
+    /// # Errors
+    /// As [`load`](Self::load).
+    pub fn map(&mut self, path: impl AsRef<Path>) -> Result<(), ModelError> {
+        let path = path.as_ref();
+        let reader = SnapshotReader::lending(Bytes::from_owner(mmap::Bytes::map(path)?));
+        reader.and_then(|mut reader| self.read(&mut reader)).map_err(|source| snapshot(path, source))
+    }
+
+    fn write(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+        writer.text("session");
+        writer.text(&self.model.config().fingerprint().to_string());
+        writer.number(self.model.weights_checksum().into());
+        writer.list(&self.tokens);
+        self.kernels.iter().try_for_each(|kernel| kernel.save(writer))
+    }
+
+    fn read(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        let what = reader.text()?;
+        reader.expect("a", "session", &what)?;
+        let model = reader.text()?;
+        reader.expect("model", self.model.config().fingerprint().to_string(), model)?;
+        let weights = reader.number()?;
+        reader.expect("weights with the checksum", self.model.weights_checksum().into(), weights)?;
+        let tokens = reader.list()?;
+        let result = self.read_kernels(&tokens, reader);
+        if result.is_err() {
+            // Those that had been loaded by then. All tokens can always be cut off.
+            self.kernels.iter_mut().for_each(|kernel| drop(kernel.truncate(0)));
+        }
+        result?;
+        self.tokens = tokens;
+        Ok(())
+    }
+
+    fn read_kernels(&mut self, tokens: &[u32], reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        let vocabulary = self.model.config().vocab_size;
+        if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
+            let (expected, got) = ("tokens of the model's vocabulary", u64::from(*token));
+            return Err(SnapshotError::Invalid { what: "token", expected, got });
+        }
+        for kernel in &mut self.kernels {
+            kernel.load(reader)?;
+            if kernel.len() != tokens.len() {
+                let (expected, got) = ("caches of all tokens", kernel.len() as u64);
+                return Err(SnapshotError::Invalid { what: "tokens", expected, got });
+            }
+        }
+        reader.end()
+    }
+}
+
+fn snapshot(path: &Path, source: SnapshotError) -> ModelError {
+    ModelError::Snapshot { file: path.to_owned(), source }
+}
+
+fn write_file(writer: &SnapshotWriter, path: &Path) -> io::Result<()> {
+    let mut out = BufWriter::with_capacity(AT_ONCE, File::create(path)?);
+    writer.write(&mut out)?;
+    out.flush()?;
+    // On the disk before it gets its name.
+    out.get_ref().sync_all()
+}

@@ -1,0 +1,181 @@
+//! Sessions that are forked, saved and opened go on, bit for bit, as the one that they come from.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use deltallm_attn::{KernelKind, KernelSpec, KvStore, MemoryBudget};
+use deltallm_core::SnapshotError;
+use deltallm_models::{Model, ModelError, ModelFile, Session};
+
+/// Weights that are packed give the same bits in calls of any size.
+fn model() -> Arc<Model> {
+    let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
+    Arc::new(Model::load(&file).unwrap())
+}
+
+fn specs() -> Vec<KernelSpec> {
+    let stores = KvStore::ALL.map(|store| KernelSpec::default().store(store));
+    let dense = KvStore::ALL
+        .into_iter()
+        .filter(|store| store.dense() == *store)
+        .map(|store| KernelSpec::default().kernel(KernelKind::Dense).store(store));
+    stores.into_iter().chain(dense).collect()
+}
+
+fn prompt(tokens: usize) -> Vec<u32> {
+    (0..tokens).map(|t| (7 + t * t % 500) as u32).collect()
+}
+
+/// The bits of the logits after each of the next tokens.
+fn next(session: &mut Session, tokens: u32) -> Vec<u32> {
+    let logits = (0..tokens).map(|token| session.decode(50 + token).unwrap());
+    logits.flat_map(|logits| logits.into_iter().map(f32::to_bits)).collect()
+}
+
+/// A file that goes away with it.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("deltallm-{}-{name}.kv", std::process::id())))
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn what_is_opened_mapped_or_forked_goes_on_as_the_session_it_comes_from() {
+    let model = model();
+    for (number, spec) in specs().into_iter().enumerate() {
+        let file = Scratch::new(&format!("same-{number}"));
+        let mut session = Session::with_spec(model.clone(), &spec).unwrap();
+        session.prefill(&prompt(300)).unwrap();
+        session.save(&file.0).unwrap();
+        let mut opened = Session::open(model.clone(), &spec, &file.0).unwrap();
+        let mut mapped = Session::with_spec(model.clone(), &spec).unwrap();
+        mapped.map(&file.0).unwrap();
+        let mut fork = session.fork().unwrap();
+        assert_eq!((opened.tokens(), fork.tokens()), (session.tokens(), session.tokens()));
+        // Tables that have grown may have more slots than are needed.
+        let bytes = |session: &Session| session.footprint().total() - session.footprint().bookkeeping;
+        assert_eq!(bytes(&opened), bytes(&session));
+        let expected = next(&mut session, 5);
+        assert_eq!(next(&mut opened, 5), expected, "{number}");
+        assert_eq!(next(&mut mapped, 5), expected, "{number}");
+        assert_eq!(next(&mut fork, 5), expected, "{number}");
+        // And as one that has read everything itself.
+        let mut whole = Session::with_spec(model.clone(), &spec).unwrap();
+        whole.prefill(&prompt(300)).unwrap();
+        assert_eq!(next(&mut whole, 5), expected, "{number}");
+    }
+}
+
+#[test]
+fn a_file_is_replaced_whole() {
+    let (model, spec, file) = (model(), KernelSpec::default(), Scratch::new("replaced"));
+    let mut session = Session::with_spec(model.clone(), &spec).unwrap();
+    for tokens in [10, 20] {
+        session.prefill(&prompt(10)).unwrap();
+        session.save(&file.0).unwrap();
+        assert_eq!(Session::open(model.clone(), &spec, &file.0).unwrap().tokens().len(), tokens);
+    }
+    let folder = file.0.parent().unwrap();
+    let error = session.save(folder).unwrap_err();
+    assert!(matches!(error, ModelError::Io { .. }), "{error}");
+    let error = session.save(folder.join("there-is-no-such-folder/x.kv")).unwrap_err();
+    assert!(matches!(error, ModelError::Io { .. }), "{error}");
+    let stem = format!(".{}", file.0.file_name().unwrap().to_string_lossy());
+    let left = fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&stem));
+    assert_eq!(left.count(), 0);
+}
+
+#[test]
+fn a_file_of_something_else_leaves_the_session_empty() {
+    let (model, spec, file) = (model(), KernelSpec::default(), Scratch::new("other"));
+    let mut session = Session::with_spec(model.clone(), &spec).unwrap();
+    session.prefill(&prompt(100)).unwrap();
+    session.save(&file.0).unwrap();
+    let refused = |spec: &KernelSpec, path: &Path| {
+        let mut other = Session::with_spec(model.clone(), spec).unwrap();
+        let error = other.load(path).unwrap_err();
+        assert!(other.tokens().is_empty() && other.kernels().iter().all(|kernel| kernel.is_empty()));
+        let mut fresh = Session::with_spec(model.clone(), spec).unwrap();
+        assert_eq!(next(&mut other, 3), next(&mut fresh, 3));
+        error
+    };
+    let dense = KernelSpec::default().kernel(KernelKind::Dense);
+    let error = refused(&dense, &file.0);
+    assert!(matches!(error, ModelError::Snapshot { source: SnapshotError::Other { .. }, .. }), "{error}");
+    assert!(matches!(session.load(&file.0), Err(ModelError::Snapshot { .. })), "a session in use");
+    assert_eq!(session.tokens().len(), 100);
+
+    let other = ModelFile::open("tests/fixtures/llama/gqa3-d64-llama3/model.gguf").unwrap();
+    let error = Session::open(Model::load(&other).unwrap(), &spec, &file.0).unwrap_err();
+    assert!(
+        matches!(error, ModelError::Snapshot { source: SnapshotError::Other { what: "model", .. }, .. }),
+        "{error}"
+    );
+
+    // Within the caches of the last layers: those of the first ones have been loaded by then.
+    let whole = fs::read(&file.0).unwrap();
+    fs::write(&file.0, &whole[..whole.len() - 100]).unwrap();
+    let error = refused(&spec, &file.0);
+    assert!(matches!(error, ModelError::Snapshot { source: SnapshotError::Length { .. }, .. }), "{error}");
+    fs::write(&file.0, "Once upon a time").unwrap();
+    let error = refused(&spec, &file.0);
+    assert!(matches!(error, ModelError::Snapshot { source: SnapshotError::NotASnapshot, .. }), "{error}");
+    fs::remove_file(&file.0).unwrap();
+    assert!(matches!(refused(&spec, &file.0), ModelError::Io { .. }));
+}
+
+#[test]
+fn a_fork_that_cannot_be_cut_for_want_of_memory_stays_whole() {
+    let model = model();
+    let budget = MemoryBudget::new(1 << 28);
+    let context = model.kernel_context().budget(budget.clone());
+    for spec in specs() {
+        let mut session = Session::new(model.clone(), |layer| spec.build(layer, &context)).unwrap();
+        session.prefill(&prompt(300)).unwrap();
+        let mut fork = session.fork().unwrap();
+        let mut others = budget.reservation();
+        others.grow(budget.available()).unwrap();
+        // Nothing, and enough for some of the layers.
+        for left in [0, 200, 2000, 10_000] {
+            others.shrink(left);
+            match fork.rewind(299) {
+                Ok(()) => {
+                    assert!(left > 0);
+                    break;
+                }
+                Err(error) => assert!(matches!(error, ModelError::Attention { .. }), "{error}"),
+            }
+            assert!(fork.kernels().iter().all(|kernel| kernel.len() == 300) && fork.tokens().len() == 300);
+        }
+        drop(others);
+        fork.rewind(299).unwrap();
+        assert_eq!((fork.tokens().len(), session.tokens().len()), (299, 300));
+    }
+}
+
+#[test]
+fn eight_samples_take_little_more_than_one() {
+    let model = model();
+    let budget = MemoryBudget::unlimited();
+    let context = model.kernel_context().budget(budget.clone());
+    let spec = KernelSpec::default().kernel(KernelKind::Dense);
+    let mut prompted = Session::new(model, |layer| spec.build(layer, &context)).unwrap();
+    prompted.prefill(&prompt(384)).unwrap();
+    let one = budget.used();
+    let mut samples: Vec<Session> = (0..8).map(|_| prompted.fork().unwrap()).collect();
+    samples.iter_mut().for_each(|sample| drop(next(sample, 3)));
+    // A page of 64 tokens for each, of the six that the prompt fills.
+    assert!(budget.used() < one * 5 / 2, "{} and {one}", budget.used());
+}
