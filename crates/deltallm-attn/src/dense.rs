@@ -89,15 +89,8 @@ impl DenseAttention {
     }
 
     /// The settings by which a cache can be told from others, each with its name.
-    fn settings(&self) -> [(&'static str, String); 5] {
-        let shape = self.options.shape;
-        [
-            ("kernel", "dense".to_owned()),
-            ("kv heads", shape.kv_heads().to_string()),
-            ("channels of a key", shape.head_dim().to_string()),
-            ("channels of a value", shape.value_dim().to_string()),
-            ("mask", self.options.mask.to_string()),
-        ]
+    fn settings(&self) -> impl Iterator<Item = (&'static str, String)> + use<> {
+        [("kernel", "dense".to_owned())].into_iter().chain(self.options.of_cache())
     }
 
     /// Whether [`narrow`](AttentionKernel::narrow) leads to this store.
@@ -291,7 +284,7 @@ impl AttentionKernel for DenseAttention {
         if self.step.is_some() {
             return Err(SnapshotError::Unsupported { reason: "expected no open step, got one" });
         }
-        self.settings().into_iter().for_each(|(_, setting)| writer.text(&setting));
+        self.settings().for_each(|(_, setting)| writer.text(&setting));
         writer.text(self.options.store.name());
         self.counts.iter().for_each(|counts| counts.save(writer));
         self.rows().for_each(|rows| rows.save(writer));

@@ -325,19 +325,17 @@ impl HybridAttention {
     }
 
     /// The settings by which a cache can be told from others, each with its name.
-    fn settings(&self) -> [(&'static str, String); 8] {
-        let shape = self.options.shape;
+    fn settings(&self) -> impl Iterator<Item = (&'static str, String)> + use<> {
         let window = self.window.map_or_else(|| "none".to_owned(), |window| window.to_string());
-        [
+        let own = [
             ("kernel", "hybrid".to_owned()),
-            ("kv heads", shape.kv_heads().to_string()),
-            ("channels of a key", shape.head_dim().to_string()),
-            ("channels of a value", shape.value_dim().to_string()),
-            ("mask", self.options.mask.to_string()),
             ("exact window", window),
             ("exact sinks", self.sinks.to_string()),
+            ("exact prompt", self.exact_prompt.to_string()),
+            ("skip margin", format!("{:?}", self.skip_margin)),
             ("first length with codes", format!("{:?}", self.codes_from)),
-        ]
+        ];
+        own.into_iter().chain(self.options.of_cache())
     }
 
     /// Checks that the heads of a cache that has been loaded fit each other, and hold what will be attended to.
@@ -649,7 +647,7 @@ impl AttentionKernel for HybridAttention {
         if self.step.is_some() {
             return Err(SnapshotError::Unsupported { reason: "expected no open step, got one" });
         }
-        self.settings().into_iter().for_each(|(_, setting)| writer.text(&setting));
+        self.settings().for_each(|(_, setting)| writer.text(&setting));
         writer.text(self.options.store.name());
         self.state.save(writer);
         writer.count(self.prompt_end);

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 
 use deltallm::core::HeadSparsity;
 use deltallm::models::{
-    GenerationError, ModelError, Narrowed, Sampler, SamplerConfig, SamplingError, Session, StopReason,
+    GenerationError, ModelError, Narrowed, PromptCache, Prompted, Sampler, SamplerConfig, SamplingError,
+    Session, StopReason,
 };
 use deltallm::{AttentionError, CoreError, Footprint};
 
-use crate::{LoadedModel, Progress, format_bytes, interrupted};
+use crate::{KernelChoice, LoadedModel, Progress, format_bytes, interrupted};
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -97,6 +98,8 @@ pub struct Generation {
     pub text: String,
     /// Why there are no more.
     pub stop: Stop,
+    /// How many of the prompt's first tokens had been read before.
+    pub found: usize,
     /// Time to read the prompt.
     pub prefill: Duration,
     /// From the start to the first new token.
@@ -125,7 +128,8 @@ impl Generation {
 }
 
 /// Continues `prompt` in an empty `session` by at most `max_tokens` tokens; `on_text` gets the text as it comes. `continues_text` says that
-/// the new text goes on in the middle of the prompt's, rather than answering it.
+/// the new text goes on in the middle of the prompt's, rather than answering it. With `prompts`, for this kernel, what has been read before
+/// is not read again.
 ///
 /// # Errors
 /// For a prompt that does not fit in the context or in the session's memory budget, settings the sampler refuses, a failing model, and whatever
@@ -137,6 +141,7 @@ pub fn generate(
     continues_text: bool,
     sampling: SamplerConfig,
     max_tokens: usize,
+    prompts: Option<(&PromptCache, &KernelChoice)>,
     on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generation> {
     let context = model.graph.config().context_length;
@@ -149,9 +154,12 @@ pub fn generate(
 
     let start = Instant::now();
     let mut progress = Progress::new("reading the prompt");
-    let logits = session
-        .prefill_with(prompt, |done| progress.update(done, prompt.len()))
-        .map_err(|error| advise(error, prompt.len()))?;
+    let read = |done| progress.update(done, prompt.len());
+    let prompted = match prompts {
+        Some((cache, kernel)) => cache.prefill(&mut session, prompt, &|a, b| kernel.reads_alike(a, b), read),
+        None => session.prefill_with(prompt, read).map(|logits| Prompted { logits, found: 0 }),
+    };
+    let Prompted { logits, found } = prompted.map_err(|error| advise(error, prompt.len()))?;
     drop(progress);
     let prefill = start.elapsed();
     let prompt_sparsity = session.stats().total();
@@ -190,6 +198,7 @@ pub fn generate(
         tokens,
         text,
         stop,
+        found,
         prefill,
         first_token,
         decode,

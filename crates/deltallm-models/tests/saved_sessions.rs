@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use deltallm_attn::{KernelKind, KernelSpec, KvStore, MemoryBudget};
 use deltallm_core::SnapshotError;
-use deltallm_models::{Model, ModelError, ModelFile, Session};
+use deltallm_models::{Model, ModelError, ModelFile, PromptCache, Prompted, Session};
 
 /// Weights that are packed give the same bits in calls of any size.
 fn model() -> Arc<Model> {
@@ -178,4 +178,123 @@ fn eight_samples_take_little_more_than_one() {
     samples.iter_mut().for_each(|sample| drop(next(sample, 3)));
     // A page of 64 tokens for each, of the six that the prompt fills.
     assert!(budget.used() < one * 5 / 2, "{} and {one}", budget.used());
+}
+
+/// A folder that goes away with it.
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("deltallm-{}-{name}", std::process::id())))
+    }
+
+    fn files(&self) -> Vec<PathBuf> {
+        let mut files: Vec<_> = fs::read_dir(&self.0).unwrap().map(|entry| entry.unwrap().path()).collect();
+        files.sort();
+        files
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// Tokens a call, as small as the model's prompts here.
+const CHUNK: usize = 64;
+
+/// How much of a prompt was found, and the bits of what follows it.
+fn prompted(cache: Option<&PromptCache>, spec: &KernelSpec, tokens: &[u32]) -> (usize, Vec<u32>) {
+    let model = model();
+    let alike = |a, b| spec.reads_alike(&model.kernel_context(), a, b);
+    let mut session = Session::with_spec(model.clone(), spec).unwrap();
+    session.set_chunk(CHUNK);
+    let prompted = match cache {
+        Some(cache) => cache.prefill(&mut session, tokens, &alike, |_| {}).unwrap(),
+        None => Prompted { logits: session.prefill(tokens).unwrap(), found: 0 },
+    };
+    let mut bits: Vec<u32> = prompted.logits.into_iter().map(f32::to_bits).collect();
+    bits.extend(next(&mut session, 3));
+    (prompted.found, bits)
+}
+
+#[test]
+fn a_prompt_that_begins_like_an_earlier_one_goes_on_from_there() {
+    for (number, spec) in specs().into_iter().enumerate() {
+        // Prompts of any length are read alike.
+        let spec = spec.exact_prompt(0);
+        let folder = Folder::new(&format!("prompts-{number}"));
+        let cache = PromptCache::new(&folder.0, 1 << 30).unwrap();
+        let long = prompt(310);
+        for (tokens, found) in [
+            (200, 0),
+            (310, 192),
+            (310, 310),
+            (250, 192),
+            (200, 200),
+            (199, 192),
+            (192, 0),
+            (193, 192),
+            (60, 0),
+        ] {
+            let (got, bits) = prompted(Some(&cache), &spec, &long[..tokens]);
+            assert_eq!(got, found, "{number}, {tokens}");
+            assert_eq!(bits, prompted(None, &spec, &long[..tokens]).1, "{number}, {tokens}");
+        }
+        // Of another kernel nothing is used.
+        let other = KernelSpec::default().kernel(KernelKind::Delta);
+        assert_eq!(prompted(Some(&cache), &other, &long).0, 0);
+    }
+}
+
+#[test]
+fn prompts_that_are_read_otherwise_do_not_share() {
+    let (folder, spec) = (Folder::new("otherwise"), KernelSpec::default().exact_prompt(250));
+    let cache = PromptCache::new(&folder.0, 1 << 30).unwrap();
+    prompted(Some(&cache), &spec, &prompt(200));
+    assert_eq!(prompted(Some(&cache), &spec, &prompt(240)).0, 192, "both are attended exactly");
+    let (found, bits) = prompted(Some(&cache), &spec, &prompt(300));
+    assert_eq!((found, bits), (0, prompted(None, &spec, &prompt(300)).1), "the longer one is not");
+}
+
+#[test]
+fn a_folder_keeps_to_its_limit_and_survives_damage() {
+    let (folder, spec) = (Folder::new("limit"), KernelSpec::default());
+    let cache = PromptCache::new(&folder.0, 1 << 30).unwrap();
+    let prompts: Vec<Vec<u32>> = (1..4).map(|first| [&[first][..], &prompt(100)].concat()).collect();
+    for tokens in &prompts {
+        prompted(Some(&cache), &spec, tokens);
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    let bytes = |files: &[PathBuf]| files.iter().map(|file| fs::metadata(file).unwrap().len()).sum::<u64>();
+    let all = bytes(&folder.files());
+    assert_eq!(folder.files().len(), 6, "at the end of each, and at its last whole chunk");
+    // The first one is used again, and that makes the second one the oldest.
+    prompted(Some(&cache), &spec, &prompts[0]);
+    let small = PromptCache::new(&folder.0, all).unwrap();
+    prompted(Some(&small), &spec, &prompt(130));
+    assert!(bytes(&folder.files()) <= all);
+    let found: Vec<usize> = prompts.iter().map(|tokens| find(&folder, &spec, tokens)).collect();
+    assert_eq!(found, [101, 0, 101]);
+    // No room at all.
+    prompted(Some(&PromptCache::new(&folder.0, 10).unwrap()), &spec, &prompt(80));
+    assert_eq!(find(&folder, &spec, &prompt(80)), 0);
+
+    for file in folder.files() {
+        let whole = fs::read(&file).unwrap();
+        fs::write(&file, &whole[..whole.len() / 2]).unwrap();
+    }
+    fs::write(folder.0.join("notes.txt"), "not ours").unwrap();
+    let (found, bits) = prompted(Some(&cache), &spec, &prompts[0]);
+    assert_eq!((found, bits), (0, prompted(None, &spec, &prompts[0]).1));
+    assert_eq!(find(&folder, &spec, &prompts[0]), 101, "made again");
+    assert!(folder.0.join("notes.txt").exists());
+    let error = PromptCache::new(folder.0.join("notes.txt"), 1).unwrap_err();
+    assert!(matches!(error, ModelError::Io { .. }), "{error}");
+}
+
+/// How much of a prompt would be found; nothing is kept.
+fn find(folder: &Folder, spec: &KernelSpec, tokens: &[u32]) -> usize {
+    prompted(Some(&PromptCache::new(&folder.0, 0).unwrap()), spec, tokens).0
 }

@@ -282,6 +282,15 @@ impl KernelSpec {
         (!plan.dense || plan.store == Some(KvStore::Compact)).then(config)
     }
 
+    /// Whether prompts of `a` and `b` tokens that begin alike are [attended alike](HybridConfig::reads_alike) as far as that goes, in all
+    /// layers.
+    pub fn reads_alike(&self, context: &KernelContext, a: usize, b: usize) -> bool {
+        // A layer beyond all that is said is as they are where nothing is said.
+        let mut layers = 0..=self.layers.len().max(context.masks.len());
+        let alike = |layer| self.hybrid_config(layer, context).is_none_or(|config| config.reads_alike(a, b));
+        self.kernel == KernelKind::Dense || layers.all(alike)
+    }
+
     /// The store of a layer. A layer with a store of its own takes the nearest that dense attention has when all are to be dense; a
     /// store for all that it does not have is left to be refused.
     fn layer_store(&self, layer: usize, context: &KernelContext) -> KvStore {

@@ -1,8 +1,10 @@
 //! `--kv-budget` and `--at-limit`: bytes for the caches, planned before they exist and obeyed while they grow.
 
 use std::fmt;
+use std::path::PathBuf;
 
-use deltallm::models::{ModelConfig, Session};
+use anyhow::Context;
+use deltallm::models::{ModelConfig, PromptCache, Session};
 use deltallm::{AtLimit, KvStore, MemoryBudget};
 use serde::Serialize;
 
@@ -20,6 +22,12 @@ pub struct MemoryArgs {
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = LimitPolicy::Error, hide_possible_values = true,
         requires = "kv_budget")]
     at_limit: LimitPolicy,
+    /// Keep what has been read in this folder: a prompt that begins like an earlier one goes on from there
+    #[arg(long, value_name = "DIR")]
+    prompt_cache: Option<PathBuf>,
+    /// Most bytes in that folder; what has not been used for the longest time is deleted
+    #[arg(long, value_name = "BYTES", value_parser = parse_bytes, default_value = "4GiB", requires = "prompt_cache")]
+    prompt_cache_limit: usize,
 }
 
 /// [`AtLimit`] as it is written on the command line.
@@ -66,6 +74,15 @@ impl MemoryArgs {
     /// Whether there is a limit.
     pub fn is_limited(&self) -> bool {
         self.kv_budget.is_some()
+    }
+
+    /// The folder of prompts that have been read before, if there is to be one.
+    ///
+    /// # Errors
+    /// For a folder that cannot be made.
+    pub fn prompt_cache(&self) -> anyhow::Result<Option<PromptCache>> {
+        let Some(folder) = &self.prompt_cache else { return Ok(None) };
+        Ok(Some(PromptCache::new(folder, self.prompt_cache_limit as u64).context("--prompt-cache")?))
     }
 
     /// Checks the settings against the kernel's: the limit, or `None` without one.

@@ -4,7 +4,7 @@
 
 use clap::ValueEnum;
 use deltallm::KvStore;
-use deltallm::models::{Narrowed, SamplerConfig, Session};
+use deltallm::models::{Narrowed, PromptCache, SamplerConfig, Session};
 use serde::Serialize;
 
 use crate::args::{MOST, number, whole};
@@ -124,6 +124,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
             note(limit.describe(model.graph.config(), &kernel).trim_end());
         }
     }
+    let prompts = args.memory.prompt_cache()?;
     stop_on_ctrl_c()?;
 
     let kernels = match args.compare {
@@ -144,8 +145,9 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         }
         // What it is compared with is not limited; it is shown if it was asked for.
         let limit = limit.filter(|_| runs.is_empty());
+        let prompts = prompts.as_ref().filter(|_| runs.is_empty());
         let shown = runs.is_empty() || args.compare.is_some();
-        runs.push(Run::new(&model, kernel, limit, &prompt, &args, shown)?);
+        runs.push(Run::new(&model, kernel, (limit, prompts), &prompt, &args, shown)?);
     }
 
     let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
@@ -227,8 +229,15 @@ fn summary(run: &Run, dense: Option<&Run>, difference: Option<&Option<Difference
     let Some((dense, difference)) = dense.zip(difference) else {
         let text = run.generation.decode_tokens_per_second();
         let text = text.map_or(String::new(), |speed| format!(", text at {speed:.0}"));
-        let prompt = run.prefill_tokens_per_second();
-        return format!("{cache}; prompt at {prompt:.0} tokens/s{text}");
+        let prompt = match run.generation.found {
+            0 => format!("prompt at {:.0} tokens/s", run.prefill_tokens_per_second()),
+            found => format!(
+                "prompt in {:.2} s, {found} of its {} tokens had been read before",
+                run.generation.prefill.as_secs_f64(),
+                run.prompt_tokens
+            ),
+        };
+        return format!("{cache}; {prompt}{text}");
     };
     let [ours, exact] = [run, dense].map(|run| run.attention_seconds());
     let speed = match exact / ours {
@@ -284,7 +293,7 @@ impl Run {
     fn new(
         model: &LoadedModel,
         kernel: &KernelChoice,
-        limit: Option<MemoryLimit>,
+        (limit, prompts): (Option<MemoryLimit>, Option<&PromptCache>),
         prompt: &Prompt,
         args: &Args,
         shown: bool,
@@ -310,6 +319,7 @@ impl Run {
             prompt.shown.is_some(),
             sampling,
             args.max_tokens as usize,
+            prompts.map(|prompts| (prompts, kernel)),
             &mut write,
         )?;
         write("\n")?;
@@ -339,6 +349,9 @@ impl Run {
             self.prefill_tokens_per_second(),
             self.generation.first_token.as_secs_f64()
         ));
+        if self.generation.found > 0 {
+            note(format_args!("             {} of them had been read before", self.generation.found));
+        }
         match self.generation.decode_tokens_per_second() {
             Some(speed) => {
                 note(format_args!("generated    {} tokens at {speed:.1} tokens/s ({stop})", tokens.len()))
@@ -399,6 +412,7 @@ impl Run {
         Measured {
             kernel: self.kernel.kind(),
             prompt_tokens: self.prompt_tokens,
+            prompt_tokens_found: self.generation.found,
             generated_tokens: tokens.len(),
             text,
             prefill_tokens_per_second: self.prefill_tokens_per_second(),
@@ -462,6 +476,8 @@ struct Report<'a> {
 struct Measured<'a> {
     kernel: KernelKind,
     prompt_tokens: usize,
+    /// Of these, how many had been read before: with --prompt-cache.
+    prompt_tokens_found: usize,
     generated_tokens: usize,
     text: &'a str,
     prefill_tokens_per_second: f64,

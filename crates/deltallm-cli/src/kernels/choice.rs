@@ -99,10 +99,7 @@ impl KernelChoice {
     /// Whether prompts of `a` and `b` tokens that begin alike are [attended alike](HybridConfig::reads_alike) as far as that goes, in all
     /// layers.
     pub fn reads_alike(&self, a: usize, b: usize) -> bool {
-        // A layer beyond all that is said is as they are where nothing is said.
-        let mut layers = 0..=self.spec.layers.len().max(self.context.masks.len());
-        let alike = |layer| self.hybrid_config(layer).is_none_or(|config| config.reads_alike(a, b));
-        self.kind() == KernelKind::Dense || layers.all(alike)
+        self.spec.reads_alike(&self.context, a, b)
     }
 
     /// The profile that the settings come from.

@@ -1,6 +1,6 @@
 //! Approximate attention while a prompt is read, exact attention afterwards.
 
-use deltallm::core::HeadSparsity;
+use deltallm::core::{HeadSparsity, SnapshotError, SnapshotReader, SnapshotWriter};
 use deltallm::{
     AttentionError, AttentionKernel, DenseAttention, Footprint, HeadsView, HeadsViewMut, MemoryBudget,
     SparsityStats,
@@ -102,6 +102,25 @@ impl AttentionKernel for PrefillOnly {
             ..*prefill
         };
         SparsityStats::new(dense.heads().iter().zip(prefill.heads()).map(head).collect())
+    }
+
+    /// Both caches.
+    fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+        writer.count(self.prompt_end);
+        self.dense.save(writer)?;
+        self.prefill.save(writer)
+    }
+
+    fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        let prompt_end = reader.count("tokens", usize::MAX)?;
+        self.dense.load(reader)?;
+        let loaded = self.prefill.load(reader);
+        if loaded.is_err() {
+            // All tokens can always be cut off.
+            let _ = self.dense.truncate(0);
+        }
+        self.prompt_end = loaded.map(|()| prompt_end)?;
+        Ok(())
     }
 
     /// Of both caches, if the other kernel will see the tokens.

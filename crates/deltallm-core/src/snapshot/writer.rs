@@ -76,6 +76,11 @@ impl SnapshotWriter {
         self.pieces.push(piece);
     }
 
+    /// The numbers so far, as they will be written: of empty caches, all by which these can be told from others.
+    pub fn numbers(&self) -> &[u8] {
+        &self.numbers
+    }
+
     /// Bytes that will be written.
     pub fn bytes(&self) -> u64 {
         let pieces = self.piece_bytes();

@@ -1,5 +1,6 @@
 //! A sequence of tokens together with its caches.
 
+mod prompt_cache;
 mod saved;
 
 use std::fmt;
@@ -8,6 +9,8 @@ use std::sync::Arc;
 use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, KernelSpec, MemoryBudget, SparsityStats};
 use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
+
+pub use prompt_cache::{PromptCache, Prompted};
 
 use crate::{LogitRows, Model, ModelError, Sequence};
 
@@ -239,10 +242,19 @@ impl Session {
         prompt: &[u32],
         mut progress: impl FnMut(usize),
     ) -> Result<Array1<f32>, ModelError> {
+        self.prefill_watched(prompt, |_, done| progress(done))
+    }
+
+    /// The same with a look at the session after every chunk.
+    fn prefill_watched(
+        &mut self,
+        prompt: &[u32],
+        mut watch: impl FnMut(&Self, usize),
+    ) -> Result<Array1<f32>, ModelError> {
         let mut last = None;
-        self.run(prompt, LogitRows::Last, &mut |done, logits| {
+        self.run(prompt, LogitRows::Last, &mut |session, done, logits| {
             last = Some(logits);
-            progress(done);
+            watch(session, done);
         })?;
         // An empty prompt has been refused, so there was at least one chunk.
         last.map(|logits| logits.index_axis_move(Axis(0), 0)).ok_or(ModelError::NoTokens)
@@ -258,7 +270,7 @@ impl Session {
         tokens: &[u32],
         mut chunk: impl FnMut(usize, Array2<f32>),
     ) -> Result<(), ModelError> {
-        self.run(tokens, LogitRows::All, &mut chunk)
+        self.run(tokens, LogitRows::All, &mut |_, done, logits| chunk(done, logits))
     }
 
     /// Appends one token and returns the logits after it, `[vocab_size]`.
@@ -330,7 +342,7 @@ impl Session {
         &mut self,
         tokens: &[u32],
         rows: LogitRows,
-        chunk: &mut dyn FnMut(usize, Array2<f32>),
+        chunk: &mut dyn FnMut(&Self, usize, Array2<f32>),
     ) -> Result<(), ModelError> {
         // Refused before anything is computed, not after most of it.
         self.model.check(tokens, &self.kernels)?;
@@ -347,7 +359,7 @@ impl Session {
         &mut self,
         tokens: &[u32],
         rows: LogitRows,
-        chunk: &mut dyn FnMut(usize, Array2<f32>),
+        chunk: &mut dyn FnMut(&Self, usize, Array2<f32>),
     ) -> Result<(), ModelError> {
         let mut done = 0;
         while done < tokens.len() {
@@ -357,7 +369,7 @@ impl Session {
             let rows = if rows == LogitRows::Last && done < tokens.len() { LogitRows::None } else { rows };
             let logits = self.model.forward(part, &mut self.kernels, rows)?;
             self.tokens.extend_from_slice(part);
-            chunk(done, logits);
+            chunk(self, done, logits);
         }
         Ok(())
     }

@@ -86,17 +86,7 @@ impl Session {
         let path = path.as_ref();
         let mut writer = SnapshotWriter::new();
         self.write(&mut writer).map_err(|source| snapshot(path, source))?;
-        let scratch = path.with_file_name(format!(
-            ".{}.{}.tmp",
-            path.file_name().unwrap_or_default().to_string_lossy(),
-            std::process::id()
-        ));
-        let written = write_file(&writer, &scratch).and_then(|()| fs::rename(&scratch, path));
-        written.map_err(|source| {
-            // Of a name that could not be given nothing stays behind.
-            let _ = fs::remove_file(&scratch);
-            ModelError::Io { file: path.to_owned(), source }
-        })
+        write_file(&writer, path).map_err(|source| ModelError::Io { file: path.to_owned(), source })
     }
 
     /// A session with the attention that `spec` describes, which goes on where the one that was saved had got to. Its caches are read into
@@ -124,7 +114,7 @@ impl Session {
         let path = path.as_ref();
         let bytes = fs::read(path).map_err(|source| ModelError::Io { file: path.to_owned(), source })?;
         let reader = SnapshotReader::copying(bytes.into());
-        reader.and_then(|mut reader| self.read(&mut reader)).map_err(|source| snapshot(path, source))
+        self.read_whole(reader).map_err(|source| snapshot(path, source))
     }
 
     /// The same, but caches are used where they lie in the mapped file, and pages copied when they are written: nothing is read twice, and
@@ -136,10 +126,17 @@ impl Session {
     pub fn map(&mut self, path: impl AsRef<Path>) -> Result<(), ModelError> {
         let path = path.as_ref();
         let reader = SnapshotReader::lending(Bytes::from_owner(mmap::Bytes::map(path)?));
-        reader.and_then(|mut reader| self.read(&mut reader)).map_err(|source| snapshot(path, source))
+        self.read_whole(reader).map_err(|source| snapshot(path, source))
     }
 
-    fn write(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
+    fn read_whole(&mut self, reader: Result<SnapshotReader, SnapshotError>) -> Result<(), SnapshotError> {
+        let mut reader = reader?;
+        self.read(&mut reader)?;
+        reader.end().inspect_err(|_| self.clear())
+    }
+
+    /// Adds the session to a snapshot.
+    pub(super) fn write(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
         writer.text("session");
         writer.text(&self.model.config().fingerprint().to_string());
         writer.number(self.model.weights_checksum().into());
@@ -147,7 +144,13 @@ impl Session {
         self.kernels.iter().try_for_each(|kernel| kernel.save(writer))
     }
 
-    fn read(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+    /// Takes over the session that is next in a snapshot.
+    pub(super) fn read(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+        if !self.tokens.is_empty() {
+            return Err(SnapshotError::Unsupported {
+                reason: "expected an empty session to load into, got one in use",
+            });
+        }
         let what = reader.text()?;
         reader.expect("a", "session", &what)?;
         let model = reader.text()?;
@@ -156,13 +159,15 @@ impl Session {
         reader.expect("weights with the checksum", self.model.weights_checksum().into(), weights)?;
         let tokens = reader.list()?;
         let result = self.read_kernels(&tokens, reader);
-        if result.is_err() {
-            // Those that had been loaded by then. All tokens can always be cut off.
-            self.kernels.iter_mut().for_each(|kernel| drop(kernel.truncate(0)));
-        }
-        result?;
+        result.inspect_err(|_| self.clear())?;
         self.tokens = tokens;
         Ok(())
+    }
+
+    /// Lets go of what has been loaded. All tokens can always be cut off.
+    pub(super) fn clear(&mut self) {
+        self.kernels.iter_mut().for_each(|kernel| drop(kernel.truncate(0)));
+        self.tokens.clear();
     }
 
     fn read_kernels(&mut self, tokens: &[u32], reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
@@ -178,18 +183,28 @@ impl Session {
                 return Err(SnapshotError::Invalid { what: "tokens", expected, got });
             }
         }
-        reader.end()
+        Ok(())
     }
 }
 
-fn snapshot(path: &Path, source: SnapshotError) -> ModelError {
+pub(super) fn snapshot(path: &Path, source: SnapshotError) -> ModelError {
     ModelError::Snapshot { file: path.to_owned(), source }
 }
 
-fn write_file(writer: &SnapshotWriter, path: &Path) -> io::Result<()> {
-    let mut out = BufWriter::with_capacity(AT_ONCE, File::create(path)?);
-    writer.write(&mut out)?;
-    out.flush()?;
-    // On the disk before it gets its name.
-    out.get_ref().sync_all()
+/// The file is there whole or not at all.
+pub(super) fn write_file(writer: &SnapshotWriter, path: &Path) -> io::Result<()> {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let scratch = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
+    let written = File::create(&scratch).and_then(|file| {
+        let mut out = BufWriter::with_capacity(AT_ONCE, file);
+        writer.write(&mut out)?;
+        out.flush()?;
+        // On the disk before it gets its name.
+        out.get_ref().sync_all()?;
+        fs::rename(&scratch, path)
+    });
+    written.inspect_err(|_| {
+        // Of a name that could not be given nothing stays behind.
+        let _ = fs::remove_file(&scratch);
+    })
 }
