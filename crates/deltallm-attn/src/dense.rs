@@ -73,7 +73,7 @@ impl DenseAttention {
             (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, head)))
         };
         let Self { keys, values, options, .. } = self;
-        let (keys, values) = (keys.to_write(&options.budget)?, values.to_write(&options.budget)?);
+        let (keys, values) = (keys.make_mut(&options.budget)?, values.make_mut(&options.budget)?);
         #[cfg(feature = "rayon")]
         if options.parallel
             && k.tokens() >= deltallm_simd::tuning::LEAST_STORED_TOKENS
@@ -107,9 +107,9 @@ impl DenseAttention {
     }
 
     /// Keys and values, to be written.
-    fn to_write(&mut self) -> Result<[&mut Vec<PagedRows>; 2], CoreError> {
+    fn make_mut(&mut self) -> Result<[&mut Vec<PagedRows>; 2], CoreError> {
         let budget = &self.options.budget;
-        Ok([self.keys.to_write(budget)?, self.values.to_write(budget)?])
+        Ok([self.keys.make_mut(budget)?, self.values.make_mut(budget)?])
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far.
@@ -120,7 +120,7 @@ impl DenseAttention {
         if self.rows().all(|rows| rows.len() <= len) {
             return Ok(());
         }
-        self.to_write()?.into_iter().flatten().try_for_each(|rows| rows.truncate(len.min(rows.len())))
+        self.make_mut()?.into_iter().flatten().try_for_each(|rows| rows.truncate(len.min(rows.len())))
     }
 
     /// Drops what neither the latest query nor a later one attends to.
@@ -138,7 +138,7 @@ impl DenseAttention {
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.rows().try_for_each(|rows| rows.check_narrow(ElementType::F16))?;
-        self.to_write()?.into_iter().flatten().try_for_each(|rows| rows.narrow(ElementType::F16))?;
+        self.make_mut()?.into_iter().flatten().try_for_each(|rows| rows.narrow(ElementType::F16))?;
         self.options.store = KvStore::F16;
         Ok(())
     }
@@ -161,7 +161,7 @@ impl DenseAttention {
             Ok(narrow)
         };
         let (narrow_keys, narrow_values) = (narrow(&self.keys)?, narrow(&self.values)?);
-        let [keys, values] = self.to_write()?;
+        let [keys, values] = self.make_mut()?;
         let wide = exchange(keys, narrow_keys)?;
         if let Err(error) = exchange(values, narrow_values) {
             let _ = exchange(keys, wide);
@@ -276,7 +276,7 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn detach(&mut self) -> Result<(), AttentionError> {
-        self.to_write()?;
+        self.make_mut()?;
         Ok(())
     }
 

@@ -22,7 +22,7 @@ impl<T: Store> Heads<T> {
     ///
     /// # Errors
     /// [`CoreError::BudgetExhausted`]; nothing changes then.
-    pub(crate) fn to_write(&mut self, budget: &MemoryBudget) -> Result<&mut Vec<T>, CoreError> {
+    pub(crate) fn make_mut(&mut self, budget: &MemoryBudget) -> Result<&mut Vec<T>, CoreError> {
         if self.are_shared() {
             self.0 = Arc::new(self.0.fork(budget)?);
         }

@@ -385,7 +385,7 @@ impl HybridAttention {
             }
             head.code_until(far)
         };
-        let heads = self.heads.to_write(&self.options.budget)?;
+        let heads = self.heads.make_mut(&self.options.budget)?;
         #[cfg(feature = "rayon")]
         if self.options.parallel
             && k.tokens() >= deltallm_simd::tuning::LEAST_CODED_TOKENS
@@ -421,7 +421,7 @@ impl HybridAttention {
             // A fork that has written nothing.
             return Ok(());
         }
-        let heads = self.heads.to_write(&self.options.budget)?;
+        let heads = self.heads.make_mut(&self.options.budget)?;
         heads.iter_mut().for_each(|head| head.roll_back(len, coded));
         // With the memory that all of them have given back.
         heads.iter_mut().for_each(HybridHead::restore_deltas);
@@ -482,7 +482,7 @@ impl HybridAttention {
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
-        let heads = self.heads.to_write(&self.options.budget)?;
+        let heads = self.heads.make_mut(&self.options.budget)?;
         heads.iter_mut().try_for_each(|head| head.narrow(ElementType::F16))?;
         self.options.store = KvStore::F16;
         Ok(())
@@ -500,7 +500,7 @@ impl HybridAttention {
         let bytes = |head: &HybridHead| head.footprint().total();
         let smaller = self.heads.iter().zip(&narrow).all(|(wide, narrow)| bytes(narrow) < bytes(wide));
         if smaller || self.is_empty() {
-            exchange(self.heads.to_write(&self.options.budget)?, narrow)?;
+            exchange(self.heads.make_mut(&self.options.budget)?, narrow)?;
             self.options.store = KvStore::Compact;
         }
         Ok(())
@@ -639,7 +639,7 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn detach(&mut self) -> Result<(), AttentionError> {
-        self.heads.to_write(&self.options.budget)?;
+        self.heads.make_mut(&self.options.budget)?;
         Ok(())
     }
 

@@ -127,9 +127,22 @@ impl Generation {
     }
 }
 
-/// Continues `prompt` in an empty `session` by at most `max_tokens` tokens; `on_text` gets the text as it comes. `continues_text` says that
-/// the new text goes on in the middle of the prompt's, rather than answering it. With `prompts`, for this kernel, what has been read before
-/// is not read again.
+/// What is to be continued, and how.
+#[derive(Debug, Clone)]
+pub struct Wanted<'a> {
+    /// The tokens to continue.
+    pub prompt: &'a [u32],
+    /// Whether the new text goes on in the middle of the prompt's, rather than answering it.
+    pub continues_text: bool,
+    /// How tokens are drawn.
+    pub sampling: SamplerConfig,
+    /// Most new tokens.
+    pub max_tokens: usize,
+    /// Where prompts are kept that have been read, for this kernel.
+    pub prompts: Option<(&'a PromptCache, &'a KernelChoice)>,
+}
+
+/// Continues a prompt in an empty `session`; `on_text` gets the text as it comes.
 ///
 /// # Errors
 /// For a prompt that does not fit in the context or in the session's memory budget, settings the sampler refuses, a failing model, and whatever
@@ -137,13 +150,10 @@ impl Generation {
 pub fn generate(
     model: &LoadedModel,
     mut session: Session,
-    prompt: &[u32],
-    continues_text: bool,
-    sampling: SamplerConfig,
-    max_tokens: usize,
-    prompts: Option<(&PromptCache, &KernelChoice)>,
+    wanted: Wanted,
     on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generation> {
+    let Wanted { prompt, continues_text, sampling, max_tokens, prompts } = wanted;
     let context = model.graph.config().context_length;
     anyhow::ensure!(
         prompt.len() <= context,

@@ -38,7 +38,7 @@ pub use args::{
 #[doc(hidden)]
 pub use deltallm::KernelKind;
 #[doc(hidden)]
-pub use generation::{BudgetRefusal, Generation, Stop, first_difference, generate};
+pub use generation::{BudgetRefusal, Generation, Stop, Wanted, first_difference, generate};
 #[doc(hidden)]
 pub use input::read_text;
 #[doc(hidden)]

@@ -569,3 +569,31 @@ fn evaluate_reports_the_promised_fields() {
     assert!(report["dense"]["perplexity"].as_f64().is_some_and(|x| x > 1.0));
     assert!(report["standard_error"].as_f64().is_some_and(|x| x > 0.0), "{report}");
 }
+
+#[test]
+fn a_prompt_that_has_been_read_is_not_read_again() {
+    let folder = path("prompt-cache");
+    let _ = std::fs::remove_dir_all(&folder);
+    let text: String = LONG_TEXT.chars().take(2500).collect();
+    let generate = |prompt: &str, more: &[&str]| {
+        let args = ["--prompt", prompt, "--max-tokens", "8", "--temperature", "0", "--json"];
+        json(&run("generate", &[&args, more].concat()))
+    };
+    let number = |of: &Value, name: &str| of[name].as_u64().unwrap();
+    let alone = generate(&text, &[]);
+    let tokens = number(&alone, "prompt_tokens");
+    assert!(tokens > 512, "{tokens}");
+    let kept = ["--prompt-cache", &folder];
+    for found in [0, tokens] {
+        let run = generate(&text, &kept);
+        assert_eq!((number(&run, "prompt_tokens_found"), &run["text"]), (found, &alone["text"]));
+    }
+    // The last whole call of 512 tokens.
+    let longer = format!("{text} and so");
+    let run = generate(&longer, &kept);
+    assert_eq!((number(&run, "prompt_tokens_found"), &run["text"]), (512, &generate(&longer, &[])["text"]));
+
+    let occupied = file("occupied.txt", b"a file");
+    assert_refused("generate", &["--prompt-cache", &occupied], &["--prompt-cache", "occupied.txt"]);
+    assert_refused("generate", &["--prompt-cache-limit", "1MiB"], &["--prompt-cache"]);
+}

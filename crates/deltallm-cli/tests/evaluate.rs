@@ -9,7 +9,7 @@ use deltallm::models::{SamplerConfig, Session};
 use deltallm::{KernelKind, KernelSpec, KvStore};
 use deltallm_cli::{
     ANSWER_TOKENS, Answer, ChoiceExample, KernelArgs, LikelihoodExample, LoadedModel, Pair, Scorer, Setup,
-    answer_all, generate, score_examples,
+    Wanted, answer_all, generate, score_examples,
 };
 use serde_json::{Value, json};
 
@@ -215,7 +215,14 @@ fn answers_in_a_batch_are_what_greedy_generation_writes() {
             let greedy = SamplerConfig::default();
             let session =
                 Session::new(model.graph.clone(), |layer| setup.kernel.make(layer)).expect("a session");
-            let alone = generate(&model, session, prompt, true, greedy, ANSWER_TOKENS, &mut |_| Ok(()));
+            let wanted = Wanted {
+                prompt,
+                continues_text: true,
+                sampling: greedy,
+                max_tokens: ANSWER_TOKENS,
+                prompts: None,
+            };
+            let alone = generate(&model, session, wanted, &mut |_| Ok(()));
             let alone = alone.expect("a text").text;
             assert_eq!(answer.text, alone.split('\n').next().expect("a first line"));
             assert_eq!(answer.unfinished, answer.tokens == ANSWER_TOKENS && !alone.contains('\n'));

@@ -53,6 +53,7 @@ mod snapshot;
 mod stats;
 mod store;
 mod threshold;
+mod token_store;
 
 pub use against_f16::AgainstF16;
 pub use budget::{AtLimit, MemoryBudget, Reservation};
@@ -73,8 +74,8 @@ pub mod internal {
     pub use crate::{
         check::LAYER_CHANNELS,
         delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
-        piece::{Store, exchange},
         quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
+        token_store::{Store, exchange},
     };
 }

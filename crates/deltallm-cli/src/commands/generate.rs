@@ -11,8 +11,8 @@ use crate::args::{MOST, number, whole};
 use crate::{
     AttentionTime, BudgetRefusal, CommonArgs, Generation, KernelArgs, KernelChoice, KernelKind,
     KernelSettings, LimitPolicy, LoadedModel, MemoryArgs, MemoryLimit, ModelArgs, SkippedValues, Stop,
-    dense_f16_bytes, first_difference, format_bytes, generate, interrupted, note, peak_rss_bytes, print,
-    print_json, print_line, stop_on_ctrl_c,
+    Wanted, dense_f16_bytes, first_difference, format_bytes, generate, interrupted, note, peak_rss_bytes,
+    print, print_json, print_line, stop_on_ctrl_c,
 };
 
 /// Continued where nothing else is asked for: the beginning of a tale by the brothers Grimm, long enough that attention matters.
@@ -312,16 +312,14 @@ impl Run {
             Some(limit) => limit.session(model, kernel, &attention)?,
             None => Session::new(model.graph.clone(), |layer| kernel.make_timed(layer, &attention))?,
         };
-        let generation = generate(
-            model,
-            session,
-            &prompt.tokens,
-            prompt.shown.is_some(),
+        let wanted = Wanted {
+            prompt: &prompt.tokens,
+            continues_text: prompt.shown.is_some(),
             sampling,
-            args.max_tokens as usize,
-            prompts.map(|prompts| (prompts, kernel)),
-            &mut write,
-        )?;
+            max_tokens: args.max_tokens as usize,
+            prompts: prompts.map(|prompts| (prompts, kernel)),
+        };
+        let generation = generate(model, session, wanted, &mut write)?;
         write("\n")?;
         let dense_f16_bytes = dense_f16_bytes(model.graph.config(), generation.cached_tokens);
         let (kernel, prompt_tokens) = (kernel.clone(), prompt.tokens.len());

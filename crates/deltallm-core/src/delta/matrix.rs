@@ -11,10 +11,11 @@ use crate::{
     element::ElementType,
     error::CoreError,
     mask::{count, words},
-    piece::{Piece, Store},
+    piece::Piece,
     rows::MOST_TOKENS,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
     store::BLOCK_TOKENS,
+    token_store::Store,
 };
 
 /// Coded keys of one kv head.
@@ -506,7 +507,7 @@ impl<C: Codec> Matrix<C> {
             let masks = bytemuck::cast_slice(masks);
             // No token sends a channel that there is not.
             let beyond = |mask: &[u64]| {
-                mask.last().is_some_and(|last| channels % 64 > 0 && last >> (channels % 64) > 0)
+                mask.last().is_some_and(|last| !channels.is_multiple_of(64) && last >> (channels % 64) > 0)
             };
             let fits = !masks.chunks_exact(words(channels)).any(beyond);
             self.codec.checked(words_, masks, codes).filter(|_| fits)

@@ -19,11 +19,11 @@ use crate::{
     check::check_row,
     element::ElementType,
     error::CoreError,
-    piece::Store,
     rows::Layout,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
     store::{BLOCK_TOKENS, KvStore},
     threshold::HeadThresholds,
+    token_store::Store,
 };
 use codec::Codec;
 use float::{FloatCodec, FloatView};

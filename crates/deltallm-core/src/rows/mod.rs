@@ -14,9 +14,10 @@ use crate::{
     check::check_row,
     element::ElementType,
     error::CoreError,
-    piece::{Piece, Store},
+    piece::Piece,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
     store::BLOCK_TOKENS,
+    token_store::Store,
 };
 
 pub use crate::quantise::GROUP;

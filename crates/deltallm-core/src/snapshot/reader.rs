@@ -2,7 +2,10 @@
 
 use bytes::Bytes;
 
-use super::{ALIGNMENT, BLOCK, BYTE_ORDER, HEADER, MAGIC, SnapshotError, VERSION, table_bytes};
+use super::{
+    error::SnapshotError,
+    format::{ALIGNMENT, BLOCK, BYTE_ORDER, HEADER, MAGIC, VERSION, table_bytes},
+};
 use crate::{budget::MemoryBudget, piece::Piece};
 
 /// Reads a snapshot: whoever asks gets what was [written](super::SnapshotWriter), in the same order.

@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use crc32fast::Hasher;
 
-use super::{ALIGNMENT, BLOCK, BYTE_ORDER, HEADER, MAGIC, VERSION, table_bytes};
+use super::format::{ALIGNMENT, BLOCK, BYTE_ORDER, HEADER, MAGIC, VERSION, table_bytes};
 use crate::piece::Piece;
 
 /// Collects what is in caches, to be written as a snapshot.

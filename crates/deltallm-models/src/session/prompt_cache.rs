@@ -12,8 +12,8 @@ use ndarray::Array1;
 use sha2::{Digest, Sha256};
 
 use super::{
-    Session,
     saved::{snapshot, write_file},
+    sequence::Session,
 };
 use crate::{ModelError, files::mmap};
 

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use deltallm_attn::KernelSpec;
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
-use super::Session;
+use super::sequence::Session;
 use crate::{Model, ModelError, files::mmap};
 
 /// Bytes handed to the system at a time.

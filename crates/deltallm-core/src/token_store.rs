@@ -1,0 +1,92 @@
+//! What all stores of keys or values do.
+
+use crate::{
+    budget::{MemoryBudget, Reservation},
+    error::CoreError,
+    snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
+};
+
+/// What holds keys or values: it has paid for its memory, and can be forked.
+pub trait Store: Sized {
+    /// A store with the same tokens that shares what does not change any more. For the rest, and for what it gets later, it charges
+    /// `budget`.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`].
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError>;
+
+    /// Takes what this has been charged; it is held uncharged from then on. Memory that others hold as well stays charged.
+    fn uncharge(&mut self) -> Reservation;
+
+    /// Bytes that nobody has been charged.
+    fn unpaid(&self) -> usize;
+
+    /// Pays what is [unpaid](Self::unpaid) with a charge of that size.
+    fn charge_with(&mut self, charge: &mut Reservation);
+
+    /// Adds all that is needed to go on with these tokens, bit for bit.
+    fn save(&self, writer: &mut SnapshotWriter);
+
+    /// A store like this one, but with the tokens that are next in `reader`.
+    ///
+    /// # Errors
+    /// [`SnapshotError`] for those of a store with other settings, and for what no store would have saved.
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError>;
+}
+
+impl<T: Store> Store for Vec<T> {
+    fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let mut forks = Self::with_capacity(self.len());
+        for store in self {
+            forks.push(store.fork(budget)?);
+        }
+        Ok(forks)
+    }
+
+    /// Of none there is nothing to take.
+    fn uncharge(&mut self) -> Reservation {
+        let charges = self.iter_mut().map(T::uncharge).reduce(|mut all, charge| {
+            all.merge(charge);
+            all
+        });
+        charges.unwrap_or_else(|| MemoryBudget::unlimited().reservation())
+    }
+
+    fn unpaid(&self) -> usize {
+        self.iter().map(T::unpaid).sum()
+    }
+
+    fn charge_with(&mut self, charge: &mut Reservation) {
+        self.iter_mut().for_each(|store| store.charge_with(charge));
+    }
+
+    fn save(&self, writer: &mut SnapshotWriter) {
+        self.iter().for_each(|store| store.save(writer));
+    }
+
+    fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        let mut loaded = Self::with_capacity(self.len());
+        for store in self {
+            loaded.push(store.load(reader)?);
+        }
+        Ok(loaded)
+    }
+}
+
+/// Puts `new` in the place of `old`, which has been charged, and charges no more than the difference; whatever `new` was charged is given
+/// back first. Returns the old store, uncharged.
+///
+/// # Errors
+/// [`CoreError::BudgetExhausted`]; `old` is then as it was.
+pub fn exchange<T: Store>(old: &mut T, mut new: T) -> Result<T, CoreError> {
+    drop(new.uncharge());
+    let mut charge = old.uncharge();
+    let (held, needed) = (charge.bytes(), new.unpaid());
+    if let Err(error) = charge.grow(needed.saturating_sub(held)) {
+        old.charge_with(&mut charge);
+        return Err(error);
+    }
+    new.charge_with(&mut charge);
+    // What is left goes back when `charge` does.
+    Ok(std::mem::replace(old, new))
+}
