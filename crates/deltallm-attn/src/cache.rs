@@ -130,6 +130,19 @@ impl FarKeys {
         }
     }
 
+    /// Bytes that [`keep_small`](Self::keep_small) may charge when `tokens` keys come: of deltas that nobody else holds nothing.
+    fn growth_of_whole(&self, tokens: usize) -> usize {
+        let Self::Delta(matrix) = self else { return 0 };
+        let (channels, held) = (matrix.channels(), matrix.len() - matrix.first());
+        let becomes_whole =
+            tokens > 1 || tokens == 1 && matrix.bytes_with_next() > most_key_bytes(channels, held + 1);
+        if matrix.is_shared() && becomes_whole {
+            most_key_bytes(channels, held.saturating_add(tokens))
+        } else {
+            0
+        }
+    }
+
     /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. They are
     /// of that type already, exactly, so what comes in is off by no more than it was. Returns the deltas that are no longer held.
     fn keep_small(&mut self) -> Result<Option<DeltaMatrix>, CoreError> {
@@ -165,7 +178,7 @@ impl FarKeys {
 impl Store for FarKeys {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         Ok(match self {
-            Self::Delta(matrix) => Self::Delta(matrix.fork(budget)?),
+            Self::Delta(matrix) => Self::Delta(Store::fork(matrix, budget)?),
             Self::Rows(rows) => Self::Rows(rows.fork(budget)?),
         })
     }
@@ -289,12 +302,22 @@ impl Store for ExactRows {
     }
 
     fn save(&self, writer: &mut SnapshotWriter) {
+        writer.count(self.keys.page_tokens());
         self.rows().for_each(|rows| rows.save(writer));
     }
 
+    /// Pages are of the size they have here, or of a window's.
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
-        let keys = self.keys.load(reader)?;
-        let values = self.values.as_ref().map(|values| values.load(reader)).transpose()?;
+        let small = CachePlan::WINDOW_PAGE_TOKENS;
+        let page_tokens = match reader.count("tokens in a page", usize::MAX)? {
+            got if got == self.keys.page_tokens() || got == small && got < self.keys.page_tokens() => got,
+            got => return Err(invalid("tokens in a page", "as many as in a window's or as here", got)),
+        };
+        let load = |rows: &PagedRows, reader: &mut SnapshotReader| {
+            PagedRows::new(rows.channels(), rows.format(), page_tokens, rows.budget()).load(reader)
+        };
+        let keys = load(&self.keys, reader)?;
+        let values = self.values.as_ref().map(|values| load(values, reader)).transpose()?;
         let bounds = |rows: &PagedRows| [rows.first(), rows.len()];
         match &values {
             Some(values) if bounds(values) != bounds(&keys) => {
@@ -431,9 +454,6 @@ impl HybridHead {
     pub(crate) fn trim(&mut self, needed: usize) {
         self.was = None;
         let end = needed.min(self.coded.len());
-        if self.codes_later() && end > 0 && self.tail.keys.page_tokens() > CachePlan::WINDOW_PAGE_TOKENS {
-            self.take_small_pages(end);
-        }
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
     }
 
@@ -460,15 +480,8 @@ impl HybridHead {
         sinks.rows_mut().for_each(|rows| rows.drop_before(held));
     }
 
-    /// Codes tokens of a cache that has no codes, those before `end`, and drops their exact copies. Where that would take more memory than
-    /// there is, because others share the exact copies, the next call does it.
-    pub(crate) fn begin_codes(&mut self, end: usize) {
-        if let Ok(head) = self.with_codes_until(end, &MemoryBudget::unlimited()) {
-            let _ = exchange(self, head);
-        }
-    }
-
-    fn with_codes_until(&self, end: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
+    /// A cache with the same tokens, of which those before `end` are coded and no longer held exactly; this one has no codes.
+    pub(crate) fn with_codes_until(&self, end: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let mut head = self.fork(budget)?;
         head.code_until(end)?;
         head.tail = head.tail.in_small_pages(end, budget)?;
@@ -476,13 +489,15 @@ impl HybridHead {
         Ok(head)
     }
 
-    /// Copies the tokens from `needed` on into pages as a window has them, unless these take more.
-    fn take_small_pages(&mut self, needed: usize) {
-        if let Ok(tail) = self.tail.in_small_pages(needed, &MemoryBudget::unlimited())
-            && tail.bytes() <= self.tail.bytes()
-        {
-            let _ = exchange(&mut self.tail, tail);
+    /// The exact tokens from `needed` on in pages as a window has them, if they are in larger ones, of which some are coded, and that takes
+    /// no more.
+    pub(crate) fn small_pages(&self, needed: usize) -> Option<ExactRows> {
+        let end = needed.min(self.coded.len());
+        if !self.codes_later() || end == 0 || self.tail.keys.page_tokens() <= CachePlan::WINDOW_PAGE_TOKENS {
+            return None;
         }
+        let small = self.tail.in_small_pages(end, &MemoryBudget::unlimited()).ok();
+        small.filter(|tail| tail.bytes() <= self.tail.bytes())
     }
 
     /// Back to `len` tokens, or to as many as there are, of which at most `coded` are coded.
@@ -511,7 +526,9 @@ impl HybridHead {
         let kept = coded.min(self.kept.unwrap_or(0).saturating_sub(sinks.len()));
         let tail = self.tail.rows().map(|rows| rows.growth(tail));
         let sinks = sinks.rows().map(|rows| rows.growth(kept));
-        let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded)]);
+        // Keys that become whole while a fork holds on to their deltas.
+        let whole = if self.bounded { keys.growth_of_whole(coded) } else { 0 };
+        let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded), whole]);
         all.fold(0, usize::saturating_add)
     }
 
@@ -537,14 +554,22 @@ impl HybridHead {
         rows.try_for_each(|rows| rows.check_narrow(element))
     }
 
-    /// Converts a float store to a narrower float type.
-    pub(crate) fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+    /// Bytes that [`narrow`](Self::narrow) charges before it gives any back.
+    pub(crate) fn narrow_growth(&self, element: ElementType) -> usize {
+        let CodedTokens { keys, values, sinks } = &self.coded;
+        let rows = self.tail.rows().chain(sinks.rows()).chain([values]);
+        let keys = keys.deltas().map_or(0, |matrix| matrix.narrow_growth(element));
+        keys + rows.map(|rows| rows.narrow_growth(element)).sum::<usize>()
+    }
+
+    /// Converts a float store to a narrower float type; `charge` pays for what [`narrow_growth`](Self::narrow_growth) says.
+    pub(crate) fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         let CodedTokens { keys, values, sinks } = &mut self.coded;
         if let FarKeys::Delta(matrix) = keys {
-            matrix.narrow(element)?;
+            matrix.narrow_with(element, charge)?;
         }
         let mut rows = self.tail.rows_mut().chain(sinks.rows_mut()).chain([values]);
-        rows.try_for_each(|rows| rows.narrow(element))
+        rows.try_for_each(|rows| rows.narrow_with(element, charge))
     }
 
     /// A copy of a float store in [`KvStore::Compact`], in which exact tokens from `needed` on are not coded; `None` if it is
@@ -630,6 +655,9 @@ impl Store for HybridHead {
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
         let head = Self { coded, tail: self.tail.load(reader)?, was: None, row, ..*self };
+        if !self.bounded && self.coded.keys.deltas().is_some() && head.coded.keys.deltas().is_none() {
+            return Err(invalid("whole keys", "deltas", head.coded.keys.len()));
+        }
         head.check_parts()?;
         Ok(head)
     }

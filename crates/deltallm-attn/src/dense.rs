@@ -3,7 +3,7 @@
 use deltallm_core::{
     BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SnapshotError,
     SnapshotReader, SnapshotWriter, SparsityStats,
-    internal::{PagedRows, RowFormat, Store, exchange},
+    internal::{PagedRows, RowFormat, Store, exchange_all},
 };
 
 use crate::{
@@ -137,9 +137,48 @@ impl DenseAttention {
 
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        self.rows().try_for_each(|rows| rows.check_narrow(ElementType::F16))?;
-        self.make_mut()?.into_iter().flatten().try_for_each(|rows| rows.narrow(ElementType::F16))?;
+        let (element, budget) = (ElementType::F16, &self.options.budget);
+        self.rows().try_for_each(|rows| rows.check_narrow(element))?;
+        if let (Some(keys), Some(values)) = (self.keys.alone(), self.values.alone()) {
+            let mut charge = budget.reservation();
+            let growth =
+                |rows: &[PagedRows]| rows.iter().map(|rows| rows.narrow_growth(element)).sum::<usize>();
+            charge.grow(growth(keys) + growth(values))?;
+            let mut rows = keys.iter_mut().chain(values);
+            rows.try_for_each(|rows| rows.narrow_with(element, &mut charge))?;
+        } else {
+            // Beside those of a fork.
+            self.replace_with(|rows, unlimited| rows.converted(element, unlimited))?;
+        }
         self.options.store = KvStore::F16;
+        Ok(())
+    }
+
+    /// Converts all keys and values, or none. Memory that this needs for a moment is not charged.
+    fn replace_with(
+        &mut self,
+        convert: impl Fn(&PagedRows, &MemoryBudget) -> Result<PagedRows, CoreError>,
+    ) -> Result<(), CoreError> {
+        let (unlimited, budget) = (MemoryBudget::unlimited(), &self.options.budget);
+        let convert = |rows: &[PagedRows]| -> Result<_, CoreError> {
+            let mut converted = Vec::with_capacity(rows.len());
+            for rows in rows {
+                converted.push(convert(rows, &unlimited)?);
+            }
+            Ok(converted)
+        };
+        let mut converted = [convert(&self.keys)?, convert(&self.values)?];
+        if let (Some(keys), Some(values)) = (self.keys.alone(), self.values.alone()) {
+            return exchange_all(
+                keys.iter_mut().chain(values).zip(converted.into_iter().flatten()).collect(),
+            );
+        }
+        // Beside those of a fork.
+        converted.iter_mut().for_each(|rows| drop(rows.uncharge()));
+        let mut charge = budget.reservation();
+        charge.grow(converted.iter().map(Store::unpaid).sum())?;
+        converted.iter_mut().for_each(|rows| rows.charge_with(&mut charge));
+        [self.keys, self.values] = converted.map(Heads::new);
         Ok(())
     }
 
@@ -151,22 +190,7 @@ impl DenseAttention {
         if bytes(RowFormat::Int8) >= bytes(ElementType::F16.into()) {
             return Ok(());
         }
-        // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
-        let unlimited = MemoryBudget::unlimited();
-        let narrow = |rows: &[PagedRows]| -> Result<_, CoreError> {
-            let mut narrow = Vec::with_capacity(rows.len());
-            for rows in rows {
-                narrow.push(rows.converted(RowFormat::Int8, &unlimited)?);
-            }
-            Ok(narrow)
-        };
-        let (narrow_keys, narrow_values) = (narrow(&self.keys)?, narrow(&self.values)?);
-        let [keys, values] = self.make_mut()?;
-        let wide = exchange(keys, narrow_keys)?;
-        if let Err(error) = exchange(values, narrow_values) {
-            let _ = exchange(keys, wide);
-            return Err(error);
-        }
+        self.replace_with(|rows, unlimited| rows.converted(RowFormat::Int8, unlimited))?;
         self.options.store = KvStore::Int8;
         Ok(())
     }

@@ -2,7 +2,10 @@
 
 use std::{ops::Deref, sync::Arc};
 
-use deltallm_core::{CoreError, MemoryBudget, internal::Store};
+use deltallm_core::{
+    CoreError, MemoryBudget,
+    internal::{Store, exchange},
+};
 
 /// The caches of all kv heads of a kernel.
 #[derive(Debug)]
@@ -34,6 +37,28 @@ impl<T: Store> Heads<T> {
         Arc::get_mut(&mut self.0)
     }
 
+    /// Puts other heads, which nobody has been charged, in the place of these; others that share these keep them.
+    ///
+    /// # Errors
+    /// [`CoreError::BudgetExhausted`]; nothing changes then.
+    pub(crate) fn replace(&mut self, mut heads: Vec<T>, budget: &MemoryBudget) -> Result<(), CoreError> {
+        if let Some(old) = self.alone() {
+            exchange(old, heads)?;
+            return Ok(());
+        }
+        drop(heads.uncharge());
+        let mut charge = budget.reservation();
+        charge.grow(heads.unpaid())?;
+        heads.charge_with(&mut charge);
+        *self = Self::new(heads);
+        Ok(())
+    }
+
+    /// Copies that share what does not change any more, and charge `budget` for the rest.
+    pub(crate) fn to_vec(&self, budget: &MemoryBudget) -> Result<Vec<T>, CoreError> {
+        self.0.fork(budget)
+    }
+
     /// Bytes that writing will charge, if every head then grows by what `growth` says of it.
     pub(crate) fn growth(&self, growth: impl Fn(&T) -> usize) -> usize {
         let sum = |heads: &[T]| heads.iter().map(growth).fold(0, usize::saturating_add);
@@ -45,7 +70,7 @@ impl<T: Store> Heads<T> {
         fork.map_or(usize::MAX, |heads| sum(&heads).saturating_add(budget.used()))
     }
 
-    fn are_shared(&self) -> bool {
+    pub(crate) fn are_shared(&self) -> bool {
         Arc::strong_count(&self.0) > 1
     }
 }

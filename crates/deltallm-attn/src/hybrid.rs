@@ -3,7 +3,7 @@
 use deltallm_core::{
     CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget,
     SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats, TargetSparsity, ThresholdPolicy,
-    internal::{PagedRows, Store, exchange},
+    internal::{PagedRows, Store, exchange_all},
 };
 
 use crate::{
@@ -482,8 +482,20 @@ impl HybridAttention {
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
-        let heads = self.heads.make_mut(&self.options.budget)?;
-        heads.iter_mut().try_for_each(|head| head.narrow(ElementType::F16))?;
+        let element = ElementType::F16;
+        let mut charge = self.options.budget.reservation();
+        charge.grow(self.heads.iter().map(|head| head.narrow_growth(element)).sum())?;
+        match self.heads.alone() {
+            Some(heads) => heads.iter_mut().try_for_each(|head| head.narrow(element, &mut charge))?,
+            // Beside those of a fork.
+            None => {
+                let unlimited = MemoryBudget::unlimited();
+                let mut heads = self.heads.to_vec(&unlimited)?;
+                let mut free = unlimited.reservation();
+                heads.iter_mut().try_for_each(|head| head.narrow(element, &mut free))?;
+                self.heads.replace(heads, &self.options.budget)?;
+            }
+        }
         self.options.store = KvStore::F16;
         Ok(())
     }
@@ -500,7 +512,7 @@ impl HybridAttention {
         let bytes = |head: &HybridHead| head.footprint().total();
         let smaller = self.heads.iter().zip(&narrow).all(|(wide, narrow)| bytes(narrow) < bytes(wide));
         if smaller || self.is_empty() {
-            exchange(self.heads.make_mut(&self.options.budget)?, narrow)?;
+            self.heads.replace(narrow, &self.options.budget)?;
             self.options.store = KvStore::Compact;
         }
         Ok(())
@@ -511,17 +523,26 @@ impl HybridAttention {
         let len = self.len();
         // The latest query may come again.
         let seen = self.options.mask.first_key(len.saturating_sub(1));
-        let (needed, coded) = (self.needed_from(self.state, len), self.coded());
-        let begins = needed > 0 && coded == 0 && self.codes_from.is_none();
-        // What forks share has been trimmed before.
-        for head in self.heads.alone().into_iter().flatten() {
-            if self.uncoded {
-                head.drop_exact(seen);
-                continue;
+        let needed = self.needed_from(self.state, len);
+        let begins = needed > 0 && self.coded() == 0 && self.codes_from.is_none() && !self.uncoded;
+        // A fork that has written nothing has nothing to drop.
+        let Some(heads) = self.heads.alone() else { return };
+        if self.uncoded {
+            return heads.iter_mut().for_each(|head| head.drop_exact(seen));
+        }
+        // All heads or none, so that all hold the same tokens. Where a fork holds on to exact copies, there may be no memory for what replaces
+        // them: then they stay, and the next call tries again.
+        if begins {
+            let unlimited = MemoryBudget::unlimited();
+            let coded = heads.iter().map(|head| head.with_codes_until(needed, &unlimited));
+            if let Ok(coded) = coded.collect::<Result<Vec<_>, _>>() {
+                let _ = exchange_all(heads.iter_mut().zip(coded).collect());
             }
-            if begins {
-                head.begin_codes(needed);
-            }
+        }
+        if let Some(tails) = heads.iter().map(|head| head.small_pages(needed)).collect::<Option<Vec<_>>>() {
+            let _ = exchange_all(heads.iter_mut().map(|head| &mut head.tail).zip(tails).collect());
+        }
+        for head in heads {
             head.trim(needed);
             head.drop_coded(seen);
         }
@@ -677,7 +698,7 @@ impl AttentionKernel for HybridAttention {
                 reader.expect("store", self.options.store.name(), &*store)?;
             }
         }
-        let state = WindowState::load(self.window, reader)?;
+        let state = WindowState::load(self.window, self.exact_prompt, reader)?;
         loaded.state = loaded.codes_from_of(state);
         loaded.prompt_end = reader.count("tokens", usize::MAX)?;
         for counts in &mut loaded.counts {

@@ -145,8 +145,8 @@ pub trait AttentionKernel: Send {
         None
     }
 
-    /// Makes its own what this kernel shares with its forks and would have to copy before it changes it, so that
-    /// [`truncate`](Self::truncate) cannot find the budget exhausted.
+    /// Makes its own what [`truncate`](Self::truncate) would have to copy first, because forks share it: so that this cannot find the budget
+    /// exhausted. (Pages that are not full are copied when a token comes.)
     ///
     /// # Errors
     /// [`deltallm_core::CoreError::BudgetExhausted`]; nothing changes then.
@@ -195,11 +195,11 @@ pub trait AttentionKernel: Send {
 
     /// Holds the cache in the next narrower store and returns the bytes given back: 0 when it is as narrow as it gets. No
     /// token is lost; keys and values are off by their rounding from then on, also after
-    /// [`truncate`](Self::truncate).
+    /// [`truncate`](Self::truncate). What forks share is given back when the last of them lets go of it.
     ///
     /// # Errors
-    /// [`deltallm_core::CoreError::NotStorable`] for numbers that the narrower type cannot hold; the cache is unchanged
-    /// then.
+    /// [`deltallm_core::CoreError::NotStorable`] for numbers that the narrower type cannot hold, and
+    /// [`deltallm_core::CoreError::BudgetExhausted`] in a [fork](Self::fork), which has to convert copies; the cache is unchanged then.
     fn narrow(&mut self) -> Result<usize, AttentionError>;
 }
 
@@ -217,7 +217,7 @@ impl fmt::Debug for dyn AttentionKernel + '_ {
 /// A kernel around another one: it changes what comes in or goes out, and the other one holds the cache.
 ///
 /// Implement this and [`AttentionKernel`] comes with it: everything about the cache is asked of [`inner`](Self::inner), so
-/// that a wrapper cannot forget to pass a question on. `Box<K>` and `&mut K` are such wrappers.
+/// that a wrapper cannot forget to pass a question on, but for [`fork_wrapped`](Self::fork_wrapped). `Box<K>` and `&mut K` are such wrappers.
 ///
 /// ```
 /// use deltallm_attn::{

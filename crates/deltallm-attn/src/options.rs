@@ -150,14 +150,15 @@ pub(crate) struct Settings {
 impl Settings {
     /// The settings by which a cache can be told from others, each with its name: what is cached in one layer depends on what the layers
     /// before it answered.
-    pub(crate) fn of_cache(&self) -> [(&'static str, String); 7] {
-        let Self { shape, scale, softcap, mask, precision, .. } = self;
+    pub(crate) fn of_cache(&self) -> [(&'static str, String); 8] {
+        let Self { shape, scale, softcap, sink_logits, mask, precision, .. } = self;
         [
             ("kv heads", shape.kv_heads().to_string()),
             ("channels of a key", shape.head_dim().to_string()),
             ("channels of a value", shape.value_dim().to_string()),
             ("scale", scale.to_string()),
             ("soft cap", format!("{softcap:?}")),
+            ("sink logits", format!("{sink_logits:?}")),
             ("mask", mask.to_string()),
             ("precision", format!("{precision:?}")),
         ]

@@ -130,15 +130,18 @@ impl WindowState {
     /// [`SnapshotError::Invalid`] for one that the window is never in.
     pub(crate) fn load(
         window: Option<ExactWindow>,
+        exact_prompt: usize,
         reader: &mut SnapshotReader,
     ) -> Result<Self, SnapshotError> {
         let [keys, prompt_end, whole_until] = [(); 3].map(|()| reader.count("tokens", usize::MAX));
         let state = Self { keys: keys?, prompt_end: prompt_end?, whole_until: whole_until?, codes_from: 0 };
-        let fits = match window {
-            None => state == Self::NONE,
-            Some(ExactWindow::Sliding(keys)) => state.keys == keys && state.prompt_end == 0,
-            Some(ExactWindow::Block { .. }) => state.keys > 0,
-        };
+        // No longer prompt is exact as a whole.
+        let fits = state.whole_until <= exact_prompt
+            && match window {
+                None => state == Self::NONE,
+                Some(ExactWindow::Sliding(keys)) => state.keys == keys && state.prompt_end == 0,
+                Some(ExactWindow::Block { .. }) => state.keys > 0,
+            };
         let (expected, got) = ("a window as the settings have it", state.keys as u64);
         if fits { Ok(state) } else { Err(SnapshotError::Invalid { what: "keys", expected, got }) }
     }

@@ -4,7 +4,7 @@ use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
     HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
 };
-use deltallm_core::CoreError;
+use deltallm_core::{CoreError, SnapshotWriter};
 use proptest::prelude::*;
 
 mod common;
@@ -199,4 +199,110 @@ fn narrowing_a_fork_leaves_the_other_alone() {
         inputs.run(&mut *wide, &[300]);
         assert_eq!(inputs.run(&mut *kernel, &[350]), inputs.run(&mut *wide, &[350]));
     }
+}
+
+/// Whatever is left of the budget when a fork goes on: it says that it is too little, or answers as it should, and what it refuses leaves no
+/// trace. The parent holds on to everything, so a fork has to pay for all that replaces something.
+#[test]
+fn a_fork_at_the_limit_answers_as_it_should_or_refuses() {
+    let (at, end) = (250, 262);
+    let inputs = Inputs::new(shape(), end, 6);
+    let mut refused = 0;
+    for store in KvStore::ALL {
+        let budget = MemoryBudget::new(1 << 24);
+        for (number, mut kernel) in
+            kernels(&options().store(store).budget(budget.clone())).into_iter().enumerate()
+        {
+            inputs.run(&mut *kernel, &[at]);
+            let mut alone = fresh(&options().store(store), number);
+            inputs.run(&mut *alone, &[at]);
+            let expected = inputs.run(&mut *alone, &one_by_one(at, end));
+            let row = expected.len() / (end - at);
+            for left in (0..60_000).step_by(997) {
+                let mut fork = kernel.fork().unwrap();
+                let mut others = budget.reservation();
+                others.grow(budget.available() - left).unwrap();
+                while fork.len() < end {
+                    let (before, growth) = (fork.len(), fork.growth(1).unwrap());
+                    let available = budget.available();
+                    match inputs.call(&mut *fork, before + 1) {
+                        Ok(out) => assert_eq!(out, expected[(before - at) * row..][..row], "{store}, {left}"),
+                        Err(error) => {
+                            assert!(growth > available, "{store}, {left}: {error}");
+                            others.shrink(usize::MAX);
+                            refused += 1;
+                        }
+                    }
+                }
+                others.shrink(usize::MAX);
+                fork.truncate(end - 1).unwrap();
+                let again = inputs.run(&mut *fork, &[end]);
+                assert!(again.iter().all(|x| x.is_finite()));
+            }
+            assert_eq!(budget.used(), kernel.footprint().total(), "{store}");
+        }
+    }
+    assert!(refused > 100, "{refused}");
+}
+
+#[test]
+fn a_fork_that_cannot_be_narrowed_is_not_narrowed_in_part() {
+    let inputs = Inputs::new(shape(), 310, 7);
+    let saved = |kernel: &dyn AttentionKernel| {
+        let (mut writer, mut file) = (SnapshotWriter::new(), Vec::new());
+        kernel.save(&mut writer).unwrap();
+        writer.write(&mut file).unwrap();
+        file
+    };
+    let mut refused = 0;
+    for store in [KvStore::F32, KvStore::F16] {
+        let budget = MemoryBudget::new(1 << 24);
+        for mut kernel in kernels(&options().store(store).budget(budget.clone())) {
+            inputs.run(&mut *kernel, &[300]);
+            let file = saved(&*kernel);
+            for left in (0..120_000).step_by(2003) {
+                let mut fork = kernel.fork().unwrap();
+                let mut others = budget.reservation();
+                others.grow(budget.available() - left).unwrap();
+                let used = budget.used();
+                if fork.narrow().is_err() {
+                    refused += 1;
+                    assert_eq!((saved(&*fork), budget.used()), (file.clone(), used), "{store}, {left}");
+                } else {
+                    drop(others);
+                    inputs.run(&mut *fork, &[310]);
+                }
+                assert_eq!(saved(&*kernel), file);
+            }
+            assert_eq!(budget.used(), kernel.footprint().total());
+        }
+    }
+    assert!(refused > 20, "{refused}");
+}
+
+/// Keys that rest, and then jump about so that their deltas take more than whole keys.
+#[test]
+fn growth_covers_keys_that_become_whole_in_a_fork() {
+    let mut inputs = Inputs::new(shape(), 1000, 8);
+    let width = inputs.k.len() / inputs.tokens;
+    inputs.k[..400 * width].fill(0.5);
+    inputs.k[400 * width..].iter_mut().for_each(|x| *x *= 1e4);
+    let budget = MemoryBudget::unlimited();
+    let options = options().store(KvStore::Compact).budget(budget.clone());
+    let mut kernel = fresh(&options, 1);
+    inputs.run(&mut *kernel, &[400]);
+    let mut whole = 0;
+    while kernel.len() < 1000 {
+        let next = kernel.len() + 1;
+        let mut fork = kernel.fork().unwrap();
+        fork.detach().unwrap();
+        let (growth, used) = (fork.growth(1).unwrap(), budget.used());
+        inputs.run(&mut *fork, &[next]);
+        let more = budget.used().saturating_sub(used);
+        assert!(more <= growth, "{next}: {more} > {growth}");
+        whole += usize::from(more > 4000);
+        drop(fork);
+        inputs.run(&mut *kernel, &[next]);
+    }
+    assert!(whole > 0);
 }

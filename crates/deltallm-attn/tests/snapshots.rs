@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use deltallm_attn::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ExactWindow,
-    HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
+    HeadsViewMut, HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 use deltallm_testing::Random;
@@ -203,6 +203,17 @@ fn forged(file: &[u8], random: &mut Random) -> Vec<u8> {
         if random.below(2) == 0 && pieces > 0 {
             let at = front + random.below(pieces);
             file[at] = random.bits() as u8;
+        } else if random.below(4) == 0 {
+            // Pages of another size, with which the pieces are as long: 64 tokens in one are 16 in four.
+            let words: Vec<usize> = (0..numbers / 8).map(|i| long(&file, 44 + 8 * i)).collect();
+            let stores: Vec<usize> =
+                (0..words.len().saturating_sub(6)).filter(|&i| words[i + 1] == 64).collect();
+            if let Some(&at) = stores.get(random.below(stores.len().max(1))) {
+                let pages = words[at + 6].wrapping_mul(4);
+                for (field, value) in [(at + 1, 16), (at + 6, pages)] {
+                    file[44 + 8 * field..][..8].copy_from_slice(&(value as u64).to_le_bytes());
+                }
+            }
         } else {
             let at = 44 + random.below(numbers / 8) * 8;
             let now = long(&file, at) as u64;
@@ -256,7 +267,15 @@ fn forge(rounds: usize, seed: u64) -> usize {
                             let _ = inputs.call(&mut *other, end);
                         }
                     }
-                    let _ = other.truncate(other.len() / 2);
+                    let of = [1, shape().heads(), shape().head_dim()];
+                    let mut out = vec![0.0; inputs.q_row()];
+                    let none = inputs.kv(&inputs.k, 0..0);
+                    let out = HeadsViewMut::new(&mut out, of).unwrap();
+                    let _ = other.forward_heads(inputs.q(0..1), none, none, out);
+                    let cut = other.len().saturating_sub(1 + random.below(80));
+                    if other.truncate(cut).is_ok() && cut < 400 {
+                        let _ = inputs.call(&mut *other, cut + 1);
+                    }
                     let _ = other.narrow();
                     let _ = other.save(&mut SnapshotWriter::new());
                 }

@@ -167,11 +167,15 @@ pub fn generate(
     let read = |done| progress.update(done, prompt.len());
     let prompted = match prompts {
         Some((cache, kernel)) => cache.prefill(&mut session, prompt, &|a, b| kernel.reads_alike(a, b), read),
-        None => session.prefill_with(prompt, read).map(|logits| Prompted { logits, found: 0 }),
+        None => session.prefill_with(prompt, read).map(|logits| Prompted {
+            logits,
+            found: 0,
+            writing: Duration::ZERO,
+        }),
     };
-    let Prompted { logits, found } = prompted.map_err(|error| advise(error, prompt.len()))?;
+    let Prompted { logits, found, writing } = prompted.map_err(|error| advise(error, prompt.len()))?;
     drop(progress);
-    let prefill = start.elapsed();
+    let prefill = start.elapsed().saturating_sub(writing);
     let prompt_sparsity = session.stats().total();
 
     let mut new = session.generate(logits, &model.tokenizer, &mut sampler);

@@ -593,6 +593,12 @@ fn a_prompt_that_has_been_read_is_not_read_again() {
     let run = generate(&longer, &kept);
     assert_eq!((number(&run, "prompt_tokens_found"), &run["text"]), (512, &generate(&longer, &[])["text"]));
 
+    // Weights that are multiplied otherwise are another model.
+    let floats = generate(&text, &[&kept[..], &["--linear", "f32"]].concat());
+    assert_eq!(number(&floats, "prompt_tokens_found"), 0);
+
+    let narrow = ["--prompt-cache", &folder, "--kv-budget", "1GiB", "--at-limit", "narrow", "--kv", "f16"];
+    assert_refused("generate", &narrow, &["--prompt-cache", "--at-limit error"]);
     let occupied = file("occupied.txt", b"a file");
     assert_refused("generate", &["--prompt-cache", &occupied], &["--prompt-cache", "occupied.txt"]);
     assert_refused("generate", &["--prompt-cache-limit", "1MiB"], &["--prompt-cache"]);

@@ -76,6 +76,6 @@ pub mod internal {
         delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
         quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
-        token_store::{Store, exchange},
+        token_store::{Store, exchange, exchange_all},
     };
 }

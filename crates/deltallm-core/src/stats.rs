@@ -33,16 +33,25 @@ impl HeadSparsity {
     /// The counts that are next in a snapshot.
     ///
     /// # Errors
-    /// [`SnapshotError::Length`] at its end.
+    /// [`SnapshotError::Length`] at its end, [`SnapshotError::Invalid`] for counts of more parts than the whole has.
     pub fn load(reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
         let [elements, nonzeros, pairs, exact_pairs, skipped_values] = [(); 5].map(|()| reader.number());
-        Ok(Self {
+        let counts = Self {
             elements: elements?,
             nonzeros: nonzeros?,
             pairs: pairs?,
             exact_pairs: exact_pairs?,
             skipped_values: skipped_values?,
-        })
+        };
+        let far = counts.pairs.checked_sub(counts.exact_pairs);
+        match far {
+            Some(far) if counts.skipped_values <= far && counts.nonzeros <= counts.elements => Ok(counts),
+            _ => Err(SnapshotError::Invalid {
+                what: "pairs",
+                expected: "counts that fit each other",
+                got: counts.pairs,
+            }),
+        }
     }
 
     /// `zeros(delta) / numel(delta)`, in 0..=1.

@@ -9,7 +9,7 @@ use crate::{
 /// What holds keys or values: it has paid for its memory, and can be forked.
 pub trait Store: Sized {
     /// A store with the same tokens that shares what does not change any more. For the rest, and for what it gets later, it charges
-    /// `budget`.
+    /// `budget`, which is the account of this one, or one without a limit for a store that is [exchanged](exchange) later.
     ///
     /// # Errors
     /// [`CoreError::BudgetExhausted`].
@@ -89,4 +89,27 @@ pub fn exchange<T: Store>(old: &mut T, mut new: T) -> Result<T, CoreError> {
     new.charge_with(&mut charge);
     // What is left goes back when `charge` does.
     Ok(std::mem::replace(old, new))
+}
+
+/// The same for several stores: all of them or none.
+///
+/// # Errors
+/// [`CoreError::BudgetExhausted`]; all old stores are then as they were.
+pub fn exchange_all<T: Store>(mut pairs: Vec<(&mut T, T)>) -> Result<(), CoreError> {
+    pairs.iter_mut().for_each(|(_, new)| drop(new.uncharge()));
+    let charges = pairs.iter_mut().map(|(old, _)| old.uncharge()).reduce(|mut all, charge| {
+        all.merge(charge);
+        all
+    });
+    let Some(mut charge) = charges else { return Ok(()) };
+    let needed: usize = pairs.iter().map(|(_, new)| new.unpaid()).sum();
+    if let Err(error) = charge.grow(needed.saturating_sub(charge.bytes())) {
+        pairs.iter_mut().for_each(|(old, _)| old.charge_with(&mut charge));
+        return Err(error);
+    }
+    for (old, mut new) in pairs {
+        new.charge_with(&mut charge);
+        *old = new;
+    }
+    Ok(())
 }

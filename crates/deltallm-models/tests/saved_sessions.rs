@@ -84,17 +84,15 @@ fn a_file_is_replaced_whole() {
         session.save(&file.0).unwrap();
         assert_eq!(Session::open(model.clone(), &spec, &file.0).unwrap().tokens().len(), tokens);
     }
-    let folder = file.0.parent().unwrap();
-    let error = session.save(folder).unwrap_err();
-    assert!(matches!(error, ModelError::Io { .. }), "{error}");
-    let error = session.save(folder.join("there-is-no-such-folder/x.kv")).unwrap_err();
-    assert!(matches!(error, ModelError::Io { .. }), "{error}");
-    let stem = format!(".{}", file.0.file_name().unwrap().to_string_lossy());
-    let left = fs::read_dir(folder)
-        .unwrap()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&stem));
-    assert_eq!(left.count(), 0);
+    // A folder has that name: what was written cannot be renamed, and goes away again.
+    let folder = Folder::new("occupied");
+    let occupied = folder.0.join("x.kv");
+    fs::create_dir_all(&occupied).unwrap();
+    for path in [occupied.clone(), folder.0.join("there-is-no-such-folder/x.kv")] {
+        let error = session.save(path).unwrap_err();
+        assert!(matches!(error, ModelError::Io { .. }), "{error}");
+    }
+    assert_eq!(folder.files(), [occupied]);
 }
 
 #[test]
@@ -124,8 +122,22 @@ fn a_file_of_something_else_leaves_the_session_empty() {
         "{error}"
     );
 
-    // Within the caches of the last layers: those of the first ones have been loaded by then.
+    // In the last layer, with checksums that fit: the others have been loaded by then.
     let whole = fs::read(&file.0).unwrap();
+    let mut forged = whole.clone();
+    let numbers = u64::from_le_bytes(whole[16..24].try_into().unwrap()) as usize;
+    let last = whole[..44 + numbers].windows(6).rposition(|bytes| bytes == b"hybrid").unwrap();
+    forged[last..last + 6].copy_from_slice(b"dense!");
+    for (of, at) in [(44..44 + numbers, 32), (0..40, 40)] {
+        let checksum = crc32fast::hash(&forged[of]);
+        forged[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
+    }
+    fs::write(&file.0, &forged).unwrap();
+    let error = refused(&spec, &file.0);
+    assert!(
+        matches!(error, ModelError::Snapshot { source: SnapshotError::Other { what: "kernel", .. }, .. }),
+        "{error}"
+    );
     fs::write(&file.0, &whole[..whole.len() - 100]).unwrap();
     let error = refused(&spec, &file.0);
     assert!(matches!(error, ModelError::Snapshot { source: SnapshotError::Length { .. }, .. }), "{error}");
@@ -212,7 +224,11 @@ fn prompted(cache: Option<&PromptCache>, spec: &KernelSpec, tokens: &[u32]) -> (
     session.set_chunk(CHUNK);
     let prompted = match cache {
         Some(cache) => cache.prefill(&mut session, tokens, &alike, |_| {}).unwrap(),
-        None => Prompted { logits: session.prefill(tokens).unwrap(), found: 0 },
+        None => Prompted {
+            logits: session.prefill(tokens).unwrap(),
+            found: 0,
+            writing: std::time::Duration::ZERO,
+        },
     };
     let mut bits: Vec<u32> = prompted.logits.into_iter().map(f32::to_bits).collect();
     bits.extend(next(&mut session, 3));

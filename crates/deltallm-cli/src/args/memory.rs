@@ -82,6 +82,10 @@ impl MemoryArgs {
     /// For a folder that cannot be made.
     pub fn prompt_cache(&self) -> anyhow::Result<Option<PromptCache>> {
         let Some(folder) = &self.prompt_cache else { return Ok(None) };
+        anyhow::ensure!(
+            !self.is_limited() || self.at_limit == LimitPolicy::Error,
+            "--prompt-cache: expected --at-limit error, got narrow, with which prompts are cut wherever the budget ends; leave out one of both"
+        );
         Ok(Some(PromptCache::new(folder, self.prompt_cache_limit as u64).context("--prompt-cache")?))
     }
 

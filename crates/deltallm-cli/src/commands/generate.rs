@@ -331,7 +331,7 @@ impl Run {
     }
 
     fn prefill_tokens_per_second(&self) -> f64 {
-        self.prompt_tokens as f64 / self.generation.prefill.as_secs_f64()
+        (self.prompt_tokens - self.generation.found) as f64 / self.generation.prefill.as_secs_f64()
     }
 
     /// The report for people.

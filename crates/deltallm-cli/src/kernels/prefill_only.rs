@@ -12,7 +12,7 @@ use deltallm::{
 /// A prompt is what [`begin_prompt`](AttentionKernel::begin_prompt) has announced; without that, a call of more than one
 /// token. Once tokens have been decoded the other kernel has missed them: a further prompt is read exactly.
 pub struct PrefillOnly {
-    dense: DenseAttention,
+    dense: Box<dyn AttentionKernel>,
     prefill: Box<dyn AttentionKernel>,
     /// Where an announced prompt ends.
     prompt_end: usize,
@@ -23,7 +23,7 @@ pub struct PrefillOnly {
 impl PrefillOnly {
     /// Two empty kernels of the same shape as one.
     pub fn new(dense: DenseAttention, prefill: Box<dyn AttentionKernel>) -> Self {
-        Self { dense, prefill, prompt_end: 0, scratch: Vec::new() }
+        Self { dense: Box::new(dense), prefill, prompt_end: 0, scratch: Vec::new() }
     }
 
     /// Whether the other kernel attends a call of so many queries that would come now.
@@ -102,6 +102,11 @@ impl AttentionKernel for PrefillOnly {
             ..*prefill
         };
         SparsityStats::new(dense.heads().iter().zip(prefill.heads()).map(head).collect())
+    }
+
+    fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
+        let (dense, prefill) = (self.dense.fork()?, self.prefill.fork()?);
+        Some(Box::new(Self { dense, prefill, prompt_end: self.prompt_end, scratch: Vec::new() }))
     }
 
     /// Both caches.

@@ -54,4 +54,8 @@ impl KernelWrapper for Timed {
         self.time.0.fetch_add(nanoseconds, Ordering::Relaxed);
         result
     }
+
+    fn fork_wrapped(&self) -> Option<Box<dyn AttentionKernel>> {
+        Some(Box::new(Self::new(self.kernel.fork()?, self.time.clone())))
+    }
 }

@@ -165,6 +165,11 @@ impl<C: Codec> Matrix<C> {
         self.dropped + self.sealed.len()
     }
 
+    /// Whether others hold some of the blocks too.
+    pub(super) fn is_shared(&self) -> bool {
+        self.sealed.iter().any(|block| block.piece.is_shared())
+    }
+
     /// The first token that is held.
     pub(super) fn first(&self) -> usize {
         self.dropped * BLOCK_TOKENS
@@ -460,7 +465,8 @@ impl<C: Codec + Clone> Store for Matrix<C> {
         }
         let (channels, budget) = (self.channels(), self.charge.budget());
         let len = reader.count("keys", MOST_TOKENS)?;
-        let dropped = reader.count("blocks that are gone", len / BLOCK_TOKENS)?;
+        // The last one is never gone.
+        let dropped = reader.count("blocks that are gone", len.saturating_sub(1) / BLOCK_TOKENS)?;
         let dropped_nonzeros = reader.count("changes", MOST_TOKENS)?;
         let mut loaded = Self::new(Rule::new(thresholds.clone())?, self.codec.clone(), budget);
         (loaded.dropped, loaded.dropped_nonzeros) = (dropped, dropped_nonzeros);
@@ -555,24 +561,32 @@ impl Matrix<FloatCodec> {
         Ok(())
     }
 
+    /// Bytes that narrowing charges before it gives any back: for blocks that others share.
+    pub(super) fn narrow_growth(&self, element: ElementType) -> usize {
+        if !self.narrows_to(element) {
+            return 0;
+        }
+        let shared = self.sealed.iter().filter(|block| block.piece.is_shared());
+        let bytes = |header: usize| mask_bytes(self.channels()) + header * element.bytes();
+        shared.map(|block| Piece::data_bytes(bytes(block.header)) + Piece::OVERHEAD).sum()
+    }
+
+    /// `charge` pays for as much as [`narrow_growth`](Self::narrow_growth) says.
+    ///
     /// # Errors
-    /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] for blocks that others share, which are copied; nothing
-    /// changes then.
-    pub(super) fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub(super) fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         self.check_narrow(element)?;
         if !self.narrows_to(element) {
             return Ok(());
         }
         let (unlimited, channels) = (MemoryBudget::unlimited(), self.channels());
-        let mut charge = self.charge.budget().reservation();
-        let shared = self.sealed.iter().map(|block| &block.piece).filter(|piece| piece.is_shared());
-        charge.grow(shared.map(Piece::bytes).sum())?;
         for block in &mut self.sealed {
             let Block { masks, codes } = Block::of_sealed(&self.codec, block, channels);
             let mut narrow = seal(&self.codec, masks, &FloatBlock::rounded(codes, element), &unlimited)?;
             drop(narrow.piece.uncharge());
             block.piece.uncharge().into_iter().for_each(|paid| charge.merge(paid));
-            narrow.piece.charge_with(&mut charge);
+            narrow.piece.charge_with(charge);
             *block = narrow;
         }
         self.codec.narrow(element, &mut self.rule);

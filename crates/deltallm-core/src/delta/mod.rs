@@ -130,8 +130,7 @@ impl DeltaMatrix {
         Ok(Self(Form::Steps(Matrix::new(rule, codec, budget))))
     }
 
-    /// The same keys. Whole blocks are shared, and charged once whoever holds them; for the rest, and for what is coded later, the fork
-    /// charges `budget`.
+    /// The same keys. Whole blocks are shared, and charged once whoever holds them; what is coded later is each one's own.
     ///
     /// # Errors
     /// [`CoreError::BudgetExhausted`] for the table of blocks and the last one.
@@ -143,17 +142,14 @@ impl DeltaMatrix {
     /// let mut keys = DeltaMatrix::new(vec![0.5; 64], ElementType::F16, &budget)?;
     /// (0..1000).try_for_each(|t| keys.push(&[t as f32; 64]))?;
     /// let alone = budget.used();
-    /// let mut fork = keys.fork(&budget)?;
+    /// let mut fork = keys.fork()?;
     /// fork.push(&[-1.0; 64])?;
     /// assert_eq!((keys.len(), fork.len()), (1000, 1001));
     /// assert!(budget.used() < alone + alone / 10);
     /// # Ok::<(), deltallm_core::CoreError>(())
     /// ```
-    pub fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
-        Ok(Self(match &self.0 {
-            Form::Float(matrix) => Form::Float(matrix.fork(budget)?),
-            Form::Steps(matrix) => Form::Steps(matrix.fork(budget)?),
-        }))
+    pub fn fork(&self) -> Result<Self, CoreError> {
+        Store::fork(self, self.budget())
     }
 
     fn rule(&self) -> &Rule {
@@ -311,10 +307,28 @@ impl DeltaMatrix {
     /// it was compared with the reference before rounding (`docs/method.md`, equation 7).
     ///
     /// # Errors
-    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] for blocks that a [fork](Self::fork) shares, which are copied;
+    /// nothing changes then.
     pub fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+        let mut charge = self.budget().reservation();
+        charge.grow(self.narrow_growth(element))?;
+        self.narrow_with(element, &mut charge)
+    }
+
+    /// Bytes that narrowing charges before it gives any back: for blocks that others share.
+    #[doc(hidden)]
+    pub fn narrow_growth(&self, element: ElementType) -> usize {
+        match &self.0 {
+            Form::Float(matrix) => matrix.narrow_growth(element),
+            Form::Steps(_) => 0,
+        }
+    }
+
+    /// The same as [`narrow`](Self::narrow); `charge` pays for as much as [`narrow_growth`](Self::narrow_growth) says.
+    #[doc(hidden)]
+    pub fn narrow_with(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         match &mut self.0 {
-            Form::Float(matrix) => matrix.narrow(element),
+            Form::Float(matrix) => matrix.narrow(element, charge),
             Form::Steps(_) => Ok(()),
         }
     }
@@ -338,6 +352,15 @@ impl DeltaMatrix {
         match &self.0 {
             Form::Float(matrix) => matrix.growth(tokens),
             Form::Steps(matrix) => matrix.growth(tokens),
+        }
+    }
+
+    /// Whether a fork holds some of the blocks too.
+    #[doc(hidden)]
+    pub fn is_shared(&self) -> bool {
+        match &self.0 {
+            Form::Float(matrix) => matrix.is_shared(),
+            Form::Steps(matrix) => matrix.is_shared(),
         }
     }
 
@@ -388,7 +411,10 @@ impl DeltaMatrix {
 
 impl Store for DeltaMatrix {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
-        self.fork(budget)
+        Ok(Self(match &self.0 {
+            Form::Float(matrix) => Form::Float(matrix.fork(budget)?),
+            Form::Steps(matrix) => Form::Steps(matrix.fork(budget)?),
+        }))
     }
 
     fn uncharge(&mut self) -> Reservation {

@@ -381,7 +381,13 @@ impl Codec for StepCodec {
                 && escape.to <= OPEN_END
                 && escape.residual.is_finite()
         });
-        (wide_ones == wide.len() && in_order && fit).then_some(header)
+        // A token has no more of them than channels, which the room for the last one's is reckoned by; the frame may have as many again.
+        let before = escapes.partition_point(|escape| usize::from(escape.from) + 1 < tokens);
+        let most = if tokens == 1 { 2 * self.channels() } else { self.channels() };
+        // Behind an odd number of differences there is nothing.
+        let nothing = sent.is_multiple_of(2) || differences.last().is_some_and(|last| last >> 4 == 0);
+        let whole = wide_ones == wide.len() && escapes.len() - before <= most && nothing;
+        (whole && in_order && fit).then_some(header)
     }
 
     fn reopen(&self, view: StepView<'_>, sent: usize, codes: &mut StepBlock) {

@@ -16,7 +16,6 @@ use crate::{
     error::CoreError,
     piece::Piece,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
-    store::BLOCK_TOKENS,
     token_store::Store,
 };
 
@@ -195,6 +194,11 @@ impl PagedRows {
         self.layout.page_tokens
     }
 
+    /// The account that is charged.
+    pub fn budget(&self) -> &MemoryBudget {
+        self.charge.budget()
+    }
+
     /// The first of `tokens` in their stored form, as many as are in one page, and their number. `None` if their page is not
     /// held. Rows of the page before [`first`](Self::first) have been dropped and must not be read.
     pub fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)> {
@@ -352,19 +356,35 @@ impl PagedRows {
     /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] where pages are shared, which stay as they are for the
     /// others; nothing changes then.
     pub fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
+        let mut charge = self.charge.budget().reservation();
+        charge.grow(self.narrow_growth(element))?;
+        self.narrow_with(element, &mut charge)
+    }
+
+    /// Bytes that narrowing charges before it gives any back: for pages that others share.
+    pub fn narrow_growth(&self, element: ElementType) -> usize {
+        if !self.narrows_to(element) {
+            return 0;
+        }
+        let shared = self.pages.iter().filter(|page| page.is_shared()).count();
+        Layout { format: element.into(), ..self.layout }.bytes(shared, 0).total()
+    }
+
+    /// The same as [`narrow`](Self::narrow); `charge` pays for as much as [`narrow_growth`](Self::narrow_growth) says.
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
+    pub fn narrow_with(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         self.check_narrow(element)?;
         if !self.narrows_to(element) {
             return Ok(());
         }
-        let (mut charge, layout) =
-            (self.charge.budget().reservation(), Layout { format: element.into(), ..self.layout });
-        let shared = self.pages.iter().filter(|page| page.is_shared()).count();
-        charge.grow(layout.bytes(shared, 0).total())?;
+        let layout = Layout { format: element.into(), ..self.layout };
         for number in self.first_page..self.first_page + self.pages.len() {
             let mut narrow = self.narrowed(number, layout)?;
             let page = &mut self.pages[number - self.first_page];
             page.uncharge().into_iter().for_each(|paid| charge.merge(paid));
-            narrow.charge_with(&mut charge);
+            narrow.charge_with(charge);
             *page = narrow;
         }
         self.layout.format = element.into();
@@ -538,30 +558,34 @@ impl Store for PagedRows {
     }
 
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
-        let Layout { channels, format, centered, .. } = self.layout;
+        let layout @ Layout { channels, format, page_tokens, centered } = self.layout;
         let name = reader.text()?;
         reader.expect("rows in", format.name(), &name)?;
         let got = reader.count("channels", usize::MAX)?;
         reader.expect("channels", channels, got)?;
-        // Pages of exact rows come in two sizes.
-        let page_tokens = reader.count("tokens in a page", BLOCK_TOKENS)?.max(1);
+        let got = reader.count("tokens in a page", usize::MAX)?;
+        reader.expect("tokens in a page", page_tokens, got)?;
         let got = reader.count("centered rows", 1)?;
         reader.expect("centered rows", usize::from(centered), got)?;
-        let layout = Layout { page_tokens, ..self.layout };
         let len = reader.count("tokens", MOST_TOKENS)?;
         let first = reader.count("first token", len)?;
         let first_page = reader.count("first page", len / page_tokens)?;
         // After a cut into what had been dropped, the page that the next row goes to is not there.
         let held = len.div_ceil(page_tokens) - first_page;
         let pages = reader.count("pages", held)?;
-        let complete = pages == held || pages == 0 && first_page == len / page_tokens;
+        let complete = pages == held || pages == 0 && first_page == len / page_tokens && first == len;
         if !complete || first < len.min(first_page * page_tokens) {
             let (expected, got) = ("the pages of all tokens from the first one on", pages as u64);
             return Err(SnapshotError::Invalid { what: "pages", expected, got });
         }
         let center = reader.floats()?;
-        let needs_center = layout.has_center() && first_page == 0 && pages > 1;
-        let fits = center.len() == channels && layout.has_center() || center.is_empty() && !needs_center;
+        // Of the first page there is one as soon as there is a second; once that is gone it may be there or not.
+        let [least, most] = match (layout.has_center(), first_page, pages) {
+            (true, 0, 2..) => [channels, channels],
+            (true, 1.., _) => [0, channels],
+            _ => [0, 0],
+        };
+        let fits = center.len() == least || center.len() == most;
         if !fits {
             let (expected, got) = ("a center of one number per channel, or none", center.len() as u64);
             return Err(SnapshotError::Invalid { what: "numbers", expected, got });

@@ -10,7 +10,7 @@ use crate::{budget::MemoryBudget, piece::Piece};
 
 /// Reads a snapshot: whoever asks gets what was [written](super::SnapshotWriter), in the same order.
 ///
-/// All checksums are compared before anything is handed out. Nothing is allocated that is not in the bytes.
+/// All checksums are compared before anything is handed out. Memory is taken for what is in the bytes, and for the room that a cache has beside it.
 #[derive(Debug)]
 pub struct SnapshotReader {
     numbers: Bytes,
@@ -28,7 +28,8 @@ impl SnapshotReader {
     }
 
     /// Reads a snapshot whose pieces are to be used where they lie: for a mapped file. Caches then hold on to the bytes, and charge nothing
-    /// for them; a page that is written is copied first. What has been checked must not change afterwards.
+    /// for them; a page that is written is copied first. What has been checked must not change afterwards. (Bytes whose pieces do not start at a
+    /// multiple of 8 are copied, and charged.)
     ///
     /// # Errors
     /// As [`copying`](Self::copying).

@@ -32,6 +32,9 @@ pub struct SnapshotWriter {
 }
 
 impl SnapshotWriter {
+    /// The version of the format.
+    pub const VERSION: u32 = VERSION;
+
     /// Nothing so far.
     pub fn new() -> Self {
         Self::default()

@@ -4,15 +4,15 @@ use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
-use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
+use deltallm_core::{HeadSparsity, SnapshotError, SnapshotReader, SnapshotWriter};
 use ndarray::Array1;
 use sha2::{Digest, Sha256};
 
 use super::{
-    saved::{snapshot, write_file},
+    saved::{SCRATCH, snapshot, write_file},
     sequence::Session,
 };
 use crate::{ModelError, files::mmap};
@@ -60,9 +60,14 @@ pub struct Prompted {
     pub logits: Array1<f32>,
     /// How many of the first tokens had been read before.
     pub found: usize,
+    /// Time spent on files.
+    pub writing: Duration,
 }
 
 const EXTENSION: &str = "kv";
+
+/// A file that has been written for so long is not being written any more.
+const ABANDONED: Duration = Duration::from_secs(3600);
 
 impl PromptCache {
     /// The folder, which is made if there is none; files in it take at most `limit` bytes together.
@@ -88,25 +93,25 @@ impl PromptCache {
         alike: &dyn Fn(usize, usize) -> bool,
         mut progress: impl FnMut(usize),
     ) -> Result<Prompted, ModelError> {
-        // With a memory limit chunks may be cut anywhere; and not every kernel can be saved.
-        let key = Key::of(session).ok().filter(|_| !session.narrows());
+        let key = Key::of(session).filter(|_| !prompt.is_empty());
         let Some(key) = key else {
-            return Ok(Prompted { logits: session.prefill_with(prompt, progress)?, found: 0 });
+            let logits = session.prefill_with(prompt, progress)?;
+            return Ok(Prompted { logits, found: 0, writing: Duration::ZERO });
         };
         let (found, logits) = self.find(session, &key, prompt, alike);
         if let Some(logits) = logits {
-            return Ok(Prompted { logits, found });
+            return Ok(Prompted { logits, found, writing: Duration::ZERO });
         }
+        let mut writing = Duration::ZERO;
         let last_chunk = (prompt.len() - 1) / session.chunk * session.chunk;
         let logits = session.prefill_watched(&prompt[found..], |session, done| {
             progress(found + done);
             if found + done == last_chunk {
-                // What cannot be kept is read again next time.
-                let _ = self.keep(session, &key, prompt.len(), None);
+                writing += self.keep(session, &key, prompt.len(), None);
             }
         })?;
-        let _ = self.keep(session, &key, prompt.len(), Some(&logits));
-        Ok(Prompted { logits, found })
+        writing += self.keep(session, &key, prompt.len(), Some(&logits));
+        Ok(Prompted { logits, found, writing })
     }
 
     /// Loads the longest beginning of `prompt` that is there: how long it is, and the logits if it is all.
@@ -127,42 +132,41 @@ impl PromptCache {
         names.sort_by_key(|name| std::cmp::Reverse(name.tokens));
         for name in names.into_iter().filter(|name| name.hash == key.with(&prompt[..name.tokens])) {
             let path = self.folder.join(name.to_string());
-            match load(session, &path, name.tokens == name.of) {
+            match load(session, &path, &prompt[..name.tokens], name.tokens == name.of) {
                 Ok(logits) => {
                     let file = File::options().write(true).open(&path);
                     let _ = file.and_then(|file| file.set_modified(SystemTime::now()));
                     return (name.tokens, logits);
                 }
+                Err(ModelError::Snapshot { source, .. }) if is_damage(&source) => {
+                    drop(fs::remove_file(&path))
+                }
                 // No room for it in memory, or gone meanwhile.
-                Err(ModelError::Snapshot { source: SnapshotError::Core(_), .. } | ModelError::Io { .. }) => {}
-                Err(_) => drop(fs::remove_file(&path)),
+                Err(_) => {}
             }
         }
         (0, None)
     }
 
-    /// Keeps a session that is reading a prompt of `of` tokens, or has read it.
-    fn keep(
-        &self,
-        session: &Session,
-        key: &Key,
-        of: usize,
-        logits: Option<&Array1<f32>>,
-    ) -> Result<(), ModelError> {
-        let tokens = session.tokens();
+    /// Keeps a session that is reading a prompt of `of` tokens, or has read it; how long that took. What cannot be kept is read again next
+    /// time.
+    fn keep(&self, session: &Session, key: &Key, of: usize, logits: Option<&Array1<f32>>) -> Duration {
+        let (start, tokens) = (Instant::now(), session.tokens());
         let path = self.folder.join(Name { tokens: tokens.len(), of, hash: key.with(tokens) }.to_string());
         let mut writer = SnapshotWriter::new();
-        session.write(&mut writer).map_err(|source| snapshot(&path, source))?;
-        logits.into_iter().for_each(|logits| writer.floats(&logits.to_vec()));
-        if self.make_room(writer.bytes()) {
-            write_file(&writer, &path).map_err(|source| ModelError::Io { file: path, source })?;
+        if session.write(&mut writer).is_ok() {
+            logits.into_iter().for_each(|logits| writer.floats(&logits.to_vec()));
+            if self.make_room(writer.bytes()) {
+                let _ = write_file(&writer, &path);
+            }
         }
-        Ok(())
+        start.elapsed()
     }
 
     /// Deletes what has not been used for the longest time until there is room for `bytes`; whether there can be.
     fn make_room(&self, bytes: u64) -> bool {
         let Some(room) = self.limit.checked_sub(bytes) else { return false };
+        self.drop_abandoned();
         let mut files: Vec<Entry> = self.files().collect();
         files.sort_by_key(|file| file.used);
         let mut held: u64 = files.iter().map(|file| file.bytes).sum();
@@ -172,9 +176,25 @@ impl PromptCache {
             }
             // Another process may have been faster.
             let _ = fs::remove_file(&file.path);
-            held -= file.bytes;
+            held -= if file.path.exists() { 0 } else { file.bytes };
         }
-        true
+        held <= room
+    }
+
+    /// Deletes what a process has begun to write that is no more.
+    fn drop_abandoned(&self) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let begun = entry.metadata().and_then(|about| about.modified());
+            let old = begun.is_ok_and(|begun| begun.elapsed().is_ok_and(|age| age > ABANDONED));
+            let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(SCRATCH));
+            let ours = inner
+                .and_then(|name| name.rsplit_once('.'))
+                .is_some_and(|(name, _)| Name::parse(name).is_some());
+            if ours && old {
+                let _ = fs::remove_file(entry.path());
+            }
+        }
     }
 
     fn files(&self) -> impl Iterator<Item = Entry> {
@@ -201,12 +221,12 @@ impl fmt::Display for Name {
 
 impl Name {
     /// `None` for the name of something else.
-    fn of(path: &Path) -> Option<Self> {
-        let name = path.file_name()?.to_str()?;
-        let mut parts = name.strip_suffix(EXTENSION)?.strip_suffix('.')?.splitn(3, '-');
+    fn parse(whole: &str) -> Option<Self> {
+        let mut parts = whole.strip_suffix(EXTENSION)?.strip_suffix('.')?.splitn(3, '-');
         let (tokens, of) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
         let name = Self { tokens, of, hash: parts.next()?.to_owned() };
-        (name.tokens > 0 && name.to_string() == path.file_name()?.to_str()?).then_some(name)
+        let hash = name.hash.len() == 32 && name.hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (hash && name.tokens > 0 && name.to_string() == whole).then_some(name)
     }
 }
 
@@ -222,7 +242,7 @@ impl Entry {
     /// `None` for what is not a saved session.
     fn of(path: PathBuf) -> io::Result<Option<Self>> {
         let about = fs::metadata(&path)?;
-        let name = Name::of(&path).filter(|_| about.is_file());
+        let name = path.file_name().and_then(|name| Name::parse(name.to_str()?)).filter(|_| about.is_file());
         let used = about.modified()?;
         Ok(name.map(|name| Self { path, name, bytes: about.len(), used }))
     }
@@ -232,11 +252,15 @@ impl Entry {
 struct Key(Sha256);
 
 impl Key {
-    /// Of a session that is still empty.
-    fn of(session: &Session) -> Result<Self, SnapshotError> {
+    /// Of a session that has not been used yet; `None` where nothing can be kept: of kernels that are not saved, and with a memory limit, which
+    /// may cut chunks anywhere.
+    fn of(session: &Session) -> Option<Self> {
+        let used = !session.tokens().is_empty() || session.stats().total() != HeadSparsity::default();
         let mut writer = SnapshotWriter::new();
-        session.write(&mut writer)?;
-        Ok(Self(Sha256::new_with_prefix(writer.numbers())))
+        session.write(&mut writer).ok().filter(|()| !used && !session.narrows())?;
+        let (version, isa, chunk) = (env!("CARGO_PKG_VERSION"), session.model().isa(), session.chunk);
+        writer.text(&format!("{version}, format {}, {isa}, chunks of {chunk}", SnapshotWriter::VERSION));
+        Some(Self(Sha256::new_with_prefix(writer.numbers())))
     }
 
     /// With tokens: 32 hexadecimal digits.
@@ -247,20 +271,35 @@ impl Key {
     }
 }
 
-/// Loads a session, and the logits after it if there are to be any.
-fn load(session: &mut Session, path: &Path, whole: bool) -> Result<Option<Array1<f32>>, ModelError> {
+/// Loads a session that has read `tokens`, and the logits after them if there are to be any.
+fn load(
+    session: &mut Session,
+    path: &Path,
+    tokens: &[u32],
+    whole: bool,
+) -> Result<Option<Array1<f32>>, ModelError> {
     let reader = SnapshotReader::copying(Bytes::from_owner(mmap::Bytes::map(path)?));
-    let read = |mut reader: SnapshotReader| {
-        session.read(&mut reader)?;
+    let vocabulary = session.model().config().vocab_size;
+    let rest = |reader: &mut SnapshotReader| {
         let logits = if whole { Some(reader.floats()?) } else { None };
         if let Some(logits) = &logits {
-            reader.expect("logits of a vocabulary of", session.model().config().vocab_size, logits.len())?;
+            reader.expect("logits of a vocabulary of", vocabulary, logits.len())?;
         }
         reader.end()?;
         Ok(logits.map(Array1::from))
     };
-    reader.and_then(read).map_err(|source| {
-        session.clear();
-        snapshot(path, source)
-    })
+    let read = |mut reader: SnapshotReader| session.read(&mut reader, rest);
+    let logits = reader.and_then(read).map_err(|source| snapshot(path, source))?;
+    if session.tokens() != tokens {
+        // A file that has been given another name.
+        session.rewind(0)?;
+        let (what, expected) = ("tokens", "those that the name stands for");
+        return Err(snapshot(path, SnapshotError::Invalid { what, expected, got: tokens.len() as u64 }));
+    }
+    Ok(logits)
+}
+
+/// Whether no process will ever be able to use the file.
+fn is_damage(error: &SnapshotError) -> bool {
+    !matches!(error, SnapshotError::Core(_) | SnapshotError::Made { .. } | SnapshotError::Unsupported { .. })
 }

@@ -4,13 +4,18 @@ use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
 
 use bytes::Bytes;
-use deltallm_attn::KernelSpec;
+use deltallm_attn::{AttentionKernel, KernelSpec};
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
 use super::sequence::Session;
 use crate::{Model, ModelError, files::mmap};
+
+/// How the name of a file ends that is being written.
+pub(super) const SCRATCH: &str = ".tmp";
 
 /// Bytes handed to the system at a time.
 const AT_ONCE: usize = 1 << 20;
@@ -130,9 +135,7 @@ impl Session {
     }
 
     fn read_whole(&mut self, reader: Result<SnapshotReader, SnapshotError>) -> Result<(), SnapshotError> {
-        let mut reader = reader?;
-        self.read(&mut reader)?;
-        reader.end().inspect_err(|_| self.clear())
+        self.read(&mut reader?, |reader| reader.end())
     }
 
     /// Adds the session to a snapshot.
@@ -144,8 +147,12 @@ impl Session {
         self.kernels.iter().try_for_each(|kernel| kernel.save(writer))
     }
 
-    /// Takes over the session that is next in a snapshot.
-    pub(super) fn read(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+    /// Takes over the session that is next in a snapshot, if `rest` takes what follows it.
+    pub(super) fn read<T>(
+        &mut self,
+        reader: &mut SnapshotReader,
+        rest: impl FnOnce(&mut SnapshotReader) -> Result<T, SnapshotError>,
+    ) -> Result<T, SnapshotError> {
         if !self.tokens.is_empty() {
             return Err(SnapshotError::Unsupported {
                 reason: "expected an empty session to load into, got one in use",
@@ -158,32 +165,35 @@ impl Session {
         let weights = reader.number()?;
         reader.expect("weights with the checksum", self.model.weights_checksum().into(), weights)?;
         let tokens = reader.list()?;
-        let result = self.read_kernels(&tokens, reader);
-        result.inspect_err(|_| self.clear())?;
-        self.tokens = tokens;
-        Ok(())
+        let kernels = self.read_kernels(&tokens, reader)?;
+        let rest = rest(reader)?;
+        (self.kernels, self.tokens) = (kernels, tokens);
+        Ok(rest)
     }
 
-    /// Lets go of what has been loaded. All tokens can always be cut off.
-    pub(super) fn clear(&mut self) {
-        self.kernels.iter_mut().for_each(|kernel| drop(kernel.truncate(0)));
-        self.tokens.clear();
-    }
-
-    fn read_kernels(&mut self, tokens: &[u32], reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
+    /// Forks of the kernels, which are empty, that have been loaded: where one cannot be, these stay as they are.
+    fn read_kernels(
+        &self,
+        tokens: &[u32],
+        reader: &mut SnapshotReader,
+    ) -> Result<Vec<Box<dyn AttentionKernel>>, SnapshotError> {
         let vocabulary = self.model.config().vocab_size;
         if let Some(token) = tokens.iter().find(|token| **token as usize >= vocabulary) {
             let (expected, got) = ("tokens of the model's vocabulary", u64::from(*token));
             return Err(SnapshotError::Invalid { what: "token", expected, got });
         }
-        for kernel in &mut self.kernels {
+        let mut kernels = Vec::with_capacity(self.kernels.len());
+        for kernel in &self.kernels {
+            let reason = "this kernel cannot be forked, and so not be loaded without a trace if that fails";
+            let mut kernel = kernel.fork().ok_or(SnapshotError::Unsupported { reason })?;
             kernel.load(reader)?;
             if kernel.len() != tokens.len() {
                 let (expected, got) = ("caches of all tokens", kernel.len() as u64);
                 return Err(SnapshotError::Invalid { what: "tokens", expected, got });
             }
+            kernels.push(kernel);
         }
-        Ok(())
+        Ok(kernels)
     }
 }
 
@@ -193,9 +203,13 @@ pub(super) fn snapshot(path: &Path, source: SnapshotError) -> ModelError {
 
 /// The file is there whole or not at all.
 pub(super) fn write_file(writer: &SnapshotWriter, path: &Path) -> io::Result<()> {
+    // One of its own for whoever writes, also into a folder that machines share.
+    static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
     let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let scratch = path.with_file_name(format!(".{name}.{}.tmp", std::process::id()));
-    let written = File::create(&scratch).and_then(|file| {
+    let scratch = path.with_file_name(format!(".{name}.{since:x}-{process}-{count}{SCRATCH}"));
+    let written = File::create_new(&scratch).and_then(|file| {
         let mut out = BufWriter::with_capacity(AT_ONCE, file);
         writer.write(&mut out)?;
         out.flush()?;
