@@ -294,7 +294,7 @@ pub enum ModelError {
         layer: usize,
     },
     /// A session could not be saved, or a saved one not be loaded.
-    #[error("{}: {source}", file.display())]
+    #[error("{}: {source}", message(file.display()))]
     Snapshot {
         /// The file of the session.
         file: PathBuf,

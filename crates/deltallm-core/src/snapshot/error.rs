@@ -1,6 +1,6 @@
 //! What can be wrong with a snapshot.
 
-use crate::error::CoreError;
+use crate::{error::CoreError, quoted::quoted};
 
 /// Errors of reading a snapshot. Every variant says what was expected and what came.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -40,7 +40,7 @@ pub enum SnapshotError {
         got: u32,
     },
     /// It is of a cache with other settings.
-    #[error("snapshot: expected {what} {expected}, got {got}")]
+    #[error("snapshot: expected {what} {}, got {}", quoted(expected), quoted(got))]
     Other {
         /// The setting.
         what: &'static str,
