@@ -790,7 +790,7 @@ mod tests {
     fn a_fork_that_the_budget_does_not_cover_leaves_no_trace() {
         let unlimited = MemoryBudget::unlimited();
         let bytes = |rows: &PagedRows| rows.held_bytes() + rows.bookkeeping_bytes();
-        let budget = MemoryBudget::new(bytes(&filled(10, &unlimited)) + 100);
+        let budget = MemoryBudget::new(bytes(&filled(10, &unlimited)) + 130);
         let mut rows = filled(10, &budget);
         let fork = rows.fork(&budget).unwrap();
         assert!(matches!(rows.push(&[0.0; 2]), Err(CoreError::BudgetExhausted { .. })));
