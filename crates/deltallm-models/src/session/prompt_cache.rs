@@ -278,7 +278,8 @@ fn load(
     tokens: &[u32],
     whole: bool,
 ) -> Result<Option<Array1<f32>>, ModelError> {
-    let reader = SnapshotReader::copying(Bytes::from_owner(mmap::Bytes::map(path)?));
+    // Files here are replaced and deleted, but never changed, so that they can be used where they lie.
+    let reader = SnapshotReader::lending(Bytes::from_owner(mmap::Bytes::map(path)?));
     let vocabulary = session.model().config().vocab_size;
     let rest = |reader: &mut SnapshotReader| {
         let logits = if whole { Some(reader.floats()?) } else { None };
