@@ -1,5 +1,6 @@
 //! What it takes to save, open and fork a session that has read a text.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::PathBuf;
@@ -60,18 +61,10 @@ struct Report {
     file_bytes: u64,
     cache_bytes: usize,
     dense_f16_bytes: usize,
-    /// Saving, and writing as many bytes to a file and to the disk.
-    save_ms: f64,
-    write_ms: f64,
-    /// Until the session is there; and the next token.
-    load_ms: f64,
-    load_first_token_ms: f64,
-    map_ms: f64,
-    map_first_token_ms: f64,
-    fork_ms: f64,
-    fork_first_token_ms: f64,
-    /// A token of a session that nobody shares.
-    token_ms: f64,
+    /// `save_ms`, and `write_ms` for as many bytes to a file and to the disk; `load_ms`, `map_ms` and `fork_ms` until the session is there, each with
+    /// the next token (`…_first_token_ms`); `token_ms` of a session that nobody shares.
+    #[serde(flatten)]
+    times: BTreeMap<&'static str, f64>,
     samples: [u32; 2],
     /// What the budget holds when one session has got so many more tokens, and when all have.
     one_sample_bytes: usize,
@@ -100,29 +93,27 @@ fn run(args: Args) -> anyhow::Result<()> {
     let mut read = session(&choice)?;
     let (read_ms, _) = timed(|| read.prefill(text))?;
     let path = args.folder.join(format!("saved-{}.kv", std::process::id()));
-    let mut times: [Vec<f64>; 9] = Default::default();
+    let mut times: BTreeMap<&'static str, Vec<f64>> = BTreeMap::new();
     let mut file_bytes = 0;
     for _ in 0..args.repetitions {
-        let mut ms = Vec::new();
-        ms.push(timed(|| read.save(&path))?.0);
+        let mut took = |what, ms| times.entry(what).or_default().push(ms);
+        took("save_ms", timed(|| read.save(&path))?.0);
         let bytes = fs::read(&path)?;
         file_bytes = bytes.len() as u64;
         let beside = path.with_extension("bytes");
-        ms.push(timed(|| write(&beside, &bytes))?.0);
+        took("write_ms", timed(|| write(&beside, &bytes))?.0);
         fs::remove_file(&beside)?;
         let mut loaded = session(&choice)?;
-        ms.push(timed(|| loaded.load(&path))?.0);
-        ms.push(timed(|| loaded.decode(next))?.0);
+        took("load_ms", timed(|| loaded.load(&path))?.0);
+        took("load_first_token_ms", timed(|| loaded.decode(next))?.0);
         // The second token of a session of its own.
-        let token_ms = timed(|| loaded.decode(next))?.0;
+        took("token_ms", timed(|| loaded.decode(next))?.0);
         let mut mapped = session(&choice)?;
-        ms.push(timed(|| mapped.map(&path))?.0);
-        ms.push(timed(|| mapped.decode(next))?.0);
+        took("map_ms", timed(|| mapped.map(&path))?.0);
+        took("map_first_token_ms", timed(|| mapped.decode(next))?.0);
         let (fork_ms, mut fork) = timed(|| read.fork())?;
-        ms.push(fork_ms);
-        ms.push(timed(|| fork.decode(next))?.0);
-        ms.push(token_ms);
-        times.iter_mut().zip(ms).for_each(|(all, ms)| all.push(ms));
+        took("fork_ms", fork_ms);
+        took("fork_first_token_ms", timed(|| fork.decode(next))?.0);
     }
     fs::remove_file(&path)?;
     let cache_bytes = budget.used();
@@ -134,17 +125,6 @@ fn run(args: Args) -> anyhow::Result<()> {
         forks.push(fork);
         held.push(budget.used());
     }
-    let [
-        save_ms,
-        write_ms,
-        load_ms,
-        load_first_token_ms,
-        map_ms,
-        map_first_token_ms,
-        fork_ms,
-        fork_first_token_ms,
-        token_ms,
-    ] = times.map(median);
     print_json(&Report {
         model: model.name.clone(),
         cpu: machine::cpu(),
@@ -156,15 +136,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         file_bytes,
         cache_bytes,
         dense_f16_bytes: dense_f16_bytes(model.graph.config(), n),
-        save_ms,
-        write_ms,
-        load_ms,
-        load_first_token_ms,
-        map_ms,
-        map_first_token_ms,
-        fork_ms,
-        fork_first_token_ms,
-        token_ms,
+        times: times.into_iter().map(|(what, times)| (what, median(times))).collect(),
         samples: [samples, more],
         one_sample_bytes: held.first().copied().unwrap_or(0),
         all_samples_bytes: held.last().copied().unwrap_or(0),

@@ -12,6 +12,7 @@ use crate::{
     heads::Heads,
     options::Settings,
     output::Output,
+    saved,
     segment::{HeadRows, Keys, Rows, Segment, Segments},
     window::{Part, Split, WindowState},
 };
@@ -93,12 +94,15 @@ impl DenseAttention {
         [("kernel", "dense".to_owned())].into_iter().chain(self.options.of_cache())
     }
 
-    /// Whether [`narrow`](AttentionKernel::narrow) leads to this store.
-    fn becomes(&self, store: KvStore) -> bool {
-        match self.options.store {
-            KvStore::F32 => matches!(store, KvStore::F16 | KvStore::Int8),
-            KvStore::F16 | KvStore::Bf16 => store == KvStore::Int8,
-            _ => false,
+    /// A kernel with the same tokens, that goes its own way from here.
+    fn forked(&self) -> Self {
+        Self {
+            options: self.options.clone(),
+            keys: self.keys.share(),
+            values: self.values.share(),
+            counts: self.counts.clone(),
+            log_sums: Vec::new(),
+            step: self.step,
         }
     }
 
@@ -289,14 +293,7 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn fork(&self) -> Option<Box<dyn AttentionKernel>> {
-        Some(Box::new(Self {
-            options: self.options.clone(),
-            keys: self.keys.share(),
-            values: self.values.share(),
-            counts: self.counts.clone(),
-            log_sums: Vec::new(),
-            step: self.step,
-        }))
+        Some(Box::new(self.forked()))
     }
 
     fn detach(&mut self) -> Result<(), AttentionError> {
@@ -305,57 +302,26 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
-        if self.step.is_some() {
-            return Err(SnapshotError::Unsupported { reason: "expected no open step, got one" });
-        }
-        self.settings().for_each(|(_, setting)| writer.text(&setting));
-        writer.text(self.options.store.name());
+        saved::begin(self.settings(), self.options.store, self.step.is_some(), writer)?;
         self.counts.iter().for_each(|counts| counts.save(writer));
         self.rows().for_each(|rows| rows.save(writer));
         Ok(())
     }
 
     fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
-        if !self.is_empty() || self.step.is_some() {
-            return Err(SnapshotError::Unsupported {
-                reason: "expected an empty cache to load into, got one in use",
-            });
-        }
-        for (what, expected) in self.settings() {
-            let got = reader.text()?;
-            reader.expect(what, expected, got)?;
-        }
-        let store = reader.text()?;
-        // A cache may have been narrowed before it was saved.
-        let held = KvStore::ALL.into_iter().filter(|held| *held == self.options.store || self.becomes(*held));
-        let Some(store) = held.into_iter().find(|held| held.name() == store) else {
-            let expected = self.options.store.to_string();
-            return Err(SnapshotError::Other { what: "store", expected, got: store });
-        };
-        let mut counts = self.counts.clone();
-        for counts in &mut counts {
+        let (mut loaded, in_use) = (self.forked(), !self.is_empty() || self.step.is_some());
+        saved::check(&mut loaded, self.settings(), in_use, |kernel| kernel.options.store, reader)?;
+        for counts in &mut loaded.counts {
             *counts = HeadSparsity::load(reader)?;
         }
-        let mut load = |rows: &[PagedRows], centered: bool| -> Result<_, SnapshotError> {
-            let mut loaded = Vec::with_capacity(rows.len());
-            for rows in rows {
-                let format = RowFormat::of(store);
-                let empty = PagedRows::new(rows.channels(), format, BLOCK_TOKENS, &self.options.budget);
-                loaded.push(if centered { empty.centered() } else { empty }.load(reader)?);
-            }
-            Ok(loaded)
-        };
-        let (keys, values) = (load(&self.keys, true)?, load(&self.values, false)?);
-        let len = values.last().map_or(0, PagedRows::len);
+        (loaded.keys, loaded.values) = (loaded.keys.load(reader)?, loaded.values.load(reader)?);
+        let (len, first) = (loaded.len(), loaded.first());
         let seen = self.options.mask.first_key(len.saturating_sub(1));
-        let first = values.last().map_or(0, PagedRows::first);
-        if !keys.iter().chain(&values).all(|rows| rows.len() == len && rows.first() == first) || first > seen
-        {
+        if first > seen || !loaded.rows().all(|rows| rows.len() == len && rows.first() == first) {
             let expected = "heads that hold the same tokens, and all that is attended to";
             return Err(SnapshotError::Invalid { what: "tokens", expected, got: len as u64 });
         }
-        (self.keys, self.values, self.counts) = (Heads::new(keys), Heads::new(values), counts);
-        self.options.store = store;
+        *self = loaded;
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::{ops::Deref, sync::Arc};
 
 use deltallm_core::{
-    CoreError, MemoryBudget,
+    CoreError, MemoryBudget, SnapshotError, SnapshotReader,
     internal::{Store, exchange},
 };
 
@@ -57,6 +57,11 @@ impl<T: Store> Heads<T> {
     /// Copies that share what does not change any more, and charge `budget` for the rest.
     pub(crate) fn to_vec(&self, budget: &MemoryBudget) -> Result<Vec<T>, CoreError> {
         self.0.fork(budget)
+    }
+
+    /// Heads like these, which are empty, with the tokens that are next in a snapshot.
+    pub(crate) fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
+        Ok(Self::new(self.0.load(reader)?))
     }
 
     /// Bytes that writing will charge, if every head then grows by what `growth` says of it.

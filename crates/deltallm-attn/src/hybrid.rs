@@ -14,7 +14,7 @@ use crate::{
     heads::Heads,
     options::Settings,
     output::Output,
-    query_tile,
+    query_tile, saved,
     segment::{Keys, Segment, Segments},
     window::{Part, Split, WindowState},
 };
@@ -665,11 +665,7 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
-        if self.step.is_some() {
-            return Err(SnapshotError::Unsupported { reason: "expected no open step, got one" });
-        }
-        self.settings().for_each(|(_, setting)| writer.text(&setting));
-        writer.text(self.options.store.name());
+        saved::begin(self.settings(), self.options.store, self.step.is_some(), writer)?;
         self.state.save(writer);
         writer.count(self.prompt_end);
         self.counts.iter().for_each(|counts| counts.save(writer));
@@ -678,37 +674,15 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn load(&mut self, reader: &mut SnapshotReader) -> Result<(), SnapshotError> {
-        if !self.is_empty() || self.step.is_some() {
-            return Err(SnapshotError::Unsupported {
-                reason: "expected an empty cache to load into, got one in use",
-            });
-        }
-        for (what, expected) in self.settings() {
-            let got = reader.text()?;
-            reader.expect(what, expected, got)?;
-        }
-        let (store, mut loaded) = (reader.text()?, self.forked());
-        // A cache that was narrowed before it was saved.
-        while loaded.options.store.name() != store {
-            let before = loaded.options.store;
-            loaded.narrow().map_err(|_| SnapshotError::Unsupported {
-                reason: "expected a store that this one becomes",
-            })?;
-            if loaded.options.store == before {
-                reader.expect("store", self.options.store.name(), &*store)?;
-            }
-        }
+        let (mut loaded, in_use) = (self.forked(), !self.is_empty() || self.step.is_some());
+        saved::check(&mut loaded, self.settings(), in_use, |kernel| kernel.options.store, reader)?;
         let state = WindowState::load(self.window, self.exact_prompt, reader)?;
         loaded.state = loaded.codes_from_of(state);
         loaded.prompt_end = reader.count("tokens", usize::MAX)?;
         for counts in &mut loaded.counts {
             *counts = HeadSparsity::load(reader)?;
         }
-        let mut heads = Vec::with_capacity(loaded.heads.len());
-        for head in loaded.heads.iter() {
-            heads.push(head.load(reader)?);
-        }
-        loaded.heads = Heads::new(heads);
+        loaded.heads = loaded.heads.load(reader)?;
         loaded.check_heads()?;
         *self = loaded;
         Ok(())

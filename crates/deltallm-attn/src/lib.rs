@@ -50,6 +50,7 @@ mod prefill;
 mod profile;
 mod ranges;
 pub mod reference;
+mod saved;
 mod segment;
 mod shape;
 mod skip;
