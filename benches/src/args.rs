@@ -13,7 +13,7 @@ use crate::variants::OURS;
 
 /// Interleaved timings of our attention kernels and of other engines, in one process, on the same inputs.
 ///
-/// With --text, inputs are q, k, v of every layer of a model that reads the text, and times are sums over its layers.
+/// With --text, inputs are q, k, v of the layers of a model that reads the text, and times are sums over these.
 /// Otherwise they are synthetic: nothing can be said about accuracy on them. docs/benchmarks.md says what the columns mean.
 #[derive(Debug, clap::Parser)]
 #[command(name = "ratios", version)]
@@ -22,7 +22,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE|DIR", requires = "text")]
     model: Option<PathBuf>,
     /// Text that the model reads, UTF-8
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "layers", "zero_fraction", "values_skipped"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shape", "zero_fraction", "values_skipped"])]
     text: Option<PathBuf>,
     /// Windows of the text; times are means over them
     #[arg(long, value_name = "W", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..), requires = "text")]
@@ -33,9 +33,9 @@ pub struct Args {
     /// Shape of synthetic inputs: llama-3.2-1b, bitnet-2b4t, smollm2, or HEADS,KV_HEADS,HEAD_DIM
     #[arg(long, value_name = "SHAPE", default_value = "smollm2")]
     shape: NamedShape,
-    /// Layers of synthetic inputs, each with a cache of its own
-    #[arg(long, value_name = "L", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    layers: u16,
+    /// Layers: of synthetic inputs, each with a cache of its own, or of the model, spread evenly [default: 1 and all]
+    #[arg(long, value_name = "L", value_parser = clap::value_parser!(u16).range(1..))]
+    layers: Option<u16>,
     /// Share of zero delta entries in synthetic inputs; the threshold is chosen for it
     #[arg(long, value_name = "S", default_value_t = 0.6, value_parser = parse_share)]
     zero_fraction: f64,
@@ -115,7 +115,7 @@ impl Args {
             let request = synthetic::Request {
                 shape: self.shape.clone(),
                 tokens,
-                layers: self.layers.into(),
+                layers: self.layers.unwrap_or(1).into(),
                 zero_fraction: self.zero_fraction,
                 values_skipped: self.values_skipped,
             };
@@ -123,7 +123,8 @@ impl Args {
         };
         let text = read_text("--text", path)?;
         let model = LoadedModel::open(self.model.as_deref())?;
-        captured::capture(&model, &text, self.windows.into(), tokens, &self.settings)
+        let layers = self.layers.map(usize::from);
+        captured::capture(&model, &text, self.windows.into(), tokens, layers, &self.settings)
     }
 }
 

@@ -101,7 +101,7 @@ pub fn measure(
         peaks.push(peak.measure());
         for (subject, measured) in rounds.subjects.iter().zip(&mut rounds.measured) {
             if round <= subject.rounds {
-                measured.rounds.push(vec![0.0; inputs.layers]);
+                measured.rounds.push(vec![0.0; inputs.layers.len()]);
             }
         }
         match plan.phase {
@@ -117,8 +117,7 @@ pub fn measure(
     for (measured, subject) in measured.iter_mut().zip(subjects) {
         measured.counts = subject.attention.counts();
     }
-    let masks = (0..inputs.layers).map(|layer| inputs.context.mask(layer));
-    let multiply_adds = masks.map(|mask| plan.multiply_adds(inputs.shape(), mask)).sum();
+    let multiply_adds = inputs.masks().map(|mask| plan.multiply_adds(inputs.shape(), mask)).sum();
     Ok(Results { subjects: measured, peak: median(&peaks[1..]), multiply_adds })
 }
 
@@ -137,7 +136,7 @@ impl Rounds<'_, '_> {
     /// Every layer through all subjects before the next.
     fn prefill(&mut self, round: usize) -> anyhow::Result<()> {
         for window in 0..self.inputs.windows.len() {
-            for layer in 0..self.inputs.layers {
+            for layer in 0..self.inputs.layers.len() {
                 let place = Place { window, layer };
                 if round == 0 {
                     self.reference = vec![reference(self.inputs, place, 0..self.plan.n)?];
@@ -167,8 +166,8 @@ impl Rounds<'_, '_> {
                     self.subjects[subject].attention.rewind(first)?;
                 }
                 for token in first..first + steps {
-                    for layer in 0..self.inputs.layers {
-                        let reference = (window * self.inputs.layers + layer, token - decoded.start);
+                    for layer in 0..self.inputs.layers.len() {
+                        let reference = (window * self.inputs.layers.len() + layer, token - decoded.start);
                         let place = Place { window, layer };
                         self.attend(subject, round, place, token..token + 1, reference, steps)?;
                     }
@@ -246,7 +245,7 @@ impl Measured {
 }
 
 fn places(inputs: &Inputs) -> impl Iterator<Item = Place> {
-    let layers = inputs.layers;
+    let layers = inputs.layers.len();
     (0..inputs.windows.len()).flat_map(move |window| (0..layers).map(move |layer| Place { window, layer }))
 }
 
@@ -256,7 +255,7 @@ fn reference(inputs: &Inputs, place: Place, tokens: Range<usize>) -> anyhow::Res
     let dims = [tokens.len(), inputs.shape().heads(), inputs.shape().head_dim()];
     let mut out = vec![0.0; dims.iter().product()];
     let (k, v) = (layer.k(0..tokens.end), layer.v(0..tokens.end));
-    let options = AttentionOptions::default().mask(inputs.context.mask(place.layer));
+    let options = AttentionOptions::default().mask(inputs.context.mask(inputs.layers[place.layer]));
     attend_dense(inputs.shape(), &options, layer.q(tokens), k, v, HeadsViewMut::new(&mut out, dims)?)?;
     Ok(out)
 }

@@ -69,7 +69,7 @@ impl<'a> Decode<'a> {
         let mut kernels = HashMap::new();
         let mut out = vec![0.0; tokens * inputs.shape().heads() * inputs.shape().head_dim()];
         for window in 0..inputs.windows.len() {
-            for layer in 0..inputs.layers {
+            for layer in 0..inputs.layers.len() {
                 let (place, mut kernel) = (Place { window, layer }, make(layer)?);
                 if tokens > 0 {
                     forward(&mut *kernel, inputs, place, 0..tokens, &mut out)?;

@@ -87,7 +87,7 @@ impl Variant {
         spec: &KernelSpec,
     ) -> anyhow::Result<Subject<'a>> {
         let (spec, context) = ((self.change)(spec.clone()), context.clone());
-        let make: Make<'a> = Box::new(move |layer| Ok(spec.build(layer, &context)?));
+        let make: Make<'a> = Box::new(move |layer| Ok(spec.build(inputs.layers[layer], &context)?));
         let attention: Box<dyn Attention + 'a> = match plan.phase {
             Phase::Prefill => Box::new(Prefill::new(make, inputs)),
             Phase::Decode => Box::new(Decode::new(&make, inputs, plan.decoded().start)?),

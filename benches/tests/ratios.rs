@@ -83,6 +83,19 @@ fn a_model_s_inputs_are_all_its_layers() {
 }
 
 #[test]
+fn layers_of_a_model_are_spread_evenly() {
+    let text = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/method.md");
+    let args = ["--text", text, "--n", "40", "--repetitions", "1", "--variants", "hybrid-f32", "--json"];
+    let run = |layers: &[&str]| rows(&[&args[..], layers].concat());
+    let (all, two) = (run(&[]), run(&["--layers", "2"]));
+    for (all, two) in all.iter().zip(&two) {
+        assert_eq!(two["layer_ms"].as_array().map(Vec::len), Some(2));
+        // The second and the fourth of five.
+        assert!(two["bytes_per_token"].as_f64() < all["bytes_per_token"].as_f64(), "{two}");
+    }
+}
+
+#[test]
 fn bad_arguments_are_one_line() {
     let text = concat!(env!("CARGO_MANIFEST_DIR"), "/Cargo.toml");
     for (args, part) in [
@@ -94,6 +107,7 @@ fn bad_arguments_are_one_line() {
         (&["--model", "x.gguf"], "--text"),
         (&["--text", "no-such.txt"], "no-such.txt"),
         (&["--text", text, "--n", "4096"], "at most 1024"),
+        (&["--text", text, "--layers", "6"], "expected at most 5, the model's layers, got 6"),
         (&["--text", text, "--n", "1024", "--windows", "9"], "use a longer text"),
         (&["--text", text, "--shape", "smollm2"], "--shape"),
         (&["--profile", "x.json"], "--text"),

@@ -31,7 +31,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         level: isa.to_string(),
         threads,
         settings: inputs.description.clone(),
-        layers: inputs.layers,
+        layers: inputs.layers.len(),
         windows: inputs.windows.len(),
         repetitions: args.repetitions.into(),
         decode_steps: args.decode_steps.into(),

@@ -1,4 +1,4 @@
-//! q, k, v of every layer of a model that reads a text.
+//! q, k, v of the layers of a model that reads a text.
 
 use std::rc::Rc;
 
@@ -10,18 +10,25 @@ use ndarray::ArrayView3;
 
 use crate::{Inputs, Layer, settings::SettingsArgs};
 
-/// Captures the first `count` windows of `tokens` tokens of `text`; attention is dense while it reads. Shorter inputs are
-/// the beginnings of these: nothing in a causal model depends on later tokens.
+/// Captures the first `count` windows of `tokens` tokens of `text`, in as many of the model's layers, spread evenly; attention is
+/// dense while it reads. Shorter inputs are the beginnings of these: nothing in a causal model depends on later tokens.
 ///
 /// # Errors
-/// For a text that is too short, windows longer than the model's context, and settings that do not fit the model.
+/// For a text that is too short, windows longer than the model's context, more layers than the model has, and settings that do not
+/// fit it.
 pub fn capture(
     model: &LoadedModel,
     text: &str,
     count: usize,
     tokens: usize,
+    layers: Option<usize>,
     settings: &SettingsArgs,
 ) -> anyhow::Result<Inputs> {
+    let all = model.graph.config().layers;
+    let layers = layers.unwrap_or(all);
+    anyhow::ensure!(layers <= all, "--layers: expected at most {all}, the model's layers, got {layers}");
+    // The middle one of each of as many stretches.
+    let layers: Vec<usize> = (0..layers).map(|stretch| (2 * stretch + 1) * all / (2 * layers)).collect();
     let context = model.graph.config().context_length;
     anyhow::ensure!(
         tokens <= context,
@@ -40,20 +47,20 @@ pub fn capture(
     let mut captured = Vec::new();
     for (done, ids) in cut.iter().enumerate() {
         progress.update(done, count);
-        captured.push(window(&model.graph, ids)?);
+        captured.push(window(&model.graph, ids, &layers)?);
     }
     Ok(Inputs {
         name: format!("captured {}", model.name),
         context: model.graph.kernel_context(),
         windows: captured,
-        layers: model.graph.config().layers,
+        layers,
         spec,
         values_skipped: None,
         description,
     })
 }
 
-fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
+fn window(model: &Model, ids: &[u32], layers: &[usize]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let shape = model.attention_shape();
     let options = AttentionOptions::default().store(KvStore::F32).isa(model.isa());
     let kernels = (0..model.config().layers)
@@ -63,8 +70,10 @@ fn window(model: &Model, ids: &[u32]) -> anyhow::Result<Vec<Rc<Layer>>> {
     let owned = |x: ArrayView3<f32>| x.iter().copied().collect();
     model
         .forward_observed(ids, &mut kernels, LogitRows::None, |input| {
-            let (q, k, v) = (owned(input.q), owned(input.k), owned(input.v));
-            captured.push(Rc::new(Layer { shape, q, k, v }));
+            if layers.contains(&input.layer) {
+                let (q, k, v) = (owned(input.q), owned(input.k), owned(input.v));
+                captured.push(Rc::new(Layer { shape, q, k, v }));
+            }
         })
         .context("cannot capture q, k and v")?;
     Ok(captured)

@@ -18,12 +18,12 @@ use crate::subject::Phase;
 pub struct Inputs {
     /// Where they come from.
     pub name: String,
-    /// Heads, the same in every layer, and what each layer's queries attend to.
+    /// Heads, the same in every layer, and what the queries of each of the model's layers attend to.
     pub context: KernelContext,
     /// Windows, each with its layers.
     pub windows: Vec<Vec<Rc<Layer>>>,
-    /// Layers of a window.
-    pub layers: usize,
+    /// Layers of a window: which one of the model each of them is.
+    pub layers: Vec<usize>,
     /// What the hybrid variants do, but for their stores.
     pub spec: KernelSpec,
     /// Choose the skip margin for this share of skipped values, at every length and in every phase anew.
@@ -40,7 +40,12 @@ impl Inputs {
 
     /// Whether all layers are causal and look back as far as the text goes.
     pub fn is_causal(&self) -> bool {
-        (0..self.layers).all(|layer| self.context.mask(layer) == Mask::Causal)
+        self.masks().all(|mask| mask == Mask::Causal)
+    }
+
+    /// What each layer's queries attend to.
+    pub fn masks(&self) -> impl Iterator<Item = Mask> {
+        self.layers.iter().map(|&layer| self.context.mask(layer))
     }
 
     /// The settings for a length.

@@ -52,7 +52,7 @@ pub fn synthetic(request: &Request, settings: &SettingsArgs) -> anyhow::Result<I
         name: format!("synthetic {}", request.shape.name),
         context: KernelContext::new(shape),
         windows: vec![vec![layer; request.layers]],
-        layers: request.layers,
+        layers: (0..request.layers).collect(),
         spec,
         values_skipped,
         description,

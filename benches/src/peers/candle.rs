@@ -73,7 +73,7 @@ impl<'a> Candle<'a> {
         let mut candle = Self { path, phase, inputs, caches: HashMap::new(), mask: None };
         if phase == Phase::Decode {
             for window in 0..inputs.windows.len() {
-                for layer in 0..inputs.layers {
+                for layer in 0..inputs.layers.len() {
                     let place = Place { window, layer };
                     candle.caches.insert(place, tensors(path, &inputs.windows[window][layer], n)?);
                 }
