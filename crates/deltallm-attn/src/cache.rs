@@ -263,10 +263,10 @@ impl ExactRows {
         [Some(&mut self.keys), self.values.as_mut()].into_iter().flatten()
     }
 
-    /// The tokens from `needed` on, in pages as a window has them.
-    fn in_small_pages(&self, needed: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
+    /// The tokens from `kept` on, in pages as a window has them.
+    fn in_small_pages(&self, kept: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let page = CachePlan::WINDOW_PAGE_TOKENS;
-        let first = (needed / page * page).max(self.keys.first());
+        let first = (kept / page * page).max(self.keys.first());
         let copy = |rows: &PagedRows| rows.copied(first..rows.len(), rows.format(), page, budget);
         Ok(Self { keys: copy(&self.keys)?, values: self.values.as_ref().map(copy).transpose()? })
     }
@@ -450,10 +450,10 @@ impl HybridHead {
         Ok(())
     }
 
-    /// Drops exact copies of tokens before `needed`, as far as they are coded.
-    pub(crate) fn trim(&mut self, needed: usize) {
+    /// Drops exact copies of tokens before `kept`, as far as they are coded.
+    pub(crate) fn trim(&mut self, kept: usize) {
         self.was = None;
-        let end = needed.min(self.coded.len());
+        let end = kept.min(self.coded.len());
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
     }
 
@@ -480,24 +480,42 @@ impl HybridHead {
         sinks.rows_mut().for_each(|rows| rows.drop_before(held));
     }
 
-    /// A cache with the same tokens, of which those before `end` are coded and no longer held exactly; this one has no codes.
-    pub(crate) fn with_codes_until(&self, end: usize, budget: &MemoryBudget) -> Result<Self, CoreError> {
+    /// A cache with the same tokens, of which those before `end` are coded, and those before `kept` no longer held exactly; this one has no
+    /// codes.
+    pub(crate) fn with_codes_until(
+        &self,
+        end: usize,
+        kept: usize,
+        budget: &MemoryBudget,
+    ) -> Result<Self, CoreError> {
         let mut head = self.fork(budget)?;
         head.code_until(end)?;
-        head.tail = head.tail.in_small_pages(end, budget)?;
+        head.tail = head.tail.in_small_pages(kept, budget)?;
         head.was = None;
         Ok(head)
     }
 
-    /// The exact tokens from `needed` on in pages as a window has them, if they are in larger ones, of which some are coded, and that takes
+    /// The exact tokens from `kept` on in pages as a window has them, if they are in larger ones, of which some are coded, and that takes
     /// no more.
-    pub(crate) fn small_pages(&self, needed: usize) -> Option<ExactRows> {
-        let end = needed.min(self.coded.len());
+    pub(crate) fn small_pages(&self, kept: usize) -> Option<ExactRows> {
+        let end = kept.min(self.coded.len());
         if !self.codes_later() || end == 0 || self.tail.keys.page_tokens() <= CachePlan::WINDOW_PAGE_TOKENS {
             return None;
         }
         let small = self.tail.in_small_pages(end, &MemoryBudget::unlimited()).ok();
         small.filter(|tail| tail.bytes() <= self.tail.bytes())
+    }
+
+    /// How many tokens stay coded after a cut that leaves those from `needed` on to be exact.
+    pub(crate) fn coded_after_cut(&self, needed: usize) -> usize {
+        let coded = self.coded.len();
+        if !self.codes_later() {
+            return coded;
+        }
+        // Of a cache that has dropped tokens one stays coded: the next is coded by it.
+        let dropped = self.coded.values.first();
+        let least = if dropped > 0 { dropped + 1 } else { 0 };
+        coded.min(needed.max(self.tail.keys.first()).max(least))
     }
 
     /// Back to `len` tokens, or to as many as there are, of which at most `coded` are coded.

@@ -129,7 +129,7 @@ impl DenseAttention {
 
     /// Drops what neither the latest query nor a later one attends to.
     fn trim(&mut self) {
-        let first = self.options.mask.first_key(self.len().saturating_sub(1));
+        let first = self.options.first_seen(self.len());
         let heads = [self.keys.alone(), self.values.alone()];
         heads.into_iter().flatten().flatten().for_each(|rows| rows.drop_before(first));
     }

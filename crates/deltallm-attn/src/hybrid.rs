@@ -185,8 +185,9 @@ impl From<PaperRule> for HybridConfig {
 /// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. [`KvStore::Int8`] and
 /// [`KvStore::Compact`] hold the window in f16 alone, values too, and code what leaves it in fewer bits, values too; the former
 /// without deltas and thresholds. A [short](HybridConfig::codes_from) cache of theirs is in f16 throughout, so it is never larger than one in f16.
-/// Exact copies that have left the window are gone: after [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that
-/// point are scored through their deltas (within the bound) until the window has filled up again.
+/// Exact copies are gone when they have left the window by more tokens than [`exact_rewind`](AttentionOptions::exact_rewind) says: after
+/// [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that point are scored through their deltas (within
+/// the bound) until the window has filled up again.
 ///
 /// ```
 /// use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView, HeadsViewMut, HybridAttention, HybridConfig};
@@ -309,7 +310,7 @@ impl HybridAttention {
                 zero_fraction: 0.0,
                 wide: 0.0,
                 escapes: 0.0,
-                window: state.keys(),
+                window: state.keys().saturating_add(self.options.exact_rewind),
                 sinks: self.sinks,
             };
             let shape = self.options.shape;
@@ -409,6 +410,13 @@ impl HybridAttention {
     /// Tokens that every head has coded.
     fn coded(&self) -> usize {
         self.heads.last().map_or(0, |head| head.coded.len())
+    }
+
+    /// How many tokens stay coded in a cache that is cut to `len`: as many as if it had never been longer, and those that are not held
+    /// exactly any more.
+    fn coded_after_cut(&self, window: WindowState, len: usize) -> usize {
+        let needed = self.needed_from(window, len);
+        self.heads.last().map_or(0, |head| head.coded_after_cut(needed))
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far, and to at most `coded` coded ones.
@@ -521,9 +529,11 @@ impl HybridAttention {
     /// Drops exact copies that no later query can need, and what none attends to.
     fn trim(&mut self) {
         let len = self.len();
-        // The latest query may come again.
-        let seen = self.options.mask.first_key(len.saturating_sub(1));
+        let seen = self.options.first_seen(len);
         let needed = self.needed_from(self.state, len);
+        // What those need that may come after a cut.
+        let cut = len.saturating_sub(self.options.exact_rewind);
+        let kept = self.needed_from(self.state.after_cut(cut), cut).min(needed);
         let begins = needed > 0 && self.coded() == 0 && self.codes_from.is_none() && !self.uncoded;
         // A fork that has written nothing has nothing to drop.
         let Some(heads) = self.heads.alone() else { return };
@@ -534,16 +544,16 @@ impl HybridAttention {
         // them: then they stay, and the next call tries again.
         if begins {
             let unlimited = MemoryBudget::unlimited();
-            let coded = heads.iter().map(|head| head.with_codes_until(needed, &unlimited));
+            let coded = heads.iter().map(|head| head.with_codes_until(needed, kept, &unlimited));
             if let Ok(coded) = coded.collect::<Result<Vec<_>, _>>() {
                 let _ = exchange_all(heads.iter_mut().zip(coded).collect());
             }
         }
-        if let Some(tails) = heads.iter().map(|head| head.small_pages(needed)).collect::<Option<Vec<_>>>() {
+        if let Some(tails) = heads.iter().map(|head| head.small_pages(kept)).collect::<Option<Vec<_>>>() {
             let _ = exchange_all(heads.iter_mut().map(|head| &mut head.tail).zip(tails).collect());
         }
         for head in heads {
-            head.trim(needed);
+            head.trim(kept);
             head.drop_coded(seen);
         }
     }
@@ -596,9 +606,10 @@ impl AttentionKernel for HybridAttention {
         }
         let first = self.heads.last().map_or(0, HybridHead::first);
         self.options.mask.check_cut(len, first)?;
-        self.roll_back(len, self.coded())?;
+        let state = self.state.after_cut(len);
+        self.roll_back(len, self.coded_after_cut(state, len))?;
+        self.state = state;
         self.prompt_end = self.prompt_end.min(len);
-        self.state.cut(len);
         self.step = self.step.filter(|step| step.len <= len);
         Ok(())
     }

@@ -29,6 +29,12 @@ pub struct AttentionOptions {
     pub mask: Mask,
     /// Whether a kernel keeps the [log-sum-exp](crate::AttentionKernel::log_sum_exp) of each query of the latest call.
     pub log_sum_exp: bool,
+    /// How many tokens [`truncate`](crate::AttentionKernel::truncate) can take back without a trace, so that what follows is what a cache answers
+    /// that never went further: for speculation, and for the latest words of a chat. Exact copies of so many more keys (in
+    /// stores that quantise, of their values too) are kept beside a window, and so much more of what a [mask](Self::mask) would drop. Two things
+    /// leave a trace: a [window in blocks](crate::ExactWindow::Block) is another one after another prompt, and keys of the compact store whose deltas had
+    /// to be given up meanwhile do not become deltas again.
+    pub exact_rewind: usize,
     /// How keys and values are cached. Arithmetic is f32.
     pub store: KvStore,
     /// The account that the cache's memory is charged to. Clones share it.
@@ -60,6 +66,7 @@ impl Default for AttentionOptions {
             sink_logits: None,
             mask: Mask::Causal,
             log_sum_exp: false,
+            exact_rewind: 0,
             store: KvStore::F16,
             budget: MemoryBudget::unlimited(),
             isa: Isa::best(),
@@ -92,6 +99,12 @@ impl AttentionOptions {
     #[must_use]
     pub fn log_sum_exp(self, log_sum_exp: bool) -> Self {
         Self { log_sum_exp, ..self }
+    }
+
+    /// Sets how many tokens can be [taken back without a trace](Self#structfield.exact_rewind).
+    #[must_use]
+    pub fn exact_rewind(self, tokens: usize) -> Self {
+        Self { exact_rewind: tokens, ..self }
     }
 
     /// Sets which keys a query attends to.
@@ -140,6 +153,7 @@ pub(crate) struct Settings {
     pub(crate) sink_logits: Option<Arc<[f32]>>,
     pub(crate) mask: Mask,
     pub(crate) log_sum_exp: bool,
+    pub(crate) exact_rewind: usize,
     pub(crate) store: KvStore,
     pub(crate) budget: MemoryBudget,
     pub(crate) isa: Isa,
@@ -148,6 +162,12 @@ pub(crate) struct Settings {
 }
 
 impl Settings {
+    /// The first key that a query attends to when `len` tokens are cached and as many as may be are taken back.
+    pub(crate) fn first_seen(&self, len: usize) -> usize {
+        // The latest query may come again.
+        self.mask.first_key(len.saturating_sub(1).saturating_sub(self.exact_rewind))
+    }
+
     /// The settings by which a cache can be told from others, each with its name: what is cached in one layer depends on what the layers
     /// before it answered.
     pub(crate) fn of_cache(&self) -> [(&'static str, String); 8] {
@@ -180,6 +200,7 @@ impl Settings {
             sink_logits,
             mask,
             log_sum_exp,
+            exact_rewind,
             store,
             budget,
             isa,
@@ -213,6 +234,7 @@ impl Settings {
             sink_logits,
             mask,
             log_sum_exp,
+            exact_rewind,
             store,
             budget,
             isa,

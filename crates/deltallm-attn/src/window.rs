@@ -171,10 +171,10 @@ impl WindowState {
         position < self.whole_until.max(self.codes_from)
     }
 
-    /// The prompt has been cut back to `len` tokens: what follows slides.
-    pub(crate) fn cut(&mut self, len: usize) {
-        self.prompt_end = self.prompt_end.min(len);
-        self.whole_until = self.whole_until.min(len);
+    /// The same for a prompt that has been cut back to `len` tokens: what follows slides.
+    pub(crate) fn after_cut(self, len: usize) -> Self {
+        let (prompt_end, whole_until) = (self.prompt_end.min(len), self.whole_until.min(len));
+        Self { prompt_end, whole_until, ..self }
     }
 
     /// The first key that the query at `position` sees exactly; up to and including `position` all are exact.
@@ -273,8 +273,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_cut_prompt_slides() {
-        let mut window = WindowState::new(ExactWindow::Block { scale: 0.2 }, 20).whole_until(20);
-        window.cut(10);
+        let window = WindowState::new(ExactWindow::Block { scale: 0.2 }, 20).whole_until(20).after_cut(10);
         assert_eq!([9, 10, 11, 15].map(|p| window.start(p)), [0, 7, 8, 12]);
     }
 

@@ -107,6 +107,8 @@ pub struct KernelContext {
     pub sink_logits: Arc<[Arc<[f32]>]>,
     /// Whether kernels keep the log-sum-exp of each query ([`AttentionOptions::log_sum_exp`]).
     pub log_sum_exp: bool,
+    /// How many tokens can be taken back without a trace ([`AttentionOptions::exact_rewind`]).
+    pub exact_rewind: usize,
     /// Instruction set.
     pub isa: Isa,
     /// The account that the caches' memory is charged to. Clones share it.
@@ -125,6 +127,7 @@ impl KernelContext {
             masks: Arc::default(),
             sink_logits: Arc::default(),
             log_sum_exp: false,
+            exact_rewind: 0,
             isa,
             budget,
             parallel,
@@ -158,6 +161,12 @@ impl KernelContext {
     #[must_use]
     pub fn isa(self, isa: Isa) -> Self {
         Self { isa, ..self }
+    }
+
+    /// Sets how many tokens can be [taken back without a trace](AttentionOptions#structfield.exact_rewind).
+    #[must_use]
+    pub fn exact_rewind(self, tokens: usize) -> Self {
+        Self { exact_rewind: tokens, ..self }
     }
 
     /// Sets the account that memory is charged to.
@@ -254,6 +263,7 @@ impl KernelSpec {
             sink_logits: context.sink_logits.get(layer).cloned(),
             mask: context.mask(layer),
             log_sum_exp: context.log_sum_exp,
+            exact_rewind: context.exact_rewind,
             store: self.layer_store(layer, context),
             budget: context.budget.clone(),
             isa: context.isa,
