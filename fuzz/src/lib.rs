@@ -1,6 +1,7 @@
 //! What the fuzz targets share.
 
 pub mod attention;
+pub mod snapshot;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

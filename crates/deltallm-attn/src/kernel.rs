@@ -159,6 +159,7 @@ pub trait AttentionKernel: Send {
     /// ```
     /// use deltallm_attn::{AttentionKernel, AttentionShape, HeadsView, HeadsViewMut, HybridAttention, HybridConfig};
     /// use deltallm_core::{SnapshotReader, SnapshotWriter};
+    /// use std::io::Cursor;
     ///
     /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
     /// let new = || HybridAttention::new(AttentionShape::new(4, 2, 8)?, HybridConfig::default());
@@ -167,12 +168,12 @@ pub trait AttentionKernel: Send {
     /// let (q, k) = (HeadsView::new(&q, [300, 4, 8])?, HeadsView::new(&k, [300, 2, 8])?);
     /// kernel.forward_heads(q, k, k, HeadsViewMut::new(&mut out, [300, 4, 8])?)?;
     ///
-    /// let (mut writer, mut file) = (SnapshotWriter::new(), Vec::new());
+    /// let (mut writer, mut file) = (SnapshotWriter::new(), Cursor::new(Vec::new()));
     /// kernel.save(&mut writer)?;
     /// writer.write(&mut file)?;
     ///
     /// let mut loaded = new()?;
-    /// loaded.load(&mut SnapshotReader::copying(file.into())?)?;
+    /// loaded.load(&mut SnapshotReader::copying(file.into_inner().into())?)?;
     /// assert_eq!(loaded.len(), 300);
     /// # Ok(())
     /// # }

@@ -1,5 +1,7 @@
 //! Forks: both sides answer, bit for bit, what a kernel answers that has been alone all the time, and memory is charged once.
 
+use std::io::Cursor;
+
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
     HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
@@ -249,10 +251,10 @@ fn a_fork_at_the_limit_answers_as_it_should_or_refuses() {
 fn a_fork_that_cannot_be_narrowed_is_not_narrowed_in_part() {
     let inputs = Inputs::new(shape(), 310, 7);
     let saved = |kernel: &dyn AttentionKernel| {
-        let (mut writer, mut file) = (SnapshotWriter::new(), Vec::new());
+        let (mut writer, mut file) = (SnapshotWriter::new(), Cursor::new(Vec::new()));
         kernel.save(&mut writer).unwrap();
         writer.write(&mut file).unwrap();
-        file
+        file.into_inner()
     };
     let mut refused = 0;
     for store in [KvStore::F32, KvStore::F16] {

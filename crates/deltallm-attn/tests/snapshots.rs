@@ -1,12 +1,14 @@
 //! Saved caches: what is loaded goes on, bit for bit, as what was saved; and whatever a file holds, nothing panics.
 
+use std::io::Cursor;
+
 use bytes::Bytes;
 use deltallm_attn::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ExactWindow,
     HeadsViewMut, HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
-use deltallm_testing::Random;
+use deltallm_testing::{Random, parts, snapshot};
 use proptest::prelude::*;
 
 mod common;
@@ -34,9 +36,10 @@ fn fresh(options: &AttentionOptions, number: usize) -> Box<dyn AttentionKernel> 
 }
 
 fn saved(kernel: &dyn AttentionKernel) -> Vec<u8> {
-    let (mut writer, mut file) = (SnapshotWriter::new(), Vec::new());
+    let (mut writer, mut file) = (SnapshotWriter::new(), Cursor::new(Vec::new()));
     kernel.save(&mut writer).unwrap();
     writer.write(&mut file).unwrap();
+    let file = file.into_inner();
     assert_eq!(file.len() as u64, writer.bytes());
     file
 }
@@ -194,29 +197,26 @@ fn the_budget_must_cover_what_is_loaded() {
 
 /// Changes the numbers or the pieces of a file, and makes its checksums fit.
 fn forged(file: &[u8], random: &mut Random) -> Vec<u8> {
-    let mut file = file.to_vec();
-    let long = |file: &[u8], at: usize| u64::from_le_bytes(file[at..at + 8].try_into().unwrap()) as usize;
-    let (numbers, pieces) = (long(&file, 16), long(&file, 24));
-    let table = pieces.div_ceil(1 << 20) * 4;
-    let front = (44 + numbers + table).next_multiple_of(4096);
+    let [mut numbers, mut pieces] = parts(file);
+    let word = |numbers: &[u8], at: usize| u64::from_le_bytes(numbers[8 * at..][..8].try_into().unwrap());
+    let words = numbers.len() / 8;
     for _ in 0..1 + random.below(3) {
-        if random.below(2) == 0 && pieces > 0 {
-            let at = front + random.below(pieces);
-            file[at] = random.bits() as u8;
+        if random.below(2) == 0 && !pieces.is_empty() {
+            let at = random.below(pieces.len());
+            pieces[at] = random.bits() as u8;
         } else if random.below(4) == 0 {
             // Pages of another size, with which the pieces are as long: 64 tokens in one are 16 in four.
-            let words: Vec<usize> = (0..numbers / 8).map(|i| long(&file, 44 + 8 * i)).collect();
             let stores: Vec<usize> =
-                (0..words.len().saturating_sub(6)).filter(|&i| words[i + 1] == 64).collect();
+                (0..words.saturating_sub(6)).filter(|at| word(&numbers, at + 1) == 64).collect();
             if let Some(&at) = stores.get(random.below(stores.len().max(1))) {
-                let pages = words[at + 6].wrapping_mul(4);
+                let pages = word(&numbers, at + 6).wrapping_mul(4);
                 for (field, value) in [(at + 1, 16), (at + 6, pages)] {
-                    file[44 + 8 * field..][..8].copy_from_slice(&(value as u64).to_le_bytes());
+                    numbers[8 * field..][..8].copy_from_slice(&value.to_le_bytes());
                 }
             }
         } else {
-            let at = 44 + random.below(numbers / 8) * 8;
-            let now = long(&file, at) as u64;
+            let at = random.below(words);
+            let now = word(&numbers, at);
             let other = match random.below(5) {
                 0 => random.bits(),
                 1 => u64::MAX,
@@ -224,21 +224,10 @@ fn forged(file: &[u8], random: &mut Random) -> Vec<u8> {
                 3 => now.wrapping_sub(1),
                 _ => now ^ 1 << random.below(64),
             };
-            file[at..at + 8].copy_from_slice(&other.to_le_bytes());
+            numbers[8 * at..][..8].copy_from_slice(&other.to_le_bytes());
         }
     }
-    for (number, start) in (front..front + pieces).step_by(1 << 20).enumerate() {
-        let checksum = crc32fast::hash(&file[start..(start + (1 << 20)).min(front + pieces)]);
-        file[44 + numbers + 4 * number..][..4].copy_from_slice(&checksum.to_le_bytes());
-    }
-    let checksums =
-        [crc32fast::hash(&file[44..44 + numbers]), crc32fast::hash(&file[44 + numbers..][..table])];
-    for (at, checksum) in [32, 36].into_iter().zip(checksums) {
-        file[at..at + 4].copy_from_slice(&checksum.to_le_bytes());
-    }
-    let checksum = crc32fast::hash(&file[..40]);
-    file[40..44].copy_from_slice(&checksum.to_le_bytes());
-    file
+    snapshot(&numbers, &pieces)
 }
 
 /// How many forged files of each cache are tried, and how many of them were loaded.

@@ -5,6 +5,7 @@
 //! a cache that is whole.
 
 mod error;
+mod file;
 mod format;
 mod reader;
 mod writer;

@@ -1,8 +1,6 @@
 //! Saving.
 
-use std::io::{self, Write};
-
-use crc32fast::Hasher;
+use std::io::{self, Seek, SeekFrom, Write};
 
 use super::format::{ALIGNMENT, BLOCK, BYTE_ORDER, HEADER, MAGIC, VERSION, table_bytes};
 use crate::piece::Piece;
@@ -13,14 +11,16 @@ use crate::piece::Piece;
 /// written.
 ///
 /// ```
+/// use std::io::Cursor;
+///
 /// use deltallm_core::{SnapshotReader, SnapshotWriter};
 ///
 /// let mut writer = SnapshotWriter::new();
 /// writer.number(7);
 /// writer.text("a session");
-/// let mut bytes = Vec::new();
-/// writer.write(&mut bytes)?;
-/// let mut reader = SnapshotReader::copying(bytes.into())?;
+/// let mut file = Cursor::new(Vec::new());
+/// writer.write(&mut file)?;
+/// let mut reader = SnapshotReader::copying(file.into_inner().into())?;
 /// assert_eq!((reader.number()?, reader.text()?), (7, "a session".to_owned()));
 /// reader.end()?;
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -94,12 +94,19 @@ impl SnapshotWriter {
         self.pieces.iter().map(|piece| piece.data().len()).sum()
     }
 
-    /// Writes everything. Whoever writes into a file gives it its name once it is whole.
+    /// Writes everything, from where `out` stands. Bytes go through a block's worth of memory, in which their checksum is made; the table of
+    /// checksums, which comes before them, is written last.
     ///
     /// # Errors
     /// Those of `out`.
-    pub fn write(&self, out: &mut impl Write) -> io::Result<()> {
-        let (pieces, table) = (self.piece_bytes(), self.checksums());
+    pub fn write(&self, out: &mut (impl Write + Seek)) -> io::Result<()> {
+        let (start, pieces) = (out.stream_position()?, self.piece_bytes());
+        let written = HEADER + self.numbers.len() + table_bytes(pieces);
+        let padding = vec![0; written.next_multiple_of(ALIGNMENT) - written];
+        out.seek(SeekFrom::Start(start + (written + padding.len()) as u64))?;
+        let table = self.write_pieces(out)?;
+        let end = out.stream_position()?;
+        out.seek(SeekFrom::Start(start))?;
         let mut header = Vec::with_capacity(HEADER);
         header.extend_from_slice(&MAGIC);
         header.extend_from_slice(&VERSION.to_le_bytes());
@@ -109,33 +116,34 @@ impl SnapshotWriter {
         header.extend_from_slice(&crc32fast::hash(&self.numbers).to_le_bytes());
         header.extend_from_slice(&crc32fast::hash(&table).to_le_bytes());
         header.extend_from_slice(&crc32fast::hash(&header).to_le_bytes());
-        let written = header.len() + self.numbers.len() + table.len();
-        for part in
-            [&header[..], &self.numbers, &table, &vec![0; written.next_multiple_of(ALIGNMENT) - written]]
-        {
-            out.write_all(part)?;
-        }
-        self.pieces.iter().try_for_each(|piece| out.write_all(piece.data()))
+        [&header, &self.numbers, &table, &padding].into_iter().try_for_each(|part| out.write_all(part))?;
+        out.seek(SeekFrom::Start(end))?;
+        Ok(())
     }
 
-    /// A checksum of every block of the pieces.
-    fn checksums(&self) -> Vec<u8> {
-        let (mut table, mut hasher, mut room) = (Vec::new(), Hasher::new(), BLOCK);
+    /// Writes the pieces; a checksum of every block of them.
+    fn write_pieces(&self, out: &mut impl Write) -> io::Result<Vec<u8>> {
+        let (mut table, mut block) = (Vec::new(), Vec::with_capacity(BLOCK.min(self.piece_bytes())));
+        let mut end_block = |block: &mut Vec<u8>| {
+            table.extend_from_slice(&crc32fast::hash(block).to_le_bytes());
+            out.write_all(block)?;
+            block.clear();
+            io::Result::Ok(())
+        };
         for piece in &self.pieces {
             let mut data = piece.data();
             while !data.is_empty() {
-                let (here, rest) = data.split_at(room.min(data.len()));
-                hasher.update(here);
-                (data, room) = (rest, room - here.len());
-                if room == 0 {
-                    table.extend_from_slice(&std::mem::take(&mut hasher).finalize().to_le_bytes());
-                    room = BLOCK;
+                let (here, rest) = data.split_at((BLOCK - block.len()).min(data.len()));
+                block.extend_from_slice(here);
+                data = rest;
+                if block.len() == BLOCK {
+                    end_block(&mut block)?;
                 }
             }
         }
-        if room < BLOCK {
-            table.extend_from_slice(&hasher.finalize().to_le_bytes());
+        if !block.is_empty() {
+            end_block(&mut block)?;
         }
-        table
+        Ok(table)
     }
 }

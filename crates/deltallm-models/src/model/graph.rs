@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape, KernelContext};
@@ -55,6 +55,7 @@ pub struct Model {
     order: OrderTrial,
     /// As many as there were calls at the same time.
     workspaces: Mutex<Vec<Workspace>>,
+    checksum: OnceLock<u32>,
 }
 
 /// Which tokens of a call the caller wants logits for.
@@ -155,6 +156,7 @@ impl Model {
             isa: file.isa(),
             order: OrderTrial::default(),
             workspaces: Mutex::default(),
+            checksum: OnceLock::new(),
         })
     }
 
@@ -166,6 +168,10 @@ impl Model {
     /// Tells these weights, as they are multiplied here, from others of the same shape: fine-tuned ones, other quantisations, another instruction
     /// set. A checksum of what the first, a middle and the last layer make of a made-up input.
     pub fn weights_checksum(&self) -> u32 {
+        *self.checksum.get_or_init(|| self.find_checksum())
+    }
+
+    fn find_checksum(&self) -> u32 {
         let ModelConfig { layers, hidden_size, intermediate_size, .. } = self.config;
         let mut hasher = crc32fast::Hasher::new();
         let mut numbers = |numbers: &mut dyn Iterator<Item = f32>| {

@@ -11,10 +11,7 @@ use deltallm_core::{HeadSparsity, SnapshotError, SnapshotReader, SnapshotWriter}
 use ndarray::Array1;
 use sha2::{Digest, Sha256};
 
-use super::{
-    saved::{SCRATCH, snapshot, write_file},
-    sequence::Session,
-};
+use super::{saved::snapshot, sequence::Session};
 use crate::{ModelError, files::mmap};
 
 /// A folder of sessions that have read a prompt: who asks for the same gets the session and the logits after it, and who begins alike goes on from
@@ -64,6 +61,13 @@ pub struct Prompted {
     pub writing: Duration,
 }
 
+impl Prompted {
+    /// Without files.
+    pub(super) fn found(logits: Array1<f32>, found: usize) -> Self {
+        Self { logits, found, writing: Duration::ZERO }
+    }
+}
+
 const EXTENSION: &str = "kv";
 
 /// A file that has been written for so long is not being written any more.
@@ -96,11 +100,11 @@ impl PromptCache {
         let key = Key::of(session).filter(|_| !prompt.is_empty());
         let Some(key) = key else {
             let logits = session.prefill_with(prompt, progress)?;
-            return Ok(Prompted { logits, found: 0, writing: Duration::ZERO });
+            return Ok(Prompted::found(logits, 0));
         };
         let (found, logits) = self.find(session, &key, prompt, alike);
         if let Some(logits) = logits {
-            return Ok(Prompted { logits, found, writing: Duration::ZERO });
+            return Ok(Prompted::found(logits, found));
         }
         let mut writing = Duration::ZERO;
         let last_chunk = (prompt.len() - 1) / session.chunk * session.chunk;
@@ -157,7 +161,7 @@ impl PromptCache {
         if session.write(&mut writer).is_ok() {
             logits.into_iter().for_each(|logits| writer.floats(&logits.to_vec()));
             if self.make_room(writer.bytes()) {
-                let _ = write_file(&writer, &path);
+                let _ = writer.write_file(&path);
             }
         }
         start.elapsed()
@@ -187,7 +191,7 @@ impl PromptCache {
             let name = entry.file_name().to_string_lossy().into_owned();
             let begun = entry.metadata().and_then(|about| about.modified());
             let old = begun.is_ok_and(|begun| begun.elapsed().is_ok_and(|age| age > ABANDONED));
-            let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(SCRATCH));
+            let inner = name.strip_prefix('.').and_then(|name| name.strip_suffix(SnapshotWriter::UNFINISHED));
             let ours = inner
                 .and_then(|name| name.rsplit_once('.'))
                 .is_some_and(|(name, _)| Name::parse(name).is_some());

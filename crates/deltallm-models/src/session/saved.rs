@@ -1,11 +1,8 @@
 //! Sessions in files, so that a prompt is read once and no more.
 
-use std::fs::{self, File};
-use std::io::{self, BufWriter, Write};
+use std::fs;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::SystemTime;
 
 use bytes::Bytes;
 use deltallm_attn::{AttentionKernel, KernelSpec};
@@ -13,12 +10,6 @@ use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
 use super::sequence::Session;
 use crate::{Model, ModelError, files::mmap};
-
-/// How the name of a file ends that is being written.
-pub(super) const SCRATCH: &str = ".tmp";
-
-/// Bytes handed to the system at a time.
-const AT_ONCE: usize = 1 << 20;
 
 impl Session {
     /// A session with the same tokens, that goes its own way from here: several samples from one prompt, beams, agents that branch. That
@@ -42,20 +33,25 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// [`ModelError::Fork`] with the layer whose kernel cannot be forked.
+    /// [`ModelError::Fork`] with the layer whose kernel cannot be forked; [`ModelError::Attention`] where the budget does not cover copies of what
+    /// [guesses](Self::decode_guessing) stand in.
     pub fn fork(&self) -> Result<Self, ModelError> {
         let mut kernels = Vec::with_capacity(self.kernels.len());
         for (layer, kernel) in self.kernels.iter().enumerate() {
             kernels.push(kernel.fork().ok_or(ModelError::Fork { layer })?);
         }
-        Ok(Self {
+        let mut fork = Self {
             model: Arc::clone(&self.model),
             kernels,
             tokens: self.tokens.clone(),
             chunk: self.chunk,
             limit: self.limit.clone(),
             narrowed: self.narrowed,
-        })
+            ahead: self.ahead.clone(),
+            guesses: self.guesses,
+        };
+        fork.take_back_guesses()?;
+        Ok(fork)
     }
 
     /// Writes the tokens and all caches to a file, from which [`open`](Self::open) goes on, bit for bit. The format is described in
@@ -89,9 +85,11 @@ impl Session {
     /// [`ModelError::Snapshot`] for kernels that cannot be saved, [`ModelError::Io`] for what the system says of the file.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
         let path = path.as_ref();
+        // Without guesses.
+        let fork = self.ahead.is_some().then(|| self.fork()).transpose()?;
         let mut writer = SnapshotWriter::new();
-        self.write(&mut writer).map_err(|source| snapshot(path, source))?;
-        write_file(&writer, path).map_err(|source| ModelError::Io { file: path.to_owned(), source })
+        fork.as_ref().unwrap_or(self).write(&mut writer).map_err(|source| snapshot(path, source))?;
+        writer.write_file(path).map_err(|source| ModelError::Io { file: path.to_owned(), source })
     }
 
     /// A session with the attention that `spec` describes, which goes on where the one that was saved had got to. Its caches are read into
@@ -199,26 +197,4 @@ impl Session {
 
 pub(super) fn snapshot(path: &Path, source: SnapshotError) -> ModelError {
     ModelError::Snapshot { file: path.to_owned(), source }
-}
-
-/// The file is there whole or not at all.
-pub(super) fn write_file(writer: &SnapshotWriter, path: &Path) -> io::Result<()> {
-    // One of its own for whoever writes, also into a folder that machines share.
-    static WRITTEN: AtomicUsize = AtomicUsize::new(0);
-    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-    let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
-    let scratch = path.with_file_name(format!(".{name}.{since:x}-{process}-{count}{SCRATCH}"));
-    let written = File::create_new(&scratch).and_then(|file| {
-        let mut out = BufWriter::with_capacity(AT_ONCE, file);
-        writer.write(&mut out)?;
-        out.flush()?;
-        // On the disk before it gets its name.
-        out.get_ref().sync_all()?;
-        fs::rename(&scratch, path)
-    });
-    written.inspect_err(|_| {
-        // Of a name that could not be given nothing stays behind.
-        let _ = fs::remove_file(&scratch);
-    })
 }

@@ -1,0 +1,39 @@
+//! Snapshots in files.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::SystemTime;
+
+use super::SnapshotWriter;
+
+impl SnapshotWriter {
+    /// How the name of a file ends that is being written.
+    pub const UNFINISHED: &str = ".tmp";
+
+    /// Writes everything to a file, which gets its name once it is whole and on the disk: whatever happens meanwhile, there is the old file of
+    /// that name, or none.
+    ///
+    /// # Errors
+    /// Those of the system.
+    pub fn write_file(&self, path: impl AsRef<Path>) -> io::Result<()> {
+        // One of its own for whoever writes, also into a folder that machines share.
+        static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+        let path = path.as_ref();
+        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+        let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let unfinished =
+            path.with_file_name(format!(".{name}.{since:x}-{process}-{count}{}", Self::UNFINISHED));
+        let written = File::create_new(&unfinished).and_then(|mut file| {
+            self.write(&mut file)?;
+            file.sync_all()?;
+            fs::rename(&unfinished, path)
+        });
+        written.inspect_err(|_| {
+            // Of a name that could not be given nothing stays behind.
+            let _ = fs::remove_file(&unfinished);
+        })
+    }
+}
