@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use deltallm::core::HeadSparsity;
 use deltallm::models::{
-    GenerationError, ModelError, Narrowed, PromptCache, Prompted, Sampler, SamplerConfig, SamplingError,
-    Session, StopReason,
+    GenerationError, Guesses, ModelError, Narrowed, PromptCache, PromptLookup, Prompted, Sampler,
+    SamplerConfig, SamplingError, Session, StopReason,
 };
 use deltallm::{AttentionError, CoreError, Footprint};
 
@@ -114,6 +114,8 @@ pub struct Generation {
     pub refused: Option<BudgetRefusal>,
     /// What was done to stay within a memory budget.
     pub narrowed: Narrowed,
+    /// What was guessed of the text.
+    pub guesses: Guesses,
     /// Sparsity of all layers and heads together.
     pub sparsity: HeadSparsity,
     /// Of these, what came of the prompt.
@@ -138,6 +140,8 @@ pub struct Wanted<'a> {
     pub sampling: SamplerConfig,
     /// Most new tokens.
     pub max_tokens: usize,
+    /// How the text is guessed from what has been there before, if it is.
+    pub lookup: Option<PromptLookup>,
     /// Where prompts are kept that have been read, for this kernel.
     pub prompts: Option<(&'a PromptCache, &'a KernelChoice)>,
 }
@@ -153,7 +157,7 @@ pub fn generate(
     wanted: Wanted,
     on_text: &mut dyn FnMut(&str) -> anyhow::Result<()>,
 ) -> anyhow::Result<Generation> {
-    let Wanted { prompt, continues_text, sampling, max_tokens, prompts } = wanted;
+    let Wanted { prompt, continues_text, sampling, max_tokens, lookup, prompts } = wanted;
     let context = model.graph.config().context_length;
     anyhow::ensure!(
         prompt.len() <= context,
@@ -181,6 +185,9 @@ pub fn generate(
     let mut new = session.generate(logits, &model.tokenizer, &mut sampler);
     if !continues_text {
         new = new.as_answer();
+    }
+    if let Some(lookup) = lookup {
+        new = new.with_lookup(lookup);
     }
     let (mut first_token, mut refused) = (prefill, None);
     let stop = loop {
@@ -220,6 +227,7 @@ pub fn generate(
         footprint: session.footprint(),
         refused: refused.and_then(|error| BudgetRefusal::new(&error, &session)),
         narrowed: session.narrowed(),
+        guesses: session.guesses(),
         sparsity: session.stats().total(),
         prompt_sparsity,
     })

@@ -576,6 +576,19 @@ fn evaluate_reports_the_promised_fields() {
 }
 
 #[test]
+fn a_text_that_is_guessed_is_the_same() {
+    let text: String = LONG_TEXT.chars().take(800).collect::<String>().repeat(2);
+    let generate = |more: &[&str]| {
+        let args = ["--prompt", &text, "--max-tokens", "60", "--temperature", "0", "--json"];
+        json(&run("generate", &[&args, more].concat()))
+    };
+    let (alone, guessed) = (generate(&[]), generate(&["--prompt-lookup"]));
+    assert_eq!(alone["text"], guessed["text"]);
+    assert_eq!(alone["guessed_tokens"], 0);
+    assert!(guessed["guessed_tokens_right"].as_u64() > Some(9), "{guessed}");
+}
+
+#[test]
 fn a_prompt_that_has_been_read_is_not_read_again() {
     let folder = path("prompt-cache");
     let _ = std::fs::remove_dir_all(&folder);

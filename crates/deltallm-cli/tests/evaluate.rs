@@ -220,6 +220,7 @@ fn answers_in_a_batch_are_what_greedy_generation_writes() {
                 continues_text: true,
                 sampling: greedy,
                 max_tokens: ANSWER_TOKENS,
+                lookup: None,
                 prompts: None,
             };
             let alone = generate(&model, session, wanted, &mut |_| Ok(()));

@@ -4,7 +4,9 @@ use std::iter::FusedIterator;
 
 use ndarray::Array1;
 
-use crate::{ModelError, Sampler, SamplingError, Session, StreamDecoder, Tokenizer, TokenizerError};
+use crate::{
+    ModelError, PromptLookup, Sampler, SamplingError, Session, StreamDecoder, Tokenizer, TokenizerError,
+};
 
 /// Why a session could not be continued.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,7 @@ pub struct Generation<'s> {
     tokenizer: &'s Tokenizer,
     sampler: &'s mut Sampler,
     decoder: StreamDecoder<'s>,
+    lookup: Option<PromptLookup>,
     next: Next,
     tokens: Vec<u32>,
     text: String,
@@ -117,6 +120,7 @@ impl Session {
             tokenizer,
             sampler,
             decoder: StreamDecoder::continuing(tokenizer),
+            lookup: None,
             next: Next::Choose(logits),
             tokens: Vec::new(),
             text: String::new(),
@@ -130,6 +134,13 @@ impl Generation<'_> {
     #[must_use]
     pub fn as_answer(self) -> Self {
         Self { decoder: StreamDecoder::new(self.tokenizer), ..self }
+    }
+
+    /// The same tokens, faster where the text repeats what has been there before, as summaries and edits do: what follows is looked up there,
+    /// and [read ahead](Session::decode_guessing).
+    #[must_use]
+    pub fn with_lookup(self, lookup: PromptLookup) -> Self {
+        Self { lookup: Some(lookup), ..self }
     }
 
     /// The new tokens so far, the one that ended the text included.
@@ -162,6 +173,14 @@ impl Generation<'_> {
         self.session
     }
 
+    /// Reads the next token.
+    fn read(&mut self, token: u32) -> Result<Array1<f32>, ModelError> {
+        match &self.lookup {
+            Some(lookup) => self.session.decode_guessing(token, |tokens| lookup.guess(tokens).to_vec()),
+            None => self.session.decode(token),
+        }
+    }
+
     /// Chooses a token from logits.
     fn choose(&mut self, logits: &Array1<f32>) -> Result<Generated, GenerationError> {
         // Logits of a view with strides are copied; those of a session are contiguous.
@@ -191,7 +210,7 @@ impl Iterator for Generation<'_> {
                 self.next = Next::Stop(Some(StopReason::ContextFull));
                 return None;
             }
-            Next::Read(token) => match self.session.decode(token) {
+            Next::Read(token) => match self.read(token) {
                 Ok(logits) => logits,
                 Err(error) => return Some(Err(error.into())),
             },

@@ -4,7 +4,7 @@
 
 use clap::ValueEnum;
 use deltallm::KvStore;
-use deltallm::models::{Narrowed, PromptCache, SamplerConfig, Session};
+use deltallm::models::{Guesses, Narrowed, PromptCache, PromptLookup, SamplerConfig, Session};
 use serde::Serialize;
 
 use crate::args::{MOST, number, whole};
@@ -39,6 +39,9 @@ pub(crate) struct Args {
     /// Most tokens to generate
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole(1..=u32::MAX))]
     max_tokens: u32,
+    /// Guess text that has been there before and read several tokens at once: the same text, faster where it repeats its prompt
+    #[arg(long)]
+    prompt_lookup: bool,
     /// Run the same prompt with exact attention too, and show where the texts part
     #[arg(long, value_name = "KERNEL")]
     compare: Option<Baseline>,
@@ -317,6 +320,7 @@ impl Run {
             continues_text: prompt.shown.is_some(),
             sampling,
             max_tokens: args.max_tokens as usize,
+            lookup: args.prompt_lookup.then(PromptLookup::default),
             prompts: prompts.map(|prompts| (prompts, kernel)),
         };
         let generation = generate(model, session, wanted, &mut write)?;
@@ -355,6 +359,10 @@ impl Run {
                 note(format_args!("generated    {} tokens at {speed:.1} tokens/s ({stop})", tokens.len()))
             }
             None => note(format_args!("generated    {} tokens ({stop})", tokens.len())),
+        }
+        let Guesses { made, right } = self.generation.guesses;
+        if made > 0 {
+            note(format_args!("             {made} tokens were guessed, {right} of them right"));
         }
         note(format_args!("attention    {:.3} s of that, all layers together", self.attention_seconds()));
         if self.kernel.kind() != KernelKind::Dense {
@@ -412,6 +420,8 @@ impl Run {
             prompt_tokens: self.prompt_tokens,
             prompt_tokens_found: self.generation.found,
             generated_tokens: tokens.len(),
+            guessed_tokens: self.generation.guesses.made,
+            guessed_tokens_right: self.generation.guesses.right,
             text,
             prefill_tokens_per_second: self.prefill_tokens_per_second(),
             decode_tokens_per_second: self.generation.decode_tokens_per_second(),
@@ -477,6 +487,10 @@ struct Measured<'a> {
     /// Of these, how many had been read before: with --prompt-cache.
     prompt_tokens_found: usize,
     generated_tokens: usize,
+    /// Read before it was known whether they follow: with --prompt-lookup.
+    guessed_tokens: usize,
+    /// Of these, tokens that followed.
+    guessed_tokens_right: usize,
     text: &'a str,
     prefill_tokens_per_second: f64,
     decode_tokens_per_second: Option<f64>,

@@ -48,6 +48,11 @@ impl Matrix {
         }
     }
 
+    /// Whether the weights are codes with scales.
+    pub(crate) fn is_packed(&self) -> bool {
+        matches!(self, Self::Ternary(_) | Self::Quantised(_))
+    }
+
     /// `x weight^T`: `x` is `[tokens, in]`, the result `[tokens, out]`. Runs on the current rayon pool.
     ///
     /// # Errors

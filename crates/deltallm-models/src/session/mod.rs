@@ -1,8 +1,15 @@
-//! Sessions: a [`sequence`] of tokens with its caches, how it is [`saved`], and a folder of prompts that have been read ([`prompt_cache`]).
+//! Sessions: a [`sequence`] of tokens with its caches, how it is read [`ahead`] of what is known, how it is [`saved`], and prompts that have been
+//! read, in memory ([`prefix_store`]) and in a folder ([`prompt_cache`]).
 
+mod ahead;
+mod lookup;
+mod prefix_store;
 mod prompt_cache;
 mod saved;
 mod sequence;
 
+pub use ahead::Guesses;
+pub use lookup::PromptLookup;
+pub use prefix_store::PrefixStore;
 pub use prompt_cache::{PromptCache, Prompted};
 pub use sequence::{Narrowed, Session};

@@ -7,6 +7,7 @@ use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, KernelSpec, Memory
 use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
 
+use super::ahead::{Ahead, Guesses};
 use crate::{LogitRows, Model, ModelError, Sequence};
 
 /// One sequence being read and continued: the tokens so far and one attention kernel per layer.
@@ -40,6 +41,9 @@ pub struct Session {
     pub(super) chunk: usize,
     pub(super) limit: Option<(MemoryBudget, AtLimit)>,
     pub(super) narrowed: Narrowed,
+    /// Guesses that have been read, and may have to be taken back before anything else.
+    pub(super) ahead: Option<Ahead>,
+    pub(super) guesses: Guesses,
 }
 
 /// What a session has done to stay within its budget.
@@ -164,6 +168,8 @@ impl Session {
             chunk: Self::DEFAULT_CHUNK,
             limit: None,
             narrowed: Narrowed::default(),
+            ahead: None,
+            guesses: Guesses::default(),
         })
     }
 
@@ -273,6 +279,10 @@ impl Session {
     /// # Errors
     /// As [`prefill`](Self::prefill).
     pub fn decode(&mut self, token: u32) -> Result<Array1<f32>, ModelError> {
+        if let Some(logits) = self.accept(token) {
+            return Ok(logits);
+        }
+        self.take_back_guesses()?;
         self.model.check(&[token], &self.kernels)?;
         self.make_room(1)?;
         let logits = self.model.forward(&[token], &mut self.kernels, LogitRows::Last)?;
@@ -314,10 +324,11 @@ impl Session {
         let Some(model) = batch.first().map(|(session, _)| Arc::clone(&session.model)) else {
             return Ok(Vec::new());
         };
-        for (index, (session, token)) in batch.iter().enumerate() {
+        for (index, (session, token)) in batch.iter_mut().enumerate() {
             if !Arc::ptr_eq(&session.model, &model) {
                 return Err(ModelError::OtherModel { index });
             }
+            session.take_back_guesses()?;
             model.check(&[*token], &session.kernels)?;
         }
         Self::make_room_for_all(batch)?;
@@ -339,6 +350,7 @@ impl Session {
         rows: LogitRows,
         chunk: &mut dyn FnMut(&Self, usize, Array2<f32>),
     ) -> Result<(), ModelError> {
+        self.take_back_guesses()?;
         // Refused before anything is computed, not after most of it.
         self.model.check(tokens, &self.kernels)?;
         let before = self.tokens.len();
@@ -371,7 +383,7 @@ impl Session {
 
     /// Of at most `most` tokens, how many the next call of the model may have; narrows the caches where not even one
     /// fits.
-    fn make_room(&mut self, most: usize) -> Result<usize, ModelError> {
+    pub(super) fn make_room(&mut self, most: usize) -> Result<usize, ModelError> {
         loop {
             let mut tokens = most;
             let refused = loop {
@@ -428,12 +440,15 @@ impl Session {
         self.kernels.iter().filter_map(|kernel| kernel.growth(tokens)).fold(0, usize::saturating_add)
     }
 
-    /// Forgets every token from `len` on.
+    /// Forgets every token from `len` on. What follows is what a session answers that was never longer, unless an exact window has moved on from
+    /// there by more than its kernels' [`exact_rewind`](deltallm_attn::AttentionOptions::exact_rewind): then keys just before `len` are seen
+    /// through their deltas. To come back from further ahead, [`fork`](Self::fork) first.
     ///
     /// # Errors
     /// [`ModelError::Attention`] when `len` exceeds the tokens so far, or the budget does not cover what a [fork](Self::fork) shares and must
     /// copy first.
     pub fn rewind(&mut self, len: usize) -> Result<(), ModelError> {
+        self.take_back_guesses()?;
         // All or none: what a fork shares is copied first, for which there may be no memory.
         for (layer, kernel) in self.kernels.iter_mut().enumerate().filter(|_| len < self.tokens.len()) {
             kernel.detach().map_err(|source| ModelError::Attention { layer, source })?;
@@ -455,7 +470,7 @@ impl Session {
         &self.tokens
     }
 
-    /// The kernels, one per layer.
+    /// The kernels, one per layer. They may hold [guesses](Self::decode_guessing) beyond the tokens so far.
     pub fn kernels(&self) -> &[Box<dyn AttentionKernel>] {
         &self.kernels
     }

@@ -100,11 +100,20 @@ impl ModelWeights {
     /// Memory of all matrices; norms and biases are left out.
     pub fn bytes(&self) -> usize {
         let ends = [Some(&self.token_embedding), self.head.as_ref()];
-        let layers = self.layers.iter().flat_map(|layer| {
+        ends.into_iter().flatten().chain(self.matrices_of_layers()).map(Matrix::bytes).sum()
+    }
+
+    /// Whether several inputs at once give what each of them gives alone, bit for bit: packed weights do, floats are added up in another order.
+    pub fn treats_rows_alike(&self) -> bool {
+        let head = self.head.as_ref().unwrap_or(&self.token_embedding);
+        self.matrices_of_layers().chain([head]).all(Matrix::is_packed)
+    }
+
+    fn matrices_of_layers(&self) -> impl Iterator<Item = &Matrix> {
+        self.layers.iter().flat_map(|layer| {
             let LayerWeights { query, key, value, attention_output, gate, up, down, .. } = layer;
             [query, key, value, attention_output, gate, up, down].map(|linear| &linear.weight)
-        });
-        ends.into_iter().flatten().chain(layers).map(Matrix::bytes).sum()
+        })
     }
 }
 
