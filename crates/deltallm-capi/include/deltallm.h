@@ -46,6 +46,10 @@ enum DeltallmStatus
      * The library has a bug and panicked. The kernel answers this from now on: free it.
      */
     DELTALLM_STATUS_PANIC = 5,
+    /**
+     * A file cannot be read or written, or what is in it is damaged, or of a kernel with other settings.
+     */
+    DELTALLM_STATUS_FILE = 6,
 };
 #ifndef __cplusplus
 #if __STDC_VERSION__ >= 202311L
@@ -295,7 +299,8 @@ DeltallmStatus deltallm_kernel_len(const struct DeltallmKernel *kernel,
 /**
  * Forgets every token from `len` on; more than there are is an error, and under a mask a cut so far back that the next query would miss
  * what has been dropped. Exact copies of keys that had left the window of
- * hybrid attention do not come back: the last keys before the cut are seen through their deltas until it fills up again.
+ * hybrid attention by more tokens than `exact_rewind` says do not come back: the last keys before the cut are seen through their deltas until
+ * it fills up again.
  *
  * # Safety
  * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed.
@@ -427,6 +432,37 @@ DeltallmStatus deltallm_kernel_forward_half_views(struct DeltallmKernel *kernel,
                                                   const struct DeltallmHalfView *k,
                                                   const struct DeltallmHalfView *v,
                                                   const struct DeltallmHalfViewMut *out);
+
+/**
+ * Makes a kernel with the same tokens, which goes its own way from here: for several samples from one prompt. It shares what is cached, and the
+ * budget, and copies what either of them changes. It is written to `*fork` and must be given back with deltallm_kernel_free. After an
+ * error `*fork` is NULL.
+ *
+ * # Safety
+ * `kernel` is NULL or has not been freed, and `fork` points to a pointer that can be written.
+ */
+DeltallmStatus deltallm_kernel_fork(const struct DeltallmKernel *kernel,
+                                    struct DeltallmKernel **fork);
+
+/**
+ * Writes the cache to the file `path`, a name in UTF-8 that ends with a zero byte. It gets its name once it is whole: whatever happens
+ * meanwhile, there is the old file of that name, or none.
+ *
+ * # Safety
+ * `kernel` is NULL or has not been freed, and `path` points to a text that ends with a zero byte.
+ */
+DeltallmStatus deltallm_kernel_save(const struct DeltallmKernel *kernel,
+                                    const char *path);
+
+/**
+ * Takes over the cache that was saved to the file `path`. The kernel must be empty, and have the configuration of the one that was saved; what
+ * follows is what that one would have answered, bit for bit. After an error it is still empty.
+ *
+ * # Safety
+ * `kernel` is NULL or comes from deltallm_kernel_new and has not been freed, and `path` points to a text that ends with a zero byte.
+ */
+DeltallmStatus deltallm_kernel_load(struct DeltallmKernel *kernel,
+                                    const char *path);
 
 #ifdef __cplusplus
 }  // extern "C"

@@ -52,6 +52,7 @@ pub(crate) struct KernelConfig {
     mask: Option<Mask>,
     sink_logits: Option<Vec<f32>>,
     log_sum_exp: Option<bool>,
+    exact_rewind: Option<usize>,
     store: Option<KvStore>,
     scale: Option<f32>,
     softcap: Option<f32>,
@@ -113,6 +114,7 @@ impl KernelConfig {
     /// What the kernel of layer `layer` is made in: it has its own mask and logits wherever in the model it stands.
     fn context(&self, layer: usize) -> Result<KernelContext, ConfigError> {
         let usual = KernelContext::new(self.shape()?).log_sum_exp(self.log_sum_exp.unwrap_or(false));
+        let usual = usual.exact_rewind(self.exact_rewind.unwrap_or(0));
         let usual = usual.masks(vec![self.mask.unwrap_or_default(); layer + 1]);
         let usual = match &self.sink_logits {
             Some(logits) => usual.sink_logits(vec![Arc::from(&logits[..]); layer + 1]),

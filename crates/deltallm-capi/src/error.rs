@@ -8,7 +8,7 @@ use std::{
 };
 
 use deltallm_attn::AttentionError;
-use deltallm_core::{CoreError, internal};
+use deltallm_core::{CoreError, SnapshotError, internal};
 
 use crate::config::ConfigError;
 
@@ -29,6 +29,8 @@ pub enum DeltallmStatus {
     Budget = 4,
     /// The library has a bug and panicked. The kernel answers this from now on: free it.
     Panic = 5,
+    /// A file cannot be read or written, or what is in it is damaged, or of a kernel with other settings.
+    File = 6,
 }
 
 /// Why a call failed.
@@ -40,6 +42,10 @@ pub(crate) enum CallError {
     Config(#[from] ConfigError),
     #[error(transparent)]
     Attention(#[from] AttentionError),
+    #[error("{path}: {source}")]
+    Io { path: String, source: std::io::Error },
+    #[error("{path}: {source}")]
+    Snapshot { path: String, source: SnapshotError },
     #[error("expected no panic, got one, which is a bug of the library: {0}")]
     Panicked(String),
     #[error("expected a kernel that never panicked, got one that did in an earlier call: free it")]
@@ -64,6 +70,10 @@ impl CallError {
                 | Core(CoreError::TruncateBeyondEnd { .. }),
             ) => DeltallmStatus::InvalidArgument,
             Self::Attention(_) => DeltallmStatus::Attention,
+            Self::Snapshot { source: SnapshotError::Core(CoreError::BudgetExhausted { .. }), .. } => {
+                DeltallmStatus::Budget
+            }
+            Self::Io { .. } | Self::Snapshot { .. } => DeltallmStatus::File,
             Self::Panicked(_) | Self::Poisoned => DeltallmStatus::Panic,
         }
     }

@@ -24,7 +24,7 @@ pub const DELTALLM_ABI_VERSION: u32 = 1;
 /// Calls on one kernel wait for each other. After a panic in one of them the rest are refused.
 #[derive(Debug)]
 pub struct DeltallmKernel {
-    shape: AttentionShape,
+    pub(crate) shape: AttentionShape,
     /// Poisoned by a panic.
     kernel: Mutex<Box<dyn AttentionKernel>>,
 }
@@ -115,11 +115,11 @@ impl DeltallmKernel {
 /// Does `body` with the kernel, unless there is none or it has panicked before.
 pub(crate) fn with<T>(
     kernel: Option<&DeltallmKernel>,
-    body: impl FnOnce(&mut dyn AttentionKernel) -> Result<T, CallError>,
+    body: impl FnOnce(&mut Box<dyn AttentionKernel>) -> Result<T, CallError>,
 ) -> Result<T, CallError> {
     let kernel = existing(kernel)?;
     let mut kernel = kernel.kernel.lock().map_err(|_| CallError::Poisoned)?;
-    body(&mut **kernel)
+    body(&mut kernel)
 }
 
 pub(crate) fn existing(kernel: Option<&DeltallmKernel>) -> Result<&DeltallmKernel, CallError> {
@@ -209,7 +209,8 @@ pub unsafe extern "C" fn deltallm_kernel_len(
 
 /// Forgets every token from `len` on; more than there are is an error, and under a mask a cut so far back that the next query would miss
 /// what has been dropped. Exact copies of keys that had left the window of
-/// hybrid attention do not come back: the last keys before the cut are seen through their deltas until it fills up again.
+/// hybrid attention by more tokens than `exact_rewind` says do not come back: the last keys before the cut are seen through their deltas until
+/// it fills up again.
 ///
 /// # Safety
 /// `kernel` is NULL or comes from deltallm_kernel_new and has not been freed.

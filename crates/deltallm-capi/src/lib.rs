@@ -5,7 +5,9 @@
 //!
 //! One [`DeltallmKernel`] is the attention of one layer together with its key-value cache:
 //! [`deltallm_kernel_new`] makes it from a text in JSON, [`deltallm_kernel_forward`] appends tokens and attends
-//! ([`deltallm_kernel_forward_half`] in f16 and bf16), [`deltallm_kernel_truncate`] takes tokens back, [`deltallm_kernel_free`] ends it.
+//! ([`deltallm_kernel_forward_half`] in f16 and bf16), [`deltallm_kernel_truncate`] takes tokens back,
+//! [`deltallm_kernel_fork`] makes another one that shares the cache, [`deltallm_kernel_save`] and [`deltallm_kernel_load`] bring it into a file and
+//! back, [`deltallm_kernel_free`] ends it.
 //!
 //! # The configuration
 //!
@@ -22,6 +24,7 @@
 //! | `mask` | | which keys a query attends to: `"causal"`, `"sliding:512"` (the latest 512), `"chunked:8192"` (those of its own chunk) or `"bidirectional"` (also later ones of the same call); what nobody attends to any more is dropped | `"causal"` |
 //! | `sink_logits` | | a number for each query head that stands in the softmax's denominator like one more score | none |
 //! | `log_sum_exp` | | whether `deltallm_kernel_log_sum_exp` has an answer | `false` |
+//! | `exact_rewind` | | how many tokens `deltallm_kernel_truncate` takes back without a trace | `0` |
 //! | `store` | | how the cache keeps keys and values: `"f32"`, `"f16"`, `"bf16"`; `"int8"` for dense and hybrid, `"compact"` for delta and hybrid | `"f32"` |
 //! | `scale` | | scores are `q . k * scale` | 1/sqrt(`head_dim`) |
 //! | `softcap` | | scores become `softcap * tanh(score / softcap)` | none |
@@ -69,6 +72,7 @@ mod forward;
 mod half;
 mod kernel;
 mod memory;
+mod saved;
 #[cfg(test)]
 mod tests;
 
@@ -88,3 +92,4 @@ pub use kernel::{
     deltallm_kernel_truncate, deltallm_version,
 };
 pub use memory::{DeltallmHalfView, DeltallmHalfViewMut, DeltallmView, DeltallmViewMut};
+pub use saved::{deltallm_kernel_fork, deltallm_kernel_load, deltallm_kernel_save};

@@ -15,6 +15,7 @@ use deltallm_core::{Footprint, SparsityStats};
 use crate::{DeltallmStatus::*, error::guard, *};
 
 mod half;
+mod saved;
 
 const SIZES: &str = r#""heads": 4, "kv_heads": 2, "head_dim": 8"#;
 const Q: usize = 4 * 8;
