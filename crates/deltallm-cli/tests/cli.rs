@@ -577,7 +577,8 @@ fn evaluate_reports_the_promised_fields() {
 
 #[test]
 fn a_text_that_is_guessed_is_the_same() {
-    let text: String = LONG_TEXT.chars().take(800).collect::<String>().repeat(2);
+    let text: String =
+        include_str!("../assets/golden-bird.txt").chars().take(800).collect::<String>().repeat(2);
     let generate = |more: &[&str]| {
         let args = ["--prompt", &text, "--max-tokens", "60", "--temperature", "0", "--json"];
         json(&run("generate", &[&args, more].concat()))
