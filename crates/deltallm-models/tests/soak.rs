@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deltallm_attn::{KernelContext, KernelKind, KernelSpec, KvStore, MemoryBudget};
+use deltallm_attn::{KernelContext, KernelKind, KernelSpec, KvStore, MemoryBudget, ThresholdPolicy};
 use deltallm_models::{Model, ModelFile, PrefixStore, PromptCache, Session};
 use deltallm_testing::Random;
 
@@ -27,7 +27,13 @@ fn model() -> Arc<Model> {
 }
 
 fn specs() -> Vec<KernelSpec> {
-    let stores = KvStore::ALL.map(|store| KernelSpec::default().store(store));
+    let of_store = |store| {
+        let spec = KernelSpec::default().store(store);
+        // Fewer changes, so that no head gives up its deltas, which a cut does not bring back.
+        let rare = ThresholdPolicy::Uniform(1.0);
+        if store == KvStore::Compact { spec.thresholds(rare) } else { spec }
+    };
+    let stores = KvStore::ALL.map(of_store);
     let dense = KernelSpec::default().kernel(KernelKind::Dense);
     stores.into_iter().chain([dense.clone(), dense.store(KvStore::Int8)]).collect()
 }
@@ -51,6 +57,8 @@ struct Lived {
     spec: usize,
     session: Session,
     calls: Vec<Call>,
+    /// The most tokens that it has had: as far as it goes back from there it is exact.
+    furthest: usize,
 }
 
 struct Soak {
@@ -103,6 +111,7 @@ impl Soak {
             self.lived.swap_remove(at);
             return;
         }
+        self.lived[at].furthest = self.lived[at].furthest.max(self.lived[at].session.tokens().len());
         match self.random.below(20) {
             0..7 => self.decode(at),
             7..9 => {
@@ -112,8 +121,9 @@ impl Soak {
             }
             9..12 => self.rewind(at),
             12..14 => {
-                let Lived { spec, session, calls } = &self.lived[at];
-                let fork = Lived { spec: *spec, session: session.fork().unwrap(), calls: calls.clone() };
+                let Lived { spec, session, calls, furthest } = &self.lived[at];
+                let (session, calls) = (session.fork().unwrap(), calls.clone());
+                let fork = Lived { spec: *spec, session, calls, furthest: *furthest };
                 self.lived.push(fork);
                 if self.lived.len() > SESSIONS {
                     let gone = self.random.below(self.lived.len());
@@ -130,7 +140,8 @@ impl Soak {
     fn begin(&mut self) {
         let (spec, prompt) = (self.random.below(self.specs.len()), prompt(&mut self.random));
         let (session, _) = self.stores[spec].session(&prompt, |_| {}).unwrap();
-        self.lived.push(Lived { spec, session, calls: vec![Call::Prompt(prompt)] });
+        let furthest = prompt.len();
+        self.lived.push(Lived { spec, session, calls: vec![Call::Prompt(prompt)], furthest });
     }
 
     /// Some tokens, which may have been guessed, rightly or not.
@@ -147,9 +158,10 @@ impl Soak {
 
     /// Back by tokens that came one by one.
     fn rewind(&mut self, at: usize) {
-        let Lived { session, calls, .. } = &mut self.lived[at];
+        let Lived { session, calls, furthest, .. } = &mut self.lived[at];
         let single = calls.iter().rev().take_while(|call| matches!(call, Call::Token(_))).count();
-        let tokens = self.random.below(1 + single.min(REWIND));
+        let left = REWIND.saturating_sub(*furthest - session.tokens().len());
+        let tokens = self.random.below(1 + single.min(left));
         session.rewind(session.tokens().len() - tokens).unwrap();
         calls.truncate(calls.len() - tokens);
     }
@@ -169,7 +181,7 @@ impl Soak {
     fn check(&mut self, at: usize) {
         let mut fresh = self.session(self.lived[at].spec);
         let token = self.token();
-        let Lived { session, calls, spec } = &mut self.lived[at];
+        let Lived { session, calls, spec, .. } = &mut self.lived[at];
         for call in &*calls {
             match call {
                 Call::Prompt(tokens) => drop(fresh.prefill(tokens).unwrap()),
