@@ -1,0 +1,185 @@
+"""Small random models of transformers on delta attention."""
+
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+import deltallm
+from deltallm import DeltaCache, Spec
+
+DENSE = Spec(kernel="dense", store="f32")
+SMALL = dict(vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512)
+
+
+def llama():
+    config = transformers.LlamaConfig(**SMALL)
+    return transformers.LlamaForCausalLM(config)
+
+
+def qwen3():
+    return transformers.Qwen3ForCausalLM(transformers.Qwen3Config(**SMALL, head_dim=16))
+
+
+def mistral():
+    return transformers.MistralForCausalLM(transformers.MistralConfig(**SMALL, sliding_window=40))
+
+
+def gemma3():
+    config = transformers.Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=40, layer_types=["sliding_attention", "sliding_attention", "full_attention"], query_pre_attn_scalar=16)
+    return transformers.Gemma3ForCausalLM(config)
+
+
+def phi3():
+    """A family that the program does not run."""
+    return transformers.Phi3ForCausalLM(transformers.Phi3Config(**SMALL, pad_token_id=0))
+
+
+MODELS = [llama, qwen3, mistral, gemma3, phi3]
+
+
+@pytest.fixture(params=MODELS, ids=lambda make: make.__name__)
+def model(request):
+    torch.manual_seed(1)
+    return request.param().eval()
+
+
+def ids(batch, tokens, seed=0):
+    return torch.randint(3, 97, (batch, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.inference_mode()
+def test_dense_logits_are_those_of_sdpa(model):
+    text = ids(2, 130)
+    expected = model(text).logits
+    deltallm.patch(model, DENSE)
+    with_cache, without = model(text).logits, model(text, use_cache=False).logits
+    assert (with_cache - expected).abs().max() < 1e-4
+    assert (without - expected).abs().max() < 1e-4
+    # In two calls, and token by token.
+    cache = DeltaCache(model, DENSE)
+    parts = [model(text[:, a:b], past_key_values=cache).logits for a, b in [(0, 100), (100, 101), (101, 130)]]
+    assert (torch.cat(parts, 1) - expected).abs().max() < 1e-4
+    deltallm.unpatch(model)
+    assert (model(text).logits - expected).abs().max() == 0
+
+
+@torch.inference_mode()
+def test_generation_is_that_of_sdpa(model):
+    text = ids(1, 60)
+    settings = [
+        dict(do_sample=False),
+        dict(do_sample=False, num_beams=3),
+        dict(do_sample=True, top_k=5, temperature=0.7),
+        dict(do_sample=False, num_return_sequences=2, num_beams=2),
+    ]
+    for setting in settings:
+        def run():
+            torch.manual_seed(3)
+            return model.generate(text, max_new_tokens=12, pad_token_id=0, eos_token_id=None, **setting)
+
+        expected = run()
+        deltallm.patch(model, DENSE)
+        assert torch.equal(run(), expected), setting
+        deltallm.unpatch(model)
+
+
+@torch.inference_mode()
+def test_batches_padded_on_the_left(model):
+    long, short = ids(1, 70), ids(1, 50, seed=5)
+    padded = torch.cat([torch.zeros(1, 20, dtype=torch.long), short], 1)
+    batch = torch.cat([long, padded])
+    mask = torch.ones_like(batch)
+    mask[1, :20] = 0
+    deltallm.patch(model, DENSE)
+    new = model.generate(batch, attention_mask=mask, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)[:, 70:]
+    alone = [model.generate(text, max_new_tokens=8, do_sample=False, pad_token_id=0, eos_token_id=None)[0, text.shape[1]:] for text in (long, short)]
+    assert torch.equal(new, torch.stack(alone))
+
+
+@torch.inference_mode()
+def test_hybrid_and_compact_come_close(model):
+    text = ids(1, 300)
+    expected = model(text).logits.log_softmax(-1)
+    for spec in [Spec(), Spec(store="compact")]:
+        deltallm.patch(model, spec)
+        cache = DeltaCache(model, spec)
+        got = model(text, past_key_values=cache).logits.log_softmax(-1)
+        assert (expected.exp() * (expected - got)).sum(-1).mean() < 0.01
+        assert cache.get_seq_length() == 300 and cache.nbytes() > 0
+        assert len(cache.stats()) == 3
+
+
+@torch.inference_mode()
+def test_bfloat16_and_half(model):
+    text = ids(1, 50)
+    for dtype in (torch.bfloat16, torch.float16):
+        model = model.to(dtype)
+        expected = model(text).logits.float()
+        deltallm.patch(model, DENSE)
+        assert (model(text).logits.float() - expected).abs().max() < 0.05
+        deltallm.unpatch(model)
+
+
+@torch.inference_mode()
+def test_a_cache_is_cut_saved_and_loaded(tmp_path):
+    torch.manual_seed(1)
+    model, text, path = deltallm.patch(llama().eval(), Spec(store="compact")), ids(1, 200), str(tmp_path / "cache.kv")
+    cache = DeltaCache(model, exact_rewind=16)
+    model(text, past_key_values=cache)
+    with pytest.raises(ValueError, match="200 tokens"):
+        cache.save(path, text[0, :-1])
+    cache.save(path, text[0])
+    step = lambda cache, token: model(torch.tensor([[token]]), past_key_values=cache).logits
+    answer = step(cache, 5)
+    cache.crop(-1)
+    assert torch.equal(step(cache, 5), answer)
+    loaded = DeltaCache(model, exact_rewind=16)
+    assert loaded.load(path, model) == text[0].tolist()
+    assert loaded.get_seq_length() == 200
+    assert torch.equal(step(loaded, 5), answer)
+    with pytest.raises(ValueError, match="empty"):
+        loaded.load(path, model)
+    cache.reset()
+    assert cache.get_seq_length() == 0
+
+
+def test_what_is_not_done_falls_back_or_says_so():
+    torch.manual_seed(1)
+    model, text = deltallm.patch(llama()), ids(1, 30)
+    with pytest.warns(UserWarning, match="training"):
+        model(text).logits.sum().backward()
+    model(text, labels=text).loss.backward()
+    with torch.inference_mode():
+        with pytest.raises(ValueError, match="padding on the left"):
+            mask = torch.ones_like(text)
+            mask[0, -5:] = 0
+            model(text, attention_mask=mask)
+        with pytest.raises(TypeError, match="Spec"):
+            deltallm.patch(model, "compact")
+
+
+def test_any_model_is_calibrated(tmp_path):
+    torch.manual_seed(1)
+    model = phi3().eval()
+
+    class Words:
+        bos_token_id = None
+
+        def __call__(self, text, return_tensors, add_special_tokens):
+            import types
+
+            return types.SimpleNamespace(input_ids=torch.tensor([[3 + ord(c) % 90 for c in text]]))
+
+    text = "the quick brown fox jumps over the lazy dog; " * 60
+    found = deltallm.calibrate(model, Words(), text, zero_fraction=0.4, exact_prompt=0, tokens=400, windows=2, held_out=2, progress=False)
+    assert found.held_out["zero_fraction"] > 0.3
+    assert found.held_out["kl"] >= 0 and found.held_out["tokens"] == 2 * 399
+    path = str(tmp_path / "profile.json")
+    found.save(path, model="phi3")
+    assert Spec.from_profile(path) == found.spec
+    deltallm.patch(model, found.spec)
+    with torch.inference_mode():
+        assert model(ids(1, 100)).logits.isfinite().all()
+    with pytest.raises(ValueError, match="longer text"):
+        deltallm.calibrate(model, Words(), "short", progress=False)

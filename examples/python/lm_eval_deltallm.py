@@ -1,0 +1,68 @@
+"""lm-evaluation-harness on a model, dense and on delta attention, side by side.
+
+    pip install lm-eval
+    python lm_eval_deltallm.py --model MODEL --tasks piqa,arc_easy,winogrande [--limit 200] [--spec profile.json]
+
+The tasks of the paper: arc_easy, arc_challenge, openbookqa, piqa, hellaswag, winogrande, boolq, commonsense_qa, lambada_openai, gsm8k, squadv2,
+wikitext, and mmlu. Tasks of your own: --include DIR with their YAML, or --files DIR with NAME.jsonl of lines {"query", "choices", "gold"}.
+"""
+
+import argparse
+from pathlib import Path
+
+import lm_eval
+from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
+
+import deltallm
+
+
+def from_file(path):
+    """A task of lines with a query, choices, and the number of the right one."""
+    return {
+        "task": path.stem,
+        "dataset_path": "json",
+        "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "test_split": "test",
+        "output_type": "multiple_choice",
+        "doc_to_text": "{{query}}",
+        "doc_to_choice": "{{choices}}",
+        "doc_to_target": "{{gold}}",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", required=True, help="name on the hub or folder")
+    parser.add_argument("--gguf", help="name of a GGUF file in that folder")
+    parser.add_argument("--tasks", required=True, help="names, separated by commas")
+    parser.add_argument("--include", help="folder with tasks of your own")
+    parser.add_argument("--files", type=Path, help="folder with NAME.jsonl of your own")
+    parser.add_argument("--limit", type=int, help="examples of each task")
+    parser.add_argument("--spec", help="a profile [default: settings that are safe for any model]")
+    parser.add_argument("--store", default="f16", help="how keys and values are cached")
+    args = parser.parse_args()
+
+    more = {"gguf_file": args.gguf} if args.gguf else {}
+    lm = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=1, **more)
+    spec = deltallm.Spec.from_profile(args.spec, args.store) if args.spec else deltallm.Spec(store=args.store)
+    manager = TaskManager(include_path=args.include)
+    file = lambda name: args.files / f"{name}.jsonl" if args.files else None
+    tasks = [from_file(file(name)) if file(name) and file(name).exists() else name for name in args.tasks.split(",")]
+    results = {}
+    for name in ("dense", "deltallm"):
+        if name == "deltallm":
+            deltallm.patch(lm.model, spec)
+        results[name] = lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=args.limit)["results"]
+    print(f"{'task':24} {'metric':20} {'dense':>9} {'deltallm':>9} {'change':>9} {'stderr':>9}")
+    for task, dense in results["dense"].items():
+        for metric, value in dense.items():
+            if isinstance(value, float) and "stderr" not in metric:
+                other, error = results["deltallm"][task][metric], dense.get(metric.replace(",", "_stderr,"))
+                error = f"{error:9.4f}" if isinstance(error, float) else f"{'':9}"
+                print(f"{task:24} {metric:20} {value:9.4f} {other:9.4f} {other - value:+9.4f} {error}")
+
+
+if __name__ == "__main__":
+    main()
