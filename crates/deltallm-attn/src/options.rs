@@ -170,8 +170,8 @@ impl Settings {
 
     /// The settings by which a cache can be told from others, each with its name: what is cached in one layer depends on what the layers
     /// before it answered.
-    pub(crate) fn of_cache(&self) -> [(&'static str, String); 8] {
-        let Self { shape, scale, softcap, sink_logits, mask, precision, .. } = self;
+    pub(crate) fn of_cache(&self) -> [(&'static str, String); 9] {
+        let Self { shape, scale, softcap, sink_logits, mask, precision, exact_rewind, .. } = self;
         [
             ("kv heads", shape.kv_heads().to_string()),
             ("channels of a key", shape.head_dim().to_string()),
@@ -181,6 +181,7 @@ impl Settings {
             ("sink logits", format!("{sink_logits:?}")),
             ("mask", mask.to_string()),
             ("precision", format!("{precision:?}")),
+            ("exact rewind", exact_rewind.to_string()),
         ]
     }
 

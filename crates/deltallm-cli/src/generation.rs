@@ -215,6 +215,8 @@ pub fn generate(
     let (tokens, shown) = (new.tokens().to_vec(), new.text().len());
     let text = new.finish();
     on_text(&text[shown..])?;
+    // Guesses are not of the text.
+    session.rewind(session.tokens().len())?;
     Ok(Generation {
         tokens,
         text,

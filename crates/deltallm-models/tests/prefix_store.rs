@@ -131,6 +131,18 @@ fn what_has_not_been_used_for_the_longest_time_is_forgotten() {
         assert!(used <= 3 * one + one / 2, "{used}");
     }
 
+    // A session that goes on by itself.
+    let mut tree = store(&model, &spec, &MemoryBudget::new(3 * one));
+    let [_, (mut session, _)] = [1, 0].map(|text| tree.session(&texts[text], |_| {}).unwrap());
+    let error = loop {
+        if let Err(error) = session.decode(1) {
+            break error;
+        }
+    };
+    assert!(error.is_budget_exhausted(), "{error}");
+    assert!(tree.make_room(one / 2) && !tree.make_room(4 * one));
+    session.decode(1).unwrap();
+
     // A session that is too large by itself.
     let small = MemoryBudget::new(one / 2);
     let mut store = store(&model, &spec, &small);

@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionShape, KernelContext, KernelSpec, Mask, MemoryBudget,
-    ndarray::Array3,
+    ThresholdPolicy, ndarray::Array3,
 };
 use pyo3::{prelude::*, types::PyDict};
 
@@ -25,6 +25,8 @@ use crate::{
 #[pyclass(module = "deltallm", frozen)]
 pub(crate) struct Kernel {
     shape: AttentionShape,
+    /// Whether it shares its work among threads.
+    parallel: bool,
     kernel: Mutex<Box<dyn AttentionKernel>>,
 }
 
@@ -75,18 +77,23 @@ impl Kernel {
         let mut spec = spec.map_or_else(KernelSpec::default, |spec| spec.get().0.clone());
         spec.scale = scale.or(spec.scale);
         spec.softcap = softcap.or(spec.softcap);
-        let layers = spec.layers.len().max(layer.saturating_add(1));
+        let of_thresholds = match &spec.thresholds {
+            ThresholdPolicy::Profile(profile) => profile.thresholds().len() / (kv_heads * head_dim).max(1),
+            _ => 0,
+        };
+        let layers = spec.layers.len().max(of_thresholds).max(layer.saturating_add(1));
+        let parallel = threads::are_many();
         let mut context = KernelContext::new(shape)
             .masks(vec![mask; layers])
             .exact_rewind(exact_rewind)
             .budget(budget_bytes.map_or_else(MemoryBudget::unlimited, MemoryBudget::new))
-            .parallel(threads::are_many());
+            .parallel(parallel);
         if let Some(logits) = sink_logits {
             context = context.sink_logits(vec![Arc::from(logits); layers]);
         }
         spec.validate(shape, layers).map_err(value)?;
         let kernel = spec.build(layer, &context).map_err(attention)?;
-        Ok(Self { shape, kernel: Mutex::new(kernel) })
+        Ok(Self { shape, parallel, kernel: Mutex::new(kernel) })
     }
 
     /// Appends k and v to the cache and attends q to it: [tokens, heads, value_dim], in the type of q, or in `out`.
@@ -104,7 +111,8 @@ impl Kernel {
         let inputs = [Input::new("q", q)?, Input::new("k", k)?, Input::new("v", v)?];
         let numbers = inputs.each_ref().map(Input::numbers);
         let [q, k, v] = numbers.each_ref().map(|numbers| numbers.view());
-        let attend = |out| self.with(py, |kernel| threads::run(|| kernel.forward(q, k, v, out)));
+        let attend =
+            |out| self.with(py, |kernel| threads::run(self.parallel, || kernel.forward(q, k, v, out)));
         if let Some(given) = out {
             let mut out = Output::new(given)?;
             attend(out.view())?;
@@ -132,7 +140,7 @@ impl Kernel {
     fn fork(&self, py: Python<'_>) -> PyResult<Self> {
         let fork = self.with(py, |kernel| Ok(kernel.fork()))?;
         let kernel = fork.ok_or_else(|| value("expected a kernel that can be forked"))?;
-        Ok(Self { shape: self.shape, kernel: Mutex::new(kernel) })
+        Ok(Self { shape: self.shape, parallel: self.parallel, kernel: Mutex::new(kernel) })
     }
 
     /// Holds the cache in the next narrower store; the bytes given back.

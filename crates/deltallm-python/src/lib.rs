@@ -20,7 +20,7 @@ mod _deltallm {
     use crate::{
         calibration::{Calibrated, Calibrator},
         kernel::Kernel,
-        saved::{load, save},
+        saved::{load, peek, save},
         spec::Spec,
         stats::Stats,
         threads::{num_threads, set_num_threads},

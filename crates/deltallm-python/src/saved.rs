@@ -32,6 +32,26 @@ pub(crate) fn save(
     py.detach(|| writer.write_file(path)).map_err(|error| io(path, &error))
 }
 
+/// What a file of caches says of itself: the tokens, the note, and how many kernels there are.
+#[pyfunction]
+pub(crate) fn peek(py: Python<'_>, path: &str) -> PyResult<(Vec<u32>, String, u64)> {
+    let bytes = py.detach(|| fs::read(path)).map_err(|error| io(path, &error))?;
+    let read = || -> Result<_, SnapshotError> {
+        let mut reader = SnapshotReader::copying(bytes.into())?;
+        let (tokens, note) = begin(&mut reader)?;
+        Ok((tokens, note, reader.number()?))
+    };
+    read().map_err(|error| snapshot(path, &error))
+}
+
+/// What comes before the kernels.
+fn begin(reader: &mut SnapshotReader) -> Result<(Vec<u32>, String), SnapshotError> {
+    let what = reader.text()?;
+    reader.expect("a file of", "kernels".to_owned(), what)?;
+    let note = reader.text()?;
+    Ok((reader.list()?, note))
+}
+
 /// Takes over the caches that were saved to a file, into kernels that are empty and have the settings of those that were saved: the tokens, and
 /// the note. After an error they are still empty.
 #[pyfunction]
@@ -43,9 +63,7 @@ pub(crate) fn load(
     let bytes = py.detach(|| fs::read(path)).map_err(|error| io(path, &error))?;
     let read = || -> Result<_, SnapshotError> {
         let mut reader = SnapshotReader::copying(bytes.into())?;
-        let what = reader.text()?;
-        reader.expect("a file of", "kernels".to_owned(), what)?;
-        let (note, tokens) = (reader.text()?, reader.list()?);
+        let (tokens, note) = begin(&mut reader)?;
         let layers = reader.number()?;
         reader.expect("layers", kernels.len() as u64, layers)?;
         let mut loaded = Vec::new();

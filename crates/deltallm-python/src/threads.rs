@@ -16,8 +16,11 @@ struct Pool {
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { process: 0, threads: 0, pool: None });
 
-/// Does some work in the pool; on the spot, if that is one thread.
-pub(crate) fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+/// Does some work in the pool, so that nothing reaches for the threads of another one; on the spot, if it is not `parallel`.
+pub(crate) fn run<T: Send>(parallel: bool, work: impl FnOnce() -> T + Send) -> T {
+    if !parallel {
+        return work();
+    }
     let pool = {
         let mut known = POOL.lock().unwrap_or_else(PoisonError::into_inner);
         if known.threads == 0 {
@@ -29,7 +32,7 @@ pub(crate) fn run<T: Send>(work: impl FnOnce() -> T + Send) -> T {
             std::mem::forget(known.pool.take());
             known.process = process;
         }
-        if known.threads > 1 && known.pool.is_none() {
+        if known.pool.is_none() {
             known.pool = ThreadPoolBuilder::new().num_threads(known.threads).build().ok().map(Arc::new);
         }
         known.pool.clone()

@@ -7,7 +7,7 @@ use super::Session;
 use crate::{LogitRows, ModelError};
 
 /// What the caches hold beyond the tokens of the session.
-#[derive(Debug, Clone)]
+#[derive(Debug, Default)]
 pub(super) struct Ahead {
     guesses: Vec<u32>,
     /// After the token before each of these, and after the last: `[guesses + 1, vocab_size]`.
@@ -62,20 +62,18 @@ impl Session {
         }
         self.take_back_guesses()?;
         self.model.check(&[token], &self.kernels)?;
-        let mut guesses = Vec::new();
-        if self.model.weights().treats_rows_alike() {
-            self.tokens.push(token);
-            guesses = guess(&self.tokens);
-            self.tokens.pop();
-            guesses.truncate(self.model.config().context_length - self.tokens.len() - 1);
-        }
-        if guesses.is_empty() {
+        if !self.model.weights().treats_rows_alike() {
             return self.decode(token);
         }
-        match self.read_ahead(token, guesses) {
-            // It may be for want of memory for the guesses.
-            Err(error) if error.is_budget_exhausted() => self.decode(token),
-            logits => logits,
+        let known = [&self.tokens[..], &[token]].concat();
+        let mut guesses = guess(&known);
+        guesses.truncate(self.model.config().context_length - known.len());
+        guesses.insert(0, token);
+        self.model.check(&guesses, &self.kernels)?;
+        match guesses.len() {
+            1 => self.decode(token),
+            // What fails may be the guesses: for want of memory, or because a store cannot hold what comes of them.
+            _ => self.read_ahead(guesses).or_else(|_| self.decode(token)),
         }
     }
 
@@ -98,20 +96,19 @@ impl Session {
 
     /// Forgets the guesses that have not followed.
     pub(super) fn take_back_guesses(&mut self) -> Result<(), ModelError> {
-        if self.ahead.take().is_none() {
+        if self.ahead.is_none() {
             return Ok(());
         }
         for (layer, kernel) in self.kernels.iter_mut().enumerate() {
             kernel.truncate(self.tokens.len()).map_err(|source| ModelError::Attention { layer, source })?;
             kernel.commit_step();
         }
+        self.ahead = None;
         Ok(())
     }
 
-    /// Appends `token`, and to the caches alone as many of the guesses as there is room for. The step of the caches stays open.
-    fn read_ahead(&mut self, token: u32, mut guesses: Vec<u32>) -> Result<Array1<f32>, ModelError> {
-        guesses.insert(0, token);
-        self.model.check(&guesses, &self.kernels)?;
+    /// Appends the first of these tokens, and to the caches alone as many of the others as there is room for. The step of the caches stays open.
+    fn read_ahead(&mut self, mut guesses: Vec<u32>) -> Result<Array1<f32>, ModelError> {
         guesses.truncate(self.make_room(guesses.len())?);
         let mut kernels: Vec<_> = self.kernels.iter_mut().map(|kernel| OneByOne(&mut **kernel)).collect();
         let logits = self.model.forward(&guesses, &mut kernels, LogitRows::All)?;

@@ -13,7 +13,8 @@ use crate::{Model, ModelError};
 /// What has been read is kept as a tree, a node for every [chunk](Session::set_chunk) of a prompt and one for its end. A prompt goes on from
 /// the deepest node that it shares, so it is cut where it would be cut had nothing been kept: the answer is the same, bit for bit. Nodes are
 /// [forks](Session::fork), so pages are held once, however many nodes and sessions have them; a node has of its own what is not full, and the
-/// exact window. Those that have not been used for the longest time are forgotten where memory ends.
+/// exact window. Those that have not been used for the longest time are forgotten where a prompt finds no memory, beyond
+/// [`most_bytes`](Self::most_bytes), and when [asked for](Self::make_room): a session that goes on by itself does not know of them.
 ///
 /// ```
 /// use deltallm_attn::{KernelSpec, MemoryBudget};
@@ -125,6 +126,16 @@ impl PrefixStore {
         while self.budget().used() > self.most_bytes && self.forget_oldest() {}
         let (session, logits) = read?;
         Ok((session, Prompted::found(logits, found_first.unwrap_or(0))))
+    }
+
+    /// Forgets what has not been used for the longest time until so many bytes of the budget are free; whether they are.
+    pub fn make_room(&mut self, bytes: usize) -> bool {
+        while self.budget().available() < bytes {
+            if !self.forget_oldest() {
+                return false;
+            }
+        }
+        true
     }
 
     /// Forgets all that has been read; sessions keep what they have.

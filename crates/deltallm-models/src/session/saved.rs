@@ -8,7 +8,7 @@ use bytes::Bytes;
 use deltallm_attn::{AttentionKernel, KernelSpec};
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
-use super::sequence::Session;
+use super::{ahead::Ahead, sequence::Session};
 use crate::{Model, ModelError, files::mmap};
 
 impl Session {
@@ -47,7 +47,7 @@ impl Session {
             chunk: self.chunk,
             limit: self.limit.clone(),
             narrowed: self.narrowed,
-            ahead: self.ahead.clone(),
+            ahead: self.ahead.as_ref().map(|_| Ahead::default()),
             guesses: self.guesses,
         };
         fork.take_back_guesses()?;
@@ -82,7 +82,8 @@ impl Session {
     /// ```
     ///
     /// # Errors
-    /// [`ModelError::Snapshot`] for kernels that cannot be saved, [`ModelError::Io`] for what the system says of the file.
+    /// [`ModelError::Snapshot`] for kernels that cannot be saved, [`ModelError::Io`] for what the system says of the file; as [`fork`](Self::fork), if there
+    /// are guesses to be left out.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
         let path = path.as_ref();
         // Without guesses.

@@ -440,9 +440,10 @@ impl Session {
         self.kernels.iter().filter_map(|kernel| kernel.growth(tokens)).fold(0, usize::saturating_add)
     }
 
-    /// Forgets every token from `len` on. What follows is what a session answers that was never longer, unless an exact window has moved on from
-    /// there by more than its kernels' [`exact_rewind`](deltallm_attn::AttentionOptions::exact_rewind): then keys just before `len` are seen
-    /// through their deltas. To come back from further ahead, [`fork`](Self::fork) first.
+    /// Forgets every token from `len` on. Where the tokens that go came one by one, and no more of them than the kernels'
+    /// [`exact_rewind`](deltallm_attn::AttentionOptions::exact_rewind), what follows is what a session answers that was never longer. From further back,
+    /// keys just before `len` are seen through their deltas; within a prompt, its other tokens have been attended as part of it. To come back exactly
+    /// from anywhere, [`fork`](Self::fork) first.
     ///
     /// # Errors
     /// [`ModelError::Attention`] when `len` exceeds the tokens so far, or the budget does not cover what a [fork](Self::fork) shares and must
@@ -475,14 +476,14 @@ impl Session {
         &self.kernels
     }
 
-    /// Bytes of all layers' caches.
+    /// Bytes of all layers' caches, with [guesses](Self::decode_guessing) if they hold some.
     pub fn footprint(&self) -> Footprint {
         let mut sum = Footprint::default();
         self.kernels.iter().for_each(|kernel| sum += kernel.footprint());
         sum
     }
 
-    /// Sparsity of all layers together, per kv head.
+    /// Sparsity of all layers together, per kv head. Pairs of [guesses](Self::decode_guessing) that were wrong have been attended too.
     pub fn stats(&self) -> SparsityStats {
         let mut sum = SparsityStats::default();
         for kernel in &self.kernels {

@@ -20,6 +20,7 @@ from ._deltallm import (
     __version__,
     load,
     num_threads,
+    peek,
     save,
     set_num_threads,
 )
@@ -35,6 +36,7 @@ __all__ = [
     "load",
     "num_threads",
     "patch",
+    "peek",
     "save",
     "set_num_threads",
     "unpatch",

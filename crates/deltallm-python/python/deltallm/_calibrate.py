@@ -5,25 +5,27 @@ import sys
 
 import torch
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
 
-from . import Calibrator
-from ._transformers import DeltaCache, _array, patch, unpatch
+from . import Calibrator, Spec
+from ._transformers import DeltaCache, DeltaLayer, _array, mask, patch, unpatch
 
 _OBSERVING = "deltallm_observing"
 _observer = None
 
 
-def _observe(module, query, key, value, attention_mask, **kwargs):
-    """SDPA that shows its inputs."""
+def _observe(module, query, key, value, attention_mask, scaling=None, softcap=None, s_aux=None, **kwargs):
+    """Dense attention that shows its inputs."""
+    if attention_mask is not None:
+        raise ValueError("model: expected one with plain causal masks, got other ones")
     if _observer is not None:
-        _observer(module, query, key, value, kwargs)
-    return sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+        _observer(module, query, key, value, {"scaling": scaling, "softcap": softcap})
+    dense = DeltaLayer(module.layer_idx, Spec(kernel="dense", store="f32"), sliding_window=kwargs.get("sliding_window"))
+    sinks = None if s_aux is None else s_aux.detach().float().tolist()
+    return dense.attend(query, key, value, None, scaling, softcap, sinks), None
 
 
 AttentionInterface.register(_OBSERVING, _observe)
-AttentionMaskInterface.register(_OBSERVING, sdpa_mask)
+AttentionMaskInterface.register(_OBSERVING, mask)
 
 
 def calibrate(model, tokenizer, text, *, max_kl=0.01, zero_fraction=None, store="f16", exact_prompt=None, tokens=512, windows=4, held_out=2, progress=True):
@@ -44,6 +46,7 @@ def calibrate(model, tokenizer, text, *, max_kl=0.01, zero_fraction=None, store=
     masks = [layer.mask for layer in DeltaCache(model).layers]
     say = (lambda text: print(f"\r{text}", end="", file=sys.stderr, flush=True)) if progress and sys.stderr.isatty() else (lambda text: None)
 
+    patched = getattr(model, "_deltallm_spec", None)
     unpatch(model)
     own = model.config._attn_implementation
     calibrator, projected = None, set()
@@ -94,6 +97,8 @@ def calibrate(model, tokenizer, text, *, max_kl=0.01, zero_fraction=None, store=
         _observer = None
         unpatch(model)
         model.set_attn_implementation(own)
+        if patched is not None:
+            patch(model, patched)
         say("")
 
 

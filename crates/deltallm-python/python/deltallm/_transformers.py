@@ -1,5 +1,6 @@
 """Attention and cache for transformers: `patch(model, spec)`, or `attn_implementation="deltallm"` with a `DeltaCache`."""
 
+import json
 import types
 import warnings
 
@@ -7,9 +8,9 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import sdpa_mask
+from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
 
-from . import Kernel, Spec, load, save
+from . import Kernel, Spec, load, peek, save
 
 NAME = "deltallm"
 
@@ -50,7 +51,7 @@ class DeltaLayer(CacheLayerMixin):
         self.reset()
 
     def reset(self):
-        self.kernels, self.length, self.is_initialized = None, 0, False
+        self.kernels, self.made, self.length, self.is_initialized, self.waits = None, None, 0, False, False
 
     def lazy_initialization(self, key_states, value_states):
         self.dtype, self.device, self.is_initialized = key_states.dtype, key_states.device, True
@@ -59,40 +60,57 @@ class DeltaLayer(CacheLayerMixin):
         """Keys and values as they are: what is attended to is in the kernels, and these get there with the queries."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        self.length += key_states.shape[-2]
+        if self.waits:
+            raise ValueError(
+                f"layer {self.layer}: expected the keys of a DeltaCache to be attended by deltallm as they are, got a model that attends otherwise, or changes them: it is not supported"
+            )
+        self.waits = True
         setattr(key_states, _LAYER, self)
         return key_states, value_states
+
+    def make(self, shape, number):
+        """Kernels without tokens."""
+        self.made = shape
+        self.kernels = [
+            Kernel(**shape, spec=self.spec, layer=self.layer, mask=self.mask, exact_rewind=self.exact_rewind) for _ in range(number)
+        ]
 
     def attend(self, query, key, value, padding, scaling, softcap, sinks):
         """`[batch, heads, tokens, channels]` to `[batch, tokens, heads, channels]`; `padding` is False where there is no token."""
         batch, heads, tokens, channels = query.shape
+        keys = key.shape[-2]
+        self.waits = False
         if self.kernels is None:
-            make = lambda: Kernel(
-                heads,
-                key.shape[1],
-                channels,
-                self.spec,
-                layer=self.layer,
-                value_dim=value.shape[-1],
-                mask=self.mask,
-                scale=scaling,
-                softcap=softcap,
-                sink_logits=sinks,
-                exact_rewind=self.exact_rewind,
-            )
-            self.kernels = [make() for _ in range(batch)]
+            shape = dict(heads=heads, kv_heads=key.shape[1], head_dim=channels, value_dim=value.shape[-1], scale=scaling, softcap=softcap, sink_logits=sinks)
+            self.make(shape, batch)
         if len(self.kernels) != batch:
             raise ValueError(f"expected the {len(self.kernels)} sequences of the cache, got a batch of {batch}")
+        firsts = [0 if padding is None else _first_token(padding[row, -keys:]) for row in range(batch)]
+        before = [len(kernel) for kernel in self.kernels]
         rows = []
-        for row, kernel in enumerate(self.kernels):
-            first = 0 if padding is None else _first_token(padding[row, -tokens:])
-            q, k, v = (_array(states[row, :, first:]) for states in (query, key, value))
-            out = _tensor(kernel.forward(q, k, v), query.dtype) if first < tokens else None
-            if first:
-                nothing = query.new_zeros((first, heads, value.shape[-1]))
-                out = nothing if out is None else torch.cat([nothing, out])
-            rows.append(out)
+        try:
+            for row, (kernel, first) in enumerate(zip(self.kernels, firsts)):
+                first_query = max(0, first - (keys - tokens))
+                out = query.new_zeros((tokens, heads, value.shape[-1]))
+                if first_query < tokens:
+                    states = (query[row, :, first_query:], key[row, :, first:], value[row, :, first:])
+                    got = _tensor(kernel.forward(*map(_array, states)), query.dtype)
+                    if first_query:
+                        out[first_query:] = got
+                    else:
+                        out = got
+                rows.append(out)
+        except BaseException:
+            for kernel, length in zip(self.kernels, before):
+                kernel.truncate(min(length, len(kernel)))
+            raise
+        self.length += keys
         return rows[0].unsqueeze(0) if batch == 1 else torch.stack(rows)
+
+    def activate_past_recording(self):
+        """Before assisted generation: what is guessed wrongly is taken back without a trace."""
+        if self.kernels is None:
+            self.exact_rewind = max(self.exact_rewind, 64)
 
     def get_seq_length(self):
         return self.length
@@ -145,7 +163,9 @@ class DeltaCache(Cache):
     def __init__(self, model, spec=None, exact_rewind=0):
         config = getattr(model, "config", model).get_text_config(decoder=True)
         self.spec = spec or getattr(model, "_deltallm_spec", None) or Spec()
-        number = config.num_hidden_layers - (getattr(config, "num_kv_shared_layers", 0) or 0)
+        if getattr(config, "num_kv_shared_layers", 0):
+            raise ValueError("expected a model whose layers have keys of their own, got one whose layers share them")
+        number = config.num_hidden_layers
         types_ = getattr(config, "layer_types", None) or ["full_attention"] * number
         if getattr(config, "layer_types", None) is None and getattr(config, "sliding_window", None):
             types_ = ["sliding_attention"] * number
@@ -186,43 +206,25 @@ class DeltaCache(Cache):
         tokens = [int(token) for token in tokens]
         if len(tokens) != self.get_seq_length():
             raise ValueError(f"save: expected the {self.get_seq_length()} tokens of the cache, got {len(tokens)}")
-        save(path, [row[0] for row in kernels], tokens)
+        save(path, [row[0] for row in kernels], tokens, json.dumps([layer.made for layer in self.layers]))
 
-    def load(self, path, model):
-        """Takes over what was saved, into a cache that is still empty; returns the tokens."""
-        config = getattr(model, "config", model).get_text_config(decoder=True)
-        heads = config.num_attention_heads
-        channels = getattr(config, "head_dim", None) or config.hidden_size // heads
-        made = []
+    def load(self, path):
+        """Takes over what was saved, into a cache that is still empty and has the same spec; returns the tokens."""
+        if any(layer.kernels is not None for layer in self.layers):
+            raise ValueError("load: expected an empty cache, got one in use")
+        _, note, number = peek(path)
+        if number != len(self.layers):
+            raise ValueError(f"{path}: expected {len(self.layers)} layers, got {number}")
+        try:
+            for layer, shape in zip(self.layers, json.loads(note)):
+                layer.make(shape, 1)
+            tokens, _ = load(path, [layer.kernels[0] for layer in self.layers])
+        except BaseException:
+            self.reset()
+            raise
         for layer in self.layers:
-            if layer.kernels is not None:
-                raise ValueError("load: expected an empty cache, got one in use")
-            scale = _scale_of(model, layer.layer)
-            made.append(
-                Kernel(
-                    heads,
-                    config.num_key_value_heads,
-                    channels,
-                    layer.spec,
-                    layer=layer.layer,
-                    mask=layer.mask,
-                    scale=scale,
-                    softcap=getattr(config, "attn_logit_softcapping", None),
-                    exact_rewind=layer.exact_rewind,
-                )
-            )
-        tokens, _ = load(path, made)
-        for layer, kernel in zip(self.layers, made):
-            layer.kernels, layer.length, layer.is_initialized = [kernel], len(kernel), True
+            layer.length, layer.is_initialized = len(layer.kernels[0]), True
         return tokens
-
-
-def _scale_of(model, layer):
-    """What the model multiplies scores with in a layer."""
-    for module in model.modules():
-        if getattr(module, "layer_idx", None) == layer and hasattr(module, "scaling"):
-            return module.scaling
-    return None
 
 
 _SAID = set()
@@ -243,28 +245,39 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     elif dropout or (torch.is_grad_enabled() and query.requires_grad):
         why = "gradients and dropout are for training"
     elif kwargs.get("position_bias") is not None or (attention_mask is not None and attention_mask.ndim != 2):
-        why = "masks and biases of the caller's are not attended to"
+        why = "masks and biases of other kinds are not attended to"
     elif layer is None and not getattr(module, "is_causal", True):
         why = "layers that are not causal have nothing to skip"
-    if why is not None:
-        if layer is not None:
-            raise ValueError(f"a DeltaCache holds no keys for others: {why}; use another cache, or deltallm.unpatch(model)")
-        _fall_back(why)
-        mask = attention_mask
-        if mask is not None and mask.ndim == 2:
-            tokens = query.shape[-2]
-            mask = sdpa_mask(query.shape[0], tokens, key.shape[-2], q_offset=key.shape[-2] - tokens, attention_mask=mask)
-        return sdpa_attention_forward(module, query, key, value, mask, dropout=dropout, scaling=scaling, **kwargs)
-    sinks = None if s_aux is None else s_aux.detach().float().tolist()
-    if layer is None:
-        # All keys come with the call, and are coded for it.
-        spec = getattr(module, "_deltallm_spec", None)
-        layer = DeltaLayer(getattr(module, "layer_idx", 0) or 0, spec, sliding_window=kwargs.get("sliding_window"))
-    return layer.attend(query, key, value, attention_mask, scaling, softcap, sinks), None
+    if why is None:
+        if layer is None:
+            # All keys come with the call, and are coded for it.
+            spec = getattr(module, "_deltallm_spec", None)
+            layer = DeltaLayer(getattr(module, "layer_idx", 0) or 0, spec, sliding_window=kwargs.get("sliding_window"))
+        sinks = None if s_aux is None else s_aux.detach().float().tolist()
+        return layer.attend(query, key, value, attention_mask, scaling, softcap, sinks), None
+    if layer is not None:
+        raise ValueError(f"a DeltaCache holds no keys for others: {why}; use another cache, or deltallm.unpatch(model)")
+    if softcap is not None or s_aux is not None:
+        raise ValueError(f"{why}, and SDPA has no soft caps or sinks: deltallm.unpatch(model)")
+    _fall_back(why)
+    causal = getattr(module, "is_causal", True)
+    tokens, keys = query.shape[-2], key.shape[-2]
+    if causal and (attention_mask is None and keys > tokens or attention_mask is not None and attention_mask.ndim == 2):
+        window = kwargs.get("sliding_window")
+        function = sliding_window_causal_mask_function(window) if window else causal_mask_function
+        attention_mask = sdpa_mask(
+            query.shape[0], tokens, keys, q_offset=keys - tokens, mask_function=function, attention_mask=attention_mask, local_size=window, device=query.device
+        )
+    return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
-def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=None, attention_mask=None, **kwargs):
-    """Kernels know what a query attends to; what they are told is where a batch is padded."""
+def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=causal_mask_function, attention_mask=None, local_size=None, device="cpu", **kwargs):
+    """Kernels know what a query attends to; what they are told is where a batch is padded. Masks of other kinds are made for SDPA."""
+    plain = mask_function is causal_mask_function or local_size is not None
+    if not plain or torch.is_grad_enabled() or torch.device(device).type != "cpu":
+        return sdpa_mask(
+            batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, local_size=local_size, device=device, **kwargs
+        )
     if attention_mask is None or bool(attention_mask.all()):
         return None
     return attention_mask[:, -kv_length:]
@@ -281,29 +294,37 @@ def patch(model, spec=None):
     >>> deltallm.patch(model, deltallm.Spec(store="compact"))
     >>> model.generate(**tokenizer("Once upon a time", return_tensors="pt"))
     """
-    unpatch(model)
     spec = spec or Spec()
     if not isinstance(spec, Spec):
         raise TypeError(f"spec: expected a deltallm.Spec, got {type(spec).__name__}")
-    model._deltallm_before = model.config._attn_implementation
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ValueError("model: expected a decoder, got an encoder with a decoder")
+    unpatch(model)
+    DeltaCache(model, spec)  # says what it does not support
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
-    model._deltallm_spec = spec
+    if model.config.get_text_config(decoder=True)._attn_implementation != NAME:
+        model.set_attn_implementation(before)
+        raise ValueError("model: expected one that calls attention through transformers' interface, got another")
+    model._deltallm_before, model._deltallm_spec = before, spec
     for module in model.modules():
         if hasattr(module, "layer_idx"):
             module._deltallm_spec = spec
 
-    def with_cache(args, kwargs):
-        trains = torch.is_grad_enabled()
-        if kwargs.get("past_key_values") is None and kwargs.get("use_cache", True) is not False and not trains:
+    def with_cache(_, args, kwargs):
+        wanted = kwargs.get("use_cache", True) is not False and kwargs.get("past_key_values") is None
+        if wanted and not torch.is_grad_enabled() and model.device.type == "cpu":
             kwargs["past_key_values"] = DeltaCache(model, spec)
         return args, kwargs
 
-    model._deltallm_hook = model.register_forward_pre_hook(lambda _, args, kwargs: with_cache(args, kwargs), with_kwargs=True)
+    model._deltallm_hook = model.register_forward_pre_hook(with_cache, with_kwargs=True)
     generate = model.generate
 
     def generate_with_cache(self, *args, **kwargs):
-        if kwargs.get("use_cache", True) is not False:
-            kwargs.setdefault("past_key_values", DeltaCache(model, spec))
+        if kwargs.get("use_cache", True) is not False and kwargs.get("past_key_values") is None and self.device.type == "cpu":
+            if kwargs.get("cache_implementation") or getattr(self.generation_config, "cache_implementation", None):
+                raise ValueError("cache_implementation: expected none, because a patched model has a DeltaCache")
+            kwargs["past_key_values"] = DeltaCache(model, spec)
         return generate(*args, **kwargs)
 
     model.generate = types.MethodType(generate_with_cache, model)
