@@ -5,9 +5,9 @@
 
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, HeadsView, HeadsViewMut,
+    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut,
     HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
-    ExactWindow, query_tile,
+    query_tile,
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
@@ -108,7 +108,11 @@ impl Setting {
         let policy = ThresholdPolicy::Profile(profile.expect("thresholds >= 0").into());
         // Codes from the first token on: sequences are short here.
         let config = HybridConfig::new(policy).codes_from(0);
-        let config = config.exact_window(window).exact_prompt(exact_prompt).exact_sinks(sinks).skip_margin(skip_margin);
+        let config = config
+            .exact_window(window)
+            .exact_prompt(exact_prompt)
+            .exact_sinks(sinks)
+            .skip_margin(skip_margin);
         Ok(Self { shape, mask, store, config, uncoded, thresholds, softcap, precision, budget, pattern })
     }
 
@@ -119,7 +123,14 @@ impl Setting {
 
     fn options(&self, isa: Isa) -> AttentionOptions {
         let budget = self.budget.map_or_else(MemoryBudget::unlimited, MemoryBudget::new);
-        AttentionOptions::default().isa(isa).mask(self.mask).budget(budget).store(self.store).softcap(self.softcap).precision(self.precision).parallel(false)
+        AttentionOptions::default()
+            .isa(isa)
+            .mask(self.mask)
+            .budget(budget)
+            .store(self.store)
+            .softcap(self.softcap)
+            .precision(self.precision)
+            .parallel(false)
     }
 }
 
@@ -197,7 +208,10 @@ impl<'a> Run<'a> {
     fn new(setting: &'a Setting) -> Self {
         let isas = Isa::available();
         let options: Vec<_> = isas.iter().map(|isa| setting.options(*isa)).collect();
-        let kernel = |options: &AttentionOptions| HybridAttention::new(setting.shape, setting.config.clone().options(options.clone())).expect("a valid setting");
+        let kernel = |options: &AttentionOptions| {
+            HybridAttention::new(setting.shape, setting.config.clone().options(options.clone()))
+                .expect("a valid setting")
+        };
         Self {
             setting,
             kernels: options.iter().map(kernel).collect(),
@@ -441,7 +455,8 @@ impl<'a> Run<'a> {
                 continue;
             }
             let end = if self.setting.mask == Mask::Bidirectional { call.end } else { self.tokens() };
-            let index = runs.iter().position(|(expected, until, _)| (*expected, *until) == (call.expected, end));
+            let index =
+                runs.iter().position(|(expected, until, _)| (*expected, *until) == (call.expected, end));
             let index = index.unwrap_or_else(|| {
                 let method = self.method(call.expected);
                 runs.push((call.expected, end, self.reference(&method, end).0));

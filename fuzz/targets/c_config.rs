@@ -4,8 +4,9 @@
 use std::{ffi::CString, ptr};
 
 use deltallm_capi::{
-    DeltallmFootprint, DeltallmStatus, deltallm_kernel_attend, deltallm_kernel_footprint, deltallm_kernel_forward, deltallm_kernel_free,
-    deltallm_kernel_len, deltallm_kernel_new, deltallm_kernel_truncate, deltallm_last_error,
+    DeltallmFootprint, DeltallmStatus, deltallm_kernel_attend, deltallm_kernel_footprint,
+    deltallm_kernel_forward, deltallm_kernel_free, deltallm_kernel_len, deltallm_kernel_new,
+    deltallm_kernel_truncate, deltallm_last_error,
 };
 use libfuzzer_sys::fuzz_target;
 use serde_json::Value;
@@ -40,7 +41,8 @@ fuzz_target!(|bytes: &[u8]| {
         if q.max(out) <= MOST {
             for (tokens, held) in [(3_usize, 3), (1, 4)] {
                 let numbers = |row: u64, number: f32| vec![number; tokens * row as usize];
-                let (q, k, v, mut out) = (numbers(q, 0.5), numbers(k, 0.25), numbers(v, 0.25), numbers(out, f32::NAN));
+                let (q, k, v, mut out) =
+                    (numbers(q, 0.5), numbers(k, 0.25), numbers(v, 0.25), numbers(out, f32::NAN));
                 let (q, k, v) = (q.as_ptr(), k.as_ptr(), v.as_ptr());
                 let status = deltallm_kernel_forward(kernel, tokens, q, k, v, out.as_mut_ptr());
                 let mut len = usize::MAX;

@@ -11,7 +11,8 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(config.heads % config.kv_heads, 0);
     // Its time grows with the size of a head, which no tensor has confirmed yet.
     if config.head_dim <= 4096 {
-        let frequencies = config.rope.frequencies(config.head_dim).expect("the size of a head has been checked");
+        let frequencies =
+            config.rope.frequencies(config.head_dim).expect("the size of a head has been checked");
         assert_eq!(frequencies.len(), config.head_dim / 2);
         assert_eq!(config.fingerprint(), config.clone().fingerprint());
     }
