@@ -111,7 +111,7 @@ fn a_text_is_the_same_with_and_without_lookup() {
         let text = |lookup: Option<PromptLookup>| {
             let mut session = Session::with_spec(model.clone(), &spec).unwrap();
             let logits = session.prefill(&prompt).unwrap();
-            let mut sampler = Sampler::new(config.clone()).unwrap();
+            let mut sampler = Sampler::new(config).unwrap();
             let mut generation = session.generate(logits, &tokenizer, &mut sampler);
             if let Some(lookup) = lookup {
                 generation = generation.with_lookup(lookup);

@@ -1,29 +1,13 @@
 //! Reading tokens that may not follow, so that each of them that does costs no pass over the weights of its own.
 
 use deltallm_attn::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper};
-use ndarray::{Array1, Array2};
+use ndarray::Array1;
 
-use super::Session;
+use super::{
+    guesses::{Ahead, Guesses},
+    sequence::Session,
+};
 use crate::{LogitRows, ModelError};
-
-/// What the caches hold beyond the tokens of the session.
-#[derive(Debug, Default)]
-pub(super) struct Ahead {
-    guesses: Vec<u32>,
-    /// After the token before each of these, and after the last: `[guesses + 1, vocab_size]`.
-    logits: Array2<f32>,
-    /// Guesses that have followed so far.
-    right: usize,
-}
-
-/// How many tokens have been guessed, and how many of them were right.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Guesses {
-    /// Tokens that were read before it was known whether they follow.
-    pub made: usize,
-    /// Of these, tokens that followed.
-    pub right: usize,
-}
 
 impl Session {
     /// [`decode`](Self::decode) that reads, in the same pass over the weights, what `guess` thinks will follow the tokens so far. If it does,

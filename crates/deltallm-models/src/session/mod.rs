@@ -2,13 +2,14 @@
 //! read, in memory ([`prefix_store`]) and in a folder ([`prompt_cache`]).
 
 mod ahead;
+mod guesses;
 mod lookup;
 mod prefix_store;
 mod prompt_cache;
 mod saved;
 mod sequence;
 
-pub use ahead::Guesses;
+pub use guesses::Guesses;
 pub use lookup::PromptLookup;
 pub use prefix_store::PrefixStore;
 pub use prompt_cache::{PromptCache, Prompted};

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use deltallm_attn::{AttentionKernel, KernelSpec};
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
-use super::{ahead::Ahead, sequence::Session};
+use super::{guesses::Ahead, sequence::Session};
 use crate::{Model, ModelError, files::mmap};
 
 impl Session {

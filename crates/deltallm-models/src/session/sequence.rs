@@ -7,7 +7,7 @@ use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, KernelSpec, Memory
 use deltallm_core::{CoreError, Footprint};
 use ndarray::{Array1, Array2, Axis};
 
-use super::ahead::{Ahead, Guesses};
+use super::guesses::{Ahead, Guesses};
 use crate::{LogitRows, Model, ModelError, Sequence};
 
 /// One sequence being read and continued: the tokens so far and one attention kernel per layer.
