@@ -42,9 +42,9 @@ def picture(cache, path):
     import matplotlib.pyplot as plt
 
     rows = [[head.zero_fraction for head in stats.heads] for stats in cache.stats()]
-    figure, axes = plt.subplots(figsize=(2 + 0.5 * len(rows[0]), 1 + 0.2 * len(rows)), layout="constrained")
+    figure, axes = plt.subplots(figsize=(3.5 + 0.5 * len(rows[0]), 1 + 0.2 * len(rows)), layout="constrained")
     image = axes.imshow(rows, aspect="auto", vmin=0, vmax=1, cmap="viridis")
-    axes.set(xlabel="kv head", ylabel="layer", title="zero fraction of the key deltas", xticks=range(len(rows[0])))
+    axes.set(xlabel="kv head", ylabel="layer", title="zeros among key deltas (0: keys held whole)", xticks=range(len(rows[0])))
     figure.colorbar(image)
     figure.savefig(path, dpi=150)
 
