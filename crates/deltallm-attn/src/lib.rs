@@ -43,6 +43,7 @@ mod hybrid;
 mod json;
 mod kernel;
 mod mask;
+mod one_by_one;
 mod options;
 mod output;
 mod precision;
@@ -71,6 +72,7 @@ pub use kernel::{AttentionKernel, KernelWrapper};
 pub use mask::Mask;
 #[cfg(feature = "ndarray")]
 pub use ndarray;
+pub use one_by_one::forward_one_by_one;
 pub use options::AttentionOptions;
 pub use precision::Precision;
 pub use prefill::query_tile;

@@ -2,32 +2,15 @@
 
 use std::sync::Arc;
 
-use deltallm_attn::{AtLimit, KernelContext, KernelKind, KernelSpec, KvStore, MemoryBudget};
+use deltallm_attn::{AtLimit, KernelContext, KernelKind, KernelSpec, MemoryBudget};
 use deltallm_models::{
-    LinearForm, Model, ModelError, ModelFile, PromptLookup, Sampler, SamplerConfig, Session, Tokenizer,
+    LinearForm, Model, ModelError, PromptLookup, Sampler, SamplerConfig, Session, Tokenizer,
 };
 use deltallm_testing::Random;
 
-fn file() -> ModelFile {
-    ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap()
-}
+mod common;
 
-fn model() -> Arc<Model> {
-    Arc::new(Model::load(&file()).unwrap())
-}
-
-fn specs() -> Vec<KernelSpec> {
-    let stores = KvStore::ALL.map(|store| KernelSpec::default().store(store));
-    let dense = KvStore::ALL
-        .into_iter()
-        .filter(|store| store.dense() == *store)
-        .map(|store| KernelSpec::default().kernel(KernelKind::Dense).store(store));
-    stores.into_iter().chain(dense).collect()
-}
-
-fn prompt(tokens: usize) -> Vec<u32> {
-    (0..tokens).map(|t| (7 + t * t % 500) as u32).collect()
-}
+use common::sessions::{file, model, prompt, specs};
 
 fn session(model: &Arc<Model>, spec: &KernelSpec) -> Session {
     let mut session = Session::with_spec(model.clone(), spec).unwrap();

@@ -2,30 +2,14 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
-use deltallm_attn::{KernelKind, KernelSpec, KvStore, MemoryBudget};
+use deltallm_attn::{KernelKind, KernelSpec, MemoryBudget};
 use deltallm_core::SnapshotError;
 use deltallm_models::{Model, ModelError, ModelFile, PromptCache, Prompted, Session};
 
-/// Weights that are packed give the same bits in calls of any size.
-fn model() -> Arc<Model> {
-    let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
-    Arc::new(Model::load(&file).unwrap())
-}
+mod common;
 
-fn specs() -> Vec<KernelSpec> {
-    let stores = KvStore::ALL.map(|store| KernelSpec::default().store(store));
-    let dense = KvStore::ALL
-        .into_iter()
-        .filter(|store| store.dense() == *store)
-        .map(|store| KernelSpec::default().kernel(KernelKind::Dense).store(store));
-    stores.into_iter().chain(dense).collect()
-}
-
-fn prompt(tokens: usize) -> Vec<u32> {
-    (0..tokens).map(|t| (7 + t * t % 500) as u32).collect()
-}
+use common::sessions::{model, prompt, specs};
 
 /// The bits of the logits after each of the next tokens.
 fn next(session: &mut Session, tokens: u32) -> Vec<u32> {

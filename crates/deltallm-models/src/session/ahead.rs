@@ -1,6 +1,8 @@
 //! Reading tokens that may not follow, so that each of them that does costs no pass over the weights of its own.
 
-use deltallm_attn::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper};
+use deltallm_attn::{
+    AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper, forward_one_by_one,
+};
 use ndarray::Array1;
 
 use super::{
@@ -123,13 +125,9 @@ impl<'a> KernelWrapper for OneByOne<'a> {
         q: HeadsView,
         k: HeadsView,
         v: HeadsView,
-        mut out: HeadsViewMut,
+        out: HeadsViewMut,
     ) -> Result<(), AttentionError> {
-        (0..q.tokens()).try_for_each(|token| {
-            let token = token..token + 1;
-            let [q, k, v] = [&q, &k, &v].map(|view| view.slice(token.clone()));
-            self.0.forward_heads(q?, k?, v?, out.slice(token)?)
-        })
+        forward_one_by_one(&mut *self.0, q, k, v, out)
     }
 
     fn commit(&mut self) {}

@@ -9,5 +9,7 @@ pub(crate) mod models;
 #[cfg(all(feature = "gguf", feature = "safetensors"))]
 pub(crate) mod parameters;
 pub(crate) mod published;
+#[cfg(feature = "gguf")]
+pub(crate) mod sessions;
 #[cfg(all(feature = "gguf", feature = "safetensors"))]
 pub(crate) mod tiny;
