@@ -4,7 +4,7 @@
 //! and the heads of a group share every row of the cache. The keys of a kv head are taken in blocks of [`BLOCK_TOKENS`]:
 //! scores, the skip test, softmax, and the values of the keys that are left.
 //!
-//! Long caches are cut into chunks of [`DECODE_CHUNK`] keys that are attended separately and merged in order, on whichever
+//! Long caches are cut into chunks ([`chunk_tokens`]) that are attended separately and merged in order, on whichever
 //! thread each ran: the result does not depend on the number of threads. Value skipping needs the best exact score
 //! first, so there are two rounds: the segments before the first one that skips, then the rest.
 //!
@@ -35,10 +35,10 @@ use deltallm_core::{
 };
 use deltallm_simd::tuning::DECODE_CHUNK;
 #[cfg(feature = "rayon")]
-use deltallm_simd::tuning::LEAST_DECODED_KEYS;
+use deltallm_simd::tuning::LEAST_DECODED;
 
 use crate::{
-    AttentionError, HeadsView,
+    AttentionError, AttentionShape, HeadsView,
     options::Settings,
     output::{Output, log_sum},
     ranges::multiples,
@@ -50,6 +50,9 @@ use ahead::prefetch_values;
 use scores::Scoring;
 use scratch::KernelScratch;
 use select::{Kept, Softmax, select};
+
+/// Blocks of a chunk at most, so that heads of little work are shared among threads too.
+const MOST_BLOCKS: usize = 16;
 
 /// A stretch of keys of one segment of one kv head.
 #[derive(Debug)]
@@ -192,7 +195,7 @@ fn attend_in<'a>(
                 counts.exact_pairs += (tokens.len() * group) as u64;
             }
             round |= usize::from(segment.skip_margin.is_some());
-            rounds[round].extend(multiples(tokens, DECODE_CHUNK).map(|tokens| Chunk {
+            rounds[round].extend(multiples(tokens, chunk_tokens(shape)).map(|tokens| Chunk {
                 kv_head,
                 segment: number,
                 tokens,
@@ -246,6 +249,17 @@ fn attend_in<'a>(
     Ok(())
 }
 
+/// Multiplications by the key and the value of one token.
+fn work(shape: AttentionShape) -> usize {
+    shape.group().saturating_mul(shape.head_dim().saturating_add(shape.value_dim()))
+}
+
+/// Tokens that are attended at a stretch: whole blocks.
+fn chunk_tokens(shape: AttentionShape) -> usize {
+    let blocks = DECODE_CHUNK / work(shape) / BLOCK_TOKENS;
+    blocks.clamp(1, MOST_BLOCKS) * BLOCK_TOKENS
+}
+
 /// Makes `memory` hold `len` times `value`.
 fn refill<T: Clone>(memory: &mut Vec<T>, len: usize, value: T) {
     memory.clear();
@@ -260,7 +274,8 @@ impl Token<'_, '_> {
         #[cfg(feature = "rayon")]
         if self.options.parallel
             && chunks.len() > 1
-            && chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>() >= LEAST_DECODED_KEYS
+            && chunks.iter().map(|chunk| chunk.tokens.len()).sum::<usize>()
+                >= LEAST_DECODED / work(self.options.shape)
             && rayon::current_num_threads() > 1
         {
             use rayon::prelude::*;
