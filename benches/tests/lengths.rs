@@ -41,10 +41,27 @@ fn what_has_been_read_of_a_long_text_is_what_a_short_one_gives() {
 }
 
 #[test]
+fn a_window_is_scored_from_the_token_that_is_asked_for() {
+    let loss = |more: &[&str]| {
+        let row = rows(&[&["--setting", "coded: --theta 0.6 --window 16"], more].concat()).remove(1);
+        row["perplexity"].as_f64().map_or(f64::NAN, f64::ln)
+    };
+    // Tokens 1 to 349, 350 to 699, and all of them.
+    let (first, second) = (loss(&["--n", "350"]), loss(&["--n", "700", "--score-from", "349"]));
+    let all = loss(&["--n", "700"]);
+    assert!((349.0 * first + 350.0 * second - 699.0 * all).abs() < 0.5, "{first} {second} {all}");
+    assert!((first - second).abs() > 1e-3);
+}
+
+#[test]
 fn wrong_settings_and_lengths_are_refused_in_a_line() {
     for (args, complaint) in [
         (&["--n", "9", "--setting", "--theta 1"][..], "expected NAME: FLAGS"),
         (&["--n", "9", "--setting", "a: --thet 1"], "unexpected argument '--thet'"),
+        (
+            &["--n", "9", "--setting", "a: --theta 1", "--score-from", "8"],
+            "--score-from: expected a token before",
+        ),
         (&["--n", "2000", "--setting", "a: --theta 1"], "--n: expected at most 1024"),
     ] {
         let output = lengths(args);

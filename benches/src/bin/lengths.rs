@@ -39,8 +39,11 @@ struct Args {
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1024", value_parser = clap::value_parser!(u32).range(2..))]
     n: Vec<u32>,
     /// Settings, as `evaluate` takes them, behind a name: "compact: --profile FILE --kv compact". May be given several times
-    #[arg(long = "setting", value_name = "NAME: FLAGS", required = true)]
+    #[arg(long = "setting", value_name = "NAME: FLAGS", required = true, allow_hyphen_values = true)]
     settings: Vec<Setting>,
+    /// The first token after which the next one is scored; llama.cpp's program scores the second half of a window
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    score_from: u32,
     /// Threads
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: u16,
@@ -94,6 +97,12 @@ fn run(args: Args) -> anyhow::Result<()> {
         tokens.len()
     );
     let tokens = &tokens[..longest];
+    let from = args.score_from as usize;
+    ensure!(
+        from + 1 < lengths[0],
+        "--score-from: expected a token before the last of {}, the shortest length, got {from}",
+        lengths[0]
+    );
 
     let mut choices = Vec::new();
     for setting in &args.settings {
@@ -112,9 +121,10 @@ fn run(args: Args) -> anyhow::Result<()> {
         while done < length {
             let end = length.min(done + CHUNK);
             let (part, next) = (&tokens[done..end], &tokens[done + 1..tokens.len().min(end + 1)]);
-            let exact = dense.read(part, next)?;
+            let skip = from.saturating_sub(done).min(next.len());
+            let exact = dense.read(part, next, skip)?;
             for (turn, other) in others.iter_mut().enumerate() {
-                let read = other.read(part, next)?;
+                let read = other.read(part, next, skip)?;
                 other
                     .comparison
                     .add((exact.logits.view(), &exact.scores), (read.logits.view(), &read.scores));
@@ -177,12 +187,14 @@ impl Reader {
         })
     }
 
-    /// Reads the next tokens; `next` are those that they predict, one fewer at the end of the text.
-    fn read(&mut self, tokens: &[u32], next: &[u32]) -> anyhow::Result<Read> {
+    /// Reads the next tokens; `next` are those that they predict, one fewer at the end of the text, of which the first `skip` do not
+    /// count.
+    fn read(&mut self, tokens: &[u32], next: &[u32], skip: usize) -> anyhow::Result<Read> {
         let before = self.time.get();
         let logits = self.model.forward(tokens, &mut self.kernels, LogitRows::All)?;
         self.calls.push(self.time.get() - before);
-        let scores = score_rows(logits.slice(s![..next.len(), ..]), next);
+        let scores = score_rows(logits.slice(s![skip..next.len(), ..]), &next[skip..]);
+        let logits = logits.slice_move(s![skip.., ..]);
         self.perplexity.add(&scores);
         Ok(Read { logits, scores })
     }
