@@ -1,11 +1,13 @@
-"""Delta attention beside SDPA on a model of transformers: the texts, the time, the bytes, and a picture of the sparsity.
+"""Delta attention beside SDPA on a model of transformers: the texts, the time, the bytes, a picture of the sparsity, and a session that
+is saved and come back to.
 
-    python compare.py MODEL [--gguf FILE] [--text FILE] [--out sparsity.png]
+    python compare.py MODEL [--gguf FILE] [--text FILE] [--out sparsity.png] [--save session.delta]
 
 MODEL is a name on the hub or a folder; with --gguf a folder with that GGUF file.
 """
 
 import argparse
+import os
 import time
 
 import torch
@@ -49,6 +51,19 @@ def picture(cache, path):
     figure.savefig(path, dpi=150)
 
 
+def come_back(model, cache, ids, path):
+    """Saves what has been read, and goes on from the file as another process would."""
+    cache.save(path, ids)
+    start = time.perf_counter()
+    loaded = deltallm.DeltaCache(model, cache.spec)
+    loaded.load(path)
+    seconds = time.perf_counter() - start
+    with torch.inference_mode():
+        here, there = (model(torch.tensor([[ids[-1]]]), past_key_values=each).logits for each in (cache, loaded))
+    print(f"{path}: {os.path.getsize(path) / 1e6:.1f} MB, {len(ids)} tokens back in {1e3 * seconds:.0f} ms")
+    print(f"          what comes next is {'the same, bit for bit' if torch.equal(here, there) else 'NOT the same'}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -59,6 +74,7 @@ def main():
     parser.add_argument("--store", default="compact", help="how keys and values are cached")
     parser.add_argument("--threads", type=int, help="of torch and of deltallm")
     parser.add_argument("--out", help="where the picture goes [default: no picture]")
+    parser.add_argument("--save", help="where the session goes [default: it is not saved]")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
@@ -83,6 +99,8 @@ def main():
     print(f"the first {same} of {args.new} tokens are the same")
     if args.out:
         picture(cache, args.out)
+    if args.save:
+        come_back(model, cache, ids[0].tolist() + tokens, args.save)
 
 
 if __name__ == "__main__":

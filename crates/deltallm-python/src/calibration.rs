@@ -24,16 +24,21 @@ use crate::{
 pub(crate) struct Calibrator(Mutex<Option<calibration::Calibrator>>);
 
 impl Calibrator {
-    fn with<T>(
+    /// What `body` answers, without the lock of the interpreter.
+    fn with<T: Send>(
         &self,
-        body: impl FnOnce(&mut calibration::Calibrator) -> Result<T, CalibrationError>,
+        py: Python<'_>,
+        body: impl FnOnce(&mut calibration::Calibrator) -> Result<T, CalibrationError> + Send,
     ) -> PyResult<T> {
-        let mut calibrator = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let calibrator = calibrator
-            .as_mut()
-            .ok_or_else(|| value("expected a calibrator that has not found its settings yet"))?;
-        body(calibrator).map_err(raised)
+        py.detach(|| {
+            let mut calibrator = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            body(calibrator.as_mut().ok_or_else(over)?).map_err(raised)
+        })
     }
+}
+
+fn over() -> PyErr {
+    value("expected a calibrator that has not found its settings yet")
 }
 
 #[pymethods]
@@ -79,13 +84,20 @@ impl Calibrator {
     }
 
     /// Gives the output projection of a layer, [hidden_size, heads * head_dim], before its first window.
-    fn output_projection(&self, layer: usize, weights: PyReadonlyArray2<'_, f32>) -> PyResult<()> {
-        self.with(|calibrator| calibrator.output_projection(layer, weights.as_array()))
+    fn output_projection(
+        &self,
+        py: Python<'_>,
+        layer: usize,
+        weights: PyReadonlyArray2<'_, f32>,
+    ) -> PyResult<()> {
+        let weights = weights.as_array();
+        self.with(py, |calibrator| calibrator.output_projection(layer, weights))
     }
 
     /// Shows what a layer's attention is given for one window of text, with dense attention in all layers.
     fn observe(
         &self,
+        py: Python<'_>,
         layer: usize,
         q: &Bound<'_, PyAny>,
         k: &Bound<'_, PyAny>,
@@ -94,34 +106,34 @@ impl Calibrator {
         let inputs = [Input::new("q", q)?, Input::new("k", k)?, Input::new("v", v)?];
         let numbers = inputs.each_ref().map(Input::numbers);
         let [q, k, v] = numbers.each_ref().map(|numbers| numbers.view());
-        self.with(|calibrator| calibrator.observe(layer, q, k, v))
+        self.with(py, |calibrator| calibrator.observe(layer, q, k, v))
     }
 
     /// How often `find` calls its function at most.
-    fn runs(&self) -> PyResult<usize> {
-        self.with(|calibrator| Ok(calibrator.runs()))
+    fn runs(&self, py: Python<'_>) -> PyResult<usize> {
+        self.with(py, |calibrator| Ok(calibrator.runs()))
     }
 
     /// Looks for settings. `score` runs the model over held-out text as a Spec says, and returns what that costs beside dense attention: a dict of
     /// tokens, kl, perplexity_dense, perplexity_change, top1_agreement, and layers, a list of the Stats of every layer.
-    fn find(&self, score: &Bound<'_, PyAny>) -> PyResult<Calibrated> {
-        let calibrator = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let calibrator =
-            calibrator.ok_or_else(|| value("expected a calibrator that has not found its settings yet"))?;
+    fn find(&self, py: Python<'_>, score: Py<PyAny>) -> PyResult<Calibrated> {
+        let calibrator = self.0.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(over)?;
         let scored = |spec: &KernelSpec| -> PyResult<Score> {
-            let answer = score.call1((Spec(spec.clone()),))?;
-            let number = |name: &str| answer.get_item(name)?.extract::<f64>();
-            let layers: Vec<Bound<'_, Stats>> = answer.get_item("layers")?.extract()?;
-            Ok(Score {
-                tokens: answer.get_item("tokens")?.extract()?,
-                perplexity_dense: number("perplexity_dense")?,
-                perplexity_change: number("perplexity_change")?,
-                kl: number("kl")?,
-                top1_agreement: number("top1_agreement")?,
-                layers: layers.iter().map(|stats| stats.get().0.clone()).collect(),
+            Python::attach(|py| {
+                let answer = score.bind(py).call1((Spec(spec.clone()),))?;
+                let number = |name: &str| answer.get_item(name)?.extract::<f64>();
+                let layers: Vec<Bound<'_, Stats>> = answer.get_item("layers")?.extract()?;
+                Ok(Score {
+                    tokens: answer.get_item("tokens")?.extract()?,
+                    perplexity_dense: number("perplexity_dense")?,
+                    perplexity_change: number("perplexity_change")?,
+                    kl: number("kl")?,
+                    top1_agreement: number("top1_agreement")?,
+                    layers: layers.iter().map(|stats| stats.get().0.clone()).collect(),
+                })
             })
         };
-        calibrator.find(scored).map(|found| Calibrated(Arc::new(found))).map_err(raised)
+        py.detach(|| calibrator.find(scored)).map(|found| Calibrated(Arc::new(found))).map_err(raised)
     }
 }
 

@@ -154,6 +154,27 @@ def test_a_cache_is_cut_saved_and_loaded(tmp_path):
     assert cache.get_seq_length() == 0
 
 
+@torch.inference_mode()
+def test_tokens_are_taken_back_in_all_layers_or_in_none():
+    torch.manual_seed(1)
+    model, text = deltallm.patch(gemma3()), ids(1, 200)
+    cache = DeltaCache(model)
+    model(text, past_key_values=cache)
+    lengths = lambda: [[len(kernel) for kernel in layer.kernels] + [layer.length] for layer in cache.layers]
+    step = lambda cache: model(torch.tensor([[5]]), past_key_values=cache).logits
+    # A window of 40 tokens does not reach back to the first 50.
+    with pytest.raises(ValueError, match="have been dropped"):
+        cache.crop(-150)
+    with pytest.raises(ValueError, match="negative"):
+        cache.crop(1)
+    assert lengths() == [[200, 200]] * 3
+    other = DeltaCache(model)
+    model(text, past_key_values=other)
+    assert torch.equal(step(cache), step(other))
+    cache.crop(-1)
+    assert lengths() == [[200, 200]] * 3
+
+
 def deepseek():
     """Expands its keys after the cache."""
     config = transformers.DeepseekV3Config(**(SMALL | dict(num_key_value_heads=4)), q_lora_rank=16, kv_lora_rank=16, qk_rope_head_dim=8, qk_nope_head_dim=8, v_head_dim=16, n_routed_experts=2, num_experts_per_tok=1, n_group=1, topk_group=1, first_k_dense_replace=3)

@@ -184,6 +184,21 @@ class DeltaCache(Cache):
             layers.append(DeltaLayer(layer, self.spec, exact_rewind=exact_rewind, **limits))
         super().__init__(layers=layers)
 
+    def crop(self, tokens_to_remove):
+        """Takes tokens back in all layers or in none: those with a mask hold nothing that is no longer attended to, and may refuse."""
+        masked = [layer for layer in self.layers if layer.is_sliding]
+        before = [(layer.length, layer.kernels and [kernel.fork() for kernel in layer.kernels]) for layer in masked]
+        try:
+            for layer in masked:
+                layer.crop(tokens_to_remove)
+        except BaseException:
+            for layer, (length, kernels) in zip(masked, before):
+                layer.length, layer.kernels = length, kernels
+            raise
+        for layer in self.layers:
+            if not layer.is_sliding:
+                layer.crop(tokens_to_remove)
+
     def stats(self):
         """What was saved: for each layer the `Stats` of all sequences together."""
         sums = []
