@@ -20,7 +20,8 @@ pub(crate) struct HybridHead {
     kept: Option<usize>,
     /// Whether keys are held whole where their deltas would take more than f16.
     bounded: bool,
-    /// The deltas of keys that have become whole in a call or step that may be taken back. Not charged.
+    /// The deltas of keys that have become whole, for as long as a cut may go back to them. Not charged until the call or step is over in
+    /// which that happened.
     was: Option<DeltaMatrix>,
     /// A key and a value of the tail on their way to be coded.
     row: [Vec<f32>; 2],
@@ -130,13 +131,14 @@ impl FarKeys {
         }
     }
 
-    /// Bytes that [`keep_small`](Self::keep_small) may charge when `tokens` keys come: of deltas that nobody else holds nothing.
-    fn growth_of_whole(&self, tokens: usize) -> usize {
+    /// Bytes that [`keep_small`](Self::keep_small) may charge when `tokens` keys come: nothing, unless the deltas stay, for a fork or because they
+    /// are `kept`.
+    fn growth_of_whole(&self, tokens: usize, kept: bool) -> usize {
         let Self::Delta(matrix) = self else { return 0 };
         let (channels, held) = (matrix.channels(), matrix.len() - matrix.first());
         let becomes_whole =
             tokens > 1 || tokens == 1 && matrix.bytes_with_next() > most_key_bytes(channels, held + 1);
-        if matrix.is_shared() && becomes_whole {
+        if becomes_whole && (kept || matrix.is_shared()) {
             most_key_bytes(channels, held.saturating_add(tokens))
         } else {
             0
@@ -450,11 +452,33 @@ impl HybridHead {
         Ok(())
     }
 
-    /// Drops exact copies of tokens before `kept`, as far as they are coded.
+    /// Drops exact copies of tokens before `kept`, as far as they are coded, and deltas that no cut brings back which leaves those from `kept`
+    /// on exact. Deltas that one may bring back are paid for, if there is memory.
     pub(crate) fn trim(&mut self, kept: usize) {
-        self.was = None;
         let end = kept.min(self.coded.len());
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
+        self.drop_deltas(kept);
+        let paid = self.was.as_mut().is_none_or(|deltas| {
+            let mut charge = deltas.budget().reservation();
+            let paid = charge.grow(deltas.unpaid()).is_ok();
+            if paid {
+                deltas.charge_with(&mut charge);
+            }
+            paid
+        });
+        if !paid {
+            self.was = None;
+        }
+    }
+
+    fn drop_deltas(&mut self, kept: usize) {
+        let coded = self.coded_after_cut(kept);
+        self.was.take_if(|deltas| deltas.len() < coded);
+    }
+
+    /// The deltas of keys that have become whole which have been paid for.
+    fn kept_deltas(&self) -> Option<&DeltaMatrix> {
+        self.was.as_ref().filter(|deltas| deltas.unpaid() == 0)
     }
 
     /// The first token that is held.
@@ -478,6 +502,7 @@ impl HybridHead {
         // Earlier queries, which may come again, see as sinks what is still held.
         let held = values.first();
         sinks.rows_mut().for_each(|rows| rows.drop_before(held));
+        self.was.iter_mut().for_each(|deltas| deltas.drop_before(first));
     }
 
     /// A cache with the same tokens, of which those before `end` are coded, and those before `kept` no longer held exactly; this one has no
@@ -491,7 +516,7 @@ impl HybridHead {
         let mut head = self.fork(budget)?;
         head.code_until(end)?;
         head.tail = head.tail.in_small_pages(kept, budget)?;
-        head.was = None;
+        head.drop_deltas(kept);
         Ok(head)
     }
 
@@ -536,16 +561,17 @@ impl HybridHead {
         let _ = exchange(&mut self.coded.keys, FarKeys::Delta(deltas));
     }
 
-    /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`.
-    pub(crate) fn growth(&self, tokens: usize, coded: usize) -> usize {
+    /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`; `rewinds` says whether deltas
+    /// may be kept whose keys become whole.
+    pub(crate) fn growth(&self, tokens: usize, coded: usize, rewinds: bool) -> usize {
         let tail = if self.kept.is_some() { tokens } else { 0 };
         let CodedTokens { keys, values, sinks } = &self.coded;
         let coded = if self.codes_later() { coded.saturating_sub(keys.len()) } else { tokens };
         let kept = coded.min(self.kept.unwrap_or(0).saturating_sub(sinks.len()));
         let tail = self.tail.rows().map(|rows| rows.growth(tail));
         let sinks = sinks.rows().map(|rows| rows.growth(kept));
-        // Keys that become whole while a fork holds on to their deltas.
-        let whole = if self.bounded { keys.growth_of_whole(coded) } else { 0 };
+        // Keys that become whole while someone holds on to their deltas.
+        let whole = if self.bounded { keys.growth_of_whole(coded, rewinds) } else { 0 };
         let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded), whole]);
         all.fold(0, usize::saturating_add)
     }
@@ -554,13 +580,15 @@ impl HybridHead {
         let CodedTokens { keys, values, sinks } = &self.coded;
         let (keys, table) = keys.bytes();
         let exact = || self.tail.rows().chain(sinks.rows());
+        let was = self.kept_deltas();
         Footprint {
             keys,
             values: values.held_bytes(),
-            window: exact().map(PagedRows::held_bytes).sum(),
+            window: exact().map(PagedRows::held_bytes).sum::<usize>() + was.map_or(0, DeltaMatrix::key_bytes),
             bookkeeping: table
                 + values.bookkeeping_bytes()
-                + exact().map(PagedRows::bookkeeping_bytes).sum::<usize>(),
+                + exact().map(PagedRows::bookkeeping_bytes).sum::<usize>()
+                + was.map_or(0, DeltaMatrix::bookkeeping_bytes),
         }
     }
 
@@ -635,7 +663,8 @@ impl Store for HybridHead {
             sinks: sinks.fork(budget)?,
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
-        Ok(Self { coded, tail: self.tail.fork(budget)?, was: None, row, ..*self })
+        let was = self.kept_deltas().map(|deltas| Store::fork(deltas, budget)).transpose()?;
+        Ok(Self { coded, tail: self.tail.fork(budget)?, was, row, ..*self })
     }
 
     fn uncharge(&mut self) -> Reservation {
@@ -643,12 +672,14 @@ impl Store for HybridHead {
         all.merge(self.coded.values.uncharge());
         all.merge(self.coded.sinks.uncharge());
         all.merge(self.tail.uncharge());
+        self.was.iter_mut().for_each(|deltas| all.merge(deltas.uncharge()));
         all
     }
 
     fn unpaid(&self) -> usize {
         let CodedTokens { keys, values, sinks } = &self.coded;
-        keys.unpaid() + values.unpaid() + sinks.unpaid() + self.tail.unpaid()
+        let was = self.was.as_ref().map_or(0, DeltaMatrix::unpaid);
+        keys.unpaid() + values.unpaid() + sinks.unpaid() + self.tail.unpaid() + was
     }
 
     fn charge_with(&mut self, charge: &mut Reservation) {
@@ -656,6 +687,7 @@ impl Store for HybridHead {
         self.coded.values.charge_with(charge);
         self.coded.sinks.charge_with(charge);
         self.tail.charge_with(charge);
+        self.was.iter_mut().for_each(|deltas| deltas.charge_with(charge));
     }
 
     fn save(&self, writer: &mut SnapshotWriter) {
@@ -663,6 +695,9 @@ impl Store for HybridHead {
         self.coded.values.save(writer);
         self.coded.sinks.save(writer);
         self.tail.save(writer);
+        let was = self.kept_deltas();
+        writer.count(usize::from(was.is_some()));
+        was.into_iter().for_each(|deltas| deltas.save(writer));
     }
 
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
@@ -672,7 +707,13 @@ impl Store for HybridHead {
             sinks: self.coded.sinks.load(reader)?,
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
-        let head = Self { coded, tail: self.tail.load(reader)?, was: None, row, ..*self };
+        let tail = self.tail.load(reader)?;
+        let was = match (reader.count("deltas of whole keys", 1)?, self.coded.keys.deltas()) {
+            (0, _) => None,
+            (_, Some(deltas)) => Some(deltas.load(reader)?),
+            (got, None) => return Err(invalid("deltas of whole keys", "none", got)),
+        };
+        let head = Self { coded, tail, was, row, ..*self };
         if !self.bounded && self.coded.keys.deltas().is_some() && head.coded.keys.deltas().is_none() {
             return Err(invalid("whole keys", "deltas", head.coded.keys.len()));
         }
@@ -691,6 +732,12 @@ impl HybridHead {
         }
         if sinks.len() != self.kept.unwrap_or(0).min(coded) {
             return Err(invalid("sinks", "as many as the settings say", sinks.len()));
+        }
+        let were = |deltas: &DeltaMatrix| {
+            keys.deltas().is_none() && deltas.len() <= coded && deltas.first() == keys.first()
+        };
+        if !self.was.as_ref().is_none_or(were) {
+            return Err(invalid("deltas of whole keys", "some of the whole keys", coded));
         }
         let tail = &self.tail.keys;
         let fits = match self.kept {

@@ -659,7 +659,8 @@ impl AttentionKernel for HybridAttention {
             Some(ExactWindow::Block { .. }) => end,
             _ => self.far_until(self.window_of(self.len(), end), self.len(), end),
         };
-        Some(self.heads.growth(|head| head.growth(tokens, coded)))
+        let rewinds = self.options.exact_rewind > 0;
+        Some(self.heads.growth(|head| head.growth(tokens, coded, rewinds)))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {

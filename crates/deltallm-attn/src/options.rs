@@ -31,9 +31,9 @@ pub struct AttentionOptions {
     pub log_sum_exp: bool,
     /// How many tokens [`truncate`](crate::AttentionKernel::truncate) can take back without a trace, so that what follows is what a cache answers
     /// that never went further: for speculation, and for the latest words of a chat. Exact copies of so many more keys (in
-    /// stores that quantise, of their values too) are kept beside a window, and so much more of what a [mask](Self::mask) would drop. Two things
-    /// leave a trace: a [window in blocks](crate::ExactWindow::Block) is another one after another prompt, and keys of the compact store whose deltas had
-    /// to be given up meanwhile do not become deltas again.
+    /// stores that quantise, of their values too) are kept beside a window, and so much more of what a [mask](Self::mask) would drop; in the compact
+    /// store, for so many tokens and if there is memory, the deltas of a head whose keys have come to be held whole. One thing leaves a trace: a
+    /// [window in blocks](crate::ExactWindow::Block) is another one after another prompt.
     pub exact_rewind: usize,
     /// How keys and values are cached. Arithmetic is f32.
     pub store: KvStore,

@@ -1,9 +1,13 @@
 //! Caches that go ahead and come back: they answer, bit for bit, what a cache answers that never went ahead.
 
+use std::io::Cursor;
+
+use bytes::Bytes;
 use deltallm_attn::{
     AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention, ExactWindow,
-    HybridAttention, HybridConfig, KvStore, Mask, ThresholdPolicy,
+    HybridAttention, HybridConfig, KvStore, Mask, MemoryBudget, ThresholdPolicy,
 };
+use deltallm_core::{SnapshotReader, SnapshotWriter};
 use proptest::prelude::*;
 
 mod common;
@@ -100,8 +104,7 @@ proptest! {
         let end = at + turns * 20 + rewind;
         let inputs = Inputs::new(shape(), end, seed);
         let pairs = pairs(&options().mask(mask).exact_rewind(rewind));
-        // Keys that have become whole do not become deltas again; with a length of its own from which on there are codes, none do.
-        for (what, [mut kernel, mut alone]) in pairs.into_iter().filter(|(what, _)| what != "usual, compact") {
+        for (what, [mut kernel, mut alone]) in pairs {
             inputs.run(&mut *kernel, &[at]);
             inputs.run(&mut *alone, &[at]);
             for turn in 0..turns {
@@ -133,4 +136,65 @@ fn what_is_kept_for_a_rewind_is_all_that_it_costs() {
         assert_eq!(some.window - none.window, 128 * token, "{store}");
         assert_eq!((some.keys, some.values), (none.keys, none.values), "{store}");
     }
+}
+
+/// Keys that rest, and then keys of which every channel escapes: the compact store holds them whole from some token on. Whoever goes back
+/// to before it, be it the cache, a fork or what was loaded, goes on from deltas.
+#[test]
+fn keys_that_became_whole_are_deltas_again_where_a_rewind_reaches() {
+    let (shape, rewind) = (AttentionShape::new(2, 1, 64).unwrap(), 24);
+    let mut inputs = Inputs::new(shape, 600, 11);
+    let (calm, wild) = inputs.k.split_at_mut(450 * 64);
+    calm.fill(1.0);
+    wild.iter_mut().for_each(|x| *x *= 1e3);
+    let kernel = |budget: &MemoryBudget, rewind| {
+        let options = options().store(KvStore::Compact).exact_rewind(rewind).budget(budget.clone());
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(16));
+        HybridAttention::new(shape, config.options(options)).unwrap()
+    };
+    let budget = MemoryBudget::unlimited();
+    let (mut lived, mut alone) = (kernel(&budget, rewind), kernel(&MemoryBudget::unlimited(), rewind));
+    let (mut restored, mut whole) = (0, 0);
+    inputs.run(&mut lived, &[440]);
+    inputs.run(&mut alone, &[440]);
+    for end in 441..=540 {
+        let growth = lived.growth(1).unwrap();
+        let before = budget.used();
+        let out = inputs.run(&mut lived, &[end]);
+        assert!(budget.used() <= before + growth, "{end}: {} of {growth}", budget.used() - before);
+        assert_eq!(out, inputs.run(&mut alone, &[end]), "{end}");
+        assert_eq!(budget.used(), lived.footprint().total(), "{end}");
+
+        let ahead = end + rewind;
+        let expected = alone.stats().total().nonzeros;
+        inputs.run(&mut lived, &one_by_one(end, ahead));
+        whole += usize::from(lived.stats().total().zero_fraction() == 0.0);
+        let (mut writer, mut file) = (SnapshotWriter::new(), Cursor::new(Vec::new()));
+        lived.save(&mut writer).unwrap();
+        writer.write(&mut file).unwrap();
+        drop(writer);
+        let mut loaded = kernel(&budget, rewind);
+        let mut reader = SnapshotReader::copying(Bytes::from(file.into_inner())).unwrap();
+        loaded.load(&mut reader).unwrap();
+        reader.end().unwrap();
+        assert_eq!(budget.used(), lived.footprint().total() + loaded.footprint().total(), "{end}");
+        let mut fork = lived.fork().unwrap();
+        for kernel in [&mut *fork, &mut loaded, &mut lived] {
+            let held_whole = kernel.stats().total().zero_fraction() == 0.0;
+            kernel.truncate(end).unwrap();
+            assert_eq!(kernel.stats().total().nonzeros, expected, "{end}");
+            restored += usize::from(held_whole && kernel.stats().total().zero_fraction() > 0.0);
+            let mut other = alone.fork().unwrap();
+            let ends = one_by_one(end, ahead);
+            assert_eq!(inputs.run(kernel, &ends), inputs.run(&mut *other, &ends), "{end}");
+            kernel.truncate(end).unwrap();
+        }
+        drop((fork, loaded));
+        assert_eq!(budget.used(), lived.footprint().total(), "{end}");
+    }
+    assert!(whole > 30 && restored > 60, "{whole} {restored}");
+    // Without a rewind there is nothing to go back to.
+    let plain = MemoryBudget::unlimited();
+    inputs.run(&mut kernel(&plain, 0), &[600]);
+    assert_eq!(plain.used(), 0);
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use deltallm_attn::{KernelContext, KernelKind, KernelSpec, KvStore, MemoryBudget, ThresholdPolicy};
+use deltallm_attn::{KernelContext, KernelKind, KernelSpec, KvStore, MemoryBudget};
 use deltallm_models::{Model, ModelFile, PrefixStore, PromptCache, Session};
 use deltallm_testing::Random;
 
@@ -27,13 +27,7 @@ fn model() -> Arc<Model> {
 }
 
 fn specs() -> Vec<KernelSpec> {
-    let of_store = |store| {
-        let spec = KernelSpec::default().store(store);
-        // Fewer changes, so that no head gives up its deltas, which a cut does not bring back.
-        let rare = ThresholdPolicy::Uniform(1.0);
-        if store == KvStore::Compact { spec.thresholds(rare) } else { spec }
-    };
-    let stores = KvStore::ALL.map(of_store);
+    let stores = KvStore::ALL.map(|store| KernelSpec::default().store(store));
     let dense = KernelSpec::default().kernel(KernelKind::Dense);
     stores.into_iter().chain([dense.clone(), dense.store(KvStore::Int8)]).collect()
 }

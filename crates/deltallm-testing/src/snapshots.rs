@@ -16,7 +16,7 @@ pub fn snapshot(numbers: &[u8], pieces: &[u8]) -> Vec<u8> {
     let table: Vec<u8> =
         pieces.chunks(BLOCK).flat_map(|block| crc32fast::hash(block).to_le_bytes()).collect();
     let mut file = b"DELTAKV\n".to_vec();
-    file.extend(1_u32.to_le_bytes());
+    file.extend(2_u32.to_le_bytes());
     file.extend(0x0102_0304_u32.to_ne_bytes());
     [numbers, pieces].into_iter().for_each(|part| file.extend((part.len() as u64).to_le_bytes()));
     [numbers, &table].into_iter().for_each(|part| file.extend(crc32fast::hash(part).to_le_bytes()));

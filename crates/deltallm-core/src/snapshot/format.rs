@@ -4,7 +4,7 @@
 pub(super) const MAGIC: [u8; 8] = *b"DELTAKV\n";
 
 /// The version that is written, and the only one that is read.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 
 /// Pieces are in the byte order of the machine: a machine with the other one reads another number here.
 pub(super) const BYTE_ORDER: u32 = 0x0102_0304;
