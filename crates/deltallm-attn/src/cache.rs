@@ -20,8 +20,10 @@ pub(crate) struct HybridHead {
     kept: Option<usize>,
     /// Whether keys are held whole where their deltas would take more than f16.
     bounded: bool,
-    /// The deltas of keys that have become whole, for as long as a cut may go back to them. Not charged until the call or step is over in
-    /// which that happened.
+    /// Whether tokens can be taken back that have left the window, and with them the exact form of what came after.
+    rewinds: bool,
+    /// The deltas of keys that have become whole: in a call or step that may be taken back, and, charged, for as long as a rewind may go back
+    /// to them.
     was: Option<DeltaMatrix>,
     /// A key and a value of the tail on their way to be coded.
     row: [Vec<f32>; 2],
@@ -387,6 +389,11 @@ impl HybridHead {
         Ok(Self { bounded, ..Self::with_codes(coded, store, kept, budget) })
     }
 
+    /// The same, in which deltas whose keys become whole are kept for a rewind, or not.
+    pub(crate) fn that_rewinds(self, rewinds: bool) -> Self {
+        Self { rewinds, ..self }
+    }
+
     /// A cache whose tail is still empty.
     fn with_codes(coded: CodedTokens, store: KvStore, kept: Option<usize>, budget: &MemoryBudget) -> Self {
         let channels = [coded.keys.channels(), coded.values.channels()];
@@ -399,6 +406,7 @@ impl HybridHead {
             tail: ExactRows::new(store, channels, pages, budget),
             kept,
             bounded: false,
+            rewinds: false,
             was: None,
             row: channels.map(row),
         }
@@ -440,10 +448,13 @@ impl HybridHead {
         if !self.codes_later() {
             return Ok(());
         }
-        let Self { coded, tail, kept, bounded, was, row: [key, value] } = self;
+        let Self { coded, tail, kept, bounded, rewinds, was, row: [key, value] } = self;
         let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
         for token in coded.len()..end {
-            if *bounded && let Some(deltas) = coded.keys.keep_small()? {
+            if *bounded && let Some(mut deltas) = coded.keys.keep_small()? {
+                if *rewinds {
+                    pay(&mut deltas, coded.values.budget());
+                }
                 *was = Some(deltas);
             }
             let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
@@ -453,27 +464,16 @@ impl HybridHead {
     }
 
     /// Drops exact copies of tokens before `kept`, as far as they are coded, and deltas that no cut brings back which leaves those from `kept`
-    /// on exact. Deltas that one may bring back are paid for, if there is memory.
+    /// on exact.
     pub(crate) fn trim(&mut self, kept: usize) {
         let end = kept.min(self.coded.len());
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
         self.drop_deltas(kept);
-        let paid = self.was.as_mut().is_none_or(|deltas| {
-            let mut charge = deltas.budget().reservation();
-            let paid = charge.grow(deltas.unpaid()).is_ok();
-            if paid {
-                deltas.charge_with(&mut charge);
-            }
-            paid
-        });
-        if !paid {
-            self.was = None;
-        }
     }
 
     fn drop_deltas(&mut self, kept: usize) {
         let coded = self.coded_after_cut(kept);
-        self.was.take_if(|deltas| deltas.len() < coded);
+        self.was.take_if(|deltas| deltas.len() < coded || deltas.unpaid() > 0);
     }
 
     /// The deltas of keys that have become whole which have been paid for.
@@ -561,9 +561,8 @@ impl HybridHead {
         let _ = exchange(&mut self.coded.keys, FarKeys::Delta(deltas));
     }
 
-    /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`; `rewinds` says whether deltas
-    /// may be kept whose keys become whole.
-    pub(crate) fn growth(&self, tokens: usize, coded: usize, rewinds: bool) -> usize {
+    /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`.
+    pub(crate) fn growth(&self, tokens: usize, coded: usize) -> usize {
         let tail = if self.kept.is_some() { tokens } else { 0 };
         let CodedTokens { keys, values, sinks } = &self.coded;
         let coded = if self.codes_later() { coded.saturating_sub(keys.len()) } else { tokens };
@@ -571,7 +570,7 @@ impl HybridHead {
         let tail = self.tail.rows().map(|rows| rows.growth(tail));
         let sinks = sinks.rows().map(|rows| rows.growth(kept));
         // Keys that become whole while someone holds on to their deltas.
-        let whole = if self.bounded { keys.growth_of_whole(coded, rewinds) } else { 0 };
+        let whole = if self.bounded { keys.growth_of_whole(coded, self.rewinds) } else { 0 };
         let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded), whole]);
         all.fold(0, usize::saturating_add)
     }
@@ -654,6 +653,14 @@ impl HybridHead {
     }
 }
 
+/// Charges what nobody has been charged, if there is memory.
+fn pay(store: &mut impl Store, budget: &MemoryBudget) {
+    let mut charge = budget.reservation();
+    if charge.grow(store.unpaid()).is_ok() {
+        store.charge_with(&mut charge);
+    }
+}
+
 impl Store for HybridHead {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let CodedTokens { keys, values, sinks } = &self.coded;
@@ -663,7 +670,15 @@ impl Store for HybridHead {
             sinks: sinks.fork(budget)?,
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
-        let was = self.kept_deltas().map(|deltas| Store::fork(deltas, budget)).transpose()?;
+        let was = match (&self.was, self.kept_deltas()) {
+            (_, Some(deltas)) => Some(Store::fork(deltas, budget)?),
+            (Some(deltas), None) => {
+                let mut deltas = Store::fork(deltas, &MemoryBudget::unlimited())?;
+                drop(deltas.uncharge());
+                Some(deltas)
+            }
+            (None, None) => None,
+        };
         Ok(Self { coded, tail: self.tail.fork(budget)?, was, row, ..*self })
     }
 

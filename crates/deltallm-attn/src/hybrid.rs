@@ -267,7 +267,7 @@ impl HybridAttention {
         for thresholds in thresholds {
             let bounded = codes_from.is_none();
             let head = HybridHead::new(store, thresholds, shape.value_dim(), kept, bounded, &options.budget)?;
-            heads.push(head);
+            heads.push(head.that_rewinds(options.exact_rewind > 0));
         }
         let mut kernel = Self {
             window,
@@ -659,8 +659,7 @@ impl AttentionKernel for HybridAttention {
             Some(ExactWindow::Block { .. }) => end,
             _ => self.far_until(self.window_of(self.len(), end), self.len(), end),
         };
-        let rewinds = self.options.exact_rewind > 0;
-        Some(self.heads.growth(|head| head.growth(tokens, coded, rewinds)))
+        Some(self.heads.growth(|head| head.growth(tokens, coded)))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {

@@ -67,6 +67,16 @@ fn one_by_one(from: usize, to: usize) -> Vec<usize> {
     (from + 1..=to).collect()
 }
 
+/// Loads what the one saves into the other.
+fn reload(from: &dyn AttentionKernel, to: &mut dyn AttentionKernel) {
+    let (mut writer, mut file) = (SnapshotWriter::new(), Cursor::new(Vec::new()));
+    from.save(&mut writer).unwrap();
+    writer.write(&mut file).unwrap();
+    let mut reader = SnapshotReader::copying(Bytes::from(file.into_inner())).unwrap();
+    to.load(&mut reader).unwrap();
+    reader.end().unwrap();
+}
+
 fn masks() -> impl Strategy<Value = Mask> {
     prop_oneof![Just(Mask::Causal), Just(Mask::SlidingWindow(100)), Just(Mask::Chunked(70))]
 }
@@ -121,6 +131,54 @@ proptest! {
     }
 }
 
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(ProptestConfig::default().cases.min(24)))]
+
+    /// Whatever a cache has been through, it is the one that read its tokens once.
+    #[test]
+    fn a_cache_that_is_cut_forked_and_saved_is_the_one_that_never_was(
+        at in 1_usize..300, does in prop::collection::vec((0_usize..6, 0_usize..20), 1..40), seed: u64, mask in masks(),
+    ) {
+        let rewind = 16;
+        let inputs = Inputs::new(shape(), at + 20 * does.len() + 1, seed);
+        let options = options().mask(mask).exact_rewind(rewind);
+        let fresh = pairs(&options);
+        for (number, (what, [mut kernel, mut alone])) in pairs(&options).into_iter().enumerate() {
+            inputs.run(&mut *kernel, &[at]);
+            inputs.run(&mut *alone, &[at]);
+            let mut furthest = at;
+            for &(what, tokens) in &does {
+                let len = kernel.len();
+                match what {
+                    0 => drop(inputs.run(&mut *kernel, &one_by_one(len, len + tokens))),
+                    1 => kernel.truncate(len.saturating_sub(tokens).max(furthest.saturating_sub(rewind)).max(at)).unwrap(),
+                    2 => kernel = kernel.fork().unwrap(),
+                    3 => {
+                        let mut loaded = fresh[number].1[0].fork().unwrap();
+                        reload(&*kernel, &mut *loaded);
+                        kernel = loaded;
+                    }
+                    // Guesses, of which none are right, in a fork or not.
+                    forks => {
+                        kernel.begin_step();
+                        let guessed = branch(&inputs, len, seed).run(&mut *kernel, &one_by_one(len, len + tokens));
+                        if forks == 4 {
+                            kernel = kernel.fork().unwrap();
+                        }
+                        drop(guessed);
+                        kernel.undo_step(len).unwrap();
+                    }
+                }
+                furthest = furthest.max(kernel.len());
+            }
+            let len = kernel.len();
+            inputs.run(&mut *alone, &one_by_one(at, len));
+            let last = [len + 1];
+            prop_assert!(inputs.run(&mut *kernel, &last) == inputs.run(&mut *alone, &last), "{what}, {at} to {len}, {does:?}");
+        }
+    }
+}
+
 #[test]
 fn what_is_kept_for_a_rewind_is_all_that_it_costs() {
     let inputs = Inputs::new(shape(), 900, 1);
@@ -169,14 +227,8 @@ fn keys_that_became_whole_are_deltas_again_where_a_rewind_reaches() {
         let expected = alone.stats().total().nonzeros;
         inputs.run(&mut lived, &one_by_one(end, ahead));
         whole += usize::from(lived.stats().total().zero_fraction() == 0.0);
-        let (mut writer, mut file) = (SnapshotWriter::new(), Cursor::new(Vec::new()));
-        lived.save(&mut writer).unwrap();
-        writer.write(&mut file).unwrap();
-        drop(writer);
         let mut loaded = kernel(&budget, rewind);
-        let mut reader = SnapshotReader::copying(Bytes::from(file.into_inner())).unwrap();
-        loaded.load(&mut reader).unwrap();
-        reader.end().unwrap();
+        reload(&lived, &mut loaded);
         assert_eq!(budget.used(), lived.footprint().total() + loaded.footprint().total(), "{end}");
         let mut fork = lived.fork().unwrap();
         for kernel in [&mut *fork, &mut loaded, &mut lived] {
