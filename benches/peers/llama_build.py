@@ -31,7 +31,7 @@ class BuildError(Exception):
 
 
 def build(folder, version, jobs):
-    """Leaves `llama-bench` and `build.json`, which says what was built, in `folder` and returns the path of the former."""
+    """Leaves `llama-bench`, `llama-perplexity` and `build.json`, which says what was built, in `folder` and returns the path of the first."""
     folder = Path(folder).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     archive = download(folder / "sdist", version)
@@ -40,9 +40,10 @@ def build(folder, version, jobs):
     mended = mend(source)
     target = folder / "build" / package
     options = {**OPTIONS, "LLAMA_BUILD_COMMIT": commit}
-    make(source, target, options, "llama-bench", jobs)
-    binary = folder / "llama-bench"
-    write_whole(binary, (target / "bin" / "llama-bench").read_bytes(), mode=0o755)
+    for program in ("llama-perplexity", "llama-bench"):
+        make(source, target, options, program, jobs)
+        binary = folder / program
+        write_whole(binary, (target / "bin" / program).read_bytes(), mode=0o755)
     about = {"package": f"{PACKAGE} {package}", "commit": commit, "options": options, "mended": mended, **cache_values(target)}
     write_whole(folder / "build.json", (json.dumps(about, indent=1) + "\n").encode())
     return binary

@@ -182,6 +182,37 @@ esac
     }
 
     #[test]
+    fn the_accuracy_of_other_caches_is_read_from_a_report() {
+        let folder = folder("accuracy");
+        let program = r#"#!/bin/sh
+case "$*" in
+    *--kl-divergence) printf 'Mean PPL(Q)/PPL(base)         :   1.036819 ±   0.0066\nMean    KLD:   0.036562 ±   0.0011\nSame top p: 88.959 ± 0.693 %%\n' ;;
+    *) echo nothing ;;
+esac
+"#;
+        let path = folder.join("llama-perplexity");
+        fs::write(&path, program).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/cache_accuracy.py");
+        let run = |more: &[&str]| {
+            let args = [folder.to_str().unwrap(), "--model", MODEL, "--text", MODEL, "--caches"];
+            Command::new("python3").arg(script).args(args).args(more).output()
+        };
+        let Ok(output) = run(&["q4_0"]) else { return println!("skipped: expected python3, found none") };
+        let row = last_line(&output);
+        assert_eq!(
+            (row["kl"].as_f64(), row["bytes_of_f16"].as_f64()),
+            (Some(0.036_562), Some(0.281_25)),
+            "{row}"
+        );
+        let error = String::from_utf8(run(&["q3_0"]).unwrap().stderr).unwrap();
+        assert!(error.contains("expected names among f16"), "{error}");
+        fs::write(&path, "#!/bin/sh\necho nothing\n").unwrap();
+        let error = String::from_utf8(run(&["q4_0"]).unwrap().stderr).unwrap();
+        assert!(error.contains("expected a line 'Mean PPL"), "{error}");
+    }
+
+    #[test]
     fn what_is_wrong_is_one_line_that_says_what_to_do() {
         let (empty, folder) = (env!("CARGO_TARGET_TMPDIR"), folder("errors"));
         let folder = folder.to_str().unwrap();

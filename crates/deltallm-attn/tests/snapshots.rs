@@ -144,9 +144,9 @@ fn a_damaged_file_is_refused_wherever_the_damage_is() {
     let longer = [&file[..], &[0]].concat();
     assert!(matches!(load(&mut *fresh(&options, 1), &longer), Err(SnapshotError::Length { .. })));
     let mut later = file;
-    later[8] = 2;
+    later[8] = 3;
     let error = load(&mut *fresh(&options, 1), &later).unwrap_err();
-    assert_eq!(error, SnapshotError::Made { what: "version", expected: 1, got: 2 });
+    assert_eq!(error, SnapshotError::Made { what: "version", expected: 2, got: 3 });
 }
 
 #[test]
