@@ -4,10 +4,12 @@
     python lm_eval_deltallm.py --model MODEL --tasks piqa,arc_easy,winogrande [--limit 200] [--spec profile.json]
 
 The tasks of the paper: arc_easy, arc_challenge, openbookqa, piqa, hellaswag, winogrande, boolq, commonsense_qa, lambada_openai, gsm8k, squadv2,
-wikitext, and mmlu. Tasks of your own: --include DIR with their YAML, or --files DIR with NAME.jsonl of lines {"query", "choices", "gold"}.
+wikitext, and mmlu. Tasks of your own: --include DIR with their YAML, or --files DIR with NAME.jsonl of lines {"query", "choices", "gold"},
+{"context_options", "continuation", "gold"}, {"context", "continuation"} or {"context", "answer"}.
 """
 
 import argparse
+import json
 from pathlib import Path
 
 import lm_eval
@@ -18,18 +20,33 @@ import deltallm
 
 
 def from_file(path):
-    """A task of lines with a query, choices, and the number of the right one."""
-    return {
-        "task": path.stem,
-        "dataset_path": "json",
-        "dataset_kwargs": {"data_files": {"test": str(path)}},
-        "test_split": "test",
-        "output_type": "multiple_choice",
-        "doc_to_text": "{{query}}",
-        "doc_to_choice": "{{choices}}",
-        "doc_to_target": "{{gold}}",
-        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
-    }
+    """A task in a file, as its first line shows."""
+    line = json.loads(path.open(encoding="utf-8").readline())
+    accuracy = [{"metric": "acc"}]
+    if "context_options" in line:
+        # Which beginning makes the end likely (WinoGrande); the harness takes a number as text for the choice of the beginning.
+        what = {"output_type": "multiple_choice", "doc_to_text": "{{gold}}", "doc_to_choice": "{{context_options}}", "doc_to_target": "{{continuation}}"}
+    elif "choices" in line:
+        what = {"output_type": "multiple_choice", "doc_to_text": "{{query}}", "doc_to_choice": "{{choices}}", "doc_to_target": "{{gold}}"}
+        accuracy += [{"metric": "acc_norm"}]
+    elif "continuation" in line:
+        # The last word (LAMBADA).
+        what = {"output_type": "loglikelihood", "doc_to_text": "{{context}}", "doc_to_target": "{{' ' + continuation}}"}
+        accuracy += [{"metric": "perplexity"}]
+    elif "answer" in line:
+        # A number at the end of what is written (GSM8K).
+        what = {
+            "output_type": "generate_until",
+            "doc_to_text": "Question: {{context}}\nAnswer:",
+            "doc_to_target": "{{answer}}",
+            "generation_kwargs": {"until": ["Question:", "\n\n"], "max_gen_toks": 200},
+            "filter_list": [{"name": "last-number", "filter": [{"function": "regex", "regex_pattern": r"(-?\d[\d,]*)(?!.*\d)"}, {"function": "take_first"}]}],
+        }
+        accuracy = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "regexes_to_ignore": [","]}]
+    else:
+        raise ValueError(f"{path}: expected lines with choices, a continuation or an answer, got {sorted(line)}")
+    split = {"test_split": "test", "fewshot_split": "test"}
+    return {"task": path.stem, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}, **split, **what, "metric_list": accuracy}
 
 
 def main():
@@ -39,6 +56,7 @@ def main():
     parser.add_argument("--tasks", required=True, help="names, separated by commas")
     parser.add_argument("--include", help="folder with tasks of your own")
     parser.add_argument("--files", type=Path, help="folder with NAME.jsonl of your own")
+    parser.add_argument("--fewshot", type=int, help="examples before each question: longer prompts have more to skip [default: the task's]")
     parser.add_argument("--limit", type=int, help="examples of each task")
     parser.add_argument("--spec", help="a profile [default: settings that are safe for any model]")
     parser.add_argument("--store", default="f16", help="how keys and values are cached")
@@ -54,7 +72,7 @@ def main():
     for name in ("dense", "deltallm"):
         if name == "deltallm":
             deltallm.patch(lm.model, spec)
-        results[name] = lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, limit=args.limit)["results"]
+        results[name] = lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, num_fewshot=args.fewshot, limit=args.limit)["results"]
     print(f"{'task':24} {'metric':20} {'dense':>9} {'deltallm':>9} {'change':>9} {'stderr':>9}")
     for task, dense in results["dense"].items():
         for metric, value in dense.items():
