@@ -40,7 +40,7 @@ def from_file(path):
             "doc_to_text": "Question: {{context}}\nAnswer:",
             "doc_to_target": "{{answer}}",
             "generation_kwargs": {"until": ["Question:", "\n\n"], "max_gen_toks": 200},
-            "filter_list": [{"name": "last-number", "filter": [{"function": "regex", "regex_pattern": r"(-?\d[\d,]*)(?!.*\d)"}, {"function": "take_first"}]}],
+            "filter_list": [{"name": "last-number", "filter": [{"function": "regex", "regex_pattern": r"(?s)(-?\d[\d,]*(?:\.\d+)?)(?!.*\d)"}, {"function": "take_first"}]}],
         }
         accuracy = [{"metric": "exact_match", "aggregation": "mean", "higher_is_better": True, "regexes_to_ignore": [","]}]
     else:

@@ -141,6 +141,7 @@ fn run(args: Args) -> anyhow::Result<()> {
             cpu: machine::cpu(),
             date: machine::date(),
             threads: rayon::current_num_threads(),
+            score_from: args.score_from,
         };
         for reader in std::iter::once(&dense).chain(&others) {
             print_json(&Row { about: &about, tokens: done, measured: reader.measured(&dense) })?;
@@ -236,6 +237,8 @@ struct About<'a> {
     cpu: String,
     date: String,
     threads: usize,
+    /// The first token after which the next one is scored.
+    score_from: u32,
 }
 
 #[derive(Serialize)]
@@ -248,7 +251,7 @@ struct Row<'a> {
     measured: Measured<'a>,
 }
 
-/// Of all that has been read so far.
+/// Of all that has been read so far; accuracy from the first token on that is scored.
 #[derive(Serialize)]
 struct Measured<'a> {
     setting: &'a str,

@@ -138,8 +138,10 @@ impl FarKeys {
     fn growth_of_whole(&self, tokens: usize, kept: bool) -> usize {
         let Self::Delta(matrix) = self else { return 0 };
         let (channels, held) = (matrix.channels(), matrix.len() - matrix.first());
-        let becomes_whole =
-            tokens > 1 || tokens == 1 && matrix.bytes_with_next() > most_key_bytes(channels, held + 1);
+        let most = most_key_bytes(channels, held + 1);
+        let bytes = matrix.key_bytes() + matrix.bookkeeping_bytes();
+        let becomes_whole = tokens > 0 && matrix.bytes_with_next() > most
+            || tokens > 1 && bytes.saturating_add(matrix.growth(tokens)) > most;
         if becomes_whole && (kept || matrix.is_shared()) {
             most_key_bytes(channels, held.saturating_add(tokens))
         } else {
@@ -448,13 +450,10 @@ impl HybridHead {
         if !self.codes_later() {
             return Ok(());
         }
-        let Self { coded, tail, kept, bounded, rewinds, was, row: [key, value] } = self;
+        let Self { coded, tail, kept, bounded, was, row: [key, value], .. } = self;
         let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
         for token in coded.len()..end {
-            if *bounded && let Some(mut deltas) = coded.keys.keep_small()? {
-                if *rewinds {
-                    pay(&mut deltas, coded.values.budget());
-                }
+            if *bounded && let Some(deltas) = coded.keys.keep_small()? {
                 *was = Some(deltas);
             }
             let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
@@ -464,16 +463,15 @@ impl HybridHead {
     }
 
     /// Drops exact copies of tokens before `kept`, as far as they are coded, and deltas that no cut brings back which leaves those from `kept`
-    /// on exact.
+    /// on exact, or for which there is no memory.
     pub(crate) fn trim(&mut self, kept: usize) {
         let end = kept.min(self.coded.len());
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
-        self.drop_deltas(kept);
-    }
-
-    fn drop_deltas(&mut self, kept: usize) {
         let coded = self.coded_after_cut(kept);
-        self.was.take_if(|deltas| deltas.len() < coded || deltas.unpaid() > 0);
+        let Some(mut deltas) = self.was.take() else { return };
+        if self.rewinds && deltas.len() >= coded && pay(&mut deltas, self.coded.values.budget()) {
+            self.was = Some(deltas);
+        }
     }
 
     /// The deltas of keys that have become whole which have been paid for.
@@ -502,7 +500,10 @@ impl HybridHead {
         // Earlier queries, which may come again, see as sinks what is still held.
         let held = values.first();
         sinks.rows_mut().for_each(|rows| rows.drop_before(held));
-        self.was.iter_mut().for_each(|deltas| deltas.drop_before(first));
+        self.was.take_if(|deltas| {
+            deltas.drop_before(first);
+            deltas.first() != keys.first()
+        });
     }
 
     /// A cache with the same tokens, of which those before `end` are coded, and those before `kept` no longer held exactly; this one has no
@@ -516,8 +517,17 @@ impl HybridHead {
         let mut head = self.fork(budget)?;
         head.code_until(end)?;
         head.tail = head.tail.in_small_pages(kept, budget)?;
-        head.drop_deltas(kept);
         Ok(head)
+    }
+
+    /// The deltas of keys that have become whole, which this head lets go of.
+    pub(crate) fn take_deltas(&mut self) -> Option<DeltaMatrix> {
+        self.was.take()
+    }
+
+    /// Deltas of keys that have become whole, which nobody has been charged.
+    pub(crate) fn give_deltas(&mut self, deltas: Option<DeltaMatrix>) {
+        self.was = deltas;
     }
 
     /// The exact tokens from `kept` on in pages as a window has them, if they are in larger ones, of which some are coded, and that takes
@@ -558,7 +568,11 @@ impl HybridHead {
         let Some(mut deltas) = self.was.take_if(|deltas| len <= deltas.len()) else { return };
         // Cannot fail: it has been longer.
         let _ = deltas.truncate(len);
-        let _ = exchange(&mut self.coded.keys, FarKeys::Delta(deltas));
+        if deltas.unpaid() == 0 {
+            self.coded.keys = FarKeys::Delta(deltas);
+        } else {
+            let _ = exchange(&mut self.coded.keys, FarKeys::Delta(deltas));
+        }
     }
 
     /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`.
@@ -653,12 +667,14 @@ impl HybridHead {
     }
 }
 
-/// Charges what nobody has been charged, if there is memory.
-fn pay(store: &mut impl Store, budget: &MemoryBudget) {
+/// Charges what nobody has been charged; false if there is no memory for it.
+fn pay(store: &mut impl Store, budget: &MemoryBudget) -> bool {
     let mut charge = budget.reservation();
-    if charge.grow(store.unpaid()).is_ok() {
+    let paid = charge.grow(store.unpaid()).is_ok();
+    if paid {
         store.charge_with(&mut charge);
     }
+    paid
 }
 
 impl Store for HybridHead {
@@ -670,14 +686,10 @@ impl Store for HybridHead {
             sinks: sinks.fork(budget)?,
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
-        let was = match (&self.was, self.kept_deltas()) {
-            (_, Some(deltas)) => Some(Store::fork(deltas, budget)?),
-            (Some(deltas), None) => {
-                let mut deltas = Store::fork(deltas, &MemoryBudget::unlimited())?;
-                drop(deltas.uncharge());
-                Some(deltas)
-            }
-            (None, None) => None,
+        // Where there is no memory the fork does without. Of an open step they are not charged, and what is not charged is not shared.
+        let was = match self.kept_deltas() {
+            Some(deltas) => Store::fork(deltas, budget).ok(),
+            None => self.was.as_ref().and_then(|deltas| deltas.copied().ok()),
         };
         Ok(Self { coded, tail: self.tail.fork(budget)?, was, row, ..*self })
     }
@@ -725,14 +737,20 @@ impl Store for HybridHead {
         let tail = self.tail.load(reader)?;
         let was = match (reader.count("deltas of whole keys", 1)?, self.coded.keys.deltas()) {
             (0, _) => None,
-            (_, Some(deltas)) => Some(deltas.load(reader)?),
+            (_, Some(deltas)) => {
+                let empty = Store::fork(deltas, &MemoryBudget::unlimited())?;
+                let mut loaded = empty.load(reader)?;
+                drop(loaded.uncharge());
+                Some(loaded)
+            }
             (got, None) => return Err(invalid("deltas of whole keys", "none", got)),
         };
-        let head = Self { coded, tail, was, row, ..*self };
+        let mut head = Self { coded, tail, was, row, ..*self };
         if !self.bounded && self.coded.keys.deltas().is_some() && head.coded.keys.deltas().is_none() {
             return Err(invalid("whole keys", "deltas", head.coded.keys.len()));
         }
         head.check_parts()?;
+        head.was.take_if(|deltas| !pay(deltas, self.coded.values.budget()));
         Ok(head)
     }
 }
@@ -749,7 +767,7 @@ impl HybridHead {
             return Err(invalid("sinks", "as many as the settings say", sinks.len()));
         }
         let were = |deltas: &DeltaMatrix| {
-            keys.deltas().is_none() && deltas.len() <= coded && deltas.first() == keys.first()
+            keys.deltas().is_none() && deltas.len() < coded && deltas.first() == keys.first()
         };
         if !self.was.as_ref().is_none_or(were) {
             return Err(invalid("deltas of whole keys", "some of the whole keys", coded));

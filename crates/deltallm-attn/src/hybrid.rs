@@ -3,7 +3,7 @@
 use deltallm_core::{
     CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget,
     SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats, TargetSparsity, ThresholdPolicy,
-    internal::{PagedRows, Store, exchange_all},
+    internal::{PagedRows, Store, exchange_all, most_key_bytes},
 };
 
 use crate::{
@@ -545,16 +545,19 @@ impl HybridAttention {
         if begins {
             let unlimited = MemoryBudget::unlimited();
             let coded = heads.iter().map(|head| head.with_codes_until(needed, kept, &unlimited));
-            if let Ok(coded) = coded.collect::<Result<Vec<_>, _>>() {
-                let _ = exchange_all(heads.iter_mut().zip(coded).collect());
+            if let Ok(mut coded) = coded.collect::<Result<Vec<_>, _>>() {
+                let deltas: Vec<_> = coded.iter_mut().map(HybridHead::take_deltas).collect();
+                if exchange_all(heads.iter_mut().zip(coded).collect()).is_ok() {
+                    heads.iter_mut().zip(deltas).for_each(|(head, deltas)| head.give_deltas(deltas));
+                }
             }
         }
         if let Some(tails) = heads.iter().map(|head| head.small_pages(kept)).collect::<Option<Vec<_>>>() {
             let _ = exchange_all(heads.iter_mut().map(|head| &mut head.tail).zip(tails).collect());
         }
         for head in heads {
-            head.trim(kept);
             head.drop_coded(seen);
+            head.trim(kept);
         }
     }
 
@@ -659,7 +662,15 @@ impl AttentionKernel for HybridAttention {
             Some(ExactWindow::Block { .. }) => end,
             _ => self.far_until(self.window_of(self.len(), end), self.len(), end),
         };
-        Some(self.heads.growth(|head| head.growth(tokens, coded)))
+        // Where codes begin, keys may become whole at once, and their deltas be kept.
+        let needed = self.needed_from(self.window_of(self.len(), end), end);
+        let begins = self.coded() == 0 && self.codes_from.is_none() && !self.uncoded;
+        let deltas = if begins && needed > 0 && self.options.exact_rewind > 0 {
+            most_key_bytes(self.options.shape.head_dim(), needed)
+        } else {
+            0
+        };
+        Some(self.heads.growth(|head| head.growth(tokens, coded).saturating_add(deltas)))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {

@@ -727,7 +727,7 @@ proptest! {
     }
 }
 
-/// Lengths around the edges of the chunks (1024 keys) that long caches are cut into. Tiles know no chunks, and the
+/// Lengths around the edges of the chunks (1024 keys of this shape) that long caches are cut into. Tiles know no chunks, and the
 /// reference takes long for so many tokens.
 #[test]
 fn decoding_equals_prefill_around_the_edges_of_chunks() {

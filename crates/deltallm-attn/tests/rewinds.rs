@@ -141,9 +141,14 @@ proptest! {
     ) {
         let rewind = 16;
         let inputs = Inputs::new(shape(), at + 20 * does.len() + 1, seed);
+        let budget = MemoryBudget::unlimited();
         let options = options().mask(mask).exact_rewind(rewind);
-        let fresh = pairs(&options);
-        for (number, (what, [mut kernel, mut alone])) in pairs(&options).into_iter().enumerate() {
+        let fresh = pairs(&options.clone().budget(budget.clone()));
+        let held = fresh.iter().flat_map(|(_, pair)| pair).map(|kernel| kernel.footprint().total()).sum::<usize>();
+        let lone = pairs(&options).into_iter().map(|(_, [_, alone])| alone);
+        for (number, mut alone) in lone.enumerate() {
+            let (what, [fresh, _]) = &fresh[number];
+            let mut kernel = fresh.fork().unwrap();
             inputs.run(&mut *kernel, &[at]);
             inputs.run(&mut *alone, &[at]);
             let mut furthest = at;
@@ -154,22 +159,24 @@ proptest! {
                     1 => kernel.truncate(len.saturating_sub(tokens).max(furthest.saturating_sub(rewind)).max(at)).unwrap(),
                     2 => kernel = kernel.fork().unwrap(),
                     3 => {
-                        let mut loaded = fresh[number].1[0].fork().unwrap();
+                        let mut loaded = fresh.fork().unwrap();
                         reload(&*kernel, &mut *loaded);
                         kernel = loaded;
                     }
                     // Guesses, of which none are right, in a fork or not.
                     forks => {
                         kernel.begin_step();
-                        let guessed = branch(&inputs, len, seed).run(&mut *kernel, &one_by_one(len, len + tokens));
-                        if forks == 4 {
-                            kernel = kernel.fork().unwrap();
-                        }
-                        drop(guessed);
+                        branch(&inputs, len, seed).run(&mut *kernel, &one_by_one(len, len + tokens));
+                        let mut other = kernel.fork().unwrap();
                         kernel.undo_step(len).unwrap();
+                        other.undo_step(len).unwrap();
+                        if forks == 4 {
+                            kernel = other;
+                        }
                     }
                 }
                 furthest = furthest.max(kernel.len());
+                prop_assert!(budget.used() == held + kernel.footprint().total(), "{what}, {at}, {does:?}");
             }
             let len = kernel.len();
             inputs.run(&mut *alone, &one_by_one(at, len));
@@ -201,52 +208,62 @@ fn what_is_kept_for_a_rewind_is_all_that_it_costs() {
 #[test]
 fn keys_that_became_whole_are_deltas_again_where_a_rewind_reaches() {
     let (shape, rewind) = (AttentionShape::new(2, 1, 64).unwrap(), 24);
-    let mut inputs = Inputs::new(shape, 600, 11);
-    let (calm, wild) = inputs.k.split_at_mut(450 * 64);
-    calm.fill(1.0);
-    wild.iter_mut().for_each(|x| *x *= 1e3);
+    let inputs = |calm: usize| {
+        let mut inputs = Inputs::new(shape, 600, 11);
+        let (calm, wild) = inputs.k.split_at_mut(calm * 64);
+        calm.fill(1.0);
+        wild.iter_mut().for_each(|x| *x *= 1e3);
+        inputs
+    };
     let kernel = |budget: &MemoryBudget, rewind| {
         let options = options().store(KvStore::Compact).exact_rewind(rewind).budget(budget.clone());
         let config = HybridConfig::new(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(16));
         HybridAttention::new(shape, config.options(options)).unwrap()
     };
-    let budget = MemoryBudget::unlimited();
-    let (mut lived, mut alone) = (kernel(&budget, rewind), kernel(&MemoryBudget::unlimited(), rewind));
     let (mut restored, mut whole) = (0, 0);
-    inputs.run(&mut lived, &[440]);
-    inputs.run(&mut alone, &[440]);
-    for end in 441..=540 {
-        let growth = lived.growth(1).unwrap();
-        let before = budget.used();
-        let out = inputs.run(&mut lived, &[end]);
-        assert!(budget.used() <= before + growth, "{end}: {} of {growth}", budget.used() - before);
-        assert_eq!(out, inputs.run(&mut alone, &[end]), "{end}");
-        assert_eq!(budget.used(), lived.footprint().total(), "{end}");
+    // Long after codes have begun, and when they begin.
+    for (inputs, start, end) in [(inputs(450), 440, 540), (inputs(200), 100, 330)] {
+        let budget = MemoryBudget::unlimited();
+        let (mut lived, mut alone) = (kernel(&budget, rewind), kernel(&MemoryBudget::unlimited(), rewind));
+        inputs.run(&mut lived, &[start]);
+        inputs.run(&mut alone, &[start]);
+        for end in start + 1..=end {
+            let growth = lived.growth(1).unwrap();
+            let before = budget.used();
+            let out = inputs.run(&mut lived, &[end]);
+            assert!(budget.used() <= before + growth, "{end}: {} of {growth}", budget.used() - before);
+            assert_eq!(out, inputs.run(&mut alone, &[end]), "{end}");
+            assert_eq!(budget.used(), lived.footprint().total(), "{end}");
 
-        let ahead = end + rewind;
-        let expected = alone.stats().total().nonzeros;
-        inputs.run(&mut lived, &one_by_one(end, ahead));
-        whole += usize::from(lived.stats().total().zero_fraction() == 0.0);
-        let mut loaded = kernel(&budget, rewind);
-        reload(&lived, &mut loaded);
-        assert_eq!(budget.used(), lived.footprint().total() + loaded.footprint().total(), "{end}");
-        let mut fork = lived.fork().unwrap();
-        for kernel in [&mut *fork, &mut loaded, &mut lived] {
-            let held_whole = kernel.stats().total().zero_fraction() == 0.0;
-            kernel.truncate(end).unwrap();
-            assert_eq!(kernel.stats().total().nonzeros, expected, "{end}");
-            restored += usize::from(held_whole && kernel.stats().total().zero_fraction() > 0.0);
-            let mut other = alone.fork().unwrap();
-            let ends = one_by_one(end, ahead);
-            assert_eq!(inputs.run(kernel, &ends), inputs.run(&mut *other, &ends), "{end}");
-            kernel.truncate(end).unwrap();
+            let ahead = end + rewind;
+            let expected = alone.stats().total().nonzeros;
+            inputs.run(&mut lived, &one_by_one(end, ahead));
+            whole += usize::from(lived.stats().total().zero_fraction() == 0.0);
+            let mut loaded = kernel(&budget, rewind);
+            reload(&lived, &mut loaded);
+            assert_eq!(budget.used(), lived.footprint().total() + loaded.footprint().total(), "{end}");
+            let mut fork = lived.fork().unwrap();
+            for kernel in [&mut *fork, &mut loaded, &mut lived] {
+                let held_whole = kernel.stats().total().zero_fraction() == 0.0;
+                kernel.truncate(end).unwrap();
+                assert_eq!(kernel.stats().total().nonzeros, expected, "{end}");
+                restored += usize::from(held_whole && kernel.stats().total().zero_fraction() > 0.0);
+                let mut other = alone.fork().unwrap();
+                let ends = one_by_one(end, ahead);
+                assert_eq!(inputs.run(kernel, &ends), inputs.run(&mut *other, &ends), "{end}");
+                kernel.truncate(end).unwrap();
+            }
+            drop((fork, loaded));
+            assert_eq!(budget.used(), lived.footprint().total(), "{end}");
         }
-        drop((fork, loaded));
-        assert_eq!(budget.used(), lived.footprint().total(), "{end}");
     }
     assert!(whole > 30 && restored > 60, "{whole} {restored}");
-    // Without a rewind there is nothing to go back to.
+    // Without a rewind there is nothing to go back to, and nothing is kept.
     let plain = MemoryBudget::unlimited();
-    inputs.run(&mut kernel(&plain, 0), &[600]);
-    assert_eq!(plain.used(), 0);
+    let mut plainly = kernel(&plain, 0);
+    inputs(450).run(&mut plainly, &one_by_one(0, 600));
+    assert_eq!(plainly.stats().total().zero_fraction(), 0.0, "whole");
+    assert_eq!(plain.used(), plainly.footprint().total());
+    let window = 5 * 16 * 64 * 2 * 2;
+    assert!(plainly.footprint().window <= window, "{:?}", plainly.footprint());
 }

@@ -32,7 +32,7 @@ pub struct Footprint {
     pub keys: usize,
     /// Values of the whole history.
     pub values: usize,
-    /// Exact keys of the window and the sinks, and their values where far ones are quantised.
+    /// Exact keys of the window and the sinks, and their values where far ones are quantised; and what else is kept for a rewind.
     pub window: usize,
     /// Tables of pages and blocks.
     pub bookkeeping: usize,

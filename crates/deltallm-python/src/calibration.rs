@@ -117,7 +117,8 @@ impl Calibrator {
     /// Looks for settings. `score` runs the model over held-out text as a Spec says, and returns what that costs beside dense attention: a dict of
     /// tokens, kl, perplexity_dense, perplexity_change, top1_agreement, and layers, a list of the Stats of every layer.
     fn find(&self, py: Python<'_>, score: Py<PyAny>) -> PyResult<Calibrated> {
-        let calibrator = self.0.lock().unwrap_or_else(PoisonError::into_inner).take().ok_or_else(over)?;
+        let taken = || self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let calibrator = py.detach(taken).ok_or_else(over)?;
         let scored = |spec: &KernelSpec| -> PyResult<Score> {
             Python::attach(|py| {
                 let answer = score.bind(py).call1((Spec(spec.clone()),))?;

@@ -157,18 +157,21 @@ def test_a_cache_is_cut_saved_and_loaded(tmp_path):
 @torch.inference_mode()
 def test_tokens_are_taken_back_in_all_layers_or_in_none():
     torch.manual_seed(1)
-    model, text = deltallm.patch(gemma3()), ids(1, 200)
+    config = transformers.Gemma3TextConfig(**SMALL, head_dim=16, sliding_window=40, layer_types=["full_attention", "sliding_attention", "sliding_attention"], query_pre_attn_scalar=16)
+    model, text = deltallm.patch(transformers.Gemma3ForCausalLM(config).eval()), ids(1, 200)
     cache = DeltaCache(model)
+    # The second layer can go back, and the third cannot: a window of 40 tokens does not reach to the first 50.
+    cache.layers[1].exact_rewind = 150
     model(text, past_key_values=cache)
     lengths = lambda: [[len(kernel) for kernel in layer.kernels] + [layer.length] for layer in cache.layers]
     step = lambda cache: model(torch.tensor([[5]]), past_key_values=cache).logits
-    # A window of 40 tokens does not reach back to the first 50.
     with pytest.raises(ValueError, match="have been dropped"):
         cache.crop(-150)
     with pytest.raises(ValueError, match="negative"):
         cache.crop(1)
     assert lengths() == [[200, 200]] * 3
     other = DeltaCache(model)
+    other.layers[1].exact_rewind = 150
     model(text, past_key_values=other)
     assert torch.equal(step(cache), step(other))
     cache.crop(-1)

@@ -30,10 +30,9 @@ pub const PREPARED_KEYS: usize = 8192;
 
 // Attention: single tokens.
 
-/// Multiplications by keys and values that one thread does at a stretch; the keys' positions start at multiples of this. Cutting costs
-/// next to nothing: merging two chunks is as much work as two values. 1024 keys of 64 channels and 3 heads (Xeon, 22 November 2026), 256 of 128
-/// and 6: with 1024 of these one thread waited for the other, a token of Qwen 1.5B behind 4096 took 4 to 15 % longer (EPYC, 30 November
-/// 2026). Changes the order of sums.
+/// Multiplications by keys and values that one thread does at a stretch: 1024 keys of 64 channels with 3 query heads to a kv head (Xeon, 22
+/// November 2026), 256 keys of 128 channels with 6. With 1024 of the latter one thread waited for the other, and a token of Qwen 1.5B behind
+/// 4096 took 4 to 15 % longer (EPYC, 30 November 2026). Changes the order of sums.
 pub const DECODE_CHUNK: usize = 1024 * 384;
 
 /// Multiplications by keys and values below which waking other threads costs more than they bring. Xeon, 22 November 2026.

@@ -51,8 +51,9 @@ use scores::Scoring;
 use scratch::KernelScratch;
 use select::{Kept, Softmax, select};
 
-/// Blocks of a chunk at most, so that heads of little work are shared among threads too.
-const MOST_BLOCKS: usize = 16;
+/// Blocks of a chunk: few enough to share the work of small heads too, and enough for what merging reads and writes to be little beside
+/// their rows.
+const BLOCKS: [usize; 2] = [4, 16];
 
 /// A stretch of keys of one segment of one kv head.
 #[derive(Debug)]
@@ -257,7 +258,7 @@ fn work(shape: AttentionShape) -> usize {
 /// Tokens that are attended at a stretch: whole blocks.
 fn chunk_tokens(shape: AttentionShape) -> usize {
     let blocks = DECODE_CHUNK / work(shape) / BLOCK_TOKENS;
-    blocks.clamp(1, MOST_BLOCKS) * BLOCK_TOKENS
+    blocks.clamp(BLOCKS[0], BLOCKS[1]) * BLOCK_TOKENS
 }
 
 /// Makes `memory` hold `len` times `value`.

@@ -524,6 +524,19 @@ impl<C: Codec> Matrix<C> {
     }
 }
 
+impl<C: Codec + Clone> Matrix<C> {
+    /// A copy that shares nothing with this one, and that nobody has been charged.
+    pub(super) fn copied(&self) -> Result<Self, CoreError> {
+        let unlimited = MemoryBudget::unlimited();
+        let mut copy = Store::fork(self, &unlimited)?;
+        for block in &mut copy.sealed {
+            block.piece.data_mut(&unlimited)?;
+        }
+        drop(copy.uncharge());
+        Ok(copy)
+    }
+}
+
 /// Keys in steps.
 impl Matrix<StepCodec> {
     /// Bytes once one more key has come, had all of them come one after the other: the same whatever has been taken back meanwhile.

@@ -364,6 +364,18 @@ impl DeltaMatrix {
         }
     }
 
+    /// A copy that shares nothing with this matrix, and that nobody has been charged.
+    ///
+    /// # Errors
+    /// None that is known: memory that is not charged has no limit.
+    #[doc(hidden)]
+    pub fn copied(&self) -> Result<Self, CoreError> {
+        Ok(Self(match &self.0 {
+            Form::Float(matrix) => Form::Float(matrix.copied()?),
+            Form::Steps(matrix) => Form::Steps(matrix.copied()?),
+        }))
+    }
+
     /// Bytes once one more key has been pushed; in steps as if no key had ever been taken back, so that what is decided by it
     /// depends on the keys alone.
     #[doc(hidden)]
