@@ -2,7 +2,7 @@
 
 use deltallm_core::{
     BLOCK_TOKENS, DeltaMatrix, ElementType, MemoryBudget,
-    internal::{DeltaCodes, FloatCodes},
+    internal::{DeltaCodes, FloatCodes, Store},
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -164,4 +164,18 @@ fn an_exhausted_budget_refuses_the_key_and_keeps_the_rest() {
     assert!(matrix.push(&keys[stored]).is_err(), "still refused");
     matrix.truncate(10).unwrap();
     matrix.push(&keys[10]).unwrap();
+}
+
+#[test]
+fn a_copy_shares_nothing_and_charges_the_same_account_once_it_grows() {
+    let budget = MemoryBudget::unlimited();
+    let mut keys = DeltaMatrix::in_steps(vec![0.5; 4], &budget).unwrap();
+    let mut empty = keys.copied().unwrap();
+    (0..200).try_for_each(|t| keys.push(&[t as f32; 4])).unwrap();
+    let (used, copy) = (budget.used(), keys.copied().unwrap());
+    assert_eq!((budget.used(), Store::unpaid(&copy), copy.len()), (used, used, 200));
+    drop(copy);
+    assert!(!keys.is_shared() && budget.used() == used);
+    empty.push(&[1.0; 4]).unwrap();
+    assert_eq!(budget.used(), used + empty.key_bytes() + empty.bookkeeping_bytes());
 }

@@ -533,6 +533,8 @@ impl<C: Codec + Clone> Matrix<C> {
             block.piece.data_mut(&unlimited)?;
         }
         drop(copy.uncharge());
+        // What it gets later is charged to the same account.
+        copy.charge = self.charge.budget().reservation();
         Ok(copy)
     }
 }
