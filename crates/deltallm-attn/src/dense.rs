@@ -316,8 +316,9 @@ impl AttentionKernel for DenseAttention {
         }
         (loaded.keys, loaded.values) = (loaded.keys.load(reader)?, loaded.values.load(reader)?);
         let (len, first) = (loaded.len(), loaded.first());
-        let seen = self.options.mask.first_key(len.saturating_sub(1));
-        if first > seen || !loaded.rows().all(|rows| rows.len() == len && rows.first() == first) {
+        // As after a cut: by the query that comes next.
+        let can_go_on = self.options.mask.check_cut(len, first).is_ok();
+        if !can_go_on || !loaded.rows().all(|rows| rows.len() == len && rows.first() == first) {
             let expected = "heads that hold the same tokens, and all that is attended to";
             return Err(SnapshotError::Invalid { what: "tokens", expected, got: len as u64 });
         }

@@ -341,11 +341,14 @@ impl HybridAttention {
 
     /// Checks that the heads of a cache that has been loaded fit each other, and hold what will be attended to.
     fn check_heads(&self) -> Result<(), SnapshotError> {
-        let seen = self.options.mask.first_key(self.len().saturating_sub(1));
+        // As after a cut: by the query that comes next.
+        let (len, mask) = (self.len(), self.options.mask);
+        let held = self.heads.last().map_or(0, HybridHead::first);
+        let (seen, can_go_on) = (mask.first_key(len), mask.check_cut(len, held).is_ok());
         let of = |head: &HybridHead| [head.len(), head.coded.len(), head.tail.keys.first(), head.first()];
         let alike = self.heads.windows(2).all(|pair| of(&pair[0]) == of(&pair[1]));
         let coded = !self.uncoded || self.coded() == 0;
-        if alike && coded && self.heads.iter().all(|head| head.holds_from(seen)) {
+        if alike && coded && can_go_on && self.heads.iter().all(|head| head.holds_from(seen)) {
             return Ok(());
         }
         let (expected, got) =
