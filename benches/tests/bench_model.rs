@@ -122,6 +122,13 @@ mod script {
         output.ok()
     }
 
+    /// Puts a program into the folder that does what a script says.
+    fn put_program(folder: &Path, name: &str, script: &str) {
+        let path = folder.join(name);
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+
     /// A folder as `build` leaves it, with a llama-bench that gives the same answers always.
     fn folder(name: &str) -> PathBuf {
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
@@ -132,9 +139,7 @@ case "$*" in
     *) echo '[{"samples_ts": [50.0]}]' ;;
 esac
 "#;
-        let path = folder.join("llama-bench");
-        fs::write(&path, program).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        put_program(&folder, "llama-bench", program);
         let about = r#"{"commit": "abc", "package": "llama-cpp-python 0", "compiler": "GNU 0"}"#;
         fs::write(folder.join("build.json"), about).unwrap();
         folder
@@ -190,9 +195,7 @@ case "$*" in
     *) echo nothing ;;
 esac
 "#;
-        let path = folder.join("llama-perplexity");
-        fs::write(&path, program).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        put_program(&folder, "llama-perplexity", program);
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/peers/cache_accuracy.py");
         let run = |more: &[&str]| {
             let args = [folder.to_str().unwrap(), "--model", MODEL, "--text", MODEL, "--caches"];
@@ -207,7 +210,7 @@ esac
         );
         let error = String::from_utf8(run(&["q3_0"]).unwrap().stderr).unwrap();
         assert!(error.contains("expected names among f16"), "{error}");
-        fs::write(&path, "#!/bin/sh\necho nothing\n").unwrap();
+        put_program(&folder, "llama-perplexity", "#!/bin/sh\necho nothing\n");
         let error = String::from_utf8(run(&["q4_0"]).unwrap().stderr).unwrap();
         assert!(error.contains("expected a line 'Mean PPL"), "{error}");
     }
