@@ -1,5 +1,7 @@
 //! The cache of one kv head of hybrid attention.
 
+use std::ops::Range;
+
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
     MemoryBudget, Reservation, SnapshotError, SnapshotReader, SnapshotWriter,
@@ -259,6 +261,11 @@ impl ExactRows {
 
     fn bytes(&self) -> usize {
         self.rows().map(|rows| rows.held_bytes() + rows.bookkeeping_bytes()).sum()
+    }
+
+    /// Whether a fork holds some of it, too.
+    pub(crate) fn is_shared(&self) -> bool {
+        self.rows().any(PagedRows::is_shared)
     }
 
     fn rows(&self) -> impl Iterator<Item = &PagedRows> {
@@ -539,6 +546,21 @@ impl HybridHead {
         }
         let small = self.tail.in_small_pages(end, &MemoryBudget::unlimited()).ok();
         small.filter(|tail| tail.bytes() <= self.tail.bytes())
+    }
+
+    /// Bytes of the exact `tokens` in pages as a window has them, where those of this cache may be put into such.
+    pub(crate) fn growth_of_small_pages(&self, tokens: Range<usize>) -> usize {
+        let page = CachePlan::WINDOW_PAGE_TOKENS;
+        if !self.codes_later() || self.tail.keys.page_tokens() <= page {
+            return 0;
+        }
+        let empty = |rows: &PagedRows| {
+            let first = tokens.start / page * page;
+            let unlimited = MemoryBudget::unlimited();
+            PagedRows::starting_at(first, rows.channels(), rows.format(), page, &unlimited)
+                .growth(tokens.end - first)
+        };
+        self.tail.rows().map(empty).fold(0, usize::saturating_add)
     }
 
     /// How many tokens stay coded after a cut that leaves those from `needed` on to be exact.

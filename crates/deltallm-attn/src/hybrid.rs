@@ -534,10 +534,8 @@ impl HybridAttention {
         let len = self.len();
         let seen = self.options.first_seen(len);
         let needed = self.needed_from(self.state, len);
-        // What those need that may come after a cut.
-        let cut = len.saturating_sub(self.options.exact_rewind);
-        let kept = self.needed_from(self.state.after_cut(cut), cut).min(needed);
-        let begins = needed > 0 && self.coded() == 0 && self.codes_from.is_none() && !self.uncoded;
+        let kept = self.kept_from(self.state, len);
+        let begins = needed > 0 && self.begins_later();
         // A fork that has written nothing has nothing to drop.
         let Some(heads) = self.heads.alone() else { return };
         if self.uncoded {
@@ -568,6 +566,17 @@ impl HybridAttention {
     fn needed_from(&self, window: WindowState, position: usize) -> usize {
         let needed = window.needed_from(position);
         if needed == 0 { 0 } else { needed.max(self.options.mask.first_key(position)) }
+    }
+
+    /// The first key that stays exact in a cache of `len` tokens: those stay, too, that queries need which may come after a cut.
+    fn kept_from(&self, window: WindowState, len: usize) -> usize {
+        let cut = len.saturating_sub(self.options.exact_rewind);
+        self.needed_from(window.after_cut(cut), cut).min(self.needed_from(window, len))
+    }
+
+    /// Whether nothing is coded yet, but will be as soon as that takes less memory.
+    fn begins_later(&self) -> bool {
+        self.coded() == 0 && self.codes_from.is_none() && !self.uncoded
     }
 }
 
@@ -665,15 +674,24 @@ impl AttentionKernel for HybridAttention {
             Some(ExactWindow::Block { .. }) => end,
             _ => self.far_until(self.window_of(self.len(), end), self.len(), end),
         };
+        let window = self.window_of(self.len(), end);
+        let needed = self.needed_from(window, end);
+        let begins = needed > 0 && self.begins_later();
         // Where codes begin, keys may become whole at once, and their deltas be kept.
-        let needed = self.needed_from(self.window_of(self.len(), end), end);
-        let begins = self.coded() == 0 && self.codes_from.is_none() && !self.uncoded;
-        let deltas = if begins && needed > 0 && self.options.exact_rewind > 0 {
+        let deltas = if begins && self.options.exact_rewind > 0 {
             most_key_bytes(self.options.shape.head_dim(), needed)
         } else {
             0
         };
-        Some(self.heads.growth(|head| head.growth(tokens, coded).saturating_add(deltas)))
+        let kept = self.kept_from(window, end);
+        Some(self.heads.growth(|head| {
+            // What codes and small pages replace gives its memory back, unless a fork holds on to it.
+            let shared = head.tail.is_shared();
+            let coded = if begins && shared { coded.max(needed) } else { coded };
+            let moves = shared && (begins || kept.min(coded) > 0);
+            let small = if moves { head.growth_of_small_pages(kept..end) } else { 0 };
+            head.growth(tokens, coded).saturating_add(small).saturating_add(deltas)
+        }))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {

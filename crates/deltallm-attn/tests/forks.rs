@@ -282,6 +282,37 @@ fn a_fork_that_cannot_be_narrowed_is_not_narrowed_in_part() {
     assert!(refused > 20, "{refused}");
 }
 
+/// Where codes begin, those of a fork are charged in full: the parent holds on to what they replace.
+#[test]
+fn growth_covers_codes_that_begin_in_a_fork() {
+    let inputs = Inputs::new(shape(), 900, 9);
+    for store in [KvStore::Int8, KvStore::Compact] {
+        for (rewind, mask) in [0, 16, 200]
+            .into_iter()
+            .flat_map(|rewind| [(rewind, Mask::Causal), (rewind, Mask::SlidingWindow(400))])
+        {
+            let budget = MemoryBudget::unlimited();
+            let options = options().store(store).mask(mask).exact_rewind(rewind).budget(budget.clone());
+            for (number, mut kernel) in kernels(&options).into_iter().enumerate() {
+                while kernel.len() < 890 {
+                    let len = kernel.len();
+                    for tokens in [1, 2, 9] {
+                        let mut fork = kernel.fork().unwrap();
+                        let (growth, used) = (fork.growth(tokens).unwrap(), budget.used());
+                        inputs.run(&mut *fork, &[len + tokens]);
+                        let more = budget.used() - used;
+                        assert!(
+                            more <= growth,
+                            "kernel {number}, {store}, {rewind}, {len} + {tokens}: {more} > {growth}"
+                        );
+                    }
+                    inputs.run(&mut *kernel, &[len + 1]);
+                }
+            }
+        }
+    }
+}
+
 /// Keys that rest, and then jump about so that their deltas take more than whole keys.
 #[test]
 fn growth_covers_keys_that_become_whole_in_a_fork() {

@@ -361,6 +361,11 @@ impl PagedRows {
         self.narrow_with(element, &mut charge)
     }
 
+    /// Whether others hold some of the pages too.
+    pub fn is_shared(&self) -> bool {
+        self.pages.iter().any(Piece::is_shared)
+    }
+
     /// Bytes that narrowing charges before it gives any back: for pages that others share.
     pub fn narrow_growth(&self, element: ElementType) -> usize {
         if !self.narrows_to(element) {
