@@ -68,7 +68,7 @@
 //! | `ndarray` | on | `forward` for arrays, `deltallm::ndarray`, and calibration; without it there are slices |
 //! | `rayon` | on | attention on several threads |
 //! | `serde` | off | profiles, thresholds, statistics and footprints as JSON |
-//! | `models` | off | the runtime for language models of the Llama kind, `deltallm::models`, with both of its file formats |
+//! | `models` | off | the runtime for language models, `deltallm::models`, with both of its file formats |
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
