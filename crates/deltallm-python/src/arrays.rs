@@ -1,5 +1,6 @@
 //! Arrays of numpy as numbers.
 
+use deltallm_attn::AttentionShape;
 use deltallm_attn::ndarray::{Array3, ArrayView3, ArrayViewMut3};
 use half::{bf16, f16};
 use numpy::{
@@ -37,6 +38,27 @@ impl<'py> Input<'py> {
         Err(value(format!("{name}: expected {expected}, got {got}")))
     }
 
+    /// Checks what a copy of the array would need memory for: heads, channels, and that every token has numbers of its own.
+    fn check(&self, name: &str, heads: usize, channels: usize) -> PyResult<()> {
+        let (shape, strides) = match self {
+            Self::F32(array) => (array.shape(), array.strides()),
+            Self::F16(array) => (array.shape(), array.strides()),
+            Self::Bits(array) => (array.shape(), array.strides()),
+        };
+        if shape[1..] != [heads, channels] {
+            return Err(value(format!(
+                "{name}: expected an array of shape [tokens, heads, channels] with heads = {heads} and channels = {channels}, got one of shape {shape:?}"
+            )));
+        }
+        if shape[0] > 1 && strides[0] == 0 {
+            return Err(value(format!(
+                "{name}: expected numbers of its own for each token, got those of one broadcast to {}",
+                shape[0]
+            )));
+        }
+        Ok(())
+    }
+
     /// The numbers in f32, where they lie if they are.
     pub(crate) fn numbers(&self) -> Numbers<'_> {
         match self {
@@ -68,6 +90,13 @@ impl Numbers<'_> {
             Self::Own(array) => array.view(),
         }
     }
+}
+
+/// Checks q, k and v before anything is copied.
+pub(crate) fn check_shapes([q, k, v]: &[Input<'_>; 3], shape: AttentionShape) -> PyResult<()> {
+    q.check("q", shape.heads(), shape.head_dim())?;
+    k.check("k", shape.kv_heads(), shape.head_dim())?;
+    v.check("v", shape.kv_heads(), shape.value_dim())
 }
 
 /// Where a result goes that the caller has made room for.

@@ -12,8 +12,8 @@ use numpy::PyReadonlyArray2;
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
-    arrays::Input,
-    error::{attention, calibration as raised, io, value},
+    arrays::{Input, check_shapes},
+    error::{attention, calibration as raised, check_layers, io, value},
     spec::Spec,
     stats::Stats,
 };
@@ -21,7 +21,10 @@ use crate::{
 /// Finds the settings of a model: show it what the layers' attention is given (`observe`), then let it try settings (`find`).
 /// `deltallm.calibrate` does all of this for a model of transformers.
 #[pyclass(module = "deltallm", frozen)]
-pub(crate) struct Calibrator(Mutex<Option<calibration::Calibrator>>);
+pub(crate) struct Calibrator {
+    shape: AttentionShape,
+    inner: Mutex<Option<calibration::Calibrator>>,
+}
 
 impl Calibrator {
     /// What `body` answers, without the lock of the interpreter.
@@ -31,7 +34,7 @@ impl Calibrator {
         body: impl FnOnce(&mut calibration::Calibrator) -> Result<T, CalibrationError> + Send,
     ) -> PyResult<T> {
         py.detach(|| {
-            let mut calibrator = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut calibrator = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             body(calibrator.as_mut().ok_or_else(over)?).map_err(raised)
         })
     }
@@ -76,11 +79,12 @@ impl Calibrator {
             .scale(scale)
             .softcap(softcap);
         let shape = AttentionShape::new(heads, kv_heads, head_dim).map_err(attention)?;
+        check_layers("layers", layers)?;
         let masks = masks.unwrap_or_default();
         let masks =
             masks.iter().map(|mask| mask.parse().map_err(attention)).collect::<PyResult<Vec<Mask>>>()?;
         let calibrator = calibration::Calibrator::new(shape, layers, request).map_err(raised)?.masks(masks);
-        Ok(Self(Mutex::new(Some(calibrator))))
+        Ok(Self { shape, inner: Mutex::new(Some(calibrator)) })
     }
 
     /// Gives the output projection of a layer, [hidden_size, heads * head_dim], before its first window.
@@ -104,6 +108,7 @@ impl Calibrator {
         v: &Bound<'_, PyAny>,
     ) -> PyResult<()> {
         let inputs = [Input::new("q", q)?, Input::new("k", k)?, Input::new("v", v)?];
+        check_shapes(&inputs, self.shape)?;
         let numbers = inputs.each_ref().map(Input::numbers);
         let [q, k, v] = numbers.each_ref().map(|numbers| numbers.view());
         self.with(py, |calibrator| calibrator.observe(layer, q, k, v))
@@ -117,8 +122,8 @@ impl Calibrator {
     /// Looks for settings. `score` runs the model over held-out text as a Spec says, and returns what that costs beside dense attention: a dict of
     /// tokens, kl, perplexity_dense, perplexity_change, top1_agreement, and layers, a list of the Stats of every layer.
     fn find(&self, py: Python<'_>, score: Py<PyAny>) -> PyResult<Calibrated> {
-        let taken = || self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let calibrator = py.detach(taken).ok_or_else(over)?;
+        let held = || self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let calibrator = py.detach(|| held().take()).ok_or_else(over)?;
         let scored = |spec: &KernelSpec| -> PyResult<Score> {
             Python::attach(|py| {
                 let answer = score.bind(py).call1((Spec(spec.clone()),))?;
@@ -134,7 +139,13 @@ impl Calibrator {
                 })
             })
         };
-        py.detach(|| calibrator.find(scored)).map(|found| Calibrated(Arc::new(found))).map_err(raised)
+        let kept = calibrator.clone();
+        let found = py.detach(|| calibrator.find(scored));
+        if found.is_err() {
+            // What has been observed is not lost.
+            py.detach(|| *held() = Some(kept));
+        }
+        found.map(|found| Calibrated(Arc::new(found))).map_err(raised)
     }
 }
 

@@ -5,7 +5,7 @@ use std::io;
 use deltallm_attn::{AttentionError, calibration::CalibrationError};
 use deltallm_core::{CoreError, SnapshotError};
 use pyo3::{
-    PyErr,
+    PyErr, PyResult,
     exceptions::{PyMemoryError, PyOSError, PyRuntimeError, PyValueError},
 };
 
@@ -20,6 +20,12 @@ pub(crate) fn attention(error: AttentionError) -> PyErr {
 
 pub(crate) fn value(error: impl ToString) -> PyErr {
     PyValueError::new_err(error.to_string())
+}
+
+/// Refuses numbers of layers that no model has, before there is a list with an entry for each.
+pub(crate) fn check_layers(what: &str, got: usize) -> PyResult<()> {
+    const MOST: usize = 1 << 12;
+    if got <= MOST { Ok(()) } else { Err(value(format!("{what}: expected at most {MOST}, got {got}"))) }
 }
 
 /// What the closure of Python has raised comes back as it was.

@@ -9,8 +9,8 @@ use deltallm_attn::{
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
-    arrays::{Input, Output},
-    error::{attention, value},
+    arrays::{Input, Output, check_shapes},
+    error::{attention, check_layers, value},
     spec::Spec,
     stats::Stats,
     threads,
@@ -73,6 +73,7 @@ impl Kernel {
         let shape = AttentionShape::new(heads, kv_heads, head_dim)
             .and_then(|shape| shape.with_value_dim(value_dim.unwrap_or(head_dim)))
             .map_err(attention)?;
+        check_layers("layer", layer)?;
         let mask: Mask = mask.parse().map_err(attention)?;
         let mut spec = spec.map_or_else(KernelSpec::default, |spec| spec.get().0.clone());
         spec.scale = scale.or(spec.scale);
@@ -109,6 +110,7 @@ impl Kernel {
         out: Option<&Bound<'py, PyAny>>,
     ) -> PyResult<Bound<'py, PyAny>> {
         let inputs = [Input::new("q", q)?, Input::new("k", k)?, Input::new("v", v)?];
+        check_shapes(&inputs, self.shape)?;
         let numbers = inputs.each_ref().map(Input::numbers);
         let [q, k, v] = numbers.each_ref().map(|numbers| numbers.view());
         let attend =

@@ -133,6 +133,9 @@ NAN = np.full((3, 4, 8), np.nan, np.float32)
         (lambda q, k, v: (NAN, k, v), "finite"),
         (lambda q, k, v: ("text", k, v), "q: expected"),
         (lambda q, k, v: (None, k, v), "q: expected"),
+        (lambda q, k, v: (np.zeros((2**40, 0, 8), np.float32), k, v), "heads"),
+        (lambda q, k, v: (np.broadcast_to(np.float16(0), (2**40, 4, 8)), k, v), "broadcast"),
+        (lambda q, k, v: (q, np.broadcast_to(k[:1], k.shape), v), "k: expected .* broadcast"),
     ],
 )
 def test_bad_arrays_are_errors_and_cost_nothing(bad, says):
@@ -171,12 +174,26 @@ def test_sizes_that_cannot_be():
             kernel.forward(*arrays(1, *sizes))
     with pytest.raises(OverflowError):
         Kernel(-1, 1, 8)
+    for layer in [10**12, 2**62]:
+        with pytest.raises(ValueError, match="layer: expected at most 4096"):
+            dense(layer=layer)
     with pytest.raises(ValueError, match="mask"):
         dense(mask="sideways")
     with pytest.raises(MemoryError):
         dense(budget_bytes=10).forward(*arrays(5))
     with pytest.raises(ValueError):
         deltallm.set_num_threads(0)
+
+
+def test_what_was_observed_outlives_an_error():
+    calibrator = deltallm.Calibrator(4, 2, 8, layers=1, zero_fraction=0.4)
+    q, k, v = (np.random.default_rng(0).standard_normal((400, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
+    calibrator.observe(0, q, k, v)
+    for _ in range(2):
+        with pytest.raises(ZeroDivisionError):
+            calibrator.find(lambda spec: 1 / 0)
+    with pytest.raises(ValueError, match="layers: expected at most 4096"):
+        deltallm.Calibrator(4, 2, 8, layers=10**12, zero_fraction=0.4)
 
 
 def test_kernels_are_not_pickled():
