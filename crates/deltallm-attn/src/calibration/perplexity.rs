@@ -97,7 +97,7 @@ impl AddAssign for Perplexity {
     fn add_assign(&mut self, other: Self) {
         self.log_likelihood += other.log_likelihood;
         self.log_likelihood_squared += other.log_likelihood_squared;
-        self.tokens += other.tokens;
+        self.tokens = self.tokens.saturating_add(other.tokens);
         self.sparsity += other.sparsity;
     }
 }
@@ -141,7 +141,7 @@ impl Comparison {
         };
         // Collected before they are summed: the order of the sum must not depend on the threads.
         self.kl += map(&rows, row).iter().sum::<f64>();
-        for (dense, score) in dense.iter().zip(scores) {
+        for (dense, score) in dense.iter().zip(scores).take(rows.len()) {
             let difference = score.log_likelihood - dense.log_likelihood;
             self.difference += difference;
             self.difference_squared += difference * difference;
@@ -177,8 +177,8 @@ impl AddAssign for Comparison {
         self.kl += other.kl;
         self.difference += other.difference;
         self.difference_squared += other.difference_squared;
-        self.flips += other.flips;
-        self.tokens += other.tokens;
+        self.flips = self.flips.saturating_add(other.flips);
+        self.tokens = self.tokens.saturating_add(other.tokens);
     }
 }
 

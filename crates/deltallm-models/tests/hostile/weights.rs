@@ -26,8 +26,10 @@ fn missing_tensor() {
 
 #[test]
 fn more_layers_than_the_file_has() {
-    let error = load(&tiny::llama().set("llama.block_count", Value::U32(1 << 24))).unwrap_err();
+    let error = load(&tiny::llama().set("llama.block_count", Value::U32(1 << 12))).unwrap_err();
     assert!(matches!(&error, ModelError::MissingTensor { tensor, .. } if tensor == "blk.1.attn_norm.weight"));
+    let error = load(&tiny::llama().set("llama.block_count", Value::U32(1 << 24))).unwrap_err().to_string();
+    assert!(error.contains("layers") && error.contains("4096"), "{error}");
 }
 
 #[test]

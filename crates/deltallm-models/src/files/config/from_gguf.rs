@@ -2,7 +2,7 @@
 
 use super::gguf_parameters::Parameters;
 use super::rope::yarn_attention_factor;
-use super::sizes::{checked_size, default_head_dim};
+use super::sizes::{checked_layers, checked_size, default_head_dim};
 use super::{Architecture, ConfigError, LayerSet, ModelConfig, RopeConfig, RopeScaling};
 use crate::files::names::{Format, Part, ROPE_FACTORS};
 use crate::gguf::{GgufFile, Metadata, TensorInfo};
@@ -84,7 +84,7 @@ impl ModelConfig {
         let config = Self {
             architecture,
             hidden_size: checked_size("hidden size", hidden_size)?,
-            layers: checked_size("layers", layers)?,
+            layers: checked_layers(layers)?,
             heads: checked_size("heads", heads)?,
             kv_heads: checked_size("key-value heads", kv_heads)?,
             head_dim: checked_size("head size", head_dim)?,

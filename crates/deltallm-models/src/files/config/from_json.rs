@@ -6,7 +6,7 @@ use super::json_defaults::Defaults;
 use super::json_fields::Fields;
 use super::json_layers::{read_unrotated, read_windows};
 use super::json_rope::read_rope;
-use super::sizes::{checked_size, default_head_dim};
+use super::sizes::{checked_layers, checked_size, default_head_dim};
 use super::{Architecture, ConfigError, ModelConfig, Quantization};
 use crate::files::json;
 use crate::files::sees_images::text_part;
@@ -92,7 +92,7 @@ impl ModelConfig {
         let config = Self {
             architecture,
             hidden_size: checked_size("hidden size", hidden_size)?,
-            layers: checked_size("layers", layers)?,
+            layers: checked_layers(layers)?,
             heads: checked_size("heads", heads)?,
             kv_heads: checked_size("key-value heads", kv_heads)?,
             head_dim: checked_size("head size", head_dim)?,

@@ -6,13 +6,21 @@ use super::ConfigError;
 /// overflow.
 const MAX_SIZE: u64 = 1 << 24;
 
+/// The most layers that a model may have. A file has tensors for each, but what only looks at its parameters must not take long either.
+const MAX_LAYERS: u64 = 1 << 12;
+
 /// The number as a size, if it is one that a model can have.
 pub(super) fn checked_size(what: &'static str, got: u64) -> Result<usize, ConfigError> {
-    if (1..=MAX_SIZE).contains(&got) {
-        Ok(got as usize)
-    } else {
-        Err(ConfigError::Size { what, most: MAX_SIZE, got })
-    }
+    checked(what, MAX_SIZE, got)
+}
+
+/// The number as one of layers.
+pub(super) fn checked_layers(got: u64) -> Result<usize, ConfigError> {
+    checked("layers", MAX_LAYERS, got)
+}
+
+fn checked(what: &'static str, most: u64, got: u64) -> Result<usize, ConfigError> {
+    if (1..=most).contains(&got) { Ok(got as usize) } else { Err(ConfigError::Size { what, most, got }) }
 }
 
 /// Refuses what is not a positive finite number.

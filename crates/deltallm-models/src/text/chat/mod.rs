@@ -15,7 +15,7 @@ mod written;
 
 use std::{io, thread};
 
-use minijinja::{Environment, Value, context};
+use minijinja::{Environment, State, Value, context};
 
 pub use error::ChatError;
 
@@ -113,7 +113,12 @@ impl ChatTemplate {
     /// it, templates that ask whether the function is there use a date of their own.
     #[must_use]
     pub fn with_strftime_now(mut self, now: impl Fn(&str) -> String + Send + Sync + 'static) -> Self {
-        self.environment.add_function("strftime_now", move |format: &str| now(format));
+        let counted = move |state: &State, format: &str| {
+            let text = now(format);
+            // As other functions that write text.
+            state.consume_fuel(1 + (format.len() + text.len()) as u64 / 64).map(|()| text)
+        };
+        self.environment.add_function("strftime_now", counted);
         self
     }
 
