@@ -18,7 +18,7 @@ use crate::variants::OURS;
 #[derive(Debug, clap::Parser)]
 #[command(name = "ratios", version)]
 pub struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
+    /// GGUF file, folder with one, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR", requires = "text")]
     model: Option<PathBuf>,
     /// Text that the model reads, UTF-8

@@ -5,7 +5,8 @@
 //! - [`peers`]: other engines, run in the same way.
 //! - [`measure()`]: interleaved rounds of all of them; [`timing`]: medians.
 //! - [`peak`]: what the machine can do at most.
-//! - [`report`]: rows for the table and for JSON.
+//! - [`report`]: rows for the table and for JSON; [`table`] prints them.
+//! - [`args`], [`settings`]: the command line of `ratios`; [`subject`]: what takes part in its rounds.
 //!
 //! `bench-model` times whole models: the rounds of `deltallm bench`, with candle among those who take part.
 

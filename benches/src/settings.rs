@@ -22,8 +22,8 @@ pub struct SettingsArgs {
     /// First keys, always scored exactly [default: the profile's, or 4]
     #[arg(long, value_name = "N")]
     sinks: Option<usize>,
-    /// Skip values whose key scores T nats below the best exact one; Aln+B is A ln(keys) + B, at least 3;
-    /// Aln+B:L, at least L; 2 more in decoding [default: the profile's, or off]
+    /// Leave out the value of a key that scores more than T nats below the best exact key. Aln+B: T = A ln(keys) + B, at
+    /// least 3; with :L, at least L. T is 2 larger in decoding [default: the profile's, or off]
     #[arg(long, value_name = "T|Aln+B[:L]|off", conflicts_with = "values_skipped")]
     skip_margin: Option<MarginChoice>,
 }

@@ -21,8 +21,9 @@ pub struct Variant {
 pub const F32: Option<f64> = Some(1e-3);
 /// The same where keys and values are rounded to f16: on SmolLM2's about 1e-3, on those of Qwen2.5 1.5B, whose keys reach 160, 5e-2.
 const F16: Option<f64> = Some(1e-1);
-/// The same for products of 16-bit numbers.
-const BITS16: Option<f64> = Some(5e-2);
+/// The same for products of bf16 numbers.
+#[cfg(target_arch = "aarch64")]
+const BF16: Option<f64> = Some(5e-2);
 /// Not a defect at any size; printed.
 const APPROXIMATE: Option<f64> = None;
 
@@ -30,8 +31,8 @@ const APPROXIMATE: Option<f64> = None;
 pub const OURS: &[Variant] = &[
     Variant { name: "dense-f32", tolerance: F32, change: |spec| stored(dense(spec), KvStore::F32) },
     #[cfg(target_arch = "aarch64")]
-    Variant { name: "dense-bf16", tolerance: BITS16, change: |spec| bf16(dense(spec)) },
-    Variant { name: "dense-int16", tolerance: BITS16, change: |spec| int16(dense(spec)) },
+    Variant { name: "dense-bf16", tolerance: BF16, change: |spec| bf16(dense(spec)) },
+    Variant { name: "dense-int16", tolerance: F16, change: |spec| int16(dense(spec)) },
     Variant { name: "dense-f16-cache", tolerance: F16, change: |spec| stored(dense(spec), KvStore::F16) },
     Variant {
         name: "dense-8bit-cache",
@@ -51,6 +52,11 @@ pub const OURS: &[Variant] = &[
     Variant { name: "hybrid-8bit", tolerance: APPROXIMATE, change: |spec| stored(spec, KvStore::Int8) },
     // In layers for which a profile has another store, that one.
     Variant { name: "compact", tolerance: APPROXIMATE, change: |spec| spec.store(KvStore::Compact) },
+    Variant {
+        name: "compact-int16",
+        tolerance: APPROXIMATE,
+        change: |spec| spec.store(KvStore::Compact).precision(Precision::Int16),
+    },
 ];
 
 /// The same store in all layers, whatever a profile says.
@@ -69,9 +75,9 @@ fn bf16(spec: KernelSpec) -> KernelSpec {
     stored(spec, KvStore::Bf16).precision(Precision::Bf16)
 }
 
-/// Products of 16-bit integers, from the cache of dense-f32.
+/// Products of 16-bit integers, from the cache that the program has by default.
 fn int16(spec: KernelSpec) -> KernelSpec {
-    stored(spec, KvStore::F32).precision(Precision::Int16)
+    stored(spec, KvStore::F16).precision(Precision::Int16)
 }
 
 impl Variant {

@@ -38,6 +38,7 @@ fn synthetic_inputs_give_the_promised_rows() {
         "hybrid-int16",
         "hybrid-8bit",
         "compact",
+        "compact-int16",
         "candle-flash",
         "candle-matmul",
     ];

@@ -29,7 +29,7 @@ const CHUNK: usize = 512;
 #[derive(Debug, Parser)]
 #[command(name = "lengths", version)]
 struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
+    /// GGUF file, folder with one, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// Text that is read, UTF-8
@@ -56,23 +56,12 @@ struct Setting {
     kernel: KernelArgs,
 }
 
-/// A command line of attention settings alone.
-#[derive(Debug, Parser)]
-#[command(no_binary_name = true)]
-struct Flags {
-    #[command(flatten)]
-    kernel: KernelArgs,
-}
-
 impl std::str::FromStr for Setting {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, flags) = text.split_once(':').ok_or("expected NAME: FLAGS")?;
-        let flags = Flags::try_parse_from(flags.split_whitespace());
-        // The parser's message spans lines: the first says what is wrong.
-        let flags = flags.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())?;
-        Ok(Self { name: name.to_owned(), kernel: flags.kernel })
+        Ok(Self { name: name.to_owned(), kernel: KernelArgs::parse(flags.split_whitespace())? })
     }
 }
 

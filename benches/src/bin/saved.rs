@@ -12,6 +12,7 @@ use clap::Parser;
 use deltallm::MemoryBudget;
 use deltallm::models::Session;
 use deltallm_benches::machine;
+use deltallm_benches::timing::median;
 use deltallm_cli::{
     KernelArgs, KernelChoice, LoadedModel, dense_f16_bytes, main_with, print_json, read_text,
 };
@@ -23,7 +24,7 @@ use serde::Serialize;
 #[derive(Debug, Parser)]
 #[command(name = "saved", version)]
 struct Args {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
+    /// GGUF file, folder with one, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
     /// Text that is read, UTF-8
@@ -136,7 +137,7 @@ fn run(args: Args) -> anyhow::Result<()> {
         file_bytes,
         cache_bytes,
         dense_f16_bytes: dense_f16_bytes(model.graph.config(), n),
-        times: times.into_iter().map(|(what, times)| (what, median(times))).collect(),
+        times: times.into_iter().map(|(what, times)| (what, median(&times))).collect(),
         samples: [samples, more],
         one_sample_bytes: held.first().copied().unwrap_or(0),
         all_samples_bytes: held.last().copied().unwrap_or(0),
@@ -148,11 +149,6 @@ fn timed<T, E: Into<anyhow::Error>>(work: impl FnOnce() -> Result<T, E>) -> anyh
     let start = Instant::now();
     let result = work().map_err(Into::into)?;
     Ok((start.elapsed().as_secs_f64() * 1e3, result))
-}
-
-fn median(mut times: Vec<f64>) -> f64 {
-    times.sort_by(f64::total_cmp);
-    times.get(times.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
 /// What saving does with its bytes.

@@ -97,14 +97,8 @@ fn long_contexts_are_cut_and_counted() {
     assert_refused("evaluate", &args, &["--context", "65 to 1024", "64"]);
 }
 
-#[derive(clap::Parser)]
-struct Kernel {
-    #[command(flatten)]
-    args: KernelArgs,
-}
-
 fn setup<'m>(model: &'m LoadedModel, options: &[&str]) -> Setup<'m> {
-    let kernel = <Kernel as clap::Parser>::try_parse_from([&["x"], options].concat()).expect("options").args;
+    let kernel = KernelArgs::parse(options.iter().copied()).expect("settings");
     let kernel = kernel.resolve(&model.graph).expect("settings that fit");
     let dense = Some(kernel.dense());
     Setup {

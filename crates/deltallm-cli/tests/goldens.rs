@@ -6,7 +6,6 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use clap::Parser;
 use deltallm::models::LinearForm;
 use deltallm_cli::{
     Dataset, Examples, KernelArgs, LastWordExample, LikelihoodExample, LoadedModel, Scorer, Setup, TaskKind,
@@ -33,12 +32,6 @@ struct Answer {
     gold_log_likelihood: f64,
 }
 
-#[derive(Parser)]
-struct Options {
-    #[command(flatten)]
-    kernel: KernelArgs,
-}
-
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
@@ -59,8 +52,8 @@ fn data(name: &str) -> PathBuf {
 
 /// Exact attention on an f32 cache.
 fn setup(model: &LoadedModel) -> Setup<'_> {
-    let options = Options::try_parse_from(["test", "--kernel", "dense", "--kv", "f32"]).expect("options");
-    let kernel = options.kernel.resolve(&model.graph).expect("settings that fit");
+    let kernel = KernelArgs::parse(["--kernel", "dense", "--kv", "f32"]).expect("settings");
+    let kernel = kernel.resolve(&model.graph).expect("settings that fit");
     Setup {
         model,
         kernel,

@@ -12,7 +12,6 @@ use std::sync::mpsc::{Sender, channel};
 use std::thread::scope;
 use std::time::{Duration, Instant, SystemTime};
 
-use clap::Parser;
 use deltallm::models::{LinearForm, Model, ModelError, Session};
 use deltallm::{
     AtLimit, AttentionError, AttentionKernel, HeadsView, HeadsViewMut, KernelWrapper, MemoryBudget,
@@ -39,12 +38,6 @@ const KERNELS: [&[&str]; 8] = [
     &["--kernel", "hybrid", "--kv", "int8", "--theta", "0.6", "--window", "16"],
     &["--kernel", "hybrid", "--kv", "f32", "--target-sparsity", "0.5"],
 ];
-
-#[derive(Parser)]
-struct Options {
-    #[command(flatten)]
-    kernel: KernelArgs,
-}
 
 /// What has been done.
 #[derive(Debug, Default)]
@@ -88,8 +81,8 @@ impl Subject {
     fn new(form: LinearForm) -> Self {
         let model = LoadedModel::open_as(None, form).expect("the embedded model").graph;
         let kernel = |args: &&[&str]| {
-            let options = Options::try_parse_from([&["soak"], *args].concat()).expect("options");
-            options.kernel.resolve(&model).expect("settings for the model")
+            let settings = KernelArgs::parse(args.iter().copied()).expect("settings");
+            settings.resolve(&model).expect("settings for the model")
         };
         let kernels = KERNELS.iter().map(kernel).collect();
         Self { model, kernels, packed: form == LinearForm::Packed }

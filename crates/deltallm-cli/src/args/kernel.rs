@@ -3,6 +3,7 @@
 use std::{path::PathBuf, str::FromStr};
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use clap::{Args, FromArgMatches};
 use deltallm::models::Model;
 use deltallm::{
     AttentionError, ExactWindow, KernelKind, KernelSpec, KvStore, PaperRule, Precision, SkipMargin,
@@ -38,8 +39,9 @@ pub struct KernelArgs {
     /// First keys, always scored exactly [default: 4]
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     sinks: Option<usize>,
-    /// Skip values whose key scores T nats below the best exact one; Aln+B is A ln(keys) + B, at least 3;
-    /// Aln+B:L, at least L; 2 more where a query decides alone, as in decoding [default: the profile's; without one 6, and off beside --theta, --target-sparsity or --paper]
+    /// Leave out the value of a key that scores more than T nats below the best exact key. Aln+B: T = A ln(keys) + B, at
+    /// least 3; with :L, at least L. T is 2 larger where a query decides alone, as in decoding [default: the profile's; without
+    /// one 6, or off with --theta, --target-sparsity or --paper]
     #[arg(long, value_name = "T|Aln+B[:L]|off")]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]
@@ -87,15 +89,26 @@ fn parse_share(text: &str) -> Result<f32, String> {
     share.ok_or_else(|| "expected a number in 0..=1".into())
 }
 
-fn parse_store(text: &str) -> Result<KvStore, String> {
+pub(crate) fn parse_store(text: &str) -> Result<KvStore, String> {
     text.parse().map_err(|_| "expected f32, f16, bf16, int8 or compact".into())
 }
 
-fn parse_precision(text: &str) -> Result<Precision, String> {
+pub(crate) fn parse_precision(text: &str) -> Result<Precision, String> {
     text.parse().map_err(|_| "expected f32, bf16 or int16".into())
 }
 
 impl KernelArgs {
+    /// Settings from these flags alone, such as `--kernel dense --kv int8`.
+    ///
+    /// # Errors
+    /// What is wrong, in one line.
+    pub fn parse<'f>(flags: impl IntoIterator<Item = &'f str>) -> Result<Self, String> {
+        let command = Self::augment_args(clap::Command::new("settings").no_binary_name(true));
+        let settings = command.try_get_matches_from(flags).and_then(|flags| Self::from_arg_matches(&flags));
+        // The message spans lines: the first says what is wrong.
+        settings.map_err(|error| error.to_string().lines().next().unwrap_or_default().to_owned())
+    }
+
     /// Which kernel.
     pub fn kind(&self) -> KernelKind {
         self.kernel

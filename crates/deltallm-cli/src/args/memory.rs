@@ -18,7 +18,7 @@ pub struct MemoryArgs {
     // A value such as -1B is to be refused as a value, not as an option.
     #[arg(long, value_name = "BYTES", value_parser = parse_bytes, allow_hyphen_values = true)]
     kv_budget: Option<usize>,
-    /// When they are used up: error, or narrow (the next narrower --kv)
+    /// What to do when the budget is full: error stops; narrow converts the caches to the next smaller --kv and goes on
     #[arg(long, value_name = "POLICY", value_enum, default_value_t = LimitPolicy::Error, hide_possible_values = true,
         requires = "kv_budget")]
     at_limit: LimitPolicy,

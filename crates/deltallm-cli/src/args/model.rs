@@ -10,10 +10,10 @@ use crate::LoadedModel;
 /// Which model a program runs.
 #[derive(Debug, clap::Args)]
 pub struct ModelArgs {
-    /// GGUF file, safetensors file, model directory or name of an embedded model [default: fairy-tales]
+    /// GGUF file, folder with one, safetensors file, model directory or name of an embedded model [default: fairy-tales]
     #[arg(long, value_name = "FILE|DIR")]
     model: Option<PathBuf>,
-    /// How to hold quantised weights: packed, inputs of linear layers being rounded to 8 bits, or as f32: exact, slower
+    /// How quantised weights are held: packed (inputs of linear layers are rounded to 8 bits) or f32 (exact, slower, more memory)
     #[arg(long, value_enum, value_name = "FORM", default_value_t = LinearKind::Packed, hide_possible_values = true)]
     pub linear: LinearKind,
 }

@@ -4,6 +4,10 @@ use std::fmt;
 use std::path::Path;
 use std::str::FromStr;
 
+use deltallm::{KernelKind, KvStore, Precision};
+
+use crate::args::{parse_precision, parse_store};
+
 /// A model with a cache.
 pub trait Engine {
     /// Empties the cache. What an engine has to make anew for that is made here.
@@ -42,32 +46,29 @@ pub enum EngineName {
     /// Ours.
     Ours {
         /// As `--kernel` of `generate`.
-        kind: String,
+        kind: KernelKind,
         /// As its `--kv`.
-        store: String,
+        store: KvStore,
         /// As its `--precision`.
-        precision: String,
+        precision: Precision,
     },
 }
 
 impl FromStr for EngineName {
     type Err = String;
 
-    /// Whether a rival, a store or a precision exists, and fits, is found out when the model is there.
+    /// Whether a rival exists, and a store and a precision fit the model, is found out when the model is there.
     fn from_str(name: &str) -> Result<Self, String> {
         let parts: Vec<&str> = name.split('-').collect();
-        let ours = |kind: &str, store: &str, precision: &str| Self::Ours {
-            kind: kind.to_owned(),
-            store: store.to_owned(),
-            precision: precision.to_owned(),
+        let kind = parts[0].parse::<KernelKind>();
+        let (kind, store, precision) = match (kind, &parts[1..]) {
+            (Ok(kind), []) => (kind, "f16", "f32"),
+            (Ok(kind), [store]) => (kind, *store, "f32"),
+            (Ok(kind), [store, precision]) => (kind, *store, *precision),
+            (Err(_), []) if !name.is_empty() => return Ok(Self::Rival(name.to_owned())),
+            _ => return Err("expected dense, delta or hybrid with a store, such as hybrid-compact".into()),
         };
-        match parts[..] {
-            [kind @ ("dense" | "delta" | "hybrid")] => Ok(ours(kind, "f16", "f32")),
-            [kind @ ("dense" | "delta" | "hybrid"), store] => Ok(ours(kind, store, "f32")),
-            [kind @ ("dense" | "delta" | "hybrid"), store, precision] => Ok(ours(kind, store, precision)),
-            [rival] if !rival.is_empty() => Ok(Self::Rival(rival.to_owned())),
-            _ => Err("expected dense, delta or hybrid with a store, such as hybrid-compact".into()),
-        }
+        Ok(Self::Ours { kind, store: parse_store(store)?, precision: parse_precision(precision)? })
     }
 }
 
@@ -76,7 +77,7 @@ impl fmt::Display for EngineName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Rival(name) => f.write_str(name),
-            Self::Ours { kind, store, precision } if precision == "f32" => write!(f, "{kind}-{store}"),
+            Self::Ours { kind, store, precision: Precision::F32 } => write!(f, "{kind}-{store}"),
             Self::Ours { kind, store, precision } => write!(f, "{kind}-{store}-{precision}"),
         }
     }

@@ -13,16 +13,17 @@ pub mod timing;
 use std::time::Instant;
 
 use anyhow::Context;
-use deltallm::Isa;
+use deltallm::{Isa, KernelKind};
 
 pub use args::Args;
 pub use engine::{Engine, EngineName, Rival};
 pub use phase::Phase;
 
+use crate::measure::argmax;
 use crate::{LoadedModel, Progress, format_bytes, note, peak_rss_bytes, print_json, print_line};
 use ours::{Ours, kernel};
 use report::{FirstToken, Report, header, line, rows};
-use rounds::{Entry, Plan, measure, most_probable};
+use rounds::{Entry, Plan, measure};
 
 /// Times our kernels, and those `rivals` that are named on the command line. The program began at `start`.
 ///
@@ -92,16 +93,16 @@ fn first_token(args: &Args, rivals: &[Rival], prompt: usize, start: Instant) -> 
         EngineName::Rival(_) => None,
         EngineName::Ours { .. } => Some(LoadedModel::open(args.model.as_deref())?),
     };
-    let tokens = match &model {
-        Some(model) => {
-            check_length(prompt, model.graph.config().context_length, "the model's context")?;
-            text::tokens(model, args.text.as_deref(), prompt)?
-        }
-        None => text::made_up(prompt),
-    };
+    if let Some(model) = &model {
+        check_length(prompt, model.graph.config().context_length, "the model's context")?;
+    }
     let Entry { name: engine, engine: mut loaded, .. } = entry(name, model.as_ref(), args, rivals, prompt)?;
     let load = start.elapsed();
-    let next = most_probable(&loaded.prefill(&tokens)?);
+    let tokens = match &model {
+        Some(model) => text::tokens(model, args.text.as_deref(), prompt)?,
+        None => text::made_up(prompt),
+    };
+    let next = argmax(loaded.prefill(&tokens)?);
     let first_token = start.elapsed();
     let report = FirstToken {
         engine,
@@ -134,8 +135,8 @@ fn entry<'m>(
 ) -> anyhow::Result<Entry<'m>> {
     let (settings, engine): (String, Box<dyn Engine + 'm>) = match (name, model) {
         (EngineName::Ours { kind, store, precision }, Some(model)) => {
-            let profile = args.profile.as_deref().filter(|_| kind == "hybrid");
-            let kernel = kernel(&model.graph, kind, store, precision, profile)
+            let profile = args.profile.as_deref().filter(|_| *kind == KernelKind::Hybrid);
+            let kernel = kernel(&model.graph, *kind, *store, *precision, profile)
                 .with_context(|| format!("--kernels {name}"))?;
             kernel.warning_beyond_profile(longest).into_iter().for_each(note);
             (kernel.to_string(), Box::new(Ours::new(model.graph.clone(), kernel)?))

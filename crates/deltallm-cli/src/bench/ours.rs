@@ -3,18 +3,11 @@
 use std::sync::Arc;
 
 use anyhow::Context;
-use clap::Parser;
 use deltallm::models::{Model, Session};
+use deltallm::{KernelKind, KvStore, Precision};
 
 use super::engine::Engine;
 use crate::{KernelArgs, KernelChoice};
-
-/// The command line of an attention kernel alone.
-#[derive(Debug, Parser)]
-struct KernelLine {
-    #[command(flatten)]
-    kernel: KernelArgs,
-}
 
 /// A session that is made anew for every prompt.
 pub(super) struct Ours {
@@ -28,21 +21,19 @@ pub(super) struct Ours {
 /// Attention settings as `generate` resolves them: with `profile`, or the model's built-in one, where it has one.
 ///
 /// # Errors
-/// For a store or a precision that does not exist, or that the kind of attention does not take; for a profile that is not
-/// for this model.
+/// For a precision that the kind of attention does not take, and for a profile that is not for this model.
 pub(super) fn kernel(
     model: &Model,
-    kind: &str,
-    store: &str,
-    precision: &str,
+    kind: KernelKind,
+    store: KvStore,
+    precision: Precision,
     profile: Option<&str>,
 ) -> anyhow::Result<KernelChoice> {
-    let mut line = vec!["kernel", "--kernel", kind, "--kv", store, "--precision", precision];
-    line.extend(profile.iter().flat_map(|profile| ["--profile", profile]));
-    // The parser's message spans lines: the first says what is wrong.
-    let line = KernelLine::try_parse_from(line)
-        .map_err(|error| anyhow::anyhow!("{}", error.to_string().lines().next().unwrap_or_default()))?;
-    line.kernel.resolve(model)
+    let precision = precision.to_string();
+    let kernel = ["--kernel", kind.name(), "--kv", store.name(), "--precision", &precision];
+    let profile = profile.iter().flat_map(|profile| ["--profile", profile]);
+    let settings = KernelArgs::parse(kernel.into_iter().chain(profile)).map_err(anyhow::Error::msg)?;
+    settings.resolve(model)
 }
 
 impl Ours {

@@ -5,6 +5,7 @@ use std::time::Instant;
 use super::engine::Engine;
 use super::phase::Phase;
 use super::timing::rotated;
+use crate::measure::argmax;
 
 /// An engine with its name.
 pub(super) struct Entry<'m> {
@@ -57,7 +58,7 @@ pub(super) fn measure(
     if plan.phase == Phase::Decode {
         for (entry, measured) in entries.iter_mut().zip(&mut measured) {
             entry.engine.clear()?;
-            measured.next = most_probable(&entry.engine.prefill(prompt)?);
+            measured.next = argmax(entry.engine.prefill(prompt)?);
         }
     }
     for round in 0..=plan.repetitions {
@@ -69,7 +70,7 @@ pub(super) fn measure(
                     let start = Instant::now();
                     let logits = engine.prefill(prompt)?;
                     let seconds = start.elapsed().as_secs_f64();
-                    measured.next = most_probable(&logits);
+                    measured.next = argmax(logits);
                     seconds
                 }
                 Phase::Decode => {
@@ -89,11 +90,6 @@ pub(super) fn measure(
     // The next measurement has the memory for itself.
     entries.iter_mut().try_for_each(|entry| entry.engine.clear())?;
     Ok(measured)
-}
-
-/// The index of the largest logit.
-pub(super) fn most_probable(logits: &[f32]) -> Option<usize> {
-    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map(|(token, _)| token)
 }
 
 #[cfg(test)]

@@ -53,7 +53,7 @@ pub(crate) struct Args {
     /// Margin of value skipping: search for one, or off
     #[arg(long, value_name = "search|off", default_value = "search", hide_possible_values = true)]
     skip_margin: MarginSearch,
-    /// Store to calibrate for: f32, f16, bf16, or int8, compact, which layers that skip little do not take
+    /// Cache to calibrate for: f32, f16, bf16, int8 or compact. With int8 or compact, layers that can skip few values keep f16
     #[arg(long, value_name = "STORE", default_value = "f16")]
     kv: KvStore,
     /// Where the profile goes

@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// A text (perplexity), SQuAD 2.0 (squad) or JSON lines
     #[arg(long, value_name = "FILE")]
     data: PathBuf,
-    /// Most examples (perplexity: windows) to score, from the first on [default: all]
+    /// Score only the first N examples (perplexity: windows) [default: all]
     #[arg(long, value_name = "N", value_parser = whole(1..=u32::MAX))]
     limit: Option<u32>,
     /// Tokens in a window (perplexity; default 1024), or most tokens of a sequence (default: the model's context)
@@ -52,10 +52,11 @@ pub(crate) struct Args {
     /// Between context and continuation (choices, schema, last-word)
     #[arg(long, value_name = "TEXT", default_value = " ")]
     delimiter: String,
-    /// Solved examples in front of every question (choices, schema, last-word): the last N records, which are no questions then
+    /// Solved examples in front of every question (choices, schema, last-word): the last N records of --data, which are not
+    /// scored then
     #[arg(long, value_name = "N", default_value = "0", value_parser = whole(0..=MOST))]
     shots: usize,
-    /// Take them from another file instead, its first N records
+    /// Take the solved examples from the beginning of this file instead
     #[arg(long, value_name = "FILE")]
     shots_from: Option<PathBuf>,
     /// Run the same with exact attention too

@@ -39,7 +39,7 @@ pub(crate) struct Args {
     /// Most tokens to generate
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole(1..=u32::MAX))]
     max_tokens: u32,
-    /// Guess text that has been there before and read several tokens at once: the same text, faster where it repeats its prompt
+    /// Prompt-lookup decoding: draft tokens from earlier text and check several at once. The same text, faster where it repeats itself
     #[arg(long)]
     prompt_lookup: bool,
     /// Run the same prompt with exact attention too, and show where the texts part

@@ -211,9 +211,9 @@ impl Report {
         }
         writeln!(
             out,
-            "\nHybrid caches in int8 and compact are never larger than a dense one in f16: shorter contexts than \"smaller from\" are held in f16. \
-             Those in f32, f16 and bf16 hold the exact window beside its coded keys. Plans are for keys like those of the calibration text; \
-             keys that never rest take more."
+            "\nHybrid caches in int8 and compact are never larger than a dense f16 one: below \"smaller from\" they are held in f16. \
+             Those in f32, f16 and bf16 also hold an exact copy of the window. The figures assume keys that change as little as in the \
+             calibration text."
         )
     }
 }

@@ -152,8 +152,8 @@ fn check_kernel(kernel: &KernelChoice, model: &LoadedModel) -> anyhow::Result<()
     let coded = (0..model.graph.config().layers).any(|layer| kernel.hybrid_config(layer).is_some());
     anyhow::ensure!(
         coded,
-        "expected a layer that is not dense, got none: the profile or short windows make all of them dense; --theta X without a profile \
-         codes all"
+        "--profile: expected a layer with delta-coded keys, got none: the profile or short attention windows make every layer dense; \
+         --profile none --theta X codes more layers"
     );
     Ok(())
 }

@@ -131,9 +131,9 @@ pub(crate) fn step(at_least: f64) -> f64 {
     factor.unwrap_or(10.0) * power
 }
 
-/// Digits after the point that multiples of `step` need.
+/// Digits after the point that multiples of `step` need, at most 20.
 fn digits(step: f64) -> usize {
-    (-step.log10().floor()).max(0.0) as usize
+    (-step.log10().floor()).clamp(0.0, 20.0) as usize
 }
 
 fn decimal(x: f64) -> String {
@@ -291,6 +291,11 @@ mod tests {
                 assert!(axis.high > axis.low && axis.share(axis.high).is_finite(), "{axis:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_step_of_zero_needs_no_endless_digits() {
+        assert_eq!([1.0, 0.05, 0.0, f64::INFINITY, f64::NAN].map(digits), [0, 2, 20, 0, 0]);
     }
 
     #[test]

@@ -98,10 +98,15 @@ impl AttentionKernel for PrefillOnly {
         let (dense, prefill) = (self.dense.stats(), self.prefill.stats());
         let head = |(dense, prefill): (&HeadSparsity, &HeadSparsity)| HeadSparsity {
             pairs: dense.pairs,
-            exact_pairs: dense.pairs - (prefill.pairs - prefill.exact_pairs),
+            exact_pairs: dense.pairs.saturating_sub(prefill.pairs.saturating_sub(prefill.exact_pairs)),
             ..*prefill
         };
         SparsityStats::new(dense.heads().iter().zip(prefill.heads()).map(head).collect())
+    }
+
+    fn detach(&mut self) -> Result<(), AttentionError> {
+        self.dense.detach()?;
+        self.prefill.detach()
     }
 
     fn fork(&self) -> Option<Box<dyn AttentionKernel>> {

@@ -23,7 +23,7 @@ pub fn layer_plan(config: &ModelConfig, layer: usize, store: KvStore, keys: KeyP
 /// Bytes of a dense f16 cache of all layers that holds `tokens` tokens.
 pub fn dense_f16_bytes(config: &ModelConfig, tokens: usize) -> usize {
     let plan = |layer| layer_plan(config, layer, KvStore::F16, KeyPlan::Dense);
-    (0..config.layers).map(|layer| plan(layer).footprint(tokens).total()).sum()
+    (0..config.layers).map(|layer| plan(layer).footprint(tokens).total()).fold(0, usize::saturating_add)
 }
 
 /// A number of bytes for people, in decimal units.

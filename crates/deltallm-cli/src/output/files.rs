@@ -1,11 +1,13 @@
 //! Files that are there whole or not at all.
 
 use std::fs;
+use std::io::Write;
 use std::path::Path;
 
 use anyhow::Context;
+use deltallm::core::internal::write_file;
 
-/// Writes `contents` to a temporary file beside `path` and renames it. A link stays one: the file that it leads to is replaced.
+/// Writes `contents` to a file beside `path`, and renames it once it is on the disk. A link stays one: the file that it leads to is replaced.
 ///
 /// # Errors
 /// When the folder does not exist or cannot be written to, and when there is something else than a file at `path`, such as a
@@ -20,16 +22,8 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     }
     let target = fs::canonicalize(path);
     let path = target.as_deref().unwrap_or(path);
-    let name =
-        path.file_name().with_context(|| format!("{}: expected the path of a file", path.display()))?;
-    let mut temporary = name.to_owned();
-    temporary.push(format!(".{}.tmp", std::process::id()));
-    let temporary = path.with_file_name(temporary);
-    let written = fs::write(&temporary, contents).and_then(|()| fs::rename(&temporary, path));
-    if written.is_err() {
-        // It may never have come into being.
-        let _ = fs::remove_file(&temporary);
-    }
+    anyhow::ensure!(path.file_name().is_some(), "{}: expected the path of a file", path.display());
+    let written = write_file(path, |file| file.write_all(contents));
     written.with_context(|| format!("{}: cannot write", path.display()))
 }
 

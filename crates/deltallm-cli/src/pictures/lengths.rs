@@ -13,7 +13,10 @@ use crate::read_text;
 const WIDTH: u32 = 560;
 const HEIGHT: u32 = 1500;
 
-/// The settings' looks, in the order in which they come; more are not drawn.
+/// Most columns of a picture.
+const MOST_MODELS: usize = 16;
+
+/// The settings' looks, in the order in which they come.
 const STYLES: [(plotters::style::RGBColor, Marker); 4] = [
     (palette::ORANGE, Marker::Square),
     (palette::BLUE, Marker::Triangle),
@@ -57,6 +60,11 @@ pub fn lengths(files: &[PathBuf]) -> anyhow::Result<Vec<u8>> {
     let settings: Vec<_> =
         distinct(&rows, |row| &row.setting).into_iter().filter(|name| *name != "dense").collect();
     ensure!(!settings.is_empty(), "--run: expected files of `lengths` with settings, got none");
+    for (what, most, got) in
+        [("models", MOST_MODELS, models.len()), ("settings", STYLES.len(), settings.len())]
+    {
+        ensure!(got <= most, "--run: expected at most {most} {what} in a picture, got {got}");
+    }
     let styles = || STYLES.map(|(colour, marker)| SeriesStyle { colour, marker, dash: Some(Dash::Solid) });
     let columns = u32::try_from(models.len())?;
     png_of([WIDTH * columns.max(2), HEIGHT], |canvas| {

@@ -6,6 +6,7 @@ use deltallm::core::DeltaEncoder;
 use ndarray::{ArrayView2, Axis as Along};
 use plotters::style::RGBColor;
 
+use crate::args::whole;
 use crate::drawing::{
     Align, Axis, Canvas, Dash, LINE, Marker, Panel, Place, TEXT, between, palette, png_of, step,
 };
@@ -33,7 +34,7 @@ pub struct MethodChoice {
     #[arg(long, value_name = "N", default_value_t = 28)]
     channel: usize,
     /// Tokens of the first two panels
-    #[arg(long, value_name = "N", default_value_t = 64)]
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = whole(1..=384_usize))]
     shown: usize,
 }
 
@@ -138,7 +139,7 @@ impl Coded<'_> {
         let (low, high) = all.fold((f64::INFINITY, f64::NEG_INFINITY), |(a, b), x| (x.min(a), x.max(b)));
         // The legend stands above the values.
         let y = Axis::linear("value of one key channel", [low, high + 0.25 * (high - low)]);
-        let ticks = tokens.clone().step_by(step(choice.shown as f64 / 6.0) as usize);
+        let ticks = tokens.clone().step_by(step(choice.shown as f64 / 6.0).max(1.0) as usize);
         let x =
             Axis::fixed("token", -0.5, choice.shown as f64 - 0.5, 1.0).with_ticks(ticks.map(|t| t as f64));
         let panel = Panel::new(canvas, area, x, y)?;

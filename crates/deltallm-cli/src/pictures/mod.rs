@@ -1,4 +1,4 @@
-//! Pictures of the documentation that `report` does not draw, made by the program `pictures`.
+//! Pictures of the documentation that `report` does not draw, made by the hidden command `deltallm pictures`.
 
 mod curves;
 mod lengths;

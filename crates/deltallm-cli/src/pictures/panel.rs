@@ -26,6 +26,10 @@ pub(super) fn panel<'c, 'b>(
     let every = if tokens.len() > 5 { 2 } else { 1 };
     let ticks = tokens.iter().rev().step_by(every).copied();
     let x = Axis::log(x, tokens.iter().copied()).with_ticks(ticks);
+    anyhow::ensure!(
+        most > 0.0 && most.is_finite(),
+        "{title}: expected a value above 0 to draw, got none; is the file that of another program?"
+    );
     let y = Axis::fixed(y, 0.0, 1.06 * most, step(most / 6.0));
     let axes = match entries {
         [] => top + LINE,

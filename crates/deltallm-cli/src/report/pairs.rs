@@ -291,16 +291,8 @@ fn run_lengths<S: Serializer>(map: &[Vec<Pair>], serializer: S) -> Result<S::Ok,
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
     use crate::{KernelArgs, LoadedModel};
-
-    #[derive(Parser)]
-    struct Args {
-        #[command(flatten)]
-        kernel: KernelArgs,
-    }
 
     #[test]
     fn the_map_has_the_pairs_that_the_kernel_has_counted() {
@@ -313,8 +305,7 @@ mod tests {
             "--theta 1 --window block:0.1 --sinks 3 --skip-margin 1.5 --kv f32",
             "--theta 0.6 --window 16",
         ] {
-            let args = Args::parse_from(["test"].into_iter().chain(settings.split(' ')));
-            let kernel = args.kernel.resolve(&model.graph).unwrap();
+            let kernel = KernelArgs::parse(settings.split(' ')).unwrap().resolve(&model.graph).unwrap();
             let (model, kernel, tokens) = (&model, &kernel, &tokens);
             let subject = Subject { model, kernel, tokens, text: "", context: 150, windows: 1 };
             let captured = subject.capture(150).unwrap();

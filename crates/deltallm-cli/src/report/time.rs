@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::subject::{Captured, Cost, Subject};
 use crate::MakeKernel;
+use crate::bench::timing::Summary;
 use crate::drawing::{
     Axis, Canvas, Dash, Marker, PICTURE_SIZE, Panel, Place, SeriesStyle, legend, palette, png,
 };
@@ -58,9 +59,9 @@ pub struct Milliseconds {
 }
 
 impl Milliseconds {
-    fn new(mut times: [f64; REPETITIONS]) -> Self {
-        times.sort_unstable_by(f64::total_cmp);
-        Self { lowest: times[0], median: times[REPETITIONS / 2], highest: times[REPETITIONS - 1] }
+    fn new(times: [f64; REPETITIONS]) -> Self {
+        let Summary { median, min, max, .. } = Summary::of(&times);
+        Self { lowest: min, median, highest: max }
     }
 }
 

@@ -3,9 +3,10 @@
 use deltallm::AttentionKernel;
 use deltallm::core::HeadSparsity;
 use deltallm::models::{LogitRows, Sequence};
-use ndarray::{Array1, ArrayView1, ArrayView2, Axis};
+use ndarray::{Array1, ArrayView2, Axis};
 
 use super::batch::{Prefilled, batches, prefill, sparsity};
+use crate::measure::argmax;
 use crate::{Comparison, KernelChoice, LoadedModel, score_rows};
 
 /// Most tokens of an answer. (lm-evaluation-harness allows 256; answers that are right are far shorter.)
@@ -133,7 +134,7 @@ impl Draft {
         following: Option<ArrayView2<f32>>,
         model: &LoadedModel,
     ) -> anyhow::Result<()> {
-        let token = argmax(logits.index_axis(Axis(0), 0));
+        let token = argmax(logits.index_axis(Axis(0), 0)).unwrap_or_default() as u32;
         if let (Some(follower), Some(following)) = (&mut self.follower, following) {
             let [own, other] = [logits, following].map(|logits| score_rows(logits, &[token]));
             follower.comparison.add((logits, &own), (following, &other));
@@ -167,16 +168,4 @@ impl Draft {
         }
         Ok(())
     }
-}
-
-/// The most probable token, the first of several.
-fn argmax(logits: ArrayView1<f32>) -> u32 {
-    let best =
-        (0u32..).zip(logits).fold(
-            (0, f32::NEG_INFINITY),
-            |best, (token, &logit)| {
-                if logit > best.1 { (token, logit) } else { best }
-            },
-        );
-    best.0
 }

@@ -1,6 +1,7 @@
 //! Which of several continuations, or of several contexts, is the most probable.
 
 use super::{LikelihoodExample, Outcome, Pair, RequestScore};
+use crate::measure::argmax;
 
 /// An example of the tasks `choices` (one context, several continuations) and `schema` (several contexts, one
 /// continuation).
@@ -33,18 +34,14 @@ impl LikelihoodExample for ChoiceExample {
         let per_byte: Vec<f64> =
             sums.iter().zip(&self.options).map(|(sum, o)| sum / o.continuation.len() as f64).collect();
         let right = |index: usize| f64::from(u8::from(index == self.gold));
-        let best = argmax(&sums);
+        let best = argmax(&sums).unwrap_or_default();
         Outcome {
             prediction: best.to_string(),
-            metrics: vec![right(best), right(argmax(&per_byte))],
+            metrics: vec![right(best), right(argmax(&per_byte).unwrap_or_default())],
             log_likelihoods: sums,
             unfinished: false,
         }
     }
-}
-
-fn argmax(values: &[f64]) -> usize {
-    (1..values.len()).fold(0, |best, i| if values[i] > values[best] { i } else { best })
 }
 
 #[cfg(test)]

@@ -41,10 +41,11 @@ impl Lengths {
 
     /// Those of another example.
     pub fn merge(&mut self, other: &Self) {
-        self.sequences += other.sequences;
-        self.sum += other.sum;
+        // What a log of another run says may be anything.
+        self.sequences = self.sequences.saturating_add(other.sequences);
+        self.sum = self.sum.saturating_add(other.sum);
         self.longest = self.longest.max(other.longest);
-        self.truncated += other.truncated;
+        self.truncated = self.truncated.saturating_add(other.truncated);
     }
 }
 

@@ -6,7 +6,8 @@ use ndarray::{ArrayView2, s};
 use super::batch::batches;
 use super::reader::Reader;
 use super::{Request, Setup};
-use crate::{Comparison, TokenScore, score_rows};
+use crate::measure::finite_scores;
+use crate::{Comparison, TokenScore};
 
 /// How probable a continuation is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -99,16 +100,11 @@ impl<'s> Scorer<'s> {
                 result.sparsity += run.sparsity;
                 let dense = dense.as_ref().map(|dense| dense[index].logits.view());
                 for &(request, targets) in &pass.requests {
-                    result.add(request, targets, run.logits.view(), dense);
+                    result.add(request, targets, run.logits.view(), dense)?;
                 }
             }
             progress(batch.last().map_or(0, |pass| pass.example));
         }
-        let scores = results.iter().flat_map(|result| result.run.iter().chain(result.dense.iter().flatten()));
-        anyhow::ensure!(
-            scores.into_iter().all(|score| score.log_likelihood.is_finite()),
-            "expected finite log-likelihoods, got one that is not: the model's logits overflow"
-        );
         Ok(results)
     }
 }
@@ -133,18 +129,19 @@ impl ExampleScores {
         targets: &[u32],
         logits: ArrayView2<f32>,
         dense_logits: Option<ArrayView2<f32>>,
-    ) {
+    ) -> anyhow::Result<()> {
         let tail = logits.slice(s![logits.nrows() - targets.len().., ..]);
-        let scores = score_rows(tail, targets);
+        let scores = finite_scores(tail, targets)?;
         self.run[request] = RequestScore::new(&scores, targets);
         if let (Some(logits), Some(dense), Some(comparison)) =
             (dense_logits, &mut self.dense, &mut self.comparison)
         {
             let dense_tail = logits.slice(s![logits.nrows() - targets.len().., ..]);
-            let dense_scores = score_rows(dense_tail, targets);
+            let dense_scores = finite_scores(dense_tail, targets)?;
             dense[request] = RequestScore::new(&dense_scores, targets);
             comparison.add((dense_tail, &dense_scores), (tail, &scores));
         }
+        Ok(())
     }
 }
 

@@ -126,17 +126,10 @@ impl Beginning {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
     use deltallm::models::LinearForm;
 
     use super::*;
     use crate::{KernelArgs, LoadedModel};
-
-    #[derive(Parser)]
-    struct Options {
-        #[command(flatten)]
-        kernel: KernelArgs,
-    }
 
     /// Several blocks of 64 tokens.
     const BEGINNING: &str = "The king had three sons. Once upon a time there was a wolf who ate the little girl. \
@@ -144,8 +137,7 @@ mod tests {
     const TIMES: usize = 6;
 
     fn kernel(model: &LoadedModel, options: &[&str]) -> KernelChoice {
-        let options = Options::try_parse_from([&["test"], options].concat()).unwrap();
-        options.kernel.resolve(&model.graph).unwrap()
+        KernelArgs::parse(options.iter().copied()).unwrap().resolve(&model.graph).unwrap()
     }
 
     /// Prompts of many lengths behind the beginning, one that has other words, and the rows that are wanted of each.

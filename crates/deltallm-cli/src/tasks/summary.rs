@@ -101,7 +101,7 @@ impl Summary {
                     .count(),
                 unfinished: unfinished(&dense),
             }),
-            tokens: examples.iter().map(|example| example.tokens).sum(),
+            tokens: examples.iter().map(|example| example.tokens).fold(0, usize::saturating_add),
             lengths,
             unfinished: unfinished(&runs),
             sparsity,

@@ -5,7 +5,8 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::Setup;
-use crate::{Comparison, KernelChoice, OneByOne, Perplexity, score_rows};
+use crate::measure::finite_scores;
+use crate::{Comparison, KernelChoice, OneByOne, Perplexity};
 
 /// Tokens whose logits are in memory at a time, once per kernel.
 const CHUNK: usize = 256;
@@ -24,7 +25,7 @@ pub struct WindowResult {
 /// Scores every token of a window but its first. `progress` is told how many tokens are done.
 ///
 /// # Errors
-/// When the model fails.
+/// When the model fails, or its logits overflow.
 pub fn score_window(
     setup: &Setup,
     window: &[u32],
@@ -37,9 +38,10 @@ pub fn score_window(
     // Both kernels go through the window side by side, so that the logits of one chunk each are all that is in memory.
     run.score(window, |done, logits| {
         let start = done - logits.nrows();
-        match dense.as_mut().map(|session| logits_of(session, &window[start..done])).transpose() {
-            Ok(dense) => result.add(&window[start + 1..window.len().min(done + 1)], &logits, dense.as_ref()),
-            Err(error) => failure = Some(error),
+        let next = &window[start + 1..window.len().min(done + 1)];
+        let dense = dense.as_mut().map(|session| logits_of(session, &window[start..done])).transpose();
+        if let Err(error) = dense.and_then(|dense| result.add(next, &logits, dense.as_ref())) {
+            failure.get_or_insert(error);
         }
         progress(done);
     })?;
@@ -52,15 +54,21 @@ pub fn score_window(
 
 impl WindowResult {
     /// Adds the predictions of the tokens `next`, `[tokens, vocab_size]`.
-    fn add(&mut self, next: &[u32], logits: &Array2<f32>, dense_logits: Option<&Array2<f32>>) {
-        let scores = score_rows(logits.view(), next);
+    fn add(
+        &mut self,
+        next: &[u32],
+        logits: &Array2<f32>,
+        dense_logits: Option<&Array2<f32>>,
+    ) -> anyhow::Result<()> {
+        let scores = finite_scores(logits.view(), next)?;
         self.run.add(&scores);
         if let Some(dense_logits) = dense_logits {
-            let dense = score_rows(dense_logits.view(), next);
+            let dense = finite_scores(dense_logits.view(), next)?;
             self.dense.get_or_insert_default().add(&dense);
             let comparison = self.comparison.get_or_insert_default();
             comparison.add((dense_logits.view(), &dense), (logits.view(), &scores));
         }
+        Ok(())
     }
 }
 
