@@ -35,7 +35,7 @@ enum DeltallmStatus
      */
     DELTALLM_STATUS_CONFIG = 2,
     /**
-     * Numbers that attention cannot take: NaN, infinite, too large for the store or for a score error bound.
+     * Numbers that attention cannot take: NaN, infinite, too large for the store, or scores that leave f32.
      */
     DELTALLM_STATUS_ATTENTION = 3,
     /**

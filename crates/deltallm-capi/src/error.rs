@@ -23,7 +23,7 @@ pub enum DeltallmStatus {
     InvalidArgument = 1,
     /// The configuration is no JSON, names an unknown field, or has a setting that no kernel takes.
     Config = 2,
-    /// Numbers that attention cannot take: NaN, infinite, too large for the store or for a score error bound.
+    /// Numbers that attention cannot take: NaN, infinite, too large for the store, or scores that leave f32.
     Attention = 3,
     /// The cache would outgrow `budget_bytes`.
     Budget = 4,

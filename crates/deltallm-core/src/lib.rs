@@ -68,7 +68,7 @@ pub use store::{BLOCK_TOKENS, KvStore};
 pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdProfile};
 
 /// For the other crates, no promises: the forms in which keys and values are held, which the kernels of `deltallm-attn` read,
-/// and how messages show text out of files. They change with any release.
+/// how messages show text out of files, and how files are written. They change with any release.
 #[doc(hidden)]
 pub mod internal {
     pub use crate::{
@@ -76,6 +76,7 @@ pub mod internal {
         delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
         quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
+        snapshot::write_file,
         token_store::{Store, exchange, exchange_all},
     };
 }

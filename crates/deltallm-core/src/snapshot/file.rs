@@ -1,4 +1,4 @@
-//! Snapshots in files.
+//! Files that are there whole or not at all.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,22 +18,29 @@ impl SnapshotWriter {
     /// # Errors
     /// Those of the system.
     pub fn write_file(&self, path: impl AsRef<Path>) -> io::Result<()> {
-        // One of its own for whoever writes, also into a folder that machines share.
-        static WRITTEN: AtomicUsize = AtomicUsize::new(0);
-        let path = path.as_ref();
-        let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
-        let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
-        let name = path.file_name().unwrap_or_default().to_string_lossy();
-        let unfinished =
-            path.with_file_name(format!(".{name}.{since:x}-{process}-{count}{}", Self::UNFINISHED));
-        let written = File::create_new(&unfinished).and_then(|mut file| {
-            self.write(&mut file)?;
-            file.sync_all()?;
-            fs::rename(&unfinished, path)
-        });
-        written.inspect_err(|_| {
-            // Of a name that could not be given nothing stays behind.
-            let _ = fs::remove_file(&unfinished);
-        })
+        write_file(path.as_ref(), |file| self.write(file))
     }
+}
+
+/// Makes a file of what `write` writes. It gets its name once it is whole and on the disk.
+///
+/// # Errors
+/// Those of the system and of `write`; what was at `path` is still there then.
+pub fn write_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) -> io::Result<()> {
+    // A name of its own for whoever writes, also in a folder that machines share.
+    static WRITTEN: AtomicUsize = AtomicUsize::new(0);
+    let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
+    let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    let ending = SnapshotWriter::UNFINISHED;
+    let unfinished = path.with_file_name(format!(".{name}.{since:x}-{process}-{count}{ending}"));
+    let written = File::create_new(&unfinished).and_then(|mut file| {
+        write(&mut file)?;
+        file.sync_all()?;
+        fs::rename(&unfinished, path)
+    });
+    written.inspect_err(|_| {
+        // Of a name that could not be given nothing stays behind.
+        let _ = fs::remove_file(&unfinished);
+    })
 }

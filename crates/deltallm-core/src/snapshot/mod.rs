@@ -11,5 +11,6 @@ mod reader;
 mod writer;
 
 pub use error::SnapshotError;
+pub use file::write_file;
 pub use reader::SnapshotReader;
 pub use writer::SnapshotWriter;
