@@ -117,7 +117,9 @@ pub enum ModelError {
         tensor: String,
     },
     /// A tensor that the graph does not have, so that the model would compute something else.
-    #[error("{}: tensor `{tensor}`: expected tensors that are understood, got {got}", message(file.display()), tensor = quoted(tensor))]
+    #[error(
+        "{}: tensor `{tensor}`: not supported ({got}); ignoring it would change the results",
+        message(file.display()), tensor = quoted(tensor))]
     UnknownTensor {
         /// The file.
         file: PathBuf,
@@ -271,8 +273,8 @@ pub enum ModelError {
     },
     /// The caches are to be narrowed before a call would use up the memory budget, and a kernel does not say what it charges.
     #[error(
-        "layer {layer}: expected a kernel that knows how much a call charges, to narrow its cache at the memory limit, got \
-         one that cannot say"
+        "layer {layer}: the kernel does not say how many bytes the next call needs (`growth` is `None`), so the cache cannot be \
+         narrowed in time; implement `growth`, or use `AtLimit::Error`"
     )]
     UnknownGrowth {
         /// Counted from 0.
@@ -280,8 +282,8 @@ pub enum ModelError {
     },
     /// A session is to keep to a memory budget that its kernels do not charge.
     #[error(
-        "layer {layer}: expected a memory budget that the kernel charges, got another one, which it could not keep to; make the \
-         kernels with this budget or with a clone of it"
+        "layer {layer}: the kernel charges another memory budget than the one given; build the kernels with this budget or a \
+         clone of it"
     )]
     OtherBudget {
         /// Counted from 0.

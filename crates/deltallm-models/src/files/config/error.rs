@@ -22,8 +22,8 @@ pub enum ConfigError {
     },
     /// A parameter that nothing is known about, so that the model may compute something else than the graph.
     #[error(
-        "`{key}`: expected parameters that are understood, got one that is not, {got}; if it changes nothing in what the model \
-         computes, take it out of the file",
+        "`{key}`: unknown parameter with value {got}, which may change what the model computes; if it does not, remove it from \
+         the file",
         key = quoted(key),
         got = quoted(got)
     )]

@@ -10,7 +10,7 @@ use ndarray::{ArrayView2, Axis};
 use rayon::prelude::*;
 
 use super::layout::Form;
-use crate::linear::kernels::Quad;
+use crate::linear::kernels::{ByteProducts, Quad};
 
 /// Quantised tokens.
 #[derive(Debug, Default)]
@@ -108,14 +108,23 @@ fn quantise_batch(
     });
 }
 
-/// What the kernel itself takes from codes, to multiply signed bytes ([`ByteProducts::SIGNED`](crate::linear::kernels::ByteProducts)).
+/// What the kernel itself takes from codes, to multiply signed bytes.
 fn shift(kernel: ByteKernel, form: Form) -> i32 {
+    fn is_signed<K: ByteProducts>(_: K) -> bool {
+        K::SIGNED
+    }
     let signed = match kernel {
+        ByteKernel::Scalar => false,
         #[cfg(target_arch = "x86_64")]
-        ByteKernel::Avx2(_) => true,
+        ByteKernel::Avx2(avx2) => is_signed(avx2),
+        #[cfg(target_arch = "x86_64")]
+        ByteKernel::AvxVnni(avx_vnni) => is_signed(avx_vnni),
+        #[cfg(target_arch = "x86_64")]
+        ByteKernel::Avx512(avx512) => is_signed(avx512),
         #[cfg(target_arch = "aarch64")]
-        ByteKernel::Neon(_) | ByteKernel::DotProd(_) => true,
-        _ => false,
+        ByteKernel::Neon(neon) => is_signed(neon),
+        #[cfg(target_arch = "aarch64")]
+        ByteKernel::DotProd(dot_prod) => is_signed(dot_prod),
     };
     if signed && form.bits() == 8 { 128 } else { 0 }
 }

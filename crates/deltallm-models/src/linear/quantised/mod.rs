@@ -176,7 +176,7 @@ impl QuantisedLinear {
         });
     }
 
-    /// QuantisedPanels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread: some each
+    /// Panels of a task: all of them on one thread, otherwise so many that there are as many tasks for every thread: some each
     /// where they are worth their hand-over, and one each for one token, whose weights are read best in long stretches.
     fn task_panels(&self, tokens: usize) -> usize {
         let (panels, threads) = (self.panels.count(), rayon::current_num_threads());

@@ -30,7 +30,7 @@ use crate::linear::error::LinearError;
 use crate::linear::inputs::{Inputs, Rounded};
 use crate::linear::kernels::{Line, PANEL, for_each_task};
 
-/// TernaryPanels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
+/// Panels of a task: what a thread takes at a time, and what the kernels for many tokens multiply side by side.
 const TASK_PANELS: usize = 2;
 
 /// A linear map whose weights are -1, 0 or 1, at 2 bits each, with one scale for all.

@@ -11,7 +11,7 @@ use crate::linear::kernels::{Line, PANEL, Quad};
 /// The most tokens that a kernel takes at a time.
 pub(super) const MAX_TOKENS: usize = 12;
 
-/// How many tokens [`matrix`] takes at a time: as many as there are registers for their sums.
+/// How many tokens [`matrix`] takes at a time: as many as there are registers for their sums, on Neon twice as many.
 pub(super) fn tokens(kernel: ByteKernel) -> usize {
     match kernel {
         #[cfg(target_arch = "x86_64")]
