@@ -1,20 +1,19 @@
 //! The decoder graph: tokens in, logits out.
 
-use std::fmt;
-use std::ops::Range;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
-use deltallm_attn::{AttentionError, AttentionKernel, AttentionShape, KernelContext};
+use deltallm_attn::{AttentionKernel, AttentionShape, KernelContext};
 use deltallm_simd::{
     Isa,
     tuning::{LEAST_WORK, SPIN_TOKENS},
     weight_order::OrderTrial,
 };
-use ndarray::{Array2, ArrayView2, ArrayView3, ArrayViewMut3, Axis, Ix2, Ix3, s};
-use rayon::prelude::*;
+use ndarray::{Array2, Ix2, Ix3, s};
 
 use super::{
+    batch::{AttentionInput, LogitRows, Sequence, attend, kernels, position, token_ranges, total_tokens},
+    checksum::weights_checksum,
     layers::{Rope, Rotations, add, gated_mlp, rms_norm, rms_norm_in_place, scale},
     spinning_threads::with_spinning_threads,
     workspace::Workspace,
@@ -56,67 +55,6 @@ pub struct Model {
     /// As many as there were calls at the same time.
     workspaces: Mutex<Vec<Workspace>>,
     checksum: OnceLock<u32>,
-}
-
-/// Which tokens of a call the caller wants logits for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogitRows {
-    /// Every token's.
-    All,
-    /// The last token's.
-    Last,
-    /// Those of the last so many tokens (of all, if the call has fewer).
-    Tail(usize),
-    /// None: the call only fills the caches.
-    None,
-}
-
-impl LogitRows {
-    /// How many of a call of `tokens` tokens.
-    fn of(self, tokens: usize) -> usize {
-        match self {
-            Self::All => tokens,
-            Self::Last => 1,
-            Self::Tail(rows) => rows.min(tokens),
-            Self::None => 0,
-        }
-    }
-}
-
-/// One sequence of a batch.
-pub struct Sequence<'a, K> {
-    /// Its next tokens.
-    pub tokens: &'a [u32],
-    /// Its attention kernels, one per layer, each with the same number of cached tokens.
-    pub kernels: &'a mut [K],
-    /// The logits wanted.
-    pub rows: LogitRows,
-}
-
-impl<K> fmt::Debug for Sequence<'_, K> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Sequence")
-            .field("tokens", &self.tokens)
-            .field("kernels", &self.kernels.len())
-            .field("rows", &self.rows)
-            .finish()
-    }
-}
-
-/// What a layer's attention is given, for an observer ([`Model::forward_observed`]).
-#[derive(Debug)]
-#[non_exhaustive]
-pub struct AttentionInput<'a> {
-    /// Which layer.
-    pub layer: usize,
-    /// The residual stream that the layer's output is added to, before its norm: `[tokens, hidden_size]`.
-    pub residual: ArrayView2<'a, f32>,
-    /// Queries after RoPE, `[tokens, heads, head_dim]`.
-    pub q: ArrayView3<'a, f32>,
-    /// Keys after RoPE, `[tokens, kv_heads, head_dim]`.
-    pub k: ArrayView3<'a, f32>,
-    /// Values, `[tokens, kv_heads, head_dim]`.
-    pub v: ArrayView3<'a, f32>,
 }
 
 impl Model {
@@ -168,31 +106,7 @@ impl Model {
     /// Tells these weights, as they are multiplied here, from others of the same shape: fine-tuned ones, other quantisations, another instruction
     /// set. A checksum of what the first, a middle and the last layer make of a made-up input.
     pub fn weights_checksum(&self) -> u32 {
-        *self.checksum.get_or_init(|| self.find_checksum())
-    }
-
-    fn find_checksum(&self) -> u32 {
-        let ModelConfig { layers, hidden_size, intermediate_size, .. } = self.config;
-        let mut hasher = crc32fast::Hasher::new();
-        let mut numbers = |numbers: &mut dyn Iterator<Item = f32>| {
-            numbers.for_each(|x| hasher.update(&x.to_le_bytes()));
-        };
-        let input =
-            |width: usize| Array2::from_shape_fn((1, width), |(_, i)| ((i * 37 % 101) as f32 - 50.0) / 50.0);
-        let (hidden, inner) = (input(hidden_size), input(intermediate_size));
-        for layer in [0, layers / 2, layers.saturating_sub(1)] {
-            let Some(layer) = self.weights.layers.get(layer) else { continue };
-            numbers(&mut layer.attention_norm.iter().chain(&layer.mlp_norm).copied());
-            for linear in
-                [&layer.query, &layer.key, &layer.value, &layer.attention_output, &layer.gate, &layer.up]
-            {
-                // Attention's output has another width in some models, which is not looked at.
-                linear.apply(&hidden.view()).into_iter().for_each(|rows| numbers(&mut rows.into_iter()));
-            }
-            layer.down.apply(&inner.view()).into_iter().for_each(|rows| numbers(&mut rows.into_iter()));
-        }
-        numbers(&mut self.weights.final_norm.iter().copied());
-        hasher.finalize()
+        *self.checksum.get_or_init(|| weights_checksum(&self.config, &self.weights))
     }
 
     /// The instruction set that it computes with.
@@ -477,54 +391,4 @@ impl Model {
         }
         logits
     }
-}
-
-/// All kernels of all sequences.
-fn kernels<'a, K>(batch: &'a mut [Sequence<K>]) -> impl Iterator<Item = &'a mut K> {
-    batch.iter_mut().flat_map(|sequence| sequence.kernels.iter_mut())
-}
-
-/// Every sequence's tokens, `[tokens, heads, head_dim]`, through its own kernel of layer `layer` into `out`, of the queries'
-/// shape.
-fn attend<K: AttentionKernel>(
-    batch: &mut [Sequence<K>],
-    layer: usize,
-    [q, k, v]: [ArrayView3<f32>; 3],
-    out: ArrayViewMut3<f32>,
-) -> Result<(), AttentionError> {
-    // Spares the single sequence, which is every decoding step, the way through the thread pool.
-    if let [sequence] = batch {
-        return sequence.kernels[layer].forward(q, k, v, out);
-    }
-    let mut rest = out;
-    let ranges: Vec<_> = token_ranges(batch).collect();
-    let mut tasks = Vec::new();
-    for (sequence, range) in batch.iter_mut().zip(ranges) {
-        let (own, others) = rest.split_at(Axis(0), range.len());
-        rest = others;
-        tasks.push((&mut sequence.kernels[layer], range, own));
-    }
-    tasks.into_par_iter().try_for_each(|(kernel, range, out)| {
-        let part = s![range, .., ..];
-        kernel.forward(q.slice(part), k.slice(part), v.slice(part), out)
-    })
-}
-
-/// The position of the next token.
-fn position<K: AttentionKernel>(kernels: &[K]) -> usize {
-    kernels.first().map_or(0, AttentionKernel::len)
-}
-
-/// The tokens of all sequences.
-fn total_tokens<K>(batch: &[Sequence<K>]) -> usize {
-    batch.iter().map(|sequence| sequence.tokens.len()).sum()
-}
-
-/// Where each sequence's tokens stand when all are put one after the other.
-fn token_ranges<K>(batch: &[Sequence<K>]) -> impl Iterator<Item = Range<usize>> {
-    batch.iter().scan(0, |start, sequence| {
-        let range = *start..*start + sequence.tokens.len();
-        *start = range.end;
-        Some(range)
-    })
 }

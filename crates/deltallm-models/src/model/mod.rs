@@ -1,9 +1,13 @@
-//! The decoder: [`graph`] (tokens in, logits out), the [`layers`] that it goes through, and the memory of a call.
+//! The decoder: a [`batch`] of sequences goes through the [`graph`] (tokens in, logits out) and its [`layers`]; beside them the memory of a
+//! call and the [`checksum`] of the weights.
 
+mod batch;
 mod buffer;
+mod checksum;
 mod graph;
 mod layers;
 mod spinning_threads;
 mod workspace;
 
-pub use graph::{AttentionInput, LogitRows, Model, Sequence};
+pub use batch::{AttentionInput, LogitRows, Sequence};
+pub use graph::Model;
