@@ -5,7 +5,7 @@ use std::sync::Arc;
 use deltallm_attn::{KernelContext, KernelSpec, MemoryBudget};
 use ndarray::Array1;
 
-use super::{Session, prompt_cache::Prompted};
+use super::{Session, prompted::Prompted};
 use crate::{Model, ModelError};
 
 /// Sessions of one model that share what their prompts have in common: each beginning is read once, and held once.

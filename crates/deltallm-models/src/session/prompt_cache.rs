@@ -11,7 +11,7 @@ use deltallm_core::{HeadSparsity, SnapshotError, SnapshotReader, SnapshotWriter}
 use ndarray::Array1;
 use sha2::{Digest, Sha256};
 
-use super::{saved::snapshot, sequence::Session};
+use super::{prompted::Prompted, saved::snapshot, sequence::Session};
 use crate::{ModelError, files::mmap};
 
 /// A folder of sessions that have read a prompt: who asks for the same gets the session and the logits after it, and who begins alike goes on from
@@ -48,24 +48,6 @@ use crate::{ModelError, files::mmap};
 pub struct PromptCache {
     folder: PathBuf,
     limit: u64,
-}
-
-/// A prompt that a session has got to the end of.
-#[derive(Debug)]
-pub struct Prompted {
-    /// After the last token, `[vocab_size]`.
-    pub logits: Array1<f32>,
-    /// How many of the first tokens had been read before.
-    pub found: usize,
-    /// Time spent on files.
-    pub writing: Duration,
-}
-
-impl Prompted {
-    /// Without files.
-    pub(super) fn found(logits: Array1<f32>, found: usize) -> Self {
-        Self { logits, found, writing: Duration::ZERO }
-    }
 }
 
 const EXTENSION: &str = "kv";
