@@ -5,10 +5,12 @@
 //! are done here, so that plain text cannot make control tokens and a stream of tokens can be decoded without
 //! going back.
 
+mod beside;
 mod bpe;
 mod byte_level;
 mod components;
 mod cuts;
+mod decoder;
 mod encoding;
 mod error;
 mod expression;
@@ -17,6 +19,7 @@ mod from_json;
 mod from_model;
 mod normalizer;
 mod pieces;
+mod post_processor;
 mod pre_tokenizer;
 mod sentencepiece;
 mod special;
