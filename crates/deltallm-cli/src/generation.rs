@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 
 use deltallm::core::HeadSparsity;
 use deltallm::models::{
-    GenerationError, Guesses, ModelError, Narrowed, PromptCache, PromptLookup, Prompted, Sampler,
-    SamplerConfig, SamplingError, Session, StopReason,
+    GenerationError, ModelError, Narrowed, PromptCache, PromptLookup, Prompted, Sampler, SamplerConfig,
+    SamplingError, Session, SpeculationStats, StopReason,
 };
 use deltallm::{AttentionError, CoreError, Footprint};
 
@@ -114,8 +114,8 @@ pub struct Generation {
     pub refused: Option<BudgetRefusal>,
     /// What was done to stay within a memory budget.
     pub narrowed: Narrowed,
-    /// What was guessed of the text.
-    pub guesses: Guesses,
+    /// What was drafted of the text, and accepted.
+    pub speculation: SpeculationStats,
     /// Sparsity of all layers and heads together.
     pub sparsity: HeadSparsity,
     /// Of these, what came of the prompt.
@@ -140,7 +140,7 @@ pub struct Wanted<'a> {
     pub sampling: SamplerConfig,
     /// Most new tokens.
     pub max_tokens: usize,
-    /// How the text is guessed from what has been there before, if it is.
+    /// How the text is drafted from what has been there before, for speculative decoding.
     pub lookup: Option<PromptLookup>,
     /// Where prompts are kept that have been read, for this kernel.
     pub prompts: Option<(&'a PromptCache, &'a KernelChoice)>,
@@ -215,7 +215,7 @@ pub fn generate(
     let (tokens, shown) = (new.tokens().to_vec(), new.text().len());
     let text = new.finish();
     on_text(&text[shown..])?;
-    // Guesses are not of the text.
+    // A draft is not of the text.
     session.rewind(session.tokens().len())?;
     Ok(Generation {
         tokens,
@@ -229,7 +229,7 @@ pub fn generate(
         footprint: session.footprint(),
         refused: refused.and_then(|error| BudgetRefusal::new(&error, &session)),
         narrowed: session.narrowed(),
-        guesses: session.guesses(),
+        speculation: session.speculation_stats(),
         sparsity: session.stats().total(),
         prompt_sparsity,
     })

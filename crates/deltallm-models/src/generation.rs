@@ -136,8 +136,8 @@ impl Generation<'_> {
         Self { decoder: StreamDecoder::new(self.tokenizer), ..self }
     }
 
-    /// The same tokens, faster where the text repeats what has been there before, as summaries and edits do: what follows is looked up there,
-    /// and [read ahead](Session::decode_guessing).
+    /// The same tokens, faster where the text repeats what has been there before, as summaries and edits do:
+    /// [speculative decoding](Session::decode_speculative) with drafts that are looked up there.
     #[must_use]
     pub fn with_lookup(self, lookup: PromptLookup) -> Self {
         Self { lookup: Some(lookup), ..self }
@@ -176,7 +176,7 @@ impl Generation<'_> {
     /// Reads the next token.
     fn read(&mut self, token: u32) -> Result<Array1<f32>, ModelError> {
         match &self.lookup {
-            Some(lookup) => self.session.decode_guessing(token, |tokens| lookup.guess(tokens).to_vec()),
+            Some(lookup) => self.session.decode_speculative(token, |tokens| lookup.draft(tokens).to_vec()),
             None => self.session.decode(token),
         }
     }

@@ -69,7 +69,7 @@ pub use linear::ternary::{TernaryError, TernaryLinear};
 pub use linear::{Linear, LinearForm};
 pub use model::{AttentionInput, LogitRows, Model, Sequence};
 pub use ndarray;
-pub use session::{Guesses, Narrowed, PrefixStore, PromptCache, PromptLookup, Prompted, Session};
+pub use session::{Narrowed, PrefixStore, PromptCache, PromptLookup, Prompted, Session, SpeculationStats};
 pub use text::chat::{ChatError, ChatMessage, ChatTemplate};
 pub use text::sampling::{Sampler, SamplerConfig, SamplingError};
 pub use text::tokenizer::{GgufVocabulary, StreamDecoder, Tokenizer, TokenizerError};

@@ -1,4 +1,4 @@
-//! Sessions that are forked, cut, saved, opened, guessed at and thrown away for as long as one likes, beside processes that are killed while
+//! Sessions that are forked, cut, saved, opened, continued speculatively and thrown away for as long as one likes, beside processes that are killed while
 //! they write: no wrong bit, nothing lost, nothing leaked.
 //!
 //! `DELTALLM_SOAK_SECONDS=3600 cargo test --release -p deltallm-models --test soak -- --ignored --nocapture`
@@ -138,14 +138,14 @@ impl Soak {
         self.lived.push(Lived { spec, session, calls: vec![Call::Prompt(prompt)], furthest });
     }
 
-    /// Some tokens, which may have been guessed, rightly or not.
+    /// Some tokens, of which a draft may have known.
     fn decode(&mut self, at: usize) {
         let tokens: Vec<u32> = (0..1 + self.random.below(20)).map(|_| self.token()).collect();
         for (number, &token) in tokens.iter().enumerate() {
             let right = self.random.below(4).min(tokens.len() - number - 1);
-            let mut guesses = tokens[number + 1..][..right].to_vec();
-            guesses.extend((0..self.random.below(3)).map(|_| self.token()));
-            self.lived[at].session.decode_guessing(token, |_| guesses).unwrap();
+            let mut draft = tokens[number + 1..][..right].to_vec();
+            draft.extend((0..self.random.below(3)).map(|_| self.token()));
+            self.lived[at].session.decode_speculative(token, |_| draft).unwrap();
             self.lived[at].calls.push(Call::Token(token));
         }
     }

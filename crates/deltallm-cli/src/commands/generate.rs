@@ -4,7 +4,7 @@
 
 use clap::ValueEnum;
 use deltallm::KvStore;
-use deltallm::models::{Guesses, Narrowed, PromptCache, PromptLookup, SamplerConfig, Session};
+use deltallm::models::{Narrowed, PromptCache, PromptLookup, SamplerConfig, Session, SpeculationStats};
 use serde::Serialize;
 
 use crate::args::{MOST, number, whole};
@@ -360,9 +360,9 @@ impl Run {
             }
             None => note(format_args!("generated    {} tokens ({stop})", tokens.len())),
         }
-        let Guesses { made, right } = self.generation.guesses;
-        if made > 0 {
-            note(format_args!("             {made} tokens were guessed, {right} of them right"));
+        let SpeculationStats { drafted, accepted } = self.generation.speculation;
+        if drafted > 0 {
+            note(format_args!("             {drafted} tokens were drafted, {accepted} of them accepted"));
         }
         note(format_args!("attention    {:.3} s of that, all layers together", self.attention_seconds()));
         if self.kernel.kind() != KernelKind::Dense {
@@ -420,8 +420,8 @@ impl Run {
             prompt_tokens: self.prompt_tokens,
             prompt_tokens_found: self.generation.found,
             generated_tokens: tokens.len(),
-            guessed_tokens: self.generation.guesses.made,
-            guessed_tokens_right: self.generation.guesses.right,
+            guessed_tokens: self.generation.speculation.drafted,
+            guessed_tokens_right: self.generation.speculation.accepted,
             text,
             prefill_tokens_per_second: self.prefill_tokens_per_second(),
             decode_tokens_per_second: self.generation.decode_tokens_per_second(),
@@ -487,9 +487,9 @@ struct Measured<'a> {
     /// Of these, how many had been read before: with --prompt-cache.
     prompt_tokens_found: usize,
     generated_tokens: usize,
-    /// Read before it was known whether they follow: with --prompt-lookup.
+    /// Drafted tokens: with --prompt-lookup.
     guessed_tokens: usize,
-    /// Of these, tokens that followed.
+    /// Of these, tokens that were accepted.
     guessed_tokens_right: usize,
     text: &'a str,
     prefill_tokens_per_second: f64,

@@ -1,42 +1,42 @@
-//! Guessing what follows from what has been there before.
+//! Prompt lookup: drafts for speculative decoding from what has been there before.
 
-/// Guesses what follows a text: what followed the last time that the same tokens were there. Summaries, edits and code repeat whole
-/// passages of their prompts; other texts hardly do.
+/// Drafts for [speculative decoding](crate::Session::decode_speculative) without a draft model (prompt lookup decoding): what followed the
+/// last time that the same tokens were there. Summaries, edits and code repeat whole passages of their prompts; other texts hardly do.
 ///
 /// ```
 /// use deltallm_models::PromptLookup;
 ///
 /// let text = [5, 1, 2, 3, 4, 9, 1, 2]; // after 1 and 2 came 3, 4 and 9
-/// assert_eq!(PromptLookup::default().guess(&text), [3, 4]);
-/// assert!(PromptLookup::default().guess(&[1, 2, 3]).is_empty());
+/// assert_eq!(PromptLookup::default().draft(&text), [3, 4]);
+/// assert!(PromptLookup::default().draft(&[1, 2, 3]).is_empty());
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PromptLookup {
-    /// Tokens that must be the same for a guess, at least 1.
-    pub least_alike: usize,
-    /// Most tokens that are guessed at once.
-    pub most_guesses: usize,
+    /// Tokens that must match for a draft, at least 1.
+    pub min_match: usize,
+    /// Most tokens of a draft.
+    pub max_draft: usize,
 }
 
 impl Default for PromptLookup {
-    /// Two tokens alike, 16 guesses.
+    /// Two tokens that match, 16 of a draft.
     fn default() -> Self {
-        Self { least_alike: 2, most_guesses: 16 }
+        Self { min_match: 2, max_draft: 16 }
     }
 }
 
 impl PromptLookup {
-    /// What may follow `tokens`: what follows the place before which most tokens are the same as at the end, of several such places the
-    /// last. As many tokens are guessed as are the same, so that guesses that turn out right are followed by more.
-    pub fn guess<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
-        let alike = |place: usize| {
+    /// What may follow `tokens`: what follows the place before which most tokens match those at the end, of several such places the
+    /// last. As many tokens are drafted as match, so that drafts that are accepted are followed by longer ones.
+    pub fn draft<'t>(&self, tokens: &'t [u32]) -> &'t [u32] {
+        let matching = |place: usize| {
             let pairs = tokens[..place].iter().rev().zip(tokens.iter().rev());
-            pairs.take(self.most_guesses).take_while(|(a, b)| a == b).count()
+            pairs.take(self.max_draft).take_while(|(a, b)| a == b).count()
         };
-        let best = (1..tokens.len()).map(|place| (alike(place), place)).max();
-        match best.filter(|(alike, _)| *alike >= self.least_alike.max(1)) {
-            Some((alike, place)) => &tokens[place..tokens.len().min(place + alike)],
+        let best = (1..tokens.len()).map(|place| (matching(place), place)).max();
+        match best.filter(|(matching, _)| *matching >= self.min_match.max(1)) {
+            Some((matching, place)) => &tokens[place..tokens.len().min(place + matching)],
             None => &[],
         }
     }
@@ -48,20 +48,20 @@ mod tests {
 
     #[test]
     fn the_longest_match_wins_and_of_equal_ones_the_last() {
-        let guess = |tokens: &[u32]| PromptLookup::default().guess(tokens)[0];
-        assert_eq!(guess(&[7, 1, 2, 30, 8, 1, 2, 40, 7, 1, 2]), 30);
-        assert_eq!(guess(&[7, 1, 2, 30, 8, 1, 2, 40, 9, 1, 2]), 40);
+        let first = |tokens: &[u32]| PromptLookup::default().draft(tokens)[0];
+        assert_eq!(first(&[7, 1, 2, 30, 8, 1, 2, 40, 7, 1, 2]), 30);
+        assert_eq!(first(&[7, 1, 2, 30, 8, 1, 2, 40, 9, 1, 2]), 40);
     }
 
     #[test]
-    fn guesses_end_where_the_text_does() {
+    fn drafts_end_where_the_text_does() {
         let lookup = PromptLookup::default();
-        assert_eq!(lookup.guess(&[1, 1, 1]), [1]);
-        assert_eq!(lookup.guess(&[1, 2, 3, 1, 2]), [3, 1]);
+        assert_eq!(lookup.draft(&[1, 1, 1]), [1]);
+        assert_eq!(lookup.draft(&[1, 2, 3, 1, 2]), [3, 1]);
         for few in [&[][..], &[1], &[1, 2], &[1, 2, 1]] {
-            assert!(lookup.guess(few).is_empty(), "{few:?}");
+            assert!(lookup.draft(few).is_empty(), "{few:?}");
         }
-        let none = PromptLookup { most_guesses: 0, ..lookup };
-        assert!(none.guess(&[1, 2, 3, 1, 2]).is_empty());
+        let none = PromptLookup { max_draft: 0, ..lookup };
+        assert!(none.draft(&[1, 2, 3, 1, 2]).is_empty());
     }
 }

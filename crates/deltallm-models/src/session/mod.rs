@@ -1,8 +1,8 @@
-//! Sessions: a [`sequence`] of tokens with its caches, how it is read [`ahead`] of what is known, what it does when [`memory`] ends, how it is
-//! [`saved`], and prompts that have been read, in memory ([`prefix_store`]) and in a folder ([`prompt_cache`]).
+//! Sessions: a [`sequence`] of tokens with its caches, speculative decoding ([`speculative`]) with drafts from the text itself ([`lookup`]), what
+//! happens when [`memory`] ends, how a session is [`saved`], and prompts that have been read, in memory ([`prefix_store`]) and in a folder
+//! ([`prompt_cache`]).
 
-mod ahead;
-mod guesses;
+mod draft;
 mod lookup;
 mod memory;
 mod prefix_store;
@@ -10,8 +10,9 @@ mod prompt_cache;
 mod prompted;
 mod saved;
 mod sequence;
+mod speculative;
 
-pub use guesses::Guesses;
+pub use draft::SpeculationStats;
 pub use lookup::PromptLookup;
 pub use prefix_store::PrefixStore;
 pub use prompt_cache::PromptCache;

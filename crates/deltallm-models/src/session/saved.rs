@@ -8,7 +8,7 @@ use bytes::Bytes;
 use deltallm_attn::{AttentionKernel, KernelSpec};
 use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
-use super::{guesses::Ahead, sequence::Session};
+use super::{draft::Draft, sequence::Session};
 use crate::{Model, ModelError, files::mmap};
 
 impl Session {
@@ -34,7 +34,7 @@ impl Session {
     ///
     /// # Errors
     /// [`ModelError::Fork`] with the layer whose kernel cannot be forked; [`ModelError::Attention`] where the budget does not cover copies of what
-    /// [guesses](Self::decode_guessing) stand in.
+    /// a [draft](Self::decode_speculative) stands in.
     pub fn fork(&self) -> Result<Self, ModelError> {
         let mut kernels = Vec::with_capacity(self.kernels.len());
         for (layer, kernel) in self.kernels.iter().enumerate() {
@@ -47,10 +47,10 @@ impl Session {
             chunk: self.chunk,
             limit: self.limit.clone(),
             narrowed: self.narrowed,
-            ahead: self.ahead.as_ref().map(|_| Ahead::default()),
-            guesses: self.guesses,
+            draft: self.draft.as_ref().map(|_| Draft::default()),
+            speculation: self.speculation,
         };
-        fork.take_back_guesses()?;
+        fork.discard_draft()?;
         Ok(fork)
     }
 
@@ -83,11 +83,11 @@ impl Session {
     ///
     /// # Errors
     /// [`ModelError::Snapshot`] for kernels that cannot be saved, [`ModelError::Io`] for what the system says of the file; as [`fork`](Self::fork), if there
-    /// are guesses to be left out.
+    /// is a draft to be left out.
     pub fn save(&self, path: impl AsRef<Path>) -> Result<(), ModelError> {
         let path = path.as_ref();
-        // Without guesses.
-        let fork = self.ahead.is_some().then(|| self.fork()).transpose()?;
+        // Without a draft.
+        let fork = self.draft.is_some().then(|| self.fork()).transpose()?;
         let mut writer = SnapshotWriter::new();
         fork.as_ref().unwrap_or(self).write(&mut writer).map_err(|source| snapshot(path, source))?;
         writer.write_file(path).map_err(|source| ModelError::Io { file: path.to_owned(), source })

@@ -7,7 +7,7 @@ use deltallm_attn::{AtLimit, AttentionError, AttentionKernel, KernelSpec, Memory
 use deltallm_core::Footprint;
 use ndarray::{Array1, Array2, Axis};
 
-use super::guesses::{Ahead, Guesses};
+use super::draft::{Draft, SpeculationStats};
 use crate::{LogitRows, Model, ModelError, Sequence};
 
 /// One sequence being read and continued: the tokens so far and one attention kernel per layer.
@@ -41,9 +41,9 @@ pub struct Session {
     pub(super) chunk: usize,
     pub(super) limit: Option<(MemoryBudget, AtLimit)>,
     pub(super) narrowed: Narrowed,
-    /// Guesses that have been read, and may have to be taken back before anything else.
-    pub(super) ahead: Option<Ahead>,
-    pub(super) guesses: Guesses,
+    /// What has been read of a draft, and may have to be discarded before anything else.
+    pub(super) draft: Option<Draft>,
+    pub(super) speculation: SpeculationStats,
 }
 
 /// What a session has done to stay within its budget.
@@ -119,8 +119,8 @@ impl Session {
             chunk: Self::DEFAULT_CHUNK,
             limit: None,
             narrowed: Narrowed::default(),
-            ahead: None,
-            guesses: Guesses::default(),
+            draft: None,
+            speculation: SpeculationStats::default(),
         })
     }
 
@@ -184,10 +184,10 @@ impl Session {
     /// # Errors
     /// As [`prefill`](Self::prefill).
     pub fn decode(&mut self, token: u32) -> Result<Array1<f32>, ModelError> {
-        if let Some(logits) = self.accept(token) {
+        if let Some(logits) = self.take_accepted(token) {
             return Ok(logits);
         }
-        self.take_back_guesses()?;
+        self.discard_draft()?;
         self.model.check(&[token], &self.kernels)?;
         self.make_room(1)?;
         let logits = self.model.forward(&[token], &mut self.kernels, LogitRows::Last)?;
@@ -233,7 +233,7 @@ impl Session {
             if !Arc::ptr_eq(&session.model, &model) {
                 return Err(ModelError::OtherModel { index });
             }
-            session.take_back_guesses()?;
+            session.discard_draft()?;
             model.check(&[*token], &session.kernels)?;
         }
         Self::make_room_for_all(batch)?;
@@ -255,7 +255,7 @@ impl Session {
         rows: LogitRows,
         chunk: &mut dyn FnMut(&Self, usize, Array2<f32>),
     ) -> Result<(), ModelError> {
-        self.take_back_guesses()?;
+        self.discard_draft()?;
         // Refused before anything is computed, not after most of it.
         self.model.check(tokens, &self.kernels)?;
         let before = self.tokens.len();
@@ -295,7 +295,7 @@ impl Session {
     /// [`ModelError::Attention`] when `len` exceeds the tokens so far, or the budget does not cover what a [fork](Self::fork) shares and must
     /// copy first.
     pub fn rewind(&mut self, len: usize) -> Result<(), ModelError> {
-        self.take_back_guesses()?;
+        self.discard_draft()?;
         // All or none: what a fork shares is copied first, for which there may be no memory.
         for (layer, kernel) in self.kernels.iter_mut().enumerate().filter(|_| len < self.tokens.len()) {
             kernel.detach().map_err(|source| ModelError::Attention { layer, source })?;
@@ -317,19 +317,19 @@ impl Session {
         &self.tokens
     }
 
-    /// The kernels, one per layer. They may hold [guesses](Self::decode_guessing) beyond the tokens so far.
+    /// The kernels, one per layer. They may hold a [draft](Self::decode_speculative) beyond the tokens so far.
     pub fn kernels(&self) -> &[Box<dyn AttentionKernel>] {
         &self.kernels
     }
 
-    /// Bytes of all layers' caches, with [guesses](Self::decode_guessing) if they hold some.
+    /// Bytes of all layers' caches, with a [draft](Self::decode_speculative) if they hold one.
     pub fn footprint(&self) -> Footprint {
         let mut sum = Footprint::default();
         self.kernels.iter().for_each(|kernel| sum += kernel.footprint());
         sum
     }
 
-    /// Sparsity of all layers together, per kv head. Pairs of [guesses](Self::decode_guessing) that were wrong have been attended too.
+    /// Sparsity of all layers together, per kv head. Pairs of [drafted tokens](Self::decode_speculative) that were not accepted have been attended too.
     pub fn stats(&self) -> SparsityStats {
         let mut sum = SparsityStats::default();
         for kernel in &self.kernels {

@@ -1,4 +1,4 @@
-//! Guesses change nothing but the time: sessions that read ahead answer, bit for bit, what sessions answer that decode token by token.
+//! Speculative decoding changes nothing but the time: sessions with drafts answer, bit for bit, what sessions answer that decode token by token.
 
 use std::sync::Arc;
 
@@ -18,63 +18,63 @@ fn session(model: &Arc<Model>, spec: &KernelSpec) -> Session {
     session
 }
 
-/// Guesses of which the first few are right.
-fn guesses(text: &[u32], random: &mut Random) -> Vec<u32> {
+/// A draft of which the first few tokens are right.
+fn draft(text: &[u32], random: &mut Random) -> Vec<u32> {
     let (right, wrong) = (random.below(6).min(text.len()), random.below(4));
     text[..right].iter().copied().chain((0..wrong).map(|_| random.below(500) as u32)).collect()
 }
 
 #[test]
-fn guessed_or_not_the_logits_are_the_same() {
+fn with_and_without_drafts_the_logits_are_the_same() {
     let model = model();
     let text: Vec<u32> = (0..120).map(|t| (11 + t * t * t % 400) as u32).collect();
     for (number, spec) in specs().into_iter().enumerate() {
         let mut random = Random::new(number as u64);
-        let (mut ahead, mut alone) = (session(&model, &spec), session(&model, &spec));
+        let (mut drafting, mut alone) = (session(&model, &spec), session(&model, &spec));
         for (at, &token) in text.iter().enumerate() {
-            let got = ahead.decode_guessing(token, |tokens| {
+            let got = drafting.decode_speculative(token, |tokens| {
                 assert_eq!(tokens.len(), 201 + at);
-                guesses(&text[at + 1..], &mut random)
+                draft(&text[at + 1..], &mut random)
             });
             let expected = alone.decode(token);
             assert_eq!(got.unwrap(), expected.unwrap(), "{spec:?}, {at}");
         }
-        assert_eq!(ahead.tokens(), alone.tokens());
-        let counted = ahead.guesses();
-        assert!(counted.right > 20 && counted.made > counted.right, "{counted:?}");
-        // What comes next takes back what is left.
-        ahead.decode_guessing(3, |_| vec![4, 5, 6]).unwrap();
+        assert_eq!(drafting.tokens(), alone.tokens());
+        let stats = drafting.speculation_stats();
+        assert!(stats.accepted > 20 && stats.drafted > stats.accepted, "{stats:?}");
+        // What comes next discards what is left.
+        drafting.decode_speculative(3, |_| vec![4, 5, 6]).unwrap();
         alone.decode(3).unwrap();
-        assert_eq!(ahead.prefill(&[9, 8]).unwrap(), alone.prefill(&[9, 8]).unwrap());
-        assert_eq!(ahead.footprint(), alone.footprint(), "{spec:?}");
+        assert_eq!(drafting.prefill(&[9, 8]).unwrap(), alone.prefill(&[9, 8]).unwrap());
+        assert_eq!(drafting.footprint(), alone.footprint(), "{spec:?}");
     }
 }
 
 #[test]
-fn guesses_are_in_no_fork_and_no_file() {
+fn drafts_are_in_no_fork_and_no_file() {
     let model = model();
-    let path = std::env::temp_dir().join(format!("deltallm-{}-guesses.kv", std::process::id()));
+    let path = std::env::temp_dir().join(format!("deltallm-{}-drafts.kv", std::process::id()));
     for spec in specs() {
-        let (mut ahead, mut alone) = (session(&model, &spec), session(&model, &spec));
-        ahead.decode_guessing(1, |_| vec![2, 3, 4, 5]).unwrap();
-        ahead.decode(2).unwrap();
-        ahead.save(&path).unwrap();
-        let mut fork = ahead.fork().unwrap();
+        let (mut drafting, mut alone) = (session(&model, &spec), session(&model, &spec));
+        drafting.decode_speculative(1, |_| vec![2, 3, 4, 5]).unwrap();
+        drafting.decode(2).unwrap();
+        drafting.save(&path).unwrap();
+        let mut fork = drafting.fork().unwrap();
         let mut opened = Session::open(model.clone(), &spec, &path).unwrap();
         [1, 2].iter().for_each(|token| drop(alone.decode(*token).unwrap()));
         let expected = [9, 10].map(|token| alone.decode(token).unwrap());
-        for session in [&mut fork, &mut opened, &mut ahead] {
+        for session in [&mut fork, &mut opened, &mut drafting] {
             assert_eq!(session.tokens().len(), 202);
             assert_eq!([9, 10].map(|token| session.decode(token).unwrap()), expected);
         }
         // And back before them.
-        let (mut ahead, mut alone) = (session(&model, &spec), session(&model, &spec));
-        ahead.decode_guessing(1, |_| vec![2, 3]).unwrap();
+        let (mut drafting, mut alone) = (session(&model, &spec), session(&model, &spec));
+        drafting.decode_speculative(1, |_| vec![2, 3]).unwrap();
         alone.decode(1).unwrap();
-        ahead.rewind(200).unwrap();
+        drafting.rewind(200).unwrap();
         alone.rewind(200).unwrap();
-        assert_eq!(ahead.decode(7).unwrap(), alone.decode(7).unwrap());
-        let batch = &mut [(&mut ahead, 8), (&mut alone, 8)];
+        assert_eq!(drafting.decode(7).unwrap(), alone.decode(7).unwrap());
+        let batch = &mut [(&mut drafting, 8), (&mut alone, 8)];
         let logits = Session::decode_together(batch).unwrap();
         assert_eq!(logits[0], logits[1]);
     }
@@ -86,7 +86,7 @@ fn a_text_is_the_same_with_and_without_lookup() {
     let (model, tokenizer) = (model(), Tokenizer::from_model(&file()).unwrap());
     let tale = "Once upon a time there was a king who had a golden bird. The king said to his son: go and find the golden bird. ";
     let prompt = tokenizer.encode_beginning(&tale.repeat(3)).unwrap();
-    let mut right = 0;
+    let mut accepted = 0;
     for (number, spec) in specs().into_iter().enumerate() {
         let temperature = if number % 2 == 0 { 0.0 } else { 0.8 };
         let penalty = if number % 3 == 2 { 1.1 } else { 1.0 };
@@ -106,35 +106,35 @@ fn a_text_is_the_same_with_and_without_lookup() {
             let logits = session.decode(last).unwrap();
             let more = session.generate(logits, &tokenizer, &mut sampler).take(9);
             let more: Vec<u32> = more.map(|new| new.unwrap().token).collect();
-            (session.guesses(), (read, tokens, more))
+            (session.speculation_stats(), (read, tokens, more))
         };
         let ((none, expected), (some, got)) = (text(None), text(Some(PromptLookup::default())));
         assert_eq!(got, expected, "{spec:?}");
-        assert_eq!(none.made, 0);
-        right += some.right;
+        assert_eq!(none.drafted, 0);
+        accepted += some.accepted;
     }
-    assert!(right > 20, "{right}");
+    assert!(accepted > 20, "{accepted}");
 }
 
 #[test]
-fn guesses_that_do_not_fit_cost_nothing() {
+fn drafts_that_do_not_fit_cost_nothing() {
     let model = model();
     let context = || KernelContext::clone(&model.kernel_context());
     // The last position of the context, and beyond.
     let mut session = Session::with_spec(model.clone(), &KernelSpec::default()).unwrap();
     session.prefill(&prompt(1022)).unwrap();
-    session.decode_guessing(1, |_| vec![2, 3, 4]).unwrap();
-    session.decode_guessing(2, |_| vec![3, 4]).unwrap();
-    assert!(matches!(session.decode_guessing(3, |_| vec![4]), Err(ModelError::ContextFull { .. })));
+    session.decode_speculative(1, |_| vec![2, 3, 4]).unwrap();
+    session.decode_speculative(2, |_| vec![3, 4]).unwrap();
+    assert!(matches!(session.decode_speculative(3, |_| vec![4]), Err(ModelError::ContextFull { .. })));
     assert_eq!(session.tokens().len(), 1024);
 
     // A token that the model does not have.
     session.rewind(200).unwrap();
-    let error = session.decode_guessing(1, |_| vec![60_000]).unwrap_err();
+    let error = session.decode_speculative(1, |_| vec![60_000]).unwrap_err();
     assert!(matches!(error, ModelError::TokenOutOfRange { id: 60_000, .. }), "{error}");
     assert_eq!(session.tokens().len(), 200);
 
-    // A budget that is full just before the guesses.
+    // A budget that is full just before the draft.
     for (at_limit, told) in [(AtLimit::Error, false), (AtLimit::Error, true), (AtLimit::NarrowStore, true)] {
         let spec = KernelSpec::default().kernel(KernelKind::Dense);
         let limited = |bytes| {
@@ -150,7 +150,7 @@ fn guesses_that_do_not_fit_cost_nothing() {
         };
         let (mut session, budget) = limited(limited(usize::MAX).1.used());
         for token in [1, 2] {
-            session.decode_guessing(token, |_| vec![100, 101, 102, 103]).unwrap();
+            session.decode_speculative(token, |_| vec![100, 101, 102, 103]).unwrap();
         }
         assert_eq!((session.tokens().len(), session.narrowed().times), (256, 0));
         session.rewind(256).unwrap();
@@ -159,9 +159,9 @@ fn guesses_that_do_not_fit_cost_nothing() {
 }
 
 #[test]
-fn nothing_is_guessed_where_several_tokens_give_other_bits() {
+fn nothing_is_drafted_where_several_tokens_give_other_bits() {
     let model = Arc::new(Model::load(&file().with_linear_form(LinearForm::F32)).unwrap());
     let mut session = session(&model, &KernelSpec::default());
-    session.decode_guessing(1, |_| unreachable!("floats")).unwrap();
-    assert_eq!(session.guesses().made, 0);
+    session.decode_speculative(1, |_| unreachable!("floats")).unwrap();
+    assert_eq!(session.speculation_stats().drafted, 0);
 }
