@@ -24,8 +24,8 @@ pub(crate) struct HybridHead {
     bounded: bool,
     /// Whether tokens can be taken back that have left the window, and with them the exact form of what came after.
     rewinds: bool,
-    /// The deltas of keys that have become whole: in a call or step that may be taken back, and, charged, for as long as a rewind may go back
-    /// to them.
+    /// Deltas that `keep_small` replaced by f16 rows: uncharged while the call or step can be undone, then charged for as long as
+    /// `exact_rewind` may return to them.
     was: Option<DeltaMatrix>,
     /// A key and a value of the tail on their way to be coded.
     row: [Vec<f32>; 2],
@@ -469,8 +469,8 @@ impl HybridHead {
         Ok(())
     }
 
-    /// Drops exact copies of tokens before `kept`, as far as they are coded, and deltas that no cut brings back which leaves those from `kept`
-    /// on exact, or for which there is no memory.
+    /// Drops exact copies of coded tokens before `kept`. Drops the replaced deltas too, if no truncation that leaves the tokens from `kept` on
+    /// exact could bring them back, or the budget cannot pay for them.
     pub(crate) fn trim(&mut self, kept: usize) {
         let end = kept.min(self.coded.len());
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
@@ -537,8 +537,8 @@ impl HybridHead {
         self.was = deltas;
     }
 
-    /// The exact tokens from `kept` on in pages as a window has them, if they are in larger ones, of which some are coded, and that takes
-    /// no more.
+    /// The exact tokens from `kept` on, copied into window-sized pages; `None` if they already are, if none is coded, or if the copy would
+    /// take more bytes.
     pub(crate) fn small_pages(&self, kept: usize) -> Option<ExactRows> {
         let end = kept.min(self.coded.len());
         if !self.codes_later() || end == 0 || self.tail.keys.page_tokens() <= CachePlan::WINDOW_PAGE_TOKENS {

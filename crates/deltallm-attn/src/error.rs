@@ -10,7 +10,7 @@ pub enum AttentionError {
     /// A dimension of an input or of a configuration does not fit.
     #[error("{input}: expected {dimension} = {expected}, got {got}")]
     Shape {
-        /// Which argument: `q`, `k`, `v`, `out` or `shape`.
+        /// Which argument, for example `q`.
         input: &'static str,
         /// Which dimension of it.
         dimension: &'static str,

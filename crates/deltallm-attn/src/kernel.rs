@@ -125,8 +125,8 @@ pub trait AttentionKernel: Send {
     }
 
     /// A kernel with the same tokens, that goes its own way from here: for several samples from one prompt, or an agent that branches. It costs
-    /// next to nothing, because both share what is in the cache. Whoever changes a page copies it first, so an [`growth`](Self::growth)
-    /// after a fork includes copies, and [`truncate`](Self::truncate) can find the budget exhausted. Shared pages are charged once, to the
+    /// next to nothing, because both share what is in the cache. Whoever changes a page copies it first, so [`growth`](Self::growth)
+    /// after a fork includes these copies, and [`truncate`](Self::truncate) can find the budget exhausted. Shared pages are charged once, to the
     /// budget of both; a [footprint](Self::footprint) counts them in each. `None` when the kernel cannot be forked.
     ///
     /// ```

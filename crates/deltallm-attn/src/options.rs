@@ -35,7 +35,7 @@ pub struct AttentionOptions {
     /// store, for so many tokens and if there is memory, the deltas of a head whose keys have come to be held whole. One thing leaves a trace: a
     /// [window in blocks](crate::ExactWindow::Block) is another one after another prompt.
     pub exact_rewind: usize,
-    /// How keys and values are cached. Arithmetic is f32.
+    /// How keys and values are cached.
     pub store: KvStore,
     /// The account that the cache's memory is charged to. Clones share it.
     pub budget: MemoryBudget,

@@ -7,7 +7,8 @@ use crate::AttentionError;
 /// The numbers that a prompt's products are made of; sums are 32 bits wide always.
 ///
 /// 16 bits are used where the instruction set has dot products for them ([`is_multiplied_by`](Self::is_multiplied_by)), and where
-/// several tiles of queries share the cost of converting keys and values; everything else, decoding included, is f32.
+/// several tiles of queries share the cost of converting keys and values. Decoding multiplies 8-bit keys with 16-bit queries where the
+/// instruction set can; all sums end in f32.
 ///
 /// ```
 /// use deltallm_attn::{Isa, Precision};

@@ -18,7 +18,7 @@ pub(crate) trait Rows: Sync {
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32];
 
     /// The first of `tokens` in the form they are stored in, as many as lie adjacent, and how many these are. `None` where
-    /// decoding has no kernel for the form.
+    /// a row is not a multiple of [`CHANNELS`], or its page is not held.
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)>;
 }
 

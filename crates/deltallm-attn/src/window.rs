@@ -90,7 +90,7 @@ impl ExactWindow {
     }
 }
 
-/// A [`ExactWindow`] with the prompt's length filled in.
+/// An [`ExactWindow`] with the prompt's length filled in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct WindowState {
     /// Keys in the window: of a sliding one, or of a block.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
-/// Element type of cached keys and values. Arithmetic is f32 whatever the storage.
+/// Element type of cached keys and values.
 ///
 /// ```
 /// use deltallm_core::ElementType;

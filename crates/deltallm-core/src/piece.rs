@@ -81,7 +81,7 @@ impl Piece {
         self.data().len() + Self::OVERHEAD
     }
 
-    /// What it is charged, which it is no longer then; nothing of one that is shared.
+    /// Takes the reservation out of the piece; `None` if it is shared.
     pub(crate) fn uncharge(&mut self) -> Option<Reservation> {
         match self {
             Self::Own { charge, .. } => Arc::get_mut(charge).map(Reservation::take),

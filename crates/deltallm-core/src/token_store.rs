@@ -43,7 +43,7 @@ impl<T: Store> Store for Vec<T> {
         Ok(forks)
     }
 
-    /// Of none there is nothing to take.
+    /// An empty list returns an empty reservation.
     fn uncharge(&mut self) -> Reservation {
         let charges = self.iter_mut().map(T::uncharge).reduce(|mut all, charge| {
             all.merge(charge);

@@ -3,7 +3,8 @@
 //! Everything that depends on the CPU starts here. [`Isa`] is an instruction set that this machine has, found once per process;
 //! a value of it is the proof. [`dispatch!`] compiles an expression for each of them. [`features`] has the instructions that
 //! only some CPUs of an instruction set have, with a token as proof of each, and [`tuning`] the constants that were fitted by
-//! measuring. The rest is arithmetic that attention and linear layers share: [`convert`], [`math`], [`dot`], [`prefetch`] and [`weight_order`].
+//! measuring. The rest is arithmetic that attention and linear layers share, [`convert`], [`math`], [`dot`] and [`prefetch`]; and
+//! [`weight_order`], for linear layers alone.
 //!
 //! A function that needs instructions takes the token of their instruction set, or of the feature, as an argument, and is safe to
 //! call: nobody can make a token on a machine without them.

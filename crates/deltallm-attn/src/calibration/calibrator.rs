@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, Mask, arrays::with_view};
 
-/// Every so many queries of the calibration text one is looked at: neighbours say much the same.
+/// One query in this many is evaluated: neighbours give nearly the same result.
 const QUERY_STRIDE: usize = 2;
 
 /// Finds the attention settings of a model, in whatever engine it runs.

@@ -81,7 +81,7 @@ impl RateCurves {
     /// that the layer does not have.
     pub fn sent(&self, channel: usize, threshold: f32) -> f64 {
         let place = (threshold.log2() - SMALLEST_EXPONENT) * STEPS_PER_OCTAVE;
-        // Not a number for a threshold that is none, minus infinity for zero.
+        // NaN for a NaN or negative threshold, -inf for zero: both count as the first grid point.
         let place = if place > 0.0 { place.min((STEPS - 1) as f32) } else { 0.0 };
         let (low, part) = (place as usize, f64::from(place.fract()));
         let Some(curve) = self.sent.get(channel) else { return 0.0 };

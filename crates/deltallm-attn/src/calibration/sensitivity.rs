@@ -21,7 +21,7 @@ pub(super) struct Sensitivity {
     mask: Mask,
     window: usize,
     sinks: usize,
-    /// Every so many queries one is looked at.
+    /// One query in this many is evaluated: neighbours give nearly the same result.
     stride: usize,
     /// `Wo^T Wo` of each query head, `[head_dim, head_dim]`; none without an output projection, which is then taken as the identity.
     grams: Vec<Array2<f32>>,

@@ -8,8 +8,7 @@
 //! thread each ran: the result does not depend on the number of threads. Value skipping needs the best exact score
 //! first, so there are two rounds: the segments before the first one that skips, then the rest.
 //!
-//! Channels lie along the lanes, as they do in memory, and the heads of a group share every row that is loaded and converted. In
-//! reading order: here, the call; [`scores`] ([`rows`] and [`dots`]; [`expand`] and [`differences`] of delta-coded keys; [`queries`] for
+//! In reading order: here, the call; [`scores`] ([`rows`] and [`dots`]; [`expand`] and [`differences`] of delta-coded keys; [`queries`] for
 //! integer products of keys in 8 bits), [`select`] (skip test and softmax), [`values`], [`passes`] (which heads go together),
 //! [`ahead`] (memory that is asked for), [`lanes`] (what differs between instruction sets), `arch` (kernels of single ones).
 

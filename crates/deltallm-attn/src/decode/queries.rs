@@ -57,7 +57,7 @@ fn round(x: f32) -> i16 {
     (x + 12_582_912.0).to_bits() as i16
 }
 
-/// The queries of a group for the keys of one matrix, made when they are first needed.
+/// The queries of a group for the 8-bit keys of one segment, made when they are first needed.
 #[derive(Debug, Default)]
 pub(crate) struct CodedQueries {
     /// What they have been made for; `None` before the first block.
@@ -110,8 +110,8 @@ impl CodedQueries {
         self.times_steps(queries, channels, steps, factor);
         self.codes.clear();
         self.scales.clear();
-        // Of steps and of queries, but for those that are 0 with any factor; what is next to zero for a query is for a step
-        // the least normal number.
+        // The smallest and largest nonzero magnitude among steps and scaled queries. A query counts relative to `LEAST`, a step to the
+        // smallest normal f32.
         let (mut least, mut most) = (f32::MAX, f32::MIN_POSITIVE);
         for query in self.exact.chunks_exact(channels) {
             let largest = query.iter().fold(0.0, |most: f32, q| most.max(q.abs()));

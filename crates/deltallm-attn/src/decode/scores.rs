@@ -20,7 +20,7 @@ use super::{
 
 /// The scores of one block of keys, `[group, BLOCK_TOKENS]`, and the queries they are for.
 pub(crate) struct Scoring<'a> {
-    /// Scaled queries of the group, `[group, channels]`, padded with zeros to a multiple of [`CHANNELS`].
+    /// Scaled queries of the group, `[group, channels]`, padded with zeros to a multiple of [`CHANNELS`](crate::segment::CHANNELS).
     pub(crate) queries: &'a [f32],
     /// Padded channels.
     pub(crate) channels: usize,

@@ -256,7 +256,7 @@ fn keys_above<S: Simd, const N: usize>(
         for n in 0..N {
             (sums[n] + limits[n]).store_slice(&mut out[n * width..][..width]);
         }
-        // Not "above": a score that is no number is not lost silently.
+        // `!(score <= limit)` and not `score > limit`: NaN is kept and ends in `Overflow`.
         count += usize::from(!below.all_true());
     });
     kept.truncate(count);

@@ -110,7 +110,7 @@ pub(crate) fn append_above<S: Simd>(
     for row in 0..scores.len() / lanes {
         let start = row * lanes;
         let mut vectors = scores[start..][..lanes].chunks_exact(width).zip(thresholds.chunks_exact(width));
-        // Not "above": a score that is no number is not lost silently.
+        // `!(score <= limit)` and not `score > limit`: NaN is kept and ends in `Overflow`.
         let keep = vectors.any(|(x, threshold)| {
             !S::f32s::from_slice(simd, x).simd_le(S::f32s::from_slice(simd, threshold)).all_true()
         });
@@ -124,7 +124,7 @@ pub(crate) fn append_above<S: Simd>(
     }
 }
 
-/// Whether a score is to be kept: a score that is no number is not lost silently, it ends in
+/// Whether a score is to be kept: `!(score <= threshold)` and not `score > threshold`, so NaN is kept and ends in
 /// [`Overflow`](crate::AttentionError::Overflow).
 #[inline(always)]
 #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "the answer for NaN is the point")]

@@ -60,7 +60,7 @@ pub(crate) struct TileOutput {
     pub(crate) counts: HeadSparsity,
 }
 
-// So many and what comes of one block more are still about a block, which is one part of `TilePiece::accumulate`.
+// Fewer than `ENOUGH_VALUES` pending keys and one more block must fit `Scratch::scores`, which has room for two blocks.
 const _: () = assert!(ENOUGH_VALUES < BLOCK_TOKENS);
 
 /// A tile's queries, and what has been attended so far.

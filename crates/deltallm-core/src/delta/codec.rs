@@ -52,8 +52,8 @@ pub(super) trait Codec: Debug {
     /// Numbers by which a header is written and read.
     fn header_to_words(header: Self::Header) -> [u32; 4];
 
-    /// The header of these words, if a block with it and these masks (of channels there are) can be all of `data`, which is as long as a piece
-    /// for it: whatever reads it then stays within it.
+    /// Parses a header from a snapshot; `None` unless a block with it and these masks fits in `data`, so that later reads stay in bounds. The
+    /// masks name existing channels only.
     fn checked(&self, words: [u32; 4], masks: &[u64], data: &[u8]) -> Option<Self::Header>;
 
     /// Makes `codes` a copy of another block, which transmits `sent` values, within the room it has.

@@ -105,7 +105,8 @@ impl Differences {
     }
 }
 
-/// Differences as they are held: half a byte each, or the next of `wide`. An odd number of them is followed by one that is none.
+/// Iterates over packed differences: a nibble each, or, for a nibble of 0, the next byte of `wide`. If their number is odd, one more
+/// element follows, which has no meaning.
 pub(super) fn read<'a>(nibbles: &'a [u8], wide: &'a [i8]) -> impl Iterator<Item = i8> + 'a {
     let mut wide = wide.iter();
     nibbles.iter().flat_map(|pair| [pair << 4, *pair]).map(move |nibble| match nibble as i8 >> 4 {

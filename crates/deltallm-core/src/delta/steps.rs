@@ -35,8 +35,8 @@ pub struct Escape {
 /// The end of an escape whose channel has not been transmitted again.
 const OPEN_END: u8 = BLOCK_TOKENS as u8;
 
-/// The numbers of a block in steps: a number is `code * (steps[channel] * factor)`, and escapes on top. A channel whose step is of
-/// not usable (0, or not a normal f32 after the product) has codes of 0 only.
+/// The numbers of a block in steps: a number is `code * (steps[channel] * factor)`, and escapes on top. A channel whose step is
+/// unusable (0, or not a normal f32 after multiplication by the factor) has codes of 0 only.
 #[derive(Debug, Clone, Copy)]
 pub struct StepCodes<'a> {
     /// Codes of the key frame, `[channels]`.
@@ -381,10 +381,11 @@ impl Codec for StepCodec {
                 && escape.to <= OPEN_END
                 && escape.residual.is_finite()
         });
-        // A token has no more of them than channels, which the room for the last one's is reckoned by; the frame may have as many again.
+        // A token has at most one escape per channel; the room reserved for the last token relies on this. The key frame may have that
+        // many again.
         let before = escapes.partition_point(|escape| usize::from(escape.from) + 1 < tokens);
         let most = if tokens == 1 { 2 * self.channels() } else { self.channels() };
-        // Behind an odd number of differences there is nothing.
+        // After an odd number of differences the unused nibble is 0.
         let nothing = sent.is_multiple_of(2) || differences.last().is_some_and(|last| last >> 4 == 0);
         let whole = wide_ones == wide.len() && escapes.len() - before <= most && nothing;
         (whole && in_order && fit).then_some(header)

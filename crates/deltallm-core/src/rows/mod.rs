@@ -64,7 +64,7 @@ pub struct PagedRows {
     first_page: usize,
     /// First token whose row is held.
     first: usize,
-    /// Rows behind it, which a cut leaves in their page, are written over.
+    /// Tokens appended. Rows after them, left in their page by a truncation, are overwritten.
     len: usize,
     /// What rows behind the first page are held relative to, `[channels]`; empty for nothing.
     center: Vec<f32>,
@@ -396,7 +396,8 @@ impl PagedRows {
         Ok(())
     }
 
-    /// A page as it is, or a copy if it has rows of tokens that have been cut: these are nobody's business. Nobody is charged for the copy.
+    /// The page itself; or, if it still holds rows of truncated tokens, a copy without them, so that a snapshot does not reveal them. The
+    /// copy is not charged.
     fn without_stale_rows(&self, number: usize, page: &Piece) -> Piece {
         let Layout { channels, page_tokens, .. } = self.layout;
         let (start, format) = (number * page_tokens, self.layout.format_of(number));

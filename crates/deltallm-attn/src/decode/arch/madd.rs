@@ -231,7 +231,7 @@ const fn places() -> [u64; 256] {
     all
 }
 
-/// Writes each token's key to `out`, as [`expand_by_bits`](super::expand::expand_by_bits).
+/// Writes each token's key to `out`, as [`expand_by_bits`](crate::decode::expand::expand_by_bits).
 #[inline(always)]
 pub(crate) fn expand(simd: Avx2, block: Masked<i8>, out: &mut [i8]) {
     let stride = row_stride(block.frame.len());
