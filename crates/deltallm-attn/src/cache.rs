@@ -647,10 +647,10 @@ impl HybridHead {
     pub(crate) fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         let CodedTokens { keys, values, sinks } = &mut self.coded;
         if let FarKeys::Delta(matrix) = keys {
-            matrix.narrow_with(element, charge)?;
+            matrix.narrow(element, charge)?;
         }
         let mut rows = self.tail.rows_mut().chain(sinks.rows_mut()).chain([values]);
-        rows.try_for_each(|rows| rows.narrow_with(element, charge))
+        rows.try_for_each(|rows| rows.narrow(element, charge))
     }
 
     /// A copy of a float store in [`KvStore::Compact`], in which exact tokens from `needed` on are not coded; `None` if it is

@@ -149,7 +149,7 @@ impl DenseAttention {
                 |rows: &[PagedRows]| rows.iter().map(|rows| rows.narrow_growth(element)).sum::<usize>();
             charge.grow(growth(keys) + growth(values))?;
             let mut rows = keys.iter_mut().chain(values);
-            rows.try_for_each(|rows| rows.narrow_with(element, &mut charge))?;
+            rows.try_for_each(|rows| rows.narrow(element, &mut charge))?;
         } else {
             // Beside those of a fork.
             self.replace_with(|rows, unlimited| rows.converted(element, unlimited))?;

@@ -14,7 +14,7 @@ use crate::{
     heads::Heads,
     options::Settings,
     output::Output,
-    query_tile, saved,
+    saved,
     segment::{Keys, Segment, Segments},
     window::{Part, Split, WindowState},
 };
@@ -318,11 +318,6 @@ impl HybridAttention {
             plan.value_dim(shape.value_dim()).codes_from()
         });
         state.codes_from(codes_from)
-    }
-
-    /// Queries that decide together which values to skip; their positions start at multiples of this number.
-    pub fn query_tile(&self) -> usize {
-        query_tile(self.options.shape.group())
     }
 
     /// The settings by which a cache can be told from others, each with its name.

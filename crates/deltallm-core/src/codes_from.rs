@@ -53,7 +53,7 @@ impl CachePlan {
 
 /// The first block of 64 tokens, from `first` on and below 2^40 tokens, from which on `holds`; what holds of a block must hold of
 /// those after it.
-pub(crate) fn first_block_from(first: usize, holds: impl Fn(usize) -> bool) -> Option<usize> {
+fn first_block_from(first: usize, holds: impl Fn(usize) -> bool) -> Option<usize> {
     let last = (1 << 40) / BLOCK_TOKENS;
     let mut low = first.min(last);
     let (mut high, mut step) = (low, 1);

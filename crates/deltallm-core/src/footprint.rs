@@ -90,9 +90,9 @@ pub enum KeyPlan {
 /// use deltallm_core::{CachePlan, KeyPlan, KvStore};
 ///
 /// let plan = CachePlan::new(3, 64, KvStore::F16, KeyPlan::Dense);
-/// let bytes = plan.footprint(1024).total();
-/// assert_eq!(plan.tokens_within(bytes), 1024);
-/// assert_eq!(plan.tokens_within(1000), 0);
+/// let (one, page) = (plan.footprint(1).total(), plan.footprint(64).total());
+/// assert_eq!(one, page); // a cache grows in pages of 64 tokens
+/// assert!(plan.footprint(65).total() > page);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 #[non_exhaustive]
@@ -238,27 +238,6 @@ impl CachePlan {
         let keys = of(self.head_dim);
         if self.store.is_quantised() { keys.plus(of(self.value_dim)) } else { keys }
     }
-
-    /// The largest number of tokens whose cache fits in `bytes`.
-    pub fn tokens_within(&self, bytes: usize) -> usize {
-        let fits = |tokens: usize| self.footprint(tokens).total() <= bytes;
-        // Memory grows with the tokens: double until it no longer fits, then halve the interval. No cache on earth
-        // has 2^40 tokens.
-        let mut high = 1;
-        while high < 1 << 40 && fits(high) {
-            high *= 2;
-        }
-        let mut low = high / 2;
-        while low + 1 < high {
-            let middle = low + (high - low) / 2;
-            if fits(middle) {
-                low = middle;
-            } else {
-                high = middle;
-            }
-        }
-        low
-    }
 }
 
 #[cfg(test)]
@@ -290,13 +269,5 @@ mod tests {
             assert_eq!(plan.keys, matrix.key_bytes());
             assert_eq!(matrix.key_bytes() + matrix.bookkeeping_bytes(), budget.used());
         }
-    }
-
-    #[test]
-    fn a_budget_smaller_than_one_token_fits_nothing() {
-        let plan = CachePlan::new(1, 64, KvStore::F32, KeyPlan::Dense);
-        assert_eq!(plan.tokens_within(0), 0);
-        assert_eq!(plan.tokens_within(plan.footprint(1).total() - 1), 0);
-        assert_eq!(plan.tokens_within(plan.footprint(1).total()), BLOCK_TOKENS);
     }
 }

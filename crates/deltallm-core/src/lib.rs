@@ -8,8 +8,8 @@
 //! 3. [`ThresholdPolicy`]: which threshold each layer, kv head and channel gets: one for all, calibrated ones
 //!    ([`ThresholdProfile`]), or those that meet a zero fraction ([`TargetSparsity`]).
 //! 4. [`KvStore`]: how a cache keeps its keys and values; [`ElementType`]: the float types.
-//! 5. [`MemoryBudget`], [`Reservation`], [`Footprint`], [`CachePlan`], [`AgainstF16`], [`AtLimit`]: bytes, planned before and
-//!    charged while running, and what is done when they run out.
+//! 5. [`MemoryBudget`], [`Reservation`], [`Footprint`], [`CachePlan`], [`AtLimit`]: bytes, planned before and charged
+//!    while running, and what is done when they run out.
 //! 6. [`SparsityStats`]: what the coding and the skipping saved.
 //!
 //! Rows that are not coded, and what kernels read of coded ones, are for `deltallm-attn` alone and not part of this interface.
@@ -34,7 +34,6 @@
 #![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod against_f16;
 mod budget;
 mod buffer;
 mod check;
@@ -55,7 +54,6 @@ mod store;
 mod threshold;
 mod token_store;
 
-pub use against_f16::AgainstF16;
 pub use budget::{AtLimit, MemoryBudget, Reservation};
 pub use delta::{DeltaEncoder, DeltaMatrix};
 pub use element::ElementType;

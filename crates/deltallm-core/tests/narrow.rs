@@ -33,7 +33,7 @@ proptest! {
         let mut matrix = coded(&keys[..before], theta, &budget);
         let rounded: Vec<f32> = reconstruction(&matrix).iter().map(|x| element.round(*x)).collect();
         let wide = matrix.key_bytes();
-        matrix.narrow(element).unwrap();
+        matrix.narrow(element, &mut budget.reservation()).unwrap();
         prop_assert_eq!(reconstruction(&matrix), rounded);
         prop_assert!(matrix.key_bytes() < wide);
         prop_assert_eq!(bytes(&matrix), budget.used());
@@ -51,7 +51,7 @@ proptest! {
         let keys = keys(5, 200, seed);
         let narrowed = |keys: &[Vec<f32>], budget: &MemoryBudget| {
             let mut matrix = coded(keys, 0.7, budget);
-            matrix.narrow(element).unwrap();
+            matrix.narrow(element, &mut budget.reservation()).unwrap();
             matrix
         };
         let budget = MemoryBudget::unlimited();
@@ -100,7 +100,7 @@ fn a_key_after_narrowing_is_compared_with_the_reference_as_rounded() {
     let budget = MemoryBudget::unlimited();
     let mut matrix = DeltaMatrix::new(vec![0.5], ElementType::F32, &budget).unwrap();
     matrix.push(&[1000.3]).unwrap();
-    matrix.narrow(ElementType::F16).unwrap();
+    matrix.narrow(ElementType::F16, &mut budget.reservation()).unwrap();
     // Within the threshold of what came, and not of what is held.
     matrix.push(&[999.9]).unwrap();
     assert_eq!((reconstruction(&matrix), matrix.nonzeros()), (vec![1000.5, 1000.0], 2));
@@ -114,15 +114,15 @@ fn rows_are_rounded_in_place_and_later_rows_too() {
     (0..11).for_each(|t| rows.push(&row(t)).unwrap());
     rows.drop_before(5);
     let held = rows.held_bytes();
-    rows.narrow(ElementType::F16).unwrap();
+    rows.narrow(ElementType::F16, &mut budget.reservation()).unwrap();
     assert_eq!(rows.held_bytes(), held / 2);
     (11..20).for_each(|t| rows.push(&row(t)).unwrap());
     let expected: Vec<f32> = (4..20).flat_map(row).map(|x| ElementType::F16.round(x)).collect();
     assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
     assert_eq!(rows.held_bytes() + rows.bookkeeping_bytes(), budget.used());
     // As narrow already: nothing to do, whatever the type.
-    rows.narrow(ElementType::Bf16).unwrap();
-    rows.narrow(ElementType::F32).unwrap();
+    rows.narrow(ElementType::Bf16, &mut budget.reservation()).unwrap();
+    rows.narrow(ElementType::F32, &mut budget.reservation()).unwrap();
     assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
 }
 
@@ -137,7 +137,10 @@ fn numbers_too_large_for_the_narrow_type_are_named_and_nothing_changes() {
         matrix.push(&key).unwrap();
     }
     let (held, before) = (budget.used(), reconstruction(&matrix));
-    let errors = [rows.narrow(ElementType::F16).unwrap_err(), matrix.narrow(ElementType::F16).unwrap_err()];
+    let errors = [
+        rows.narrow(ElementType::F16, &mut budget.reservation()).unwrap_err(),
+        matrix.narrow(ElementType::F16, &mut budget.reservation()).unwrap_err(),
+    ];
     for error in errors {
         let limit = ElementType::F16.max_magnitude();
         assert_eq!(error, CoreError::NotStorable { channel: 2, element: ElementType::F16, limit, got: 1e5 });
@@ -145,6 +148,6 @@ fn numbers_too_large_for_the_narrow_type_are_named_and_nothing_changes() {
     assert_eq!(budget.used(), held);
     assert_eq!(reconstruction(&matrix), before);
     assert_eq!(rows.read(100..101, &mut Vec::new()), [1.0, 100.0, 1e5]);
-    rows.narrow(ElementType::Bf16).unwrap();
-    matrix.narrow(ElementType::Bf16).unwrap();
+    rows.narrow(ElementType::Bf16, &mut budget.reservation()).unwrap();
+    matrix.narrow(ElementType::Bf16, &mut budget.reservation()).unwrap();
 }

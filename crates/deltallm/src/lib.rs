@@ -87,8 +87,8 @@ pub use deltallm_attn::{
     SpecError, SpecOverrides, attend_dense, attend_hybrid,
 };
 pub use deltallm_core::{
-    AgainstF16, AtLimit, CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore,
-    MemoryBudget, ModelFingerprint, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
+    AtLimit, CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget,
+    ModelFingerprint, SparsityStats, TargetSparsity, ThresholdPolicy, ThresholdProfile,
 };
 
 /// The code of the pages, compiled and run as tests.

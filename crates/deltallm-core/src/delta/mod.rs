@@ -300,21 +300,6 @@ impl DeltaMatrix {
         }
     }
 
-    /// Converts block by block to a narrower type and gives the freed bytes back; later keys are stored in it too, and
-    /// compared with the reference as rounded. A matrix that is as narrow already, or in steps, stays as it is.
-    ///
-    /// What has been coded before is off by at most its threshold *plus* the rounding error of the new type, because
-    /// it was compared with the reference before rounding (`docs/method.md`, equation 7).
-    ///
-    /// # Errors
-    /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] for blocks that a [fork](Self::fork) shares, which are copied;
-    /// nothing changes then.
-    pub fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
-        let mut charge = self.budget().reservation();
-        charge.grow(self.narrow_growth(element))?;
-        self.narrow_with(element, &mut charge)
-    }
-
     /// Bytes that narrowing charges before it gives any back: for blocks that others share.
     #[doc(hidden)]
     pub fn narrow_growth(&self, element: ElementType) -> usize {
@@ -324,9 +309,17 @@ impl DeltaMatrix {
         }
     }
 
-    /// The same as [`narrow`](Self::narrow); `charge` pays for as much as [`narrow_growth`](Self::narrow_growth) says.
+    /// Converts block by block to a narrower type and gives the freed bytes back; later keys are stored in it too, and
+    /// compared with the reference as rounded. A matrix that is as narrow already, or in steps, stays as it is. `charge` pays for as much as
+    /// [`narrow_growth`](Self::narrow_growth) says: blocks that a [fork](Self::fork) shares are copied.
+    ///
+    /// What has been coded before is off by at most its threshold *plus* the rounding error of the new type, because
+    /// it was compared with the reference before rounding (`docs/method.md`, equation 7).
+    ///
+    /// # Errors
+    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
     #[doc(hidden)]
-    pub fn narrow_with(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
+    pub fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         match &mut self.0 {
             Form::Float(matrix) => matrix.narrow(element, charge),
             Form::Steps(_) => Ok(()),

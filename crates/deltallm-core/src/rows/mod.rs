@@ -349,18 +349,6 @@ impl PagedRows {
         Ok(())
     }
 
-    /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
-    /// store that is as narrow already stays as it is. While this runs one page exists twice, which is not charged.
-    ///
-    /// # Errors
-    /// As [`check_narrow`](Self::check_narrow), and [`CoreError::BudgetExhausted`] where pages are shared, which stay as they are for the
-    /// others; nothing changes then.
-    pub fn narrow(&mut self, element: ElementType) -> Result<(), CoreError> {
-        let mut charge = self.charge.budget().reservation();
-        charge.grow(self.narrow_growth(element))?;
-        self.narrow_with(element, &mut charge)
-    }
-
     /// Whether others hold some of the pages too.
     pub fn is_shared(&self) -> bool {
         self.pages.iter().any(Piece::is_shared)
@@ -375,11 +363,13 @@ impl PagedRows {
         Layout { format: element.into(), ..self.layout }.bytes(shared, 0).total()
     }
 
-    /// The same as [`narrow`](Self::narrow); `charge` pays for as much as [`narrow_growth`](Self::narrow_growth) says.
+    /// Converts page by page to a narrower float type and gives the freed bytes back; later rows are stored in it too. A
+    /// store that is as narrow already stays as it is. `charge` pays for as much as [`narrow_growth`](Self::narrow_growth) says: pages that are
+    /// shared stay as they are for the others. While this runs one page exists twice, which is not charged.
     ///
     /// # Errors
     /// As [`check_narrow`](Self::check_narrow); nothing changes then.
-    pub fn narrow_with(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
+    pub fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
         self.check_narrow(element)?;
         if !self.narrows_to(element) {
             return Ok(());
@@ -783,13 +773,19 @@ mod tests {
         (0..4).for_each(|_| fork.push(&[7.0, 0.0]).unwrap());
         assert_eq!(first_column(&rows, 7..11), [7., 8., 9., 1.]);
         assert_eq!(first_column(&fork, 7..13), [7., 8., 7., 7., 7., 7.]);
-        rows.narrow(ElementType::F16).unwrap();
+        narrow(&mut rows).unwrap();
         assert_eq!(first_column(&rows, 0..11), [0., 1., 2., 3., 4., 5., 6., 7., 8., 9., 1.]);
         assert_eq!(first_column(&fork, 0..4), [0., 1., 2., 3.]);
         drop(rows);
         assert_eq!(budget.used(), fork.held_bytes() + fork.bookkeeping_bytes());
         drop(fork);
         assert_eq!(budget.used(), 0);
+    }
+
+    fn narrow(rows: &mut PagedRows) -> Result<(), CoreError> {
+        let mut charge = rows.budget().reservation();
+        charge.grow(rows.narrow_growth(ElementType::F16))?;
+        rows.narrow(ElementType::F16, &mut charge)
     }
 
     #[test]
@@ -800,10 +796,10 @@ mod tests {
         let mut rows = filled(10, &budget);
         let fork = rows.fork(&budget).unwrap();
         assert!(matches!(rows.push(&[0.0; 2]), Err(CoreError::BudgetExhausted { .. })));
-        assert!(matches!(rows.narrow(ElementType::F16), Err(CoreError::BudgetExhausted { .. })));
+        assert!(matches!(narrow(&mut rows), Err(CoreError::BudgetExhausted { .. })));
         drop(fork);
         rows.push(&[0.0; 2]).unwrap();
-        rows.narrow(ElementType::F16).unwrap();
+        narrow(&mut rows).unwrap();
         assert_eq!(budget.used(), bytes(&rows));
     }
 }
