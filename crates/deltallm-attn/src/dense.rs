@@ -320,7 +320,7 @@ impl AttentionKernel for DenseAttention {
         let can_go_on = self.options.mask.check_cut(len, first).is_ok();
         if !can_go_on || !loaded.rows().all(|rows| rows.len() == len && rows.first() == first) {
             let expected = "heads that hold the same tokens, and all that is attended to";
-            return Err(SnapshotError::Invalid { what: "tokens", expected, got: len as u64 });
+            return Err(saved::invalid("tokens", expected, len));
         }
         *self = loaded;
         Ok(())

@@ -7,7 +7,7 @@ use deltallm_core::{Footprint, MemoryBudget, SnapshotError, SnapshotReader, Snap
 use ndarray::{ArrayView3, ArrayViewMut3};
 
 #[cfg(feature = "ndarray")]
-use crate::arrays::{with_view, with_view_mut};
+use crate::forward::arrays::{with_view, with_view_mut};
 use crate::{AttentionError, HeadsView, HeadsViewMut};
 
 /// One layer's attention together with its key-value cache.

@@ -25,25 +25,19 @@
 #![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-#[cfg(feature = "ndarray")]
-mod arrays;
 mod attend;
-mod batch;
-mod cache;
 #[cfg(feature = "ndarray")]
 pub mod calibration;
 mod decode;
-mod delta;
 mod dense;
 mod error;
-mod half;
+mod forward;
 mod heads;
 mod hybrid;
 #[cfg(feature = "serde")]
 mod json;
 mod kernel;
 mod mask;
-mod one_by_one;
 mod options;
 mod output;
 mod precision;
@@ -60,19 +54,16 @@ mod spec;
 mod view;
 mod window;
 
-pub use batch::forward_batch;
-pub use delta::DeltaAttention;
 pub use deltallm_core::{AtLimit, KvStore, MemoryBudget, SparsityStats, ThresholdPolicy};
 pub use deltallm_simd::{Isa, IsaError};
 pub use dense::{DenseAttention, attend_dense};
 pub use error::{AttentionError, SpecError};
-pub use half::{Half, forward_half};
-pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid};
+pub use forward::{Half, forward_batch, forward_half, forward_one_by_one};
+pub use hybrid::{HybridAttention, HybridConfig, PaperRule, attend_hybrid, delta::DeltaAttention};
 pub use kernel::{AttentionKernel, KernelWrapper};
 pub use mask::Mask;
 #[cfg(feature = "ndarray")]
 pub use ndarray;
-pub use one_by_one::forward_one_by_one;
 pub use options::AttentionOptions;
 pub use precision::Precision;
 pub use prefill::query_tile;

@@ -1,4 +1,4 @@
-//! What saved kernels begin with, whichever they are: their settings and their store.
+//! What saved kernels begin with, whichever they are: their settings and their store; and the error for what no cache would have saved.
 
 use deltallm_core::{KvStore, SnapshotError, SnapshotReader, SnapshotWriter};
 
@@ -46,4 +46,9 @@ pub(crate) fn check<K: AttentionKernel>(
         }
     }
     Ok(())
+}
+
+/// The error for what no cache with these settings would have saved.
+pub(crate) fn invalid(what: &'static str, expected: &'static str, got: usize) -> SnapshotError {
+    SnapshotError::Invalid { what, expected, got: got as u64 }
 }

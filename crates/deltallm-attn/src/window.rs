@@ -6,7 +6,7 @@ use deltallm_core::{SnapshotError, SnapshotReader, SnapshotWriter};
 
 #[cfg(feature = "serde")]
 use crate::json::NumberOrText;
-use crate::{AttentionError, Mask};
+use crate::{AttentionError, Mask, saved::invalid};
 
 /// The local context window of hybrid attention (`docs/method.md`, equation 4).
 ///
@@ -142,8 +142,7 @@ impl WindowState {
                 Some(ExactWindow::Sliding(keys)) => state.keys == keys && state.prompt_end == 0,
                 Some(ExactWindow::Block { .. }) => state.keys > 0,
             };
-        let (expected, got) = ("a window as the settings have it", state.keys as u64);
-        if fits { Ok(state) } else { Err(SnapshotError::Invalid { what: "keys", expected, got }) }
+        if fits { Ok(state) } else { Err(invalid("keys", "a window as the settings have it", state.keys)) }
     }
 
     /// The same, but queries before `position` see every key exactly.

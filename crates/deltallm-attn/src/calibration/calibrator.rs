@@ -15,7 +15,7 @@ use super::{
     search::{Search, runs},
     sensitivity::Sensitivity,
 };
-use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, Mask, arrays::with_view};
+use crate::{AttentionError, AttentionShape, HeadsView, KernelSpec, Mask, forward::arrays::with_view};
 
 /// One query in this many is evaluated: neighbours give nearly the same result.
 const QUERY_STRIDE: usize = 2;

@@ -1,16 +1,25 @@
 //! Delta attention with an exact window: the kernel to use.
+//!
+//! In reading order: `config`, the settings; here, the kernel; `memory` (what is coded and what stays exact, and narrower stores); `head`, the cache
+//! of one kv head; `delta`, the same kernel without a window.
+
+mod config;
+pub(crate) mod delta;
+mod head;
+mod memory;
 
 use deltallm_core::{
-    CachePlan, CoreError, ElementType, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget,
-    SnapshotError, SnapshotReader, SnapshotWriter, SparsityStats, TargetSparsity, ThresholdPolicy,
-    internal::{PagedRows, Store, exchange_all, most_key_bytes},
+    CachePlan, CoreError, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget, SnapshotError,
+    SnapshotReader, SnapshotWriter, SparsityStats,
+    internal::{PagedRows, Store, most_key_bytes},
 };
 
+pub use config::{HybridConfig, PaperRule};
+use head::{CodedTokens, ExactRows, FarKeys, HybridHead};
+
 use crate::{
-    AttentionError, AttentionKernel, AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut,
-    SkipMargin,
+    AttentionError, AttentionKernel, AttentionShape, ExactWindow, HeadsView, HeadsViewMut, SkipMargin,
     attend::attend,
-    cache::{CodedTokens, ExactRows, FarKeys, HybridHead},
     heads::Heads,
     options::Settings,
     output::Output,
@@ -19,173 +28,13 @@ use crate::{
     window::{Part, Split, WindowState},
 };
 
-/// The method of [`HybridAttention`].
-///
-/// ```
-/// use deltallm_attn::{HybridConfig, SkipMargin, ExactWindow};
-///
-/// // Layer 3 of a model: the latest 128 keys and the first 4 exact, values skipped that weigh next to nothing.
-/// let config = HybridConfig::default()
-///     .layer(3)
-///     .exact_window(ExactWindow::Sliding(128))
-///     .skip_margin(SkipMargin::Fixed(8.0));
-/// assert_eq!(config.exact_sinks, 4);
-/// ```
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct HybridConfig {
-    /// Thresholds of the delta coding.
-    pub thresholds: ThresholdPolicy,
-    /// Which layer of the policy this kernel is.
-    pub layer: usize,
-    /// Keys scored exactly.
-    pub exact_window: ExactWindow,
-    /// A prompt that ends within this many tokens is attended exactly: where there are few far keys, coding and testing them
-    /// takes as long as it saves. The cache is the same, and what is generated after the prompt sees it as usual.
-    pub exact_prompt: usize,
-    /// First keys of the sequence, always scored exactly.
-    pub exact_sinks: usize,
-    /// The length from which on a cache in [`KvStore::Int8`] or [`KvStore::Compact`] holds codes. A shorter one holds everything in f16, and
-    /// its queries see all keys exactly. `None` is [`CachePlan::codes_from`], from where on it is smaller than in f16, and holds keys whole
-    /// whose deltas would take more than that.
-    pub codes_from: Option<usize>,
-    /// Skip a far value when its key scores by this margin or more below the best exact score, for every query of the
-    /// tile (`docs/method.md`, equation 5); `None` keeps all.
-    pub skip_margin: Option<SkipMargin>,
-    /// What every kernel needs to know: store, memory budget, instruction set, scale.
-    pub options: AttentionOptions,
-}
-
-impl HybridConfig {
-    /// Other thresholds with the window, the sinks and the store of the [default](Self::default), and no skipping.
-    pub fn new(thresholds: ThresholdPolicy) -> Self {
-        Self {
-            thresholds,
-            layer: 0,
-            exact_window: ExactWindow::Sliding(64),
-            exact_prompt: 0,
-            exact_sinks: 4,
-            codes_from: None,
-            skip_margin: None,
-            options: AttentionOptions::default(),
-        }
-    }
-
-    /// Sets the thresholds of the delta coding.
-    #[must_use]
-    pub fn thresholds(self, thresholds: ThresholdPolicy) -> Self {
-        Self { thresholds, ..self }
-    }
-
-    /// Sets which layer of the thresholds this kernel is.
-    #[must_use]
-    pub fn layer(self, layer: usize) -> Self {
-        Self { layer, ..self }
-    }
-
-    /// Sets the keys that are scored exactly.
-    #[must_use]
-    pub fn exact_window(self, window: ExactWindow) -> Self {
-        Self { exact_window: window, ..self }
-    }
-
-    /// Sets the length up to which prompts are attended [exactly](Self#structfield.exact_prompt).
-    #[must_use]
-    pub fn exact_prompt(self, tokens: usize) -> Self {
-        Self { exact_prompt: tokens, ..self }
-    }
-
-    /// Sets how many of the first keys are always scored exactly.
-    #[must_use]
-    pub fn exact_sinks(self, sinks: usize) -> Self {
-        Self { exact_sinks: sinks, ..self }
-    }
-
-    /// Sets the length from which on a cache that quantises [holds codes](Self#structfield.codes_from).
-    #[must_use]
-    pub fn codes_from(self, tokens: impl Into<Option<usize>>) -> Self {
-        Self { codes_from: tokens.into(), ..self }
-    }
-
-    /// Sets the margin of [value skipping](Self#structfield.skip_margin); `None` skips nothing.
-    #[must_use]
-    pub fn skip_margin(self, margin: impl Into<Option<SkipMargin>>) -> Self {
-        Self { skip_margin: margin.into(), ..self }
-    }
-
-    /// Whether a prompt that ends at token `a` and one that ends at token `b` are attended alike as far as both are the same: then what is
-    /// cached of one's beginning will do for the other. Only the window in blocks and
-    /// [`exact_prompt`](Self#structfield.exact_prompt) look at a prompt's length.
-    ///
-    /// ```
-    /// use deltallm_attn::{ExactWindow, HybridConfig};
-    ///
-    /// let sliding = HybridConfig::default().exact_prompt(512);
-    /// assert!(sliding.reads_alike(700, 900) && !sliding.reads_alike(500, 700));
-    /// let blocks = HybridConfig::default().exact_window(ExactWindow::Block { scale: 0.05 });
-    /// assert!(blocks.reads_alike(691, 709) && !blocks.reads_alike(691, 711)); // blocks of 35 tokens, and of 36
-    /// ```
-    #[must_use]
-    pub fn reads_alike(&self, a: usize, b: usize) -> bool {
-        let of = |prompt_end| {
-            (WindowState::new(self.exact_window, prompt_end).keys(), prompt_end <= self.exact_prompt)
-        };
-        of(a) == of(b)
-    }
-
-    /// Sets what every kernel needs to know.
-    #[must_use]
-    pub fn options(self, options: AttentionOptions) -> Self {
-        Self { options, ..self }
-    }
-}
-
-impl Default for HybridConfig {
-    /// What to do with a model of which nothing is known: a zero fraction of 0.3 ([`TargetSparsity::default`]), a sliding
-    /// window of 64 keys, 4 sinks, a cache in f16, and values skipped by [`SkipMargin::CAUTIOUS`]. A calibrated profile makes
-    /// smaller caches at the same cost.
-    fn default() -> Self {
-        Self::new(ThresholdPolicy::TargetSparsity(TargetSparsity::default()))
-            .skip_margin(SkipMargin::CAUTIOUS)
-    }
-}
-
-/// The rule of the paper, for comparison: one threshold for all channels and a block-diagonal window, without sinks or
-/// skipping.
-///
-/// ```
-/// use deltallm_attn::{HybridConfig, PaperRule, ExactWindow};
-///
-/// let config = HybridConfig::from(PaperRule { theta: 1.0, ..PaperRule::default() });
-/// assert_eq!((config.exact_window, config.exact_sinks), (ExactWindow::Block { scale: 0.05 }, 0));
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct PaperRule {
-    /// The threshold, in the units of the keys; the paper's example is 0.6.
-    pub theta: f32,
-    /// Length of a block as a share of the prompt; 0.05 in the authors' code.
-    pub scale: f32,
-}
-
-impl Default for PaperRule {
-    fn default() -> Self {
-        Self { theta: 0.6, scale: 0.05 }
-    }
-}
-
-impl From<PaperRule> for HybridConfig {
-    fn from(PaperRule { theta, scale }: PaperRule) -> Self {
-        Self::new(ThresholdPolicy::Uniform(theta)).exact_window(ExactWindow::Block { scale }).exact_sinks(0)
-    }
-}
-
 /// Hybrid attention (`docs/method.md`, equations 1 to 6): exact scores inside a local window and for the first keys,
 /// delta-coded keys for the rest of the history, values untouched but skipped where they cannot matter.
 ///
 /// The cache holds every key delta-coded, exact copies of the window and the sinks, and the values. [`KvStore::Int8`] and
 /// [`KvStore::Compact`] hold the window in f16 alone, values too, and code what leaves it in fewer bits, values too; the former
 /// without deltas and thresholds. A [short](HybridConfig::codes_from) cache of theirs is in f16 throughout, so it is never larger than one in f16.
-/// Exact copies are gone when they have left the window by more tokens than [`exact_rewind`](AttentionOptions::exact_rewind) says: after
+/// Exact copies are gone when they have left the window by more tokens than [`exact_rewind`](crate::AttentionOptions::exact_rewind) says: after
 /// [`truncate`](AttentionKernel::truncate) to a point further back, the keys just before that point are scored through their deltas (within
 /// the bound) until the window has filled up again.
 ///
@@ -346,9 +195,11 @@ impl HybridAttention {
         if alike && coded && can_go_on && self.heads.iter().all(|head| head.holds_from(seen)) {
             return Ok(());
         }
-        let (expected, got) =
-            ("heads that hold the same tokens, and all that is attended to", self.len() as u64);
-        Err(SnapshotError::Invalid { what: "tokens", expected, got })
+        Err(saved::invalid(
+            "tokens",
+            "heads that hold the same tokens, and all that is attended to",
+            self.len(),
+        ))
     }
 
     /// A kernel with the same tokens, that goes its own way from here.
@@ -394,27 +245,6 @@ impl HybridAttention {
             return heads.par_iter_mut().enumerate().try_for_each(push);
         }
         heads.iter_mut().enumerate().try_for_each(push)
-    }
-
-    /// Tokens to be coded before the queries `first..end` are attended: what they see through codes, and what no later one will
-    /// need exactly. In a cache without codes the latter can wait.
-    fn far_until(&self, window: WindowState, first: usize, end: usize) -> usize {
-        match window.far_until(first..end) {
-            0 if self.coded() == 0 => 0,
-            far => far.max(self.needed_from(window, end)),
-        }
-    }
-
-    /// Tokens that every head has coded.
-    fn coded(&self) -> usize {
-        self.heads.last().map_or(0, |head| head.coded.len())
-    }
-
-    /// How many tokens stay coded in a cache that is cut to `len`: as many as if it had never been longer, and those that are not held
-    /// exactly any more.
-    fn coded_after_cut(&self, window: WindowState, len: usize) -> usize {
-        let needed = self.needed_from(window, len);
-        self.heads.last().map_or(0, |head| head.coded_after_cut(needed))
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far, and to at most `coded` coded ones.
@@ -483,95 +313,6 @@ impl HybridAttention {
         } else {
             self.state
         }
-    }
-
-    /// All heads or, if a number does not fit in f16, none.
-    fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
-        let element = ElementType::F16;
-        let mut charge = self.options.budget.reservation();
-        charge.grow(self.heads.iter().map(|head| head.narrow_growth(element)).sum())?;
-        match self.heads.alone() {
-            Some(heads) => heads.iter_mut().try_for_each(|head| head.narrow(element, &mut charge))?,
-            // Beside those of a fork.
-            None => {
-                let unlimited = MemoryBudget::unlimited();
-                let mut heads = self.heads.to_vec(&unlimited)?;
-                let mut free = unlimited.reservation();
-                heads.iter_mut().try_for_each(|head| head.narrow(element, &mut free))?;
-                self.heads.replace(heads, &self.options.budget)?;
-            }
-        }
-        self.options.store = KvStore::F16;
-        Ok(())
-    }
-
-    /// All heads, if that is smaller: with thresholds next to zero it is not.
-    fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
-        // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
-        let needed = self.needed_from(self.state, self.len());
-        let unlimited = MemoryBudget::unlimited();
-        let mut narrow = Vec::with_capacity(self.heads.len());
-        for head in self.heads.iter() {
-            narrow.extend(head.to_compact(needed, &unlimited)?);
-        }
-        let bytes = |head: &HybridHead| head.footprint().total();
-        let smaller = self.heads.iter().zip(&narrow).all(|(wide, narrow)| bytes(narrow) < bytes(wide));
-        if smaller || self.is_empty() {
-            self.heads.replace(narrow, &self.options.budget)?;
-            self.options.store = KvStore::Compact;
-        }
-        Ok(())
-    }
-
-    /// Drops exact copies that no later query can need, and what none attends to.
-    fn trim(&mut self) {
-        let len = self.len();
-        let seen = self.options.first_seen(len);
-        let needed = self.needed_from(self.state, len);
-        let kept = self.kept_from(self.state, len);
-        let begins = needed > 0 && self.begins_later();
-        // A fork that has written nothing has nothing to drop.
-        let Some(heads) = self.heads.alone() else { return };
-        if self.uncoded {
-            return heads.iter_mut().for_each(|head| head.drop_exact(seen));
-        }
-        // All heads or none, so that all hold the same tokens. Where a fork holds on to exact copies, there may be no memory for what replaces
-        // them: then they stay, and the next call tries again.
-        if begins {
-            let unlimited = MemoryBudget::unlimited();
-            let coded = heads.iter().map(|head| head.with_codes_until(needed, kept, &unlimited));
-            if let Ok(mut coded) = coded.collect::<Result<Vec<_>, _>>() {
-                let deltas: Vec<_> = coded.iter_mut().map(HybridHead::take_deltas).collect();
-                if exchange_all(heads.iter_mut().zip(coded).collect()).is_ok() {
-                    heads.iter_mut().zip(deltas).for_each(|(head, deltas)| head.give_deltas(deltas));
-                }
-            }
-        }
-        if let Some(tails) = heads.iter().map(|head| head.small_pages(kept)).collect::<Option<Vec<_>>>() {
-            let _ = exchange_all(heads.iter_mut().map(|head| &mut head.tail).zip(tails).collect());
-        }
-        for head in heads {
-            head.drop_coded(seen);
-            head.trim(kept);
-        }
-    }
-
-    /// The first key that any query from `position` on may need exactly, if it attends to it at all.
-    fn needed_from(&self, window: WindowState, position: usize) -> usize {
-        let needed = window.needed_from(position);
-        if needed == 0 { 0 } else { needed.max(self.options.mask.first_key(position)) }
-    }
-
-    /// The first key that stays exact in a cache of `len` tokens: those stay, too, that queries need which may come after a cut.
-    fn kept_from(&self, window: WindowState, len: usize) -> usize {
-        let cut = len.saturating_sub(self.options.exact_rewind);
-        self.needed_from(window.after_cut(cut), cut).min(self.needed_from(window, len))
-    }
-
-    /// Whether nothing is coded yet, but will be as soon as that takes less memory.
-    fn begins_later(&self) -> bool {
-        self.coded() == 0 && self.codes_from.is_none() && !self.uncoded
     }
 }
 
