@@ -1,8 +1,10 @@
 //! Scores of a block of keys, in whatever form it is stored.
 
+use std::ops::Range;
+
 use deltallm_core::{
     BLOCK_TOKENS,
-    internal::{DeltaBlock, DeltaCodes, FloatCodes, FloatRows, Int4Rows, StepCodes, StoredRows},
+    internal::{DeltaBlock, DeltaCodes, Escape, FloatCodes, FloatRows, Int4Rows, StepCodes, StoredRows},
 };
 use deltallm_simd::{Isa, dispatch};
 use half::{bf16, f16, slice::HalfBitsSliceExt};
@@ -14,7 +16,7 @@ use super::{
     lanes::{Lanes, ToScore},
     passes::in_passes,
     queries::{CodedQueries, MOST_CHANNELS},
-    rows::{Int4Kernel, Int8Kernel, Rows, scales_to_f32},
+    rows::{Int4Kernel, Int8Kernel, Number, Rows, scales_to_f32},
     scratch::KernelScratch,
 };
 
@@ -96,7 +98,7 @@ fn to_f32<'a>(isa: Isa, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
     dispatch!(isa, simd => scales_to_f32(simd, stored, scales))
 }
 
-/// Scores of the delta-coded keys `skip..skip + count` of a block. The memory of the block `ahead` is asked for.
+/// Scores of the delta-coded keys `tokens` of a block. The memory of the block `ahead` is asked for.
 ///
 /// The keys are written out in the type they are coded in, by one expand instruction a register where there is one,
 /// and scored as rows: the copy never leaves the L1 cache, and all heads share it.
@@ -104,73 +106,105 @@ pub(crate) fn delta_scores(
     isa: Isa,
     block: DeltaBlock,
     ahead: Option<DeltaBlock>,
-    skip: usize,
-    count: usize,
+    tokens: Range<usize>,
     to: &mut Scoring,
     scratch: &mut KernelScratch,
 ) {
-    let (queries, channels, out) = (to.queries, to.channels, &mut *to.scores);
-    let (ahead_block, memory) = (ahead, ahead.map_or([Ahead::default(); 2], block_memory));
-    let KernelScratch { f32s, halves, bytes, differences, coded, .. } = scratch;
-    let ahead = memory[1];
+    let [masks_ahead, codes_ahead] = ahead.map_or([Ahead::default(); 2], block_memory);
     if !matches!(block.codes, DeltaCodes::Steps(_)) {
-        memory[0].steps(1).prefetch();
+        masks_ahead.steps(1).prefetch();
     }
+    let (KernelScratch { f32s, halves, .. }, masks) = (&mut *scratch, block.masks);
     match block.codes {
         DeltaCodes::F32(FloatCodes { frame, values }) => {
-            let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
+            let keys = Masked { frame, masks, values }.first(tokens.end);
             let stride = keys.room(f32s);
             dispatch!(isa, simd => simd.expand_f32(keys, f32s));
-            let rows = FloatRows { data: &f32s[skip * stride..], stride };
-            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+            score_expanded(isa, f32s, stride, tokens, codes_ahead, to);
         }
         DeltaCodes::F16(FloatCodes { frame, values }) => {
-            let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
-            let stride = keys.room(halves);
-            dispatch!(isa, simd => simd.expand_u16(keys, halves));
-            let data: &[f16] = halves[skip * stride..].reinterpret_cast();
-            let rows = FloatRows { data, stride };
-            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+            let keys = Masked { frame, masks, values }.first(tokens.end).bits();
+            let stride = expand_halves(isa, keys, halves);
+            score_expanded::<f16>(isa, halves.reinterpret_cast(), stride, tokens, codes_ahead, to);
         }
         DeltaCodes::Bf16(FloatCodes { frame, values }) => {
-            let keys = Masked { frame, masks: block.masks, values }.first(skip + count).bits();
-            let stride = keys.room(halves);
-            dispatch!(isa, simd => simd.expand_u16(keys, halves));
-            let data: &[bf16] = halves[skip * stride..].reinterpret_cast();
-            let rows = FloatRows { data, stride };
-            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+            let keys = Masked { frame, masks, values }.first(tokens.end).bits();
+            let stride = expand_halves(isa, keys, halves);
+            score_expanded::<bf16>(isa, halves.reinterpret_cast(), stride, tokens, codes_ahead, to);
         }
-        DeltaCodes::Steps(StepCodes { frame, differences: packed, wide, steps, factor, escapes }) => {
-            if let Some(DeltaBlock { codes: DeltaCodes::Steps(StepCodes { frame, wide, .. }), .. }) =
-                ahead_block
-            {
-                // A few lines, one allocation.
-                Ahead::of(frame).and(wide).steps(1).prefetch();
-            }
-            let values = differences.unpack(isa, packed, wide);
-            let keys = Masked { frame, masks: block.masks, values }.first(skip + count);
-            prepare(isa, coded, queries, channels, steps, factor);
-            let to = ToScore { queries: coded, channels, skip, ahead: memory, out };
-            let done =
-                channels <= MOST_CHANNELS && dispatch!(isa, simd => simd.delta_scores(keys, to, bytes));
-            if !done {
-                let stride = keys.room(bytes);
-                dispatch!(isa, simd => {
-                    simd.expand_i8(keys, bytes);
-                    coded.times_steps(queries, channels, steps, factor);
-                });
-                let rows = FloatRows { data: &bytes[skip * stride..], stride };
-                score_rows(isa, Dots { rows, count, ahead, queries: &coded.exact, channels, out });
-            }
-            for escape in escapes {
-                let first = usize::from(escape.from).max(skip);
-                let last = usize::from(escape.to).min(skip + count);
-                for (query, out) in queries.chunks(channels).zip(out.chunks_mut(BLOCK_TOKENS)) {
-                    let more = query[usize::from(escape.channel)] * escape.residual;
-                    let scores = out.get_mut(first - skip..last.max(first) - skip).unwrap_or_default();
-                    scores.iter_mut().for_each(|score| *score += more);
-                }
-            }
+        DeltaCodes::Steps(codes) => {
+            score_steps(isa, masks, codes, ahead, &tokens, to, scratch);
+            add_escapes(codes.escapes, &tokens, to);
+        }
+    }
+}
+
+/// Writes out keys of 16-bit numbers; returns the elements from one to the next.
+fn expand_halves(isa: Isa, keys: Masked<u16>, halves: &mut Vec<u16>) -> usize {
+    let stride = keys.room(halves);
+    dispatch!(isa, simd => simd.expand_u16(keys, halves));
+    stride
+}
+
+/// Scores of the keys `tokens` of a block that has been written out.
+fn score_expanded<T: Number>(
+    isa: Isa,
+    keys: &[T],
+    stride: usize,
+    tokens: Range<usize>,
+    ahead: Ahead,
+    to: &mut Scoring,
+) {
+    let Scoring { queries, channels, scores: out } = to;
+    let rows = FloatRows { data: &keys[tokens.start * stride..], stride };
+    score_rows(isa, Dots { rows, count: tokens.len(), ahead, queries, channels: *channels, out });
+}
+
+/// Scores of the keys `tokens` of a block in steps, but for their escapes.
+fn score_steps(
+    isa: Isa,
+    masks: &[u64],
+    codes: StepCodes,
+    ahead: Option<DeltaBlock>,
+    tokens: &Range<usize>,
+    to: &mut Scoring,
+    scratch: &mut KernelScratch,
+) {
+    let StepCodes { frame, differences: packed, wide, steps, factor, .. } = codes;
+    let KernelScratch { bytes, differences, coded, .. } = scratch;
+    let (queries, channels) = (to.queries, to.channels);
+    if let Some(DeltaBlock { codes: DeltaCodes::Steps(StepCodes { frame, wide, .. }), .. }) = ahead {
+        // A few lines, one allocation.
+        Ahead::of(frame).and(wide).steps(1).prefetch();
+    }
+    let ahead = ahead.map_or([Ahead::default(); 2], block_memory);
+    let values = differences.unpack(isa, packed, wide);
+    let keys = Masked { frame, masks, values }.first(tokens.end);
+    prepare(isa, coded, queries, channels, steps, factor);
+    let out = &mut *to.scores;
+    let to = ToScore { queries: coded, channels, skip: tokens.start, ahead, out };
+    if channels <= MOST_CHANNELS && dispatch!(isa, simd => simd.delta_scores(keys, to, bytes)) {
+        return;
+    }
+    let stride = keys.room(bytes);
+    dispatch!(isa, simd => {
+        simd.expand_i8(keys, bytes);
+        coded.times_steps(queries, channels, steps, factor);
+    });
+    let mut to = Scoring { queries: &coded.exact, channels, scores: out };
+    score_expanded(isa, bytes, stride, tokens.clone(), ahead[1], &mut to);
+}
+
+/// Adds what no code of the keys `tokens` holds.
+fn add_escapes(escapes: &[Escape], tokens: &Range<usize>, to: &mut Scoring) {
+    for escape in escapes {
+        let first = usize::from(escape.from).max(tokens.start);
+        let last = usize::from(escape.to).min(tokens.end);
+        for (query, out) in to.queries.chunks(to.channels).zip(to.scores.chunks_mut(BLOCK_TOKENS)) {
+            let more = query[usize::from(escape.channel)] * escape.residual;
+            let scores =
+                out.get_mut(first - tokens.start..last.max(first) - tokens.start).unwrap_or_default();
+            scores.iter_mut().for_each(|score| *score += more);
         }
     }
 }

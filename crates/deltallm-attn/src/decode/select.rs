@@ -3,7 +3,10 @@
 use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
-use super::lanes::{Lanes, lanes};
+use super::{
+    expand::low_bits,
+    lanes::{Lanes, lanes},
+};
 
 /// The keys of a block whose values count.
 #[derive(Debug)]
@@ -92,7 +95,7 @@ fn above_any<S: Lanes>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
         for (scores, threshold) in scores.chunks_exact(BLOCK_TOKENS).zip(thresholds) {
             below &= S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
         }
-        bits |= (!below.to_bitmask() & (u64::MAX >> (64 - lanes::<S>()))) << first;
+        bits |= (!below.to_bitmask() & low_bits(lanes::<S>())) << first;
     }
     bits
 }
@@ -103,7 +106,7 @@ fn pack<S: Lanes>(simd: S, scores: &[f32], bits: u64, packed: &mut [f32]) {
     let fill = S::f32s::splat(simd, f32::NEG_INFINITY);
     let mut count = 0;
     for (i, score) in scores.chunks_exact(lanes::<S>()).enumerate() {
-        let here = bits >> (i * lanes::<S>()) & (u64::MAX >> (64 - lanes::<S>()));
+        let here = bits >> (i * lanes::<S>()) & low_bits(lanes::<S>());
         let mask = <S::f32s as SimdBase<S>>::Mask::from_bitmask(simd, here);
         // Never beyond the end: what has been packed is no more than what has been looked at.
         S::f32s::from_slice(simd, score)
