@@ -3,7 +3,7 @@
 use deltallm_core::{
     BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SnapshotError,
     SnapshotReader, SnapshotWriter, SparsityStats,
-    internal::{PagedRows, RowFormat, Store, exchange_all},
+    internal::{PagedRows, RowFormat, Store},
 };
 
 use crate::{
@@ -35,8 +35,8 @@ use crate::{
 #[derive(Debug)]
 pub struct DenseAttention {
     options: Settings,
-    keys: Heads<PagedRows>,
-    values: Heads<PagedRows>,
+    /// The keys of all heads, and then their values.
+    rows: Heads<PagedRows>,
     counts: Vec<HeadSparsity>,
     /// Of the latest call, if anyone asks.
     log_sums: Vec<f32>,
@@ -59,9 +59,10 @@ impl DenseAttention {
         }
         let format = RowFormat::of(options.store);
         let rows = |channels| PagedRows::new(channels, format, BLOCK_TOKENS, &options.budget);
+        let keys = (0..kv_heads).map(|_| rows(shape.head_dim()).centered());
+        let values = (0..kv_heads).map(|_| rows(shape.value_dim()));
         Ok(Self {
-            keys: Heads::new((0..kv_heads).map(|_| rows(shape.head_dim()).centered()).collect()),
-            values: Heads::new((0..kv_heads).map(|_| rows(shape.value_dim())).collect()),
+            rows: Heads::new(keys.chain(values).collect()),
             counts: vec![HeadSparsity::default(); kv_heads],
             log_sums: Vec::new(),
             step: None,
@@ -70,23 +71,22 @@ impl DenseAttention {
     }
 
     fn append(&mut self, k: &HeadsView, v: &HeadsView) -> Result<(), CoreError> {
-        let push = |view: &HeadsView, (head, rows): (usize, &mut PagedRows)| {
-            (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, head)))
+        let Self { rows, options, .. } = self;
+        let kv_heads = options.shape.kv_heads();
+        let push = |(number, rows): (usize, &mut PagedRows)| {
+            let view = if number < kv_heads { k } else { v };
+            (0..view.tokens()).try_for_each(|token| rows.push_checked(view.row(token, number % kv_heads)))
         };
-        let Self { keys, values, options, .. } = self;
-        let (keys, values) = (keys.make_mut(&options.budget)?, values.make_mut(&options.budget)?);
+        let rows = rows.make_mut(&options.budget)?;
         #[cfg(feature = "rayon")]
         if options.parallel
             && k.tokens() >= deltallm_simd::tuning::LEAST_STORED_TOKENS
             && rayon::current_num_threads() > 1
         {
             use rayon::prelude::*;
-            let keys = keys.par_iter_mut().enumerate().map(|rows| (k, rows));
-            let values = values.par_iter_mut().enumerate().map(|rows| (v, rows));
-            return keys.chain(values).with_max_len(1).try_for_each(|(view, rows)| push(view, rows));
+            return rows.par_iter_mut().enumerate().with_max_len(1).try_for_each(push);
         }
-        keys.iter_mut().enumerate().try_for_each(|rows| push(k, rows))?;
-        values.iter_mut().enumerate().try_for_each(|rows| push(v, rows))
+        rows.iter_mut().enumerate().try_for_each(push)
     }
 
     /// The settings by which a cache can be told from others, each with its name.
@@ -98,22 +98,11 @@ impl DenseAttention {
     fn forked(&self) -> Self {
         Self {
             options: self.options.clone(),
-            keys: self.keys.share(),
-            values: self.values.share(),
+            rows: self.rows.share(),
             counts: self.counts.clone(),
             log_sums: Vec::new(),
             step: self.step,
         }
-    }
-
-    fn rows(&self) -> impl Iterator<Item = &PagedRows> {
-        self.keys.iter().chain(self.values.iter())
-    }
-
-    /// Keys and values, to be written.
-    fn make_mut(&mut self) -> Result<[&mut Vec<PagedRows>; 2], CoreError> {
-        let budget = &self.options.budget;
-        Ok([self.keys.make_mut(budget)?, self.values.make_mut(budget)?])
     }
 
     /// Back to `len` tokens in every head, some of which may not have got so far.
@@ -121,35 +110,32 @@ impl DenseAttention {
     /// # Errors
     /// [`CoreError::BudgetExhausted`] where a fork has them too; what has been appended since is this kernel's own, and cut without an error.
     fn roll_back(&mut self, len: usize) -> Result<(), CoreError> {
-        if self.rows().all(|rows| rows.len() <= len) {
+        if self.rows.iter().all(|rows| rows.len() <= len) {
             return Ok(());
         }
-        self.make_mut()?.into_iter().flatten().try_for_each(|rows| rows.truncate(len.min(rows.len())))
+        let rows = self.rows.make_mut(&self.options.budget)?;
+        rows.iter_mut().try_for_each(|rows| rows.truncate(len.min(rows.len())))
     }
 
     /// Drops what neither the latest query nor a later one attends to.
     fn trim(&mut self) {
         let first = self.options.first_seen(self.len());
-        let heads = [self.keys.alone(), self.values.alone()];
-        heads.into_iter().flatten().flatten().for_each(|rows| rows.drop_before(first));
+        self.rows.alone().into_iter().flatten().for_each(|rows| rows.drop_before(first));
     }
 
     /// The first token that is held.
     fn first(&self) -> usize {
-        self.values.last().map_or(0, PagedRows::first)
+        self.rows.last().map_or(0, PagedRows::first)
     }
 
     /// All heads or, if a number does not fit in f16, none.
     fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        let (element, budget) = (ElementType::F16, &self.options.budget);
-        self.rows().try_for_each(|rows| rows.check_narrow(element))?;
-        if let (Some(keys), Some(values)) = (self.keys.alone(), self.values.alone()) {
-            let mut charge = budget.reservation();
-            let growth =
-                |rows: &[PagedRows]| rows.iter().map(|rows| rows.narrow_growth(element)).sum::<usize>();
-            charge.grow(growth(keys) + growth(values))?;
-            let mut rows = keys.iter_mut().chain(values);
-            rows.try_for_each(|rows| rows.narrow(element, &mut charge))?;
+        let element = ElementType::F16;
+        self.rows.iter().try_for_each(|rows| rows.check_narrow(element))?;
+        if let Some(rows) = self.rows.alone() {
+            let mut charge = self.options.budget.reservation();
+            charge.grow(rows.iter().map(|rows| rows.narrow_growth(element)).sum())?;
+            rows.iter_mut().try_for_each(|rows| rows.narrow(element, &mut charge))?;
         } else {
             // Beside those of a fork.
             self.replace_with(|rows, unlimited| rows.converted(element, unlimited))?;
@@ -163,27 +149,12 @@ impl DenseAttention {
         &mut self,
         convert: impl Fn(&PagedRows, &MemoryBudget) -> Result<PagedRows, CoreError>,
     ) -> Result<(), CoreError> {
-        let (unlimited, budget) = (MemoryBudget::unlimited(), &self.options.budget);
-        let convert = |rows: &[PagedRows]| -> Result<_, CoreError> {
-            let mut converted = Vec::with_capacity(rows.len());
-            for rows in rows {
-                converted.push(convert(rows, &unlimited)?);
-            }
-            Ok(converted)
-        };
-        let mut converted = [convert(&self.keys)?, convert(&self.values)?];
-        if let (Some(keys), Some(values)) = (self.keys.alone(), self.values.alone()) {
-            return exchange_all(
-                keys.iter_mut().chain(values).zip(converted.into_iter().flatten()).collect(),
-            );
+        let unlimited = MemoryBudget::unlimited();
+        let mut converted = Vec::with_capacity(self.rows.len());
+        for rows in self.rows.iter() {
+            converted.push(convert(rows, &unlimited)?);
         }
-        // Beside those of a fork.
-        converted.iter_mut().for_each(|rows| drop(rows.uncharge()));
-        let mut charge = budget.reservation();
-        charge.grow(converted.iter().map(Store::unpaid).sum())?;
-        converted.iter_mut().for_each(|rows| rows.charge_with(&mut charge));
-        [self.keys, self.values] = converted.map(Heads::new);
-        Ok(())
+        self.rows.replace(converted, &self.options.budget)
     }
 
     /// All heads or none, as above. Of one or two channels, codes and their scale take as much as f16 or more: these stay.
@@ -216,7 +187,8 @@ impl AttentionKernel for DenseAttention {
         };
         self.log_sums.resize(if self.options.log_sum_exp { q.tokens() * q.heads() } else { 0 }, 0.0);
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
-            let segments = |head: usize| exact_segment(&self.keys[head], &self.values[head]);
+            let (keys, values) = self.rows.split_at(self.options.shape.kv_heads());
+            let segments = |head: usize| exact_segment(&keys[head], &values[head]);
             let split = all(&self.options, self.len());
             let output = Output { rows: out, counts: &mut self.counts, log_sums: &mut self.log_sums };
             attend(&self.options, &q, first, &split, &segments, output)
@@ -233,7 +205,7 @@ impl AttentionKernel for DenseAttention {
     fn begin_prompt(&mut self, _: usize) {}
 
     fn len(&self) -> usize {
-        self.values.last().map_or(0, PagedRows::len)
+        self.rows.last().map_or(0, PagedRows::len)
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
@@ -264,7 +236,8 @@ impl AttentionKernel for DenseAttention {
 
     fn footprint(&self) -> Footprint {
         let mut sum = Footprint::default();
-        for (keys, values) in self.keys.iter().zip(self.values.iter()) {
+        let (keys, values) = self.rows.split_at(self.options.shape.kv_heads());
+        for (keys, values) in keys.iter().zip(values) {
             sum += Footprint {
                 keys: keys.held_bytes(),
                 values: values.held_bytes(),
@@ -284,8 +257,7 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn growth(&self, tokens: usize) -> Option<usize> {
-        let growth = |heads: &Heads<PagedRows>| heads.growth(|rows| rows.growth(tokens));
-        Some(growth(&self.keys).saturating_add(growth(&self.values)))
+        Some(self.rows.growth(|rows| rows.growth(tokens)))
     }
 
     fn budget(&self) -> Option<&MemoryBudget> {
@@ -297,14 +269,14 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn detach(&mut self) -> Result<(), AttentionError> {
-        self.make_mut()?;
+        self.rows.make_mut(&self.options.budget)?;
         Ok(())
     }
 
     fn save(&self, writer: &mut SnapshotWriter) -> Result<(), SnapshotError> {
         saved::begin(self.settings(), self.options.store, self.step.is_some(), writer)?;
         self.counts.iter().for_each(|counts| counts.save(writer));
-        self.rows().for_each(|rows| rows.save(writer));
+        self.rows.iter().for_each(|rows| rows.save(writer));
         Ok(())
     }
 
@@ -314,11 +286,11 @@ impl AttentionKernel for DenseAttention {
         for counts in &mut loaded.counts {
             *counts = HeadSparsity::load(reader)?;
         }
-        (loaded.keys, loaded.values) = (loaded.keys.load(reader)?, loaded.values.load(reader)?);
+        loaded.rows = loaded.rows.load(reader)?;
         let (len, first) = (loaded.len(), loaded.first());
         // As after a cut: by the query that comes next.
         let can_go_on = self.options.mask.check_cut(len, first).is_ok();
-        if !can_go_on || !loaded.rows().all(|rows| rows.len() == len && rows.first() == first) {
+        if !can_go_on || !loaded.rows.iter().all(|rows| rows.len() == len && rows.first() == first) {
             let expected = "heads that hold the same tokens, and all that is attended to";
             return Err(saved::invalid("tokens", expected, len));
         }

@@ -4,7 +4,7 @@ use std::{ops::Deref, sync::Arc};
 
 use deltallm_core::{
     CoreError, MemoryBudget, SnapshotError, SnapshotReader,
-    internal::{Store, exchange},
+    internal::{Store, exchange, pay},
 };
 
 /// The caches of all kv heads of a kernel.
@@ -47,9 +47,7 @@ impl<T: Store> Heads<T> {
             return Ok(());
         }
         drop(heads.uncharge());
-        let mut charge = budget.reservation();
-        charge.grow(heads.unpaid())?;
-        heads.charge_with(&mut charge);
+        pay(&mut heads, budget)?;
         *self = Self::new(heads);
         Ok(())
     }

@@ -73,6 +73,17 @@ impl<T: Store> Store for Vec<T> {
     }
 }
 
+/// Charges what nobody has been charged.
+///
+/// # Errors
+/// [`CoreError::BudgetExhausted`]; nothing changes then.
+pub fn pay(store: &mut impl Store, budget: &MemoryBudget) -> Result<(), CoreError> {
+    let mut charge = budget.reservation();
+    charge.grow(store.unpaid())?;
+    store.charge_with(&mut charge);
+    Ok(())
+}
+
 /// Puts `new` in the place of `old`, which has been charged, and charges no more than the difference; whatever `new` was charged is given
 /// back first. Returns the old store, uncharged.
 ///

@@ -10,7 +10,7 @@ use std::ops::Range;
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
     MemoryBudget,
-    internal::{PagedRows, RowFormat, Store, exchange},
+    internal::{PagedRows, RowFormat, Store, exchange, pay},
 };
 
 pub(super) use exact_rows::ExactRows;
@@ -174,7 +174,7 @@ impl HybridHead {
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
         let coded = self.coded_after_cut(kept);
         let Some(mut deltas) = self.was.take() else { return };
-        if self.rewinds && deltas.len() >= coded && pay(&mut deltas, self.coded.values.budget()) {
+        if self.rewinds && deltas.len() >= coded && pay(&mut deltas, self.coded.values.budget()).is_ok() {
             self.was = Some(deltas);
         }
     }
@@ -338,14 +338,4 @@ impl HybridHead {
         }
         Some([matrix.nonzeros_with(self.tail.keys.read(waiting, &mut Vec::new())), elements])
     }
-}
-
-/// Charges what nobody has been charged; false if there is no memory for it.
-fn pay(store: &mut impl Store, budget: &MemoryBudget) -> bool {
-    let mut charge = budget.reservation();
-    let paid = charge.grow(store.unpaid()).is_ok();
-    if paid {
-        store.charge_with(&mut charge);
-    }
-    paid
 }

@@ -2,10 +2,10 @@
 
 use deltallm_core::{
     CoreError, DeltaMatrix, MemoryBudget, Reservation, SnapshotError, SnapshotReader, SnapshotWriter,
-    internal::{PagedRows, Store},
+    internal::{PagedRows, Store, pay},
 };
 
-use super::{CodedTokens, HybridHead, pay};
+use super::{CodedTokens, HybridHead};
 use crate::saved::invalid;
 
 impl Store for HybridHead {
@@ -81,7 +81,7 @@ impl Store for HybridHead {
             return Err(invalid("whole keys", "deltas", head.coded.keys.len()));
         }
         head.check_parts()?;
-        head.was.take_if(|deltas| !pay(deltas, self.coded.values.budget()));
+        head.was.take_if(|deltas| pay(deltas, self.coded.values.budget()).is_err());
         Ok(head)
     }
 }
