@@ -32,10 +32,6 @@ pub(crate) fn streams(isa: Isa, matrix: &DeltaMatrix, tokens: Range<usize>) -> K
 }
 
 impl TileKeys for KeyStreams {
-    fn needs_pairs(&self) -> bool {
-        false
-    }
-
     fn score(
         &self,
         tokens: &[usize],
@@ -52,10 +48,6 @@ impl TileKeys for KeyStreams {
 }
 
 impl TileKeys for HeldDeltas<'_> {
-    fn needs_pairs(&self) -> bool {
-        false
-    }
-
     fn score(
         &self,
         tokens: &[usize],

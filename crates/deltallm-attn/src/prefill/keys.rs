@@ -11,7 +11,7 @@ pub(crate) struct TileQueries {
     pub(crate) lanes: usize,
     /// Scaled, `[head_dim, lanes]`: scores come out in units of ln 2.
     pub(crate) rows: Aligned,
-    /// The same in 16 bits, for [keys that need them](TileKeys::needs_pairs).
+    /// The same in 16 bits, where keys are.
     pub(crate) pairs: PairQueries,
 }
 
@@ -25,9 +25,6 @@ pub(crate) struct KeyScratch {
 
 /// Keys of a segment in one of the forms in which tiles are scored. Each form is in the file of its arithmetic.
 pub(crate) trait TileKeys: Send + Sync {
-    /// Whether they are multiplied with [`TileQueries::pairs`].
-    fn needs_pairs(&self) -> bool;
-
     /// Scores of the keys `tokens`, `[tokens, lanes]`, into `out`; with `limits`, `[lanes]`, of those that are above the limit of any
     /// lane, packed to the front. `kept` becomes the places among `tokens` of those that are there.
     ///

@@ -40,6 +40,7 @@ use crate::{
     window::Split,
 };
 
+use pairs::Pairs;
 use prepare::{Prepared, prepare};
 pub use tile::query_tile;
 use tile::{Call, Piece, Scratch, Tile, TileOutput};
@@ -58,7 +59,11 @@ pub(crate) fn attend<'a>(
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
     let query_tile = query_tile(shape.group());
-    let call = Call { options, q, first, split };
+    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared takes
+    // more than its cache, so it is done for one head per thread at a time.
+    let prepares = q.tokens() > query_tile;
+    let pairs = Pairs::of(options.isa, options.precision).filter(|_| prepares);
+    let call = Call { options, q, first, split, pairs };
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     let mut take = |tile: &Tile, output: TileOutput| {
         counted[tile.kv_head] += output.counts;
@@ -73,9 +78,6 @@ pub(crate) fn attend<'a>(
             }
         }
     };
-    // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared takes
-    // more than its cache, so it is done for one head per thread at a time.
-    let prepares = q.tokens() > query_tile;
     let at_once = if prepares { threads(options.parallel) } else { shape.kv_heads() };
     for heads in chunks(0..shape.kv_heads(), at_once) {
         let segments: Vec<Segments> = heads.clone().map(segments).collect();
@@ -87,7 +89,7 @@ pub(crate) fn attend<'a>(
             let at_a_time = if prepares { PREPARED_KEYS } else { usize::MAX };
             let rounds = rounds(split, &segments[0], &positions, at_a_time);
             for (round, pieces) in rounds.iter().enumerate() {
-                let prepared = prepare_all(options, prepares, &segments, pieces)?;
+                let prepared = prepare_all(call, prepares, &segments, pieces)?;
                 let work = |scratch: &mut Scratch, tile: &mut Tile| {
                     let head = tile.kv_head - heads.start;
                     let pieces = pieces.iter().zip(&prepared[head]).map(|((segment, tokens), prepared)| {
@@ -133,7 +135,7 @@ fn rounds(split: &Split, segments: &[Segment], positions: &Range<usize>, most: u
 
 /// The `pieces` of each kv head: prepared, or as they are held.
 fn prepare_all<'a>(
-    options: &Settings,
+    Call { options, pairs, .. }: Call,
     prepares: bool,
     segments: &[Segments<'a>],
     pieces: &[Tokens],
@@ -142,7 +144,7 @@ fn prepare_all<'a>(
     let work = |rows: &mut Vec<f32>, segments: &mut &Segments<'a>| {
         let pieces = pieces.iter().map(|(segment, tokens)| (&segments[*segment], tokens.clone()));
         Ok(match prepares {
-            true => pieces.map(|(segment, tokens)| prepare(options, segment, tokens, rows)).collect(),
+            true => pieces.map(|(segment, tokens)| prepare(options, pairs, segment, tokens, rows)).collect(),
             false => pieces.map(|(segment, _)| Prepared::as_held(segment)).collect(),
         })
     };

@@ -43,15 +43,15 @@ fn held<'a>(keys: Keys<'a>) -> Box<dyn TileKeys + 'a> {
     }
 }
 
-/// Prepares the keys and values `tokens` of a segment.
+/// Prepares the keys and values `tokens` of a segment, for products in 16 bits if there are `pairs`.
 pub(crate) fn prepare<'a>(
     options: &Settings,
+    pairs: Option<Pairs>,
     segment: &Segment<'a>,
     tokens: Range<usize>,
     rows: &mut Vec<f32>,
 ) -> Prepared<'a> {
     let (isa, head_dim, first) = (options.isa, options.shape.head_dim(), tokens.start);
-    let pairs = Pairs::of(isa, options.precision);
     // A cap changes the scores after the product, and so what the product says about them.
     let skips = segment.skip_margin.is_some() && options.softcap.is_none();
     let first_pass = FirstPass::of(isa).filter(|_| skips);

@@ -43,10 +43,6 @@ pub(crate) fn score_rows(
 }
 
 impl TileKeys for HeldRows<'_> {
-    fn needs_pairs(&self) -> bool {
-        false
-    }
-
     fn score(
         &self,
         tokens: &[usize],
@@ -64,10 +60,6 @@ impl TileKeys for HeldRows<'_> {
 }
 
 impl TileKeys for ConvertedRows {
-    fn needs_pairs(&self) -> bool {
-        false
-    }
-
     fn score(
         &self,
         tokens: &[usize],

@@ -119,6 +119,8 @@ pub(crate) struct Call<'a> {
     /// Position of `q`'s first token.
     pub(crate) first: usize,
     pub(crate) split: &'a Split,
+    /// The products in 16 bits for which keys, values and queries are prepared.
+    pub(crate) pairs: Option<Pairs>,
 }
 
 /// Some tokens of a segment, prepared.
@@ -138,15 +140,13 @@ impl Tile {
     pub(crate) fn attend<'a>(
         &mut self,
         call: Call,
-        pieces: impl Iterator<Item = Piece<'a>> + Clone,
+        pieces: impl Iterator<Item = Piece<'a>>,
         last: bool,
         scratch: &mut Scratch,
     ) -> Result<Option<TileOutput>, AttentionError> {
         let Call { options, split, .. } = call;
         let mut state = self.state.take().unwrap_or_else(|| {
-            let needs_pairs = pieces.clone().any(|piece| piece.prepared.keys.needs_pairs());
-            let pairs = Pairs::of(options.isa, options.precision).filter(|_| needs_pairs);
-            self.begin(call, pairs, scratch.state.take().unwrap_or_else(|| State::new(options.isa)))
+            self.begin(call, scratch.state.take().unwrap_or_else(|| State::new(options.isa)))
         });
         scratch.scores.resize(2 * BLOCK_TOKENS * state.queries.lanes);
         scratch.rescale.reset(state.queries.lanes, 1.0);
@@ -166,11 +166,11 @@ impl Tile {
     }
 
     /// The queries in their lanes, and nothing attended yet.
-    fn begin(&self, call: Call, pairs: Option<Pairs>, mut state: State) -> State {
-        let Call { options, q, first, .. } = call;
+    fn begin(&self, call: Call, mut state: State) -> State {
+        let options = call.options;
         let (group, count) = (options.shape.group(), self.positions.len());
         let lanes = (count * group).next_multiple_of(lanes(options.isa));
-        take_queries(options, q, first, self, lanes, pairs, &mut state.queries);
+        take_queries(call, self, lanes, &mut state.queries);
         state.sums.reset(options.shape.value_dim() * lanes, 0.0);
         state.max.reset(lanes, f32::NEG_INFINITY);
         state.total.reset(lanes, 0.0);
@@ -213,16 +213,9 @@ impl Tile {
     }
 }
 
-/// The queries of a tile in its lanes, scaled; and in 16 bits for the `arithmetic` that needs them so.
-fn take_queries(
-    options: &Settings,
-    q: &HeadsView,
-    first: usize,
-    tile: &Tile,
-    lanes: usize,
-    arithmetic: Option<Pairs>,
-    out: &mut TileQueries,
-) {
+/// The queries of a tile in its lanes, scaled; and in 16 bits where keys are.
+fn take_queries(call: Call, tile: &Tile, lanes: usize, out: &mut TileQueries) {
+    let Call { options, q, first, pairs, .. } = call;
     let (isa, group, head_dim) = (options.isa, options.shape.group(), options.shape.head_dim());
     let count = tile.positions.len();
     // The cap is a function of nats; its result changes the unit.
@@ -233,8 +226,8 @@ fn take_queries(
         let (queries, stride) = q.rows_from(tile.positions.start - first, tile.kv_head * group + head);
         transpose(isa, queries, stride, [count, head_dim], scale, &mut out.rows[head * count..], lanes);
     }
-    if let Some(arithmetic) = arithmetic {
-        arithmetic.set_queries(&out.rows, lanes, &mut out.pairs);
+    if let Some(pairs) = pairs {
+        pairs.set_queries(&out.rows, lanes, &mut out.pairs);
     }
 }
 

@@ -27,10 +27,6 @@ pub(crate) struct TilePairValues {
 }
 
 impl TileKeys for TilePairKeys {
-    fn needs_pairs(&self) -> bool {
-        true
-    }
-
     fn score(
         &self,
         tokens: &[usize],
