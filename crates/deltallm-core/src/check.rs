@@ -10,16 +10,11 @@ use crate::{element::ElementType, error::CoreError, fingerprint::ModelFingerprin
 ///
 /// # Errors
 /// [`CoreError::Channels`] or [`CoreError::NotStorable`].
-pub(crate) fn check_row(
-    row: &[f32],
-    channels: usize,
-    element: ElementType,
-    isa: Isa,
-) -> Result<(), CoreError> {
+pub(crate) fn check_row(row: &[f32], channels: usize, element: ElementType) -> Result<(), CoreError> {
     if row.len() != channels {
         return Err(CoreError::Channels { expected: channels, got: row.len() });
     }
-    if dispatch!(isa, _simd => element.holds(row)) { Ok(()) } else { element.check(row) }
+    if dispatch!(Isa::best(), _simd => element.holds(row)) { Ok(()) } else { element.check(row) }
 }
 
 /// Most channels of all heads of a layer together: fifty times those of the largest models. What is larger is a mistake, and is

@@ -62,6 +62,7 @@ impl Isa {
     }
 
     /// The fastest that this machine has.
+    #[inline]
     pub fn best() -> Self {
         static BEST: OnceLock<Isa> = OnceLock::new();
         // Never empty: the list starts with `scalar`.

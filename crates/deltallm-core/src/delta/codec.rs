@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use deltallm_simd::dispatch;
+use deltallm_simd::{Isa, dispatch};
 
 use super::{loops::expand_keys, rule::Rule};
 use crate::{element::ElementType, mask::words};
@@ -81,7 +81,7 @@ pub(super) trait Codec: Debug {
         let frame = self.frame(masks, view);
         rows.clear();
         rows.resize(masks.len() / words(channels) * channels, 0.0);
-        dispatch!(rule.isa, simd => expand_keys(simd, masks, values, frame, rows));
+        dispatch!(Isa::best(), simd => expand_keys(simd, masks, values, frame, rows));
     }
 
     /// Numbers beside the codes that had come before token number `token` of a block; 0 where all numbers are codes.

@@ -59,7 +59,7 @@ impl DeltaEncoder {
     /// # Errors
     /// [`CoreError::Channels`] or [`CoreError::NotStorable`]; the state is unchanged then.
     pub fn encode(&mut self, key: &[f32]) -> Result<&[u64], CoreError> {
-        check_row(key, self.rule.channels(), self.codec.element(), self.rule.isa)?;
+        check_row(key, self.rule.channels(), self.codec.element())?;
         self.rule.choose(key);
         self.codec.transmit(key, &mut self.rule);
         Ok(&self.rule.sent)

@@ -1,7 +1,7 @@
 //! Deltas in a float type: the new values of the channels that are transmitted.
 
 use bytemuck::Pod;
-use deltallm_simd::dispatch;
+use deltallm_simd::{Isa, dispatch};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
@@ -68,8 +68,8 @@ impl FloatCodec {
                 &self.stored
             }
         };
-        let Rule { sent, reference, isa, .. } = rule;
-        dispatch!(*isa, simd => select(simd, sent, stored, reference));
+        let Rule { sent, reference, .. } = rule;
+        dispatch!(Isa::best(), simd => select(simd, sent, stored, reference));
         rule.count();
     }
 
@@ -165,9 +165,9 @@ impl Codec for FloatCodec {
     fn append(&mut self, key: &[f32], rule: &mut Rule, _token: usize, FloatBlock(numbers): &mut FloatBlock) {
         self.transmit(key, rule);
         // Room for a vector more: compressed vectors are stored whole.
-        let mut packed = [0.0; 64 + 16];
+        let (mut packed, isa) = ([0.0; 64 + 16], Isa::best());
         for (word, values) in rule.sent.iter().zip(rule.reference.chunks(64)) {
-            let count = dispatch!(rule.isa, simd => compress(simd, *word, values, &mut packed));
+            let count = dispatch!(isa, simd => compress(simd, *word, values, &mut packed));
             numbers.extend(&packed[..count]);
         }
     }

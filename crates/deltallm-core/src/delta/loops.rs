@@ -184,3 +184,87 @@ pub(super) fn expand_keys<S: Simd>(
         row.copy_from_slice(&key);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use deltallm_simd::{Isa, dispatch};
+    use deltallm_testing::numbers;
+
+    use super::*;
+    use crate::mask::contains;
+
+    /// The channels for which `holds`, as bits.
+    fn set(channels: usize, holds: impl Fn(usize) -> bool) -> Vec<u64> {
+        let mut words = vec![0; words(channels)];
+        (0..channels).filter(|j| holds(*j)).for_each(|j| words[j / 64] |= 1 << (j % 64));
+        words
+    }
+
+    #[test]
+    fn all_instruction_sets_choose_and_round_alike() {
+        for channels in [1, 7, 16, 63, 64, 65, 80, 130] {
+            let [key, reference, thresholds] = [1, 2, 3].map(|seed| numbers(channels, seed));
+            let thresholds: Vec<f32> = thresholds.iter().map(|x| x.abs()).collect();
+            let inverse: Vec<f32> = thresholds.iter().map(|x| 40.0 / x.max(1e-3)).collect();
+            let sent = set(channels, |j| (key[j] - reference[j]).abs() > thresholds[j] * 0.7);
+            let code = |j: usize| (key[j] * inverse[j]).clamp(-127.0, 127.0).round_ties_even() as i8;
+            let expected: Vec<i8> = (0..channels).map(code).collect();
+            let taken = |old: &[f32]| -> Vec<f32> {
+                (0..channels).map(|j| if contains(&sent, j) { key[j] } else { old[j] }).collect()
+            };
+            for isa in Isa::available() {
+                let mut words = vec![u64::MAX; sent.len()];
+                dispatch!(isa, simd => moved(simd, &key, &reference, &thresholds, 0.7, &mut words));
+                assert_eq!(words, sent, "{isa}: {channels} channels");
+                let mut row = reference.clone();
+                dispatch!(isa, simd => select(simd, &sent, &key, &mut row));
+                assert_eq!(row, taken(&reference), "{isa}: {channels} channels");
+                let (mut codes, mut held) = (vec![0; channels], vec![1; channels]);
+                dispatch!(isa, simd => {
+                    to_codes(&key, &inverse, &mut codes);
+                    select_codes(simd, &sent, &codes, &mut held);
+                    from_codes(&codes, &thresholds, &mut row);
+                });
+                assert_eq!(codes, expected, "{isa}: {channels} channels");
+                let kept = |j| if contains(&sent, j) { codes[j] } else { 1 };
+                assert_eq!(held, (0..channels).map(kept).collect::<Vec<_>>(), "{isa}: {channels} channels");
+                let value = |j: usize| f32::from(codes[j]) * thresholds[j];
+                assert_eq!(row, (0..channels).map(value).collect::<Vec<_>>(), "{isa}: {channels} channels");
+            }
+        }
+    }
+
+    #[test]
+    fn all_instruction_sets_read_back_what_they_pack() {
+        for channels in [1, 7, 16, 63, 64, 65, 80, 130] {
+            let (frame, tokens) = (numbers(channels, 1), 5);
+            let (mut masks, mut values, mut expected) = (Vec::new(), Vec::new(), Vec::new());
+            let mut key = frame.clone();
+            for token in 0..tokens {
+                let new = numbers(channels, 2 + token as u64);
+                let sent = set(channels, |j| token == 4 || (j * 7 + token).is_multiple_of(3));
+                for j in (0..channels).filter(|j| contains(&sent, *j)) {
+                    key[j] = new[j];
+                    values.push(new[j]);
+                }
+                for isa in Isa::available() {
+                    let mut packed = Vec::new();
+                    for (word, new) in sent.iter().zip(new.chunks(64)) {
+                        let mut room = [0.0; 64 + 16];
+                        let count = dispatch!(isa, simd => compress(simd, *word, new, &mut room));
+                        packed.extend_from_slice(&room[..count]);
+                    }
+                    assert_eq!(packed, values[values.len() - packed.len()..], "{isa}: {channels} channels");
+                    assert_eq!(packed.len(), crate::mask::count(&sent));
+                }
+                masks.extend(sent);
+                expected.extend_from_slice(&key);
+            }
+            for isa in Isa::available() {
+                let mut rows = vec![0.0; tokens * channels];
+                dispatch!(isa, simd => expand_keys(simd, &masks, &values, frame.clone(), &mut rows));
+                assert_eq!(rows, expected, "{isa}: {channels} channels");
+            }
+        }
+    }
+}

@@ -233,7 +233,7 @@ impl DeltaMatrix {
     /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; the matrix is unchanged
     /// then.
     pub fn push(&mut self, key: &[f32]) -> Result<(), CoreError> {
-        check_row(key, self.channels(), self.takes(), self.rule().isa)?;
+        check_row(key, self.channels(), self.takes())?;
         self.push_checked(key)
     }
 

@@ -21,7 +21,6 @@ pub(super) struct Rule {
     /// Keys coded, and the entries transmitted for them.
     tokens: usize,
     nonzeros: usize,
-    pub(super) isa: Isa,
 }
 
 impl Rule {
@@ -36,7 +35,6 @@ impl Rule {
             sent: vec![0; words(channels)],
             tokens: 0,
             nonzeros: 0,
-            isa: Isa::best(),
         })
     }
 
@@ -64,7 +62,7 @@ impl Rule {
     pub(super) fn choose(&mut self, key: &[f32]) {
         let factor = self.factor();
         let (reference, thresholds, sent) = (&self.reference, self.thresholds.start(), &mut self.sent);
-        dispatch!(self.isa, simd => moved(simd, key, reference, thresholds, factor, sent));
+        dispatch!(Isa::best(), simd => moved(simd, key, reference, thresholds, factor, sent));
         if self.tokens == 0 {
             or_nonzero(key, sent);
         }

@@ -1,6 +1,6 @@
 //! Deltas in steps of the threshold: 8-bit codes, of which differences are stored.
 
-use deltallm_simd::{dispatch, fearless_simd::prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
     codec::{Codec, Codes},
@@ -191,9 +191,9 @@ impl StepCodec {
     /// Takes the channels `rule.sent` of a key into the reference, rounded, and counts it.
     fn transmit(&mut self, key: &[f32], rule: &mut Rule) {
         let factor = rule.factor();
-        let Rule { thresholds, sent, reference, isa, .. } = &mut *rule;
-        dispatch!(*isa, simd => self.round(simd, key, thresholds.start(), factor));
-        dispatch!(*isa, simd => select(simd, sent, &self.stored, reference));
+        let (isa, Rule { thresholds, sent, reference, .. }) = (Isa::best(), &mut *rule);
+        dispatch!(isa, simd => self.round(simd, key, thresholds.start(), factor));
+        dispatch!(isa, simd => select(simd, sent, &self.stored, reference));
         // Wherever the stored value is not within the threshold, a transmitted channel escapes.
         for (escaped, sent) in self.escaped.iter_mut().zip(&*sent) {
             *escaped &= sent;
@@ -205,7 +205,7 @@ impl StepCodec {
         for ((difference, code), held) in self.differences.iter_mut().zip(&self.codes).zip(&self.held) {
             *difference = code.wrapping_sub(*held);
         }
-        dispatch!(*isa, simd => select_codes(simd, sent, &self.codes, &mut self.held));
+        dispatch!(isa, simd => select_codes(simd, sent, &self.codes, &mut self.held));
         rule.count();
     }
 
@@ -287,7 +287,7 @@ impl Codec for StepCodec {
     fn start(&mut self, rule: &mut Rule, codes: &mut StepBlock) {
         let factor = rule.factor();
         self.set_factor(factor);
-        dispatch!(rule.isa, simd => self.round(simd, &rule.reference, rule.thresholds.start(), factor));
+        dispatch!(Isa::best(), simd => self.round(simd, &rule.reference, rule.thresholds.start(), factor));
         for channel in bits(&self.escaped) {
             self.codes[channel] = 0;
             self.stored[channel] = rule.reference[channel];

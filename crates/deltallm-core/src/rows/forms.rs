@@ -3,7 +3,6 @@
 
 use std::ops::Range;
 
-use deltallm_simd::Isa;
 use half::{bf16, f16};
 
 use super::{
@@ -75,11 +74,11 @@ impl RowFormat {
     }
 
     /// Writes row `at`, which has been checked, of a page with room for `tokens`.
-    pub(super) fn write(self, page: &mut [u8], tokens: usize, at: usize, row: &[f32], isa: Isa) {
+    pub(super) fn write(self, page: &mut [u8], tokens: usize, at: usize, row: &[f32]) {
         match self {
             Self::Float(element) => float::write(element, page, at, row),
-            Self::Int8 => int8::write(page, tokens, at, row, isa),
-            Self::Int4 => int4::write(page, tokens, at, row, isa),
+            Self::Int8 => int8::write(page, tokens, at, row),
+            Self::Int4 => int4::write(page, tokens, at, row),
         }
     }
 

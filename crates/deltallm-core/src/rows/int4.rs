@@ -52,12 +52,12 @@ impl<'a> Int4Rows<'a> {
 }
 
 /// Writes row `at` of a page that has room for `tokens`.
-pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32], isa: Isa) {
+pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32]) {
     let (codes, scales) = page.split_at_mut((tokens * nibble_bytes(row.len())).next_multiple_of(2));
     let of = |width: usize| at * width..(at + 1) * width;
     let codes = &mut codes[of(nibble_bytes(row.len()))];
     let scales = bytemuck::cast_slice_mut(&mut scales[of(scale_bytes(row.len()))]);
-    dispatch!(isa, _simd => to_int4(row, codes, scales));
+    dispatch!(Isa::best(), _simd => to_int4(row, codes, scales));
 }
 
 /// Bytes of the scales of a row.
@@ -122,6 +122,11 @@ mod tests {
             let channels = row.len();
             let (mut codes, mut scales) = (vec![0xff; nibble_bytes(channels)], vec![f16::ZERO; groups(channels)]);
             to_int4(&row, &mut codes, &mut scales);
+            for isa in Isa::available() {
+                let (mut again, mut again_scales) = (vec![0; nibble_bytes(channels)], vec![f16::ZERO; groups(channels)]);
+                dispatch!(isa, _simd => to_int4(&row, &mut again, &mut again_scales));
+                prop_assert_eq!((&again, &again_scales), (&codes, &scales), "{}", isa);
+            }
             let mut back = Vec::new();
             from_int4(&codes, &scales, channels, &mut back);
             prop_assert_eq!(back.len(), channels);

@@ -53,12 +53,12 @@ fn scale_bytes(channels: usize) -> usize {
 }
 
 /// Writes row `at` of a page that has room for `tokens`.
-pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32], isa: Isa) {
+pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32]) {
     let (codes, scales) = page.split_at_mut((tokens * row.len()).next_multiple_of(2));
     let of = |width: usize| at * width..(at + 1) * width;
     let codes = &mut bytemuck::cast_slice_mut(codes)[of(row.len())];
     let scales = bytemuck::cast_slice_mut(&mut scales[of(scale_bytes(row.len()))]);
-    dispatch!(isa, _simd => to_int8(row, codes, scales));
+    dispatch!(Isa::best(), _simd => to_int8(row, codes, scales));
 }
 
 /// Rounds one row to 8 bits: per group the scale is the largest magnitude over 127 (GGUF's `q8_0`). No number is off by
@@ -100,6 +100,11 @@ mod tests {
             let channels = row.len();
             let (mut codes, mut scales) = (vec![0; channels], vec![f16::ZERO; groups(channels)]);
             to_int8(&row, &mut codes, &mut scales);
+            for isa in Isa::available() {
+                let (mut again, mut again_scales) = (vec![0; channels], vec![f16::ZERO; groups(channels)]);
+                dispatch!(isa, _simd => to_int8(&row, &mut again, &mut again_scales));
+                prop_assert_eq!((&again, &again_scales), (&codes, &scales), "{}", isa);
+            }
             let mut back = Vec::new();
             from_int8(&codes, &scales, channels, &mut back);
             prop_assert_eq!(back.len(), channels);

@@ -15,8 +15,6 @@ mod tests;
 
 use std::{collections::VecDeque, ops::Range};
 
-use deltallm_simd::Isa;
-
 use crate::{
     budget::{MemoryBudget, Reservation, StoreBytes, table_capacity},
     check::check_row,
@@ -74,8 +72,6 @@ pub struct PagedRows {
     shifted: Vec<f32>,
     /// Of the table and the center: pages pay for themselves.
     charge: Reservation,
-    /// The instruction set of the conversions.
-    isa: Isa,
 }
 
 impl PagedRows {
@@ -100,7 +96,6 @@ impl PagedRows {
             center: Vec::new(),
             shifted: Vec::new(),
             charge: budget.reservation(),
-            isa: Isa::best(),
         }
     }
 
@@ -179,7 +174,7 @@ impl PagedRows {
     /// # Errors
     /// [`CoreError::Channels`], [`CoreError::NotStorable`] or [`CoreError::BudgetExhausted`]; nothing changes then.
     pub fn push(&mut self, row: &[f32]) -> Result<(), CoreError> {
-        check_row(row, self.layout.channels, self.layout.format.takes(), self.isa)?;
+        check_row(row, self.layout.channels, self.layout.format.takes())?;
         self.push_checked(row)
     }
 
@@ -203,7 +198,7 @@ impl PagedRows {
         } else {
             row
         };
-        format.write(page, page_tokens, self.len % page_tokens, row, self.isa);
+        format.write(page, page_tokens, self.len % page_tokens, row);
         self.len += 1;
         Ok(())
     }

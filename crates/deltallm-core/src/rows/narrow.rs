@@ -79,7 +79,7 @@ impl PagedRows {
         let mut scratch = Vec::new();
         let rows = self.read(start..self.len.min(start + page_tokens), &mut scratch);
         for (at, row) in rows.chunks_exact(channels.max(1)).enumerate() {
-            layout.format.write(data, page_tokens, at, row, self.isa);
+            layout.format.write(data, page_tokens, at, row);
         }
         drop(narrow.uncharge());
         Ok(narrow)
