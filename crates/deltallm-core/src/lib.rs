@@ -35,22 +35,20 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod budget;
-mod buffer;
 mod check;
-mod codes_from;
 mod delta;
 mod element;
 mod error;
 mod fingerprint;
 mod footprint;
-mod mask;
+mod kv_store;
 mod piece;
+mod plan;
 mod quantise;
 mod quoted;
 mod rows;
 mod snapshot;
 mod stats;
-mod store;
 mod threshold;
 mod token_store;
 
@@ -59,10 +57,11 @@ pub use delta::{DeltaEncoder, DeltaMatrix};
 pub use element::ElementType;
 pub use error::CoreError;
 pub use fingerprint::ModelFingerprint;
-pub use footprint::{CachePlan, Footprint, KeyPlan};
+pub use footprint::Footprint;
+pub use kv_store::{BLOCK_TOKENS, KvStore};
+pub use plan::{CachePlan, KeyPlan};
 pub use snapshot::{SnapshotError, SnapshotReader, SnapshotWriter};
 pub use stats::{HeadSparsity, SparsityStats};
-pub use store::{BLOCK_TOKENS, KvStore};
 pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdProfile};
 
 /// For the other crates, no promises: the forms in which keys and values are held, which the kernels of `deltallm-attn` read,

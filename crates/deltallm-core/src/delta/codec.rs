@@ -4,8 +4,8 @@ use std::fmt::Debug;
 
 use deltallm_simd::{Isa, dispatch};
 
-use super::{loops::expand_keys, rule::Rule};
-use crate::{element::ElementType, mask::words};
+use super::{loops::expand_keys, mask::words, rule::Rule};
+use crate::element::ElementType;
 
 /// A way to hold the key frame and the transmitted values of a block: rounds them on the way in, reads them back, and counts
 /// their bytes. The last block is *open*, with room for all of its tokens; the others are *sealed*, as bytes one after the other.

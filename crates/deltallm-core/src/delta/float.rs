@@ -5,11 +5,13 @@ use deltallm_simd::{Isa, dispatch};
 use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
+    buffer::FloatBuffer,
     codec::{Codec, Codes},
     loops::{compress, select},
+    mask::count,
     rule::Rule,
 };
-use crate::{buffer::FloatBuffer, element::ElementType, mask::count, store::BLOCK_TOKENS};
+use crate::{element::ElementType, kv_store::BLOCK_TOKENS};
 
 /// The numbers of a block in a float type.
 #[derive(Debug, Clone, Copy)]

@@ -5,7 +5,8 @@
 
 use deltallm_simd::fearless_simd::prelude::*;
 
-use crate::{mask::words, quantise::nearest};
+use super::mask::words;
+use crate::quantise::nearest;
 
 /// The channels that have moved by more than `factor` times their threshold (`docs/method.md`, equation 1).
 #[inline(always)]
@@ -191,7 +192,7 @@ mod tests {
     use deltallm_testing::numbers;
 
     use super::*;
-    use crate::mask::contains;
+    use crate::delta::mask::{self, contains};
 
     /// The channels for which `holds`, as bits.
     fn set(channels: usize, holds: impl Fn(usize) -> bool) -> Vec<u64> {
@@ -255,7 +256,7 @@ mod tests {
                         packed.extend_from_slice(&room[..count]);
                     }
                     assert_eq!(packed, values[values.len() - packed.len()..], "{isa}: {channels} channels");
-                    assert_eq!(packed.len(), crate::mask::count(&sent));
+                    assert_eq!(packed.len(), mask::count(&sent));
                 }
                 masks.extend(sent);
                 expected.extend_from_slice(&key);

@@ -1,13 +1,16 @@
 //! The delta matrix: the coded keys of one kv head, and the list of the forms they are held in.
 //!
 //! In reading order: [`rule`] (which channels are transmitted), [`encoder`] (the rule alone), [`codec`] (what a form has to do),
-//! [`float`] and [`steps`] (the forms), [`matrix`] (blocks of any of them), [`loops`] and [`differences`] (what runs inside).
+//! [`float`] and [`steps`] (the forms), [`matrix`] (blocks of any of them), [`loops`] and [`differences`] (what runs inside), [`mask`] (sets
+//! of channels) and [`buffer`] (numbers in a float type).
 
+mod buffer;
 mod codec;
 mod differences;
 mod encoder;
 mod float;
 mod loops;
+mod mask;
 mod matrix;
 mod rule;
 mod steps;
@@ -19,9 +22,9 @@ use crate::{
     check::check_row,
     element::ElementType,
     error::CoreError,
+    kv_store::{BLOCK_TOKENS, KvStore},
     rows::Layout,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
-    store::{BLOCK_TOKENS, KvStore},
     threshold::HeadThresholds,
     token_store::Store,
 };

@@ -2,12 +2,11 @@
 
 use deltallm_simd::{Isa, dispatch};
 
-use super::loops::{moved, or_nonzero};
-use crate::{
-    error::CoreError,
+use super::{
+    loops::{moved, or_nonzero},
     mask::{count, words},
-    threshold::HeadThresholds,
 };
+use crate::{error::CoreError, threshold::HeadThresholds};
 
 /// Thresholds, and what the receiver of the deltas holds. A codec rounds what is transmitted, and makes the reference what the
 /// receiver reads back.

@@ -6,14 +6,11 @@ use super::{
     codec::{Codec, Codes},
     differences::{Differences, read},
     loops::{compress_codes, from_codes, moved, select, select_codes, to_codes},
+    mask::{self, bits, contains, count, unpack, words},
     rule::Rule,
 };
 use crate::{
-    element::ElementType,
-    error::CoreError,
-    mask::{self, bits, contains, count, unpack, words},
-    quantise::inverse,
-    store::BLOCK_TOKENS,
+    element::ElementType, error::CoreError, kv_store::BLOCK_TOKENS, quantise::inverse,
     threshold::HeadThresholds,
 };
 

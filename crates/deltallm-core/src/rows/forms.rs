@@ -10,7 +10,7 @@ use super::{
     int4::{self, Int4Rows},
     int8::{self, Int8Rows},
 };
-use crate::{element::ElementType, store::KvStore};
+use crate::{element::ElementType, kv_store::KvStore};
 
 /// How the numbers of a row are held.
 ///

@@ -2,11 +2,13 @@
 
 use crate::{
     budget::MemoryBudget,
-    delta::codec::{Codec, Codes},
+    delta::{
+        codec::{Codec, Codes},
+        mask::{count, words},
+    },
     error::CoreError,
-    mask::{count, words},
+    kv_store::BLOCK_TOKENS,
     piece::Piece,
-    store::BLOCK_TOKENS,
 };
 
 /// Up to [`BLOCK_TOKENS`] coded keys, and room for more.

@@ -7,8 +7,8 @@ use super::{
 use crate::{
     budget::{StoreBytes, table_capacity},
     delta::{codec::Codec, steps::StepCodec},
+    kv_store::BLOCK_TOKENS,
     piece::Piece,
-    store::BLOCK_TOKENS,
 };
 
 impl<C: Codec> Matrix<C> {

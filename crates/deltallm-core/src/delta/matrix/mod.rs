@@ -10,13 +10,13 @@ mod saved;
 
 use super::{
     codec::{Codec, Codes},
+    mask::{count, words},
     rule::Rule,
 };
 use crate::{
     budget::{MemoryBudget, Reservation, reserve_slot, table_capacity},
     error::CoreError,
-    mask::{count, words},
-    store::BLOCK_TOKENS,
+    kv_store::BLOCK_TOKENS,
 };
 
 pub(super) use block::Block;

@@ -6,12 +6,15 @@ use super::{
 };
 use crate::{
     budget::{MemoryBudget, Reservation, reserve_slot, table_capacity},
-    delta::{codec::Codec, rule::Rule},
+    delta::{
+        codec::Codec,
+        mask::{count, words},
+        rule::Rule,
+    },
     error::CoreError,
-    mask::{count, words},
+    kv_store::BLOCK_TOKENS,
     rows::MOST_TOKENS,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
-    store::BLOCK_TOKENS,
     token_store::Store,
 };
 

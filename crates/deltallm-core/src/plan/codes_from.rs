@@ -1,12 +1,7 @@
 //! From which length on a cache with a window holds codes, so that it is never larger than one in f16.
 
-use crate::{
-    delta::most_key_bytes,
-    element::ElementType,
-    footprint::{CachePlan, KeyPlan},
-    rows::RowFormat,
-    store::BLOCK_TOKENS,
-};
+use super::{CachePlan, KeyPlan};
+use crate::{delta::most_key_bytes, element::ElementType, kv_store::BLOCK_TOKENS, rows::RowFormat};
 
 impl CachePlan {
     /// The length from which on a cache beside an exact window holds codes, in the stores that quantise; a shorter one holds
