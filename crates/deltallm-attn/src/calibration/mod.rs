@@ -13,7 +13,6 @@
 
 mod allocation;
 mod calibrator;
-mod digits;
 mod error;
 mod found;
 mod held_out;

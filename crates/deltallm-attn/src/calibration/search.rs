@@ -6,7 +6,6 @@ use deltallm_core::{ModelFingerprint, ThresholdPolicy, ThresholdProfile};
 
 use super::{
     allocation::Allocation,
-    digits::four_digits,
     error::CalibrationError,
     found::Calibrated,
     pays::{layer_store, pays_from},
@@ -180,4 +179,19 @@ impl Search<'_> {
 fn rows(thresholds: &ThresholdProfile) -> Vec<Vec<f32>> {
     let [_, kv_heads, head_dim] = thresholds.shape();
     thresholds.thresholds().chunks(kv_heads * head_dim).map(<[f32]>::to_vec).collect()
+}
+
+/// Four significant digits say all that a measured threshold can.
+fn four_digits(x: f32) -> f32 {
+    format!("{x:.3e}").parse().unwrap_or(x)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn four_digits_are_kept() {
+        assert_eq!([0.123_456, 1234.56, 0.0].map(four_digits), [0.123_5, 1235.0, 0.0]);
+    }
 }

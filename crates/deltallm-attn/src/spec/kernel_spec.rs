@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use deltallm_core::{CoreError, KvStore, MemoryBudget, ThresholdPolicy, ThresholdProfile};
+use deltallm_core::{CoreError, KvStore, ThresholdPolicy, ThresholdProfile};
 
-use super::{kind::KernelKind, layer::LayerSpec};
+use super::{context::KernelContext, kind::KernelKind, layer::LayerSpec};
 use crate::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ExactWindow, HybridAttention, HybridConfig, Isa, Mask, PaperRule, Precision, SkipMargin,
+    ExactWindow, HybridAttention, HybridConfig, Mask, PaperRule, Precision, SkipMargin,
 };
 
 /// Attention settings of all layers of a model.
@@ -87,101 +87,6 @@ fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-/// What kernels need besides their settings: the heads of the model, and what they run on.
-///
-/// ```
-/// use deltallm_attn::{AttentionShape, KernelContext, MemoryBudget};
-///
-/// let context = KernelContext::new(AttentionShape::new(9, 3, 64)?).budget(MemoryBudget::new(64 << 20));
-/// assert!(context.budget.limit().is_some());
-/// # Ok::<(), deltallm_attn::AttentionError>(())
-/// ```
-#[derive(Debug, Clone)]
-#[non_exhaustive]
-pub struct KernelContext {
-    /// Heads of a layer.
-    pub shape: AttentionShape,
-    /// Which keys the queries of each layer attend to; layers beyond are [causal](Mask::Causal).
-    pub masks: Arc<[Mask]>,
-    /// The learned numbers in the softmax's denominator of each layer ([`AttentionOptions::sink_logits`]); layers beyond have none.
-    pub sink_logits: Arc<[Arc<[f32]>]>,
-    /// Whether kernels keep the log-sum-exp of each query ([`AttentionOptions::log_sum_exp`]).
-    pub log_sum_exp: bool,
-    /// How many tokens can be taken back without a trace ([`AttentionOptions::exact_rewind`]).
-    pub exact_rewind: usize,
-    /// Instruction set.
-    pub isa: Isa,
-    /// The account that the caches' memory is charged to. Clones share it.
-    pub budget: MemoryBudget,
-    /// Whether to spread work over the current rayon pool ([`AttentionOptions::parallel`]).
-    pub parallel: bool,
-}
-
-impl KernelContext {
-    /// As [`AttentionOptions::default`] has it: the best instruction set of this machine, no limit on memory, parallel where the
-    /// feature `rayon` is on.
-    pub fn new(shape: AttentionShape) -> Self {
-        let AttentionOptions { isa, budget, parallel, .. } = AttentionOptions::default();
-        Self {
-            shape,
-            masks: Arc::default(),
-            sink_logits: Arc::default(),
-            log_sum_exp: false,
-            exact_rewind: 0,
-            isa,
-            budget,
-            parallel,
-        }
-    }
-
-    /// Sets which keys the queries of each layer attend to.
-    #[must_use]
-    pub fn masks(self, masks: impl Into<Arc<[Mask]>>) -> Self {
-        Self { masks: masks.into(), ..self }
-    }
-
-    /// Sets the [learned numbers](AttentionOptions#structfield.sink_logits) in the softmax's denominator, `[layers][heads]`.
-    #[must_use]
-    pub fn sink_logits(self, logits: impl Into<Arc<[Arc<[f32]>]>>) -> Self {
-        Self { sink_logits: logits.into(), ..self }
-    }
-
-    /// Sets whether kernels keep the [log-sum-exp](AttentionKernel::log_sum_exp) of the latest call.
-    #[must_use]
-    pub fn log_sum_exp(self, log_sum_exp: bool) -> Self {
-        Self { log_sum_exp, ..self }
-    }
-
-    /// Which keys the queries of a layer attend to.
-    pub fn mask(&self, layer: usize) -> Mask {
-        self.masks.get(layer).copied().unwrap_or_default()
-    }
-
-    /// Sets the instruction set.
-    #[must_use]
-    pub fn isa(self, isa: Isa) -> Self {
-        Self { isa, ..self }
-    }
-
-    /// Sets how many tokens can be [taken back without a trace](AttentionOptions#structfield.exact_rewind).
-    #[must_use]
-    pub fn exact_rewind(self, tokens: usize) -> Self {
-        Self { exact_rewind: tokens, ..self }
-    }
-
-    /// Sets the account that memory is charged to.
-    #[must_use]
-    pub fn budget(self, budget: MemoryBudget) -> Self {
-        Self { budget, ..self }
-    }
-
-    /// Sets whether to spread work over the current rayon pool.
-    #[must_use]
-    pub fn parallel(self, parallel: bool) -> Self {
-        Self { parallel, ..self }
-    }
-}
-
 impl Default for KernelSpec {
     /// Hybrid attention as [`HybridConfig::default`] has it, its cache in f16; dense in layers that attend to at most 512 keys.
     fn default() -> Self {
@@ -216,6 +121,80 @@ impl From<PaperRule> for KernelSpec {
     /// The same in every layer, and a cache in f16.
     fn from(rule: PaperRule) -> Self {
         HybridConfig::from(rule).into()
+    }
+}
+
+impl KernelSpec {
+    /// Sets [which attention runs](Self#structfield.kernel).
+    #[must_use]
+    pub fn kernel(self, kernel: KernelKind) -> Self {
+        Self { kernel, ..self }
+    }
+
+    /// Sets how keys and values are cached; a layer with a store of its own keeps it.
+    #[must_use]
+    pub fn store(self, store: KvStore) -> Self {
+        Self { store, ..self }
+    }
+
+    /// Sets the arithmetic of prompts.
+    #[must_use]
+    pub fn precision(self, precision: Precision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// Sets the [`scale`](Self#structfield.scale) of scores: a number, or `None` for 1/sqrt(head_dim).
+    #[must_use]
+    pub fn scale(self, scale: impl Into<Option<f32>>) -> Self {
+        Self { scale: scale.into(), ..self }
+    }
+
+    /// Sets the [`softcap`](Self#structfield.softcap) of scores: a number, or `None`.
+    #[must_use]
+    pub fn softcap(self, softcap: impl Into<Option<f32>>) -> Self {
+        Self { softcap: softcap.into(), ..self }
+    }
+
+    /// Sets the [thresholds](Self#structfield.thresholds) of the delta coding.
+    #[must_use]
+    pub fn thresholds(self, thresholds: ThresholdPolicy) -> Self {
+        Self { thresholds, ..self }
+    }
+
+    /// Sets the keys that are scored exactly.
+    #[must_use]
+    pub fn exact_window(self, window: ExactWindow) -> Self {
+        Self { exact_window: window, ..self }
+    }
+
+    /// Sets how many of the first keys are always scored exactly.
+    #[must_use]
+    pub fn exact_sinks(self, sinks: usize) -> Self {
+        Self { exact_sinks: sinks, ..self }
+    }
+
+    /// Sets the margin of [value skipping](Self#structfield.skip_margin); `None` skips nothing.
+    #[must_use]
+    pub fn skip_margin(self, margin: impl Into<Option<SkipMargin>>) -> Self {
+        Self { skip_margin: margin.into(), ..self }
+    }
+
+    /// Sets the length up to which prompts are attended [exactly](Self#structfield.exact_prompt).
+    #[must_use]
+    pub fn exact_prompt(self, tokens: usize) -> Self {
+        Self { exact_prompt: tokens, ..self }
+    }
+
+    /// Sets up to how many keys a layer's queries may attend to for it to be [dense](Self#structfield.dense_up_to).
+    #[must_use]
+    pub fn dense_up_to(self, keys: usize) -> Self {
+        Self { dense_up_to: keys, ..self }
+    }
+
+    /// Sets what single [layers](Self#structfield.layers) do otherwise.
+    #[must_use]
+    pub fn layers(self, layers: Vec<LayerSpec>) -> Self {
+        Self { layers, ..self }
     }
 }
 
@@ -344,7 +323,7 @@ mod tests {
     use deltallm_core::ModelFingerprint;
 
     use super::*;
-    use crate::{HeadsView, HeadsViewMut};
+    use crate::{HeadsView, HeadsViewMut, Isa};
 
     fn context(shape: AttentionShape) -> KernelContext {
         KernelContext::new(shape).isa(Isa::from_env().unwrap())

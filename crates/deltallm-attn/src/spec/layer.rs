@@ -31,3 +31,29 @@ pub struct LayerSpec {
     /// Store of this layer's cache; `None` is that of the spec. A dense layer holds [`KvStore::Int8`] for [`KvStore::Compact`].
     pub store: Option<KvStore>,
 }
+
+impl LayerSpec {
+    /// Sets whether attention is [exact](Self#structfield.dense) here.
+    #[must_use]
+    pub fn dense(self, dense: bool) -> Self {
+        Self { dense, ..self }
+    }
+
+    /// Sets the length up to which prompts are attended exactly; `None` is that of the spec.
+    #[must_use]
+    pub fn exact_prompt(self, tokens: impl Into<Option<usize>>) -> Self {
+        Self { exact_prompt: tokens.into(), ..self }
+    }
+
+    /// Sets the margin of value skipping; `None` is that of the spec.
+    #[must_use]
+    pub fn skip_margin(self, margin: impl Into<Option<SkipMargin>>) -> Self {
+        Self { skip_margin: margin.into(), ..self }
+    }
+
+    /// Sets the [store](Self#structfield.store) of this layer's cache; `None` is that of the spec.
+    #[must_use]
+    pub fn store(self, store: impl Into<Option<KvStore>>) -> Self {
+        Self { store: store.into(), ..self }
+    }
+}

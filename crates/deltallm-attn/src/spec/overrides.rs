@@ -45,6 +45,69 @@ pub struct SpecOverrides {
     pub exact_prompt: Option<usize>,
 }
 
+/// Every method takes a value, or an `Option` as a command line has it.
+impl SpecOverrides {
+    /// Sets [`kernel`](Self#structfield.kernel).
+    #[must_use]
+    pub fn kernel(self, kernel: impl Into<Option<KernelKind>>) -> Self {
+        Self { kernel: kernel.into(), ..self }
+    }
+
+    /// Sets [`store`](Self#structfield.store).
+    #[must_use]
+    pub fn store(self, store: impl Into<Option<KvStore>>) -> Self {
+        Self { store: store.into(), ..self }
+    }
+
+    /// Sets [`precision`](Self#structfield.precision).
+    #[must_use]
+    pub fn precision(self, precision: impl Into<Option<Precision>>) -> Self {
+        Self { precision: precision.into(), ..self }
+    }
+
+    /// Sets [`scale`](Self#structfield.scale).
+    #[must_use]
+    pub fn scale(self, scale: impl Into<Option<f32>>) -> Self {
+        Self { scale: scale.into(), ..self }
+    }
+
+    /// Sets [`softcap`](Self#structfield.softcap).
+    #[must_use]
+    pub fn softcap(self, softcap: impl Into<Option<f32>>) -> Self {
+        Self { softcap: softcap.into(), ..self }
+    }
+
+    /// Sets [`thresholds`](Self#structfield.thresholds).
+    #[must_use]
+    pub fn thresholds(self, thresholds: impl Into<Option<ThresholdPolicy>>) -> Self {
+        Self { thresholds: thresholds.into(), ..self }
+    }
+
+    /// Sets [`exact_window`](Self#structfield.exact_window).
+    #[must_use]
+    pub fn exact_window(self, window: impl Into<Option<ExactWindow>>) -> Self {
+        Self { exact_window: window.into(), ..self }
+    }
+
+    /// Sets [`exact_sinks`](Self#structfield.exact_sinks).
+    #[must_use]
+    pub fn exact_sinks(self, sinks: impl Into<Option<usize>>) -> Self {
+        Self { exact_sinks: sinks.into(), ..self }
+    }
+
+    /// Sets [`skip_margin`](Self#structfield.skip_margin): `Some(None)` skips nothing.
+    #[must_use]
+    pub fn skip_margin(self, margin: Option<Option<SkipMargin>>) -> Self {
+        Self { skip_margin: margin, ..self }
+    }
+
+    /// Sets [`exact_prompt`](Self#structfield.exact_prompt).
+    #[must_use]
+    pub fn exact_prompt(self, tokens: impl Into<Option<usize>>) -> Self {
+        Self { exact_prompt: tokens.into(), ..self }
+    }
+}
+
 impl KernelSpec {
     /// These settings, but for what the caller has said.
     #[must_use]
