@@ -181,11 +181,8 @@ impl AttentionKernel for DenseAttention {
     ) -> Result<(), AttentionError> {
         let cached = self.len();
         let fits = RowFormat::of(self.options.store).takes();
-        let first = match self.options.shape.check_call_for([fits; 2], &q, &k, &v, &out)? {
-            Some(before) => cached + before,
-            None => self.options.mask.first_query(q.tokens(), cached, self.first())?,
-        };
-        self.log_sums.resize(if self.options.log_sum_exp { q.tokens() * q.heads() } else { 0 }, 0.0);
+        let first = self.options.first_query([fits; 2], self.first()..cached, &q, &k, &v, &out)?;
+        self.log_sums.resize(self.options.log_sums(&q), 0.0);
         let result = self.append(&k, &v).map_err(AttentionError::from).and_then(|()| {
             let (keys, values) = self.rows.split_at(self.options.shape.kv_heads());
             let segments = |head: usize| exact_segment(&keys[head], &values[head]);
@@ -209,10 +206,7 @@ impl AttentionKernel for DenseAttention {
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        if len > self.len() {
-            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
-        }
-        self.options.mask.check_cut(len, self.first())?;
+        self.options.check_cut(len, self.first()..self.len())?;
         self.roll_back(len)?;
         self.step = self.step.filter(|step| *step <= len);
         Ok(())
@@ -289,7 +283,7 @@ impl AttentionKernel for DenseAttention {
         loaded.rows = loaded.rows.load(reader)?;
         let (len, first) = (loaded.len(), loaded.first());
         // As after a cut: by the query that comes next.
-        let can_go_on = self.options.mask.check_cut(len, first).is_ok();
+        let can_go_on = self.options.check_cut(len, first..len).is_ok();
         if !can_go_on || !loaded.rows.iter().all(|rows| rows.len() == len && rows.first() == first) {
             let expected = "heads that hold the same tokens, and all that is attended to";
             return Err(saved::invalid("tokens", expected, len));

@@ -1,10 +1,10 @@
 //! Settings that every kernel shares.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use deltallm_core::{KvStore, MemoryBudget};
+use deltallm_core::{CoreError, ElementType, KvStore, MemoryBudget};
 
-use crate::{AttentionError, AttentionShape, Isa, Mask, Precision};
+use crate::{AttentionError, AttentionShape, HeadsView, HeadsViewMut, Isa, Mask, Precision};
 
 /// What an attention kernel needs to know besides its heads and its method.
 ///
@@ -166,6 +166,36 @@ impl Settings {
     pub(crate) fn first_seen(&self, len: usize) -> usize {
         // The latest query may come again.
         self.mask.first_key(len.saturating_sub(1).saturating_sub(self.exact_rewind))
+    }
+
+    /// Checks a call's arguments, for a cache that holds the tokens `held` and takes keys and values that fit these types; returns the
+    /// position of its first query.
+    pub(crate) fn first_query(
+        &self,
+        fits: [ElementType; 2],
+        held: Range<usize>,
+        q: &HeadsView,
+        k: &HeadsView,
+        v: &HeadsView,
+        out: &HeadsViewMut,
+    ) -> Result<usize, AttentionError> {
+        match self.shape.check_call_for(fits, q, k, v, out)? {
+            Some(before) => Ok(held.end + before),
+            None => self.mask.first_query(q.tokens(), held.end, held.start),
+        }
+    }
+
+    /// How many log-sum-exps a call is asked for.
+    pub(crate) fn log_sums(&self, q: &HeadsView) -> usize {
+        if self.log_sum_exp { q.tokens() * q.heads() } else { 0 }
+    }
+
+    /// Checks that a cache that holds the tokens `held` can be cut back to `len`.
+    pub(crate) fn check_cut(&self, len: usize, held: Range<usize>) -> Result<(), AttentionError> {
+        if len > held.end {
+            return Err(CoreError::TruncateBeyondEnd { len: held.end, got: len }.into());
+        }
+        self.mask.check_cut(len, held.start)
     }
 
     /// The settings by which a cache can be told from others, each with its name: what is cached in one layer depends on what the layers

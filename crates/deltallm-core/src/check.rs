@@ -61,16 +61,13 @@ impl FromStr for ElementType {
     type Err = CoreError;
 
     fn from_str(name: &str) -> Result<Self, CoreError> {
-        match name {
-            "f32" => Ok(Self::F32),
-            "f16" => Ok(Self::F16),
-            "bf16" => Ok(Self::Bf16),
-            _ => Err(CoreError::UnknownName {
+        [Self::F32, Self::F16, Self::Bf16].into_iter().find(|element| element.name() == name).ok_or_else(
+            || CoreError::UnknownName {
                 what: "element type",
                 expected: "f32, f16, bf16",
                 got: name.to_owned(),
-            }),
-        }
+            },
+        )
     }
 }
 

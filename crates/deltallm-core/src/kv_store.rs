@@ -73,11 +73,9 @@ impl KvStore {
     /// The name, as on the command line and in profiles.
     pub fn name(self) -> &'static str {
         match self {
-            Self::F32 => "f32",
-            Self::F16 => "f16",
-            Self::Bf16 => "bf16",
             Self::Int8 => "int8",
             Self::Compact => "compact",
+            float => float.exact().name(),
         }
     }
 }

@@ -4,23 +4,26 @@
 //! A *group* is [`GROUP`] neighbouring channels of a row that share a scale; the last group of a row may be shorter.
 //! Scales are f16, rounded away from zero, so that rounding a scale never pushes a code out of its range.
 
+use deltallm_simd::math::nearest_bits;
 use half::f16;
 
 /// Channels of a row that share a scale.
 pub const GROUP: usize = 32;
 
-/// 1.5 * 2^23: added to a number below 2^22 in magnitude it leaves the nearest integer (ties to even) in the low bits.
-const ROUND: f32 = 12_582_912.0;
-
 /// The integer nearest to `x`, which is within -128..=255, as the byte of its two's complement.
 #[inline(always)]
 pub(crate) fn nearest(x: f32) -> u8 {
-    (x + ROUND).to_bits() as u8
+    nearest_bits(x) as u8
 }
 
 /// Groups in a row.
 pub(crate) fn groups(channels: usize) -> usize {
     channels.div_ceil(GROUP)
+}
+
+/// Bytes of the scales of a row.
+pub(crate) fn scale_bytes(channels: usize) -> usize {
+    groups(channels).saturating_mul(size_of::<f16>())
 }
 
 /// The smallest f16 that is not below `x` (which is not negative).

@@ -45,11 +45,7 @@ impl<T: Store> Store for Vec<T> {
 
     /// An empty list returns an empty reservation.
     fn uncharge(&mut self) -> Reservation {
-        let charges = self.iter_mut().map(T::uncharge).reduce(|mut all, charge| {
-            all.merge(charge);
-            all
-        });
-        charges.unwrap_or_else(|| MemoryBudget::unlimited().reservation())
+        merged(self.iter_mut().map(T::uncharge)).unwrap_or_else(|| MemoryBudget::unlimited().reservation())
     }
 
     fn unpaid(&self) -> usize {
@@ -71,6 +67,14 @@ impl<T: Store> Store for Vec<T> {
         }
         Ok(loaded)
     }
+}
+
+/// All charges in one; `None` if there are none.
+fn merged(charges: impl Iterator<Item = Reservation>) -> Option<Reservation> {
+    charges.reduce(|mut all, charge| {
+        all.merge(charge);
+        all
+    })
 }
 
 /// Charges what nobody has been charged.
@@ -108,11 +112,8 @@ pub fn exchange<T: Store>(old: &mut T, mut new: T) -> Result<T, CoreError> {
 /// [`CoreError::BudgetExhausted`]; all old stores are then as they were.
 pub fn exchange_all<T: Store>(mut pairs: Vec<(&mut T, T)>) -> Result<(), CoreError> {
     pairs.iter_mut().for_each(|(_, new)| drop(new.uncharge()));
-    let charges = pairs.iter_mut().map(|(old, _)| old.uncharge()).reduce(|mut all, charge| {
-        all.merge(charge);
-        all
-    });
-    let Some(mut charge) = charges else { return Ok(()) };
+    let charges = pairs.iter_mut().map(|(old, _)| old.uncharge());
+    let Some(mut charge) = merged(charges) else { return Ok(()) };
     let needed: usize = pairs.iter().map(|(_, new)| new.unpaid()).sum();
     if let Err(error) = charge.grow(needed.saturating_sub(charge.bytes())) {
         pairs.iter_mut().for_each(|(old, _)| old.charge_with(&mut charge));

@@ -4,6 +4,8 @@
 //! size: as little as the rounding of f16 keys, and far less than what the thresholds allow. The sums themselves are
 //! exact: a product is below 2^22, so [`MOST_CHANNELS`] of them stay below 2^31.
 
+use deltallm_simd::math::nearest_bits;
+
 /// Channels up to which the sums of products fit in 32 bits.
 pub(crate) const MOST_CHANNELS: usize = 512;
 
@@ -35,7 +37,7 @@ impl Codes {
     fn new(query: &[f32], inverse: f32) -> Self {
         let mut codes = Self::ZERO;
         for (code, x) in codes.whole.iter_mut().zip(query) {
-            *code = round(x * inverse);
+            *code = nearest_bits(x * inverse) as i16;
         }
         for (i, four) in codes.whole.chunks_exact(4).enumerate() {
             let (mut high, mut low) = ([0; 4], [0; 4]);
@@ -48,13 +50,6 @@ impl Codes {
         }
         codes
     }
-}
-
-/// To the nearest integer, for magnitudes below 2^22; NaN to anything.
-#[inline(always)]
-fn round(x: f32) -> i16 {
-    // 1.5 * 2^23: the sum has the integer in its low bits.
-    (x + 12_582_912.0).to_bits() as i16
 }
 
 /// The queries of a group for the 8-bit keys of one segment, made when they are first needed.

@@ -8,6 +8,8 @@ pub(crate) mod delta;
 mod head;
 mod memory;
 
+use std::ops::Range;
+
 use deltallm_core::{
     CachePlan, CoreError, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget, SnapshotError,
     SnapshotReader, SnapshotWriter, SparsityStats,
@@ -186,9 +188,8 @@ impl HybridAttention {
     /// Checks that the heads of a cache that has been loaded fit each other, and hold what will be attended to.
     fn check_heads(&self) -> Result<(), SnapshotError> {
         // As after a cut: by the query that comes next.
-        let (len, mask) = (self.len(), self.options.mask);
-        let held = self.heads.last().map_or(0, HybridHead::first);
-        let (seen, can_go_on) = (mask.first_key(len), mask.check_cut(len, held).is_ok());
+        let seen = self.options.mask.first_key(self.len());
+        let can_go_on = self.options.check_cut(self.len(), self.held()).is_ok();
         let of = |head: &HybridHead| [head.len(), head.coded.len(), head.tail.keys.first(), head.first()];
         let alike = self.heads.windows(2).all(|pair| of(&pair[0]) == of(&pair[1]));
         let coded = !self.uncoded || self.coded() == 0;
@@ -208,6 +209,11 @@ impl HybridAttention {
         Self { options, heads, counts, log_sums: Vec::new(), ..*self }
     }
 
+    /// The tokens that are held.
+    fn held(&self) -> Range<usize> {
+        self.heads.last().map_or(0, HybridHead::first)..self.len()
+    }
+
     /// Checks a call's arguments, once for all stores; returns the position of its first query.
     fn check_call(
         &self,
@@ -217,13 +223,7 @@ impl HybridAttention {
         out: &HeadsViewMut,
     ) -> Result<usize, AttentionError> {
         let fits = self.heads.first().map_or_else(Default::default, HybridHead::takes);
-        Ok(match self.options.shape.check_call_for(fits, q, k, v, out)? {
-            Some(before) => self.len() + before,
-            None => {
-                let held = self.heads.last().map_or(0, HybridHead::first);
-                self.options.mask.first_query(q.tokens(), self.len(), held)?
-            }
-        })
+        self.options.first_query(fits, self.held(), q, k, v, out)
     }
 
     /// Appends tokens, and codes all those that the queries from position `first` on see through codes.
@@ -286,7 +286,7 @@ impl HybridAttention {
                 Segment { skip_margin: self.skip_margin, ..far },
             ])
         };
-        self.log_sums.resize(if self.options.log_sum_exp { q.tokens() * q.heads() } else { 0 }, 0.0);
+        self.log_sums.resize(self.options.log_sums(q), 0.0);
         let output = Output { rows: out, counts: &mut self.counts, log_sums: &mut self.log_sums };
         attend(&self.options, q, first, &split, &segments, output)
     }
@@ -352,11 +352,7 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        if len > self.len() {
-            return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
-        }
-        let first = self.heads.last().map_or(0, HybridHead::first);
-        self.options.mask.check_cut(len, first)?;
+        self.options.check_cut(len, self.held())?;
         let state = self.state.after_cut(len);
         self.roll_back(len, self.coded_after_cut(state, len))?;
         self.state = state;

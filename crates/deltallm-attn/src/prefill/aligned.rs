@@ -1,8 +1,7 @@
-//! Working memory that starts on a cache line.
+//! Working memory that starts on a cache line: a vector that crosses lines costs two accesses, and of 64-byte vectors that do not
+//! start on a line every one does.
 
-/// Bytes of a cache line, and of the widest vector: a vector that crosses lines costs two accesses, and of 64-byte
-/// vectors that do not start on a line every one does.
-const LINE: usize = 64;
+use deltallm_simd::prefetch::LINE;
 
 /// A reusable buffer of f32 whose first element stands at the start of a cache line.
 #[derive(Debug, Default)]

@@ -61,10 +61,7 @@ pub(super) trait Codec: Debug {
 
     /// Sets the reference to the last key of a block as it is reconstructed, so that coding can go on there.
     fn resume(&mut self, rule: &mut Rule, masks: &[u64], view: Self::View<'_>) {
-        let mut rows = Vec::new();
-        self.keys(rule, masks, view, &mut rows);
-        let last = rows.len() - rule.channels();
-        rule.reference.copy_from_slice(&rows[last..]);
+        resume_reference(self, rule, masks, view);
     }
 
     /// The key frame, `[channels]`; zeros for a block that has not begun.
@@ -98,6 +95,19 @@ pub(super) trait Codec: Debug {
 
     /// Bytes of a sealed block that has got `tokens` more keys, should they transmit as much as they can.
     fn most_bytes(&self, codes: &Self::Codes, tokens: usize) -> usize;
+}
+
+/// Sets the reference to the last key of a block as it is reconstructed.
+pub(super) fn resume_reference<C: Codec + ?Sized>(
+    codec: &C,
+    rule: &mut Rule,
+    masks: &[u64],
+    view: C::View<'_>,
+) {
+    let mut rows = Vec::new();
+    codec.keys(rule, masks, view, &mut rows);
+    let last = rows.len() - rule.channels();
+    rule.reference.copy_from_slice(&rows[last..]);
 }
 
 /// The numbers of the open block: its key frame and what its tokens transmit.

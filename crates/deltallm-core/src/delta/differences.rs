@@ -63,8 +63,7 @@ impl Differences {
 
     /// Keeps the first `len` differences.
     pub(super) fn truncate(&mut self, len: usize) {
-        let nibble = |at: usize| self.nibbles[at / 2] >> (4 * (at % 2)) & 15;
-        let gone = (len..self.len).filter(|at| nibble(*at) == 0).count();
+        let gone = (len..self.len).filter(|at| nibble(&self.nibbles, *at) == 0).count();
         self.whole.truncate(self.whole.len() - gone);
         self.nibbles.truncate(len.div_ceil(2));
         if len % 2 == 1
@@ -103,6 +102,11 @@ impl Differences {
     pub(super) fn room_bytes(&self) -> usize {
         self.whole.capacity() + self.nibbles.capacity()
     }
+}
+
+/// Half a byte of packed differences.
+pub(super) fn nibble(nibbles: &[u8], at: usize) -> u8 {
+    nibbles[at / 2] >> (4 * (at % 2)) & 15
 }
 
 /// Iterates over packed differences: a nibble each, or, for a nibble of 0, the next byte of `wide`. If their number is odd, one more

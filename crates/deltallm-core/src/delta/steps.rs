@@ -3,8 +3,8 @@
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
-    codec::{Codec, Codes},
-    differences::{Differences, read},
+    codec::{Codec, Codes, resume_reference},
+    differences::{Differences, nibble, read},
     loops::{compress_codes, from_codes, moved, select, select_codes, to_codes},
     mask::{self, bits, contains, count, unpack, words},
     rule::Rule,
@@ -367,8 +367,7 @@ impl Codec for StepCodec {
             return None;
         }
         let StepView { differences, wide, escapes, .. } = self.sealed(header, data);
-        let nibble = |at: usize| differences[at / 2] >> (4 * (at % 2)) & 15;
-        let wide_ones = (0..sent).filter(|at| nibble(*at) == 0).count();
+        let wide_ones = (0..sent).filter(|at| nibble(differences, *at) == 0).count();
         let tokens = masks.len() / mask::words(self.channels());
         let in_order = escapes.is_sorted_by_key(|escape| escape.from);
         let fit = escapes.iter().all(|escape| {
@@ -398,10 +397,7 @@ impl Codec for StepCodec {
     fn resume(&mut self, rule: &mut Rule, masks: &[u64], view: StepView<'_>) {
         self.set_factor(view.factor);
         self.held = self.last_codes(masks, view);
-        let mut rows = Vec::new();
-        self.keys(rule, masks, view, &mut rows);
-        let last = rows.len() - rule.channels();
-        rule.reference.copy_from_slice(&rows[last..]);
+        resume_reference(self, rule, masks, view);
     }
 
     fn frame(&self, masks: &[u64], view: StepView<'_>) -> Vec<f32> {

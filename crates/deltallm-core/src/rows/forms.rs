@@ -6,6 +6,7 @@ use std::ops::Range;
 use half::{bf16, f16};
 
 use super::{
+    coded_page::Widths,
     float::{self, FloatRows},
     int4::{self, Int4Rows},
     int8::{self, Int8Rows},
@@ -49,10 +50,15 @@ impl RowFormat {
 
     /// Bytes of a row of `channels` numbers.
     pub fn row_bytes(self, channels: usize) -> usize {
+        self.widths(channels).row_bytes()
+    }
+
+    /// How a row is made up; numbers count as codes.
+    fn widths(self, channels: usize) -> Widths {
         match self {
-            Self::Float(element) => channels.saturating_mul(element.bytes()),
-            Self::Int8 => Int8Rows::row_bytes(channels),
-            Self::Int4 => Int4Rows::row_bytes(channels),
+            Self::Float(element) => Widths { codes: channels.saturating_mul(element.bytes()), scales: 0 },
+            Self::Int8 => int8::widths(channels),
+            Self::Int4 => int4::widths(channels),
         }
     }
 
@@ -66,11 +72,7 @@ impl RowFormat {
 
     /// Bytes of a page of `tokens` rows.
     pub(super) fn page_bytes(self, tokens: usize, channels: usize) -> usize {
-        match self {
-            Self::Float(_) => tokens.saturating_mul(self.row_bytes(channels)),
-            Self::Int8 => Int8Rows::page_bytes(tokens, channels),
-            Self::Int4 => Int4Rows::page_bytes(tokens, channels),
-        }
+        self.widths(channels).page_bytes(tokens)
     }
 
     /// Writes row `at`, which has been checked, of a page with room for `tokens`.
@@ -84,14 +86,9 @@ impl RowFormat {
 
     /// Copies the first `rows` rows of a page with room for `tokens` to another one.
     pub(super) fn copy_rows(self, from: &[u8], to: &mut [u8], tokens: usize, channels: usize, rows: usize) {
-        // One array, or codes and then their scales.
-        let (width, scales) = match self {
-            Self::Float(_) => (self.row_bytes(channels), 0),
-            Self::Int8 => (channels, self.row_bytes(channels) - channels),
-            Self::Int4 => Int4Rows::widths(channels),
-        };
-        let second = (tokens * width).next_multiple_of(2).min(from.len());
-        for (start, width) in [(0, width), (second, scales)] {
+        let widths = self.widths(channels);
+        let second = widths.scales_at(tokens).min(from.len());
+        for (start, width) in [(0, widths.codes), (second, widths.scales)] {
             let bytes = start..start + rows * width;
             to[bytes.clone()].copy_from_slice(&from[bytes]);
         }
@@ -100,9 +97,7 @@ impl RowFormat {
     /// The name in a snapshot.
     pub(super) fn name(self) -> &'static str {
         match self {
-            Self::Float(ElementType::F32) => "f32",
-            Self::Float(ElementType::F16) => "f16",
-            Self::Float(ElementType::Bf16) => "bf16",
+            Self::Float(element) => element.name(),
             Self::Int8 => "8 bits",
             Self::Int4 => "4 bits",
         }

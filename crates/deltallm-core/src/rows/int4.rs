@@ -5,7 +5,8 @@ use std::ops::Range;
 use deltallm_simd::{Isa, dispatch};
 use half::f16;
 
-use crate::quantise::{GROUP, extremes, groups, inverse, nearest, round_up};
+use super::coded_page::Widths;
+use crate::quantise::{GROUP, extremes, groups, inverse, nearest, round_up, scale_bytes};
 
 /// Rows of 4-bit codes: a number is `(code - 8) * scale`, with the scale of its group of [`GROUP`] channels; scales may be
 /// negative. Byte `b` of a whole group holds channel `b` in its low half and channel `16 + b` in its high half; in a
@@ -19,30 +20,10 @@ pub struct Int4Rows<'a> {
 }
 
 impl<'a> Int4Rows<'a> {
-    /// Bytes of a row.
-    pub(super) fn row_bytes(channels: usize) -> usize {
-        nibble_bytes(channels).saturating_add(scale_bytes(channels))
-    }
-
-    /// Bytes of the codes of a row, and of its scales.
-    pub(super) fn widths(channels: usize) -> (usize, usize) {
-        (nibble_bytes(channels), scale_bytes(channels))
-    }
-
-    /// Bytes of a page of `tokens` rows: their codes, and their scales from an even place on.
-    pub(super) fn page_bytes(tokens: usize, channels: usize) -> usize {
-        let codes = tokens.saturating_mul(nibble_bytes(channels));
-        codes.saturating_add(codes % 2).saturating_add(tokens.saturating_mul(scale_bytes(channels)))
-    }
-
     /// Rows of a page that has room for `tokens`.
     pub(super) fn of_page(page: &'a [u8], tokens: usize, channels: usize, rows: Range<usize>) -> Self {
-        let (codes, scales) = page.split_at((tokens * nibble_bytes(channels)).next_multiple_of(2));
-        let of = |width: usize| rows.start * width..rows.end * width;
-        Self {
-            codes: &codes[of(nibble_bytes(channels))],
-            scales: bytemuck::cast_slice(&scales[of(scale_bytes(channels))]),
-        }
+        let (codes, scales) = widths(channels).split(page, tokens, rows);
+        Self { codes, scales }
     }
 
     /// Appends rows to `out` as f32.
@@ -51,18 +32,15 @@ impl<'a> Int4Rows<'a> {
     }
 }
 
-/// Writes row `at` of a page that has room for `tokens`.
-pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32]) {
-    let (codes, scales) = page.split_at_mut((tokens * nibble_bytes(row.len())).next_multiple_of(2));
-    let of = |width: usize| at * width..(at + 1) * width;
-    let codes = &mut codes[of(nibble_bytes(row.len()))];
-    let scales = bytemuck::cast_slice_mut(&mut scales[of(scale_bytes(row.len()))]);
-    dispatch!(Isa::best(), _simd => to_int4(row, codes, scales));
+/// Bytes of a row.
+pub(super) fn widths(channels: usize) -> Widths {
+    Widths { codes: nibble_bytes(channels), scales: scale_bytes(channels) }
 }
 
-/// Bytes of the scales of a row.
-fn scale_bytes(channels: usize) -> usize {
-    groups(channels).saturating_mul(size_of::<f16>())
+/// Writes row `at` of a page that has room for `tokens`.
+pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32]) {
+    let (codes, scales) = widths(row.len()).split_mut(page, tokens, at);
+    dispatch!(Isa::best(), _simd => to_int4(row, codes, scales));
 }
 
 /// Bytes of a row of 4-bit codes: two channels of the same group a byte.

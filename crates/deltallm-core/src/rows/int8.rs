@@ -5,7 +5,8 @@ use std::ops::Range;
 use deltallm_simd::{Isa, dispatch};
 use half::f16;
 
-use crate::quantise::{GROUP, extremes, groups, inverse, nearest, round_up};
+use super::coded_page::Widths;
+use crate::quantise::{GROUP, extremes, groups, inverse, nearest, round_up, scale_bytes};
 
 /// Rows of 8-bit codes: a number is `code * scale`, with the scale of its group of [`GROUP`] channels, plus the center of its channel.
 #[derive(Debug, Clone, Copy)]
@@ -19,26 +20,10 @@ pub struct Int8Rows<'a> {
 }
 
 impl<'a> Int8Rows<'a> {
-    /// Bytes of a row.
-    pub(super) fn row_bytes(channels: usize) -> usize {
-        channels.saturating_add(scale_bytes(channels))
-    }
-
-    /// Bytes of a page of `tokens` rows: their codes, and their scales from an even place on.
-    pub(super) fn page_bytes(tokens: usize, channels: usize) -> usize {
-        let codes = tokens.saturating_mul(channels);
-        codes.saturating_add(codes % 2).saturating_add(tokens.saturating_mul(scale_bytes(channels)))
-    }
-
     /// Rows of a page that has room for `tokens`, without a center.
     pub(super) fn of_page(page: &'a [u8], tokens: usize, channels: usize, rows: Range<usize>) -> Self {
-        let (codes, scales) = page.split_at((tokens * channels).next_multiple_of(2));
-        let of = |width: usize| rows.start * width..rows.end * width;
-        Self {
-            codes: &bytemuck::cast_slice(codes)[of(channels)],
-            scales: bytemuck::cast_slice(&scales[of(scale_bytes(channels))]),
-            center: &[],
-        }
+        let (codes, scales) = widths(channels).split(page, tokens, rows);
+        Self { codes: bytemuck::cast_slice(codes), scales, center: &[] }
     }
 
     /// Appends rows to `out` as f32, without a center.
@@ -47,17 +32,15 @@ impl<'a> Int8Rows<'a> {
     }
 }
 
-/// Bytes of the scales of a row.
-fn scale_bytes(channels: usize) -> usize {
-    groups(channels).saturating_mul(size_of::<f16>())
+/// Bytes of a row.
+pub(super) fn widths(channels: usize) -> Widths {
+    Widths { codes: channels, scales: scale_bytes(channels) }
 }
 
 /// Writes row `at` of a page that has room for `tokens`.
 pub(super) fn write(page: &mut [u8], tokens: usize, at: usize, row: &[f32]) {
-    let (codes, scales) = page.split_at_mut((tokens * row.len()).next_multiple_of(2));
-    let of = |width: usize| at * width..(at + 1) * width;
-    let codes = &mut bytemuck::cast_slice_mut(codes)[of(row.len())];
-    let scales = bytemuck::cast_slice_mut(&mut scales[of(scale_bytes(row.len()))]);
+    let (codes, scales) = widths(row.len()).split_mut(page, tokens, at);
+    let codes = bytemuck::cast_slice_mut(codes);
     dispatch!(Isa::best(), _simd => to_int8(row, codes, scales));
 }
 

@@ -34,11 +34,15 @@ impl Layout {
         if !self.has_center() {
             return bytes;
         }
-        let rows = if center { self.channels.saturating_mul(2 * size_of::<f32>()) } else { 0 };
         let [first_page, others] =
             [FIRST_FORMAT, self.format].map(|format| Piece::data_bytes(self.page_bytes(format)));
         let data = if first { bytes.data.saturating_add(first_page) - others } else { bytes.data };
-        StoreBytes { data, table: bytes.table.saturating_add(rows) }
+        StoreBytes { data, table: bytes.table.saturating_add(self.center_bytes(center)) }
+    }
+
+    /// Bytes of a center and of a row less it, or of none.
+    pub(super) fn center_bytes(&self, held: bool) -> usize {
+        if held { self.channels.saturating_mul(2 * size_of::<f32>()) } else { 0 }
     }
 
     pub(super) fn page_bytes(&self, format: RowFormat) -> usize {

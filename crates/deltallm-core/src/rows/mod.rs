@@ -3,6 +3,7 @@
 //! In reading order: here, the store; [`layout`] (its pages), [`forms`] (how rows are held, each form in its file), [`narrow`] (other
 //! formats), [`saved`] (forks and snapshots).
 
+mod coded_page;
 mod float;
 mod forms;
 mod int4;
@@ -207,8 +208,7 @@ impl PagedRows {
         let slots = table_capacity(self.pages.capacity(), self.pages.len() + 1);
         let number = self.first_page + self.pages.len();
         let center = number == 1 && self.layout.has_center() && self.first_page == 0;
-        let rows = if center { 2 * self.layout.channels * size_of::<f32>() } else { 0 };
-        let more = (slots - self.pages.capacity()) * size_of::<Piece>() + rows;
+        let more = (slots - self.pages.capacity()) * size_of::<Piece>() + self.layout.center_bytes(center);
         self.charge.grow(more)?;
         let page = Piece::new(self.layout.page_bytes(self.layout.format_of(number)), self.charge.budget());
         let page = page.inspect_err(|_| self.charge.shrink(more))?;
@@ -333,8 +333,12 @@ impl PagedRows {
         self.layout.bytes_from(pages, slots, [from_start && pages > 0, center])
     }
 
-    /// Bytes of the center, and of a row less it.
     fn center_bytes(&self) -> usize {
-        2 * self.center.len() * size_of::<f32>()
+        self.layout.center_bytes(!self.center.is_empty())
+    }
+
+    /// Bytes that pages do not pay for, in a table of so many slots.
+    fn own_bytes(&self, slots: usize) -> usize {
+        slots * size_of::<Piece>() + self.center_bytes()
     }
 }

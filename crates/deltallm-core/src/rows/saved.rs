@@ -15,7 +15,7 @@ impl Store for PagedRows {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let slots = table_capacity(0, self.pages.len());
         let mut charge = budget.reservation();
-        charge.grow(slots * size_of::<Piece>() + self.center_bytes())?;
+        charge.grow(self.own_bytes(slots))?;
         let mut pages = VecDeque::with_capacity(slots);
         pages.extend(self.pages.iter().cloned());
         let (center, shifted) = (self.center.clone(), Vec::with_capacity(self.center.len()));
@@ -29,15 +29,13 @@ impl Store for PagedRows {
     }
 
     fn unpaid(&self) -> usize {
-        let own = self.pages.capacity() * size_of::<Piece>() + self.center_bytes();
-        let own = if self.charge.bytes() == 0 { own } else { 0 };
+        let own = if self.charge.bytes() == 0 { self.own_bytes(self.pages.capacity()) } else { 0 };
         self.pages.iter().map(Piece::unpaid).sum::<usize>() + own
     }
 
     fn charge_with(&mut self, charge: &mut Reservation) {
-        let own = self.pages.capacity() * size_of::<Piece>() + self.center_bytes();
         if self.charge.bytes() == 0 {
-            self.charge = charge.split(own);
+            self.charge = charge.split(self.own_bytes(self.pages.capacity()));
         }
         self.pages.iter_mut().for_each(|page| page.charge_with(charge));
     }
@@ -91,7 +89,7 @@ impl Store for PagedRows {
         let mut loaded = Self::starting_at(first, channels, format, page_tokens, self.charge.budget());
         loaded.layout = layout;
         let slots = table_capacity(0, pages);
-        loaded.charge.grow(slots * size_of::<Piece>() + 2 * center.len() * size_of::<f32>())?;
+        loaded.charge.grow(slots * size_of::<Piece>() + layout.center_bytes(!center.is_empty()))?;
         loaded.pages = VecDeque::with_capacity(slots);
         for number in first_page..first_page + pages {
             let bytes = layout.page_bytes(layout.format_of(number));

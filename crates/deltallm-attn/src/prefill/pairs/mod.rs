@@ -19,7 +19,7 @@ use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::fearless_simd::Avx512;
 #[cfg(target_arch = "aarch64")]
 use deltallm_simd::features::Bf16Dot;
-use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
+use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::nearest_bits};
 
 #[cfg(target_arch = "x86_64")]
 use super::arch::pairs_avx512 as avx512;
@@ -81,8 +81,7 @@ fn magnitude(row: &[f32]) -> f32 {
 
 /// The nearest integer to `x`, a 16-bit number, in two's complement.
 fn code_of(x: f32) -> u16 {
-    // Adding 1.5 * 2^23 leaves the integer in the low bits; unlike `round` it needs no instruction beyond SSE2.
-    (x + 12_582_912.0).to_bits() as u16
+    nearest_bits(x) as u16
 }
 
 impl Precision {
