@@ -171,7 +171,7 @@ pub fn run(bytes: &[u8]) -> Result<()> {
 struct Expected {
     window: ExactWindow,
     prompt_end: usize,
-    whole_until: usize,
+    exact_until: usize,
 }
 
 /// A call that has been made.
@@ -221,7 +221,7 @@ impl<'a> Run<'a> {
             k: Vec::new(),
             v: Vec::new(),
             announced: 0,
-            expected: Expected { window: setting.config.exact_window, prompt_end: 0, whole_until: 0 },
+            expected: Expected { window: setting.config.exact_window, prompt_end: 0, exact_until: 0 },
             exact_from: 0,
             changed: false,
             calls: Vec::new(),
@@ -331,8 +331,8 @@ impl<'a> Run<'a> {
     fn enter_window(&mut self, first: usize, end: usize) {
         let prompt_end = if first < self.announced { self.announced } else { end };
         if first < self.announced || end - first > 1 {
-            let whole_until = if prompt_end <= self.setting.config.exact_prompt { prompt_end } else { 0 };
-            self.expected = Expected { window: self.setting.config.exact_window, prompt_end, whole_until };
+            let exact_until = if prompt_end <= self.setting.config.exact_prompt { prompt_end } else { 0 };
+            self.expected = Expected { window: self.setting.config.exact_window, prompt_end, exact_until };
         }
     }
 
@@ -349,15 +349,15 @@ impl<'a> Run<'a> {
 
     /// The first key that a query from `position` on may see exactly.
     fn window_start(&self, position: usize) -> usize {
-        if position < self.whole_until(self.expected) {
+        if position < self.exact_until(self.expected) {
             return 0;
         }
         (position + 1).saturating_sub(self.window_keys())
     }
 
     /// Queries before this position see every key exactly.
-    fn whole_until(&self, expected: Expected) -> usize {
-        if self.setting.uncoded { usize::MAX } else { expected.whole_until }
+    fn exact_until(&self, expected: Expected) -> usize {
+        if self.setting.uncoded { usize::MAX } else { expected.exact_until }
     }
 
     fn wrong_shape(&mut self) {
@@ -405,7 +405,7 @@ impl<'a> Run<'a> {
         // A block that has been cut keeps its length and slides from here on.
         self.expected.window = ExactWindow::Sliding(self.window_keys());
         self.expected.prompt_end = self.expected.prompt_end.min(len);
-        self.expected.whole_until = self.expected.whole_until.min(len);
+        self.expected.exact_until = self.expected.exact_until.min(len);
         self.announced = self.announced.min(len);
         self.exact_from = self.exact_from.min(len);
         let (q_row, kv_row) = (self.q_row(), self.kv_row());
@@ -498,7 +498,7 @@ impl<'a> Run<'a> {
     fn exact_start(&self, call: &Call, m: usize) -> usize {
         let Expected { window, prompt_end, .. } = call.expected;
         let start = match window {
-            _ if m < self.whole_until(call.expected) => 0,
+            _ if m < self.exact_until(call.expected) => 0,
             ExactWindow::Sliding(keys) => (m + 1).saturating_sub(keys),
             ExactWindow::Block { scale } => {
                 let keys = ((f64::from(scale) * prompt_end as f64).round() as usize).max(1);
@@ -516,7 +516,7 @@ impl<'a> Run<'a> {
             thresholds: Some(thresholds.clone()),
             exact_window: Some(expected.window),
             prompt_end: expected.prompt_end,
-            whole_until: self.whole_until(expected),
+            exact_until: self.exact_until(expected),
             exact_sinks: config.exact_sinks,
             skip_margin: config.skip_margin,
             softcap: softcap.map(f64::from),

@@ -3,7 +3,7 @@
 use deltallm_core::{
     BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SnapshotError,
     SnapshotReader, SnapshotWriter, SparsityStats,
-    internal::{PagedRows, RowFormat, Store},
+    internal::{PagedRows, RowFormat, TokenStore},
 };
 
 use crate::{
@@ -13,7 +13,7 @@ use crate::{
     options::Settings,
     output::Output,
     saved,
-    segment::{HeadRows, Keys, Rows, Segment, Segments},
+    segment::{HeadRows, Segment, SegmentKeys, Segments, TokenRows},
     window::{Part, Split, WindowState},
 };
 
@@ -347,6 +347,6 @@ fn all(options: &Settings, tokens: usize) -> Split {
     Split { mask: options.mask, tokens, window: WindowState::NONE, exact_from: 0, sinks: 0 }
 }
 
-fn exact_segment<'a>(keys: &'a dyn Rows, values: &'a dyn Rows) -> Segments<'a> {
-    Segments::One([Segment { keys: Keys::Rows(keys), values, part: Part::All, skip_margin: None }])
+fn exact_segment<'a>(keys: &'a dyn TokenRows, values: &'a dyn TokenRows) -> Segments<'a> {
+    Segments::One([Segment { keys: SegmentKeys::Rows(keys), values, part: Part::All, skip_margin: None }])
 }

@@ -4,14 +4,14 @@ use std::{ops::Deref, sync::Arc};
 
 use deltallm_core::{
     CoreError, MemoryBudget, SnapshotError, SnapshotReader,
-    internal::{Store, exchange, pay},
+    internal::{TokenStore, exchange, pay},
 };
 
 /// The caches of all kv heads of a kernel.
 #[derive(Debug)]
 pub(crate) struct Heads<T>(Arc<Vec<T>>);
 
-impl<T: Store> Heads<T> {
+impl<T: TokenStore> Heads<T> {
     pub(crate) fn new(heads: Vec<T>) -> Self {
         Self(Arc::new(heads))
     }

@@ -23,7 +23,7 @@ pub struct Method {
     pub prompt_end: usize,
     /// Queries before this position see every key exactly: the end of a prompt that is short enough, or the length from which on
     /// a cache holds codes.
-    pub whole_until: usize,
+    pub exact_until: usize,
     /// First keys that every query sees exactly.
     pub exact_sinks: usize,
     /// Far values by this margin or more below the best exact score are skipped.
@@ -48,7 +48,7 @@ impl Method {
             thresholds: None,
             exact_window: None,
             prompt_end: 0,
-            whole_until: 0,
+            exact_until: 0,
             exact_sinks: 0,
             skip_margin: None,
             tile: 1,
@@ -361,7 +361,7 @@ fn exact(method: &Method, m: usize, t: usize) -> bool {
     let Some(window) = method.exact_window else { return method.thresholds.is_none() };
     method.thresholds.is_none()
         || t < method.exact_sinks
-        || m < method.whole_until
+        || m < method.exact_until
         || in_window(method, window, m, t)
 }
 

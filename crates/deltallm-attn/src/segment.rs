@@ -13,7 +13,7 @@ use crate::{HeadsView, SkipMargin, window::Part};
 pub(crate) const CHANNELS: usize = 16;
 
 /// Rows of one kv head, addressed by token.
-pub(crate) trait Rows: Sync {
+pub(crate) trait TokenRows: Sync {
     /// `[tokens, head_dim]` as f32, borrowed or converted into `scratch`.
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32];
 
@@ -22,7 +22,7 @@ pub(crate) trait Rows: Sync {
     fn stored(&self, tokens: Range<usize>) -> Option<(StoredRows<'_>, usize)>;
 }
 
-impl Rows for PagedRows {
+impl TokenRows for PagedRows {
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         self.read(tokens, scratch)
     }
@@ -38,7 +38,7 @@ pub(crate) struct HeadRows<'v> {
     pub(crate) head: usize,
 }
 
-impl Rows for HeadRows<'_> {
+impl TokenRows for HeadRows<'_> {
     fn read<'a>(&'a self, tokens: Range<usize>, scratch: &'a mut Vec<f32>) -> &'a [f32] {
         scratch.clear();
         tokens.for_each(|token| scratch.extend_from_slice(self.view.row(token, self.head)));
@@ -54,9 +54,9 @@ impl Rows for HeadRows<'_> {
 
 /// How the keys of a segment are held.
 #[derive(Clone, Copy)]
-pub(crate) enum Keys<'a> {
+pub(crate) enum SegmentKeys<'a> {
     /// Whole: a score is `q . k`.
-    Rows(&'a dyn Rows),
+    Rows(&'a dyn TokenRows),
     /// As deltas: a score is `q . khat`.
     Deltas(&'a DeltaMatrix),
 }
@@ -64,8 +64,8 @@ pub(crate) enum Keys<'a> {
 /// Some of the keys of every query, and their values.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment<'a> {
-    pub(crate) keys: Keys<'a>,
-    pub(crate) values: &'a dyn Rows,
+    pub(crate) keys: SegmentKeys<'a>,
+    pub(crate) values: &'a dyn TokenRows,
     pub(crate) part: Part,
     /// Skip values that are by this margin or more below the best score of the segments before (`docs/method.md`, equation 5).
     pub(crate) skip_margin: Option<SkipMargin>,

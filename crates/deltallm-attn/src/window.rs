@@ -98,14 +98,14 @@ pub(crate) struct WindowState {
     /// Queries before this position see blocks, later ones slide.
     prompt_end: usize,
     /// Queries before this position see everything: a prompt that is short enough.
-    whole_until: usize,
+    exact_until: usize,
     /// Up to this length the cache holds no codes, and queries see everything as well.
     codes_from: usize,
 }
 
 impl WindowState {
     /// No key is exact: delta everywhere.
-    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0, whole_until: 0, codes_from: 0 };
+    pub(crate) const NONE: Self = Self { keys: 0, prompt_end: 0, exact_until: 0, codes_from: 0 };
 
     /// The window for a prompt that ends at token `prompt_end`.
     pub(crate) fn new(window: ExactWindow, prompt_end: usize) -> Self {
@@ -120,8 +120,8 @@ impl WindowState {
 
     /// Adds what [`load`](Self::load) needs.
     pub(crate) fn save(&self, writer: &mut SnapshotWriter) {
-        let Self { keys, prompt_end, whole_until, codes_from: _ } = *self;
-        [keys, prompt_end, whole_until].into_iter().for_each(|count| writer.count(count));
+        let Self { keys, prompt_end, exact_until, codes_from: _ } = *self;
+        [keys, prompt_end, exact_until].into_iter().for_each(|count| writer.count(count));
     }
 
     /// The state of this window that is next, but for the length from which on there are codes.
@@ -133,10 +133,10 @@ impl WindowState {
         exact_prompt: usize,
         reader: &mut SnapshotReader,
     ) -> Result<Self, SnapshotError> {
-        let [keys, prompt_end, whole_until] = [(); 3].map(|()| reader.count("tokens", usize::MAX));
-        let state = Self { keys: keys?, prompt_end: prompt_end?, whole_until: whole_until?, codes_from: 0 };
+        let [keys, prompt_end, exact_until] = [(); 3].map(|()| reader.count("tokens", usize::MAX));
+        let state = Self { keys: keys?, prompt_end: prompt_end?, exact_until: exact_until?, codes_from: 0 };
         // No longer prompt is exact as a whole.
-        let fits = state.whole_until <= exact_prompt
+        let fits = state.exact_until <= exact_prompt
             && match window {
                 None => state == Self::NONE,
                 Some(ExactWindow::Sliding(keys)) => state.keys == keys && state.prompt_end == 0,
@@ -146,8 +146,8 @@ impl WindowState {
     }
 
     /// The same, but queries before `position` see every key exactly.
-    pub(crate) fn whole_until(self, position: usize) -> Self {
-        Self { whole_until: position, ..self }
+    pub(crate) fn exact_until(self, position: usize) -> Self {
+        Self { exact_until: position, ..self }
     }
 
     /// The same for a cache that holds no codes before there are `tokens` tokens.
@@ -166,19 +166,19 @@ impl WindowState {
     }
 
     /// Whether the query at `position` sees every key exactly.
-    fn is_whole(&self, position: usize) -> bool {
-        position < self.whole_until.max(self.codes_from)
+    fn sees_all_exactly(&self, position: usize) -> bool {
+        position < self.exact_until.max(self.codes_from)
     }
 
     /// The same for a prompt that has been cut back to `len` tokens: what follows slides.
     pub(crate) fn after_cut(self, len: usize) -> Self {
-        let (prompt_end, whole_until) = (self.prompt_end.min(len), self.whole_until.min(len));
-        Self { prompt_end, whole_until, ..self }
+        let (prompt_end, exact_until) = (self.prompt_end.min(len), self.exact_until.min(len));
+        Self { prompt_end, exact_until, ..self }
     }
 
     /// The first key that the query at `position` sees exactly; up to and including `position` all are exact.
     pub(crate) fn start(&self, position: usize) -> usize {
-        if self.is_whole(position) {
+        if self.sees_all_exactly(position) {
             0
         } else if position < self.prompt_end {
             position / self.keys * self.keys
@@ -198,7 +198,7 @@ impl WindowState {
 
     /// The first key that any query from `position` on may need exactly.
     pub(crate) fn needed_from(&self, position: usize) -> usize {
-        if self.is_whole(position) {
+        if self.sees_all_exactly(position) {
             return 0;
         }
         position.saturating_add(1).saturating_sub(self.keys)
@@ -272,7 +272,7 @@ mod tests {
 
     #[test]
     fn what_follows_a_cut_prompt_slides() {
-        let window = WindowState::new(ExactWindow::Block { scale: 0.2 }, 20).whole_until(20).after_cut(10);
+        let window = WindowState::new(ExactWindow::Block { scale: 0.2 }, 20).exact_until(20).after_cut(10);
         assert_eq!([9, 10, 11, 15].map(|p| window.start(p)), [0, 7, 8, 12]);
     }
 
@@ -280,7 +280,7 @@ mod tests {
     fn what_is_needed_covers_every_later_query() {
         let sliding = WindowState::new(ExactWindow::Sliding(5), 0);
         let blocks = WindowState::new(ExactWindow::Block { scale: 0.13 }, 50);
-        for window in [sliding, blocks, sliding.whole_until(30), blocks.whole_until(50)] {
+        for window in [sliding, blocks, sliding.exact_until(30), blocks.exact_until(50)] {
             for position in 0..100 {
                 assert!((position..120).all(|later| window.start(later) >= window.needed_from(position)));
             }
@@ -291,7 +291,7 @@ mod tests {
     fn what_is_far_covers_every_query_of_the_call() {
         let sliding = WindowState::new(ExactWindow::Sliding(5), 0);
         let blocks = WindowState::new(ExactWindow::Block { scale: 0.13 }, 50);
-        for window in [sliding, blocks, sliding.whole_until(30), blocks.codes_from(30), WindowState::NONE] {
+        for window in [sliding, blocks, sliding.exact_until(30), blocks.codes_from(30), WindowState::NONE] {
             for (first, end) in (0..60).flat_map(|first| (first + 1..=60).map(move |end| (first, end))) {
                 let starts = (first..end).map(|position| window.start(position));
                 assert_eq!(starts.max(), Some(window.far_until(first..end)), "{window:?}, {first}..{end}");

@@ -1012,7 +1012,7 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
         thresholds: thresholds(smollm(), 0.6),
         exact_window: Some(window),
         exact_sinks: 2,
-        whole_until: prompt,
+        exact_until: prompt,
         ..Method::dense(&smollm())
     };
     let (expected, _) = inputs.reference(&method);
@@ -1038,7 +1038,7 @@ fn a_short_prompt_is_exact_and_what_follows_is_not() {
     let mut kernel = HybridAttention::new(smollm(), plain.clone().options(options.clone())).unwrap();
     kernel.begin_prompt(prompt);
     let out = inputs.run(&mut kernel, &(prompt..=tokens).collect::<Vec<_>>());
-    let method = Method { whole_until: 0, ..method };
+    let method = Method { exact_until: 0, ..method };
     assert_close(&out, &inputs.reference(&method).0, "long prompt");
     assert_eq!(kernel.footprint().total(), bytes[0]);
 }

@@ -110,7 +110,7 @@ proptest! {
         let inputs = Inputs::new(shape, tokens, seed);
         let method = Method {
             thresholds: Some(vec![vec![theta; head_dim]]), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: sinks, store,
-            whole_until: from.unwrap_or_else(|| codes_from(shape, store, window, sinks)), ..Method::dense(&shape)
+            exact_until: from.unwrap_or_else(|| codes_from(shape, store, window, sinks)), ..Method::dense(&shape)
         };
         let (expected, _) = inputs.reference(&method);
         let config = config(store, theta, ExactWindow::Sliding(window), sinks).codes_from(from);
@@ -136,7 +136,7 @@ fn keys_that_never_rest_are_held_whole() {
         thresholds: Some(vec![vec![0.0; 64]]),
         exact_window: Some(ExactWindow::Sliding(16)),
         exact_sinks: 4,
-        whole_until: codes_from(shape, KvStore::Compact, 16, 4),
+        exact_until: codes_from(shape, KvStore::Compact, 16, 4),
         store: KvStore::Compact,
         ..Method::dense(&shape)
     };

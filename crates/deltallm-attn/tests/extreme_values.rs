@@ -233,7 +233,7 @@ fn the_reference_refuses_what_it_cannot_compute() {
     assert!(with(&|method| method.skip_margin = Some(SkipMargin::Fixed(f32::NAN))).is_err());
     for size in SIZES {
         let extreme = with(&|method| {
-            (method.prompt_end, method.whole_until, method.exact_sinks) = (size, size, size);
+            (method.prompt_end, method.exact_until, method.exact_sinks) = (size, size, size);
             method.exact_window = Some(ExactWindow::Block { scale: 1.0 });
         });
         assert!(extreme.is_ok());

@@ -79,7 +79,7 @@ proptest! {
         let far = hybrid_method(theta, &method, shape);
         // A mask no wider than the window leaves nothing to code.
         let whole = store.is_quantised() && window.is_some_and(|window| window <= 20);
-        let far = inputs.attended(&Method { whole_until: if whole { usize::MAX } else { 0 }, ..far });
+        let far = inputs.attended(&Method { exact_until: if whole { usize::MAX } else { 0 }, ..far });
         let delta = Method { thresholds: Some(vec![vec![theta; head_dim]; kv_heads]), ..method.clone() };
         let delta = inputs.attended(&delta);
         for isa in Isa::available() {

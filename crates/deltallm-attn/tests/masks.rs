@@ -64,7 +64,7 @@ proptest! {
         let uncoded = mask.most_keys().is_some_and(|most| most <= first_codes);
         let hybrid = Method {
             exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: sinks,
-            whole_until: if uncoded { usize::MAX } else if store.is_quantised() { codes_from } else { 0 }, ..delta.clone()
+            exact_until: if uncoded { usize::MAX } else if store.is_quantised() { codes_from } else { 0 }, ..delta.clone()
         };
         let [dense, delta, hybrid] = [dense, delta, hybrid].map(|method| inputs.reference(&method).0);
         for isa in Isa::available() {

@@ -7,7 +7,7 @@ use crate::{
 };
 
 /// What holds keys or values: it has paid for its memory, and can be forked.
-pub trait Store: Sized {
+pub trait TokenStore: Sized {
     /// A store with the same tokens that shares what does not change any more. For the rest, and for what it gets later, it charges
     /// `budget`, which is the account of this one, or one without a limit for a store that is [exchanged](exchange) later.
     ///
@@ -34,7 +34,7 @@ pub trait Store: Sized {
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError>;
 }
 
-impl<T: Store> Store for Vec<T> {
+impl<T: TokenStore> TokenStore for Vec<T> {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let mut forks = Self::with_capacity(self.len());
         for store in self {
@@ -81,7 +81,7 @@ fn merged(charges: impl Iterator<Item = Reservation>) -> Option<Reservation> {
 ///
 /// # Errors
 /// [`CoreError::BudgetExhausted`]; nothing changes then.
-pub fn pay(store: &mut impl Store, budget: &MemoryBudget) -> Result<(), CoreError> {
+pub fn pay(store: &mut impl TokenStore, budget: &MemoryBudget) -> Result<(), CoreError> {
     let mut charge = budget.reservation();
     charge.grow(store.unpaid())?;
     store.charge_with(&mut charge);
@@ -93,7 +93,7 @@ pub fn pay(store: &mut impl Store, budget: &MemoryBudget) -> Result<(), CoreErro
 ///
 /// # Errors
 /// [`CoreError::BudgetExhausted`]; `old` is then as it was.
-pub fn exchange<T: Store>(old: &mut T, mut new: T) -> Result<T, CoreError> {
+pub fn exchange<T: TokenStore>(old: &mut T, mut new: T) -> Result<T, CoreError> {
     drop(new.uncharge());
     let mut charge = old.uncharge();
     let (held, needed) = (charge.bytes(), new.unpaid());
@@ -110,7 +110,7 @@ pub fn exchange<T: Store>(old: &mut T, mut new: T) -> Result<T, CoreError> {
 ///
 /// # Errors
 /// [`CoreError::BudgetExhausted`]; all old stores are then as they were.
-pub fn exchange_all<T: Store>(mut pairs: Vec<(&mut T, T)>) -> Result<(), CoreError> {
+pub fn exchange_all<T: TokenStore>(mut pairs: Vec<(&mut T, T)>) -> Result<(), CoreError> {
     pairs.iter_mut().for_each(|(_, new)| drop(new.uncharge()));
     let charges = pairs.iter_mut().map(|(old, _)| old.uncharge());
     let Some(mut charge) = merged(charges) else { return Ok(()) };

@@ -2,7 +2,7 @@
 
 use deltallm_core::{
     BLOCK_TOKENS, DeltaMatrix, ElementType, MemoryBudget,
-    internal::{DeltaCodes, FloatCodes, Store},
+    internal::{DeltaCodes, FloatCodes, TokenStore},
 };
 use half::{bf16, f16};
 use proptest::prelude::*;
@@ -173,7 +173,7 @@ fn a_copy_shares_nothing_and_charges_the_same_account_once_it_grows() {
     let mut empty = keys.copied().unwrap();
     (0..200).try_for_each(|t| keys.push(&[t as f32; 4])).unwrap();
     let (used, copy) = (budget.used(), keys.copied().unwrap());
-    assert_eq!((budget.used(), Store::unpaid(&copy), copy.len()), (used, used, 200));
+    assert_eq!((budget.used(), TokenStore::unpaid(&copy), copy.len()), (used, used, 200));
     drop(copy);
     assert!(!keys.is_shared() && budget.used() == used);
     empty.push(&[1.0; 4]).unwrap();

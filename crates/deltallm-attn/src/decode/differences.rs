@@ -6,13 +6,13 @@ use super::expand::{grow, padded};
 
 /// The differences of a block, one to a byte; bytes after them are not read.
 #[derive(Debug, Default)]
-pub(crate) struct Differences {
+pub(crate) struct UnpackedDifferences {
     bytes: Vec<i8>,
     /// Those that did not fit half a byte, and a vector of zeros.
     wide: Vec<i8>,
 }
 
-impl Differences {
+impl UnpackedDifferences {
     /// Reads those of [`StepCodes`](deltallm_core::internal::StepCodes): 0 in `packed` stands for the next one of `wide`.
     pub(crate) fn unpack(&mut self, isa: Isa, packed: &[u8], wide: &[i8]) -> &[i8] {
         dispatch!(isa, simd => self.unpack_vectors(simd, packed, wide));
@@ -53,7 +53,7 @@ mod tests {
         let all: Vec<i8> =
             (0..400_i32).map(|i| if i % 3 == 0 { (i * 37) as i8 } else { (i * 5 % 17 - 8) as i8 }).collect();
         for isa in Isa::available() {
-            let mut differences = Differences::default();
+            let mut differences = UnpackedDifferences::default();
             for count in (0..all.len()).rev().step_by(3).chain([1, 0]) {
                 let all = &all[..count];
                 let nibble = |x: Option<&i8>| x.filter(|x| (-7..8).contains(*x)).map_or(0, |x| *x as u8 & 15);

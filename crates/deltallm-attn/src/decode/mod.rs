@@ -9,20 +9,20 @@
 //! first, so there are two rounds: the segments before the first one that skips, then the rest.
 //!
 //! In reading order: here, the call; [`chunks`], and the [`partial`] result of each; [`token`] (one chunk, block by block); [`scores`]
-//! ([`rows`] and [`dots`]; [`expand`] and [`differences`] of delta-coded keys; [`queries`] for integer products of keys in 8 bits),
+//! ([`rows`] and [`row_scores`]; [`expand`] and [`differences`] of delta-coded keys; [`queries`] for integer products of keys in 8 bits),
 //! [`select`] (skip test and softmax), [`values`], [`passes`] (which heads go together), [`ahead`] (memory that is asked for),
-//! [`scratch`] (memory that is kept), [`lanes`] (what differs between instruction sets), `arch` (kernels of single ones).
+//! [`scratch`] (memory that is kept), [`decode_simd`] (what differs between instruction sets), `arch` (kernels of single ones).
 
 mod ahead;
 mod arch;
 mod chunks;
+mod decode_simd;
 mod differences;
-mod dots;
 mod expand;
-mod lanes;
 mod partial;
 mod passes;
 mod queries;
+mod row_scores;
 mod rows;
 mod scores;
 mod scratch;

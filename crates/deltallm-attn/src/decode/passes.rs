@@ -1,16 +1,16 @@
 //! The query heads of a group, as many at a time as the registers hold.
 
-use super::lanes::Lanes;
+use super::decode_simd::DecodeSimd;
 
 /// Work that several heads share, because they read the same rows.
-pub(crate) trait Pass<S: Lanes> {
+pub(crate) trait Pass<S: DecodeSimd> {
     /// Does it for the heads `head..head + G`.
     fn pass<const G: usize>(&mut self, simd: S, head: usize);
 }
 
 /// Does the work of all heads, in passes as even as possible: 5 heads are better 3 + 2 than 4 + 1.
 #[inline(always)]
-pub(crate) fn in_passes<S: Lanes>(simd: S, heads: usize, work: &mut impl Pass<S>) {
+pub(crate) fn in_passes<S: DecodeSimd>(simd: S, heads: usize, work: &mut impl Pass<S>) {
     let mut head = 0;
     while head < heads {
         let passes = (heads - head).div_ceil(S::HEADS);

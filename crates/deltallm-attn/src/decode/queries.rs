@@ -2,12 +2,12 @@
 //!
 //! A query is `scale * code` with codes within +-32639. A score is off by at most `scale / 2 * sum |key code|`, about 3e-5 of its usual
 //! size: as little as the rounding of f16 keys, and far less than what the thresholds allow. The sums themselves are
-//! exact: a product is below 2^22, so [`MOST_CHANNELS`] of them stay below 2^31.
+//! exact: a product is below 2^22, so [`MOST_SUMMED_CHANNELS`] of them stay below 2^31.
 
 use deltallm_simd::math::nearest_bits;
 
 /// Channels up to which the sums of products fit in 32 bits.
-pub(crate) const MOST_CHANNELS: usize = 512;
+pub(crate) const MOST_SUMMED_CHANNELS: usize = 512;
 
 /// The largest code: its high byte is 127, its low byte 127.
 const LARGEST: f32 = 32639.0;
@@ -20,8 +20,8 @@ pub(crate) const WORD: usize = 64;
 
 /// The codes of [`WORD`] channels.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Codes {
-    pub(crate) whole: [i16; WORD],
+pub(crate) struct CodedWord {
+    pub(crate) codes: [i16; WORD],
     /// The same as `256 * high + low`, both signed bytes, four channels to a number.
     pub(crate) high: [i32; WORD / 4],
     pub(crate) low: [i32; WORD / 4],
@@ -29,26 +29,26 @@ pub(crate) struct Codes {
     pub(crate) sums: [i32; 2],
 }
 
-impl Codes {
+impl CodedWord {
     pub(crate) const ZERO: Self =
-        Self { whole: [0; WORD], high: [0; WORD / 4], low: [0; WORD / 4], sums: [0; 2] };
+        Self { codes: [0; WORD], high: [0; WORD / 4], low: [0; WORD / 4], sums: [0; 2] };
 
     #[inline(always)]
     fn new(query: &[f32], inverse: f32) -> Self {
-        let mut codes = Self::ZERO;
-        for (code, x) in codes.whole.iter_mut().zip(query) {
+        let mut word = Self::ZERO;
+        for (code, x) in word.codes.iter_mut().zip(query) {
             *code = nearest_bits(x * inverse) as i16;
         }
-        for (i, four) in codes.whole.chunks_exact(4).enumerate() {
+        for (i, four) in word.codes.chunks_exact(4).enumerate() {
             let (mut high, mut low) = ([0; 4], [0; 4]);
             for ((high, low), code) in high.iter_mut().zip(&mut low).zip(four) {
                 *high = ((*code + 128) >> 8) as u8;
                 *low = *code as u8;
             }
-            (codes.high[i], codes.low[i]) = (i32::from_le_bytes(high), i32::from_le_bytes(low));
-            codes.sums[i / (WORD / 8)] += four.iter().map(|code| i32::from(*code)).sum::<i32>();
+            (word.high[i], word.low[i]) = (i32::from_le_bytes(high), i32::from_le_bytes(low));
+            word.sums[i / (WORD / 8)] += four.iter().map(|code| i32::from(*code)).sum::<i32>();
         }
-        codes
+        word
     }
 }
 
@@ -56,11 +56,11 @@ impl Codes {
 #[derive(Debug, Default)]
 pub(crate) struct CodedQueries {
     /// What they have been made for; `None` before the first block.
-    made: Option<Made>,
+    prepared: Option<PreparedFor>,
     /// `[heads, channels]`, times the steps, as f32: see [`times_steps`](Self::times_steps).
     pub(crate) exact: Vec<f32>,
     /// `[heads, words]`.
-    pub(crate) codes: Vec<Codes>,
+    pub(crate) codes: Vec<CodedWord>,
     /// What a code of 1 is worth, `[heads]`; NaN where a query is infinite, which makes NaN of its scores.
     pub(crate) scales: Vec<f32>,
     /// The same with the factor that they were coded with.
@@ -69,23 +69,23 @@ pub(crate) struct CodedQueries {
 
 /// The steps that [`CodedQueries`] are for.
 #[derive(Debug, Clone, Copy)]
-struct Made {
+struct PreparedFor {
     /// What the steps were multiplied by when the queries were coded, and what the scales are for now.
-    coded: f32,
-    now: f32,
+    codes_factor: f32,
+    scales_factor: f32,
     /// The least and the largest factor for which all numbers are normal that are not zero, so that the codes are the same.
-    same: Option<[f32; 2]>,
+    codes_valid_for: Option<[f32; 2]>,
 }
 
 impl CodedQueries {
     /// Other queries, or other keys.
     pub(crate) fn forget(&mut self) {
-        self.made = None;
+        self.prepared = None;
     }
 
     /// Whether they have been made for this factor.
     pub(crate) fn are_for(&self, factor: f32) -> bool {
-        self.made.is_some_and(|made| made.now == factor)
+        self.prepared.is_some_and(|prepared| prepared.scales_factor == factor)
     }
 
     /// Makes them for keys that are `code * (steps[channel] * factor)`. Channels without a step have the step 1.
@@ -93,13 +93,13 @@ impl CodedQueries {
     /// If they have been made for another factor, the codes are what they are, and only the scales change.
     #[inline(always)]
     pub(crate) fn prepare(&mut self, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
-        if let Some(made) = &mut self.made
-            && let Some([least, most]) = made.same
+        if let Some(prepared) = &mut self.prepared
+            && let Some([least, most]) = prepared.codes_valid_for
             && (least..=most).contains(&factor)
         {
-            let ratio = factor / made.coded;
+            let ratio = factor / prepared.codes_factor;
             self.scales.iter_mut().zip(&self.coded_scales).for_each(|(scale, coded)| *scale = coded * ratio);
-            made.now = factor;
+            prepared.scales_factor = factor;
             return;
         }
         self.times_steps(queries, channels, steps, factor);
@@ -111,7 +111,7 @@ impl CodedQueries {
         for query in self.exact.chunks_exact(channels) {
             let largest = query.iter().fold(0.0, |most: f32, q| most.max(q.abs()));
             let inverse = if largest >= LEAST { LARGEST / largest } else { 0.0 };
-            self.codes.extend(query.chunks(WORD).map(|query| Codes::new(query, inverse)));
+            self.codes.extend(query.chunks(WORD).map(|query| CodedWord::new(query, inverse)));
             self.scales.push(if largest <= f32::MAX { largest / LARGEST } else { f32::NAN });
             if largest != 0.0 {
                 (least, most) = (least.min(largest * (f32::MIN_POSITIVE / LEAST)), most.max(largest));
@@ -122,10 +122,10 @@ impl CodedQueries {
         }
         let normal = least >= f32::MIN_POSITIVE && most <= f32::MAX;
         // Not to the very ends: these are rounded.
-        let same =
+        let codes_valid_for =
             normal.then(|| [factor * (2.0 * f32::MIN_POSITIVE / least), factor * (0.5 * f32::MAX / most)]);
         self.coded_scales.clone_from(&self.scales);
-        self.made = Some(Made { coded: factor, now: factor, same });
+        self.prepared = Some(PreparedFor { codes_factor: factor, scales_factor: factor, codes_valid_for });
     }
 
     /// The queries times the steps.
@@ -159,11 +159,11 @@ mod tests {
             };
             let (high, low) = (bytes(&codes.high), bytes(&codes.low));
             for (i, q) in query.iter().enumerate() {
-                assert_eq!(i32::from(codes.whole[i]), 256 * high[i] + low[i]);
-                assert!((scale * f32::from(codes.whole[i]) - q).abs() <= 0.501 * scale, "{q}");
+                assert_eq!(i32::from(codes.codes[i]), 256 * high[i] + low[i]);
+                assert!((scale * f32::from(codes.codes[i]) - q).abs() <= 0.501 * scale, "{q}");
             }
             let sum = |half: &[i16]| half.iter().map(|code| i32::from(*code)).sum::<i32>();
-            assert_eq!(codes.sums, [sum(&codes.whole[..32]), sum(&codes.whole[32..])]);
+            assert_eq!(codes.sums, [sum(&codes.codes[..32]), sum(&codes.codes[32..])]);
         }
     }
 
@@ -173,16 +173,16 @@ mod tests {
         coded.prepare(&[2.0; 16], 16, &[0.5; 16], 1.0);
         assert!(coded.are_for(1.0) && !coded.are_for(2.0));
         assert_eq!(coded.exact, [1.0; 16]);
-        let codes = coded.codes[0].whole;
+        let codes = coded.codes[0].codes;
         coded.prepare(&[2.0; 16], 16, &[0.5; 16], 3.0);
-        assert_eq!((coded.codes[0].whole, coded.scales[0]), (codes, 3.0 / LARGEST));
+        assert_eq!((coded.codes[0].codes, coded.scales[0]), (codes, 3.0 / LARGEST));
         // A channel whose step is of no use with the one factor and with the other is.
         let steps: Vec<f32> = (0..16).map(|i| if i < 8 { 0.5 } else { 1e-37 }).collect();
         coded.forget();
         coded.prepare(&[2.0; 16], 16, &steps, 1e-3);
         assert_eq!(coded.exact[8..], [0.0; 8]);
         coded.prepare(&[2.0; 16], 16, &steps, 1e37);
-        assert_eq!(coded.codes[0].whole[0], LARGEST as i16);
+        assert_eq!(coded.codes[0].codes[0], LARGEST as i16);
         assert_eq!(coded.exact[8..], [2.0; 8]);
         coded.forget();
         assert!(!coded.are_for(1.0));

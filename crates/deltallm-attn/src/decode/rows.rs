@@ -5,29 +5,29 @@ use deltallm_simd::{convert::finite_f16_to_f32, fearless_simd::prelude::*};
 use half::{bf16, f16};
 
 use super::{
+    decode_simd::{DecodeSimd, width},
     expand::grow,
-    lanes::{Lanes, lanes},
 };
 
 /// Rows that can be read vector by vector.
-pub(crate) trait Rows: Copy {
+pub(crate) trait VectorRows: Copy {
     /// Registers that its conversions occupy all the time, with constants.
     const HELD: usize = 0;
 
     /// One row.
-    type Row: Row;
+    type Row: VectorRow;
 
     /// The first `channels` channels of row `index`.
     fn row(self, index: usize, channels: usize) -> Self::Row;
 }
 
 /// A row in its stored form.
-pub(crate) trait Row: Copy {
+pub(crate) trait VectorRow: Copy {
     /// The channels `vector * LEN .. (vector + 1) * LEN`.
-    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s;
+    fn vector<S: DecodeSimd>(self, simd: S, vector: usize) -> S::f32s;
 }
 
-impl<'a, T: Number> Rows for FloatRows<'a, T> {
+impl<'a, T: Number> VectorRows for FloatRows<'a, T> {
     type Row = &'a [T];
 
     #[inline(always)]
@@ -36,43 +36,43 @@ impl<'a, T: Number> Rows for FloatRows<'a, T> {
     }
 }
 
-impl<T: Number> Row for &[T] {
+impl<T: Number> VectorRow for &[T] {
     #[inline(always)]
-    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
-        T::vector(simd, &self[vector * lanes::<S>()..][..lanes::<S>()])
+    fn vector<S: DecodeSimd>(self, simd: S, vector: usize) -> S::f32s {
+        T::vector(simd, &self[vector * width::<S>()..][..width::<S>()])
     }
 }
 
 /// A plain number type.
 pub(crate) trait Number: Copy + Default {
     /// One vector of them as f32.
-    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s;
+    fn vector<S: DecodeSimd>(simd: S, x: &[Self]) -> S::f32s;
 }
 
 impl Number for f32 {
     #[inline(always)]
-    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+    fn vector<S: DecodeSimd>(simd: S, x: &[Self]) -> S::f32s {
         S::f32s::from_slice(simd, x)
     }
 }
 
 impl Number for i8 {
     #[inline(always)]
-    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+    fn vector<S: DecodeSimd>(simd: S, x: &[Self]) -> S::f32s {
         simd.i8s(x)
     }
 }
 
 impl Number for f16 {
     #[inline(always)]
-    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+    fn vector<S: DecodeSimd>(simd: S, x: &[Self]) -> S::f32s {
         simd.f16s(x)
     }
 }
 
 impl Number for bf16 {
     #[inline(always)]
-    fn vector<S: Lanes>(simd: S, x: &[Self]) -> S::f32s {
+    fn vector<S: DecodeSimd>(simd: S, x: &[Self]) -> S::f32s {
         simd.bf16s(x)
     }
 }
@@ -84,7 +84,7 @@ pub(crate) struct Int8Kernel<'a> {
     pub(crate) scales: &'a [f32],
 }
 
-impl<'a> Rows for Int8Kernel<'a> {
+impl<'a> VectorRows for Int8Kernel<'a> {
     type Row = Self;
 
     #[inline(always)]
@@ -95,11 +95,11 @@ impl<'a> Rows for Int8Kernel<'a> {
     }
 }
 
-impl Row for Int8Kernel<'_> {
+impl VectorRow for Int8Kernel<'_> {
     #[inline(always)]
-    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
-        let first = vector * lanes::<S>();
-        simd.i8s(&self.codes[first..][..lanes::<S>()]) * self.scales[first / GROUP]
+    fn vector<S: DecodeSimd>(self, simd: S, vector: usize) -> S::f32s {
+        let first = vector * width::<S>();
+        simd.i8s(&self.codes[first..][..width::<S>()]) * self.scales[first / GROUP]
     }
 }
 
@@ -110,7 +110,7 @@ pub(crate) struct Int4Kernel<'a> {
     pub(crate) scales: &'a [f32],
 }
 
-impl<'a> Rows for Int4Kernel<'a> {
+impl<'a> VectorRows for Int4Kernel<'a> {
     /// The mask of a nibble, the code of zero and the scale.
     const HELD: usize = 3;
 
@@ -124,17 +124,17 @@ impl<'a> Rows for Int4Kernel<'a> {
     }
 }
 
-impl Row for Int4Kernel<'_> {
+impl VectorRow for Int4Kernel<'_> {
     #[inline(always)]
-    fn vector<S: Lanes>(self, simd: S, vector: usize) -> S::f32s {
-        let (group, channel) = (vector * lanes::<S>() / GROUP, vector * lanes::<S>() % GROUP);
+    fn vector<S: DecodeSimd>(self, simd: S, vector: usize) -> S::f32s {
+        let (group, channel) = (vector * width::<S>() / GROUP, vector * width::<S>() % GROUP);
         let codes = &self.codes[group * (GROUP / 2)..];
         let half = codes.len().min(GROUP / 2);
-        let numbers = if lanes::<S>() <= half {
-            simd.nibbles(&codes[channel % half..][..lanes::<S>()], channel >= half)
+        let numbers = if width::<S>() <= half {
+            simd.nibbles(&codes[channel % half..][..width::<S>()], channel >= half)
         } else {
             // Vectors of 16 channels, and as many are left: rows are read in place for multiples of 16 channels alone.
-            simd.nibbles(&halves(codes)[..lanes::<S>()], false)
+            simd.nibbles(&halves(codes)[..width::<S>()], false)
         };
         numbers * self.scales[group]
     }
@@ -155,10 +155,14 @@ fn halves(codes: &[u8]) -> [u8; GROUP / 2] {
 
 /// Scales as f32.
 #[inline(always)]
-pub(crate) fn scales_to_f32<'a, S: Lanes>(simd: S, stored: &[f16], scales: &'a mut Vec<f32>) -> &'a [f32] {
+pub(crate) fn scales_to_f32<'a, S: DecodeSimd>(
+    simd: S,
+    stored: &[f16],
+    scales: &'a mut Vec<f32>,
+) -> &'a [f32] {
     grow(scales, stored.len());
-    let whole = stored.len() / lanes::<S>() * lanes::<S>();
-    for (x, out) in stored.chunks_exact(lanes::<S>()).zip(scales.chunks_exact_mut(lanes::<S>())) {
+    let whole = stored.len() / width::<S>() * width::<S>();
+    for (x, out) in stored.chunks_exact(width::<S>()).zip(scales.chunks_exact_mut(width::<S>())) {
         simd.f16s(x).store_slice(out);
     }
     for (x, out) in stored[whole..].iter().zip(&mut scales[whole..]) {

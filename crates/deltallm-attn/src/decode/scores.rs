@@ -11,12 +11,12 @@ use half::{bf16, f16, slice::HalfBitsSliceExt};
 
 use super::{
     ahead::{Ahead, block_memory, rows_memory},
-    dots::Dots,
+    decode_simd::{DecodeSimd, ToScore},
     expand::Masked,
-    lanes::{Lanes, ToScore},
     passes::in_passes,
-    queries::{CodedQueries, MOST_CHANNELS},
-    rows::{Int4Kernel, Int8Kernel, Number, Rows, scales_to_f32},
+    queries::{CodedQueries, MOST_SUMMED_CHANNELS},
+    row_scores::RowScores,
+    rows::{Int4Kernel, Int8Kernel, Number, VectorRows, scales_to_f32},
     scratch::KernelScratch,
 };
 
@@ -45,24 +45,24 @@ pub(crate) fn scores(
     let memory = ahead.map_or([Ahead::default(); 2], |rows| rows_memory(rows, channels));
     let ahead = memory[0];
     match rows {
-        StoredRows::F32(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
-        StoredRows::F16(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
-        StoredRows::Bf16(rows) => score_rows(isa, Dots { rows, count, ahead, queries, channels, out }),
+        StoredRows::F32(rows) => score_rows(isa, RowScores { rows, count, ahead, queries, channels, out }),
+        StoredRows::F16(rows) => score_rows(isa, RowScores { rows, count, ahead, queries, channels, out }),
+        StoredRows::Bf16(rows) => score_rows(isa, RowScores { rows, count, ahead, queries, channels, out }),
         StoredRows::Int8(rows) => {
-            if channels <= MOST_CHANNELS {
-                prepare(isa, coded, queries, channels, &[], 1.0);
+            if channels <= MOST_SUMMED_CHANNELS {
+                prepare_queries(isa, coded, queries, channels, &[], 1.0);
                 let to = ToScore { queries: coded, channels, skip: 0, ahead: memory, out };
                 if dispatch!(isa, simd => simd.int8_scores(rows, count, to)) {
                     return add_center(rows.center, queries, channels, count, out);
                 }
             }
             let codes = Int8Kernel { codes: rows.codes, scales: to_f32(isa, rows.scales, scales) };
-            score_rows(isa, Dots { rows: codes, count, ahead, queries, channels, out });
+            score_rows(isa, RowScores { rows: codes, count, ahead, queries, channels, out });
             add_center(rows.center, queries, channels, count, out);
         }
         StoredRows::Int4(Int4Rows { codes, scales: stored }) => {
             let rows = Int4Kernel { codes, scales: to_f32(isa, stored, scales) };
-            score_rows(isa, Dots { rows, count, ahead, queries, channels, out });
+            score_rows(isa, RowScores { rows, count, ahead, queries, channels, out });
         }
     }
 }
@@ -79,13 +79,20 @@ fn add_center(center: &[f32], queries: &[f32], channels: usize, count: usize, ou
 }
 
 /// A function of its own for every form of rows: one for all of them takes minutes to compile.
-fn score_rows<R: Rows>(isa: Isa, mut dots: Dots<R>) {
-    let heads = dots.queries.len() / dots.channels;
-    dispatch!(isa, simd => in_passes(simd, heads, &mut dots));
+fn score_rows<R: VectorRows>(isa: Isa, mut scores: RowScores<R>) {
+    let heads = scores.queries.len() / scores.channels;
+    dispatch!(isa, simd => in_passes(simd, heads, &mut scores));
 }
 
 /// See [`CodedQueries::prepare`].
-fn prepare(isa: Isa, coded: &mut CodedQueries, queries: &[f32], channels: usize, steps: &[f32], factor: f32) {
+fn prepare_queries(
+    isa: Isa,
+    coded: &mut CodedQueries,
+    queries: &[f32],
+    channels: usize,
+    steps: &[f32],
+    factor: f32,
+) {
     if !coded.are_for(factor) {
         dispatch!(isa, simd => {
             coded.prepare(queries, channels, steps, factor);
@@ -157,7 +164,7 @@ fn score_expanded<T: Number>(
 ) {
     let Scoring { queries, channels, scores: out } = to;
     let rows = FloatRows { data: &keys[tokens.start * stride..], stride };
-    score_rows(isa, Dots { rows, count: tokens.len(), ahead, queries, channels: *channels, out });
+    score_rows(isa, RowScores { rows, count: tokens.len(), ahead, queries, channels: *channels, out });
 }
 
 /// Scores of the keys `tokens` of a block in steps, but for their escapes.
@@ -180,10 +187,10 @@ fn score_steps(
     let ahead = ahead.map_or([Ahead::default(); 2], block_memory);
     let values = differences.unpack(isa, packed, wide);
     let keys = Masked { frame, masks, values }.first(tokens.end);
-    prepare(isa, coded, queries, channels, steps, factor);
+    prepare_queries(isa, coded, queries, channels, steps, factor);
     let out = &mut *to.scores;
     let to = ToScore { queries: coded, channels, skip: tokens.start, ahead, out };
-    if channels <= MOST_CHANNELS && dispatch!(isa, simd => simd.delta_scores(keys, to, bytes)) {
+    if channels <= MOST_SUMMED_CHANNELS && dispatch!(isa, simd => simd.delta_scores(keys, to, bytes)) {
         return;
     }
     let stride = keys.room(bytes);

@@ -4,7 +4,7 @@ use std::{cell::Cell, thread::LocalKey};
 
 use deltallm_core::HeadSparsity;
 
-use super::{chunks::Chunk, differences::Differences, queries::CodedQueries, select::Kept};
+use super::{chunks::Chunk, differences::UnpackedDifferences, queries::CodedQueries, select::Kept};
 
 thread_local! {
     /// Working memory of a call, kept for the thread's next one, so that a step of decoding allocates nothing but cache.
@@ -84,7 +84,7 @@ pub(crate) struct KernelScratch {
     pub(crate) halves: Vec<u16>,
     pub(crate) bytes: Vec<i8>,
     /// What the codes of a block's keys change by.
-    pub(crate) differences: Differences,
+    pub(crate) differences: UnpackedDifferences,
     /// Scales as f32.
     pub(crate) scales: Vec<f32>,
     pub(crate) coded: CodedQueries,

@@ -4,8 +4,8 @@ use deltallm_core::BLOCK_TOKENS;
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 
 use super::{
+    decode_simd::{DecodeSimd, width},
     expand::low_bits,
-    lanes::{Lanes, lanes},
 };
 
 /// The keys of a block whose values count.
@@ -59,7 +59,7 @@ pub(crate) fn select(
 }
 
 #[inline(always)]
-fn select_block<S: Lanes>(
+fn select_block<S: DecodeSimd>(
     simd: S,
     scores: &[f32],
     candidates: u64,
@@ -81,41 +81,41 @@ fn select_block<S: Lanes>(
         }
         let heads = state.max.iter_mut().zip(&mut *state.total).zip(state.sums.chunks_exact_mut(channels));
         for (weights, ((max, total), sums)) in weights.chunks_exact_mut(BLOCK_TOKENS).zip(heads) {
-            update(simd, &mut weights[..count.next_multiple_of(lanes::<S>())], max, total, sums);
+            update(simd, &mut weights[..count.next_multiple_of(width::<S>())], max, total, sums);
         }
     }
 }
 
 /// Bit `i` is set where any head's score is not below or at its threshold: also where it is NaN, which must not go unnoticed.
 #[inline(always)]
-fn above_any<S: Lanes>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
+fn above_any<S: DecodeSimd>(simd: S, scores: &[f32], thresholds: &[f32]) -> u64 {
     let mut bits = 0;
-    for first in (0..BLOCK_TOKENS).step_by(lanes::<S>()) {
+    for first in (0..BLOCK_TOKENS).step_by(width::<S>()) {
         let mut below = <S::f32s as SimdBase<S>>::Mask::splat(simd, true);
         for (scores, threshold) in scores.chunks_exact(BLOCK_TOKENS).zip(thresholds) {
-            below &= S::f32s::from_slice(simd, &scores[first..first + lanes::<S>()]).simd_le(*threshold);
+            below &= S::f32s::from_slice(simd, &scores[first..first + width::<S>()]).simd_le(*threshold);
         }
-        bits |= (!below.to_bitmask() & low_bits(lanes::<S>())) << first;
+        bits |= (!below.to_bitmask() & low_bits(width::<S>())) << first;
     }
     bits
 }
 
 /// The scores whose bits are set, one after the other, and -inf up to a whole vector.
 #[inline(always)]
-fn pack<S: Lanes>(simd: S, scores: &[f32], bits: u64, packed: &mut [f32]) {
+fn pack<S: DecodeSimd>(simd: S, scores: &[f32], bits: u64, packed: &mut [f32]) {
     let fill = S::f32s::splat(simd, f32::NEG_INFINITY);
     let mut count = 0;
-    for (i, score) in scores.chunks_exact(lanes::<S>()).enumerate() {
-        let here = bits >> (i * lanes::<S>()) & low_bits(lanes::<S>());
+    for (i, score) in scores.chunks_exact(width::<S>()).enumerate() {
+        let here = bits >> (i * width::<S>()) & low_bits(width::<S>());
         let mask = <S::f32s as SimdBase<S>>::Mask::from_bitmask(simd, here);
         // Never beyond the end: what has been packed is no more than what has been looked at.
         S::f32s::from_slice(simd, score)
             .compress_merge(mask, fill)
-            .store_slice(&mut packed[count..count + lanes::<S>()]);
+            .store_slice(&mut packed[count..count + width::<S>()]);
         count += here.count_ones() as usize;
     }
     // The last store has filled up its own vector and perhaps not the one that `count` stands in.
-    match packed.get_mut(count..count + lanes::<S>()) {
+    match packed.get_mut(count..count + width::<S>()) {
         Some(rest) => fill.store_slice(rest),
         None => packed[count..].iter_mut().for_each(|slot| *slot = f32::NEG_INFINITY),
     }
@@ -125,9 +125,9 @@ fn pack<S: Lanes>(simd: S, scores: &[f32], bits: u64, packed: &mut [f32]) {
 /// `total` and `sums` to the new maximum (Milakov and Gimelshein, arXiv 1805.02867). The length of `scores` is a
 /// multiple of the vector length; scores of -inf get the weight zero.
 #[inline(always)]
-fn update<S: Lanes>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+fn update<S: DecodeSimd>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32, sums: &mut [f32]) {
     let mut best = S::f32s::splat(simd, *max);
-    for score in scores.chunks_exact(lanes::<S>()) {
+    for score in scores.chunks_exact(width::<S>()) {
         best = best.max(S::f32s::from_slice(simd, score));
     }
     // Seldom, but in the first blocks.
@@ -137,7 +137,7 @@ fn update<S: Lanes>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32,
     // A finite reference where everything so far is masked: -inf - (-inf) would be NaN.
     let reference = max.max(f32::MIN);
     let mut more = S::f32s::splat(simd, 0.0);
-    for score in scores.chunks_exact_mut(lanes::<S>()) {
+    for score in scores.chunks_exact_mut(width::<S>()) {
         let weight = exp2(simd, S::f32s::from_slice(simd, score) - reference);
         weight.store_slice(score);
         more += weight;
@@ -147,10 +147,10 @@ fn update<S: Lanes>(simd: S, scores: &mut [f32], max: &mut f32, total: &mut f32,
 
 /// Brings `total` and `sums` from one maximum to a larger one.
 #[inline(always)]
-fn raise<S: Lanes>(simd: S, best: f32, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
+fn raise<S: DecodeSimd>(simd: S, best: f32, max: &mut f32, total: &mut f32, sums: &mut [f32]) {
     let factor = exp2(simd, S::f32s::splat(simd, *max - best.max(f32::MIN)));
     *total *= factor.as_slice()[0];
-    for sum in sums.chunks_exact_mut(lanes::<S>()) {
+    for sum in sums.chunks_exact_mut(width::<S>()) {
         (S::f32s::from_slice(simd, sum) * factor).store_slice(sum);
     }
     *max = best;

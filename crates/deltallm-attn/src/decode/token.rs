@@ -19,7 +19,7 @@ use super::{
 };
 use crate::{
     options::Settings,
-    segment::{Keys, Rows, Segment, Segments},
+    segment::{Segment, SegmentKeys, Segments, TokenRows},
     softcap::softcap,
 };
 
@@ -115,12 +115,12 @@ impl Token<'_, '_> {
         let Scratch { scores: out, kernels, converted, .. } = scratch;
         let mut scoring = Scoring { queries, channels, scores: out };
         match segment.keys {
-            Keys::Rows(keys) => {
+            SegmentKeys::Rows(keys) => {
                 for_runs(keys, tokens, next, channels, converted, |rows, ahead, count, at| {
                     scores(isa, rows, ahead, count, at, &mut scoring, kernels);
                 });
             }
-            Keys::Deltas(matrix) => {
+            SegmentKeys::Deltas(matrix) => {
                 let (block, skip) = (tokens.start / BLOCK_TOKENS, tokens.start % BLOCK_TOKENS);
                 let ahead = matrix.coded(block + 1);
                 if let Some(coded) = std::mem::replace(coded, ahead).or_else(|| matrix.coded(block)) {
@@ -164,7 +164,7 @@ impl Token<'_, '_> {
 /// `tokens`; besides the rows that follow it, up to `next_end`. Where there is no kernel for their stored form they come as
 /// padded f32.
 fn for_runs(
-    rows: &dyn Rows,
+    rows: &dyn TokenRows,
     tokens: &Range<usize>,
     next_end: usize,
     channels: usize,

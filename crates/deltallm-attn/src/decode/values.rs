@@ -8,9 +8,9 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
     ahead::{Ahead, rows_memory},
-    lanes::{Lanes, lanes},
+    decode_simd::{DecodeSimd, width},
     passes::{Pass, in_passes},
-    rows::{Int4Kernel, Int8Kernel, Row, Rows, scales_to_f32},
+    rows::{Int4Kernel, Int8Kernel, VectorRow, VectorRows, scales_to_f32},
     scratch::KernelScratch,
 };
 
@@ -47,12 +47,12 @@ pub(crate) fn add_values(
 }
 
 /// A function of its own for every form of rows, or one for all of them would take minutes to compile.
-fn add_rows<R: Rows>(isa: Isa, weighted: Weighted<R>) {
+fn add_rows<R: VectorRows>(isa: Isa, weighted: Weighted<R>) {
     dispatch!(isa, simd => weigh(simd, weighted));
 }
 
 #[inline(always)]
-fn weigh<S: Lanes, R: Rows>(simd: S, mut weighted: Weighted<R>) {
+fn weigh<S: DecodeSimd, R: VectorRows>(simd: S, mut weighted: Weighted<R>) {
     in_passes(simd, weighted.sums.len() / weighted.channels, &mut weighted);
 }
 
@@ -70,11 +70,11 @@ pub(crate) struct Weighted<'a, R> {
     pub(crate) channels: usize,
 }
 
-impl<S: Lanes, R: Rows> Pass<S> for Weighted<'_, R> {
+impl<S: DecodeSimd, R: VectorRows> Pass<S> for Weighted<'_, R> {
     /// Four vectors of channels at a time, or two where the registers hold no more sums.
     #[inline(always)]
     fn pass<const G: usize>(&mut self, simd: S, head: usize) {
-        let vectors = self.channels / lanes::<S>();
+        let vectors = self.channels / width::<S>();
         let mut vector = 0;
         // The sums, the weights, a value, and what the rows need.
         let four = const { 4 * G + G + 1 + R::HELD <= S::REGISTERS };
@@ -93,18 +93,18 @@ impl<S: Lanes, R: Rows> Pass<S> for Weighted<'_, R> {
     }
 }
 
-impl<R: Rows> Weighted<'_, R> {
+impl<R: VectorRows> Weighted<'_, R> {
     /// `G` heads by `N` vectors of channels, kept in registers over all selected rows.
     #[inline(always)]
-    fn panel<S: Lanes, const G: usize, const N: usize>(&mut self, simd: S, head: usize, first: usize) {
+    fn panel<S: DecodeSimd, const G: usize, const N: usize>(&mut self, simd: S, head: usize, first: usize) {
         // Loops, not closures: what is not inlined into this function is compiled without its instructions.
         let (rows, selected, channels) = (self.rows, self.selected, self.channels);
         let mut kept = [[S::f32s::splat(simd, 0.0); N]; G];
         let mut rows_of_weights = [&[][..]; G];
         for (i, (kept, row)) in kept.iter_mut().zip(&mut rows_of_weights).enumerate() {
             *row = &self.weights[(head + i) * BLOCK_TOKENS..][..selected.len()];
-            let sums = &self.sums[(head + i) * channels + first * lanes::<S>()..][..N * lanes::<S>()];
-            for (kept, sums) in kept.iter_mut().zip(sums.chunks_exact(lanes::<S>())) {
+            let sums = &self.sums[(head + i) * channels + first * width::<S>()..][..N * width::<S>()];
+            for (kept, sums) in kept.iter_mut().zip(sums.chunks_exact(width::<S>())) {
                 *kept = S::f32s::from_slice(simd, sums);
             }
         }
@@ -124,8 +124,8 @@ impl<R: Rows> Weighted<'_, R> {
             }
         }
         for (i, kept) in kept.iter().enumerate() {
-            let sums = &mut self.sums[(head + i) * channels + first * lanes::<S>()..][..N * lanes::<S>()];
-            for (kept, sums) in kept.iter().zip(sums.chunks_exact_mut(lanes::<S>())) {
+            let sums = &mut self.sums[(head + i) * channels + first * width::<S>()..][..N * width::<S>()];
+            for (kept, sums) in kept.iter().zip(sums.chunks_exact_mut(width::<S>())) {
                 kept.store_slice(sums);
             }
         }

@@ -13,7 +13,7 @@ use std::ops::Range;
 use deltallm_core::{
     CachePlan, CoreError, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget, SnapshotError,
     SnapshotReader, SnapshotWriter, SparsityStats,
-    internal::{PagedRows, Store, most_key_bytes},
+    internal::{PagedRows, TokenStore, most_key_bytes},
 };
 
 pub use config::{HybridConfig, PaperRule};
@@ -26,7 +26,7 @@ use crate::{
     options::Settings,
     output::Output,
     saved,
-    segment::{Keys, Segment, Segments},
+    segment::{Segment, SegmentKeys, Segments},
     window::{Part, Split, WindowState},
 };
 
@@ -72,12 +72,12 @@ pub struct HybridAttention {
     /// Where an announced prompt ends.
     prompt_end: usize,
     /// Where a step has begun that may be taken back.
-    step: Option<Point>,
+    step: Option<RollbackPoint>,
 }
 
 /// What a cache returns to when calls are taken back. Exact copies are let go after that, so what was held is still there.
 #[derive(Debug, Clone, Copy)]
-struct Point {
+struct RollbackPoint {
     len: usize,
     coded: usize,
     state: WindowState,
@@ -110,20 +110,21 @@ impl HybridAttention {
             return Err(AttentionError::Store { kernel: "delta attention", expected, got: store });
         }
         let thresholds = config.thresholds.for_layer(config.layer, kv_heads, head_dim)?;
-        let kept = window.map(|_| config.exact_sinks);
+        let exact_sinks = window.map(|_| config.exact_sinks);
         // A token is coded when it leaves the window.
         let waits = store.is_quantised() && window.is_some();
         let codes_from = if waits { config.codes_from } else { Some(0) };
         let mut heads = Vec::with_capacity(kv_heads);
         for thresholds in thresholds {
             let bounded = codes_from.is_none();
-            let head = HybridHead::new(store, thresholds, shape.value_dim(), kept, bounded, &options.budget)?;
+            let head =
+                HybridHead::new(store, thresholds, shape.value_dim(), exact_sinks, bounded, &options.budget)?;
             heads.push(head.that_rewinds(options.exact_rewind > 0));
         }
         let mut kernel = Self {
             window,
             exact_prompt: config.exact_prompt,
-            sinks: kept.unwrap_or(0),
+            sinks: exact_sinks.unwrap_or(0),
             codes_from,
             uncoded: false,
             skip_margin: config.skip_margin,
@@ -272,8 +273,8 @@ impl HybridAttention {
         let segments = |head: usize| {
             let HybridHead { coded: CodedTokens { keys, values, sinks }, tail, .. } = &self.heads[head];
             let keys = match keys {
-                FarKeys::Delta(matrix) => Keys::Deltas(matrix),
-                FarKeys::Rows(rows) => Keys::Rows(rows),
+                FarKeys::Delta(matrix) => SegmentKeys::Deltas(matrix),
+                FarKeys::Rows(rows) => SegmentKeys::Rows(rows),
             };
             let far = Segment { keys, values, part: Part::Far, skip_margin: None };
             if self.window.is_none() {
@@ -292,13 +293,16 @@ impl HybridAttention {
     }
 
     /// Where the cache stands.
-    fn point(&self) -> Point {
+    fn point(&self) -> RollbackPoint {
         let Self { state, prompt_end, .. } = *self;
-        Point { len: self.len(), coded: self.coded(), state, prompt_end }
+        RollbackPoint { len: self.len(), coded: self.coded(), state, prompt_end }
     }
 
     /// Takes back whatever has come since, from heads that may have got to different lengths.
-    fn return_to(&mut self, Point { len, coded, state, prompt_end }: Point) -> Result<(), CoreError> {
+    fn return_to(
+        &mut self,
+        RollbackPoint { len, coded, state, prompt_end }: RollbackPoint,
+    ) -> Result<(), CoreError> {
         self.roll_back(len, coded)?;
         (self.state, self.prompt_end) = (state, prompt_end);
         Ok(())
@@ -308,8 +312,8 @@ impl HybridAttention {
     fn window_of(&self, first: usize, end: usize) -> WindowState {
         let prompt_end = if first < self.prompt_end { self.prompt_end } else { end };
         if first < self.prompt_end || end - first > 1 {
-            let whole = if prompt_end <= self.exact_prompt { prompt_end } else { 0 };
-            self.window_for(prompt_end).whole_until(whole)
+            let exact = if prompt_end <= self.exact_prompt { prompt_end } else { 0 };
+            self.window_for(prompt_end).exact_until(exact)
         } else {
             self.state
         }
@@ -319,7 +323,7 @@ impl HybridAttention {
 /// Window or sinks; `values` are those of all tokens.
 fn exact_segment<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Segment<'a> {
     let values = rows.values.as_ref().unwrap_or(values);
-    Segment { keys: Keys::Rows(&rows.keys), values, part, skip_margin: None }
+    Segment { keys: SegmentKeys::Rows(&rows.keys), values, part, skip_margin: None }
 }
 
 impl AttentionKernel for HybridAttention {

@@ -14,7 +14,7 @@ use super::{
     lanes::large_tiles,
     rows::score_rows,
     softmax::keep_above,
-    stream::{KeyStream, KeyStreams, MOST_CHANNELS},
+    stream::{KeyStream, KeyStreams, MOST_NUMBERED_CHANNELS},
 };
 
 /// The delta-coded keys of a cache, whose differences are written out block by block.
@@ -60,7 +60,7 @@ impl TileKeys for HeldDeltas<'_> {
         let Some(first) = tokens.first() else { return };
         let (block, skip) = (first / BLOCK_TOKENS, first % BLOCK_TOKENS);
         self.0.reconstruct(block, &mut scratch.rows);
-        if self.0.channels() > MOST_CHANNELS {
+        if self.0.channels() > MOST_NUMBERED_CHANNELS {
             number_from(first - skip, tokens, &mut scratch.numbers);
             return score_rows(&scratch.rows, &scratch.numbers, queries, limits, out, kept);
         }

@@ -62,7 +62,7 @@ fn every_score<S: Simd>(
     out: &mut [f32],
 ) {
     let head_dim = queries.len() / lanes;
-    let keys = Keys { data: keys, selected, head_dim };
+    let keys = SelectedRows { data: keys, selected, head_dim };
     product::<S, false>(simd, selected.len(), head_dim, keys, queries, lanes, out);
 }
 
@@ -98,7 +98,7 @@ fn add_values<S: Simd>(
     let head_dim = out.len() / lanes;
     // Values are read across, a little of each at a time: none is there yet when it is first needed.
     prefetch_rows(values, selected, head_dim);
-    let values = Values { data: values, selected, head_dim };
+    let values = SelectedColumns { data: values, selected, head_dim };
     product::<S, true>(simd, head_dim, selected.len(), values, weights, lanes, out);
 }
 
@@ -113,13 +113,13 @@ trait Broadcast: Copy {
 
 /// Rows of `a` are those of the `selected` among keys of `[keys, head_dim]`.
 #[derive(Clone, Copy)]
-struct Keys<'a> {
+struct SelectedRows<'a> {
     data: &'a [f32],
     selected: &'a [usize],
     head_dim: usize,
 }
 
-impl Broadcast for Keys<'_> {
+impl Broadcast for SelectedRows<'_> {
     #[inline(always)]
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [f32; R] {
         let mut rows = [&[][..]; R];
@@ -145,13 +145,13 @@ impl Broadcast for Keys<'_> {
 
 /// Columns of `a` are those of the `selected` among values of `[keys, head_dim]`, read across.
 #[derive(Clone, Copy)]
-struct Values<'a> {
+struct SelectedColumns<'a> {
     data: &'a [f32],
     selected: &'a [usize],
     head_dim: usize,
 }
 
-impl Broadcast for Values<'_> {
+impl Broadcast for SelectedColumns<'_> {
     #[inline(always)]
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [f32; R] {
         #[inline(always)]

@@ -43,7 +43,7 @@ use crate::{
 use pairs::Pairs;
 use prepare::{Prepared, prepare};
 pub use tile::query_tile;
-use tile::{Call, Piece, Scratch, Tile, TileOutput};
+use tile::{Call, PreparedPart, Scratch, Tile, TileOutput};
 
 /// Tiles of a kv head that are attended together: keys are prepared for all of them, and each holds its queries and sums meanwhile.
 const TILES: usize = 128;
@@ -88,14 +88,14 @@ pub(crate) fn attend<'a>(
                 .collect();
             let at_a_time = if prepares { PREPARED_KEYS } else { usize::MAX };
             let rounds = rounds(split, &segments[0], &positions, at_a_time);
-            for (round, pieces) in rounds.iter().enumerate() {
-                let prepared = prepare_all(call, prepares, &segments, pieces)?;
+            for (round, parts) in rounds.iter().enumerate() {
+                let prepared = prepare_all(call, prepares, &segments, parts)?;
                 let work = |scratch: &mut Scratch, tile: &mut Tile| {
                     let head = tile.kv_head - heads.start;
-                    let pieces = pieces.iter().zip(&prepared[head]).map(|((segment, tokens), prepared)| {
-                        Piece { segment: &segments[head][*segment], tokens, prepared }
+                    let parts = parts.iter().zip(&prepared[head]).map(|((segment, tokens), prepared)| {
+                        PreparedPart { segment: &segments[head][*segment], tokens, prepared }
                     });
-                    tile.attend(call, pieces, round + 1 == rounds.len(), scratch)
+                    tile.attend(call, parts, round + 1 == rounds.len(), scratch)
                 };
                 for_each(options.parallel, &mut tiles, work, |tile, output| {
                     output.into_iter().for_each(|output| take(tile, output));
@@ -133,19 +133,19 @@ fn rounds(split: &Split, segments: &[Segment], positions: &Range<usize>, most: u
     rounds
 }
 
-/// The `pieces` of each kv head: prepared, or as they are held.
+/// The `parts` of each kv head: prepared, or as they are held.
 fn prepare_all<'a>(
     Call { options, pairs, .. }: Call,
     prepares: bool,
     segments: &[Segments<'a>],
-    pieces: &[Tokens],
+    parts: &[Tokens],
 ) -> Result<Vec<Vec<Prepared<'a>>>, AttentionError> {
     let mut heads: Vec<&Segments> = segments.iter().collect();
     let work = |rows: &mut Vec<f32>, segments: &mut &Segments<'a>| {
-        let pieces = pieces.iter().map(|(segment, tokens)| (&segments[*segment], tokens.clone()));
+        let parts = parts.iter().map(|(segment, tokens)| (&segments[*segment], tokens.clone()));
         Ok(match prepares {
-            true => pieces.map(|(segment, tokens)| prepare(options, pairs, segment, tokens, rows)).collect(),
-            false => pieces.map(|(segment, _)| Prepared::as_held(segment)).collect(),
+            true => parts.map(|(segment, tokens)| prepare(options, pairs, segment, tokens, rows)).collect(),
+            false => parts.map(|(segment, _)| Prepared::as_held(segment)).collect(),
         })
     };
     let mut prepared = Vec::with_capacity(segments.len());
@@ -213,7 +213,7 @@ mod tests {
     use super::*;
     use crate::{
         ExactWindow, HeadsView, Mask,
-        segment::{HeadRows, Keys},
+        segment::{HeadRows, SegmentKeys},
         window::{Part, WindowState},
     };
 
@@ -221,28 +221,28 @@ mod tests {
     fn rounds_have_every_key_once_and_end_with_blocks() {
         let numbers = [0.0];
         let rows = HeadRows { view: HeadsView::new(&numbers, [1, 1, 1]).unwrap(), head: 0 };
-        let segment = |part| Segment { keys: Keys::Rows(&rows), values: &rows, part, skip_margin: None };
+        let segment =
+            |part| Segment { keys: SegmentKeys::Rows(&rows), values: &rows, part, skip_margin: None };
         let segments = [Part::Sinks, Part::Window, Part::Far].map(segment);
         let window = WindowState::new(ExactWindow::Sliding(100), 0);
         for (first, tokens, most) in [(0, 1, 64), (0, 5000, 1000), (4000, 4100, 640), (70, 5000, usize::MAX)]
         {
             let split = Split { mask: Mask::Causal, tokens, window, exact_from: 0, sinks: 4 };
             let rounds = rounds(&split, &segments, &(first..tokens), most);
-            let pieces: Vec<&Tokens> = rounds.iter().flatten().collect();
+            let parts: Vec<&Tokens> = rounds.iter().flatten().collect();
             for (number, segment) in segments.iter().enumerate() {
                 let all = union((first..tokens).map(|position| split.range(segment.part, position)));
-                let own = pieces.iter().filter(|piece| piece.0 == number);
-                let end = own.fold(all.start, |end, (_, piece)| {
+                let own = parts.iter().filter(|part| part.0 == number);
+                let end = own.fold(all.start, |end, (_, part)| {
                     assert!(
-                        piece.start == end
-                            && (piece.end == all.end || piece.end.is_multiple_of(BLOCK_TOKENS))
+                        part.start == end && (part.end == all.end || part.end.is_multiple_of(BLOCK_TOKENS))
                     );
-                    piece.end
+                    part.end
                 });
                 assert_eq!(end, all.end, "{number} of {first}..{tokens}");
             }
-            assert!(pieces.is_sorted_by_key(|piece| piece.0) && rounds.iter().all(|round| !round.is_empty()));
-            let long = |round: &Vec<Tokens>| round.iter().map(|piece| piece.1.len()).sum::<usize>();
+            assert!(parts.is_sorted_by_key(|part| part.0) && rounds.iter().all(|round| !round.is_empty()));
+            let long = |round: &Vec<Tokens>| round.iter().map(|part| part.1.len()).sum::<usize>();
             assert!(rounds.iter().all(|round| long(round) < most.saturating_add(BLOCK_TOKENS)), "{most}");
         }
     }

@@ -13,12 +13,12 @@ use super::{
         tile::{TilePairKeys, TilePairValues},
     },
     rows::{ConvertedRows, HeldRows, read_rows},
-    stream::MOST_CHANNELS,
+    stream::MOST_NUMBERED_CHANNELS,
     values::TileValues,
 };
 use crate::{
     options::Settings,
-    segment::{Keys, Segment},
+    segment::{Segment, SegmentKeys},
 };
 
 /// Some of a segment's keys and values, ready for tiles.
@@ -36,10 +36,10 @@ impl<'a> Prepared<'a> {
     }
 }
 
-fn held<'a>(keys: Keys<'a>) -> Box<dyn TileKeys + 'a> {
+fn held<'a>(keys: SegmentKeys<'a>) -> Box<dyn TileKeys + 'a> {
     match keys {
-        Keys::Rows(rows) => Box::new(HeldRows(rows)),
-        Keys::Deltas(matrix) => Box::new(HeldDeltas(matrix)),
+        SegmentKeys::Rows(rows) => Box::new(HeldRows(rows)),
+        SegmentKeys::Deltas(matrix) => Box::new(HeldDeltas(matrix)),
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) fn prepare<'a>(
     // 190 through its deltas. On Zen 4 the deltas are faster: prompts of 1024 to 4096 tokens in f32 took 1.31 to 2.00 times
     // less time than dense ones with them, and take 1.20 to 1.87 times less with the first pass (docs/results/tried.md).
     let deltas = match segment.keys {
-        Keys::Deltas(matrix) if pairs.is_none() && matrix.channels() <= MOST_CHANNELS => {
+        SegmentKeys::Deltas(matrix) if pairs.is_none() && matrix.channels() <= MOST_NUMBERED_CHANNELS => {
             Some(matrix).filter(|_| !skips || first_pass.is_none())
         }
         _ => None,
@@ -99,10 +99,10 @@ pub(crate) fn prepare<'a>(
 }
 
 /// Keys as f32, `[tokens, head_dim]`.
-fn read_keys(keys: &Keys, tokens: Range<usize>, head_dim: usize, out: &mut Vec<f32>) {
+fn read_keys(keys: &SegmentKeys, tokens: Range<usize>, head_dim: usize, out: &mut Vec<f32>) {
     let matrix = match keys {
-        Keys::Rows(rows) => return read_rows(*rows, tokens, out),
-        Keys::Deltas(matrix) => matrix,
+        SegmentKeys::Rows(rows) => return read_rows(*rows, tokens, out),
+        SegmentKeys::Deltas(matrix) => matrix,
     };
     out.clear();
     out.reserve(tokens.len() * head_dim);

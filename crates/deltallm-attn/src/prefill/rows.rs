@@ -10,10 +10,10 @@ use super::{
     matmul,
     values::{TileValues, ValueScratch},
 };
-use crate::segment::Rows;
+use crate::segment::TokenRows;
 
 /// Rows of the cache, read block by block.
-pub(crate) struct HeldRows<'a>(pub(crate) &'a dyn Rows);
+pub(crate) struct HeldRows<'a>(pub(crate) &'a dyn TokenRows);
 
 /// Rows of the tokens from `first` on, `[tokens, head_dim]`, converted once for many tiles.
 #[derive(Debug)]
@@ -121,7 +121,7 @@ fn span(tokens: &[usize]) -> Option<Range<usize>> {
 }
 
 /// All rows of `tokens` as f32, `[tokens, head_dim]`, into `out`.
-pub(crate) fn read_rows(rows: &dyn Rows, tokens: Range<usize>, out: &mut Vec<f32>) {
+pub(crate) fn read_rows(rows: &dyn TokenRows, tokens: Range<usize>, out: &mut Vec<f32>) {
     out.clear();
     let mut scratch = Vec::new();
     let mut start = tokens.start;

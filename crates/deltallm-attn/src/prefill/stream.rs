@@ -11,7 +11,7 @@ use deltallm_simd::Isa;
 use super::arch::stream_avx512;
 
 /// Channels that a stream can number.
-pub(crate) const MOST_CHANNELS: usize = 256;
+pub(crate) const MOST_NUMBERED_CHANNELS: usize = 256;
 
 /// Many blocks of keys.
 #[derive(Debug)]
@@ -39,9 +39,9 @@ pub(crate) struct KeyStream<'a> {
 }
 
 impl KeyStreams {
-    /// No keys yet, of `head_dim` channels, at most [`MOST_CHANNELS`]; the first block to come has that number.
+    /// No keys yet, of `head_dim` channels, at most [`MOST_NUMBERED_CHANNELS`]; the first block to come has that number.
     pub(crate) fn new(head_dim: usize, first_block: usize) -> Self {
-        assert!(head_dim <= MOST_CHANNELS, "channels have numbers of one byte");
+        assert!(head_dim <= MOST_NUMBERED_CHANNELS, "channels have numbers of one byte");
         Self { head_dim, first_block, ends: Vec::new(), channels: Vec::new(), deltas: Vec::new() }
     }
 
@@ -126,7 +126,7 @@ mod tests {
     proptest! {
         #[test]
         fn every_instruction_set_has_the_differences_and_nothing_else(
-            channels in 1_usize..=MOST_CHANNELS, tokens in 1_usize..200, share in 0_usize..256, seed: u64, first_block in 0_usize..3,
+            channels in 1_usize..=MOST_NUMBERED_CHANNELS, tokens in 1_usize..200, share in 0_usize..256, seed: u64, first_block in 0_usize..3,
         ) {
             let rows = walk(channels, tokens, share, seed);
             for isa in Isa::available() {
@@ -156,6 +156,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "one byte")]
     fn more_channels_than_a_byte_can_number_are_a_mistake() {
-        KeyStreams::new(MOST_CHANNELS + 1, 0);
+        KeyStreams::new(MOST_NUMBERED_CHANNELS + 1, 0);
     }
 }

@@ -125,7 +125,7 @@ pub(crate) struct Call<'a> {
 
 /// Some tokens of a segment, prepared.
 #[derive(Clone, Copy)]
-pub(crate) struct Piece<'a> {
+pub(crate) struct PreparedPart<'a> {
     pub(crate) segment: &'a Segment<'a>,
     pub(crate) tokens: &'a Range<usize>,
     pub(crate) prepared: &'a Prepared<'a>,
@@ -140,7 +140,7 @@ impl Tile {
     pub(crate) fn attend<'a>(
         &mut self,
         call: Call,
-        pieces: impl Iterator<Item = Piece<'a>>,
+        parts: impl Iterator<Item = PreparedPart<'a>>,
         last: bool,
         scratch: &mut Scratch,
     ) -> Result<Option<TileOutput>, AttentionError> {
@@ -150,13 +150,13 @@ impl Tile {
         });
         scratch.scores.resize(2 * BLOCK_TOKENS * state.queries.lanes);
         scratch.rescale.reset(state.queries.lanes, 1.0);
-        for Piece { segment, tokens, prepared } in pieces {
+        for PreparedPart { segment, tokens, prepared } in parts {
             let sees = |position| split.range(segment.part, position);
             let ranges: Vec<Range<usize>> =
                 self.positions.clone().map(|position| within(&sees(position), tokens)).collect();
             let begins = union(self.positions.clone().map(sees)).start >= tokens.start;
-            let piece = TilePiece { options, segment, prepared, tile: self, ranges: &ranges };
-            piece.attend(begins, &mut state, scratch);
+            let part = TilePart { options, segment, prepared, tile: self, ranges: &ranges };
+            part.attend(begins, &mut state, scratch);
         }
         if last {
             return self.finish(options, state, scratch).map(Some);
@@ -233,7 +233,7 @@ fn take_queries(call: Call, tile: &Tile, lanes: usize, out: &mut TileQueries) {
 
 /// A tile and some keys of a segment.
 #[derive(Clone, Copy)]
-struct TilePiece<'a> {
+struct TilePart<'a> {
     options: &'a Settings,
     segment: &'a Segment<'a>,
     prepared: &'a Prepared<'a>,
@@ -242,7 +242,7 @@ struct TilePiece<'a> {
     ranges: &'a [Range<usize>],
 }
 
-impl TilePiece<'_> {
+impl TilePart<'_> {
     /// `begins` if these are the first keys of the segment.
     fn attend(self, begins: bool, state: &mut State, scratch: &mut Scratch) {
         let Self { options, segment, prepared, tile, ranges } = self;
@@ -298,11 +298,11 @@ impl TilePiece<'_> {
         // Before, inside and behind what every query sees.
         let (before, rest) = candidates.split_at(candidates.partition_point(|t| *t < seen_by_all.start));
         let (inside, behind) = rest.split_at(rest.partition_point(|t| *t < seen_by_all.end));
-        for (tokens, whole) in [(before, false), (inside, true), (behind, false)] {
+        for (tokens, unmasked) in [(before, false), (inside, true), (behind, false)] {
             for tokens in tokens.chunks(BLOCK_TOKENS) {
                 scratch.tokens.clear();
                 scratch.tokens.extend_from_slice(tokens);
-                self.attend_tokens(whole, state, scratch);
+                self.attend_tokens(unmasked, state, scratch);
             }
         }
         scratch.candidates = candidates;
@@ -315,19 +315,19 @@ impl TilePiece<'_> {
         while start < tokens.end {
             let block = start..tokens.end.min((start / BLOCK_TOKENS + 1) * BLOCK_TOKENS);
             start = block.end;
-            let whole = seen_by_all.start <= block.start && block.end <= seen_by_all.end;
+            let unmasked = seen_by_all.start <= block.start && block.end <= seen_by_all.end;
             scratch.tokens.clear();
             scratch.tokens.extend(block);
-            self.attend_tokens(whole, state, scratch);
+            self.attend_tokens(unmasked, state, scratch);
         }
     }
 
-    /// Attends the keys `scratch.tokens`, which ascend; `whole` if every query sees them.
-    fn attend_tokens(self, whole: bool, state: &mut State, scratch: &mut Scratch) {
+    /// Attends the keys `scratch.tokens`, which ascend; `unmasked` if every query sees them.
+    fn attend_tokens(self, unmasked: bool, state: &mut State, scratch: &mut Scratch) {
         let Self { options, segment, prepared, ranges, .. } = self;
         let lanes = state.queries.lanes;
-        self.score(whole, state, scratch);
-        if !whole {
+        self.score(unmasked, state, scratch);
+        if !unmasked {
             let Scratch { scores, pending, tokens, starts, ends, kept, .. } = &mut *scratch;
             let scores = &mut scores[pending.len() * lanes..][..tokens.len() * lanes];
             let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
@@ -341,7 +341,7 @@ impl TilePiece<'_> {
                 softmax::keep_above(options.isa, scores, &state.thresholds, kept);
             }
         }
-        self.count_kept(whole, scratch, &mut state.counts);
+        self.count_kept(unmasked, scratch, &mut state.counts);
         let Scratch { pending, tokens, kept, .. } = &mut *scratch;
         pending.extend(kept.iter().map(|place| tokens[*place]));
         if !prepared.values.spans_blocks() || pending.len() >= ENOUGH_VALUES {
@@ -349,11 +349,11 @@ impl TilePiece<'_> {
         }
     }
 
-    /// Takes the keys that were kept, `whole` ones seen by every query, out of the count of those that are skipped.
-    fn count_kept(self, whole: bool, scratch: &Scratch, counts: &mut HeadSparsity) {
+    /// Takes the keys that were kept, `unmasked` ones seen by every query, out of the count of those that are skipped.
+    fn count_kept(self, unmasked: bool, scratch: &Scratch, counts: &mut HeadSparsity) {
         if self.segment.skip_margin.is_some() {
             let sees = |token: usize| self.ranges.iter().filter(|range| range.contains(&token)).count();
-            let kept: usize = match whole {
+            let kept: usize = match unmasked {
                 true => scratch.kept.len() * self.ranges.len(),
                 false => scratch.kept.iter().map(|place| sees(scratch.tokens[*place])).sum(),
             };
@@ -361,15 +361,15 @@ impl TilePiece<'_> {
         }
     }
 
-    /// Scores the keys `scratch.tokens`, behind the scores of those that are pending. Where something may be skipped and every query
-    /// sees the `whole` of them, the scores of those that are above the threshold of any query, packed; otherwise all. `kept` says
+    /// Scores the keys `scratch.tokens`, behind the scores of those that are pending. Where something may be skipped and
+    /// the keys are `unmasked`, the scores of those that are above the threshold of any query, packed; otherwise all. `kept` says
     /// which.
-    fn score(self, whole: bool, state: &State, scratch: &mut Scratch) {
+    fn score(self, unmasked: bool, state: &State, scratch: &mut Scratch) {
         let Self { options, segment, prepared, .. } = self;
         let State { queries, thresholds, .. } = state;
         let Scratch { scores, pending, tokens, kept, keys, .. } = &mut *scratch;
         let scores = &mut scores[pending.len() * queries.lanes..][..tokens.len() * queries.lanes];
-        let limits: Option<&[f32]> = (segment.skip_margin.is_some() && whole).then_some(thresholds);
+        let limits: Option<&[f32]> = (segment.skip_margin.is_some() && unmasked).then_some(thresholds);
         let Some(cap) = options.softcap else {
             return prepared.keys.score(tokens, queries, limits, scores, kept, keys);
         };

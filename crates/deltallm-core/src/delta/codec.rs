@@ -11,7 +11,7 @@ use crate::element::ElementType;
 /// their bytes. The last block is *open*, with room for all of its tokens; the others are *sealed*, as bytes one after the other.
 pub(super) trait Codec: Debug {
     /// The numbers of the open block.
-    type Codes: Codes;
+    type Codes: OpenCodes;
 
     /// The numbers of any block, to be read.
     type View<'a>: Copy;
@@ -111,7 +111,7 @@ pub(super) fn resume_reference<C: Codec + ?Sized>(
 }
 
 /// The numbers of the open block: its key frame and what its tokens transmit.
-pub(super) trait Codes: Debug {
+pub(super) trait OpenCodes: Debug {
     /// Forgets everything but keeps the room.
     fn clear(&mut self);
 

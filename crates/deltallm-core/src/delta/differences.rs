@@ -7,7 +7,7 @@
 #[derive(Debug)]
 pub(super) struct Differences {
     /// The frame, `[channels]`, followed by the differences that take 8 bits.
-    pub(super) whole: Vec<i8>,
+    pub(super) bytes: Vec<i8>,
     /// All differences, two to a byte, the first one in the low half: -8..=7, and 0 for the next one of 8 bits.
     nibbles: Vec<u8>,
     /// How many there are.
@@ -18,7 +18,7 @@ impl Differences {
     /// Room for a frame and so many differences, whatever their size.
     pub(super) fn with_capacity(frame: usize, differences: usize) -> Self {
         Self {
-            whole: Vec::with_capacity(frame + differences),
+            bytes: Vec::with_capacity(frame + differences),
             nibbles: Vec::with_capacity(differences.div_ceil(2)),
             len: 0,
         }
@@ -27,11 +27,11 @@ impl Differences {
     /// Forgets everything and begins with a key frame.
     pub(super) fn start(&mut self, frame: &[i8]) {
         self.clear();
-        self.whole.extend_from_slice(frame);
+        self.bytes.extend_from_slice(frame);
     }
 
     pub(super) fn clear(&mut self) {
-        self.whole.clear();
+        self.bytes.clear();
         self.nibbles.clear();
         self.len = 0;
     }
@@ -41,7 +41,7 @@ impl Differences {
             let fits = (-8..8).contains(difference) && *difference != 0;
             let nibble = if fits { *difference as u8 & 15 } else { 0 };
             if !fits {
-                self.whole.push(*difference);
+                self.bytes.push(*difference);
             }
             match self.nibbles.last_mut() {
                 Some(last) if self.len % 2 == 1 => *last |= nibble << 4,
@@ -64,7 +64,7 @@ impl Differences {
     /// Keeps the first `len` differences.
     pub(super) fn truncate(&mut self, len: usize) {
         let gone = (len..self.len).filter(|at| nibble(&self.nibbles, *at) == 0).count();
-        self.whole.truncate(self.whole.len() - gone);
+        self.bytes.truncate(self.bytes.len() - gone);
         self.nibbles.truncate(len.div_ceil(2));
         if len % 2 == 1
             && let Some(last) = self.nibbles.last_mut()
@@ -77,7 +77,7 @@ impl Differences {
     /// Becomes those of another block, `len` of them, within the room there is.
     pub(super) fn copy_from(&mut self, frame: &[i8], nibbles: &[u8], wide: &[i8], len: usize) {
         self.start(frame);
-        self.whole.extend_from_slice(wide);
+        self.bytes.extend_from_slice(wide);
         self.nibbles.extend_from_slice(nibbles);
         self.len = len;
     }
@@ -85,22 +85,22 @@ impl Differences {
     /// The same, with as much room.
     pub(super) fn copy(&self) -> Self {
         let mut copy = Self {
-            whole: Vec::with_capacity(self.whole.capacity()),
+            bytes: Vec::with_capacity(self.bytes.capacity()),
             nibbles: Vec::with_capacity(self.nibbles.capacity()),
             len: 0,
         };
-        copy.copy_from(&self.whole, &self.nibbles, &[], self.len);
+        copy.copy_from(&self.bytes, &self.nibbles, &[], self.len);
         copy
     }
 
     /// Whether there is room for anything.
     pub(super) fn has_room(&self) -> bool {
-        self.whole.capacity() > 0
+        self.bytes.capacity() > 0
     }
 
     /// Bytes of all there is room for.
     pub(super) fn room_bytes(&self) -> usize {
-        self.whole.capacity() + self.nibbles.capacity()
+        self.bytes.capacity() + self.nibbles.capacity()
     }
 }
 
@@ -136,8 +136,8 @@ mod tests {
             let mut fresh = Differences::with_capacity(3, all.len());
             fresh.start(&frame);
             fresh.push(&all[..len]);
-            assert_eq!((&cut.whole, &cut.nibbles, cut.len), (&fresh.whole, &fresh.nibbles, fresh.len));
-            let back = read(&cut.nibbles, &cut.whole[3..]).take(len);
+            assert_eq!((&cut.bytes, &cut.nibbles, cut.len), (&fresh.bytes, &fresh.nibbles, fresh.len));
+            let back = read(&cut.nibbles, &cut.bytes[3..]).take(len);
             assert_eq!(back.collect::<Vec<_>>(), all[..len]);
             assert_eq!(fresh.room_bytes(), whole.room_bytes(), "within the room");
         }
@@ -147,8 +147,8 @@ mod tests {
     fn small_differences_take_half_a_byte() {
         let mut differences = Differences::with_capacity(0, 100);
         differences.push(&[-8, -1, 1, 7, 2]);
-        assert_eq!((differences.whole.len(), differences.nibbles.len()), (0, 3));
+        assert_eq!((differences.bytes.len(), differences.nibbles.len()), (0, 3));
         differences.push(&[8]);
-        assert_eq!((differences.whole.len(), differences.nibbles.len()), (1, 3));
+        assert_eq!((differences.bytes.len(), differences.nibbles.len()), (1, 3));
     }
 }

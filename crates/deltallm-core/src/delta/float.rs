@@ -6,7 +6,7 @@ use half::{bf16, f16, slice::HalfFloatSliceExt};
 
 use super::{
     buffer::FloatBuffer,
-    codec::{Codec, Codes},
+    codec::{Codec, OpenCodes},
     loops::{compress, select},
     mask::count,
     rule::Rule,
@@ -241,7 +241,7 @@ impl Codec for FloatCodec {
     }
 }
 
-impl Codes for FloatBlock {
+impl OpenCodes for FloatBlock {
     fn clear(&mut self) {
         self.0.truncate(0);
     }

@@ -26,7 +26,7 @@ use crate::{
     rows::Layout,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
     threshold::HeadThresholds,
-    token_store::Store,
+    token_store::TokenStore,
 };
 use codec::Codec;
 use float::{FloatCodec, FloatView};
@@ -152,7 +152,7 @@ impl DeltaMatrix {
     /// # Ok::<(), deltallm_core::CoreError>(())
     /// ```
     pub fn fork(&self) -> Result<Self, CoreError> {
-        Store::fork(self, self.budget())
+        TokenStore::fork(self, self.budget())
     }
 
     fn rule(&self) -> &Rule {
@@ -417,7 +417,7 @@ impl DeltaMatrix {
     }
 }
 
-impl Store for DeltaMatrix {
+impl TokenStore for DeltaMatrix {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         Ok(Self(match &self.0 {
             Form::Float(matrix) => Form::Float(matrix.fork(budget)?),

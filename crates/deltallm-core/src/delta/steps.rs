@@ -3,7 +3,7 @@
 use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
-    codec::{Codec, Codes, resume_reference},
+    codec::{Codec, OpenCodes, resume_reference},
     differences::{Differences, nibble, read},
     loops::{compress_codes, from_codes, moved, select, select_codes, to_codes},
     mask::{self, bits, contains, count, unpack, words},
@@ -93,7 +93,7 @@ pub(super) struct StepBlock {
 #[derive(Debug, Clone, Copy)]
 struct Counts {
     /// Codes of the frame, and differences of 8 bits.
-    whole: usize,
+    bytes: usize,
     /// All differences.
     differences: usize,
     escapes: usize,
@@ -103,21 +103,21 @@ impl Counts {
     /// Of a block without escapes in which every token transmits every channel, all by more than 4 bits hold.
     fn most(channels: usize) -> Self {
         let differences = channels.saturating_mul(BLOCK_TOKENS);
-        Self { whole: channels.saturating_add(differences), differences, escapes: 0 }
+        Self { bytes: channels.saturating_add(differences), differences, escapes: 0 }
     }
 
     fn bytes(self) -> usize {
         let escapes = self.escapes.saturating_mul(size_of::<Escape>());
-        self.whole.saturating_add(self.differences.div_ceil(2)).saturating_add(escapes)
+        self.bytes.saturating_add(self.differences.div_ceil(2)).saturating_add(escapes)
     }
 }
 
-/// What a sealed block has, in this order: escapes, whole codes, differences.
+/// What a sealed block has, in this order: escapes, bytes, differences.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Header {
     escapes: u32,
     /// Codes of the frame, and differences of 8 bits.
-    whole: u32,
+    bytes: u32,
     /// Bytes of the differences.
     nibbles: u32,
     /// Of the steps.
@@ -251,7 +251,7 @@ impl StepCodec {
     /// frame; and of the open one when every block is like that.
     pub(super) fn planned_bytes(channels: usize, sent: usize, wide: usize, escapes: usize) -> [usize; 2] {
         let room = escapes_with_room(channels, escapes);
-        let sealed = Counts { whole: channels.saturating_add(wide), differences: sent, escapes };
+        let sealed = Counts { bytes: channels.saturating_add(wide), differences: sent, escapes };
         [sealed, Counts { escapes: room, ..Counts::most(channels) }].map(Counts::bytes)
     }
 }
@@ -318,7 +318,7 @@ impl Codec for StepCodec {
 
     fn view<'a>(&self, block: &'a StepBlock) -> StepView<'a> {
         let StepBlock { differences, escapes, factor } = block;
-        let (frame, wide) = differences.whole.split_at(self.channels().min(differences.whole.len()));
+        let (frame, wide) = differences.bytes.split_at(self.channels().min(differences.bytes.len()));
         StepView { frame, differences: differences.nibbles(), wide, factor: *factor, escapes }
     }
 
@@ -327,40 +327,40 @@ impl Codec for StepCodec {
     }
 
     fn seal(&self, StepBlock { differences, escapes, factor }: &StepBlock, data: &mut [u8]) -> Header {
-        let (whole, nibbles) = (&differences.whole, differences.nibbles());
+        let (bytes, nibbles) = (&differences.bytes, differences.nibbles());
         // None can be more than 65536 channels by 64 tokens.
-        let [e, w, n] = [escapes.len(), whole.len(), nibbles.len()].map(|count| count as u32);
-        let parts = [bytemuck::cast_slice(escapes), bytemuck::cast_slice(whole), nibbles];
+        let [e, w, n] = [escapes.len(), bytes.len(), nibbles.len()].map(|count| count as u32);
+        let parts = [bytemuck::cast_slice(escapes), bytemuck::cast_slice(bytes), nibbles];
         let mut rest = data;
         for part in parts {
             let (place, behind) = rest.split_at_mut(part.len());
             place.copy_from_slice(part);
             rest = behind;
         }
-        Header { escapes: e, whole: w, nibbles: n, factor: *factor }
+        Header { escapes: e, bytes: w, nibbles: n, factor: *factor }
     }
 
     fn sealed<'a>(&self, header: Header, data: &'a [u8]) -> StepView<'a> {
-        let Header { escapes, whole, nibbles, factor } = header;
+        let Header { escapes, bytes, nibbles, factor } = header;
         let (escapes, data) = data.split_at(escapes as usize * size_of::<Escape>());
-        let (whole, data) = data.split_at(whole as usize);
-        let (frame, wide) = bytemuck::cast_slice(whole).split_at(self.channels().min(whole.len()));
+        let (bytes, data) = data.split_at(bytes as usize);
+        let (frame, wide) = bytemuck::cast_slice(bytes).split_at(self.channels().min(bytes.len()));
         let (differences, escapes) = (&data[..nibbles as usize], bytemuck::cast_slice(escapes));
         StepView { frame, differences, wide, factor, escapes }
     }
 
-    fn header_to_words(Header { escapes, whole, nibbles, factor }: Header) -> [u32; 4] {
-        [escapes, whole, nibbles, factor.to_bits()]
+    fn header_to_words(Header { escapes, bytes, nibbles, factor }: Header) -> [u32; 4] {
+        [escapes, bytes, nibbles, factor.to_bits()]
     }
 
     fn checked(&self, words: [u32; 4], masks: &[u64], data: &[u8]) -> Option<Header> {
-        let [escapes, whole, nibbles, factor] = words;
-        let header = Header { escapes, whole, nibbles, factor: f32::from_bits(factor) };
-        let [escape_bytes, whole, nibbles] =
-            [escapes as usize * size_of::<Escape>(), whole as usize, nibbles as usize];
+        let [escapes, bytes, nibbles, factor] = words;
+        let header = Header { escapes, bytes, nibbles, factor: f32::from_bits(factor) };
+        let [escape_bytes, bytes, nibbles] =
+            [escapes as usize * size_of::<Escape>(), bytes as usize, nibbles as usize];
         let sent = count(masks);
-        let fits = escape_bytes + whole + nibbles <= data.len()
-            && whole >= self.channels()
+        let fits = escape_bytes + bytes + nibbles <= data.len()
+            && bytes >= self.channels()
             && nibbles == sent.div_ceil(2)
             && header.factor.is_finite();
         if !fits {
@@ -370,7 +370,7 @@ impl Codec for StepCodec {
         let wide_ones = (0..sent).filter(|at| nibble(differences, *at) == 0).count();
         let tokens = masks.len() / mask::words(self.channels());
         let in_order = escapes.is_sorted_by_key(|escape| escape.from);
-        let fit = escapes.iter().all(|escape| {
+        let escapes_fit = escapes.iter().all(|escape| {
             usize::from(escape.channel) < self.channels()
                 && usize::from(escape.from) < tokens
                 && escape.from < escape.to
@@ -383,8 +383,8 @@ impl Codec for StepCodec {
         let most = if tokens == 1 { 2 * self.channels() } else { self.channels() };
         // After an odd number of differences the unused nibble is 0.
         let nothing = sent.is_multiple_of(2) || differences.last().is_some_and(|last| last >> 4 == 0);
-        let whole = wide_ones == wide.len() && escapes.len() - before <= most && nothing;
-        (whole && in_order && fit).then_some(header)
+        let fits = wide_ones == wide.len() && escapes.len() - before <= most && nothing;
+        (fits && in_order && escapes_fit).then_some(header)
     }
 
     fn reopen(&self, view: StepView<'_>, sent: usize, codes: &mut StepBlock) {
@@ -460,10 +460,10 @@ impl Codec for StepCodec {
     }
 
     fn most_bytes(&self, codes: &StepBlock, tokens: usize) -> usize {
-        let (more, whole) = (tokens * self.channels(), codes.differences.whole.len());
+        let (more, bytes) = (tokens * self.channels(), codes.differences.bytes.len());
         // A channel escapes from the frame or from the first token on, not both.
         let counts = Counts {
-            whole: whole.max(self.channels()) + more,
+            bytes: bytes.max(self.channels()) + more,
             differences: codes.differences.len() + more,
             escapes: codes.escapes.len() + more,
         };
@@ -474,11 +474,11 @@ impl Codec for StepCodec {
 impl StepBlock {
     fn counts(&self) -> Counts {
         let Self { differences, escapes, .. } = self;
-        Counts { whole: differences.whole.len(), differences: differences.len(), escapes: escapes.len() }
+        Counts { bytes: differences.bytes.len(), differences: differences.len(), escapes: escapes.len() }
     }
 }
 
-impl Codes for StepBlock {
+impl OpenCodes for StepBlock {
     fn clear(&mut self) {
         self.differences.clear();
         self.escapes.clear();

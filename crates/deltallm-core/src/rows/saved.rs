@@ -8,10 +8,10 @@ use crate::{
     error::CoreError,
     piece::Piece,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
-    token_store::Store,
+    token_store::TokenStore,
 };
 
-impl Store for PagedRows {
+impl TokenStore for PagedRows {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let slots = table_capacity(0, self.pages.len());
         let mut charge = budget.reservation();

@@ -1,7 +1,7 @@
 //! Tests of rows in pages.
 
 use super::*;
-use crate::{element::ElementType, token_store::Store};
+use crate::{element::ElementType, token_store::TokenStore};
 
 #[test]
 fn quantised_rows_read_back_within_a_scale_wherever_they_are_cut() {

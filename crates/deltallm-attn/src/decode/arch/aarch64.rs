@@ -2,9 +2,9 @@
 
 use deltallm_simd::fearless_simd::Neon;
 
-use crate::decode::lanes::Lanes;
+use crate::decode::decode_simd::DecodeSimd;
 
-impl Lanes for Neon {
+impl DecodeSimd for Neon {
     const HEADS: usize = 4;
     const REGISTERS: usize = 32;
 }

@@ -18,11 +18,11 @@ use half::f16;
 
 use crate::decode::{
     ahead::Ahead,
-    dots::store,
+    decode_simd::{DecodeSimd, ToScore},
     expand::{Masked, padded, row_stride},
-    lanes::{Lanes, ToScore},
     passes::{Pass, in_passes},
-    queries::{Codes, WORD},
+    queries::{CodedWord, WORD},
+    row_scores::store,
 };
 
 /// Codes that are multiplied at a time.
@@ -121,7 +121,7 @@ impl Pass<Avx2> for Products<'_> {
 
 /// Products of four rows.
 #[inline(always)]
-fn plain<const G: usize>(simd: Avx2, rows: [&[i8]; 4], queries: [&[Codes]; G]) -> [[f32; 4]; G] {
+fn plain<const G: usize>(simd: Avx2, rows: [&[i8]; 4], queries: [&[CodedWord]; G]) -> [[f32; 4]; G] {
     let mut sums = [[zero(simd); 4]; G];
     for at in (0..rows[0].len()).step_by(STEP) {
         for (i, row) in rows.iter().enumerate() {
@@ -144,7 +144,7 @@ fn scaled<const G: usize>(
     simd: Avx2,
     rows: [&[i8]; 4],
     scales: [&[f16]; 4],
-    queries: [&[Codes]; G],
+    queries: [&[CodedWord]; G],
 ) -> [[f32; 4]; G] {
     let mut sums = [[f32x8::splat(simd, 0.0); 4]; G];
     for at in (0..rows[0].len()).step_by(GROUP) {
@@ -168,8 +168,8 @@ fn scaled<const G: usize>(
 
 /// The codes of the channels from `at` on.
 #[inline(always)]
-fn codes(simd: Avx2, query: &[Codes], at: usize) -> i16x16<Avx2> {
-    i16x16::from_slice(simd, &query[at / WORD].whole[at % WORD..][..STEP])
+fn codes(simd: Avx2, query: &[CodedWord], at: usize) -> i16x16<Avx2> {
+    i16x16::from_slice(simd, &query[at / WORD].codes[at % WORD..][..STEP])
 }
 
 #[inline(always)]

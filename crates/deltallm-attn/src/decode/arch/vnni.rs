@@ -24,10 +24,10 @@ use half::f16;
 
 use crate::decode::{
     ahead::Steps,
+    decode_simd::ToScore,
     expand::{Masked, padded},
-    lanes::ToScore,
     passes::{Pass, in_passes},
-    queries::{Codes, WORD},
+    queries::{CodedWord, WORD},
 };
 
 /// Keys that are scored at a time: the lanes of a register.
@@ -66,7 +66,7 @@ impl<'a> ToScore<'a> {
     fn queries<const W: usize, const G: usize>(
         &self,
         head: usize,
-    ) -> Option<(&'a [[Codes; W]; G], &'a [f32; G])> {
+    ) -> Option<(&'a [[CodedWord; W]; G], &'a [f32; G])> {
         let codes = self.queries.codes.as_chunks().0.get(head..)?.first_chunk()?;
         Some((codes, self.queries.scales.get(head..)?.first_chunk()?))
     }
@@ -315,7 +315,7 @@ fn multiply<const W: usize, const G: usize, const HALF: usize>(
     simd: Avx512,
     fours: &Fours,
     word: usize,
-    codes: &[[Codes; W]; G],
+    codes: &[[CodedWord; W]; G],
     mut sums: [[__m512i; 2]; G],
 ) -> [[__m512i; 2]; G] {
     // Written out, as loops around the loop over the heads would have the sums stored after every step.
@@ -333,7 +333,7 @@ fn quarter<const W: usize, const G: usize, const HALF: usize>(
     fours: &Fours,
     i: usize,
     word: usize,
-    codes: &[[Codes; W]; G],
+    codes: &[[CodedWord; W]; G],
     sums: &mut [[__m512i; 2]; G],
 ) {
     let [a, b, c, d] = [fours[0][i], fours[1][i], fours[2][i], fours[3][i]];
@@ -344,7 +344,7 @@ fn quarter<const W: usize, const G: usize, const HALF: usize>(
     let (even, odd) = (even_quarters(simd, ab, cd), odd_quarters(simd, ab, cd));
     let four = 8 * HALF + i;
     for (sums, codes) in sums.iter_mut().zip(codes) {
-        let Codes { high, low, .. } = &codes[word];
+        let CodedWord { high, low, .. } = &codes[word];
         sums[0] = dot(simd, dot(simd, sums[0], even, high[four]), odd, high[four + 4]);
         sums[1] = dot(simd, dot(simd, sums[1], even, low[four]), odd, low[four + 4]);
     }

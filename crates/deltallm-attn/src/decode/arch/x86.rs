@@ -12,12 +12,12 @@ use deltallm_simd::fearless_simd::{
 
 use super::{expand_avx512::expand, madd, vnni};
 use crate::decode::{
+    decode_simd::{DecodeSimd, ToScore},
     expand::Masked,
-    lanes::{Lanes, ToScore},
 };
 
 // Sixteen registers: eleven or twelve for sums, the rest for rows, queries and weights.
-impl Lanes for Avx2 {
+impl DecodeSimd for Avx2 {
     const HEADS: usize = 3;
     const REGISTERS: usize = 16;
 
@@ -70,7 +70,7 @@ impl Lanes for Avx2 {
     }
 }
 
-impl Lanes for Avx512 {
+impl DecodeSimd for Avx512 {
     const HEADS: usize = 4;
     const REGISTERS: usize = 32;
 

@@ -3,7 +3,7 @@
 use deltallm_core::{
     CachePlan, CoreError, ElementType, KvStore, MemoryBudget, Reservation, SnapshotError, SnapshotReader,
     SnapshotWriter,
-    internal::{PagedRows, Store},
+    internal::{PagedRows, TokenStore},
 };
 
 use crate::saved::invalid;
@@ -72,7 +72,7 @@ impl ExactRows {
     }
 }
 
-impl Store for ExactRows {
+impl TokenStore for ExactRows {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let values = self.values.as_ref().map(|values| values.fork(budget)).transpose()?;
         Ok(Self { keys: self.keys.fork(budget)?, values })

@@ -3,7 +3,7 @@
 use deltallm_core::{
     BLOCK_TOKENS, CoreError, DeltaMatrix, ElementType, HeadThresholds, KvStore, MemoryBudget, Reservation,
     SnapshotError, SnapshotReader, SnapshotWriter,
-    internal::{PagedRows, RowFormat, Store, exchange, most_key_bytes},
+    internal::{PagedRows, RowFormat, TokenStore, exchange, most_key_bytes},
 };
 use half::f16;
 
@@ -100,7 +100,7 @@ impl FarKeys {
 
     /// Bytes that [`keep_small`](Self::keep_small) may charge when `tokens` keys come: nothing, unless the deltas stay, for a fork or because they
     /// are `kept`.
-    pub(super) fn growth_of_whole(&self, tokens: usize, kept: bool) -> usize {
+    pub(super) fn growth_of_rows(&self, tokens: usize, kept: bool) -> usize {
         let Self::Delta(matrix) = self else { return 0 };
         let (channels, held) = (matrix.channels(), matrix.len() - matrix.first());
         let most = most_key_bytes(channels, held + 1);
@@ -146,10 +146,10 @@ impl FarKeys {
     }
 }
 
-impl Store for FarKeys {
+impl TokenStore for FarKeys {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         Ok(match self {
-            Self::Delta(matrix) => Self::Delta(Store::fork(matrix, budget)?),
+            Self::Delta(matrix) => Self::Delta(TokenStore::fork(matrix, budget)?),
             Self::Rows(rows) => Self::Rows(rows.fork(budget)?),
         })
     }

@@ -10,7 +10,7 @@ use std::ops::Range;
 use deltallm_core::{
     BLOCK_TOKENS, CachePlan, CoreError, DeltaMatrix, ElementType, Footprint, HeadThresholds, KvStore,
     MemoryBudget,
-    internal::{PagedRows, RowFormat, Store, exchange, pay},
+    internal::{PagedRows, RowFormat, TokenStore, exchange, pay},
 };
 
 pub(super) use exact_rows::ExactRows;
@@ -26,14 +26,14 @@ pub(crate) struct HybridHead {
     /// The latest tokens, exactly.
     pub(crate) tail: ExactRows,
     /// How many of the first tokens are to be kept exactly; `None` keeps no token exactly.
-    kept: Option<usize>,
+    exact_sinks: Option<usize>,
     /// Whether keys are held whole where their deltas would take more than f16.
     bounded: bool,
     /// Whether tokens can be taken back that have left the window, and with them the exact form of what came after.
     rewinds: bool,
     /// Deltas that `keep_small` replaced by f16 rows: uncharged while the call or step can be undone, then charged for as long as
     /// `exact_rewind` may return to them.
-    was: Option<DeltaMatrix>,
+    replaced_deltas: Option<DeltaMatrix>,
     /// A key and a value of the tail on their way to be coded.
     row: [Vec<f32>; 2],
 }
@@ -53,10 +53,10 @@ impl CodedTokens {
         self.keys.len()
     }
 
-    /// Codes the next token; if it is one of the first `kept`, it is kept exactly too.
-    fn push(&mut self, key: &[f32], value: &[f32], kept: Option<usize>) -> Result<(), CoreError> {
+    /// Codes the next token; if it is one of the first `exact_sinks`, it is kept exactly too.
+    fn push(&mut self, key: &[f32], value: &[f32], exact_sinks: Option<usize>) -> Result<(), CoreError> {
         self.keys.push(key)?;
-        if kept.is_some_and(|kept| self.sinks.len() < kept) {
+        if exact_sinks.is_some_and(|sinks| self.sinks.len() < sinks) {
             self.sinks.push(key, value)?;
         }
         self.values.push_checked(value)
@@ -73,7 +73,7 @@ impl CodedTokens {
 }
 
 impl HybridHead {
-    /// An empty cache with room for nothing yet. `kept` is the number of first tokens to be kept exactly beside a window, or
+    /// An empty cache with room for nothing yet. `exact_sinks` is the number of first tokens to be kept exactly beside a window, or
     /// `None` if no token is; `bounded` says whether keys may be held whole where deltas take more than f16.
     ///
     /// # Errors
@@ -82,18 +82,18 @@ impl HybridHead {
         store: KvStore,
         thresholds: HeadThresholds,
         value_dim: usize,
-        kept: Option<usize>,
+        exact_sinks: Option<usize>,
         bounded: bool,
         budget: &MemoryBudget,
     ) -> Result<Self, CoreError> {
-        let sink_pages = CachePlan::sink_page_tokens(kept.unwrap_or(0));
+        let sink_pages = CachePlan::sink_page_tokens(exact_sinks.unwrap_or(0));
         let keys = FarKeys::new(store, thresholds, budget)?;
         let coded = CodedTokens {
             values: PagedRows::new(value_dim, RowFormat::of(store), BLOCK_TOKENS, budget),
             sinks: ExactRows::new(store, [keys.channels(), value_dim], sink_pages, budget),
             keys,
         };
-        Ok(Self { bounded, ..Self::with_codes(coded, store, kept, budget) })
+        Ok(Self { bounded, ..Self::with_codes(coded, store, exact_sinks, budget) })
     }
 
     /// The same, in which deltas whose keys become whole are kept for a rewind, or not.
@@ -102,19 +102,24 @@ impl HybridHead {
     }
 
     /// A cache whose tail is still empty.
-    fn with_codes(coded: CodedTokens, store: KvStore, kept: Option<usize>, budget: &MemoryBudget) -> Self {
+    fn with_codes(
+        coded: CodedTokens,
+        store: KvStore,
+        exact_sinks: Option<usize>,
+        budget: &MemoryBudget,
+    ) -> Self {
         let channels = [coded.keys.channels(), coded.values.channels()];
         // A window that is held for its own sake has small pages. What is not coded yet lies as in a dense cache.
         let pages = if store.is_quantised() { BLOCK_TOKENS } else { CachePlan::WINDOW_PAGE_TOKENS };
-        let waits = store.is_quantised() && kept.is_some();
+        let waits = store.is_quantised() && exact_sinks.is_some();
         let row = |channels| Vec::with_capacity(if waits { channels } else { 0 });
         Self {
             coded,
             tail: ExactRows::new(store, channels, pages, budget),
-            kept,
+            exact_sinks,
             bounded: false,
             rewinds: false,
-            was: None,
+            replaced_deltas: None,
             row: channels.map(row),
         }
     }
@@ -122,13 +127,14 @@ impl HybridHead {
     /// The float types that keys and values must fit.
     pub(crate) fn takes(&self) -> [ElementType; 2] {
         // What fits an exact copy fits the codes, too.
-        let keys = self.kept.map_or_else(|| self.coded.keys.takes(), |_| self.tail.keys.format().takes());
+        let keys =
+            self.exact_sinks.map_or_else(|| self.coded.keys.takes(), |_| self.tail.keys.format().takes());
         [keys, self.coded.values.format().takes()]
     }
 
     /// Whether a token waits in the tail until it leaves the window, and is coded then.
     fn codes_later(&self) -> bool {
-        self.kept.is_some() && self.tail.values.is_some()
+        self.exact_sinks.is_some() && self.tail.values.is_some()
     }
 
     /// Tokens in the cache.
@@ -141,10 +147,10 @@ impl HybridHead {
     /// # Errors
     /// As the stores' `push`; some parts may hold the token then, and others not.
     pub(crate) fn push(&mut self, key: &[f32], value: &[f32]) -> Result<(), CoreError> {
-        if self.kept.is_some() {
+        if self.exact_sinks.is_some() {
             self.tail.push(key, value)?;
         }
-        if self.codes_later() { Ok(()) } else { self.coded.push(key, value, self.kept) }
+        if self.codes_later() { Ok(()) } else { self.coded.push(key, value, self.exact_sinks) }
     }
 
     /// Codes tokens that wait in the tail, until `end` are coded.
@@ -155,14 +161,14 @@ impl HybridHead {
         if !self.codes_later() {
             return Ok(());
         }
-        let Self { coded, tail, kept, bounded, was, row: [key, value], .. } = self;
+        let Self { coded, tail, exact_sinks, bounded, replaced_deltas, row: [key, value], .. } = self;
         let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
         for token in coded.len()..end {
             if *bounded && let Some(deltas) = coded.keys.keep_small()? {
-                *was = Some(deltas);
+                *replaced_deltas = Some(deltas);
             }
             let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
-            coded.push(key, value, *kept)?;
+            coded.push(key, value, *exact_sinks)?;
         }
         Ok(())
     }
@@ -173,15 +179,15 @@ impl HybridHead {
         let end = kept.min(self.coded.len());
         self.tail.rows_mut().for_each(|rows| rows.drop_before(end));
         let coded = self.coded_after_cut(kept);
-        let Some(mut deltas) = self.was.take() else { return };
+        let Some(mut deltas) = self.replaced_deltas.take() else { return };
         if self.rewinds && deltas.len() >= coded && pay(&mut deltas, self.coded.values.budget()).is_ok() {
-            self.was = Some(deltas);
+            self.replaced_deltas = Some(deltas);
         }
     }
 
     /// The deltas of keys that have become whole which have been paid for.
     fn kept_deltas(&self) -> Option<&DeltaMatrix> {
-        self.was.as_ref().filter(|deltas| deltas.unpaid() == 0)
+        self.replaced_deltas.as_ref().filter(|deltas| deltas.unpaid() == 0)
     }
 
     /// The first token that is held.
@@ -205,7 +211,7 @@ impl HybridHead {
         // Earlier queries, which may come again, see as sinks what is still held.
         let held = values.first();
         sinks.rows_mut().for_each(|rows| rows.drop_before(held));
-        self.was.take_if(|deltas| {
+        self.replaced_deltas.take_if(|deltas| {
             deltas.drop_before(first);
             deltas.first() != keys.first()
         });
@@ -227,12 +233,12 @@ impl HybridHead {
 
     /// The deltas of keys that have become whole, which this head lets go of.
     pub(crate) fn take_deltas(&mut self) -> Option<DeltaMatrix> {
-        self.was.take()
+        self.replaced_deltas.take()
     }
 
     /// Deltas of keys that have become whole, which nobody has been charged.
     pub(crate) fn give_deltas(&mut self, deltas: Option<DeltaMatrix>) {
-        self.was = deltas;
+        self.replaced_deltas = deltas;
     }
 
     /// The exact tokens from `kept` on, copied into window-sized pages; `None` if they already are, if none is coded, or if the copy would
@@ -285,7 +291,7 @@ impl HybridHead {
     /// memory that these need.
     pub(crate) fn restore_deltas(&mut self) {
         let len = self.coded.len();
-        let Some(mut deltas) = self.was.take_if(|deltas| len <= deltas.len()) else { return };
+        let Some(mut deltas) = self.replaced_deltas.take_if(|deltas| len <= deltas.len()) else { return };
         // Cannot fail: it has been longer.
         let _ = deltas.truncate(len);
         if deltas.unpaid() == 0 {
@@ -297,15 +303,15 @@ impl HybridHead {
 
     /// Bytes that appending `tokens` tokens would charge at most, if the cache then codes those before `coded`.
     pub(crate) fn growth(&self, tokens: usize, coded: usize) -> usize {
-        let tail = if self.kept.is_some() { tokens } else { 0 };
+        let tail = if self.exact_sinks.is_some() { tokens } else { 0 };
         let CodedTokens { keys, values, sinks } = &self.coded;
         let coded = if self.codes_later() { coded.saturating_sub(keys.len()) } else { tokens };
-        let kept = coded.min(self.kept.unwrap_or(0).saturating_sub(sinks.len()));
+        let kept = coded.min(self.exact_sinks.unwrap_or(0).saturating_sub(sinks.len()));
         let tail = self.tail.rows().map(|rows| rows.growth(tail));
         let sinks = sinks.rows().map(|rows| rows.growth(kept));
         // Keys that become whole while someone holds on to their deltas.
-        let whole = if self.bounded { keys.growth_of_whole(coded, self.rewinds) } else { 0 };
-        let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded), whole]);
+        let as_rows = if self.bounded { keys.growth_of_rows(coded, self.rewinds) } else { 0 };
+        let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded), as_rows]);
         all.fold(0, usize::saturating_add)
     }
 
@@ -313,15 +319,16 @@ impl HybridHead {
         let CodedTokens { keys, values, sinks } = &self.coded;
         let (keys, table) = keys.bytes();
         let exact = || self.tail.rows().chain(sinks.rows());
-        let was = self.kept_deltas();
+        let deltas = self.kept_deltas();
         Footprint {
             keys,
             values: values.held_bytes(),
-            window: exact().map(PagedRows::held_bytes).sum::<usize>() + was.map_or(0, DeltaMatrix::key_bytes),
+            window: exact().map(PagedRows::held_bytes).sum::<usize>()
+                + deltas.map_or(0, DeltaMatrix::key_bytes),
             bookkeeping: table
                 + values.bookkeeping_bytes()
                 + exact().map(PagedRows::bookkeeping_bytes).sum::<usize>()
-                + was.map_or(0, DeltaMatrix::bookkeeping_bytes),
+                + deltas.map_or(0, DeltaMatrix::bookkeeping_bytes),
         }
     }
 

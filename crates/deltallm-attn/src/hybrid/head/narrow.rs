@@ -42,7 +42,7 @@ impl HybridHead {
             values: values.converted(RowFormat::of(KvStore::Compact), budget)?,
             sinks: sinks.to_quantised(values, budget)?,
         };
-        let mut copy = Self::with_codes(coded, KvStore::Compact, self.kept, budget);
+        let mut copy = Self::with_codes(coded, KvStore::Compact, self.exact_sinks, budget);
         copy.tail = self.tail.to_quantised(values, budget)?;
         if copy.codes_later() {
             // Of a cache that has dropped tokens one stays coded: the next is coded by it.

@@ -2,13 +2,13 @@
 
 use deltallm_core::{
     CoreError, DeltaMatrix, MemoryBudget, Reservation, SnapshotError, SnapshotReader, SnapshotWriter,
-    internal::{PagedRows, Store, pay},
+    internal::{PagedRows, TokenStore, pay},
 };
 
 use super::{CodedTokens, HybridHead};
 use crate::saved::invalid;
 
-impl Store for HybridHead {
+impl TokenStore for HybridHead {
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let CodedTokens { keys, values, sinks } = &self.coded;
         let coded = CodedTokens {
@@ -18,11 +18,11 @@ impl Store for HybridHead {
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
         // Where there is no memory the fork does without. Of an open step they are not charged, and what is not charged is not shared.
-        let was = match self.kept_deltas() {
-            Some(deltas) => Store::fork(deltas, budget).ok(),
-            None => self.was.as_ref().and_then(|deltas| deltas.copied().ok()),
+        let replaced_deltas = match self.kept_deltas() {
+            Some(deltas) => TokenStore::fork(deltas, budget).ok(),
+            None => self.replaced_deltas.as_ref().and_then(|deltas| deltas.copied().ok()),
         };
-        Ok(Self { coded, tail: self.tail.fork(budget)?, was, row, ..*self })
+        Ok(Self { coded, tail: self.tail.fork(budget)?, replaced_deltas, row, ..*self })
     }
 
     fn uncharge(&mut self) -> Reservation {
@@ -30,14 +30,14 @@ impl Store for HybridHead {
         all.merge(self.coded.values.uncharge());
         all.merge(self.coded.sinks.uncharge());
         all.merge(self.tail.uncharge());
-        self.was.iter_mut().for_each(|deltas| all.merge(deltas.uncharge()));
+        self.replaced_deltas.iter_mut().for_each(|deltas| all.merge(deltas.uncharge()));
         all
     }
 
     fn unpaid(&self) -> usize {
         let CodedTokens { keys, values, sinks } = &self.coded;
-        let was = self.was.as_ref().map_or(0, DeltaMatrix::unpaid);
-        keys.unpaid() + values.unpaid() + sinks.unpaid() + self.tail.unpaid() + was
+        let replaced = self.replaced_deltas.as_ref().map_or(0, DeltaMatrix::unpaid);
+        keys.unpaid() + values.unpaid() + sinks.unpaid() + self.tail.unpaid() + replaced
     }
 
     fn charge_with(&mut self, charge: &mut Reservation) {
@@ -45,7 +45,7 @@ impl Store for HybridHead {
         self.coded.values.charge_with(charge);
         self.coded.sinks.charge_with(charge);
         self.tail.charge_with(charge);
-        self.was.iter_mut().for_each(|deltas| deltas.charge_with(charge));
+        self.replaced_deltas.iter_mut().for_each(|deltas| deltas.charge_with(charge));
     }
 
     fn save(&self, writer: &mut SnapshotWriter) {
@@ -53,9 +53,9 @@ impl Store for HybridHead {
         self.coded.values.save(writer);
         self.coded.sinks.save(writer);
         self.tail.save(writer);
-        let was = self.kept_deltas();
-        writer.count(usize::from(was.is_some()));
-        was.into_iter().for_each(|deltas| deltas.save(writer));
+        let deltas = self.kept_deltas();
+        writer.count(usize::from(deltas.is_some()));
+        deltas.into_iter().for_each(|deltas| deltas.save(writer));
     }
 
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
@@ -66,22 +66,22 @@ impl Store for HybridHead {
         };
         let row = self.row.each_ref().map(|row| Vec::with_capacity(row.capacity()));
         let tail = self.tail.load(reader)?;
-        let was = match (reader.count("deltas of whole keys", 1)?, self.coded.keys.deltas()) {
+        let replaced_deltas = match (reader.count("deltas of whole keys", 1)?, self.coded.keys.deltas()) {
             (0, _) => None,
             (_, Some(deltas)) => {
-                let empty = Store::fork(deltas, &MemoryBudget::unlimited())?;
+                let empty = TokenStore::fork(deltas, &MemoryBudget::unlimited())?;
                 let mut loaded = empty.load(reader)?;
                 drop(loaded.uncharge());
                 Some(loaded)
             }
             (got, None) => return Err(invalid("deltas of whole keys", "none", got)),
         };
-        let mut head = Self { coded, tail, was, row, ..*self };
+        let mut head = Self { coded, tail, replaced_deltas, row, ..*self };
         if !self.bounded && self.coded.keys.deltas().is_some() && head.coded.keys.deltas().is_none() {
             return Err(invalid("whole keys", "deltas", head.coded.keys.len()));
         }
         head.check_parts()?;
-        head.was.take_if(|deltas| pay(deltas, self.coded.values.budget()).is_err());
+        head.replaced_deltas.take_if(|deltas| pay(deltas, self.coded.values.budget()).is_err());
         Ok(head)
     }
 }
@@ -94,17 +94,17 @@ impl HybridHead {
         if values.len() != coded || values.first() != keys.first() {
             return Err(invalid("values", "as many as keys", values.len()));
         }
-        if sinks.len() != self.kept.unwrap_or(0).min(coded) {
+        if sinks.len() != self.exact_sinks.unwrap_or(0).min(coded) {
             return Err(invalid("sinks", "as many as the settings say", sinks.len()));
         }
         let were = |deltas: &DeltaMatrix| {
             keys.deltas().is_none() && deltas.len() < coded && deltas.first() == keys.first()
         };
-        if !self.was.as_ref().is_none_or(were) {
+        if !self.replaced_deltas.as_ref().is_none_or(were) {
             return Err(invalid("deltas of whole keys", "some of the whole keys", coded));
         }
         let tail = &self.tail.keys;
-        let fits = match self.kept {
+        let fits = match self.exact_sinks {
             None => tail.is_empty(),
             // Between what is coded and what is exact there is no gap.
             Some(_) if self.codes_later() => tail.len() >= coded && (coded == 0 || tail.first() <= coded),

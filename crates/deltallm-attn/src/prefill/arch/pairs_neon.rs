@@ -55,7 +55,7 @@ pub(crate) fn scores(
 ) {
     let lanes = queries.scales.len();
     let depth = queries.pairs.len() / lanes;
-    let keys = Keys { pairs: keys.rows.as_chunks().0, selected, depth };
+    let keys = SelectedRows { pairs: keys.rows.as_chunks().0, selected, depth };
     let out_rows = &mut out[..selected.len() * lanes];
     token.vectorize(
         #[inline(always)]
@@ -70,7 +70,7 @@ pub(crate) fn scores(
 /// See [`crate::prefill::pairs::Pairs::accumulate`].
 pub(crate) fn accumulate(token: Bf16Dot, values: &[u32], weights: &[u32], lanes: usize, out: &mut [f32]) {
     let (head_dim, depth) = (out.len() / lanes, weights.len() / lanes);
-    let values = Values { pairs: values, head_dim };
+    let values = SelectedColumns { pairs: values, head_dim };
     token.vectorize(
         #[inline(always)]
         || product::<true>(token, values, [head_dim, depth], weights, lanes, out),
@@ -85,14 +85,14 @@ trait Broadcast: Copy {
 
 /// The rows of some keys.
 #[derive(Clone, Copy)]
-struct Keys<'a> {
+struct SelectedRows<'a> {
     /// `[tokens, depth]`.
     pairs: &'a [[u16; 2]],
     selected: &'a [usize],
     depth: usize,
 }
 
-impl Broadcast for Keys<'_> {
+impl Broadcast for SelectedRows<'_> {
     #[inline(always)]
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [u32; R] {
         let mut rows = [&[][..]; R];
@@ -112,12 +112,12 @@ impl Broadcast for Keys<'_> {
 
 /// The channels of values, `[depth, head_dim]`.
 #[derive(Clone, Copy)]
-struct Values<'a> {
+struct SelectedColumns<'a> {
     pairs: &'a [u32],
     head_dim: usize,
 }
 
-impl Broadcast for Values<'_> {
+impl Broadcast for SelectedColumns<'_> {
     #[inline(always)]
     fn strip<const R: usize>(self, row: usize) -> impl Fn(usize) -> [u32; R] {
         #[inline(always)]

@@ -26,6 +26,9 @@ use super::arch::first_pass_aarch64 as aarch64;
 use super::arch::first_pass_x86 as x86;
 use operands::Operands;
 
+/// Channels up to which a key has codes for the first pass: the sums of its products fit in 32 bits.
+const MOST_FIRST_PASS_CHANNELS: usize = 4096;
+
 /// A first pass with one instruction set.
 #[derive(Clone, Copy)]
 pub(crate) struct FirstPass {
@@ -106,7 +109,7 @@ impl FirstPass {
         let mut out = KeyCodes { tokens, ..KeyCodes::default() };
         dispatch!(self.isa, simd => out.fill(simd, keys, head_dim, self.shift()));
         let finite = out.centers.iter().chain(&out.steps).all(|x| x.is_finite());
-        (finite && head_dim <= 4096).then_some(out)
+        (finite && head_dim <= MOST_FIRST_PASS_CHANNELS).then_some(out)
     }
 
     /// Codes of a tile of queries, `[head_dim, lanes]`.

@@ -36,14 +36,14 @@ const _: () = assert!(BLOCK_TOKENS as f64 * LARGEST_WEIGHT as f64 * (LARGEST_VAL
 /// Products of one kind with one instruction set.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Pairs {
-    dots: Dots,
+    instructions: Instructions,
     /// For conversions.
     isa: Isa,
 }
 
 /// What multiplies.
 #[derive(Debug, Clone, Copy)]
-enum Dots {
+enum Instructions {
     /// Integers, in portable loops.
     Portable,
     /// Integers, with the instructions of [`avx512`].
@@ -95,21 +95,21 @@ impl Pairs {
     /// The 16-bit products of this precision, if the instruction set and the CPU have instructions for them (or are there for
     /// their answers and not for their speed).
     pub(crate) fn of(isa: Isa, precision: Precision) -> Option<Self> {
-        let dots = match (isa, precision) {
-            (Isa::Scalar(_), Precision::Int16) => Dots::Portable,
+        let instructions = match (isa, precision) {
+            (Isa::Scalar(_), Precision::Int16) => Instructions::Portable,
             #[cfg(target_arch = "x86_64")]
-            (Isa::Avx512(avx512), Precision::Int16) => Dots::Avx512(avx512),
+            (Isa::Avx512(avx512), Precision::Int16) => Instructions::Avx512(avx512),
             #[cfg(target_arch = "aarch64")]
-            (Isa::Neon(neon), Precision::Bf16) => Dots::Neon(Bf16Dot::of(neon)?),
+            (Isa::Neon(neon), Precision::Bf16) => Instructions::Neon(Bf16Dot::of(neon)?),
             _ => return None,
         };
-        Some(Self { dots, isa })
+        Some(Self { instructions, isa })
     }
 
     /// Appends keys, `[tokens, head_dim]`.
     pub(crate) fn push_keys(self, keys: &[f32], head_dim: usize, out: &mut PairKeys) {
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon(_)) {
+        if matches!(self.instructions, Instructions::Neon(_)) {
             return neon::push_keys(keys, head_dim, out);
         }
         dispatch!(self.isa, simd => push_codes(simd, keys, head_dim, out));
@@ -118,7 +118,7 @@ impl Pairs {
     /// Values, `[tokens, head_dim]`.
     pub(crate) fn values(self, values: &[f32], head_dim: usize) -> PairValues {
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon(_)) {
+        if matches!(self.instructions, Instructions::Neon(_)) {
             return neon::values(values);
         }
         dispatch!(self.isa, simd => code_values(simd, values, head_dim))
@@ -130,7 +130,7 @@ impl Pairs {
         scales.clear();
         scales.resize(lanes, 0.0);
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon(_)) {
+        if matches!(self.instructions, Instructions::Neon(_)) {
             return neon::pack(queries, lanes, pairs);
         }
         dispatch!(self.isa, simd => magnitudes(simd, queries, scales));
@@ -143,7 +143,7 @@ impl Pairs {
     /// Pairs of keys of a block of weights in 0..=1: from `[keys, lanes]` to `[keys / 2, lanes]`.
     pub(crate) fn weights(self, weights: &[f32], lanes: usize, out: &mut Vec<u32>) {
         #[cfg(target_arch = "aarch64")]
-        if matches!(self.dots, Dots::Neon(_)) {
+        if matches!(self.instructions, Instructions::Neon(_)) {
             return neon::pack(weights, lanes, out);
         }
         self.pack(weights, lanes, &vec![LARGEST_WEIGHT; lanes], out);
@@ -153,7 +153,7 @@ impl Pairs {
     fn pack(self, rows: &[f32], lanes: usize, factors: &[f32], out: &mut Vec<u32>) {
         out.resize((rows.len() / lanes).div_ceil(2) * lanes, 0);
         #[cfg(target_arch = "x86_64")]
-        if let Dots::Avx512(token) = self.dots {
+        if let Instructions::Avx512(token) = self.instructions {
             return avx512::pack(token, rows, lanes, factors, out);
         }
         for (pair, out) in rows.chunks(2 * lanes).zip(out.chunks_exact_mut(lanes)) {
@@ -178,14 +178,16 @@ impl Pairs {
     ) {
         let lanes = queries.scales.len();
         kept.clear();
-        match self.dots {
+        match self.instructions {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512(token) => {
+            Instructions::Avx512(token) => {
                 return avx512::scores(token, keys, selected, queries, thresholds, out, kept);
             }
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon(token) => return neon::scores(token, keys, selected, queries, thresholds, out, kept),
-            Dots::Portable => {}
+            Instructions::Neon(token) => {
+                return neon::scores(token, keys, selected, queries, thresholds, out, kept);
+            }
+            Instructions::Portable => {}
         }
         let len = queries.pairs.len() / lanes * 2;
         for (place, index) in selected.iter().enumerate() {
@@ -219,12 +221,14 @@ impl Pairs {
         out: &mut [f32],
     ) {
         let (head_dim, scales) = (out.len() / lanes, &values.scales[..]);
-        match self.dots {
+        match self.instructions {
             #[cfg(target_arch = "x86_64")]
-            Dots::Avx512(token) => return avx512::accumulate(token, paired, scales, weights, lanes, out),
+            Instructions::Avx512(token) => {
+                return avx512::accumulate(token, paired, scales, weights, lanes, out);
+            }
             #[cfg(target_arch = "aarch64")]
-            Dots::Neon(token) => return neon::accumulate(token, paired, weights, lanes, out),
-            Dots::Portable => {}
+            Instructions::Neon(token) => return neon::accumulate(token, paired, weights, lanes, out),
+            Instructions::Portable => {}
         }
         for (channel, out) in out.chunks_exact_mut(lanes).enumerate() {
             for (lane, out) in out.iter_mut().enumerate() {

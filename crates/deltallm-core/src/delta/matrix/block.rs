@@ -3,7 +3,7 @@
 use crate::{
     budget::MemoryBudget,
     delta::{
-        codec::{Codec, Codes},
+        codec::{Codec, OpenCodes},
         mask::{count, words},
     },
     error::CoreError,
@@ -39,7 +39,7 @@ pub(super) fn mask_bytes(channels: usize) -> usize {
     words(channels).saturating_mul(BLOCK_TOKENS * size_of::<u64>())
 }
 
-impl<T: Codes> Open<T> {
+impl<T: OpenCodes> Open<T> {
     pub(super) fn tokens(&self, channels: usize) -> usize {
         self.masks.len() / words(channels)
     }

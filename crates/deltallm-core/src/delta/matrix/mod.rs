@@ -9,7 +9,7 @@ mod narrow;
 mod saved;
 
 use super::{
-    codec::{Codec, Codes},
+    codec::{Codec, OpenCodes},
     mask::{count, words},
     rule::Rule,
 };
@@ -133,14 +133,14 @@ impl<C: Codec> Matrix<C> {
 
     /// Appends a key that has been checked.
     pub(super) fn push(&mut self, key: &[f32]) -> Result<(), CoreError> {
-        self.prepare()?;
+        self.begin_key()?;
         self.rule.choose(key);
         self.append(key);
         Ok(())
     }
 
     /// Makes room for the next key, and begins its block.
-    fn prepare(&mut self) -> Result<(), CoreError> {
+    fn begin_key(&mut self) -> Result<(), CoreError> {
         if self.open_tokens() == BLOCK_TOKENS {
             self.seal()?;
         }
@@ -252,7 +252,7 @@ impl<C: Codec> Matrix<C> {
             copy.rule.reference = self.codec.frame(block.masks, block.codes);
             let masks = block.masks.chunks_exact(words(self.channels()));
             for (key, sent) in rows.chunks_exact(self.channels()).zip(masks) {
-                copy.prepare()?;
+                copy.begin_key()?;
                 copy.rule.sent.copy_from_slice(sent);
                 copy.append(key);
             }

@@ -15,10 +15,10 @@ use crate::{
     kv_store::BLOCK_TOKENS,
     rows::MOST_TOKENS,
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
-    token_store::Store,
+    token_store::TokenStore,
 };
 
-impl<C: Codec + Clone> Store for Matrix<C> {
+impl<C: Codec + Clone> TokenStore for Matrix<C> {
     /// Sealed blocks are shared, the open one is each one's own.
     fn fork(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let mut charge = budget.reservation();
@@ -141,7 +141,7 @@ impl<C: Codec + Clone> Matrix<C> {
     /// A copy that shares nothing with this one, and that nobody has been charged.
     pub(crate) fn copied(&self) -> Result<Self, CoreError> {
         let unlimited = MemoryBudget::unlimited();
-        let mut copy = Store::fork(self, &unlimited)?;
+        let mut copy = TokenStore::fork(self, &unlimited)?;
         for block in &mut copy.sealed {
             block.piece.data_mut(&unlimited)?;
         }

@@ -30,7 +30,7 @@ pub(crate) struct ToScore<'a> {
 }
 
 /// Sums and expansions; every slice of numbers to convert is one vector of f32 long.
-pub(crate) trait Lanes: Convert {
+pub(crate) trait DecodeSimd: Convert {
     /// Query heads that are scored or summed in one pass over the rows: what fits in the registers.
     const HEADS: usize;
 
@@ -90,13 +90,13 @@ pub(crate) trait Lanes: Convert {
     }
 }
 
-impl Lanes for Fallback {
+impl DecodeSimd for Fallback {
     const HEADS: usize = 2;
     const REGISTERS: usize = 16;
 }
 
 /// f32 lanes of a vector.
 #[inline(always)]
-pub(crate) const fn lanes<S: Lanes>() -> usize {
+pub(crate) const fn width<S: DecodeSimd>() -> usize {
     S::f32s::LEN
 }

@@ -5,13 +5,13 @@ use deltallm_simd::fearless_simd::prelude::*;
 
 use super::{
     ahead::Ahead,
-    lanes::{Lanes, lanes},
+    decode_simd::{DecodeSimd, width},
     passes::Pass,
-    rows::{Row, Rows},
+    rows::{VectorRow, VectorRows},
 };
 
 /// `out[head * BLOCK_TOKENS + row] = queries[head] . rows[row]` for `count` rows.
-pub(crate) struct Dots<'a, R> {
+pub(crate) struct RowScores<'a, R> {
     pub(crate) rows: R,
     pub(crate) count: usize,
     /// Memory to ask for meanwhile.
@@ -24,7 +24,7 @@ pub(crate) struct Dots<'a, R> {
     pub(crate) out: &'a mut [f32],
 }
 
-impl<S: Lanes, R: Rows> Pass<S> for Dots<'_, R> {
+impl<S: DecodeSimd, R: VectorRows> Pass<S> for RowScores<'_, R> {
     /// Four rows at a time, so that the converted rows serve all heads and the sums over the lanes are shared.
     #[inline(always)]
     fn pass<const G: usize>(&mut self, simd: S, head: usize) {
@@ -43,7 +43,7 @@ impl<S: Lanes, R: Rows> Pass<S> for Dots<'_, R> {
             let at = |i: usize| rows.row(first + i.min(here - 1), channels);
             let four = [at(0), at(1), at(2), at(3)];
             let mut sums = [[S::f32s::splat(simd, 0.0); 4]; G];
-            for vector in 0..channels / lanes::<S>() {
+            for vector in 0..channels / width::<S>() {
                 let mut query = [S::f32s::splat(simd, 0.0); G];
                 for (query, row) in query.iter_mut().zip(queries) {
                     *query = row.vector(simd, vector);
