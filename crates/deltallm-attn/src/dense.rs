@@ -191,6 +191,7 @@ impl AttentionKernel for DenseAttention {
             attend(&self.options, &q, first, &split, &segments, output)
         });
         if result.is_err() {
+            self.log_sums.clear();
             self.roll_back(cached)?;
         } else if self.step.is_none() {
             self.trim();
@@ -205,8 +206,12 @@ impl AttentionKernel for DenseAttention {
         self.rows.last().map_or(0, PagedRows::len)
     }
 
+    fn check_truncate(&self, len: usize) -> Result<(), AttentionError> {
+        self.options.check_cut(len, self.first()..self.len())
+    }
+
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        self.options.check_cut(len, self.first()..self.len())?;
+        self.check_truncate(len)?;
         self.roll_back(len)?;
         self.step = self.step.filter(|step| *step <= len);
         Ok(())

@@ -84,6 +84,20 @@ pub trait AttentionKernel: Send {
     /// [step](Self::begin_step) can always be taken back.
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError>;
 
+    /// What [`truncate`](Self::truncate) would refuse, without a change: so that several layers can be cut all or none. (That memory may not
+    /// suffice, [`detach`](Self::detach) finds out.)
+    ///
+    /// # Errors
+    /// Those of `truncate`. The default, for kernels that drop nothing, refuses more tokens than there are.
+    fn check_truncate(&self, len: usize) -> Result<(), AttentionError> {
+        match self.len() {
+            held if len > held => {
+                Err(deltallm_core::CoreError::TruncateBeyondEnd { len: held, got: len }.into())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Begins a step of several kernels, the layers of a model, that stands for all of them or for none: until
     /// [`commit_step`](Self::commit_step), calls let go of nothing that [`undo_step`](Self::undo_step) needs.
     ///
@@ -317,6 +331,10 @@ impl<W: KernelWrapper> AttentionKernel for W {
 
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
         self.inner_mut().truncate(len)
+    }
+
+    fn check_truncate(&self, len: usize) -> Result<(), AttentionError> {
+        self.inner().check_truncate(len)
     }
 
     fn begin_step(&mut self) {

@@ -64,8 +64,9 @@ impl Mask {
     fn first_position(self, first: usize) -> usize {
         match self {
             _ if first == 0 => 0,
-            Self::Chunked(tokens) => first.next_multiple_of(tokens.max(1)),
-            _ => first.saturating_add(self.most_keys().unwrap_or(0)).saturating_sub(1),
+            Self::Chunked(tokens) => first.checked_next_multiple_of(tokens.max(1)).unwrap_or(usize::MAX),
+            // What attends to all tokens finds them nowhere.
+            _ => first.saturating_add(self.most_keys().unwrap_or(usize::MAX)).saturating_sub(1),
         }
     }
 

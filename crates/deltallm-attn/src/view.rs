@@ -186,6 +186,11 @@ impl<'a, T> HeadsView<'a, T> {
         let (layout, elements) = self.layout.slice(tokens)?;
         Ok(Self { data: &self.data[elements], layout })
     }
+
+    /// Checks that no two rows share a number.
+    pub(crate) fn check_apart(&self, input: &'static str) -> Result<(), AttentionError> {
+        self.layout.check_apart(input)
+    }
 }
 
 impl<'a> HeadsView<'a> {
@@ -302,7 +307,8 @@ impl<'a, T> HeadsViewMut<'a, T> {
     /// The first `tokens` tokens, of as many as there are or fewer, and the others. They must [lie apart](Self::has_tokens_apart).
     #[cfg(feature = "rayon")]
     pub(crate) fn split_at(self, tokens: usize) -> [Self; 2] {
-        let (first, rest) = self.data.split_at_mut(self.data.len().min(tokens * self.layout.token_stride));
+        let (first, rest) =
+            self.data.split_at_mut(self.data.len().min(tokens.saturating_mul(self.layout.token_stride)));
         let layout = |tokens| Layout { tokens, ..self.layout };
         [(first, tokens), (rest, self.layout.tokens - tokens)]
             .map(|(data, tokens)| Self { data, layout: layout(tokens) })

@@ -2,11 +2,13 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ExactWindow, HeadsView, HybridAttention, HybridConfig, Isa, KvStore, MemoryBudget, PaperRule, Precision,
-    SkipMargin, ThresholdPolicy, attend_dense,
+    ExactWindow, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget,
+    PaperRule, Precision, SkipMargin, ThresholdPolicy, attend_dense, calibration::RateCurves, forward_batch,
+    forward_half, forward_one_by_one,
 };
 use deltallm_core::{CachePlan, CoreError, KeyPlan, ModelFingerprint, ThresholdProfile};
-use ndarray::{Array3, s};
+use half::f16;
+use ndarray::{Array3, arr0, s};
 
 mod common;
 
@@ -374,7 +376,71 @@ fn more_queries_than_keys_are_refused() {
     let data = [0.5; 3 * 32];
     let (q, k) = (HeadsView::new(&data, [3, 4, 8]).unwrap(), HeadsView::new(&data, [2, 2, 8]).unwrap());
     let mut out = [0.0; 96];
-    let out = deltallm_attn::HeadsViewMut::new(&mut out, [3, 4, 8]).unwrap();
+    let out = HeadsViewMut::new(&mut out, [3, 4, 8]).unwrap();
     let error = attend_dense(shape(), &options(), q, k, k, out).unwrap_err();
     assert_eq!(error.to_string(), "k: expected tokens (at least those of q) = 3, got 2");
+}
+
+/// Views whose rows lie over each other can stand for more numbers than there is memory for.
+#[test]
+fn views_of_more_numbers_than_there_are_get_no_memory() {
+    let mut kernel = DenseAttention::new(shape(), options()).unwrap();
+    let ones = [f16::ONE; 64];
+    let view = HeadsView::strided(&ones, [1, 1 << 60, 8], 8, 0).unwrap();
+    let good = HeadsView::new(&ones, [1, 2, 8]).unwrap();
+    let mut out = [f16::ONE; 32];
+    for [q, k] in [[view, good], [good, view]] {
+        let out = HeadsViewMut::new(&mut out, [1, 4, 8]).unwrap();
+        let error = forward_half(&mut kernel, q, k, good, out).unwrap_err();
+        assert!(
+            matches!(error, AttentionError::Shape { dimension: "head stride (at least)", .. }),
+            "{error}"
+        );
+    }
+    let one = arr0(1.0_f32);
+    let (q, good) = (one.broadcast((1 << 21, 1 << 21, 1 << 20)).unwrap(), Array3::zeros((1, 2, 8)));
+    let mut out = Array3::zeros((1, 4, 8));
+    let error = kernel.forward(q, good.view(), good.view(), out.view_mut()).unwrap_err();
+    assert!(matches!(error, AttentionError::Shape { dimension: "token stride (at least)", .. }), "{error}");
+    assert!(kernel.is_empty());
+    let none = Array3::zeros((0, 1 << 30, 1 << 30));
+    for keys in [none.view(), q] {
+        let error = RateCurves::new().add(keys).unwrap_err();
+        assert!(matches!(error, AttentionError::Shape { dimension: "channels (at most)", .. }), "{error}");
+    }
+}
+
+#[test]
+fn lengths_that_add_up_to_more_than_there_can_be_are_refused() {
+    let mut kernels = [(); 2].map(|()| DenseAttention::new(shape(), options()).unwrap());
+    let mut kernels = kernels.each_mut().map(|kernel| kernel as &mut dyn AttentionKernel);
+    let view = HeadsView::<f32>::new(&[], [usize::MAX, 0, 8]).unwrap();
+    let out = HeadsViewMut::<f32>::new(&mut [], [usize::MAX, 0, 8]).unwrap();
+    assert!(forward_batch(&mut kernels, &[usize::MAX, 5], view, view, view, out).is_err());
+    let view = HeadsView::<f32>::new(&[], [7, 0, 8]).unwrap();
+    let out = HeadsViewMut::strided(&mut [], [7, 0, 8], usize::MAX, 0).unwrap();
+    assert!(forward_batch(&mut kernels, &[5, 2], view, view, view, out).is_err());
+}
+
+/// A window lets go of tokens while others come: what a failing call has brought goes all the same.
+#[test]
+fn tokens_one_by_one_are_all_taken_or_none() {
+    for store in [KvStore::F32, KvStore::Int8] {
+        let inputs = common::Inputs::new(shape(), 200, 1);
+        let options = options().store(store).mask(Mask::SlidingWindow(4));
+        let mut kernel = DenseAttention::new(shape(), options.clone()).unwrap();
+        let mut alone = DenseAttention::new(shape(), options).unwrap();
+        inputs.run(&mut kernel, &[100]);
+        inputs.run(&mut alone, &[100]);
+        let (tokens, mut bad) = (100..180, inputs.k.clone());
+        let width = bad.len() / inputs.tokens;
+        bad[179 * width] = f32::NAN;
+        let (k, v) = (inputs.kv(&bad, tokens.clone()), inputs.kv(&inputs.v, tokens.clone()));
+        let mut out = vec![0.0; 80 * inputs.q_row()];
+        let out = HeadsViewMut::new(&mut out, [80, 4, 8]).unwrap();
+        let error = forward_one_by_one(&mut kernel, inputs.q(tokens), k, v, out).unwrap_err();
+        assert!(matches!(error, AttentionError::NotFinite { .. }), "{error}");
+        assert_eq!(kernel.len(), 100);
+        assert_eq!(inputs.run(&mut kernel, &[101, 150]), inputs.run(&mut alone, &[101, 150]));
+    }
 }

@@ -312,3 +312,28 @@ fn a_model_of_any_size_can_be_asked_for() {
     let error = calibrator.find(|_| Err::<Score, _>("not reached")).unwrap_err();
     assert!(matches!(error, CalibrationError::Uneven { layer: 1, got: 0, .. }), "{error}");
 }
+
+#[test]
+fn heads_of_one_channel_are_calibrated_too() {
+    let shape = AttentionShape::new(1, 1, 1).unwrap();
+    let request = CalibrationRequest::new(CalibrationGoal::ZeroFraction(0.5)).exact_window(16);
+    let mut calibrator = Calibrator::new(shape, 1, request).unwrap();
+    let mut random = Random::new(1);
+    let [q, k, v] = [(); 3].map(|()| random.numbers(100));
+    let view = |numbers| HeadsView::new(numbers, [100, 1, 1]).unwrap();
+    calibrator.observe_heads(0, view(&q), view(&k), view(&v)).unwrap();
+}
+
+#[test]
+fn projections_and_streams_that_are_no_numbers_are_refused() {
+    let request = CalibrationRequest::new(CalibrationGoal::ZeroFraction(0.5)).exact_window(16);
+    let mut calibrator = Calibrator::new(shape(), 1, request).unwrap();
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut projection = Array2::ones((12, HEADS * HEAD_DIM));
+        projection[[3, 4]] = bad;
+        let error = calibrator.output_projection(0, projection.view()).unwrap_err();
+        assert!(matches!(error, CalibrationError::Attention(AttentionError::NotFinite { .. })), "{error}");
+        let error = calibrator.observe_residual(0, projection.view()).unwrap_err();
+        assert!(matches!(error, CalibrationError::Attention(AttentionError::NotFinite { .. })), "{error}");
+    }
+}

@@ -247,7 +247,7 @@ fn calibration_takes_any_sizes() {
     let (q, kv) = (Array3::ones((9, 4, 8)), Array3::ones((9, 2, 8)));
     for size in SIZES {
         let mut curves = RateCurves::new();
-        curves.add(Array3::zeros((3, 1, 2)).view());
+        curves.add(Array3::zeros((3, 1, 2)).view()).unwrap();
         for number in NUMBERS {
             assert!(curves.sent(size, number) >= 0.0 && curves.sent(0, number) >= 0.0);
             let goals =

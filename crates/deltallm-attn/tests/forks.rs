@@ -282,6 +282,58 @@ fn a_fork_that_cannot_be_narrowed_is_not_narrowed_in_part() {
     assert!(refused > 20, "{refused}");
 }
 
+/// A step that cannot be taken back for want of memory can be taken back later.
+#[test]
+fn a_step_stays_open_where_taking_it_back_is_refused() {
+    let inputs = Inputs::new(shape(), 400, 11);
+    for store in KvStore::ALL {
+        let budget = MemoryBudget::new(1 << 24);
+        for (number, mut kernel) in
+            kernels(&options().store(store).budget(budget.clone())).into_iter().enumerate()
+        {
+            let mut alone = fresh(&options().store(store), number);
+            inputs.run(&mut *kernel, &[290]);
+            inputs.run(&mut *alone, &[290]);
+            kernel.begin_step();
+            inputs.run(&mut *kernel, &[390]);
+            let fork = kernel.fork().unwrap();
+            let mut others = budget.reservation();
+            others.grow(budget.available()).unwrap();
+            let refused = kernel.undo_step(290).is_err();
+            drop((others, fork));
+            if refused {
+                kernel.undo_step(290).unwrap();
+            }
+            let ends = one_by_one(290, 400);
+            assert_eq!(inputs.run(&mut *kernel, &ends), inputs.run(&mut *alone, &ends), "{number}, {store}");
+        }
+    }
+}
+
+/// Whatever memory is there for a fork's copies: keys and values go on side by side.
+#[test]
+fn a_dense_fork_copies_keys_and_values_or_neither() {
+    let inputs = Inputs::new(shape(), 400, 10);
+    let mask = Mask::SlidingWindow(100);
+    for left in (0..3000).step_by(8) {
+        let budget = MemoryBudget::new(1 << 24);
+        let mut kernel = DenseAttention::new(shape(), options().mask(mask).budget(budget.clone())).unwrap();
+        kernel.begin_step();
+        inputs.run(&mut kernel, &[300]);
+        let fork = kernel.fork().unwrap();
+        let mut others = budget.reservation();
+        others.grow(budget.available() - left).unwrap();
+        let _ = kernel.detach();
+        kernel.commit_step();
+        drop((fork, others));
+        if kernel.truncate(150).is_ok() {
+            let mut alone = DenseAttention::new(shape(), options().mask(mask)).unwrap();
+            inputs.run(&mut alone, &[150]);
+            assert_eq!(inputs.run(&mut kernel, &[151, 160]), inputs.run(&mut alone, &[151, 160]), "{left}");
+        }
+    }
+}
+
 /// Where codes begin, those of a fork are charged in full: the parent holds on to what they replace.
 #[test]
 fn growth_covers_codes_that_begin_in_a_fork() {

@@ -347,3 +347,20 @@ fn a_mask_of_no_tokens_is_refused() {
         assert_eq!(error.to_string(), "mask: expected at least 1 token, got 0");
     }
 }
+
+/// Keys that are held exactly until they are dropped do not change less than others.
+#[test]
+fn a_cache_that_codes_nothing_has_no_zeros() {
+    let shape = AttentionShape::new(4, 2, 16).unwrap();
+    let inputs = Inputs::new(shape, 500, 1);
+    for store in [KvStore::Compact, KvStore::F16] {
+        let options = options().store(store).mask(Mask::SlidingWindow(128));
+        let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).options(options);
+        let mut kernel = HybridAttention::new(shape, config).unwrap();
+        for end in [100, 200, 300, 500] {
+            inputs.run(&mut kernel, &[end]);
+            let zeros = kernel.stats().total().zero_fraction();
+            assert!(zeros < 0.9, "{store}, {end}: {zeros}");
+        }
+    }
+}

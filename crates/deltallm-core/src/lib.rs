@@ -74,6 +74,6 @@ pub mod internal {
         quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
         snapshot::write_file,
-        token_store::{Store, exchange, exchange_all},
+        token_store::{TokenStore, exchange, exchange_all, pay},
     };
 }

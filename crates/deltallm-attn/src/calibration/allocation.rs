@@ -79,7 +79,7 @@ mod tests {
         let layer = |stride: f32, sensitivities: [f64; 2]| {
             let mut curves = RateCurves::new();
             let key = |t: usize, j: usize| stride * (j + 1) as f32 * ((t * t) as f32 * 0.3).sin();
-            curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view());
+            curves.add(Array3::from_shape_fn((400, 1, 2), |(t, _, j)| key(t, j)).view()).unwrap();
             (sensitivities.to_vec(), curves)
         };
         Allocation::new(vec![layer(1.0, [1.0, 16.0]), layer(0.3, [256.0, 1e-8])], coded).unwrap()
@@ -116,7 +116,7 @@ mod tests {
             assert!(thresholds.concat().iter().all(|t| (0.0..=RateCurves::LARGEST).contains(t)));
         }
         let mut curves = RateCurves::new();
-        curves.add(Array3::zeros((5, 1, 2)).view());
+        curves.add(Array3::zeros((5, 1, 2)).view()).unwrap();
         let silent = Allocation::new(vec![(vec![0.0; 2], curves.clone())], vec![true]).unwrap();
         assert_eq!(silent.thresholds(0.5), [[RateCurves::LARGEST; 2]]);
         assert!(Allocation::new(vec![(vec![0.0; 3], curves)], vec![true]).is_err());

@@ -111,7 +111,7 @@ impl Calibrator {
     /// much an error in each of them matters. Give it before the layer's first window, and for all layers or none.
     ///
     /// # Errors
-    /// [`CalibrationError::Layer`]; [`CalibrationError::Attention`] for a matrix of another width.
+    /// [`CalibrationError::Layer`]; [`CalibrationError::Attention`] for a matrix of another width, and for numbers that are not finite.
     pub fn output_projection(
         &mut self,
         layer: usize,
@@ -142,7 +142,7 @@ impl Calibrator {
         let seen = self.layer(layer)?;
         let [q, k, v] = [q, k, v].map(array);
         seen.sensitivity.add(q.view(), k.view(), v.view())?;
-        seen.curves.add(k.view());
+        seen.curves.add(k.view())?;
         self.context = self.context.max(tokens);
         Ok(())
     }
@@ -171,8 +171,7 @@ impl Calibrator {
         layer: usize,
         residual: ArrayView2<f32>,
     ) -> Result<(), CalibrationError> {
-        self.layer(layer)?.sensitivity.add_residual(residual);
-        Ok(())
+        Ok(self.layer(layer)?.sensitivity.add_residual(residual)?)
     }
 
     /// How often [`find`](Self::find) calls its closure at most, for a display of progress.

@@ -1,6 +1,9 @@
 //! What each key channel would transmit, threshold by threshold.
 
+use deltallm_core::internal::LAYER_CHANNELS;
 use ndarray::ArrayView3;
+
+use crate::AttentionError;
 
 /// Thresholds tried: powers of `2^(1/4)` from `2^-7` to `2^5`, in the units of the keys.
 const STEPS: usize = 49;
@@ -16,11 +19,12 @@ const SMALLEST_EXPONENT: f32 = -7.0;
 ///
 /// let mut curves = RateCurves::new();
 /// // One kv head, two channels: the first rises by 0.1 a token, the second rests.
-/// curves.add(Array3::from_shape_fn((100, 1, 2), |(t, _, j)| if j == 0 { 0.1 * t as f32 } else { 1.0 }).view());
+/// curves.add(Array3::from_shape_fn((100, 1, 2), |(t, _, j)| if j == 0 { 0.1 * t as f32 } else { 1.0 }).view())?;
 /// assert_eq!((curves.tokens(), curves.channels()), (100, 2));
 /// assert_eq!(curves.sent(0, 0.01), 100.0); // every key moves by more
 /// assert!(curves.sent(0, 1.0) < 15.0);
 /// assert_eq!(curves.sent(1, 1.0), 1.0); // the first key is sent whole
+/// # Ok::<(), deltallm_attn::AttentionError>(())
 /// ```
 #[derive(Debug, Clone, Default)]
 pub struct RateCurves {
@@ -40,13 +44,20 @@ impl RateCurves {
 
     /// Adds the keys of one text, `[tokens, kv_heads, head_dim]`, coded from its beginning. The first text says how many channels
     /// the layer has; channels that a later text has more are left out.
-    pub fn add(&mut self, k: ArrayView3<f32>) {
+    ///
+    /// # Errors
+    /// [`AttentionError::Shape`] for more channels than a layer can have.
+    pub fn add(&mut self, k: ArrayView3<f32>) -> Result<(), AttentionError> {
         let thresholds: [f32; STEPS] =
             std::array::from_fn(|i| (SMALLEST_EXPONENT + i as f32 / STEPS_PER_OCTAVE).exp2());
         let (tokens, kv_heads, head_dim) = k.dim();
+        let (expected, got) = (LAYER_CHANNELS, kv_heads.saturating_mul(head_dim));
+        if got > expected {
+            return Err(AttentionError::Shape { input: "k", dimension: "channels (at most)", expected, got });
+        }
         self.tokens += tokens;
-        if self.sent.is_empty() {
-            self.sent.resize(kv_heads * head_dim, [0; STEPS]);
+        if self.sent.is_empty() && tokens > 0 {
+            self.sent.resize(got, [0; STEPS]);
         }
         let channels = (0..kv_heads).flat_map(|head| (0..head_dim).map(move |channel| (head, channel)));
         for ((head, channel), sent) in channels.zip(&mut self.sent) {
@@ -65,6 +76,7 @@ impl RateCurves {
                 }
             }
         }
+        Ok(())
     }
 
     /// Tokens added.

@@ -79,6 +79,7 @@ impl Sensitivity {
     pub(super) fn set_output(&mut self, output: ArrayView2<f32>) -> Result<(), AttentionError> {
         let d = self.shape.head_dim();
         check("output projection", "columns", self.shape.heads().saturating_mul(d), output.ncols())?;
+        check_finite("output projection", output)?;
         let gram = |head: usize| {
             let part = output.slice_axis(Axis(1), Slice::from(head * d..(head + 1) * d));
             part.t().dot(&part)
@@ -143,8 +144,13 @@ impl Sensitivity {
     }
 
     /// Adds the residual stream of a text, to which the layer's output is added: `[tokens, hidden_size]`.
-    pub(super) fn add_residual(&mut self, residual: ArrayView2<f32>) {
+    ///
+    /// # Errors
+    /// [`AttentionError::NotFinite`]; nothing is added then.
+    pub(super) fn add_residual(&mut self, residual: ArrayView2<f32>) -> Result<(), AttentionError> {
+        check_finite("residual", residual)?;
         self.residuals.extend(residual.outer_iter().map(|row| row.dot(&row)));
+        Ok(())
     }
 
     /// The sums of one query head: `q`, `k`, `v` are `[tokens, head_dim]`, `gram` is `Wo^T Wo`.
@@ -160,7 +166,11 @@ impl Sensitivity {
         for rows in rows.chunks(QUERY_ROWS) {
             let seen = Slice::from(..self.mask.end(rows[rows.len() - 1], tokens));
             let q = q.select(Axis(0), rows);
+            // Rows one after the other, which a product of single channels may not have.
             let mut p = q.dot(&k.slice_axis(Axis(0), seen).t());
+            if !p.is_standard_layout() {
+                p = p.as_standard_layout().into_owned();
+            }
             for (mut p, &position) in p.outer_iter_mut().zip(rows) {
                 self.softmax(p.as_slice_mut().unwrap_or_default(), position);
             }
@@ -224,6 +234,16 @@ fn check(
     got: usize,
 ) -> Result<(), AttentionError> {
     if expected == got { Ok(()) } else { Err(AttentionError::Shape { input, dimension, expected, got }) }
+}
+
+/// A row counts as a token, a column as a channel.
+fn check_finite(input: &'static str, numbers: ArrayView2<f32>) -> Result<(), AttentionError> {
+    match numbers.indexed_iter().find(|(_, x)| !x.is_finite()) {
+        None => Ok(()),
+        Some(((token, channel), got)) => {
+            Err(AttentionError::NotFinite { input, token, head: 0, channel, got: *got })
+        }
+    }
 }
 
 #[cfg(test)]
@@ -311,7 +331,7 @@ mod tests {
             let mut sensitivity = masked(shape, mask, exact, stride);
             sensitivity.set_output(wo.view()).unwrap();
             sensitivity.add(q.view(), k.view(), v.view()).unwrap();
-            sensitivity.add_residual(residual.view());
+            sensitivity.add_residual(residual.view()).unwrap();
             let got = sensitivity.finish();
             let expected = plain(shape, mask, exact, stride, (&q, &k, &v), &wo, &residual);
             assert_eq!(got.len(), expected.len());
@@ -349,7 +369,7 @@ mod tests {
         let kv = Array3::ones((20, 1, 4));
         sensitivity.add(Array3::ones((20, 2, 4)).view(), kv.view(), kv.view()).unwrap();
         assert_eq!(sensitivity.clone().finish(), [0.0; 4]);
-        sensitivity.add_residual(Array2::ones((20, 3)).view());
+        sensitivity.add_residual(Array2::ones((20, 3)).view()).unwrap();
         assert_eq!(sensitivity.finish(), [0.0; 4]);
     }
 

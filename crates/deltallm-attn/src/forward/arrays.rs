@@ -10,6 +10,16 @@ pub(crate) fn with_view<T>(
     f: impl FnOnce(HeadsView) -> Result<T, AttentionError>,
 ) -> Result<T, AttentionError> {
     let (tokens, heads, head_dim) = array.dim();
+    // Else a view of one number could stand for any number of tokens, which would be copied.
+    for (axis, dimension) in
+        ["token stride (at least)", "head stride (at least)", "channel stride (at least)"]
+            .into_iter()
+            .enumerate()
+    {
+        if array.strides()[axis] == 0 && array.shape()[axis] > 1 && !array.is_empty() {
+            return Err(AttentionError::Shape { input: "view", dimension, expected: 1, got: 0 });
+        }
+    }
     let adjacent = array.strides()[2] == 1 && array.strides().iter().all(|s| *s >= 0);
     let array = if adjacent && array.as_slice_memory_order().is_some() {
         CowArray::<f32, Ix3>::from(array)

@@ -35,7 +35,8 @@ pub fn forward_batch(
     if tokens.len() != kernels.len() {
         return Err(shape("tokens", "sequences", kernels.len(), tokens.len()));
     }
-    let sum = tokens.iter().fold(0, |sum: usize, tokens| sum.saturating_add(*tokens));
+    let sum = tokens.iter().try_fold(0, |sum: usize, tokens| sum.checked_add(*tokens));
+    let sum = sum.ok_or(shape("tokens", "tokens (of all sequences)", usize::MAX, usize::MAX))?;
     let inputs = [("q", q.tokens()), ("k", k.tokens()), ("v", v.tokens()), ("out", out.shape()[0])];
     if let Some((input, got)) = inputs.into_iter().find(|(_, tokens)| *tokens != sum) {
         return Err(shape(input, "tokens (of all sequences)", sum, got));

@@ -58,7 +58,7 @@ impl Half for bf16 {
 /// ```
 ///
 /// # Errors
-/// As [`AttentionKernel::forward_heads`].
+/// As [`AttentionKernel::forward_heads`], and [`AttentionError::Shape`] for inputs whose rows share numbers.
 pub fn forward_half<T: Half>(
     kernel: &mut (impl AttentionKernel + ?Sized),
     q: HeadsView<T>,
@@ -66,9 +66,13 @@ pub fn forward_half<T: Half>(
     v: HeadsView<T>,
     mut out: HeadsViewMut<T>,
 ) -> Result<(), AttentionError> {
+    // Rows that lie over each other may stand for more numbers than there is memory for.
+    for (input, view) in [("q", &q), ("k", &k), ("v", &v)] {
+        view.check_apart(input)?;
+    }
     let ([q, k, v], shape) = ([widened(q), widened(k), widened(v)], out.shape());
     let [q, k, v] = [&q, &k, &v].map(|(numbers, shape)| HeadsView::new(numbers, *shape));
-    let mut result = vec![0.0; shape.into_iter().product()];
+    let mut result = vec![0.0; shape.into_iter().fold(1, usize::saturating_mul)];
     kernel.forward_heads(q?, k?, v?, HeadsViewMut::new(&mut result, shape)?)?;
     let [tokens, heads, channels] = shape;
     let rows = (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head)));
@@ -81,7 +85,7 @@ pub fn forward_half<T: Half>(
 /// The numbers as f32, one after the other, and their shape.
 fn widened<T: Half>(view: HeadsView<T>) -> (Vec<f32>, [usize; 3]) {
     let shape @ [tokens, heads, channels] = [view.tokens(), view.heads(), view.head_dim()];
-    let mut numbers = vec![0.0; tokens * heads * channels];
+    let mut numbers = vec![0.0; shape.into_iter().fold(1, usize::saturating_mul)];
     let rows = (0..tokens).flat_map(|token| (0..heads).map(move |head| (token, head)));
     for ((token, head), out) in rows.zip(numbers.chunks_exact_mut(channels.max(1))) {
         T::widen(view.row(token, head), out);

@@ -1,5 +1,7 @@
 //! Several tokens, attended as decoding attends them.
 
+use deltallm_core::ElementType;
+
 use crate::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut};
 
 /// [`AttentionKernel::forward_heads`] token by token: every query decides alone what to skip, and windows slide after each. So the results are
@@ -17,7 +19,8 @@ use crate::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut};
 /// ```
 ///
 /// # Errors
-/// As [`AttentionKernel::forward_heads`]; the cache then holds the tokens it held before.
+/// As [`AttentionKernel::forward_heads`]; the cache then holds the tokens it held before. Only where memory ends, or a number does not fit the store, and a
+/// [mask](crate::Mask) has let go of tokens that these need by then, do those stay that went well; in a [step](AttentionKernel::begin_step) none does.
 pub fn forward_one_by_one(
     kernel: &mut (impl AttentionKernel + ?Sized),
     q: HeadsView,
@@ -29,12 +32,16 @@ pub fn forward_one_by_one(
     if [k.tokens(), v.tokens(), out.shape()[0]] != [tokens; 3] {
         return kernel.forward_heads(q, k, v, out); // which says what is wrong
     }
+    // Before anything is let go of: a kernel whose window moves on cannot come back from far ahead.
+    for (input, view) in [("q", &q), ("k", &k), ("v", &v)] {
+        view.check(input, [tokens, view.heads(), view.head_dim()], ElementType::F32)?;
+    }
     let result = (0..tokens).try_for_each(|token| {
         let token = token..token + 1;
         let [q, k, v] = [&q, &k, &v].map(|view| view.slice(token.clone()));
         kernel.forward_heads(q?, k?, v?, out.slice(token)?)
     });
-    if result.is_err() {
+    if result.is_err() && kernel.check_truncate(before).is_ok() {
         kernel.truncate(before)?;
     }
     result

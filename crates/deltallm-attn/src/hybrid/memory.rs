@@ -31,10 +31,12 @@ impl HybridAttention {
     pub(super) fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
         self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
         let element = ElementType::F16;
-        let mut charge = self.options.budget.reservation();
-        charge.grow(self.heads.iter().map(|head| head.narrow_growth(element)).sum())?;
         match self.heads.alone() {
-            Some(heads) => heads.iter_mut().try_for_each(|head| head.narrow(element, &mut charge))?,
+            Some(heads) => {
+                let mut charge = self.options.budget.reservation();
+                charge.grow(heads.iter().map(|head| head.narrow_growth(element)).sum())?;
+                heads.iter_mut().try_for_each(|head| head.narrow(element, &mut charge))?;
+            }
             // Beside those of a fork.
             None => {
                 let unlimited = MemoryBudget::unlimited();

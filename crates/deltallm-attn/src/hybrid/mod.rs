@@ -193,7 +193,10 @@ impl HybridAttention {
         let can_go_on = self.options.check_cut(self.len(), self.held()).is_ok();
         let of = |head: &HybridHead| [head.len(), head.coded.len(), head.tail.keys.first(), head.first()];
         let alike = self.heads.windows(2).all(|pair| of(&pair[0]) == of(&pair[1]));
-        let coded = !self.uncoded || self.coded() == 0;
+        let coded = match self.uncoded {
+            true => self.coded() == 0,
+            false => self.heads.iter().all(|head| head.tail.keys.first() <= head.coded.len()),
+        };
         if alike && coded && can_go_on && self.heads.iter().all(|head| head.holds_from(seen)) {
             return Ok(());
         }
@@ -340,6 +343,7 @@ impl AttentionKernel for HybridAttention {
         let appended = self.append(&k, &v, first).map_err(AttentionError::from);
         let result = appended.and_then(|()| self.attend(&q, first, out));
         if result.is_err() {
+            self.log_sums.clear();
             self.return_to(before)?;
         } else if self.step.is_none() {
             self.trim();
@@ -355,8 +359,12 @@ impl AttentionKernel for HybridAttention {
         self.heads.last().map_or(0, HybridHead::len)
     }
 
+    fn check_truncate(&self, len: usize) -> Result<(), AttentionError> {
+        self.options.check_cut(len, self.held())
+    }
+
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
-        self.options.check_cut(len, self.held())?;
+        self.check_truncate(len)?;
         let state = self.state.after_cut(len);
         self.roll_back(len, self.coded_after_cut(state, len))?;
         self.state = state;
@@ -376,10 +384,12 @@ impl AttentionKernel for HybridAttention {
     }
 
     fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
-        match self.step.take() {
-            Some(step) if step.len == len => Ok(self.return_to(step)?),
-            _ => self.truncate(len),
+        match self.step {
+            Some(step) if step.len == len => self.return_to(step)?,
+            _ => self.truncate(len)?,
         }
+        self.step = None;
+        Ok(())
     }
 
     fn footprint(&self) -> Footprint {

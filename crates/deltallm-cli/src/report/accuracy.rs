@@ -160,13 +160,12 @@ impl Accuracy {
         kernel: Cost,
         step: &mut dyn FnMut(),
     ) -> anyhow::Result<Self> {
-        let rates: Vec<RateCurves> = (captured.0.iter())
+        let rates = (captured.0.iter())
             .map(|[_, k, _]| {
                 let mut curves = RateCurves::new();
-                curves.add(k.view());
-                curves
+                curves.add(k.view()).map(|()| curves)
             })
-            .collect();
+            .collect::<Result<Vec<_>, _>>()?;
         let mut rules = Vec::new();
         for rule in Rule::all(subject)? {
             let mut points = Vec::new();

@@ -86,6 +86,9 @@ impl TokenStore for PagedRows {
             let (expected, got) = ("a center of one number per channel, or none", center.len() as u64);
             return Err(SnapshotError::Invalid { what: "numbers", expected, got });
         }
+        // Before there is a table for them. The first page may be of another form, and so of another size.
+        let smallest = [0, 1].map(|number| layout.page_bytes(layout.format_of(number))).into_iter().min();
+        reader.expect_pieces(pages, smallest.unwrap_or(0))?;
         let mut loaded = Self::starting_at(first, channels, format, page_tokens, self.charge.budget());
         loaded.layout = layout;
         let slots = table_capacity(0, pages);

@@ -152,6 +152,15 @@ impl SnapshotReader {
         })
     }
 
+    /// Checks that there is room for so many pieces of so many bytes in what is left.
+    pub(crate) fn expect_pieces(&self, count: usize, bytes: usize) -> Result<(), SnapshotError> {
+        let (expected, got) = (count.saturating_mul(Piece::data_bytes(bytes)), self.pieces.len());
+        if expected <= got {
+            return Ok(());
+        }
+        Err(SnapshotError::Length { expected: expected as u64, got: got as u64 })
+    }
+
     /// The next piece, which has room for `bytes`.
     pub(crate) fn piece(&mut self, bytes: usize, budget: &MemoryBudget) -> Result<Piece, SnapshotError> {
         let data = Self::take(&mut self.pieces, Piece::data_bytes(bytes))?;

@@ -343,6 +343,10 @@ impl HybridHead {
         if waiting.is_empty() {
             return Some([matrix.nonzeros(), elements]);
         }
-        Some([matrix.nonzeros_with(self.tail.keys.read(waiting, &mut Vec::new())), elements])
+        // Of tokens that were dropped before they were coded nothing is known: they count as changed throughout.
+        let held = waiting.start.max(self.tail.keys.first())..waiting.end;
+        let dropped = (held.start - waiting.start) * matrix.channels();
+        let mut scratch = Vec::new();
+        Some([dropped + matrix.nonzeros_with(self.tail.keys.read(held, &mut scratch)), elements])
     }
 }
