@@ -10,8 +10,8 @@ use common::{
 };
 use deltallm_attn::{
     AtLimit, AttentionError, AttentionKernel, AttentionOptions, DeltaAttention, DenseAttention, ExactWindow,
-    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KvStore, MemoryBudget, SparsityStats,
-    ThresholdPolicy,
+    HeadsView, HeadsViewMut, HybridAttention, HybridConfig, KernelKind, KernelSpec, KvStore, MemoryBudget,
+    SparsityStats, ThresholdPolicy,
 };
 use deltallm_core::Footprint;
 use deltallm_models::{Model, ModelError, ModelFile, Session};
@@ -388,4 +388,77 @@ fn a_budget_that_the_kernels_do_not_charge_is_refused() {
         assert!(matches!(error, ModelError::OtherBudget { layer: 0 }), "{error}");
         session.limit_memory(budget, AtLimit::NarrowStore).unwrap();
     }
+}
+
+/// A model two of whose three layers see 24 tokens.
+fn windowed() -> Arc<Model> {
+    let file = ModelFile::open(fixture("qwen2").join("window")).unwrap();
+    Arc::new(load_model(file).unwrap())
+}
+
+fn tokens(model: &Model, count: usize) -> Vec<u32> {
+    (0..count).map(|i| (i * i % 89 % model.config().vocab_size) as u32).collect()
+}
+
+#[test]
+fn a_rewind_that_a_window_refuses_leaves_every_layer_as_it_was() {
+    let model = windowed();
+    let tokens = tokens(&model, 140);
+    for store in [KvStore::F32, KvStore::Compact] {
+        let spec = KernelSpec::default().store(store);
+        let [mut session, mut alone] = [(); 2].map(|()| Session::with_spec(model.clone(), &spec).unwrap());
+        session.prefill(&tokens[..128]).unwrap();
+        alone.prefill(&tokens[..128]).unwrap();
+        let error = session.rewind(30).unwrap_err();
+        assert!(
+            matches!(error, ModelError::Attention { layer: 1, source: AttentionError::Dropped { .. } }),
+            "{error}"
+        );
+        assert_eq!(session.tokens(), &tokens[..128]);
+        for token in &tokens[128..] {
+            assert_eq!(session.decode(*token).unwrap(), alone.decode(*token).unwrap(), "{store}");
+        }
+        session.rewind(0).unwrap();
+    }
+}
+
+#[test]
+fn a_prompt_that_memory_ends_in_leaves_what_was_there_before_in_windows_too() {
+    let model = windowed();
+    let tokens = tokens(&model, 230);
+    let mut refused = 0;
+    let spec = |kernel, store| KernelSpec::default().kernel(kernel).store(store);
+    let specs = [
+        spec(KernelKind::Dense, KvStore::F32),
+        spec(KernelKind::Dense, KvStore::Int8),
+        spec(KernelKind::Hybrid, KvStore::Compact),
+    ];
+    for spec in specs {
+        for limit in (20_000..400_000).step_by(7_000) {
+            let budget = MemoryBudget::new(limit);
+            let context = model.kernel_context().budget(budget.clone());
+            let mut session = Session::new(model.clone(), |layer| spec.build(layer, &context)).unwrap();
+            session.set_chunk(64);
+            if session.prefill(&tokens[..10]).is_err() {
+                continue;
+            }
+            let Err(error) = session.prefill(&tokens[10..210]) else { break };
+            assert!(error.is_budget_exhausted(), "{limit}: {error}");
+            assert_eq!(session.tokens(), &tokens[..10], "{limit}");
+            refused += 1;
+            let mut alone = Session::with_spec(model.clone(), &spec).unwrap();
+            alone.prefill(&tokens[..10]).unwrap();
+            for token in &tokens[10..16] {
+                match session.decode(*token) {
+                    // Of hybrid attention windows come back, but not what has been coded meanwhile.
+                    Ok(logits) if spec.kernel == KernelKind::Dense => {
+                        assert_eq!(logits, alone.decode(*token).unwrap(), "{limit}");
+                    }
+                    Ok(_) => {}
+                    Err(error) => assert!(error.is_budget_exhausted(), "{limit}: {error}"),
+                }
+            }
+        }
+    }
+    assert!(refused > 10, "{refused}");
 }

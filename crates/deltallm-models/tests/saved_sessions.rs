@@ -298,3 +298,29 @@ fn a_folder_keeps_to_its_limit_and_survives_damage() {
 fn find(folder: &Folder, spec: &KernelSpec, tokens: &[u32]) -> usize {
     prompted(Some(&PromptCache::new(&folder.0, 0).unwrap()), spec, tokens).0
 }
+
+#[test]
+fn a_prompt_that_is_refused_leaves_the_session_empty() {
+    let (folder, spec, model) = (Folder::new("refused"), KernelSpec::default(), model());
+    let cache = PromptCache::new(&folder.0, 1 << 30).unwrap();
+    prompted(Some(&cache), &spec, &prompt(200));
+    let alike = |_, _| true;
+    let unknown = [&prompt(200)[..], &[u32::MAX]].concat();
+    let too_long = prompt(model.config().context_length + 1);
+    for tokens in [unknown, too_long] {
+        let mut session = Session::with_spec(model.clone(), &spec).unwrap();
+        session.set_chunk(CHUNK);
+        assert!(cache.prefill(&mut session, &tokens, &alike, |_| {}).is_err());
+        assert!(session.tokens().is_empty());
+        assert_eq!(cache.prefill(&mut session, &prompt(200), &alike, |_| {}).unwrap().found, 200);
+    }
+    // Memory ends behind what was found.
+    let budget = MemoryBudget::new(20_000);
+    let context = model.kernel_context().budget(budget);
+    let mut session = Session::new(model.clone(), |layer| spec.build(layer, &context)).unwrap();
+    session.set_chunk(CHUNK);
+    let long = [&prompt(200)[..192], &prompt(300)[..]].concat();
+    let error = cache.prefill(&mut session, &long, &alike, |_| {}).unwrap_err();
+    assert!(error.is_budget_exhausted(), "{error}");
+    assert!(session.tokens().is_empty());
+}

@@ -84,18 +84,28 @@ impl PromptCache {
             let logits = session.prefill_with(prompt, progress)?;
             return Ok(Prompted::found(logits, 0));
         };
+        // Refused before anything is found.
+        session.model.check(prompt, &session.kernels)?;
         let (found, logits) = self.find(session, &key, prompt, alike);
         if let Some(logits) = logits {
             return Ok(Prompted::found(logits, found));
         }
         let mut writing = Duration::ZERO;
         let last_chunk = (prompt.len() - 1) / session.chunk * session.chunk;
-        let logits = session.prefill_watched(&prompt[found..], |session, done| {
+        let read = session.prefill_watched(&prompt[found..], |session, done| {
             progress(found + done);
             if found + done == last_chunk {
                 writing += self.keep(session, &key, prompt.len(), None);
             }
-        })?;
+        });
+        let logits = match read {
+            Ok(logits) => logits,
+            Err(error) => {
+                // What was found goes, too: the session was empty.
+                session.rewind(0)?;
+                return Err(error);
+            }
+        };
         writing += self.keep(session, &key, prompt.len(), Some(&logits));
         Ok(Prompted { logits, found, writing })
     }
@@ -155,7 +165,7 @@ impl PromptCache {
         self.drop_abandoned();
         let mut files: Vec<Entry> = self.files().collect();
         files.sort_by_key(|file| file.used);
-        let mut held: u64 = files.iter().map(|file| file.bytes).sum();
+        let mut held = files.iter().map(|file| file.bytes).fold(0, u64::saturating_add);
         for file in files {
             if held <= room {
                 break;
@@ -267,7 +277,12 @@ fn load(
     // Files here are replaced and deleted, but never changed, so that they can be used where they lie.
     let reader = SnapshotReader::lending(Bytes::from_owner(mmap::Bytes::map(path)?));
     let vocabulary = session.model().config().vocab_size;
-    let rest = |reader: &mut SnapshotReader| {
+    let rest = |got: &[u32], reader: &mut SnapshotReader| {
+        if got != tokens {
+            // A file that has been given another name.
+            let (what, expected) = ("tokens", "those that the name stands for");
+            return Err(SnapshotError::Invalid { what, expected, got: got.len() as u64 });
+        }
         let logits = if whole { Some(reader.floats()?) } else { None };
         if let Some(logits) = &logits {
             reader.expect("logits of a vocabulary of", vocabulary, logits.len())?;
@@ -276,14 +291,7 @@ fn load(
         Ok(logits.map(Array1::from))
     };
     let read = |mut reader: SnapshotReader| session.read(&mut reader, rest);
-    let logits = reader.and_then(read).map_err(|source| snapshot(path, source))?;
-    if session.tokens() != tokens {
-        // A file that has been given another name.
-        session.rewind(0)?;
-        let (what, expected) = ("tokens", "those that the name stands for");
-        return Err(snapshot(path, SnapshotError::Invalid { what, expected, got: tokens.len() as u64 }));
-    }
-    Ok(logits)
+    reader.and_then(read).map_err(|source| snapshot(path, source))
 }
 
 /// Whether no process will ever be able to use the file.

@@ -134,7 +134,7 @@ impl Session {
     }
 
     fn read_whole(&mut self, reader: Result<SnapshotReader, SnapshotError>) -> Result<(), SnapshotError> {
-        self.read(&mut reader?, |reader| reader.end())
+        self.read(&mut reader?, |_, reader| reader.end())
     }
 
     /// Adds the session to a snapshot.
@@ -146,11 +146,11 @@ impl Session {
         self.kernels.iter().try_for_each(|kernel| kernel.save(writer))
     }
 
-    /// Takes over the session that is next in a snapshot, if `rest` takes what follows it.
+    /// Takes over the session that is next in a snapshot, if `rest` takes its tokens and what follows.
     pub(super) fn read<T>(
         &mut self,
         reader: &mut SnapshotReader,
-        rest: impl FnOnce(&mut SnapshotReader) -> Result<T, SnapshotError>,
+        rest: impl FnOnce(&[u32], &mut SnapshotReader) -> Result<T, SnapshotError>,
     ) -> Result<T, SnapshotError> {
         if !self.tokens.is_empty() {
             return Err(SnapshotError::Unsupported {
@@ -165,7 +165,7 @@ impl Session {
         reader.expect("weights with the checksum", self.model.weights_checksum().into(), weights)?;
         let tokens = reader.list()?;
         let kernels = self.read_kernels(&tokens, reader)?;
-        let rest = rest(reader)?;
+        let rest = rest(&tokens, reader)?;
         (self.kernels, self.tokens) = (kernels, tokens);
         Ok(rest)
     }

@@ -134,7 +134,7 @@ impl Session {
     /// # Errors
     /// [`ModelError`] for an empty prompt, one that does not fit in the context, a token outside the vocabulary, or a
     /// failing kernel; the session then holds the tokens it held before. Chunks that had been read by then have been
-    /// [rewound](Self::rewind).
+    /// [rewound](Self::rewind); only where layers with sliding windows are in a session that narrows its caches may they stay.
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<Array1<f32>, ModelError> {
         self.prefill_with(prompt, |_| {})
     }
@@ -259,12 +259,27 @@ impl Session {
         // Refused before anything is computed, not after most of it.
         self.model.check(tokens, &self.kernels)?;
         let before = self.tokens.len();
+        let windows = self.windows_before(tokens.len());
         self.kernels.iter_mut().for_each(|kernel| kernel.begin_prompt(tokens.len()));
         let result = self.run_chunks(tokens, rows, chunk);
         if result.is_err() {
+            for (layer, kernel) in windows {
+                self.kernels[layer] = kernel;
+            }
             self.rewind(before)?;
         }
         result
+    }
+
+    /// Forks of the layers that let go of tokens while a prompt of so many is read in chunks, so that they cannot be cut back to where they are.
+    fn windows_before(&self, tokens: usize) -> Vec<(usize, Box<dyn AttentionKernel>)> {
+        // A fork would hold on to what narrowing is to give back.
+        if self.tokens.is_empty() || tokens <= self.chunk || self.narrows() {
+            return Vec::new();
+        }
+        let config = self.model.config();
+        let windows = (0..config.layers).filter(|layer| config.mask(*layer).most_keys().is_some());
+        windows.filter_map(|layer| Some((layer, self.kernels[layer].fork()?))).collect()
     }
 
     fn run_chunks(
@@ -292,16 +307,20 @@ impl Session {
     /// from anywhere, [`fork`](Self::fork) first.
     ///
     /// # Errors
-    /// [`ModelError::Attention`] when `len` exceeds the tokens so far, or the budget does not cover what a [fork](Self::fork) shares and must
-    /// copy first.
+    /// [`ModelError::Attention`] when `len` exceeds the tokens so far, when a layer with a sliding window no longer holds what the next token attends
+    /// to there ([`AttentionError::Dropped`]), or the budget does not cover what a [fork](Self::fork) shares and must copy first. Nothing changes then.
     pub fn rewind(&mut self, len: usize) -> Result<(), ModelError> {
         self.discard_draft()?;
-        // All or none: what a fork shares is copied first, for which there may be no memory.
+        // All layers or none: each is asked first, and what a fork shares is copied first, for which there may be no memory.
+        let of = |layer: usize| move |source| ModelError::Attention { layer, source };
+        for (layer, kernel) in self.kernels.iter().enumerate() {
+            kernel.check_truncate(len).map_err(of(layer))?;
+        }
         for (layer, kernel) in self.kernels.iter_mut().enumerate().filter(|_| len < self.tokens.len()) {
-            kernel.detach().map_err(|source| ModelError::Attention { layer, source })?;
+            kernel.detach().map_err(of(layer))?;
         }
         for (layer, kernel) in self.kernels.iter_mut().enumerate() {
-            kernel.truncate(len).map_err(|source| ModelError::Attention { layer, source })?;
+            kernel.truncate(len).map_err(of(layer))?;
         }
         self.tokens.truncate(len);
         Ok(())

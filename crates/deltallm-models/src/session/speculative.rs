@@ -55,7 +55,7 @@ impl Session {
         }
         let known = [&self.tokens[..], &[token]].concat();
         let mut tokens = draft(&known);
-        tokens.truncate(self.model.config().context_length - known.len());
+        tokens.truncate(self.model.config().context_length.saturating_sub(known.len()));
         tokens.insert(0, token);
         self.model.check(&tokens, &self.kernels)?;
         match tokens.len() {

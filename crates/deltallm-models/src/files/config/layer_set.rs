@@ -22,7 +22,7 @@ pub enum LayerSet {
 impl LayerSet {
     /// Whether the layer is one of them.
     pub fn contains(&self, layer: usize) -> bool {
-        let ends_a_period = |period: usize| (layer + 1).is_multiple_of(period.max(1));
+        let ends_a_period = |period: usize| layer % period.max(1) == period.max(1) - 1;
         match self {
             Self::Empty => false,
             Self::All => true,
