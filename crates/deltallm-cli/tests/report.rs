@@ -190,6 +190,9 @@ fn the_pictures_of_the_documentation_are_drawn() {
         &["--layer", "less than 5"],
     );
     assert_refused("pictures", &[&args[..], &head].concat(), &["--theta"]);
+    assert_refused("pictures", &[&args[..], &kernel, &["--shown", "0"]].concat(), &["--shown", "1 to 384"]);
+    let output = run("pictures", &[&args[..], &["--layer", "2", "--shown", "1"], &kernel].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
 
     let data = |name: &str| {
         format!("{}/../../docs/results/data/bitnet-2b4t-{name}.json", env!("CARGO_MANIFEST_DIR"))
@@ -203,6 +206,13 @@ fn the_pictures_of_the_documentation_are_drawn() {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     assert_eq!(picture_size(&out), [1400, 1260]);
     assert_refused("pictures", &curves(&attention), &["--decode", "printed with --json"]);
+    let nothing = file("curves-of-nothing.json", br#"{"rows":[]}"#);
+    let args =
+        ["curves", "--prompts", &nothing, "--decode", &nothing, "--attention", &nothing, "--out", &out];
+    assert_refused("pictures", &args, &["expected"]);
+    let row = r#"{"model":"m","cpu":"c","date":"d","threads":1,"setting":"s","tokens":9,"kl":0.0,"bytes_of_dense":1.0,"attention_ratio":1.0}"#;
+    let flat = file("lengths-without-loss.jsonl", row.as_bytes());
+    assert_refused("pictures", &["lengths", "--run", &flat, "--out", &out], &["divergence", "above 0"]);
 }
 
 #[test]

@@ -28,7 +28,7 @@ pub(super) fn panel<'c, 'b>(
     let x = Axis::log(x, tokens.iter().copied()).with_ticks(ticks);
     anyhow::ensure!(
         most > 0.0 && most.is_finite(),
-        "{title}: expected a value above 0 to draw, got none; is the file that of another program?"
+        "{y}: expected a value above 0 to draw, got none; is the file that of another program?"
     );
     let y = Axis::fixed(y, 0.0, 1.06 * most, step(most / 6.0));
     let axes = match entries {
