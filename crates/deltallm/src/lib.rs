@@ -45,11 +45,11 @@
 //!
 //! ```
 //! use deltallm::{
-//!     AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KvStore, MemoryBudget, SkipMargin,
+//!     AttentionOptions, AttentionShape, HybridAttention, HybridConfig, KvStore, MemoryBudget,
 //! };
 //!
 //! let options = AttentionOptions::default().store(KvStore::Compact).budget(MemoryBudget::new(64 << 20));
-//! let config = HybridConfig::default().skip_margin(SkipMargin::length(0.5, 0.6)).options(options);
+//! let config = HybridConfig::default().options(options);
 //! let shape = AttentionShape::new(9, 3, 64)?;
 //! let layers = (0..4).map(|layer| HybridAttention::new(shape, config.clone().layer(layer)));
 //! let layers: Vec<_> = layers.collect::<Result<_, _>>()?;
