@@ -53,13 +53,18 @@ impl AttentionKernel for Streaming {
         self.rows.last().map_or(0, |(p, _)| p + 1)
     }
 
-    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+    fn check_truncate(&self, len: usize) -> Result<(), AttentionError> {
         let oldest = self.rows.iter().map(|(p, _)| *p).find(|p| *p >= self.sinks).unwrap_or(0);
         if len > self.len() {
             return Err(CoreError::TruncateBeyondEnd { len: self.len(), got: len }.into());
         } else if len > self.sinks && oldest > self.sinks && len < oldest + self.window {
             return Err(AttentionError::Dropped { expected: oldest + self.window, got: len });
         }
+        Ok(())
+    }
+
+    fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.check_truncate(len)?;
         self.rows.retain(|(p, _)| *p < len);
         Ok(())
     }

@@ -165,7 +165,7 @@ impl Calibrator {
     /// norm. An error matters less where the stream is larger. Give it for all windows and layers, or for none.
     ///
     /// # Errors
-    /// [`CalibrationError::Layer`].
+    /// [`CalibrationError::Layer`]; [`CalibrationError::Attention`] for numbers that are not finite.
     pub fn observe_residual(
         &mut self,
         layer: usize,

@@ -1,5 +1,6 @@
 //! Arrays of ndarray, taken as slices with strides.
 
+use deltallm_core::internal::LAYER_CHANNELS;
 use ndarray::{ArrayView3, ArrayViewMut3, CowArray, Ix3};
 
 use crate::{AttentionError, HeadsView, HeadsViewMut};
@@ -10,15 +11,14 @@ pub(crate) fn with_view<T>(
     f: impl FnOnce(HeadsView) -> Result<T, AttentionError>,
 ) -> Result<T, AttentionError> {
     let (tokens, heads, head_dim) = array.dim();
-    // Else a view of one number could stand for any number of tokens, which would be copied.
-    for (axis, dimension) in
-        ["token stride (at least)", "head stride (at least)", "channel stride (at least)"]
-            .into_iter()
-            .enumerate()
-    {
-        if array.strides()[axis] == 0 && array.shape()[axis] > 1 && !array.is_empty() {
-            return Err(AttentionError::Shape { input: "view", dimension, expected: 1, got: 0 });
-        }
+    // What is copied is bounded by the numbers that are there, and those of a token.
+    let shape = |dimension, expected, got| AttentionError::Shape { input: "view", dimension, expected, got };
+    if array.strides()[0] == 0 && tokens > 1 && !array.is_empty() {
+        return Err(shape("token stride (at least)", 1, 0));
+    }
+    let channels = heads.saturating_mul(head_dim);
+    if channels > LAYER_CHANNELS {
+        return Err(shape("channels of all heads (at most)", LAYER_CHANNELS, channels));
     }
     let adjacent = array.strides()[2] == 1 && array.strides().iter().all(|s| *s >= 0);
     let array = if adjacent && array.as_slice_memory_order().is_some() {

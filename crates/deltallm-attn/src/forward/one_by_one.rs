@@ -42,7 +42,8 @@ pub fn forward_one_by_one(
         kernel.forward_heads(q?, k?, v?, out.slice(token)?)
     });
     if result.is_err() && kernel.check_truncate(before).is_ok() {
-        kernel.truncate(before)?;
+        // What fails here is less than what has failed before.
+        let _ = kernel.truncate(before);
     }
     result
 }

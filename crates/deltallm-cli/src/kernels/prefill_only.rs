@@ -64,7 +64,13 @@ impl AttentionKernel for PrefillOnly {
         self.dense.len()
     }
 
+    fn check_truncate(&self, len: usize) -> Result<(), AttentionError> {
+        self.dense.check_truncate(len)?;
+        self.prefill.check_truncate(len.min(self.prefill.len()))
+    }
+
     fn truncate(&mut self, len: usize) -> Result<(), AttentionError> {
+        self.check_truncate(len)?;
         self.dense.truncate(len)?;
         self.prompt_end = self.prompt_end.min(len);
         self.prefill.truncate(len.min(self.prefill.len()))

@@ -31,7 +31,8 @@ pub fn write_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) 
     static WRITTEN: AtomicUsize = AtomicUsize::new(0);
     let since = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default().as_nanos();
     let (process, count) = (std::process::id(), WRITTEN.fetch_add(1, Ordering::Relaxed));
-    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    // Of a long name the beginning is enough, and leaves room.
+    let name: String = path.file_name().unwrap_or_default().to_string_lossy().chars().take(64).collect();
     let ending = SnapshotWriter::UNFINISHED;
     let unfinished = path.with_file_name(format!(".{name}.{since:x}-{process}-{count}{ending}"));
     let written = File::create_new(&unfinished).and_then(|mut file| {

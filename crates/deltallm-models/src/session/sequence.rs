@@ -134,7 +134,8 @@ impl Session {
     /// # Errors
     /// [`ModelError`] for an empty prompt, one that does not fit in the context, a token outside the vocabulary, or a
     /// failing kernel; the session then holds the tokens it held before. Chunks that had been read by then have been
-    /// [rewound](Self::rewind); only where layers with sliding windows are in a session that narrows its caches may they stay.
+    /// [rewound](Self::rewind). They stay only where a layer with a sliding window could not be kept beside the one that reads on: in a session
+    /// that narrows its caches, without memory for both, or with a kernel that cannot be forked.
     pub fn prefill(&mut self, prompt: &[u32]) -> Result<Array1<f32>, ModelError> {
         self.prefill_with(prompt, |_| {})
     }
@@ -148,10 +149,10 @@ impl Session {
         prompt: &[u32],
         mut progress: impl FnMut(usize),
     ) -> Result<Array1<f32>, ModelError> {
-        self.prefill_watched(prompt, |_, done| progress(done))
+        self.or_as_before(prompt.len(), |session| session.prefill_watched(prompt, |_, done| progress(done)))
     }
 
-    /// The same with a look at the session after every chunk.
+    /// The same with a look at the session after every chunk. Where it fails, chunks may stay.
     pub(super) fn prefill_watched(
         &mut self,
         prompt: &[u32],
@@ -176,7 +177,9 @@ impl Session {
         tokens: &[u32],
         mut chunk: impl FnMut(usize, Array2<f32>),
     ) -> Result<(), ModelError> {
-        self.run(tokens, LogitRows::All, &mut |_, done, logits| chunk(done, logits))
+        self.or_as_before(tokens.len(), |session| {
+            session.run(tokens, LogitRows::All, &mut |_, done, logits| chunk(done, logits))
+        })
     }
 
     /// Appends one token and returns the logits after it, `[vocab_size]`.
@@ -258,36 +261,7 @@ impl Session {
         self.discard_draft()?;
         // Refused before anything is computed, not after most of it.
         self.model.check(tokens, &self.kernels)?;
-        let before = self.tokens.len();
-        let windows = self.windows_before(tokens.len());
         self.kernels.iter_mut().for_each(|kernel| kernel.begin_prompt(tokens.len()));
-        let result = self.run_chunks(tokens, rows, chunk);
-        if result.is_err() {
-            for (layer, kernel) in windows {
-                self.kernels[layer] = kernel;
-            }
-            self.rewind(before)?;
-        }
-        result
-    }
-
-    /// Forks of the layers that let go of tokens while a prompt of so many is read in chunks, so that they cannot be cut back to where they are.
-    fn windows_before(&self, tokens: usize) -> Vec<(usize, Box<dyn AttentionKernel>)> {
-        // A fork would hold on to what narrowing is to give back.
-        if self.tokens.is_empty() || tokens <= self.chunk || self.narrows() {
-            return Vec::new();
-        }
-        let config = self.model.config();
-        let windows = (0..config.layers).filter(|layer| config.mask(*layer).most_keys().is_some());
-        windows.filter_map(|layer| Some((layer, self.kernels[layer].fork()?))).collect()
-    }
-
-    fn run_chunks(
-        &mut self,
-        tokens: &[u32],
-        rows: LogitRows,
-        chunk: &mut dyn FnMut(&Self, usize, Array2<f32>),
-    ) -> Result<(), ModelError> {
         let mut done = 0;
         while done < tokens.len() {
             let size = self.make_room(self.chunk.min(tokens.len() - done))?;
@@ -299,6 +273,56 @@ impl Session {
             chunk(self, done, logits);
         }
         Ok(())
+    }
+
+    /// Reads that many tokens. Where that fails, the session is as before, as far as all of its layers can be.
+    fn or_as_before<T>(
+        &mut self,
+        tokens: usize,
+        read: impl FnOnce(&mut Self) -> Result<T, ModelError>,
+    ) -> Result<T, ModelError> {
+        self.discard_draft()?;
+        let (before, windows) = (self.tokens.len(), self.windows_before(tokens));
+        let result = read(self);
+        if result.is_err() {
+            self.go_back(before, windows);
+        }
+        result
+    }
+
+    /// Forks of the layers that let go of tokens while a prompt of so many is read in chunks, so that they cannot be cut back to where they are:
+    /// of all of them, or of none.
+    fn windows_before(&self, tokens: usize) -> Vec<(usize, Box<dyn AttentionKernel>)> {
+        // A fork would hold on to what narrowing is to give back.
+        if self.tokens.is_empty() || tokens <= self.chunk || self.narrows() {
+            return Vec::new();
+        }
+        let config = self.model.config();
+        let windows = (0..config.layers).filter(|layer| config.mask(*layer).most_keys().is_some());
+        // What the others let go of stays with the forks.
+        let room = |kernel: &dyn AttentionKernel, needed: usize| {
+            kernel.budget().is_none_or(|budget| budget.available() >= needed)
+        };
+        let needed = windows.clone().map(|layer| self.kernels[layer].footprint().total());
+        let needed = needed.fold(0, usize::saturating_add);
+        let forks = windows.map(|layer| {
+            let kernel = &self.kernels[layer];
+            Some((layer, kernel.fork().filter(|_| room(&**kernel, needed))?))
+        });
+        forks.collect::<Option<_>>().unwrap_or_default()
+    }
+
+    /// Back to `len` tokens, all layers or none; those of which there are forks become these.
+    fn go_back(&mut self, len: usize, windows: Vec<(usize, Box<dyn AttentionKernel>)>) {
+        let is_kept = |layer: usize| windows.iter().any(|(window, _)| *window == layer);
+        let mut others = self.kernels.iter_mut().enumerate().filter(|(layer, _)| !is_kept(*layer));
+        if others.all(|(_, kernel)| kernel.check_truncate(len).is_ok() && kernel.detach().is_ok()) {
+            for (layer, kernel) in windows {
+                self.kernels[layer] = kernel;
+            }
+        }
+        // Where one cannot, all of them keep the chunks that have been read.
+        let _ = self.rewind(len);
     }
 
     /// Forgets every token from `len` on. Where the tokens that go came one by one, and no more of them than the kernels'

@@ -10,7 +10,7 @@ use ndarray::{ArrayView2, Axis};
 use rayon::prelude::*;
 
 use super::layout::Form;
-use crate::linear::kernels::{ByteProducts, Quad};
+use crate::linear::kernels::Quad;
 
 /// Quantised tokens.
 #[derive(Debug, Default)]
@@ -110,7 +110,8 @@ fn quantise_batch(
 
 /// What the kernel itself takes from codes, to multiply signed bytes.
 fn shift(kernel: ByteKernel, form: Form) -> i32 {
-    fn is_signed<K: ByteProducts>(_: K) -> bool {
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    fn is_signed<K: crate::linear::kernels::ByteProducts>(_: K) -> bool {
         K::SIGNED
     }
     let signed = match kernel {
