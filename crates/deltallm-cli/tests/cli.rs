@@ -585,8 +585,8 @@ fn a_text_that_is_guessed_is_the_same() {
     };
     let (alone, guessed) = (generate(&[]), generate(&["--prompt-lookup"]));
     assert_eq!(alone["text"], guessed["text"]);
-    assert_eq!(alone["guessed_tokens"], 0);
-    assert!(guessed["guessed_tokens_right"].as_u64() > Some(9), "{guessed}");
+    assert_eq!(alone["drafted_tokens"], 0);
+    assert!(guessed["accepted_tokens"].as_u64() > Some(9), "{guessed}");
 }
 
 #[test]

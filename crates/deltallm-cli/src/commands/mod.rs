@@ -1,4 +1,4 @@
-//! The commands of the program, a file for each: its options, and what it prints.
+//! The commands of the program, a file or a folder for each: its options, and what it prints.
 
 pub(crate) mod calibrate;
 pub(crate) mod evaluate;

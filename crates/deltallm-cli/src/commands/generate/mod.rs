@@ -1,0 +1,147 @@
+//! Continues a prompt with delta attention and says what that saves.
+//!
+//! `cargo run --release -- generate` runs the embedded model beside dense attention; `--help` lists the rest.
+
+mod json;
+mod prompt;
+mod run;
+mod summary;
+
+use clap::ValueEnum;
+use deltallm::KvStore;
+use deltallm::models::Session;
+
+use self::json::Report;
+use self::prompt::Prompt;
+use self::run::{Difference, Run};
+use crate::args::{SamplingArgs, whole};
+use crate::{
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, MemoryArgs, ModelArgs, interrupted, note,
+    print_json, print_line, stop_on_ctrl_c,
+};
+
+/// Tokens that every kernel reads before it is timed beside another one.
+const WARM_UP: usize = 64;
+
+/// Continue a text with delta attention, and say what that saves
+///
+/// Without --model, --prompt, --chat and --kv-budget it is a demonstration: the embedded model continues a tale on the compact
+/// store with the most probable tokens, and the same is done with dense attention for comparison.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// Text to continue, or with --chat the question [default: the beginning of a story]
+    #[arg(long, value_name = "TEXT")]
+    prompt: Option<String>,
+    /// Put the prompt through the model's chat template
+    #[arg(long)]
+    chat: bool,
+    /// Most tokens to generate
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole(1..=u32::MAX))]
+    max_tokens: u32,
+    /// Prompt-lookup decoding: draft tokens from earlier text and check several at once. The same text, faster where it repeats itself
+    #[arg(long)]
+    prompt_lookup: bool,
+    /// Run the same prompt with exact attention too, and show where the texts part
+    #[arg(long, value_name = "KERNEL")]
+    compare: Option<Baseline>,
+    /// Say all that was measured, not only what it comes to
+    #[arg(long)]
+    verbose: bool,
+    #[command(flatten)]
+    common: CommonArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    kernel: KernelArgs,
+    #[command(flatten)]
+    memory: MemoryArgs,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Baseline {
+    Dense,
+}
+
+pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
+    args.common.start_threads()?;
+    let model = args.model.open()?;
+    let demonstrates = args.demonstrates() && args.kernel.kind() != KernelKind::Dense;
+    if demonstrates {
+        args.kernel = args.kernel.or_store(KvStore::Compact);
+    }
+    let kernel = args.kernel.resolve(&model.graph)?;
+    if args.compare.is_some() {
+        kernel.check_comparable()?;
+    }
+    let limit = args.memory.resolve(&kernel)?;
+    let prompt = Prompt::new(&args, &model)?;
+    if let Some(limit) = &limit {
+        limit.check_prompt(model.graph.config(), &kernel, prompt.tokens.len())?;
+        if args.verbose {
+            note(limit.describe(model.graph.config(), &kernel).trim_end());
+        }
+    }
+    let prompts = args.memory.prompt_cache()?;
+    stop_on_ctrl_c()?;
+
+    let kernels = match args.compare {
+        None if !demonstrates => vec![kernel],
+        _ => vec![kernel.clone(), kernel.dense()],
+    };
+    if kernels.len() > 1 {
+        kernels.iter().try_for_each(|kernel| warm_up(&model, kernel, &prompt.tokens))?;
+    }
+    let mut runs = Vec::new();
+    for kernel in &kernels {
+        // What has been asked for has ended; a comparison with half a text says nothing.
+        if !runs.is_empty() && interrupted() {
+            break;
+        }
+        if args.compare.is_some() {
+            print_line(format_args!("=== {kernel} ==="))?;
+        }
+        // What it is compared with is not limited; it is shown if it was asked for.
+        let limit = limit.filter(|_| runs.is_empty());
+        let prompts = prompts.as_ref().filter(|_| runs.is_empty());
+        let shown = runs.is_empty() || args.compare.is_some();
+        runs.push(Run::new(&model, kernel, (limit, prompts), &prompt, &args, shown)?);
+    }
+
+    let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
+    let difference = dense.first().map(|dense| Difference::find(&model, run, dense)).transpose()?;
+    note("");
+    if args.verbose {
+        summary::describe(&model, &runs, difference.as_ref());
+    }
+    run.kernel.warning_beyond_profile(run.generation.cached_tokens).into_iter().for_each(note);
+    note(summary::line(run, dense.first(), difference.as_ref()));
+    if args.common.json {
+        print_json(&Report::new(&model, run, dense.first(), difference))?;
+    }
+    if let Some(refused) = &run.generation.refused {
+        anyhow::bail!(
+            "--kv-budget: expected enough for {} more tokens, got what {} tokens take: {refused}; give more, or choose a lower \
+             --max-tokens or another --at-limit",
+            args.max_tokens as usize - run.generation.tokens.len(),
+            run.generation.cached_tokens
+        );
+    }
+    Ok(())
+}
+
+impl Args {
+    /// Whether nothing is asked for in particular.
+    fn demonstrates(&self) -> bool {
+        self.model.path().is_none() && self.prompt.is_none() && !self.chat && !self.memory.is_limited()
+    }
+}
+
+/// Lets a kernel, and the model around it, do everything once: the first of two runs would pay for both.
+fn warm_up(model: &LoadedModel, kernel: &KernelChoice, tokens: &[u32]) -> anyhow::Result<()> {
+    let mut session = Session::new(model.graph.clone(), |layer| kernel.make(layer))?;
+    session.prefill(&tokens[..tokens.len().min(WARM_UP)])?;
+    session.decode(tokens[0])?;
+    Ok(())
+}
