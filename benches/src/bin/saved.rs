@@ -98,6 +98,8 @@ fn run(args: Args) -> anyhow::Result<()> {
     let mut file_bytes = 0;
     for _ in 0..args.repetitions {
         let mut took = |what, ms| times.entry(what).or_default().push(ms);
+        // To a new name, as the bytes alone.
+        let _ = fs::remove_file(&path);
         took("save_ms", timed(|| read.save(&path))?.0);
         let bytes = fs::read(&path)?;
         file_bytes = bytes.len() as u64;
