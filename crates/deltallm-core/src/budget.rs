@@ -223,9 +223,10 @@ impl StoreBytes {
     }
 }
 
-/// Slots by which a full table of `capacity` slots grows: it doubles, starting with four.
+/// Slots by which a full table of `capacity` slots grows: an eighth, and four at least. Every fork of a cache has tables of its own, so
+/// room for pages that may never come counts; a slot that is moved eight times costs nothing beside its page of tokens.
 fn table_growth(capacity: usize) -> usize {
-    capacity.max(4)
+    (capacity / 8).max(4)
 }
 
 /// Slots of a table of `capacity` slots once it has grown to hold `entries`.
