@@ -105,8 +105,21 @@ impl Differences {
 }
 
 /// Half a byte of packed differences.
-pub(super) fn nibble(nibbles: &[u8], at: usize) -> u8 {
+fn nibble(nibbles: &[u8], at: usize) -> u8 {
     nibbles[at / 2] >> (4 * (at % 2)) & 15
+}
+
+/// How many of the first `count` packed differences have a byte of their own, because their nibble is 0.
+pub(super) fn wide_among(nibbles: &[u8], count: usize) -> usize {
+    // Sixteen at a time: every saved cache that is opened comes through here.
+    let (words, _) = nibbles[..count / 2].as_chunks();
+    let zeros = |word: &[u8; 8]| {
+        let word = u64::from_le_bytes(*word);
+        let pairs = word | word >> 1;
+        16 - ((pairs | pairs >> 2) & 0x1111_1111_1111_1111).count_ones() as usize
+    };
+    let rest = 16 * words.len()..count;
+    words.iter().map(zeros).sum::<usize>() + rest.filter(|at| nibble(nibbles, *at) == 0).count()
 }
 
 /// Iterates over packed differences: a nibble each, or, for a nibble of 0, the next byte of `wide`. If their number is odd, one more
@@ -139,6 +152,7 @@ mod tests {
             assert_eq!((&cut.bytes, &cut.nibbles, cut.len), (&fresh.bytes, &fresh.nibbles, fresh.len));
             let back = read(&cut.nibbles, &cut.bytes[3..]).take(len);
             assert_eq!(back.collect::<Vec<_>>(), all[..len]);
+            assert_eq!(wide_among(&whole.nibbles, len), fresh.bytes.len() - frame.len());
             assert_eq!(fresh.room_bytes(), whole.room_bytes(), "within the room");
         }
     }

@@ -4,7 +4,7 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*};
 
 use super::{
     codec::{Codec, OpenCodes, resume_reference},
-    differences::{Differences, nibble, read},
+    differences::{Differences, read, wide_among},
     loops::{compress_codes, from_codes, moved, select, select_codes, to_codes},
     mask::{self, bits, contains, count, unpack, words},
     rule::Rule,
@@ -367,7 +367,6 @@ impl Codec for StepCodec {
             return None;
         }
         let StepView { differences, wide, escapes, .. } = self.sealed(header, data);
-        let wide_ones = (0..sent).filter(|at| nibble(differences, *at) == 0).count();
         let tokens = masks.len() / mask::words(self.channels());
         let in_order = escapes.is_sorted_by_key(|escape| escape.from);
         let escapes_fit = escapes.iter().all(|escape| {
@@ -383,7 +382,7 @@ impl Codec for StepCodec {
         let most = if tokens == 1 { 2 * self.channels() } else { self.channels() };
         // After an odd number of differences the unused nibble is 0.
         let nothing = sent.is_multiple_of(2) || differences.last().is_some_and(|last| last >> 4 == 0);
-        let fits = wide_ones == wide.len() && escapes.len() - before <= most && nothing;
+        let fits = wide_among(differences, sent) == wide.len() && escapes.len() - before <= most && nothing;
         (fits && in_order && escapes_fit).then_some(header)
     }
 
