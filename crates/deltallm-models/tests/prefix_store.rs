@@ -151,3 +151,20 @@ fn what_has_not_been_used_for_the_longest_time_is_forgotten() {
     assert!(store.session(&texts[0][..60], |_| {}).is_ok());
     assert!(store.session(&[], |_| {}).is_err());
 }
+
+#[test]
+fn a_deep_tree_needs_no_deep_stack() {
+    let (model, budget) = (model(), MemoryBudget::unlimited());
+    for forgets_one_by_one in [true, false] {
+        let dense = KernelSpec::default().kernel(KernelKind::Dense);
+        let mut store = store(&model, &dense, &budget).chunk(1);
+        store.session(&prompt(0, 600), |_| {}).unwrap();
+        let small = std::thread::Builder::new().stack_size(48 << 10);
+        let forget = move || match forgets_one_by_one {
+            true => assert!(store.make_room(usize::MAX)),
+            false => store.clear(),
+        };
+        small.spawn(forget).unwrap().join().unwrap();
+        assert_eq!(budget.used(), 0);
+    }
+}

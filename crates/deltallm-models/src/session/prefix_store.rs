@@ -1,6 +1,6 @@
 //! Prompts that have been read before, in memory.
 
-use std::sync::Arc;
+use std::{mem, sync::Arc};
 
 use deltallm_attn::{KernelContext, KernelSpec, MemoryBudget};
 use ndarray::Array1;
@@ -197,9 +197,17 @@ impl PrefixStore {
         Ok((session, logits))
     }
 
-    /// Whether there was something to forget.
+    /// Forgets the node that has not been used for the longest time; whether there was one.
     fn forget_oldest(&mut self) -> bool {
-        Node::forget_oldest(&mut self.first)
+        let mut nodes = &mut self.first;
+        while let Some(oldest) = (0..nodes.len()).min_by_key(|node| nodes[*node].oldest()) {
+            if nodes[oldest].next.is_empty() {
+                nodes.swap_remove(oldest);
+                return true;
+            }
+            nodes = &mut nodes[oldest].next;
+        }
+        false
     }
 }
 
@@ -207,15 +215,23 @@ impl Node {
     /// When the node was last used that has not been used for the longest time, of this one and those after it: one at an end, because
     /// whoever uses a node uses those before it.
     fn oldest(&self) -> u64 {
-        self.next.iter().map(Self::oldest).min().unwrap_or(self.used)
-    }
-
-    /// Drops that node; whether there was one.
-    fn forget_oldest(nodes: &mut Vec<Self>) -> bool {
-        let Some(oldest) = (0..nodes.len()).min_by_key(|node| nodes[*node].oldest()) else { return false };
-        if !Self::forget_oldest(&mut nodes[oldest].next) {
-            nodes.swap_remove(oldest);
+        let (mut oldest, mut nodes) = (u64::MAX, vec![self]);
+        while let Some(node) = nodes.pop() {
+            if node.next.is_empty() {
+                oldest = oldest.min(node.used);
+            }
+            nodes.extend(&node.next);
         }
-        true
+        oldest
+    }
+}
+
+/// One after the other: a tree of small chunks is deeper than the stack.
+impl Drop for Node {
+    fn drop(&mut self) {
+        let mut nodes = mem::take(&mut self.next);
+        while let Some(mut node) = nodes.pop() {
+            nodes.append(&mut node.next);
+        }
     }
 }
