@@ -68,8 +68,9 @@ def calibrate(model, tokenizer, text, *, max_kl=0.01, zero_fraction=None, store=
                 masks=masks,
                 **goal,
             )
-        if layer not in projected and hasattr(module, "o_proj"):
-            calibrator.output_projection(layer, module.o_proj.weight.detach().float().numpy())
+        projection = _output_projection(module)
+        if layer not in projected and projection is not None:
+            calibrator.output_projection(layer, projection.weight.detach().float().numpy())
             projected.add(layer)
         calibrator.observe(layer, _array(query[0].float()), _array(key[0].float()), _array(value[0].float()))
 
@@ -100,6 +101,12 @@ def calibrate(model, tokenizer, text, *, max_kl=0.01, zero_fraction=None, store=
         if patched is not None:
             patch(model, patched)
         say("")
+
+
+def _output_projection(attention):
+    """The linear layer behind the heads, by the names that models give it."""
+    layers = (getattr(attention, name, None) for name in ("o_proj", "out_proj", "dense"))
+    return next((layer for layer in layers if isinstance(layer, torch.nn.Linear)), None)
 
 
 def _log_probabilities(model, window, cache):
