@@ -2,9 +2,9 @@
 
     pip install lm-eval
     python lm_eval_deltallm.py --model MODEL --tasks piqa,arc_easy,winogrande [--limit 200] [--spec profile.json]
+    python lm_eval_deltallm.py --model MODEL --tasks paper      # the thirteen tasks of the paper, with as many examples before each question
 
-The tasks of the paper: arc_easy, arc_challenge, openbookqa, piqa, hellaswag, winogrande, boolq, commonsense_qa, lambada_openai, gsm8k, squadv2,
-wikitext, and mmlu. Tasks of your own: --include DIR with their YAML, or --files DIR with NAME.jsonl of lines {"query", "choices", "gold"},
+Tasks of your own: --include DIR with their YAML, or --files DIR with NAME.jsonl of lines {"query", "choices", "gold"},
 {"context_options", "continuation", "gold"}, {"context", "continuation"} or {"context", "answer"}.
 """
 
@@ -17,6 +17,14 @@ from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
 import deltallm
+
+# The tasks of the paper, and how many solved examples come before each question.
+PAPER = {
+    **dict.fromkeys(["arc_easy", "arc_challenge", "openbookqa", "boolq", "hellaswag", "piqa", "winogrande"], 0),
+    **dict.fromkeys(["triviaqa", "mmlu"], 5),
+    **dict.fromkeys(["commonsense_qa", "truthfulqa_mc2"], 10),
+    **dict.fromkeys(["squadv2", "gsm8k"], None),
+}
 
 
 def from_file(path):
@@ -53,7 +61,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="name on the hub or folder")
     parser.add_argument("--gguf", help="name of a GGUF file in that folder")
-    parser.add_argument("--tasks", required=True, help="names, separated by commas")
+    parser.add_argument("--tasks", required=True, help="names, separated by commas, or paper")
     parser.add_argument("--include", help="folder with tasks of your own")
     parser.add_argument("--files", type=Path, help="folder with NAME.jsonl of your own")
     parser.add_argument("--fewshot", type=int, help="examples before each question: longer prompts have more to skip [default: the task's]")
@@ -67,12 +75,17 @@ def main():
     spec = deltallm.Spec.from_profile(args.spec, args.store) if args.spec else deltallm.Spec(store=args.store)
     manager = TaskManager(include_path=args.include)
     file = lambda name: args.files / f"{name}.jsonl" if args.files else None
-    tasks = [from_file(file(name)) if file(name) and file(name).exists() else name for name in args.tasks.split(",")]
-    results = {}
-    for name in ("dense", "deltallm"):
-        if name == "deltallm":
+    shots = PAPER if args.tasks == "paper" else dict.fromkeys(args.tasks.split(","))
+    if args.fewshot is not None:
+        shots = dict.fromkeys(shots, args.fewshot)
+    results = {"dense": {}, "deltallm": {}}
+    for attention, found in results.items():
+        if attention == "deltallm":
             deltallm.patch(lm.model, spec)
-        results[name] = lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, num_fewshot=args.fewshot, limit=args.limit)["results"]
+        for count in dict.fromkeys(shots.values()):
+            names = [name for name in shots if shots[name] == count]
+            tasks = [from_file(file(name)) if file(name) and file(name).exists() else name for name in names]
+            found |= lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, num_fewshot=count, limit=args.limit)["results"]
     print(f"{'task':24} {'metric':20} {'dense':>9} {'deltallm':>9} {'change':>9} {'stderr':>9}")
     for task, dense in results["dense"].items():
         for metric, value in dense.items():
