@@ -237,7 +237,22 @@ fn keys_that_became_whole_are_deltas_again_where_a_rewind_reaches() {
 
             let ahead = end + rewind;
             let expected = alone.stats().total().nonzeros;
-            inputs.run(&mut lived, &one_by_one(end, ahead));
+            if end % 2 == 0 {
+                inputs.run(&mut lived, &one_by_one(end, ahead));
+            } else {
+                // In a step, of which some may be taken back, in a fork of it too.
+                lived.begin_step();
+                inputs.run(&mut lived, &one_by_one(end, ahead + end % 3));
+                let mut fork = lived.fork().unwrap();
+                for kernel in [&mut *fork, &mut lived] {
+                    kernel.truncate(ahead).unwrap();
+                    kernel.commit_step();
+                }
+                let mut loaded = kernel(&budget, rewind);
+                reload(&*fork, &mut loaded);
+                loaded.truncate(end).unwrap();
+                assert_eq!(loaded.stats().total().nonzeros, expected, "{end}");
+            }
             whole += usize::from(lived.stats().total().zero_fraction() == 0.0);
             let mut loaded = kernel(&budget, rewind);
             reload(&lived, &mut loaded);

@@ -53,7 +53,8 @@ impl TokenStore for HybridHead {
         self.coded.values.save(writer);
         self.coded.sinks.save(writer);
         self.tail.save(writer);
-        let deltas = self.kept_deltas();
+        // Those too that nobody has paid for yet: a fork that has written nothing shares them as they are.
+        let deltas = self.replaced_deltas.as_ref().filter(|_| self.rewinds);
         writer.count(usize::from(deltas.is_some()));
         deltas.into_iter().for_each(|deltas| deltas.save(writer));
     }
