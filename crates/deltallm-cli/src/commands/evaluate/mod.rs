@@ -3,86 +3,28 @@
 //! `cargo run --release -- evaluate --task choices --data arc_easy.jsonl --compare dense`; `docs/evaluation.md`
 //! explains tasks and results.
 
+mod args;
 mod lines;
 mod perplexity;
 mod resumed;
+mod scores;
 mod task;
 
-use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::ensure;
-use clap::ValueEnum;
-use deltallm::core::HeadSparsity;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::args::{MOST, whole};
+pub(crate) use self::args::Args;
+use self::args::Baseline;
 use crate::{
-    ANSWER_TOKENS, CommonArgs, Dataset, KernelArgs, KernelKind, KernelSettings, LoadedModel, ModelArgs,
-    Setup, SkippedValues, TaskKind, note, print_json, read_dataset, read_text, take_shots,
+    ANSWER_TOKENS, Dataset, KernelKind, KernelSettings, LoadedModel, Setup, SkippedValues, TaskKind, note,
+    print_json, read_dataset, read_text, take_shots,
 };
 
 /// Tokens in a window of perplexity, unless --context says otherwise.
 const PERPLEXITY_CONTEXT: usize = 1024;
-/// Measure a model with delta attention, alone or beside dense attention: perplexity and downstream tasks
-#[derive(Debug, clap::Args)]
-#[command(after_help = FIELDS)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// perplexity, choices, schema, last-word or squad
-    #[arg(long, value_enum, hide_possible_values = true)]
-    task: TaskKind,
-    /// A text (perplexity), SQuAD 2.0 (squad) or JSON lines
-    #[arg(long, value_name = "FILE")]
-    data: PathBuf,
-    /// Score only the first N examples (perplexity: windows) [default: all]
-    #[arg(long, value_name = "N", value_parser = whole(1..=u32::MAX))]
-    limit: Option<u32>,
-    /// Tokens in a window (perplexity; default 1024), or most tokens of a sequence (default: the model's context)
-    #[arg(long, value_name = "N", value_parser = whole(1..=MOST))]
-    context: Option<usize>,
-    /// Perplexity: attend one token at a time, as in generation
-    #[arg(long)]
-    decode: bool,
-    /// Between context and continuation (choices, schema, last-word)
-    #[arg(long, value_name = "TEXT", default_value = " ")]
-    delimiter: String,
-    /// Solved examples in front of every question (choices, schema, last-word): the last N records of --data, which are not
-    /// scored then
-    #[arg(long, value_name = "N", default_value = "0", value_parser = whole(0..=MOST))]
-    shots: usize,
-    /// Take the solved examples from the beginning of this file instead
-    #[arg(long, value_name = "FILE")]
-    shots_from: Option<PathBuf>,
-    /// Run the same with exact attention too
-    #[arg(long, value_name = "KERNEL")]
-    compare: Option<Baseline>,
-    /// Log of examples that are done; begun if there is none, continued if there is
-    #[arg(long, value_name = "FILE")]
-    resume: Option<PathBuf>,
-    #[command(flatten)]
-    common: CommonArgs,
-    #[command(flatten)]
-    kernel: KernelArgs,
-}
-
-const FIELDS: &str = "\
-Records, one JSON object a line:
-  choices    query, choices, gold: which choice is the most probable continuation
-  schema     context_options, continuation, gold: which context makes the continuation most probable
-  last-word  context, continuation; or (GSM8K) context, chain_of_thought, answer: would greedy decoding write it
-
-With --json accuracy, f1 and exact_match are in 0..1, each with its standard error. With --compare dense, kl and
-top1_agreement are over the scored positions (squad: every token that exact attention generates, read by both), and
-flips counts the examples whose prediction differs. Nothing is decoded in choices, schema, last-word and perplexity: there --phases prefill
-is the same as both.";
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Baseline {
-    Dense,
-}
 
 pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
@@ -180,21 +122,6 @@ fn context(args: &Args, model: &LoadedModel) -> anyhow::Result<usize> {
         "--context: expected {least} to {most} tokens, the model's context, got {context}"
     );
     Ok(context)
-}
-
-/// What a task came to.
-struct Scores {
-    examples: usize,
-    tokens: usize,
-    /// For programs: what differs from task to task.
-    fields: Map<String, Value>,
-    /// For people.
-    lines: Vec<String>,
-    sparsity: HeadSparsity,
-    /// What came of prompts; the rest came of generated tokens, or of text attended as such.
-    prompts: HeadSparsity,
-    /// Tokens of the longest text.
-    longest: usize,
 }
 
 /// The result for programs.

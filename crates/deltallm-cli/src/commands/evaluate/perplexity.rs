@@ -6,7 +6,7 @@ use serde_json::{Map, Value, json};
 
 use super::lines::{comparison_line, give_or_take};
 use super::resumed::run_all;
-use super::{Args, Scores};
+use super::{args::Args, scores::Scores};
 use crate::{Perplexity, Plan, Setup, WindowResult, score_window, sha256_hex, sum_windows};
 
 pub(super) fn run(args: &Args, setup: &Setup, text: &str) -> anyhow::Result<Scores> {

@@ -3,7 +3,7 @@
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
-use super::Args;
+use super::args::Args;
 use crate::{ModelProfile, Plan, ResumeLog, Resumed, Score, Setup, note, run_windows, sha256_hex};
 
 /// Runs the examples that are wanted, those in the log of an earlier run excepted.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::lines::{comparison_line, give_or_take};
 use super::resumed::{plan, run_all};
-use super::{Args, Scores};
+use super::{args::Args, scores::Scores};
 use crate::{
     ANSWER_TOKENS, ChoiceExample, Dataset, Estimate, Examples, LastWordExample, LikelihoodExample, Question,
     Scored, Scorer, Setup, Summary, answer_questions, score_examples,

@@ -2,67 +2,25 @@
 //!
 //! `cargo run --release -- generate` runs the embedded model beside dense attention; `--help` lists the rest.
 
+mod args;
 mod json;
 mod prompt;
 mod run;
 mod summary;
 
-use clap::ValueEnum;
 use deltallm::KvStore;
 use deltallm::models::Session;
 
+pub(crate) use self::args::Args;
 use self::json::Report;
 use self::prompt::Prompt;
 use self::run::{Difference, Run};
-use crate::args::{SamplingArgs, whole};
 use crate::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, MemoryArgs, ModelArgs, interrupted, note,
-    print_json, print_line, stop_on_ctrl_c,
+    KernelChoice, KernelKind, LoadedModel, interrupted, note, print_json, print_line, stop_on_ctrl_c,
 };
 
 /// Tokens that every kernel reads before it is timed beside another one.
 const WARM_UP: usize = 64;
-
-/// Continue a text with delta attention, and say what that saves
-///
-/// Without --model, --prompt, --chat and --kv-budget it is a demonstration: the embedded model continues a tale on the compact
-/// store with the most probable tokens, and the same is done with dense attention for comparison.
-#[derive(Debug, clap::Args)]
-pub(crate) struct Args {
-    #[command(flatten)]
-    model: ModelArgs,
-    /// Text to continue, or with --chat the question [default: the beginning of a story]
-    #[arg(long, value_name = "TEXT")]
-    prompt: Option<String>,
-    /// Put the prompt through the model's chat template
-    #[arg(long)]
-    chat: bool,
-    /// Most tokens to generate
-    #[arg(long, value_name = "N", default_value_t = 200, value_parser = whole(1..=u32::MAX))]
-    max_tokens: u32,
-    /// Prompt-lookup decoding: draft tokens from earlier text and check several at once. The same text, faster where it repeats itself
-    #[arg(long)]
-    prompt_lookup: bool,
-    /// Run the same prompt with exact attention too, and show where the texts part
-    #[arg(long, value_name = "KERNEL")]
-    compare: Option<Baseline>,
-    /// Say all that was measured, not only what it comes to
-    #[arg(long)]
-    verbose: bool,
-    #[command(flatten)]
-    common: CommonArgs,
-    #[command(flatten)]
-    sampling: SamplingArgs,
-    #[command(flatten)]
-    kernel: KernelArgs,
-    #[command(flatten)]
-    memory: MemoryArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-enum Baseline {
-    Dense,
-}
 
 pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     args.common.start_threads()?;
@@ -129,13 +87,6 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         );
     }
     Ok(())
-}
-
-impl Args {
-    /// Whether nothing is asked for in particular.
-    fn demonstrates(&self) -> bool {
-        self.model.path().is_none() && self.prompt.is_none() && !self.chat && !self.memory.is_limited()
-    }
 }
 
 /// Lets a kernel, and the model around it, do everything once: the first of two runs would pay for both.

@@ -1,6 +1,6 @@
 //! What the model is to continue.
 
-use super::Args;
+use super::args::Args;
 use crate::LoadedModel;
 
 /// Continued where nothing else is asked for: the beginning of a tale by the brothers Grimm, long enough that attention matters.

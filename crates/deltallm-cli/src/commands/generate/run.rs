@@ -3,7 +3,7 @@
 use deltallm::models::{PromptCache, PromptLookup, Session};
 use serde::Serialize;
 
-use super::{Args, prompt::Prompt};
+use super::{args::Args, prompt::Prompt};
 use crate::{
     AttentionTime, Generation, KernelChoice, LoadedModel, MemoryLimit, Wanted, dense_f16_bytes,
     first_difference, generate, print,
