@@ -5,13 +5,16 @@
     python lm_eval_deltallm.py --model MODEL --tasks paper      # the thirteen tasks of the paper, with as many examples before each question
 
 Tasks of your own: --include DIR with their YAML, or --files DIR with NAME.jsonl of lines {"query", "choices", "gold"},
-{"context_options", "continuation", "gold"}, {"context", "continuation"} or {"context", "answer"}.
+{"context_options", "continuation", "gold"}, {"context", "continuation"} or {"context", "answer"}, or NAME.json in the format of SQuAD 2.0.
 """
 
 import argparse
+import collections
 import json
+import re
 from pathlib import Path
 
+import datasets
 import lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -57,13 +60,58 @@ def from_file(path):
     return {"task": path.stem, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}, **split, **what, "metric_list": accuracy}
 
 
+def f1(answer, gold):
+    """Of words, as SQuAD counts them: without case, articles and punctuation."""
+    words = lambda text: re.sub(r"\b(a|an|the)\b", " ", re.sub(r"[^\w\s]", "", text.lower())).split()
+    answer, gold = words(answer), words(gold)
+    common = sum((collections.Counter(answer) & collections.Counter(gold)).values())
+    return 2 * common / (len(answer) + len(gold)) if answer and gold else float(answer == gold)
+
+
+def from_squad(path):
+    """Questions about passages. One that has no answer is answered rightly by nothing at all, or by "unanswerable"."""
+
+    def questions(**_):
+        articles = json.loads(path.read_text(encoding="utf-8"))["data"]
+        found = ((p["context"], q) for a in articles for p in a["paragraphs"] for q in p["qas"])
+        rows = [{"context": context, "question": q["question"], "answers": [x["text"] for x in q["answers"]] or ["unanswerable"]} for context, q in found]
+        return {"test": datasets.Dataset.from_list(rows)}
+
+    def score(question, results):
+        answer = results[0].strip() or "unanswerable"
+        best = max(f1(answer, gold) for gold in question["answers"])
+        return {"exact": float(best == 1), "f1": best}
+
+    return {
+        "task": path.stem,
+        "custom_dataset": questions,
+        "test_split": "test",
+        "fewshot_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "Background: {{context}}\n\nQuestion: {{question}}\n\nAnswer:",
+        "doc_to_target": "{{answers[0]}}",
+        "generation_kwargs": {"until": ["\n"], "max_gen_toks": 30},
+        "process_results": score,
+        "metric_list": [{"metric": metric, "aggregation": "mean", "higher_is_better": True} for metric in ("exact", "f1")],
+    }
+
+
+def find(name, folder):
+    """The task of that name: from a file, if the folder has one."""
+    if folder and (folder / f"{name}.jsonl").exists():
+        return from_file(folder / f"{name}.jsonl")
+    if folder and (folder / f"{name}.json").exists():
+        return from_squad(folder / f"{name}.json")
+    return name
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="name on the hub or folder")
     parser.add_argument("--gguf", help="name of a GGUF file in that folder")
     parser.add_argument("--tasks", required=True, help="names, separated by commas, or paper")
     parser.add_argument("--include", help="folder with tasks of your own")
-    parser.add_argument("--files", type=Path, help="folder with NAME.jsonl of your own")
+    parser.add_argument("--files", type=Path, help="folder with NAME.jsonl or NAME.json of your own")
     parser.add_argument("--fewshot", type=int, help="examples before each question: longer prompts have more to skip [default: the task's]")
     parser.add_argument("--limit", type=int, help="examples of each task")
     parser.add_argument("--spec", help="a profile [default: settings that are safe for any model]")
@@ -74,7 +122,6 @@ def main():
     lm = HFLM(pretrained=args.model, device="cpu", dtype="float32", batch_size=1, **more)
     spec = deltallm.Spec.from_profile(args.spec, args.store) if args.spec else deltallm.Spec(store=args.store)
     manager = TaskManager(include_path=args.include)
-    file = lambda name: args.files / f"{name}.jsonl" if args.files else None
     shots = PAPER if args.tasks == "paper" else dict.fromkeys(args.tasks.split(","))
     if args.fewshot is not None:
         shots = dict.fromkeys(shots, args.fewshot)
@@ -83,8 +130,7 @@ def main():
         if attention == "deltallm":
             deltallm.patch(lm.model, spec)
         for count in dict.fromkeys(shots.values()):
-            names = [name for name in shots if shots[name] == count]
-            tasks = [from_file(file(name)) if file(name) and file(name).exists() else name for name in names]
+            tasks = [find(name, args.files) for name in shots if shots[name] == count]
             found |= lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, num_fewshot=count, limit=args.limit)["results"]
     print(f"{'task':24} {'metric':20} {'dense':>9} {'deltallm':>9} {'change':>9} {'stderr':>9}")
     for task, dense in results["dense"].items():
