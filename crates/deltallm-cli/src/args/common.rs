@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
-use clap::{Command, CommandFactory, FromArgMatches};
+use clap::{Command, CommandFactory, FromArgMatches, ValueEnum};
 use deltallm::core::internal::message;
 
 use super::numbers::whole;
@@ -35,6 +35,12 @@ impl CommonArgs {
             .build_global()
             .with_context(|| format!("cannot start {threads} threads"))
     }
+}
+
+/// What a run can be compared with.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Baseline {
+    Dense,
 }
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);

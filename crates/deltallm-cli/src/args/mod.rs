@@ -8,6 +8,7 @@ mod numbers;
 mod rules;
 mod sampling;
 
+pub(crate) use common::Baseline;
 pub use common::{CommonArgs, interrupted, main_with, stop_on_ctrl_c};
 pub use kernel::{KernelArgs, MarginChoice};
 pub(crate) use kernel::{parse_precision, parse_store};

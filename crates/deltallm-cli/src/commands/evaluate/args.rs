@@ -2,9 +2,7 @@
 
 use std::path::PathBuf;
 
-use clap::ValueEnum;
-
-use crate::args::{MOST, whole};
+use crate::args::{Baseline, MOST, whole};
 use crate::{CommonArgs, KernelArgs, ModelArgs, TaskKind};
 
 /// Measure a model with delta attention, alone or beside dense attention: perplexity and downstream tasks
@@ -60,8 +58,3 @@ With --json accuracy, f1 and exact_match are in 0..1, each with its standard err
 top1_agreement are over the scored positions (squad: every token that exact attention generates, read by both), and
 flips counts the examples whose prediction differs. Nothing is decoded in choices, schema, last-word and perplexity: there --phases prefill
 is the same as both.";
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Baseline {
-    Dense,
-}

@@ -17,7 +17,7 @@ use serde::Serialize;
 use serde_json::{Map, Value};
 
 pub(crate) use self::args::Args;
-use self::args::Baseline;
+use crate::args::Baseline;
 use crate::{
     ANSWER_TOKENS, Dataset, KernelKind, KernelSettings, LoadedModel, Setup, SkippedValues, TaskKind, note,
     print_json, read_dataset, read_text, take_shots,

@@ -1,8 +1,6 @@
 //! What can be said to `generate`.
 
-use clap::ValueEnum;
-
-use crate::args::{SamplingArgs, whole};
+use crate::args::{Baseline, SamplingArgs, whole};
 use crate::{CommonArgs, KernelArgs, MemoryArgs, ModelArgs};
 
 /// Continue a text with delta attention, and say what that saves
@@ -39,11 +37,6 @@ pub(crate) struct Args {
     pub(super) kernel: KernelArgs,
     #[command(flatten)]
     pub(super) memory: MemoryArgs,
-}
-
-#[derive(Debug, Clone, Copy, ValueEnum)]
-pub(super) enum Baseline {
-    Dense,
 }
 
 impl Args {
