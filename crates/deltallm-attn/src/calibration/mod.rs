@@ -16,6 +16,7 @@ mod calibrator;
 mod error;
 mod found;
 mod held_out;
+mod logits;
 mod parallel;
 mod pays;
 mod perplexity;
