@@ -6,8 +6,8 @@
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
-    query_tile,
+    HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget, Precision, QUERY_TILE, SkipMargin,
+    ThresholdPolicy,
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
@@ -468,7 +468,7 @@ impl<'a> Run<'a> {
 
     /// `None` where the reference cannot say what is skipped: tiles that start elsewhere, or a score at the margin.
     fn skipping_reference(&self, call: &Call) -> Option<Vec<f64>> {
-        let tile = if call.end - call.first == 1 { 1 } else { query_tile(self.setting.shape.group()) };
+        let tile = if call.end - call.first == 1 { 1 } else { QUERY_TILE };
         // What is skipped in one row depends on exact keys, which a cut may have lost.
         if call.first % tile != 0 || call.exact_from > self.held_for_sure(call) {
             return None;

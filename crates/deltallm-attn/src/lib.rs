@@ -66,7 +66,7 @@ pub use mask::Mask;
 pub use ndarray;
 pub use options::AttentionOptions;
 pub use precision::Precision;
-pub use prefill::query_tile;
+pub use prefill::QUERY_TILE;
 pub use profile::{AttentionProfile, CalibrationGoal, HeldOut, Provenance, Verified};
 pub use shape::AttentionShape;
 pub use skip::SkipMargin;

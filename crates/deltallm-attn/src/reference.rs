@@ -28,7 +28,8 @@ pub struct Method {
     pub exact_sinks: usize,
     /// Far values by this margin or more below the best exact score are skipped.
     pub skip_margin: Option<SkipMargin>,
-    /// Queries that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`.
+    /// Queries of a head that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`. With 1, as in decoding, the
+    /// heads that share a kv head decide together.
     pub tile: usize,
     /// Scores are `q . k * scale`.
     pub scale: f64,
@@ -109,10 +110,14 @@ pub fn attention(
         let (raw_keys, raw_values) = (raw(k), raw(v));
         let stored = Stored::new(method, kv_head, &raw_keys, &raw_values);
         let group: Range<usize> = kv_head * shape.group()..(kv_head + 1) * shape.group();
-        for tile in (0..n).step_by(method.tile) {
+        // A token by itself decides for all heads of the group, whose values are read together.
+        let together = if method.tile == 1 { shape.group() } else { 1 };
+        let deciding = group.step_by(together).map(|head| head..head + together);
+        let tiles = || (0..n).step_by(method.tile);
+        for (deciding, tile) in deciding.flat_map(|heads| tiles().map(move |tile| (heads.clone(), tile))) {
             let positions = method.tile.min(n - tile);
             let queries: Vec<(usize, usize)> =
-                (tile..n.min(tile + method.tile)).flat_map(|m| group.clone().map(move |h| (m, h))).collect();
+                (tile..tile + positions).flat_map(|m| deciding.clone().map(move |h| (m, h))).collect();
             let scores: Vec<Vec<f64>> =
                 queries.iter().map(|&(m, h)| scores(method, m, q.row(m, h), &stored)).collect();
             let best_exact = |(&(m, h), s): (&(usize, usize), &Vec<f64>)| {

@@ -47,19 +47,19 @@ pub enum SkipMargin {
 
 impl SkipMargin {
     /// The usual smallest margin of [`Length`](Self::Length).
-    pub const LEAST: f32 = 3.0;
+    pub const LEAST: f32 = 3.5;
 
     /// How a margin has to grow with the length for skipping to cost as much at every length (`docs/results/calibration.md`).
     pub const SLOPE: f32 = 0.6;
 
-    /// A margin that costs little where nothing is known about the model: a value that is skipped weighs at most e⁻⁶, a
-    /// four-hundredth, of the best exact one, and in decoding e⁻⁸, a three-thousandth. What it cost on four models is in
+    /// A margin that costs little where nothing is known about the model: a value that is skipped weighs at most e^-6.5, a
+    /// six-hundredth, of the best exact one, and in decoding e^-8, a three-thousandth. What it cost on four models is in
     /// `docs/results/models.md`.
-    pub const CAUTIOUS: Self = Self::Fixed(6.0);
+    pub const CAUTIOUS: Self = Self::Fixed(6.5);
 
     /// What is added where one query decides alone, nats. In a tile most values are kept for the sake of some other query;
     /// without them the same margin would skip far more, and cost more (`docs/results/default.md`).
-    pub const ALONE: f32 = 2.0;
+    pub const ALONE: f32 = 1.5;
 
     /// [`Length`](Self::Length) with the usual smallest margin.
     pub fn length(base: f32, slope: f32) -> Self {

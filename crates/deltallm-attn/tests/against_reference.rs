@@ -5,8 +5,8 @@
 
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
-    ExactWindow, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision, SkipMargin,
-    ThresholdPolicy, attend_dense, attend_hybrid, query_tile, reference::Method,
+    ExactWindow, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision, QUERY_TILE,
+    SkipMargin, ThresholdPolicy, attend_dense, attend_hybrid, reference::Method,
 };
 use deltallm_core::TargetSparsity;
 use deltallm_simd::tuning::PREPARED_KEYS;
@@ -124,7 +124,7 @@ proptest! {
         one_by_one: bool,
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
-        let tile = if one_by_one { 1 } else { query_tile(shape.group()) };
+        let tile = if one_by_one { 1 } else { QUERY_TILE };
         let method = Method {
             thresholds: thresholds(shape, 0.4), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: 2,
             skip_margin: Some(margin), tile, ..Method::dense(&shape)
@@ -408,9 +408,8 @@ fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usiz
 #[test]
 fn a_query_that_decides_alone_skips_less() {
     let margin = SkipMargin::Length { base: -4.0, slope: 1.0, least: 0.5 };
-    let tile = query_tile(smollm().group());
-    let tokens = 4 * tile + 1;
-    assert_skips_like_the_reference(margin, tile, &[tokens]);
+    let tokens = 4 * QUERY_TILE + 1;
+    assert_skips_like_the_reference(margin, QUERY_TILE, &[tokens]);
     assert_skips_like_the_reference(margin, 1, &(1..=tokens).collect::<Vec<_>>());
 }
 
@@ -421,7 +420,7 @@ fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
     let inputs = Inputs::new(shape, PREPARED_KEYS + 700, 21);
     let one_call = vec![inputs.tokens];
     // At the ends of tiles: a call that covers a part of one decides for that part.
-    let calls = vec![14 * query_tile(1), PREPARED_KEYS + query_tile(1), inputs.tokens];
+    let calls = vec![14 * QUERY_TILE, PREPARED_KEYS + QUERY_TILE, inputs.tokens];
     let window = ExactWindow::Sliding(1000);
     for (mask, ends) in [(Mask::Causal, one_call), (Mask::SlidingWindow(PREPARED_KEYS + 200), calls)] {
         let method = Method {
@@ -430,7 +429,7 @@ fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
             exact_window: Some(window),
             exact_sinks: 2,
             skip_margin: Some(SkipMargin::Fixed(0.4)),
-            tile: query_tile(1),
+            tile: QUERY_TILE,
             ..Method::dense(&shape)
         };
         let (expected, skipped) = inputs.reference(&method);
@@ -458,7 +457,7 @@ fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
 #[test]
 fn a_call_of_many_tiles_equals_the_reference() {
     let shape = AttentionShape::new(16, 1, 8).unwrap();
-    let inputs = Inputs::new(shape, 700, 22);
+    let inputs = Inputs::new(shape, 800, 22);
     let method = Method {
         thresholds: thresholds(shape, 0.4),
         exact_window: Some(ExactWindow::Sliding(100)),
@@ -476,9 +475,9 @@ fn a_call_of_many_tiles_equals_the_reference() {
 /// Few queries leave some lanes of a vector over.
 #[test]
 fn lanes_without_a_query_keep_no_value_alive() {
-    let tile = query_tile(smollm().group());
     for more in [1, 3, 6] {
-        assert_skips_like_the_reference(SkipMargin::Fixed(0.5), tile, &[2 * tile + more]);
+        let tokens = 2 * QUERY_TILE + more;
+        assert_skips_like_the_reference(SkipMargin::Fixed(0.5), QUERY_TILE, &[tokens]);
     }
 }
 
@@ -491,7 +490,7 @@ fn tiles_start_at_multiples_wherever_a_call_begins() {
         let mut kernel = HybridAttention::new(smollm(), config.clone()).unwrap();
         inputs.run(&mut kernel, ends)
     });
-    let whole = query_tile(smollm().group()) * inputs.q_row();
+    let whole = QUERY_TILE * inputs.q_row();
     same(&in_two[whole..], &at_once[whole..], "from the second tile on");
 }
 
@@ -888,7 +887,7 @@ proptest! {
         let hybrid = |moved: f32| Method {
             thresholds: thresholds(shape, theta), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: 3,
             skip_margin: margin.map(|margin| SkipMargin::Fixed(margin + moved)),
-            tile: query_tile(shape.group()), ..dense.clone()
+            tile: QUERY_TILE, ..dense.clone()
         };
         let config = coded_at_once(ThresholdPolicy::Uniform(theta))
             .exact_window(ExactWindow::Sliding(window)).exact_sinks(3).skip_margin(margin.map(SkipMargin::Fixed));
@@ -973,7 +972,7 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
                 exact_window: Some(window),
                 exact_sinks: 2,
                 skip_margin,
-                tile: query_tile(shape.group()),
+                tile: QUERY_TILE,
                 ..Method::dense(&shape)
             };
             let (expected, _) = inputs.reference(&method);

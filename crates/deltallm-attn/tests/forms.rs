@@ -6,7 +6,7 @@ use std::sync::Arc;
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
     ExactWindow, Half, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision,
-    SkipMargin, ThresholdPolicy, forward_batch, forward_half, query_tile,
+    QUERY_TILE, SkipMargin, ThresholdPolicy, forward_batch, forward_half,
     reference::{Attended, Method},
 };
 use proptest::prelude::*;
@@ -106,7 +106,7 @@ proptest! {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(2.5_f32);
         let method = |margin| Method {
-            softcap: softcap.map(f64::from), tile: if one_by_one { 1 } else { query_tile(group) },
+            softcap: softcap.map(f64::from), tile: if one_by_one { 1 } else { QUERY_TILE },
             sink_logits: Some(logits[..group].iter().copied().map(f64::from).collect()),
             skip_margin: Some(SkipMargin::Fixed(margin)), ..hybrid_method(0.4, &Method::dense(&shape), shape)
         };

@@ -35,7 +35,7 @@
 //! | `thresholds` | delta, hybrid | one of the three below | `{"target_sparsity": 0.3}` |
 //! | `window` | hybrid | keys scored exactly: `64`, the latest, or `"block:0.05"`, blocks of that share of the prompt | `64` |
 //! | `sinks` | hybrid | first keys, always scored exactly | `4` |
-//! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"0.6ln+0.5"` is 0.6 ln(keys) + 0.5, at least 3; `"0.6ln+0.5:2"`, at least 2; 2 more in decoding | that of the profile; without one `6`, and nothing is skipped beside `thresholds` |
+//! | `skip_margin` | hybrid | skip values whose key scores this many nats below the best exact one; `"0.6ln+0.5"` is 0.6 ln(keys) + 0.5, at least 3.5; `"0.6ln+0.5:2"`, at least 2; 1.5 more in decoding | that of the profile; without one `6.5`, and nothing is skipped beside `thresholds` |
 //! | `exact_prompt` | hybrid | prompts of up to this many tokens are attended exactly | `0` |
 //! | `profile` | delta, hybrid | the object that `calibrate` writes; it takes the place of the five above | none |
 //! | `layer` | delta, hybrid | which layer of the profile this kernel is, from 0 | required with `profile` |

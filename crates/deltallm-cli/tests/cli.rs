@@ -328,7 +328,7 @@ fn policies_reach_the_kernels_and_are_reported() {
     assert_eq!(settings(&[])["profile"], "fairy-tales (built in)");
     assert!(settings(&[])["skip_margin"].as_str().is_some_and(|margin| margin.contains("ln")));
     let none = settings(&["--profile", "none"]);
-    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.3), &Value::from("6")));
+    assert_eq!((&none["target_sparsity"], &none["skip_margin"]), (&Value::from(0.3), &Value::from("6.5")));
     let paper = settings(&["--paper", "--theta", "1"]);
     assert_eq!(
         (&paper["window"], &paper["sinks"], &paper["theta"]),

@@ -42,11 +42,11 @@ use crate::{
 
 use pairs::Pairs;
 use prepare::{Prepared, prepare};
-pub use tile::query_tile;
-use tile::{Call, PreparedPart, Scratch, Tile, TileOutput};
+pub use tile::QUERY_TILE;
+use tile::{Call, PreparedPart, Scratch, Tile, TileOutput, TileSize};
 
-/// Tiles of a kv head that are attended together: keys are prepared for all of them, and each holds its queries and sums meanwhile.
-const TILES: usize = 128;
+/// Queries of a kv head, of all its heads, that are attended together: keys are prepared for all of them, and each has its sums meanwhile.
+const QUERIES: usize = 12288;
 
 /// Attends `q`, whose first token stands at position `first`. `segments` knows the segments of each kv head.
 pub(crate) fn attend<'a>(
@@ -58,16 +58,17 @@ pub(crate) fn attend<'a>(
     Output { mut rows, counts, log_sums }: Output,
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
-    let query_tile = query_tile(shape.group());
+    let skips = segments(0).iter().any(|segment| segment.skip_margin.is_some());
+    let size = TileSize::of(shape.group(), skips);
     // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared takes
     // more than its cache, so it is done for one head per thread at a time.
-    let prepares = q.tokens() > query_tile;
+    let prepares = q.tokens() > size.queries || shape.group() > size.heads;
     let pairs = Pairs::of(options.isa, options.precision).filter(|_| prepares);
     let call = Call { options, q, first, split, pairs };
     let mut counted = vec![HeadSparsity::default(); shape.kv_heads()];
     let mut take = |tile: &Tile, output: TileOutput| {
         counted[tile.kv_head] += output.counts;
-        let places = tile.positions.clone().flat_map(|p| (0..shape.group()).map(move |h| (p, h)));
+        let places = tile.positions.clone().flat_map(|p| tile.heads.clone().map(move |h| (p, h)));
         let places = places.map(|(position, head)| (position - first, tile.kv_head * shape.group() + head));
         for ((token, head), row) in places.clone().zip(output.rows.chunks_exact(shape.value_dim())) {
             rows.row_mut(token, head).copy_from_slice(row);
@@ -81,13 +82,17 @@ pub(crate) fn attend<'a>(
     let at_once = if prepares { threads(options.parallel) } else { shape.kv_heads() };
     for heads in chunks(0..shape.kv_heads(), at_once) {
         let segments: Vec<Segments> = heads.clone().map(segments).collect();
-        for positions in multiples(first..first + q.tokens(), TILES * query_tile) {
-            let tiles = multiples(positions.clone(), query_tile);
-            let mut tiles: Vec<Tile> = tiles
-                .flat_map(|positions| heads.clone().map(move |kv_head| Tile::new(kv_head, positions.clone())))
-                .collect();
-            let at_a_time = if prepares { PREPARED_KEYS } else { usize::MAX };
-            let rounds = rounds(split, &segments[0], &positions, at_a_time);
+        let at_a_time = (QUERIES / shape.group() / size.queries).max(1) * size.queries;
+        for positions in multiples(first..first + q.tokens(), at_a_time) {
+            let mut tiles = Vec::new();
+            for positions in multiples(positions.clone(), size.queries) {
+                for kv_head in heads.clone() {
+                    let of_group = chunks(0..shape.group(), size.heads);
+                    tiles.extend(of_group.map(|of_group| Tile::new(kv_head, of_group, positions.clone())));
+                }
+            }
+            let most = if prepares { PREPARED_KEYS } else { usize::MAX };
+            let rounds = rounds(split, &segments[0], &positions, most);
             for (round, parts) in rounds.iter().enumerate() {
                 let prepared = prepare_all(call, prepares, &segments, parts)?;
                 let work = |scratch: &mut Scratch, tile: &mut Tile| {

@@ -1,7 +1,7 @@
 //! Attention of one tile of queries: flash-style, key block by key block, with an online softmax.
 //!
-//! A tile is [`query_tile`] consecutive queries times the heads that share a kv head, side by side in the lanes of the
-//! vectors: `lane = head_in_group * queries + query`. Its keys come in [segments](crate::segment); a segment gives each query a
+//! A tile is consecutive queries of one or all of the heads that share a kv head ([`TileSize`]), side by side in the lanes of the
+//! vectors: `lane = head * queries + query`. Its keys come in [segments](crate::segment); a segment gives each query a
 //! range of keys and says how they are scored.
 
 use std::{f32::consts::LOG2_E, ops::Range};
@@ -30,20 +30,36 @@ use crate::{
     window::{Part, Split},
 };
 
-/// Queries in a tile, for a group of `group` query heads per kv head: 64 to 128 lanes for groups of up to 32, so
-/// that the tile of queries stays in the L1 or L2 cache. Tiles start at multiples of this position. Value skipping decides tile by tile.
-///
-/// ```
-/// assert_eq!(deltallm_attn::query_tile(3), 32); // 32 queries of 3 heads are 96 lanes
-/// ```
-pub fn query_tile(group: usize) -> usize {
-    (64 / group.max(1)).next_power_of_two().clamp(4, 64)
+/// Positions whose queries decide together which values to skip, each head for itself. They start at multiples of this position.
+pub const QUERY_TILE: usize = 32;
+
+/// The tiles of a kernel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct TileSize {
+    /// Positions.
+    pub(crate) queries: usize,
+    /// Query heads of a kv head.
+    pub(crate) heads: usize,
+}
+
+impl TileSize {
+    /// For `group` query heads per kv head. Where values are skipped, what one query needs all of its tile must take: so a head stands
+    /// alone. Elsewhere it is 64 to 128 lanes for groups of up to 32, so that keys are read for many queries at a time, and these stay in the
+    /// L1 or L2 cache.
+    pub(crate) fn of(group: usize, skips: bool) -> Self {
+        match skips {
+            true => Self { queries: QUERY_TILE, heads: 1 },
+            false => Self { queries: (64 / group.max(1)).next_power_of_two().clamp(4, 64), heads: group },
+        }
+    }
 }
 
 /// One tile of one kv head.
 #[derive(Debug)]
 pub(crate) struct Tile {
     pub(crate) kv_head: usize,
+    /// Query heads, of those of the kv head.
+    pub(crate) heads: Range<usize>,
     /// Positions of the queries in the sequence.
     pub(crate) positions: Range<usize>,
     /// What has been attended, from the first keys to the last.
@@ -52,9 +68,9 @@ pub(crate) struct Tile {
 
 /// Result of a tile.
 pub(crate) struct TileOutput {
-    /// `[queries, group, value_dim]`.
+    /// `[queries, heads, value_dim]`.
     pub(crate) rows: Vec<f32>,
-    /// The logarithm of the sum of each query's weights, `[queries, group]`.
+    /// The logarithm of the sum of each query's weights, `[queries, heads]`.
     pub(crate) log_sums: Vec<f32>,
     /// Pairs, exact pairs and skipped values.
     pub(crate) counts: HeadSparsity,
@@ -132,8 +148,8 @@ pub(crate) struct PreparedPart<'a> {
 }
 
 impl Tile {
-    pub(crate) fn new(kv_head: usize, positions: Range<usize>) -> Self {
-        Self { kv_head, positions, state: None }
+    pub(crate) fn new(kv_head: usize, heads: Range<usize>, positions: Range<usize>) -> Self {
+        Self { kv_head, heads, positions, state: None }
     }
 
     /// Attends the tile's queries to some more keys, in the order of the segments; the answer comes with the `last` of them.
@@ -168,17 +184,17 @@ impl Tile {
     /// The queries in their lanes, and nothing attended yet.
     fn begin(&self, call: Call, mut state: State) -> State {
         let options = call.options;
-        let (group, count) = (options.shape.group(), self.positions.len());
-        let lanes = (count * group).next_multiple_of(lanes(options.isa));
+        let (heads, count) = (self.heads.len(), self.positions.len());
+        let lanes = (count * heads).next_multiple_of(lanes(options.isa));
         take_queries(call, self, lanes, &mut state.queries);
         state.sums.reset(options.shape.value_dim() * lanes, 0.0);
         state.max.reset(lanes, f32::NEG_INFINITY);
         state.total.reset(lanes, 0.0);
         if let Some(logits) = &options.sink_logits {
-            let logits =
-                logits[self.kv_head * group..][..group].iter().flat_map(|x| std::iter::repeat_n(x, count));
+            let first = self.kv_head * options.shape.group() + self.heads.start;
+            let logits = logits[first..][..heads].iter().flat_map(|x| std::iter::repeat_n(x, count));
             state.max.iter_mut().zip(logits).for_each(|(max, logit)| *max = logit * LOG2_E);
-            state.total[..count * group].fill(1.0);
+            state.total[..count * heads].fill(1.0);
         }
         state.counts = HeadSparsity::default();
         state
@@ -190,23 +206,23 @@ impl Tile {
         mut state: State,
         scratch: &mut Scratch,
     ) -> Result<TileOutput, AttentionError> {
-        let (isa, group, value_dim) = (options.isa, options.shape.group(), options.shape.value_dim());
+        let (isa, heads, value_dim) = (options.isa, self.heads.len(), options.shape.value_dim());
         let count = self.positions.len();
         let State { queries, sums, max, total, counts, .. } = &mut state;
         let (lanes, counts) = (queries.lanes, *counts);
         scratch.rescale.iter_mut().zip(&**total).for_each(|(weight, total)| *weight = 1.0 / total);
         softmax::rescale(isa, sums, &scratch.rescale);
-        let mut rows = vec![0.0; count * group * value_dim];
-        for head in 0..group {
+        let mut rows = vec![0.0; count * heads * value_dim];
+        for head in 0..heads {
             let (sums, out) = (&sums[head * count..], &mut rows[head * value_dim..]);
-            transpose(isa, sums, lanes, [value_dim, count], 1.0, out, group * value_dim);
+            transpose(isa, sums, lanes, [value_dim, count], 1.0, out, heads * value_dim);
         }
         // Inputs are finite, so anything else here is a score that left the range of f32.
-        let real = &max[..count * group];
+        let real = &max[..count * heads];
         if !all_finite(isa, real) || !all_finite(isa, &rows) {
             return Err(AttentionError::Overflow);
         }
-        let log_sums = (0..count).flat_map(|query| (0..group).map(move |head| head * count + query));
+        let log_sums = (0..count).flat_map(|query| (0..heads).map(move |head| head * count + query));
         let log_sums = log_sums.map(|lane| log_sum(max[lane], total[lane])).collect();
         scratch.state = Some(state);
         Ok(TileOutput { rows, log_sums, counts })
@@ -216,14 +232,14 @@ impl Tile {
 /// The queries of a tile in its lanes, scaled; and in 16 bits where keys are.
 fn take_queries(call: Call, tile: &Tile, lanes: usize, out: &mut TileQueries) {
     let Call { options, q, first, pairs, .. } = call;
-    let (isa, group, head_dim) = (options.isa, options.shape.group(), options.shape.head_dim());
-    let count = tile.positions.len();
+    let (isa, head_dim, count) = (options.isa, options.shape.head_dim(), tile.positions.len());
+    let first_head = tile.kv_head * options.shape.group() + tile.heads.start;
     // The cap is a function of nats; its result changes the unit.
     let scale = options.scale * if options.softcap.is_none() { LOG2_E } else { 1.0 };
     out.lanes = lanes;
     out.rows.reset(head_dim * lanes, 0.0);
-    for head in 0..group {
-        let (queries, stride) = q.rows_from(tile.positions.start - first, tile.kv_head * group + head);
+    for head in 0..tile.heads.len() {
+        let (queries, stride) = q.rows_from(tile.positions.start - first, first_head + head);
         transpose(isa, queries, stride, [count, head_dim], scale, &mut out.rows[head * count..], lanes);
     }
     if let Some(pairs) = pairs {
@@ -245,9 +261,9 @@ struct TilePart<'a> {
 impl TilePart<'_> {
     /// `begins` if these are the first keys of the segment.
     fn attend(self, begins: bool, state: &mut State, scratch: &mut Scratch) {
-        let Self { options, segment, prepared, tile, ranges } = self;
-        let group = options.shape.group();
-        let pairs = (ranges.iter().map(ExactSizeIterator::len).sum::<usize>() * group) as u64;
+        let Self { segment, prepared, tile, ranges, .. } = self;
+        let heads = tile.heads.len();
+        let pairs = (ranges.iter().map(ExactSizeIterator::len).sum::<usize>() * heads) as u64;
         state.counts.pairs += pairs;
         if segment.part != Part::Far {
             state.counts.exact_pairs += pairs;
@@ -258,7 +274,7 @@ impl TilePart<'_> {
                 state.thresholds.reset(state.queries.lanes, 1e30);
                 let margins =
                     || tile.positions.clone().map(|position| margin.nats(position + 1, ranges.len()));
-                let margins = (0..group).flat_map(|_| margins());
+                let margins = (0..heads).flat_map(|_| margins());
                 for ((threshold, max), margin) in state.thresholds.iter_mut().zip(&*state.max).zip(margins) {
                     *threshold = max - margin * LOG2_E;
                 }
@@ -330,7 +346,7 @@ impl TilePart<'_> {
         if !unmasked {
             let Scratch { scores, pending, tokens, starts, ends, kept, .. } = &mut *scratch;
             let scores = &mut scores[pending.len() * lanes..][..tokens.len() * lanes];
-            let lane_ranges = || (0..options.shape.group()).flat_map(|_| ranges);
+            let lane_ranges = || (0..self.tile.heads.len()).flat_map(|_| ranges);
             let row = |token: usize| tokens.partition_point(|other| *other < token) as f32;
             starts.reset(lanes, 0.0);
             ends.reset(lanes, 0.0);
@@ -357,7 +373,7 @@ impl TilePart<'_> {
                 true => scratch.kept.len() * self.ranges.len(),
                 false => scratch.kept.iter().map(|place| sees(scratch.tokens[*place])).sum(),
             };
-            counts.skipped_values -= (kept * self.options.shape.group()) as u64;
+            counts.skipped_values -= (kept * self.tile.heads.len()) as u64;
         }
     }
 
@@ -400,5 +416,21 @@ impl TilePart<'_> {
             prepared.values.add(isa, tokens, weights, lanes, sums, values);
         }
         pending.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tiles_have_lanes_for_every_group() {
+        for group in (1..=128).chain([1 << 20, usize::MAX]) {
+            assert_eq!(TileSize::of(group, true), TileSize { queries: QUERY_TILE, heads: 1 });
+            let TileSize { queries, heads } = TileSize::of(group, false);
+            assert!(heads == group && queries.is_power_of_two() && (4..=64).contains(&queries), "{group}");
+        }
+        // 32 queries of 3 heads are 96 lanes.
+        assert_eq!(TileSize::of(3, false).queries, 32);
     }
 }

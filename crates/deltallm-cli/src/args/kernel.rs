@@ -40,8 +40,8 @@ pub struct KernelArgs {
     #[arg(long, value_name = "N", value_parser = whole(0..=MOST))]
     sinks: Option<usize>,
     /// Leave out the value of a key that scores more than T nats below the best exact key. Aln+B: T = A ln(keys) + B, at
-    /// least 3; with :L, at least L. T is 2 larger where a query decides alone, as in decoding [default: the profile's; without
-    /// one 6, or off with --theta, --target-sparsity or --paper]
+    /// least 3.5; with :L, at least L. T is 1.5 larger where a query decides alone, as in decoding [default: the profile's; without
+    /// one 6.5, or off with --theta, --target-sparsity or --paper]
     #[arg(long, value_name = "T|Aln+B[:L]|off")]
     skip_margin: Option<MarginChoice>,
     /// Prompts of up to N tokens are attended exactly [default: the profile's, layer by layer, with its own margin; else 0]

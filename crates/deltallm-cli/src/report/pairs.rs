@@ -1,6 +1,6 @@
-//! What becomes of every (query, key) pair of one head.
+//! What becomes of every (query, key) pair of one query head.
 
-use deltallm::attn::query_tile;
+use deltallm::attn::QUERY_TILE;
 use deltallm::core::HeadSparsity;
 use deltallm::{ExactWindow, SparsityStats};
 use ndarray::{Array3, s};
@@ -13,7 +13,7 @@ use crate::drawing::{Align, Axis, Canvas, LINE, Panel, Place, palette, png, step
 /// Tokens of the text that are looked at, at most.
 const TOKENS: usize = 384;
 
-/// The map of the pairs of one kv head, which is the same for all its query heads.
+/// The map of the pairs of a kv head's first query head.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Pairs {
     /// The layer.
@@ -26,7 +26,7 @@ pub struct Pairs {
     pub query_tile: usize,
     /// How many pairs of each kind.
     pub counts: PairCounts,
-    /// What the kernel has counted: each pair once per query head of the group.
+    /// What the kernel has counted where all heads of the group have the queries of the first: each pair once for each of them.
     pub kernel: HeadSparsity,
     /// Query heads that share the kv head.
     pub group: usize,
@@ -119,13 +119,16 @@ impl Pairs {
         let (layer, kv_head) = choice.typical(layers);
         let [q, k, _] = &captured.0[layer];
         let tokens = subject.context.min(TOKENS);
-        let (q, k) = (q.slice(s![..tokens, .., ..]), k.slice(s![..tokens, .., ..]));
-        let (shape, head_dim) = (subject.graph().attention_shape(), k.dim().2);
-        let (group, tile) = (shape.group(), query_tile(shape.group()));
+        let (mut q, k) = (q.slice(s![..tokens, .., ..]).to_owned(), k.slice(s![..tokens, .., ..]));
+        let (group, head_dim) = (subject.graph().attention_shape().group(), k.dim().2);
+        let first = kv_head * group;
+        let queries = q.slice(s![.., first..first + 1, ..]).to_owned();
+        q.slice_mut(s![.., first..first + group, ..]).assign(&queries);
+        let q = q.view();
 
         // The kernel itself says which values it uses: with one channel of the values for each of `head_dim` keys, the
         // output is the keys' weights.
-        let mut used = vec![vec![false; tokens]; tokens.div_ceil(tile)];
+        let mut used = vec![vec![false; tokens]; tokens.div_ceil(QUERY_TILE)];
         let mut counted = HeadSparsity::default();
         let far = |m: usize| far_keys(subject, layer, m, tokens);
         for start in (0..tokens).step_by(head_dim) {
@@ -138,20 +141,19 @@ impl Pairs {
             counted = kernel.stats().heads().get(kv_head).copied().unwrap_or_default();
             for m in 0..tokens {
                 for t in keys.clone().filter(|t| far(m).contains(t)) {
-                    let heads = kv_head * group..(kv_head + 1) * group;
-                    used[m / tile][t] |= weights.slice(s![m, heads, t - start]).iter().any(|w| *w > 0.0);
+                    used[m / QUERY_TILE][t] |= weights[[m, first, t - start]] > 0.0;
                 }
             }
         }
         let pair = |m: usize, t: usize| match far(m) {
             far if t < far.start => Pair::Sink,
             far if t >= far.end => Pair::Window,
-            _ if used[m / tile][t] => Pair::Delta,
+            _ if used[m / QUERY_TILE][t] => Pair::Delta,
             _ => Pair::Skipped,
         };
         let map: Vec<Vec<Pair>> = (0..tokens).map(|m| (0..=m).map(|t| pair(m, t)).collect()).collect();
         let counts = PairCounts::new(&map);
-        Ok(Self { layer, kv_head, tokens, query_tile: tile, counts, kernel: counted, group, map })
+        Ok(Self { layer, kv_head, tokens, query_tile: QUERY_TILE, counts, kernel: counted, group, map })
     }
 
     /// Per cent of all pairs.
@@ -233,7 +235,7 @@ impl Pairs {
                 format!("{:.1} % of key entries zero", 100.0 * self.kernel.zero_fraction()),
             ];
             if self.counts.skipped > 0 {
-                notes.push(format!("tiles of {} queries × {} heads", self.query_tile, self.group));
+                notes.push(format!("{} queries together", self.query_tile));
                 notes.push("decide what is skipped".into());
             }
             for note in notes {
