@@ -6,8 +6,7 @@
 use arbitrary::{Result, Unstructured};
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, ExactWindow, HeadsView, HeadsViewMut,
-    HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget, Precision, QUERY_TILE, SkipMargin,
-    ThresholdPolicy,
+    HybridAttention, HybridConfig, Isa, KvStore, Mask, MemoryBudget, Precision, SkipMargin, ThresholdPolicy,
     reference::{Method, attention},
 };
 use deltallm_core::{CoreError, ModelFingerprint, ThresholdProfile};
@@ -468,12 +467,11 @@ impl<'a> Run<'a> {
 
     /// `None` where the reference cannot say what is skipped: tiles that start elsewhere, or a score at the margin.
     fn skipping_reference(&self, call: &Call) -> Option<Vec<f64>> {
-        let tile = if call.end - call.first == 1 { 1 } else { QUERY_TILE };
+        let method = self.method(call.expected).in_calls_of(call.end - call.first, &self.setting.shape);
         // What is skipped in one row depends on exact keys, which a cut may have lost.
-        if call.first % tile != 0 || call.exact_from > self.held_for_sure(call) {
+        if call.first % method.tile != 0 || call.exact_from > self.held_for_sure(call) {
             return None;
         }
-        let method = Method { tile, ..self.method(call.expected) };
         let moved = |by: f32| {
             let skip_margin = method.skip_margin.map(|margin| match margin {
                 SkipMargin::Length { base, slope, least } => {

@@ -28,9 +28,10 @@ pub struct Method {
     pub exact_sinks: usize,
     /// Far values by this margin or more below the best exact score are skipped.
     pub skip_margin: Option<SkipMargin>,
-    /// Queries of a head that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`. With 1, as in decoding, the
-    /// heads that share a kv head decide together.
+    /// Queries that decide together what to skip: tile `i` holds positions `i * tile .. (i + 1) * tile`.
     pub tile: usize,
+    /// Whether all heads that share a kv head decide together, and not each for itself.
+    pub heads_together: bool,
     /// Scores are `q . k * scale`.
     pub scale: f64,
     /// Scores become `cap * tanh(score / cap)`.
@@ -53,11 +54,23 @@ impl Method {
             exact_sinks: 0,
             skip_margin: None,
             tile: 1,
+            heads_together: true,
             scale: 1.0 / (shape.head_dim() as f64).sqrt(),
             softcap: None,
             sink_logits: None,
             store: KvStore::F32,
         }
+    }
+
+    /// The same for calls of so many tokens, which say who decides together what to skip: in short ones, as in decoding, all heads that share a kv
+    /// head.
+    pub fn in_calls_of(self, tokens: usize, shape: &AttentionShape) -> Self {
+        let (tile, heads_together) = match tokens {
+            ..=1 => (1, true),
+            2..32 => ((64 / shape.group()).next_power_of_two().clamp(4, 16), true),
+            _ => (32, false),
+        };
+        Self { tile, heads_together, ..self }
     }
 }
 
@@ -110,8 +123,7 @@ pub fn attention(
         let (raw_keys, raw_values) = (raw(k), raw(v));
         let stored = Stored::new(method, kv_head, &raw_keys, &raw_values);
         let group: Range<usize> = kv_head * shape.group()..(kv_head + 1) * shape.group();
-        // A token by itself decides for all heads of the group, whose values are read together.
-        let together = if method.tile == 1 { shape.group() } else { 1 };
+        let together = if method.heads_together { shape.group() } else { 1 };
         let deciding = group.step_by(together).map(|head| head..head + together);
         let tiles = || (0..n).step_by(method.tile);
         for (deciding, tile) in deciding.flat_map(|heads| tiles().map(move |tile| (heads.clone(), tile))) {

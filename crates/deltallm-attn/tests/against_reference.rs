@@ -124,11 +124,11 @@ proptest! {
         one_by_one: bool,
     ) {
         let inputs = Inputs::new(shape, tokens, seed);
-        let tile = if one_by_one { 1 } else { QUERY_TILE };
         let method = Method {
             thresholds: thresholds(shape, 0.4), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: 2,
-            skip_margin: Some(margin), tile, ..Method::dense(&shape)
+            skip_margin: Some(margin), ..Method::dense(&shape)
         };
+        let method = method.in_calls_of(if one_by_one { 1 } else { tokens }, &shape);
         let (expected, skipped) = inputs.reference(&method);
         // A score within rounding of the margin may fall on either side: such inputs prove nothing.
         let near = |by: f32| {
@@ -381,8 +381,8 @@ fn a_cut_into_an_exact_prompt_ends_it() {
     assert_eq!(got, expected);
 }
 
-/// Runs a kernel in calls that end at `ends`; queries decide in tiles of `tile`.
-fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usize]) {
+/// Runs a kernel in calls that end at `ends`, which decide as calls of `call` tokens do.
+fn assert_skips_like_the_reference(margin: SkipMargin, call: usize, ends: &[usize]) {
     let inputs = Inputs::new(smollm(), *ends.last().unwrap(), 10);
     let config =
         coded_at_once(ThresholdPolicy::Uniform(0.4)).exact_window(ExactWindow::Sliding(9)).exact_sinks(2);
@@ -392,10 +392,9 @@ fn assert_skips_like_the_reference(margin: SkipMargin, tile: usize, ends: &[usiz
         exact_window: Some(config.exact_window),
         exact_sinks: config.exact_sinks,
         skip_margin: config.skip_margin,
-        tile,
         ..Method::dense(&smollm())
     };
-    let (expected, skipped) = inputs.reference(&method);
+    let (expected, skipped) = inputs.reference(&method.in_calls_of(call, &smollm()));
     for isa in Isa::available() {
         let config = config.clone().options(options(isa, KvStore::F32));
         let mut kernel = HybridAttention::new(smollm(), config).unwrap();
@@ -429,9 +428,9 @@ fn a_history_that_is_prepared_in_rounds_equals_the_reference() {
             exact_window: Some(window),
             exact_sinks: 2,
             skip_margin: Some(SkipMargin::Fixed(0.4)),
-            tile: QUERY_TILE,
             ..Method::dense(&shape)
         };
+        let method = method.in_calls_of(QUERY_TILE, &shape);
         let (expected, skipped) = inputs.reference(&method);
         assert!(skipped as usize > inputs.tokens * inputs.tokens / 8, "{skipped}");
         for (isa, precision) in
@@ -887,8 +886,8 @@ proptest! {
         let hybrid = |moved: f32| Method {
             thresholds: thresholds(shape, theta), exact_window: Some(ExactWindow::Sliding(window)), exact_sinks: 3,
             skip_margin: margin.map(|margin| SkipMargin::Fixed(margin + moved)),
-            tile: QUERY_TILE, ..dense.clone()
-        };
+            ..dense.clone()
+        }.in_calls_of(tokens, &shape);
         let config = coded_at_once(ThresholdPolicy::Uniform(theta))
             .exact_window(ExactWindow::Sliding(window)).exact_sinks(3).skip_margin(margin.map(SkipMargin::Fixed));
         let exact = inputs.reference(&dense).0;
@@ -972,10 +971,9 @@ fn channels_that_no_byte_can_number_are_attended_as_rows() {
                 exact_window: Some(window),
                 exact_sinks: 2,
                 skip_margin,
-                tile: QUERY_TILE,
                 ..Method::dense(&shape)
             };
-            let (expected, _) = inputs.reference(&method);
+            let (expected, _) = inputs.reference(&method.in_calls_of(150, &shape));
             let config = coded_at_once(ThresholdPolicy::Uniform(0.4))
                 .exact_window(window)
                 .exact_sinks(2)

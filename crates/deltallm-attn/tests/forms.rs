@@ -6,7 +6,7 @@ use std::sync::Arc;
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
     ExactWindow, Half, HeadsView, HeadsViewMut, HybridAttention, HybridConfig, Isa, KvStore, Mask, Precision,
-    QUERY_TILE, SkipMargin, ThresholdPolicy, forward_batch, forward_half,
+    SkipMargin, ThresholdPolicy, forward_batch, forward_half,
     reference::{Attended, Method},
 };
 use proptest::prelude::*;
@@ -106,10 +106,10 @@ proptest! {
         let inputs = Inputs::new(shape, tokens, seed);
         let softcap = capped.then_some(2.5_f32);
         let method = |margin| Method {
-            softcap: softcap.map(f64::from), tile: if one_by_one { 1 } else { QUERY_TILE },
+            softcap: softcap.map(f64::from),
             sink_logits: Some(logits[..group].iter().copied().map(f64::from).collect()),
             skip_margin: Some(SkipMargin::Fixed(margin)), ..hybrid_method(0.4, &Method::dense(&shape), shape)
-        };
+        }.in_calls_of(if one_by_one { 1 } else { tokens }, &shape);
         let expected = inputs.attended(&method(margin));
         // A score within rounding of the margin may fall on either side: such inputs prove nothing.
         prop_assume!([-1e-4, 1e-4].iter().all(|by| inputs.attended(&method(margin + by)).skipped == expected.skipped));

@@ -3,7 +3,7 @@
 use deltallm_attn::{
     AttentionError, AttentionKernel, AttentionOptions, AttentionShape, DeltaAttention, DenseAttention,
     ExactWindow, HybridAttention, HybridConfig, Isa, KernelContext, KernelSpec, KvStore, Mask, MemoryBudget,
-    QUERY_TILE, SkipMargin, ThresholdPolicy, reference::Method,
+    SkipMargin, ThresholdPolicy, reference::Method,
 };
 use deltallm_core::{CachePlan, KeyPlan};
 use proptest::prelude::*;
@@ -89,11 +89,10 @@ proptest! {
         let shape = AttentionShape::new(group, 1, 32).unwrap();
         let inputs = Inputs::new(shape, tokens, seed);
         let one_by_one = one_by_one && mask != Mask::Bidirectional;
-        let tile = if one_by_one { 1 } else { QUERY_TILE };
         let method = |margin| Method {
-            mask, tile, thresholds: Some(vec![vec![0.4; 32]]), exact_window: Some(ExactWindow::Sliding(20)), exact_sinks: 2,
+            mask, thresholds: Some(vec![vec![0.4; 32]]), exact_window: Some(ExactWindow::Sliding(20)), exact_sinks: 2,
             skip_margin: Some(SkipMargin::Fixed(margin)), ..Method::dense(&shape)
-        };
+        }.in_calls_of(if one_by_one { 1 } else { tokens }, &shape);
         let (expected, skipped) = inputs.reference(&method(margin));
         // A score within rounding of the margin may fall on either side: such inputs prove nothing.
         prop_assume!([-1e-4, 1e-4].iter().all(|by| inputs.reference(&method(margin + by)).1 == skipped));

@@ -59,7 +59,7 @@ pub(crate) fn attend<'a>(
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
     let skips = segments(0).iter().any(|segment| segment.skip_margin.is_some());
-    let size = TileSize::of(shape.group(), skips);
+    let size = TileSize::of(q.tokens(), shape.group(), skips);
     // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared takes
     // more than its cache, so it is done for one head per thread at a time.
     let prepares = q.tokens() > size.queries || shape.group() > size.heads;

@@ -30,7 +30,8 @@ use crate::{
     window::{Part, Split},
 };
 
-/// Positions whose queries decide together which values to skip, each head for itself. They start at multiples of this position.
+/// Positions whose queries decide together which values to skip, each head for itself. They start at multiples of this position. In calls of
+/// fewer tokens all heads that share a kv head decide together, for up to half as many positions.
 pub const QUERY_TILE: usize = 32;
 
 /// The tiles of a kernel.
@@ -43,13 +44,15 @@ pub(crate) struct TileSize {
 }
 
 impl TileSize {
-    /// For `group` query heads per kv head. Where values are skipped, what one query needs all of its tile must take: so a head stands
-    /// alone. Elsewhere it is 64 to 128 lanes for groups of up to 32, so that keys are read for many queries at a time, and these stay in the
-    /// L1 or L2 cache.
-    pub(crate) fn of(group: usize, skips: bool) -> Self {
+    /// For a call of so many tokens, and `group` query heads per kv head. A tile is 64 to 128 lanes for groups of up to 32, so that keys are
+    /// read for many queries at a time, and these stay in the L1 or L2 cache. Where values are skipped, what one query needs all of its tile
+    /// must take: so a head stands alone, unless there are too few queries for keys to be read for each head.
+    pub(crate) fn of(tokens: usize, group: usize, skips: bool) -> Self {
+        let all_heads = (64 / group.max(1)).next_power_of_two().clamp(4, 64);
         match skips {
-            true => Self { queries: QUERY_TILE, heads: 1 },
-            false => Self { queries: (64 / group.max(1)).next_power_of_two().clamp(4, 64), heads: group },
+            true if tokens >= QUERY_TILE => Self { queries: QUERY_TILE, heads: 1 },
+            true => Self { queries: all_heads.min(QUERY_TILE / 2), heads: group },
+            false => Self { queries: all_heads, heads: group },
         }
     }
 }
@@ -426,11 +429,14 @@ mod tests {
     #[test]
     fn tiles_have_lanes_for_every_group() {
         for group in (1..=128).chain([1 << 20, usize::MAX]) {
-            assert_eq!(TileSize::of(group, true), TileSize { queries: QUERY_TILE, heads: 1 });
-            let TileSize { queries, heads } = TileSize::of(group, false);
-            assert!(heads == group && queries.is_power_of_two() && (4..=64).contains(&queries), "{group}");
+            assert_eq!(TileSize::of(QUERY_TILE, group, true), TileSize { queries: QUERY_TILE, heads: 1 });
+            for (skips, most) in [(false, 64), (true, 16)] {
+                let TileSize { queries, heads } = TileSize::of(QUERY_TILE - 1, group, skips);
+                assert!(heads == group && queries.is_power_of_two(), "{group}");
+                assert!((4..=most).contains(&queries), "{group}");
+            }
         }
         // 32 queries of 3 heads are 96 lanes.
-        assert_eq!(TileSize::of(3, false).queries, 32);
+        assert_eq!(TileSize::of(700, 3, false).queries, 32);
     }
 }
