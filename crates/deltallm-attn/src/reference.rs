@@ -67,7 +67,7 @@ impl Method {
     pub fn in_calls_of(self, tokens: usize, shape: &AttentionShape) -> Self {
         let (tile, heads_together) = match tokens {
             ..=1 => (1, true),
-            2..32 => ((64 / shape.group()).next_power_of_two().clamp(4, 16), true),
+            2..32 => ((64 / shape.group()).next_power_of_two().clamp(4, 32), true),
             _ => (32, false),
         };
         Self { tile, heads_together, ..self }

@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// Positions whose queries decide together which values to skip, each head for itself. They start at multiples of this position. In calls of
-/// fewer tokens all heads that share a kv head decide together, for up to half as many positions.
+/// fewer tokens all heads that share a kv head decide together.
 pub const QUERY_TILE: usize = 32;
 
 /// The tiles of a kernel.
@@ -51,7 +51,7 @@ impl TileSize {
         let all_heads = (64 / group.max(1)).next_power_of_two().clamp(4, 64);
         match skips {
             true if tokens >= QUERY_TILE => Self { queries: QUERY_TILE, heads: 1 },
-            true => Self { queries: all_heads.min(QUERY_TILE / 2), heads: group },
+            true => Self { queries: all_heads.min(QUERY_TILE), heads: group },
             false => Self { queries: all_heads, heads: group },
         }
     }
@@ -430,7 +430,7 @@ mod tests {
     fn tiles_have_lanes_for_every_group() {
         for group in (1..=128).chain([1 << 20, usize::MAX]) {
             assert_eq!(TileSize::of(QUERY_TILE, group, true), TileSize { queries: QUERY_TILE, heads: 1 });
-            for (skips, most) in [(false, 64), (true, 16)] {
+            for (skips, most) in [(false, 64), (true, QUERY_TILE)] {
                 let TileSize { queries, heads } = TileSize::of(QUERY_TILE - 1, group, skips);
                 assert!(heads == group && queries.is_power_of_two(), "{group}");
                 assert!((4..=most).contains(&queries), "{group}");
