@@ -6,7 +6,7 @@ use deltallm_simd::{Isa, dispatch, fearless_simd::prelude::*, math::exp2};
 /// Logits whose exponentials are summed in `f32`: few enough that the rounding stays below that of the exponentials.
 const BLOCK: usize = 1024;
 
-/// The largest logit and its index (the first of several); `(0, -inf)` where none is a number above.
+/// The index of the largest logit (the first of several), and the logit; NaN does not count, and `(0, -inf)` is the answer where nothing does.
 pub(super) fn largest(isa: Isa, row: &[f32]) -> (usize, f32) {
     let max = dispatch!(isa, simd => maximum(simd, row));
     (row.iter().position(|x| *x == max).unwrap_or(0), max)
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn numbers_that_are_none_or_infinite() {
+    fn nan_and_infinite_logits() {
         for isa in Isa::available() {
             let p = [0.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
             let q = [0.0, f32::NEG_INFINITY, 0.0];
