@@ -5,7 +5,8 @@ use std::{fmt, str::FromStr};
 use crate::AttentionError;
 
 /// Which keys a query attends to. What the latest query and later ones do not attend to is dropped from the cache, so a layer that looks back 512
-/// tokens holds no more than these and the page that they begin in, whatever the context.
+/// tokens holds no more than these and the page that they begin in, whatever the context. (An exact window that is wider holds the keys that it
+/// is wide.)
 ///
 /// Not to be confused with the [window](crate::ExactWindow) of hybrid attention, which says what of it is attended *exactly*.
 ///

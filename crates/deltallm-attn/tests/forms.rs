@@ -269,6 +269,33 @@ fn the_last_query_sees_again_what_it_saw_whatever_is_dropped_behind_it() {
 }
 
 #[test]
+fn queries_that_see_no_exact_key_keep_all_they_see() {
+    let shape = AttentionShape::new(4, 1, 32).unwrap();
+    let inputs = Inputs::new(shape, 200, 8);
+    for isa in Isa::available() {
+        for store in [KvStore::F32, KvStore::F16, KvStore::Compact] {
+            for (len, queries) in [(200, 200), (96, 16), (96, 80)] {
+                let config = HybridConfig::new(ThresholdPolicy::Uniform(0.1))
+                    .exact_window(ExactWindow::Sliding(64))
+                    .exact_sinks(0)
+                    .codes_from(0)
+                    .skip_margin(SkipMargin::Fixed(30.0))
+                    .options(options().isa(isa).store(store));
+                let mut kernel = HybridAttention::new(shape, config).unwrap();
+                let first = inputs.run(&mut kernel, &[200]);
+                kernel.truncate(len).unwrap();
+                // Some of these come before all exact keys that are left.
+                let again = attend_again(&mut kernel, &inputs, queries).unwrap();
+                let row = inputs.q_row();
+                let expected = &first[(len - queries) * row..len * row];
+                let off = again.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(off < 0.5, "{isa}, {store}, {len}, {queries}: off by {off}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_batch_is_its_sequences_one_by_one() {
     let shape = AttentionShape::new(4, 2, 16).unwrap().with_value_dim(24).unwrap();
     let inputs = Inputs::new(shape, 100, 4);

@@ -78,12 +78,12 @@ proptest! {
     #[test]
     fn what_is_loaded_goes_on_as_what_was_saved(
         at in 2_usize..400, cut in 0_usize..100, more in 1_usize..100, narrowed in 0_usize..3, seed: u64,
-        window in prop_oneof![Just(None), Just(Some(100))],
+        mask in prop_oneof![Just(Mask::Causal), Just(Mask::SlidingWindow(100)), Just(Mask::Chunked(64)), Just(Mask::Chunked(128))],
     ) {
         let end = at + more;
         let inputs = Inputs::new(shape(), end, seed);
         for store in KvStore::ALL {
-            let options = options().store(store).mask(window.map_or(Mask::Causal, Mask::SlidingWindow));
+            let options = options().store(store).mask(mask);
             for (number, mut kernel) in kernels(&options).into_iter().enumerate() {
                 let what = format!("kernel {number}, {store}, {at}, {cut}, {more}");
                 inputs.run(&mut *kernel, &[at.div_ceil(2), at]);
@@ -116,6 +116,25 @@ proptest! {
                 }
                 prop_assert_eq!(budget.used(), copied.footprint().total(), "{}", what);
             }
+        }
+    }
+}
+
+#[test]
+fn what_ends_where_a_chunk_begins_is_loaded_again() {
+    let inputs = Inputs::new(shape(), 300, 1);
+    for (chunk, store) in [(64, KvStore::Compact), (128, KvStore::Compact), (128, KvStore::F16)] {
+        let make = || {
+            let options = options().store(store).mask(Mask::Chunked(chunk));
+            let config = HybridConfig::new(ThresholdPolicy::Uniform(0.3)).codes_from(0).options(options);
+            HybridAttention::new(shape(), config).unwrap()
+        };
+        let mut kernel = make();
+        for end in 1..=300 {
+            inputs.run(&mut kernel, &[end]);
+            let mut again = make();
+            load(&mut again, &saved(&kernel)).unwrap();
+            assert_eq!(again.len(), end);
         }
     }
 }

@@ -101,7 +101,7 @@ fn scores(isa: Isa, stream: KeyStream, skip: usize, queries: &[f32], lanes: usiz
 }
 
 /// The scores of those of these keys that are above the threshold in any lane, packed into the first rows of `out`, and
-/// their numbers, counted from `skip`. False, and nothing done, for a number of lanes that has no kernel.
+/// their numbers, counted from `skip`. False, and nothing done, for thresholds or a number of lanes that have no kernel.
 fn survivors(
     isa: Isa,
     stream: KeyStream,
@@ -147,6 +147,10 @@ fn tested_scores<S: Simd>(
     out: &mut [f32],
     kept: &mut Vec<usize>,
 ) -> bool {
+    // A query that sees no exact key keeps all: nothing is left of a score beside its threshold of minus infinity.
+    if thresholds.contains(&f32::NEG_INFINITY) {
+        return false;
+    }
     let lanes = thresholds.len();
     let operands = Panel { stream, skip, queries, lanes, lane: 0 };
     // 64, 96 and 128 lanes with vectors of 512 and 256 bits, and 64 with 128 bits: what fits in registers.

@@ -95,7 +95,8 @@ impl Default for KernelSpec {
 }
 
 impl From<HybridConfig> for KernelSpec {
-    /// The same in every layer. What a [`KernelContext`] says, and which layer the config is for, is left out.
+    /// The same in every layer. What a [`KernelContext`] says is left out, and so are the layer that the config is for and the length from
+    /// which on it [holds codes](HybridConfig::codes_from).
     fn from(config: HybridConfig) -> Self {
         let HybridConfig {
             thresholds, exact_window, exact_prompt, exact_sinks, skip_margin, options, ..
@@ -300,17 +301,28 @@ impl KernelSpec {
 
     /// The thresholds, with a bare list cut into layers and heads.
     fn thresholds_for(&self, shape: AttentionShape) -> ThresholdPolicy {
-        let size = shape.kv_heads().saturating_mul(shape.head_dim());
         match &self.thresholds {
-            ThresholdPolicy::Profile(list) if is_list(list) => {
-                let dimensions = [list.thresholds().len() / size, shape.kv_heads(), shape.head_dim()];
-                let cut = ThresholdProfile::new(list.model(), dimensions, list.thresholds().to_vec());
-                // A list of another length stays as it is, and is refused by the kernel.
-                ThresholdPolicy::Profile(cut.map_or_else(|_| Arc::clone(list), Arc::new))
+            ThresholdPolicy::Profile(profile) => ThresholdPolicy::Profile(cut(profile, shape)),
+            ThresholdPolicy::TargetSparsity(target) => {
+                ThresholdPolicy::TargetSparsity(match target.profile() {
+                    Some(start) => target.clone().from_profile(cut(start, shape)),
+                    None => target.clone(),
+                })
             }
             policy => policy.clone(),
         }
     }
+}
+
+/// A bare list of thresholds, cut into layers and heads. One of another length stays as it is, and is refused by the kernel.
+fn cut(profile: &Arc<ThresholdProfile>, shape: AttentionShape) -> Arc<ThresholdProfile> {
+    if !is_list(profile) {
+        return Arc::clone(profile);
+    }
+    let size = shape.kv_heads().saturating_mul(shape.head_dim());
+    let dimensions = [profile.thresholds().len() / size, shape.kv_heads(), shape.head_dim()];
+    let cut = ThresholdProfile::new(profile.model(), dimensions, profile.thresholds().to_vec());
+    cut.map_or_else(|_| Arc::clone(profile), Arc::new)
 }
 
 /// Whether thresholds came without dimensions.

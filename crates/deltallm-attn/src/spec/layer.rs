@@ -28,7 +28,8 @@ pub struct LayerSpec {
     pub exact_prompt: Option<usize>,
     /// Margin of value skipping of this layer; `None` is that of the spec.
     pub skip_margin: Option<SkipMargin>,
-    /// Store of this layer's cache; `None` is that of the spec. A dense layer holds [`KvStore::Int8`] for [`KvStore::Compact`].
+    /// Store of this layer's cache; `None` is that of the spec. Where [dense attention](crate::KernelKind::Dense) or [few
+    /// keys](crate::KernelSpec::dense_up_to) make the layer dense, it holds [`KvStore::Int8`] for [`KvStore::Compact`].
     pub store: Option<KvStore>,
 }
 

@@ -121,6 +121,7 @@ impl KernelSpec {
         self.exact_sinks = given.exact_sinks.unwrap_or(self.exact_sinks);
         if given.thresholds.is_some() && !matches!(self.thresholds, ThresholdPolicy::Profile(_)) {
             self.skip_margin = None;
+            self.layers.iter_mut().for_each(|layer| layer.skip_margin = None);
             self.dense_up_to = 0;
         }
         self.thresholds = match (given.thresholds.clone(), self.thresholds) {
@@ -147,7 +148,7 @@ mod tests {
     use deltallm_core::{ModelFingerprint, TargetSparsity, ThresholdProfile};
 
     use super::*;
-    use crate::LayerSpec;
+    use crate::{AttentionShape, KernelContext, LayerSpec};
 
     const OWN: SkipMargin = SkipMargin::Fixed(5.0);
     const GIVEN: SkipMargin = SkipMargin::Fixed(2.0);
@@ -190,6 +191,25 @@ mod tests {
         assert!(spec.layer(0).dense, "what is dense stays so");
         let off = with(SpecOverrides { skip_margin: Some(None), ..Default::default() });
         assert_eq!((off.layer(1).skip_margin, off.layer(1).exact_prompt), (None, Some(0)));
+    }
+
+    #[test]
+    fn nothing_is_skipped_beside_thresholds_of_the_callers_where_none_were_calibrated() {
+        let spec = KernelSpec { thresholds: ThresholdPolicy::Uniform(0.1), ..profile() };
+        let given = SpecOverrides { thresholds: Some(ThresholdPolicy::Uniform(0.2)), ..Default::default() };
+        let spec = spec.with(&given);
+        assert_eq!([0, 1].map(|layer| spec.layer(layer).skip_margin), [None; 2]);
+    }
+
+    #[test]
+    fn a_target_starts_from_a_bare_list_too() {
+        let list = ThresholdProfile::new(ModelFingerprint(0), [1, 1, 8], vec![0.5; 8]).unwrap();
+        let spec = KernelSpec { thresholds: ThresholdPolicy::Profile(Arc::new(list)), ..profile() };
+        let target = Some(ThresholdPolicy::TargetSparsity(TargetSparsity::new(0.5)));
+        let spec = spec.with(&SpecOverrides { thresholds: target, ..Default::default() });
+        let shape = AttentionShape::new(1, 1, 4).unwrap();
+        spec.validate(shape, 2).unwrap();
+        spec.build(1, &KernelContext::new(shape)).unwrap();
     }
 
     #[test]

@@ -114,8 +114,8 @@ impl FarKeys {
         }
     }
 
-    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. They are
-    /// of that type already, exactly, so what comes in is off by no more than it was. Returns the deltas that are no longer held.
+    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. What comes in
+    /// is of that type already; what deltas have made of the keys before is rounded to it. Returns the deltas that are no longer held.
     pub(super) fn keep_small(&mut self) -> Result<Option<DeltaMatrix>, CoreError> {
         let Self::Delta(matrix) = self else { return Ok(None) };
         let channels = matrix.channels();

@@ -207,7 +207,8 @@ impl HybridHead {
     pub(crate) fn drop_coded(&mut self, first: usize) {
         let CodedTokens { keys, values, sinks } = &mut self.coded;
         keys.drop_before(first);
-        values.drop_before(first);
+        // The block of deltas that is still open stays, and its values with it.
+        values.drop_before(keys.first().min(first));
         // Earlier queries, which may come again, see as sinks what is still held.
         let held = values.first();
         sinks.rows_mut().for_each(|rows| rows.drop_before(held));
