@@ -34,7 +34,7 @@ impl Bytes {
     pub fn map(path: &Path) -> Result<Self, ModelError> {
         let io = |source| ModelError::Io { file: path.to_owned(), source };
         let file = File::open(path).map_err(io)?;
-        // SAFETY: the mapping is private and read-only and is only ever seen as `&[u8]`, for which every bit pattern
+        // SAFETY: the mapping is read-only and is only ever seen as `&[u8]`, for which every bit pattern
         // is valid. What remains is that another process may modify or truncate the file meanwhile; no system call
         // can exclude that, so the caveat is passed on in the documentation. All parsers of this crate check what
         // they index against the slice's length on every access, so changed bytes cannot make them leave the map.

@@ -1,30 +1,100 @@
-//! A checksum of what a model's weights compute.
+//! A checksum of what a model computes.
 
-use ndarray::Array2;
+use ndarray::{Array1, Array2};
 
-use crate::{ModelConfig, ModelWeights};
+use crate::{Linear, Matrix, ModelConfig, ModelWeights, RopeConfig};
 
-/// The checksum of what the first, a middle and the last layer make of a made-up input, and of their norms.
+/// The checksum of what the first, a middle and the last layer make of a made-up input, of their norms, of some rows of the embedding and the
+/// head, and of the numbers that are not in the [fingerprint](ModelConfig::fingerprint), or rounded there.
 pub(super) fn weights_checksum(config: &ModelConfig, weights: &ModelWeights) -> u32 {
-    let ModelConfig { layers, hidden_size, intermediate_size, .. } = *config;
-    let mut hasher = crc32fast::Hasher::new();
-    let mut numbers = |numbers: &mut dyn Iterator<Item = f32>| {
-        numbers.for_each(|x| hasher.update(&x.to_le_bytes()));
-    };
-    let input =
-        |width: usize| Array2::from_shape_fn((1, width), |(_, i)| ((i * 37 % 101) as f32 - 50.0) / 50.0);
-    let (hidden, inner) = (input(hidden_size), input(intermediate_size));
+    let ModelConfig { layers, head_dim, .. } = *config;
+    let mut sum = Checksum::default();
+    sum.numbers(config.score_scale);
+    sum.numbers(config.logit_softcap);
+    for rope in std::iter::once(&config.rope).chain(&config.local_rope) {
+        sum.rotation(rope, head_dim);
+    }
+    sum.some_rows(&weights.token_embedding);
+    weights.head.iter().for_each(|head| sum.some_rows(head));
     for layer in [0, layers / 2, layers.saturating_sub(1)] {
         let Some(layer) = weights.layers.get(layer) else { continue };
-        numbers(&mut layer.attention_norm.iter().chain(&layer.mlp_norm).copied());
-        for linear in
-            [&layer.query, &layer.key, &layer.value, &layer.attention_output, &layer.gate, &layer.up]
-        {
-            // Attention's output has another width in some models, which is not looked at.
-            linear.apply(&hidden.view()).into_iter().for_each(|rows| numbers(&mut rows.into_iter()));
-        }
-        layer.down.apply(&inner.view()).into_iter().for_each(|rows| numbers(&mut rows.into_iter()));
+        sum.norms([&layer.attention_norm, &layer.mlp_norm]);
+        let of_some = [&layer.query_norm, &layer.key_norm, &layer.attention_sub_norm, &layer.mlp_sub_norm];
+        sum.norms(of_some.into_iter().flatten());
+        sum.norms([&layer.attention_post_norm, &layer.mlp_post_norm].into_iter().flatten());
+        let into = [&layer.query, &layer.key, &layer.value, &layer.gate, &layer.up];
+        into.into_iter().for_each(|linear| sum.products(linear));
+        [&layer.attention_output, &layer.down].into_iter().for_each(|linear| sum.products(linear));
     }
-    numbers(&mut weights.final_norm.iter().copied());
-    hasher.finalize()
+    sum.norms([&weights.final_norm]);
+    sum.0.finalize()
+}
+
+#[derive(Default)]
+struct Checksum(crc32fast::Hasher);
+
+impl Checksum {
+    fn numbers(&mut self, numbers: impl IntoIterator<Item = f32>) {
+        numbers.into_iter().for_each(|x| self.0.update(&x.to_le_bytes()));
+    }
+
+    fn norms<'a>(&mut self, norms: impl IntoIterator<Item = &'a Array1<f32>>) {
+        norms.into_iter().for_each(|norm| self.numbers(norm.iter().copied()));
+    }
+
+    fn rotation(&mut self, rope: &RopeConfig, head_dim: usize) {
+        self.numbers(rope.frequencies(head_dim).unwrap_or_default());
+        self.numbers([rope.attention_factor()]);
+    }
+
+    /// What it makes of a made-up input.
+    fn products(&mut self, linear: &Linear) {
+        let input =
+            Array2::from_shape_fn((1, linear.weight.dim().1), |(_, i)| ((i * 37 % 101) as f32 - 50.0) / 50.0);
+        linear.apply(&input.view()).into_iter().for_each(|rows| self.numbers(rows));
+    }
+
+    /// The first row, one in the middle and the last.
+    fn some_rows(&mut self, matrix: &Matrix) {
+        let last = matrix.dim().0.saturating_sub(1);
+        matrix.rows(&[0, last / 2, last]).into_iter().for_each(|rows| self.numbers(rows));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ModelFile;
+
+    #[test]
+    fn whatever_answers_otherwise_is_told_apart() {
+        let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
+        let config = file.config().unwrap();
+        let weights = ModelWeights::load(&file, &config).unwrap();
+        let of = |change: &dyn Fn(&mut ModelConfig, &mut ModelWeights)| {
+            let (mut config, mut weights) = (config.clone(), weights.clone());
+            change(&mut config, &mut weights);
+            weights_checksum(&config, &weights)
+        };
+        let same = of(&|_, _| {});
+        assert_eq!(same, weights_checksum(&config, &weights));
+        let negative = |matrix: &Matrix| {
+            let rows: Vec<usize> = (0..matrix.dim().0).collect();
+            Matrix::F32(-matrix.rows(&rows).unwrap())
+        };
+        let others: [&dyn Fn(&mut ModelConfig, &mut ModelWeights); 6] = [
+            &|config, _| config.score_scale = Some(0.3),
+            &|config, _| config.logit_softcap = Some(30.0),
+            &|config, _| config.rope.theta *= 1.0001,
+            &|_, weights| weights.token_embedding = negative(&weights.token_embedding),
+            &|_, weights| {
+                let output = &mut weights.layers[0].attention_output;
+                output.weight = negative(&output.weight);
+            },
+            &|_, weights| weights.layers[0].query_norm = Some(Array1::ones(64)),
+        ];
+        for (number, change) in others.into_iter().enumerate() {
+            assert_ne!(of(change), same, "change {number}");
+        }
+    }
 }

@@ -104,7 +104,7 @@ impl Model {
     }
 
     /// Tells these weights, as they are multiplied here, from others of the same shape: fine-tuned ones, other quantisations, another instruction
-    /// set. A checksum of what the first, a middle and the last layer make of a made-up input.
+    /// set. A checksum of what the first, a middle and the last layer make of a made-up input, and of some rows of the embedding and the head.
     pub fn weights_checksum(&self) -> u32 {
         *self.checksum.get_or_init(|| weights_checksum(&self.config, &self.weights))
     }

@@ -109,7 +109,7 @@ impl Session {
     }
 
     /// Takes over what was saved to a file, into a session that is still empty and has the same model and kernels. Afterwards the file is
-    /// not needed.
+    /// not needed; meanwhile memory holds it beside the caches, uncharged, which [`map`](Self::map) spares.
     ///
     /// # Errors
     /// [`ModelError::Io`]; [`ModelError::Snapshot`] for a file that is damaged, of another model, or of caches with other settings. The session

@@ -340,7 +340,7 @@ impl Session {
         for (layer, kernel) in self.kernels.iter().enumerate() {
             kernel.check_truncate(len).map_err(of(layer))?;
         }
-        for (layer, kernel) in self.kernels.iter_mut().enumerate().filter(|_| len < self.tokens.len()) {
+        for (layer, kernel) in self.kernels.iter_mut().enumerate().filter(|(_, kernel)| kernel.len() > len) {
             kernel.detach().map_err(of(layer))?;
         }
         for (layer, kernel) in self.kernels.iter_mut().enumerate() {

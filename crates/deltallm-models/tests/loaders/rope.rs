@@ -162,7 +162,9 @@ fn yarn_in_a_gguf_file_is_that_of_transformers() {
     let said = all
         .into_iter()
         .fold(writer.clone(), |writer, (key, value)| writer.set(&format!("llama.rope.scaling.{key}"), value));
-    assert_eq!(scaling(said), Ok(expected(16, 8.0, 2.0, 1.5)));
+    assert_eq!(scaling(said.clone()), Ok(expected(16, 8.0, 2.0, 1.5)));
+    // It reaches four times as far as the original context, and no less far than the file says.
+    assert_eq!([writer.clone(), said].map(|writer| tiny::config(&writer).unwrap().context_length), [256, 64]);
     for key in ["yarn_ext_factor", "yarn_attn_factor", "yarn_log_multiplier"] {
         let key = format!("llama.rope.scaling.{key}");
         let error = scaling(writer.clone().set(&key, Value::F32(0.5))).unwrap_err();

@@ -2,7 +2,7 @@
 
 use super::gguf_parameters::Parameters;
 use super::rope::yarn_attention_factor;
-use super::sizes::{checked_layers, checked_size, default_head_dim};
+use super::sizes::{checked_head_size, checked_layers, checked_size, default_head_dim};
 use super::{Architecture, ConfigError, LayerSet, ModelConfig, RopeConfig, RopeScaling};
 use crate::files::names::{Format, Part, ROPE_FACTORS};
 use crate::gguf::{GgufFile, Metadata, TensorInfo};
@@ -69,6 +69,7 @@ impl ModelConfig {
             norm_eps.ok_or_else(|| missing(&parameters.key("attention.layer_norm_rms_epsilon")))?;
         let theta = parameters.float("rope.freq_base")?.unwrap_or(10_000.0);
         let scaling = read_scaling(&mut parameters, context_length)?;
+        let context_length = scaling.reach(context_length);
         let local_rope = match architecture {
             Architecture::Gemma3 => Some(RopeConfig {
                 theta: parameters.float("rope.freq_base_swa")?.unwrap_or(10_000.0),
@@ -87,7 +88,7 @@ impl ModelConfig {
             layers: checked_layers(layers)?,
             heads: checked_size("heads", heads)?,
             kv_heads: checked_size("key-value heads", kv_heads)?,
-            head_dim: checked_size("head size", head_dim)?,
+            head_dim: checked_head_size(head_dim)?,
             intermediate_size: checked_size("intermediate size", intermediate_size)?,
             vocab_size: checked_size("vocabulary", vocab_size.unwrap_or(rows as u64))?,
             norm_eps,

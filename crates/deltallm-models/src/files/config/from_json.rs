@@ -6,7 +6,7 @@ use super::json_defaults::Defaults;
 use super::json_fields::Fields;
 use super::json_layers::{read_unrotated, read_windows};
 use super::json_rope::read_rope;
-use super::sizes::{checked_layers, checked_size, default_head_dim};
+use super::sizes::{checked_head_size, checked_layers, checked_size, default_head_dim};
 use super::{Architecture, ConfigError, ModelConfig, Quantization};
 use crate::files::json;
 use crate::files::sees_images::text_part;
@@ -79,7 +79,7 @@ impl ModelConfig {
         let (window, local_layers) = read_windows(&mut fields, architecture, layers, &unrotated_layers)?;
         // Of a family without windows, a file that has one may mean it or not; within the window it makes no difference.
         let limit = window.filter(|_| !architecture.has_windows()).unwrap_or(u64::MAX);
-        let context_length = context_length.min(limit);
+        let context_length = rope.scaling.reach(context_length).min(limit);
         let tie_embeddings = fields.boolean("tie_word_embeddings")?.unwrap_or(defaults.tie_embeddings);
         let Biases { attention_bias, attention_output_bias, mlp_bias } =
             Biases::read(&mut fields, architecture)?;
@@ -95,7 +95,7 @@ impl ModelConfig {
             layers: checked_layers(layers)?,
             heads: checked_size("heads", heads)?,
             kv_heads: checked_size("key-value heads", kv_heads)?,
-            head_dim: checked_size("head size", head_dim)?,
+            head_dim: checked_head_size(head_dim)?,
             intermediate_size: checked_size("intermediate size", intermediate_size)?,
             vocab_size: checked_size("vocabulary", vocab_size)?,
             norm_eps,

@@ -3,7 +3,7 @@
 use deltallm_attn::Mask;
 use deltallm_core::ModelFingerprint;
 
-use super::sizes::{checked_size, positive};
+use super::sizes::{checked_head_size, checked_size, positive};
 use super::{Architecture, ConfigError, LayerSet, RopeConfig};
 
 /// The parameters of a model. Values made by this crate have passed [`ModelConfig::validate`].
@@ -73,13 +73,13 @@ impl ModelConfig {
             ("layers", self.layers),
             ("heads", self.heads),
             ("key-value heads", self.kv_heads),
-            ("head size", self.head_dim),
             ("intermediate size", self.intermediate_size),
             ("vocabulary", self.vocab_size),
             ("context length", self.context_length),
         ] {
             checked_size(what, value as u64)?;
         }
+        checked_head_size(self.head_dim as u64)?;
         checked_size("heads times head size", self.heads as u64 * self.head_dim as u64)?;
         positive("norm epsilon", self.norm_eps)?;
         if !self.heads.is_multiple_of(self.kv_heads) {

@@ -3,7 +3,7 @@
 use std::f64::consts::TAU;
 
 use super::ConfigError;
-use super::sizes::{checked_size, positive};
+use super::sizes::{checked_head_size, checked_size, positive};
 
 /// Rotary position embedding (Su et al., arXiv 2104.09864).
 #[derive(Debug, Clone, PartialEq)]
@@ -70,7 +70,7 @@ impl RopeConfig {
     /// # Errors
     /// [`ConfigError::Size`] for heads of 0 channels or more than any model has.
     pub fn frequencies(&self, head_dim: usize) -> Result<Vec<f32>, ConfigError> {
-        checked_size("head size", head_dim as u64)?;
+        checked_head_size(head_dim as u64)?;
         let channels = self.channels(head_dim);
         let theta = f64::from(self.theta);
         let frequencies = (0..channels / 2).map(|pair| {
@@ -147,6 +147,16 @@ pub(super) fn yarn_attention_factor(factor: f32, multiplier: f32) -> f32 {
 }
 
 impl RopeScaling {
+    /// How many positions it is made for, in a model of `context_length`: YaRN is there to reach further than the first training did.
+    pub(super) fn reach(&self, context_length: u64) -> u64 {
+        match *self {
+            Self::Yarn { factor, original_context, .. } => {
+                context_length.max((original_context as f64 * f64::from(factor)) as u64)
+            }
+            _ => context_length,
+        }
+    }
+
     /// What becomes of a pair's frequency, of `channels` rotated channels.
     fn apply(&self, pair: usize, frequency: f64, channels: usize, theta: f64) -> f64 {
         match self {

@@ -9,9 +9,17 @@ const MAX_SIZE: u64 = 1 << 24;
 /// The most layers that a model may have. A file has tensors for each, but what only looks at its parameters must not take long either.
 const MAX_LAYERS: u64 = 1 << 12;
 
+/// The most channels that a head may have. Frequencies are computed for each before a tensor has confirmed their number.
+const MAX_HEAD_SIZE: u64 = 1 << 16;
+
 /// The number as a size, if it is one that a model can have.
 pub(super) fn checked_size(what: &'static str, got: u64) -> Result<usize, ConfigError> {
     checked(what, MAX_SIZE, got)
+}
+
+/// The number as one of channels of a head.
+pub(super) fn checked_head_size(got: u64) -> Result<usize, ConfigError> {
+    checked("head size", MAX_HEAD_SIZE, got)
 }
 
 /// The number as one of layers.

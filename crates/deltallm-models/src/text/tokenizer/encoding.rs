@@ -68,8 +68,8 @@ impl Tokenizer {
     /// `add_special` adds what the model wants around a text, most often `bos` in front.
     ///
     /// # Errors
-    /// [`TokenizerError::Pipeline`] if a step of the `tokenizers` crate fails, [`TokenizerError::ExpressionTooSlow`] if those of a
-    /// tokenizer.json take too long.
+    /// [`TokenizerError::Pipeline`] if a step of the `tokenizers` crate fails, [`TokenizerError::NormalizedTooLong`] and
+    /// [`TokenizerError::ExpressionTooSlow`] if those of a tokenizer.json make too much of a text or take too long.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>, TokenizerError> {
         self.encode_with(text, add_special, false)
     }
