@@ -10,7 +10,7 @@ use deltallm::models::{
 };
 use deltallm::{AttentionError, CoreError, Footprint};
 
-use crate::{KernelChoice, LoadedModel, Progress, format_bytes, interrupted};
+use crate::{KernelChoice, LoadedModel, Progress, format_bytes, interrupted, stop_on_ctrl_c};
 
 /// Why a generation ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
@@ -149,8 +149,8 @@ pub struct Wanted<'a> {
 /// Continues a prompt in an empty `session`; `on_text` gets the text as it comes.
 ///
 /// # Errors
-/// For a prompt that does not fit in the context or in the session's memory budget, settings the sampler refuses, a failing model, and whatever
-/// `on_text` fails with.
+/// For a prompt that does not fit in the context or in the session's memory budget, settings the sampler refuses, a failing model, a system
+/// that lets nobody handle Ctrl-C, and whatever `on_text` fails with.
 pub fn generate(
     model: &LoadedModel,
     mut session: Session,
@@ -182,6 +182,8 @@ pub fn generate(
     let prefill = start.elapsed().saturating_sub(writing);
     let prompt_sparsity = session.stats().total();
 
+    // While the prompt is read Ctrl-C ends the program: there is no text yet to stop at.
+    stop_on_ctrl_c()?;
     let mut new = session.generate(logits, &model.tokenizer, &mut sampler);
     if !continues_text {
         new = new.as_answer();

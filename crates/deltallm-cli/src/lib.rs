@@ -55,8 +55,8 @@ pub(crate) use model::{model_file, model_name};
 pub(crate) use output::is_closed_stdout;
 #[doc(hidden)]
 pub use output::{
-    Progress, SkippedValues, dense_f16_bytes, format_bytes, layer_plan, note, peak_rss_bytes, print,
-    print_json, print_line, sha256_hex, write_whole,
+    Progress, SkippedValues, check_folder, dense_f16_bytes, format_bytes, layer_plan, note, peak_rss_bytes,
+    print, print_json, print_line, sha256_hex, write_whole,
 };
 pub use program::main;
 #[doc(hidden)]

@@ -437,7 +437,7 @@ fn bad_calibrations_are_refused_and_write_nothing() {
         ["--text", &text, "--context", "256", "--tokens", "256", "--held-out-tokens", "256", "--out", &out];
     let with =
         |more: &[&str], parts: &[&str]| assert_refused("calibrate", &[&good[..], more].concat(), parts);
-    with(&[], &["--sparsity"]);
+    with(&[], &["--sparsity", "--max-kl"]);
     with(&["--sparsity", "1"], &["expected a number >= 0 and < 1"]);
     with(&["--max-kl", "0"], &["nats > 0"]);
     for tiny in ["1e-12", "1e-300"] {
@@ -451,7 +451,7 @@ fn bad_calibrations_are_refused_and_write_nothing() {
         &["--window", "context of 1024", "got 4294967299"],
     );
     with(&["--sparsity", "0.5", "--exact-prompt", "1025"], &["--exact-prompt", "at most 1024", "got 1025"]);
-    with(&["--sparsity", "0.5", "--max-kl", "1"], &["--max-kl"]);
+    with(&["--sparsity", "0.5", "--max-kl", "1"], &["--sparsity", "cannot be used with", "--max-kl"]);
     let other = |text: &str, out: &str, more: &[&str], parts: &[&str]| {
         let args = ["--text", text, "--out", out, "--sparsity", "0.5"];
         assert_refused("calibrate", &[&args[..], more].concat(), parts);
@@ -460,6 +460,9 @@ fn bad_calibrations_are_refused_and_write_nothing() {
     other(&file("nothing.txt", b""), &out, &[], &["empty file"]);
     other(&file("tiny.txt", b"Once upon a time"), &out, &[], &["windows of 1024 tokens", "longer text"]);
     other(&text, "no/such/folder/p.json", &[], &["--out no/such/folder/p.json"]);
+    if cfg!(unix) {
+        other(&text, "/dev/null", &[], &["--out /dev/null: expected a file"]);
+    }
     other(&text, &out, &["--context", "60"], &["--context: expected 70"]);
     other(&text, &out, &["--tokens", "10"], &["--tokens: expected at least one window"]);
     assert!(!Path::new(&out).exists());
@@ -535,6 +538,28 @@ fn without_thresholds_nothing_differs() {
 }
 
 #[test]
+fn a_text_that_ended_early_is_identical_as_far_as_it_goes() {
+    let args =
+        ["--prompt", "Once upon a time", "--max-tokens", "200", "--compare", "dense", "--temperature", "0"];
+    let output =
+        run("generate", &[&args[..], &["--kv-budget", "400kB", "--theta", "0", "--kv", "f32"]].concat());
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.contains("tokens that both have") && !stderr.contains("times"), "{stderr}");
+}
+
+#[test]
+fn prompts_may_begin_with_a_dash() {
+    let report = json(&run("generate", &["--prompt", "-- he said", "--max-tokens", "1", "--json"]));
+    assert_eq!(report["generated_tokens"], 1);
+}
+
+#[test]
+fn prompt_lookup_wants_packed_weights() {
+    let args = ["--prompt-lookup", "--linear", "f32"];
+    assert_refused("generate", &args, &["--prompt-lookup: has no effect", "--linear packed"]);
+}
+
+#[test]
 fn the_thread_count_does_not_change_the_text() {
     let text = |threads| {
         json(&run("generate", &["--max-tokens", "12", "--json", "--threads", threads]))["text"].clone()
@@ -606,6 +631,14 @@ fn a_prompt_that_has_been_read_is_not_read_again() {
     for found in [0, tokens] {
         let run = generate(&text, &kept);
         assert_eq!((number(&run, "prompt_tokens_found"), &run["text"]), (found, &alone["text"]));
+    }
+    // What has not read its prompt is no match for what has.
+    let args = ["--prompt", &text, "--max-tokens", "2", "--compare", "dense"];
+    for (more, timed) in [(&kept[..], false), (&[], true)] {
+        let output = run("generate", &[&args[..], more].concat());
+        let line = String::from_utf8_lossy(&output.stderr).lines().last().unwrap_or_default().to_owned();
+        assert!(output.status.success() && line.contains("text identical"), "{line}");
+        assert_eq!(line.contains("attention"), timed, "{line}");
     }
     // The last whole call of 512 tokens.
     let longer = format!("{text} and so");

@@ -486,6 +486,22 @@ fn the_log_of_another_run_is_refused() {
     assert_eq!(std::fs::read_to_string(&data).expect("still there"), CHOICES);
 }
 
+#[test]
+fn the_log_of_other_weights_of_the_same_size_is_refused() {
+    let data = file("other-weights.jsonl", CHOICES.as_bytes());
+    let mut weights = include_bytes!("../assets/fairy-tales.gguf").to_vec();
+    let model = file("weights.gguf", &weights);
+    let log = format!("{model}.log");
+    let _ = std::fs::remove_file(&log);
+    let args = ["--task", "choices", "--data", &data, "--model", &model, "--resume", &log];
+    assert!(run("evaluate", &args).status.success());
+    // Of the last layers.
+    let last = weights.len() * 9 / 10;
+    weights[last..last + 4096].iter_mut().for_each(|byte| *byte ^= 1);
+    file("weights.gguf", &weights);
+    assert_refused("evaluate", &args, &["the log's run has model.weights", "name another file"]);
+}
+
 /// A record with this number and this word.
 type MakeRecord<'a> = &'a dyn Fn(usize, &str) -> Value;
 

@@ -21,6 +21,11 @@ fn full() -> Stdio {
     OpenOptions::new().write(true).open("/dev/full").expect("/dev/full").into()
 }
 
+/// Where a report goes.
+fn report_folder() -> String {
+    path("streams-report")
+}
+
 /// Commands that print to both streams.
 fn commands() -> Vec<(&'static str, Vec<String>)> {
     let text = file("streams.txt", include_bytes!("../assets/grimm.txt"));
@@ -51,6 +56,20 @@ fn commands() -> Vec<(&'static str, Vec<String>)> {
                 "--json",
             ]),
         ),
+        (
+            "report",
+            strings(&[
+                "--text",
+                &text,
+                "--out",
+                &report_folder(),
+                "--context",
+                "128",
+                "--windows",
+                "1",
+                "--json",
+            ]),
+        ),
         ("bench", strings(&["--n", "8", "--decode-tokens", "1", "--repetitions", "1", "--json"])),
         ("inspect", strings(&["--json"])),
         ("completions", strings(&["bash"])),
@@ -77,12 +96,22 @@ fn a_reader_of_stdout_who_leaves_ends_a_command_quietly() {
 }
 
 #[test]
+fn a_report_is_written_whole_before_anything_is_said() {
+    let _ = std::fs::remove_dir_all(report_folder());
+    let (name, args) = commands().into_iter().find(|(name, _)| *name == "report").expect("a report");
+    assert!(run(name, &args, left(), Stdio::piped()).status.success());
+    for file in ["pairs.png", "report.html", "report.json"] {
+        assert!(std::path::Path::new(&report_folder()).join(file).exists(), "{file}");
+    }
+}
+
+#[test]
 fn a_full_stdout_is_an_error_that_names_it() {
     if !std::path::Path::new("/dev/full").exists() {
         println!("skipped: there is no /dev/full");
         return;
     }
-    for (name, args) in commands().into_iter().filter(|(_, args)| !args.contains(&"--help".to_owned())) {
+    for (name, args) in commands() {
         let output = run(name, &args, full(), Stdio::piped());
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(2), "{name}: {stderr}");

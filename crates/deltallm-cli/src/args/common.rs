@@ -1,6 +1,8 @@
 //! What all commands share: threads, JSON, Ctrl-C, and one line for whatever goes wrong.
 
+use std::io::ErrorKind;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Context;
@@ -45,17 +47,24 @@ pub(crate) enum Baseline {
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
-/// Lets the first Ctrl-C only be noticed by [`interrupted`]; the second ends the program.
+/// What shells expect of a program that Ctrl-C has ended.
+const ENDED_BY_CTRL_C: u8 = 130;
+
+/// Lets the first Ctrl-C from now on only be noticed by [`interrupted`]; the second ends the program.
 ///
 /// # Errors
 /// When the system refuses the handler.
 pub fn stop_on_ctrl_c() -> anyhow::Result<()> {
-    ctrlc::set_handler(|| {
-        if INTERRUPTED.swap(true, Ordering::Relaxed) {
-            std::process::exit(130); // what shells expect after SIGINT
-        }
-    })
-    .context("cannot handle Ctrl-C")
+    static HANDLED: OnceLock<Result<(), String>> = OnceLock::new();
+    let handled = HANDLED.get_or_init(|| {
+        let handler = || {
+            if INTERRUPTED.swap(true, Ordering::Relaxed) {
+                std::process::exit(ENDED_BY_CTRL_C.into());
+            }
+        };
+        ctrlc::set_handler(handler).map_err(|error| error.to_string())
+    });
+    handled.clone().map_err(|error| anyhow::anyhow!("cannot handle Ctrl-C: {error}"))
 }
 
 /// Whether Ctrl-C has been pressed since [`stop_on_ctrl_c`].
@@ -64,7 +73,7 @@ pub fn interrupted() -> bool {
 }
 
 /// Parses the command line, refuses settings that would have no effect, and runs the program. Errors, those of the command line included, become one line on
-/// stderr and exit code 2.
+/// stderr and exit code 2; what Ctrl-C has cut short ends with 130.
 pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyhow::Result<()>) -> ExitCode {
     let command = with_negative_numbers(A::command());
     let parsed = command.try_get_matches().and_then(|given| Ok((A::from_arg_matches(&given)?, given)));
@@ -77,11 +86,16 @@ pub fn main_with<A: CommandFactory + FromArgMatches>(run: impl FnOnce(A) -> anyh
         }
         Err(error) if error.use_stderr() => return fail(&usage_line(&error.render().to_string())),
         Err(help_or_version) => {
-            let _ = help_or_version.print();
-            return ExitCode::SUCCESS;
+            return match help_or_version.print() {
+                Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                    fail(&format!("stdout: cannot write: {error}"))
+                }
+                _ => ExitCode::SUCCESS,
+            };
         }
     };
     match rules::check(&given).and_then(|()| run(args)) {
+        Ok(()) if interrupted() => ExitCode::from(ENDED_BY_CTRL_C),
         Ok(()) => ExitCode::SUCCESS,
         // The reader of a pipe (`| head`) has seen enough: nothing is wrong.
         Err(error) if is_closed_stdout(&error) => ExitCode::SUCCESS,

@@ -5,6 +5,7 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use anyhow::Context;
 use deltallm::attn::{CalibrationGoal, HeldOut, Provenance, Verified};
 use deltallm::calibration::{Calibrated, CalibrationError, CalibrationRequest, Calibrator};
 use deltallm::models::{LogitRows, Model};
@@ -13,12 +14,13 @@ use serde::Serialize;
 
 use crate::args::{MOST, whole};
 use crate::{
-    CommonArgs, HeldOutText, LoadedModel, ModelArgs, Progress, WindowedText, describe_margins, note,
-    print_json, read_text, sha256_hex, write_whole,
+    CommonArgs, HeldOutText, LoadedModel, ModelArgs, Progress, WindowedText, check_folder, describe_margins,
+    note, print_json, read_text, sha256_hex, write_whole,
 };
 
 /// Find thresholds per layer, kv head and channel, and the margin of value skipping, for a model
 #[derive(Debug, clap::Args)]
+#[command(group = clap::ArgGroup::new("goal").args(["sparsity", "max_kl"]).required(true))]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -32,11 +34,11 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N", default_value_t = 2048, value_parser = whole(1..=MOST))]
     held_out_tokens: usize,
     /// Tokens in a window: settings are looked for at the longest of these lengths, and measured at each [default: the longest that the
-    /// model, the text, --tokens and --held-out-tokens allow]
+    /// model, --tokens and --held-out-tokens allow]
     #[arg(long, value_name = "N,...", value_delimiter = ',', value_parser = whole(1..=MOST))]
     context: Vec<usize>,
     /// Share of zero entries to reach
-    #[arg(long, value_name = "S", required_unless_present = "max_kl", conflicts_with = "max_kl", value_parser = parse_share)]
+    #[arg(long, value_name = "S", value_parser = parse_share)]
     sparsity: Option<f64>,
     /// Divergence from dense attention to stay within, nats: as many zeros and skipped values as it allows
     #[arg(long, value_name = "K", value_parser = parse_nats)]
@@ -100,7 +102,7 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     let model = args.model.open()?;
     let exact = (args.window as usize).saturating_add(args.sinks as usize);
     let tokens = model.encode_windows(&text)?;
-    let lengths = lengths(&args, &model, tokens.tokens(), exact.saturating_add(2))?;
+    let lengths = lengths(&args, &model, exact.saturating_add(2))?;
     let context = lengths[lengths.len() - 1];
     let most = model.graph.config().context_length;
     if let Some(got) = args.exact_prompt.filter(|tokens| *tokens > most) {
@@ -271,11 +273,11 @@ fn observe(
 fn check_out(out: &Path) -> anyhow::Result<()> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     anyhow::ensure!(
-        folder.is_dir() && !out.is_dir(),
-        "--out {}: expected a file in a folder that exists",
+        folder.is_dir() && (!out.exists() || out.is_file()),
+        "--out {}: expected a file, there or not, in a folder that exists",
         out.display()
     );
-    Ok(())
+    check_folder(folder).with_context(|| format!("--out {}", out.display()))
 }
 
 /// The windows to calibrate on and those to hold out.
@@ -293,7 +295,7 @@ fn cut(args: &Args, text: &WindowedText, context: usize) -> anyhow::Result<[Vec<
     anyhow::ensure!(
         all.len() == calibration + held_out,
         "--text {}: expected {calibration} windows of {context} tokens to calibrate on and {held_out} to hold out, got a text of \
-         {} tokens; use a longer text, or smaller --tokens, --held-out-tokens or --context",
+         {} tokens; use a longer text, or smaller --tokens or --held-out-tokens",
         args.text.display(),
         text.tokens()
     );
@@ -302,12 +304,11 @@ fn cut(args: &Args, text: &WindowedText, context: usize) -> anyhow::Result<[Vec<
 }
 
 /// The lengths that are asked for, the shortest first.
-fn lengths(args: &Args, model: &LoadedModel, text: usize, least: usize) -> anyhow::Result<Vec<usize>> {
+fn lengths(args: &Args, model: &LoadedModel, least: usize) -> anyhow::Result<Vec<usize>> {
     let mut lengths = args.context.clone();
     if lengths.is_empty() {
         // A part that is too short for any window is complained of by its own name.
-        let parts =
-            [args.tokens, args.held_out_tokens, text / 2].into_iter().filter(|tokens| *tokens >= least);
+        let parts = [args.tokens, args.held_out_tokens].into_iter().filter(|tokens| *tokens >= least);
         lengths.extend(parts.chain([model.graph.config().context_length]).min());
     }
     lengths.sort_unstable();

@@ -12,8 +12,8 @@ use serde::Serialize;
 use crate::args::{MOST, whole};
 use crate::report::{PairChoice, Report, Subject, Verdict, page};
 use crate::{
-    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, note,
-    print_json, print_line, read_text, write_whole,
+    CommonArgs, KernelArgs, KernelChoice, KernelKind, LoadedModel, ModelArgs, Phases, Progress, check_folder,
+    note, print_json, print_line, read_text, write_whole,
 };
 
 /// The files that the help names.
@@ -103,19 +103,18 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
 
     std::fs::create_dir_all(&args.out)
         .with_context(|| format!("--out {}: cannot make the folder", args.out.display()))?;
-    for picture in &pictures {
-        let path = args.out.join(picture.file);
-        write_whole(&path, &picture.png)?;
-        print_line(format_args!("{}: {}", path.display(), picture.summary))?;
-    }
-    let path = args.out.join("report.html");
-    write_whole(&path, html.as_bytes())?;
-    print_line(format_args!("{}: all of it on one page", path.display()))?;
-    let path = args.out.join("report.json");
     let mut json = serde_json::to_vec(&output)?;
     json.push(b'\n');
-    write_whole(&path, &json)?;
-    print_line(format_args!("{}: the numbers behind the pictures", path.display()))?;
+    let mut files: Vec<_> = pictures.iter().map(|it| (it.file, &it.png[..], &it.summary[..])).collect();
+    files.push(("report.html", html.as_bytes(), "all of it on one page"));
+    files.push(("report.json", &json, "the numbers behind the pictures"));
+    // All files are there before anything is said: whoever reads may leave after the first line.
+    for (file, contents, _) in &files {
+        write_whole(&args.out.join(file), contents)?;
+    }
+    for (file, _, summary) in &files {
+        print_line(format_args!("{}: {summary}", args.out.join(file).display()))?;
+    }
     print_line(verdict.headline)?;
     verdict.reasons.iter().try_for_each(|reason| print_line(format_args!("- {reason}")))?;
     note(format_args!("model        {}", model.name));
@@ -136,7 +135,7 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
         "--out {}: expected a folder, got a file or something below one",
         out.display()
     );
-    Ok(())
+    check_folder(ancestor.unwrap_or(Path::new("."))).with_context(|| format!("--out {}", out.display()))
 }
 
 fn check_kernel(kernel: &KernelChoice, model: &LoadedModel) -> anyhow::Result<()> {

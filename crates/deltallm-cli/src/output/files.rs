@@ -27,6 +27,16 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
     written.with_context(|| format!("{}: cannot write", path.display()))
 }
 
+/// Whether files can be made in `folder`, which is tried before work whose result is to go there.
+///
+/// # Errors
+/// Those of the system.
+pub fn check_folder(folder: &Path) -> anyhow::Result<()> {
+    let probe = folder.join(format!("deltallm-{}", std::process::id()));
+    let written = write_file(&probe, |_| Ok(())).and_then(|()| fs::remove_file(&probe));
+    written.with_context(|| format!("{}: cannot write", folder.display()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -53,6 +63,8 @@ mod tests {
         }
         // A folder cannot be replaced by a file.
         assert!(write_whole(&folder, b"x").is_err());
+        check_folder(&folder).unwrap();
+        assert!(check_folder(&folder.join("no/such")).is_err());
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
         fs::remove_dir_all(&folder).unwrap();
     }

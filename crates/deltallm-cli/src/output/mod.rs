@@ -9,7 +9,7 @@ mod streams;
 
 pub use bytes::{dense_f16_bytes, format_bytes, layer_plan, peak_rss_bytes};
 pub use digest::sha256_hex;
-pub use files::write_whole;
+pub use files::{check_folder, write_whole};
 pub use progress::Progress;
 pub use skipped::SkippedValues;
 pub(crate) use streams::is_closed_stdout;

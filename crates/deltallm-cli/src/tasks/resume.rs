@@ -38,7 +38,7 @@ struct Line<R> {
 }
 
 /// Changes when a line's meaning does.
-const VERSION: u32 = 2;
+const VERSION: u32 = 3;
 
 impl<R: Serialize + DeserializeOwned> ResumeLog<R> {
     /// Opens the log of the run that `run` describes (a JSON object), or begins one. A last line that is torn, because

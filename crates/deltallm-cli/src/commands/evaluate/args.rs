@@ -27,7 +27,7 @@ pub(crate) struct Args {
     #[arg(long)]
     pub(super) decode: bool,
     /// Between context and continuation (choices, schema, last-word)
-    #[arg(long, value_name = "TEXT", default_value = " ")]
+    #[arg(long, value_name = "TEXT", default_value = " ", allow_hyphen_values = true)]
     pub(super) delimiter: String,
     /// Solved examples in front of every question (choices, schema, last-word): the last N records of --data, which are not
     /// scored then

@@ -37,9 +37,12 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
     let profile_sha256 = setup.kernel.profile().map(hash).transpose()?;
     let beginning_sha256 = || sha256_hex(setup.beginning.as_bytes());
     let shots = (args.shots > 0).then(|| json!({"count": args.shots, "sha256": beginning_sha256()}));
-    let bytes = args.model.path().and_then(|path| std::fs::metadata(path).ok()).map(|file| file.len());
     Ok(json!({
-        "model": {"name": setup.model.name, "fingerprint": config.fingerprint().0, "bytes": bytes},
+        "model": {
+            "name": setup.model.name,
+            "fingerprint": config.fingerprint().0,
+            "weights": format!("{:08x}", setup.model.graph.weights_checksum()),
+        },
         "linear": args.model.linear,
         "task": args.task,
         "data_sha256": data_sha256,

@@ -12,7 +12,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     pub(super) model: ModelArgs,
     /// Text to continue, or with --chat the question [default: the beginning of a story]
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(super) prompt: Option<String>,
     /// Put the prompt through the model's chat template
     #[arg(long)]

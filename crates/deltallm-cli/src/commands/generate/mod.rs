@@ -15,9 +15,7 @@ pub(crate) use self::args::Args;
 use self::json::Report;
 use self::prompt::Prompt;
 use self::run::{Difference, Run};
-use crate::{
-    KernelChoice, KernelKind, LoadedModel, interrupted, note, print_json, print_line, stop_on_ctrl_c,
-};
+use crate::{KernelChoice, KernelKind, LoadedModel, Stop, interrupted, note, print_json, print_line};
 
 /// Tokens that every kernel reads before it is timed beside another one.
 const WARM_UP: usize = 64;
@@ -30,6 +28,11 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         args.kernel = args.kernel.or_store(KvStore::Compact);
     }
     let kernel = args.kernel.resolve(&model.graph)?;
+    anyhow::ensure!(
+        !args.prompt_lookup || model.graph.weights().treats_rows_alike(),
+        "--prompt-lookup: has no effect with weights in f32, f16 or bf16, where several tokens at once are added up in another order \
+         than one; leave it out, or use a quantised model with --linear packed"
+    );
     if args.compare.is_some() {
         kernel.check_comparable()?;
     }
@@ -42,7 +45,6 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         }
     }
     let prompts = args.memory.prompt_cache()?;
-    stop_on_ctrl_c()?;
 
     let kernels = match args.compare {
         None if !demonstrates => vec![kernel],
@@ -53,7 +55,7 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     }
     let mut runs = Vec::new();
     for kernel in &kernels {
-        // What has been asked for has ended; a comparison with half a text says nothing.
+        // What has been asked for has ended.
         if !runs.is_empty() && interrupted() {
             break;
         }
@@ -67,6 +69,10 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
         runs.push(Run::new(&model, kernel, (limit, prompts), &prompt, &args, shown)?);
     }
 
+    // A comparison with half a text says nothing.
+    if runs.len() > 1 {
+        runs.pop_if(|dense| dense.generation.stop == Stop::Interrupted);
+    }
     let [run, dense @ ..] = runs.as_slice() else { return Ok(()) };
     let difference = dense.first().map(|dense| Difference::find(&model, run, dense)).transpose()?;
     note("");

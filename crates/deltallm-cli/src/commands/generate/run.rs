@@ -61,6 +61,17 @@ impl Run {
         self.attention.get().as_secs_f64()
     }
 
+    /// Tokens that this text and `other` both have, whatever they are.
+    pub(super) fn tokens_beside(&self, other: &Self) -> usize {
+        self.generation.tokens.len().min(other.generation.tokens.len())
+    }
+
+    /// Whether both attended the same number of tokens: neither ended earlier, nor had read its prompt before.
+    pub(super) fn did_as_much_as(&self, other: &Self) -> bool {
+        let work = |run: &Self| (run.prompt_tokens - run.generation.found, run.generation.tokens.len());
+        work(self) == work(other)
+    }
+
     pub(super) fn prefill_tokens_per_second(&self) -> f64 {
         (self.prompt_tokens - self.generation.found) as f64 / self.generation.prefill.as_secs_f64()
     }

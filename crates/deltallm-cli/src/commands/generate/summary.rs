@@ -23,13 +23,15 @@ pub(super) fn describe(model: &LoadedModel, runs: &[Run], difference: Option<&Op
     if let Some(bytes) = peak_rss_bytes() {
         note(format_args!("memory       {} at the peak, model included", format_bytes(bytes)));
     }
-    match difference {
-        Some(Some(d)) => note(format_args!(
+    match (runs, difference) {
+        (_, Some(Some(d))) => note(format_args!(
             "difference   token {} of the text is {:?}, with dense attention {:?}",
             d.index, d.token, d.dense_token
         )),
-        Some(None) => note("difference   none: the same tokens as with dense attention"),
-        None => {}
+        ([run, dense], Some(None)) => {
+            note(format_args!("difference   none in the {} tokens that both have", run.tokens_beside(dense)))
+        }
+        _ => {}
     }
 }
 
@@ -50,18 +52,21 @@ pub(super) fn line(run: &Run, dense: Option<&Run>, difference: Option<&Option<Di
         };
         return format!("{cache}; {prompt}{text}");
     };
-    let [ours, exact] = [run, dense].map(|run| run.attention_seconds());
-    let speed = match exact / ours {
-        ratio if ratio >= 1.0 => format!("attention {ratio:.1} times faster than dense"),
-        ratio => format!("attention {:.1} times slower than dense", 1.0 / ratio),
+    let speed = match dense.attention_seconds() / run.attention_seconds() {
+        // Times of different work say nothing of speed.
+        _ if !run.did_as_much_as(dense) => String::new(),
+        ratio if ratio >= 1.0 => format!("; attention {ratio:.1} times faster than dense"),
+        ratio => format!("; attention {:.1} times slower than dense", 1.0 / ratio),
     };
+    let tokens = run.tokens_beside(dense);
     let same = match difference {
-        Some(difference) => {
-            format!("for the first {} of {} tokens", difference.index, run.generation.tokens.len())
+        Some(difference) => format!("for the first {} of {tokens} tokens", difference.index),
+        None if run.generation.tokens.len() == dense.generation.tokens.len() => {
+            format!("in all {tokens} tokens")
         }
-        None => format!("in all {} tokens", run.generation.tokens.len()),
+        None => format!("in the {tokens} tokens that both have"),
     };
-    format!("{cache}; {speed}; text identical {same}")
+    format!("{cache}{speed}; text identical {same}")
 }
 
 /// One kernel's part of it.
