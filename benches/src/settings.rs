@@ -23,7 +23,7 @@ pub struct SettingsArgs {
     #[arg(long, value_name = "N")]
     sinks: Option<usize>,
     /// Leave out the value of a key that scores more than T nats below the best exact key. Aln+B: T = A ln(keys) + B, at
-    /// least 3; with :L, at least L. T is 2 larger in decoding [default: the profile's, or off]
+    /// least 3.5; with :L, at least L. T is 1.5 larger in decoding [default: the profile's, or off]
     #[arg(long, value_name = "T|Aln+B[:L]|off", conflicts_with = "values_skipped")]
     skip_margin: Option<MarginChoice>,
 }

@@ -21,6 +21,7 @@ pub(crate) enum Input<'py> {
 
 impl<'py> Input<'py> {
     pub(crate) fn new(name: &str, array: &Bound<'py, PyAny>) -> PyResult<Self> {
+        check_aligned(name, array)?;
         if let Ok(array) = array.extract() {
             return Ok(Self::F32(array));
         }
@@ -78,6 +79,16 @@ impl<'py> Input<'py> {
     }
 }
 
+/// Refuses what numpy can hold and a slice of numbers cannot: addresses and strides that are no multiples of a number's size, as in a field of a
+/// packed record.
+pub(crate) fn check_aligned(name: &str, array: &Bound<'_, PyAny>) -> PyResult<()> {
+    let Ok(array) = array.cast::<PyUntypedArray>() else { return Ok(()) };
+    if array.getattr("flags")?.getattr("aligned")?.extract()? {
+        return Ok(());
+    }
+    Err(value(format!("{name}: expected an aligned array, got one that is not; hand over its copy()")))
+}
+
 pub(crate) enum Numbers<'a> {
     Lent(ArrayView3<'a, f32>),
     Own(Array3<f32>),
@@ -107,6 +118,7 @@ impl<'py> Output<'py> {
         let wrong = |_| {
             value("out: expected an array of shape [tokens, heads, channels] in float32 that can be written")
         };
+        check_aligned("out", array)?;
         let array = array.cast::<PyArray3<f32>>().map_err(|_| wrong(()))?;
         array.try_readwrite().map(Self).map_err(|error| value(format!("out: {error}")))
     }

@@ -1,21 +1,23 @@
 //! Settings from measurement, for a model that Python runs.
 
-use std::fs;
+use std::io::Write;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use deltallm_attn::{
     AttentionShape, CalibrationGoal, HeldOut, KernelSpec, Mask,
     calibration::{self, CalibrationError, CalibrationRequest, Score},
 };
-use deltallm_core::{KvStore, ModelFingerprint};
+use deltallm_core::{KvStore, ModelFingerprint, internal::write_file};
 use numpy::PyReadonlyArray2;
 use pyo3::{prelude::*, types::PyDict};
 
 use crate::{
-    arrays::{Input, check_shapes},
+    arrays::{Input, check_aligned, check_shapes},
     error::{attention, calibration as raised, check_layers, io, value},
     spec::Spec,
     stats::Stats,
+    threads,
 };
 
 /// Finds the settings of a model: show it what the layers' attention is given (`observe`), then let it try settings (`find`).
@@ -33,10 +35,11 @@ impl Calibrator {
         py: Python<'_>,
         body: impl FnOnce(&mut calibration::Calibrator) -> Result<T, CalibrationError> + Send,
     ) -> PyResult<T> {
-        py.detach(|| {
+        let work = || {
             let mut calibrator = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
             body(calibrator.as_mut().ok_or_else(over)?).map_err(raised)
-        })
+        };
+        py.detach(|| threads::run(threads::are_many(), work))
     }
 }
 
@@ -94,6 +97,7 @@ impl Calibrator {
         layer: usize,
         weights: PyReadonlyArray2<'_, f32>,
     ) -> PyResult<()> {
+        check_aligned("weights", weights.as_any())?;
         let weights = weights.as_array();
         self.with(py, |calibrator| calibrator.output_projection(layer, weights))
     }
@@ -196,7 +200,7 @@ impl Calibrated {
     fn save(&self, path: &str, model: &str, text_sha256: &str) -> PyResult<()> {
         let profile = self.0.profile(ModelFingerprint(0), model, text_sha256).map_err(attention)?;
         let text = serde_json::to_string(&profile).map_err(value)?;
-        fs::write(path, text + "\n").map_err(|error| io(path, &error))
+        write_file(Path::new(path), |file| writeln!(file, "{text}")).map_err(|error| io(path, &error))
     }
 
     fn __repr__(&self) -> String {

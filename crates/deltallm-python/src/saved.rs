@@ -35,13 +35,15 @@ pub(crate) fn save(
 /// What a file of caches says of itself: the tokens, the note, and how many kernels there are.
 #[pyfunction]
 pub(crate) fn peek(py: Python<'_>, path: &str) -> PyResult<(Vec<u32>, String, u64)> {
-    let bytes = py.detach(|| fs::read(path)).map_err(|error| io(path, &error))?;
-    let read = || -> Result<_, SnapshotError> {
+    let read = |bytes: Vec<u8>| -> Result<_, SnapshotError> {
         let mut reader = SnapshotReader::copying(bytes.into())?;
         let (tokens, note) = begin(&mut reader)?;
         Ok((tokens, note, reader.number()?))
     };
-    read().map_err(|error| snapshot(path, &error))
+    py.detach(|| {
+        let bytes = fs::read(path).map_err(|error| io(path, &error))?;
+        read(bytes).map_err(|error| snapshot(path, &error))
+    })
 }
 
 /// What comes before the kernels.
@@ -60,8 +62,8 @@ pub(crate) fn load(
     path: &str,
     kernels: Vec<Bound<'_, Kernel>>,
 ) -> PyResult<(Vec<u32>, String)> {
-    let bytes = py.detach(|| fs::read(path)).map_err(|error| io(path, &error))?;
-    let read = || -> Result<_, SnapshotError> {
+    let kernels: Vec<&Kernel> = kernels.iter().map(Bound::get).collect();
+    let read = |bytes: Vec<u8>| -> Result<_, SnapshotError> {
         let mut reader = SnapshotReader::copying(bytes.into())?;
         let (tokens, note) = begin(&mut reader)?;
         let layers = reader.number()?;
@@ -69,7 +71,7 @@ pub(crate) fn load(
         let mut loaded = Vec::new();
         for kernel in &kernels {
             let reason = "expected a kernel that never panicked";
-            let kernel = kernel.get().lock().map_err(|_| SnapshotError::Unsupported { reason })?;
+            let kernel = kernel.lock().map_err(|_| SnapshotError::Unsupported { reason })?;
             let reason = "expected a kernel that can be forked";
             let mut fork = kernel.fork().ok_or(SnapshotError::Unsupported { reason })?;
             fork.load(&mut reader)?;
@@ -78,9 +80,12 @@ pub(crate) fn load(
         reader.end()?;
         Ok((loaded, tokens, note))
     };
-    let (loaded, tokens, note) = read().map_err(|error| snapshot(path, &error))?;
-    for (kernel, loaded) in kernels.iter().zip(loaded) {
-        *kernel.get().lock()? = loaded;
-    }
-    Ok((tokens, note))
+    py.detach(|| {
+        let bytes = fs::read(path).map_err(|error| io(path, &error))?;
+        let (loaded, tokens, note) = read(bytes).map_err(|error| snapshot(path, &error))?;
+        for (kernel, loaded) in kernels.iter().zip(loaded) {
+            *kernel.lock()? = loaded;
+        }
+        Ok((tokens, note))
+    })
 }

@@ -72,6 +72,19 @@ def test_strides_and_room_for_the_result():
     assert np.array_equal(out, dense().forward(q, k, v))
 
 
+def test_arrays_that_numpy_calls_unaligned_are_refused():
+    q, k, v = arrays(20)
+    record = np.zeros(20, [("tag", "u1"), ("q", "f4", (4, 8)), ("half", "f2", (4, 8))])
+    record["q"], record["half"] = q, q
+    shifted = np.frombuffer(b"x" + q.tobytes(), np.float32, offset=1).reshape(q.shape)
+    for bad in (record["q"], record["half"], shifted):
+        with pytest.raises(ValueError, match=r"q: expected an aligned array.*copy\(\)"):
+            dense().forward(bad, k, v)
+    with pytest.raises(ValueError, match="out: expected an aligned array"):
+        dense().forward(q, k, v, out=record["q"])
+    assert np.array_equal(dense().forward(record["q"].copy(), k, v), dense().forward(q, k, v))
+
+
 def test_forks_cuts_and_files(tmp_path):
     q, k, v = arrays(400)
     spec, path = Spec(store="compact"), str(tmp_path / "cache.kv")

@@ -204,6 +204,35 @@ def test_what_is_not_done_falls_back_or_says_so():
             deltallm.patch(model, "compact")
 
 
+@pytest.mark.parametrize("make", [llama, mistral, gemma3])
+def test_texts_packed_behind_each_other_do_not_see_each_other(make):
+    torch.manual_seed(1)
+    model, text = make().eval(), ids(1, 90)
+    positions = torch.cat([torch.arange(50), torch.arange(40)]).unsqueeze(0)
+    with torch.inference_mode():
+        expected = model(text, position_ids=positions, use_cache=False).logits
+        got = deltallm.patch(model, DENSE)(text, position_ids=positions, use_cache=False).logits
+    assert (got - expected).abs().max() < 1e-4
+
+
+def llama4():
+    """Of which two of three layers attend in chunks."""
+    config = transformers.Llama4TextConfig(
+        **SMALL, head_dim=16, intermediate_size_mlp=96, num_local_experts=2, interleave_moe_layer_step=100, attention_chunk_size=32, no_rope_layers=[1, 1, 0]
+    )
+    return transformers.Llama4ForCausalLM(config)
+
+
+@pytest.mark.parametrize("use_cache", [False, True])
+def test_layers_that_attend_in_chunks(use_cache):
+    torch.manual_seed(1)
+    model, text = llama4().eval(), ids(1, 90)
+    with torch.inference_mode():
+        expected = model(text, use_cache=False).logits
+        got = deltallm.patch(model, DENSE)(text, use_cache=use_cache).logits
+    assert (got - expected).abs().max() < 1e-4
+
+
 def test_any_model_is_calibrated(tmp_path):
     torch.manual_seed(1)
     model = phi3().eval()

@@ -8,7 +8,12 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, CacheLayerMixin
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import causal_mask_function, sdpa_mask, sliding_window_causal_mask_function
+from transformers.masking_utils import (
+    causal_mask_function,
+    chunked_causal_mask_function,
+    sdpa_mask,
+    sliding_window_causal_mask_function,
+)
 
 from . import Kernel, Spec, load, peek, save
 
@@ -251,6 +256,21 @@ def _fall_back(why):
         warnings.warn(f"deltallm: {why}; SDPA does it", stacklevel=4)
 
 
+def _chunk(module):
+    """The chunk in which a layer attends, or None."""
+    config, layer = getattr(module, "config", None), getattr(module, "layer_idx", None)
+    types_ = getattr(config, "layer_types", None)
+    chunked = types_ is not None and layer is not None and types_[layer] == "chunked_attention"
+    return config.attention_chunk_size if chunked else None
+
+
+def _left_padding(attention_mask, query):
+    """How many tokens each sequence is padded with."""
+    if attention_mask is None:
+        return torch.zeros(query.shape[0], dtype=torch.long, device=query.device)
+    return (attention_mask.cumsum(-1) == 0).sum(-1)
+
+
 def attention(module, query, key, value, attention_mask, scaling=None, dropout=0.0, softcap=None, s_aux=None, **kwargs):
     """The attention function that transformers calls."""
     layer = getattr(key, _LAYER, None)
@@ -267,7 +287,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
         if layer is None:
             # All keys come with the call, and are coded for it.
             spec = getattr(module, "_deltallm_spec", None)
-            layer = DeltaLayer(getattr(module, "layer_idx", 0) or 0, spec, sliding_window=kwargs.get("sliding_window"))
+            layer = DeltaLayer(getattr(module, "layer_idx", 0) or 0, spec, sliding_window=kwargs.get("sliding_window"), chunk=_chunk(module))
         sinks = None if s_aux is None else s_aux.detach().float().tolist()
         return layer.attend(query, key, value, attention_mask, scaling, softcap, sinks), None
     if layer is not None:
@@ -277,18 +297,22 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     _fall_back(why)
     causal = getattr(module, "is_causal", True)
     tokens, keys = query.shape[-2], key.shape[-2]
-    if causal and (attention_mask is None and keys > tokens or attention_mask is not None and attention_mask.ndim == 2):
-        window = kwargs.get("sliding_window")
+    window, chunk = kwargs.get("sliding_window"), _chunk(module)
+    if causal and (attention_mask is None and (keys > tokens or chunk) or attention_mask is not None and attention_mask.ndim == 2):
         function = sliding_window_causal_mask_function(window) if window else causal_mask_function
+        if chunk:
+            function = chunked_causal_mask_function(chunk, _left_padding(attention_mask, query))
         attention_mask = sdpa_mask(
-            query.shape[0], tokens, keys, q_offset=keys - tokens, mask_function=function, attention_mask=attention_mask, local_size=window, device=query.device
+            query.shape[0], tokens, keys, q_offset=keys - tokens, mask_function=function, attention_mask=attention_mask, local_size=window or chunk, device=query.device
         )
     return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
 
 
 def mask(batch_size, q_length, kv_length, q_offset=0, kv_offset=0, mask_function=causal_mask_function, attention_mask=None, local_size=None, device="cpu", **kwargs):
     """Kernels know what a query attends to; what they are told is where a batch is padded. Masks of other kinds are made for SDPA."""
-    plain = mask_function is causal_mask_function or local_size is not None
+    # Sequences packed behind each other, and whatever else a mask was combined with, come without leave to skip it.
+    local = local_size is not None and kwargs.get("allow_is_causal_skip", True)
+    plain = mask_function is causal_mask_function or local
     if not plain or torch.is_grad_enabled() or torch.device(device).type != "cpu":
         return sdpa_mask(
             batch_size, q_length, kv_length, q_offset, kv_offset, mask_function=mask_function, attention_mask=attention_mask, local_size=local_size, device=device, **kwargs
