@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from . import Calibrator, Spec
-from ._transformers import DeltaCache, DeltaLayer, _array, mask, patch, unpatch
+from ._transformers import DeltaCache, DeltaLayer, _array, _chunk, cache_argument, mask, patch, unpatch
 
 _OBSERVING = "deltallm_observing"
 _observer = None
@@ -19,7 +19,7 @@ def _observe(module, query, key, value, attention_mask, scaling=None, softcap=No
         raise ValueError("model: expected one with plain causal masks, got other ones")
     if _observer is not None:
         _observer(module, query, key, value, {"scaling": scaling, "softcap": softcap})
-    dense = DeltaLayer(module.layer_idx, Spec(kernel="dense", store="f32"), sliding_window=kwargs.get("sliding_window"))
+    dense = DeltaLayer(module.layer_idx, Spec(kernel="dense", store="f32"), sliding_window=kwargs.get("sliding_window"), chunk=_chunk(module))
     sinks = None if s_aux is None else s_aux.detach().float().tolist()
     return dense.attend(query, key, value, None, scaling, softcap, sinks), None
 
@@ -111,7 +111,7 @@ def _output_projection(attention):
 
 def _log_probabilities(model, window, cache):
     """After every token but the last, and of the tokens that follow."""
-    logits = model(window, past_key_values=cache, use_cache=cache is not None).logits[0, :-1].float()
+    logits = model(window, use_cache=cache is not None, **{cache_argument(model): cache}).logits[0, :-1].float()
     logs = torch.log_softmax(logits, -1)
     return logs, logs.gather(1, window[0, 1:, None])[:, 0]
 

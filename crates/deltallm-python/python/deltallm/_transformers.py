@@ -1,5 +1,6 @@
 """Attention and cache for transformers: `patch(model, spec)`, or `attn_implementation="deltallm"` with a `DeltaCache`."""
 
+import inspect
 import json
 import types
 import warnings
@@ -326,6 +327,17 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, mask)
 
 
+def cache_argument(model):
+    """What a model calls the cache that it is given: `past_key_values` until transformers 5.23, `cache` since."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def _wants_cache(kwargs):
+    """Whether a call leaves it to the model to bring a cache."""
+    given = any(kwargs.get(name) is not None for name in ("cache", "past_key_values"))
+    return kwargs.get("use_cache", True) is not False and not given
+
+
 def patch(model, spec=None):
     """Lets a model of transformers run on delta attention, as `spec` says; returns the model. `unpatch` takes it back.
 
@@ -351,19 +363,18 @@ def patch(model, spec=None):
             module._deltallm_spec = spec
 
     def with_cache(_, args, kwargs):
-        wanted = kwargs.get("use_cache", True) is not False and kwargs.get("past_key_values") is None
-        if wanted and not torch.is_grad_enabled() and model.device.type == "cpu":
-            kwargs["past_key_values"] = DeltaCache(model, spec)
+        if _wants_cache(kwargs) and not torch.is_grad_enabled() and model.device.type == "cpu":
+            kwargs[cache_argument(model)] = DeltaCache(model, spec)
         return args, kwargs
 
     model._deltallm_hook = model.register_forward_pre_hook(with_cache, with_kwargs=True)
     generate = model.generate
 
     def generate_with_cache(self, *args, **kwargs):
-        if kwargs.get("use_cache", True) is not False and kwargs.get("past_key_values") is None and self.device.type == "cpu":
+        if _wants_cache(kwargs) and self.device.type == "cpu":
             if kwargs.get("cache_implementation") or getattr(self.generation_config, "cache_implementation", None):
                 raise ValueError("cache_implementation: expected none, because a patched model has a DeltaCache")
-            kwargs["past_key_values"] = DeltaCache(model, spec)
+            kwargs[cache_argument(model)] = DeltaCache(model, spec)
         return generate(*args, **kwargs)
 
     model.generate = types.MethodType(generate_with_cache, model)
