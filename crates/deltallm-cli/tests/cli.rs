@@ -549,7 +549,7 @@ fn a_text_that_ended_early_is_identical_as_far_as_it_goes() {
 
 #[test]
 fn prompts_may_begin_with_a_dash() {
-    let report = json(&run("generate", &["--prompt", "-- he said", "--max-tokens", "1", "--json"]));
+    let report = json(&run("generate", &["--prompt=-- he said", "--max-tokens", "1", "--json"]));
     assert_eq!(report["generated_tokens"], 1);
 }
 

@@ -499,7 +499,7 @@ fn the_log_of_other_weights_of_the_same_size_is_refused() {
     let last = weights.len() * 9 / 10;
     weights[last..last + 4096].iter_mut().for_each(|byte| *byte ^= 1);
     file("weights.gguf", &weights);
-    assert_refused("evaluate", &args, &["the log's run has model.weights", "name another file"]);
+    assert_refused("evaluate", &args, &["the log's run has weights", "name another file"]);
 }
 
 /// A record with this number and this word.

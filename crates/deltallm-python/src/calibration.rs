@@ -35,11 +35,11 @@ impl Calibrator {
         py: Python<'_>,
         body: impl FnOnce(&mut calibration::Calibrator) -> Result<T, CalibrationError> + Send,
     ) -> PyResult<T> {
-        let work = || {
+        py.detach(|| {
             let mut calibrator = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-            body(calibrator.as_mut().ok_or_else(over)?).map_err(raised)
-        };
-        py.detach(|| threads::run(threads::are_many(), work))
+            let calibrator = calibrator.as_mut().ok_or_else(over)?;
+            threads::run(threads::are_many(), || body(calibrator)).map_err(raised)
+        })
     }
 }
 

@@ -233,9 +233,26 @@ def test_layers_that_attend_in_chunks(use_cache):
     assert (got - expected).abs().max() < 1e-4
 
 
-def test_any_model_is_calibrated(tmp_path):
+def test_windows_and_chunks_hold_where_sdpa_takes_over():
+    for make in (mistral, llama4):
+        torch.manual_seed(1)
+        model, text = make().eval(), ids(1, 90)
+        with torch.no_grad():
+            expected = model(text, use_cache=False).logits
+            model = deltallm.patch(model, DENSE)
+            for module in model.modules():
+                if hasattr(module, "attention_dropout"):
+                    module.training, module.attention_dropout = True, 1e-12
+            with pytest.warns(UserWarning, match="dropout"):
+                deltallm._transformers._SAID.clear()
+                got = model(text, use_cache=False).logits
+        assert (got - expected).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("make", [phi3, llama4])
+def test_any_model_is_calibrated(make, tmp_path):
     torch.manual_seed(1)
-    model = phi3().eval()
+    model = make().eval()
 
     class Words:
         bos_token_id = None
@@ -251,7 +268,7 @@ def test_any_model_is_calibrated(tmp_path):
     assert 0 <= found.held_out["zero_fraction"] < 0.9
     assert found.held_out["kl"] >= 0 and found.held_out["tokens"] == 2 * 399
     path = str(tmp_path / "profile.json")
-    found.save(path, model="phi3")
+    found.save(path, model="random")
     assert Spec.from_profile(path) == found.spec
     deltallm.patch(model, found.spec)
     with torch.inference_mode():

@@ -274,7 +274,7 @@ fn check_out(out: &Path) -> anyhow::Result<()> {
     let folder = out.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
     anyhow::ensure!(
         folder.is_dir() && (!out.exists() || out.is_file()),
-        "--out {}: expected a file, there or not, in a folder that exists",
+        "--out {}: expected a file or nothing, in a folder that exists",
         out.display()
     );
     check_folder(folder).with_context(|| format!("--out {}", out.display()))

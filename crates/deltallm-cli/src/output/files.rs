@@ -32,8 +32,8 @@ pub fn write_whole(path: &Path, contents: &[u8]) -> anyhow::Result<()> {
 /// # Errors
 /// Those of the system.
 pub fn check_folder(folder: &Path) -> anyhow::Result<()> {
-    let probe = folder.join(format!("deltallm-{}", std::process::id()));
-    let written = write_file(&probe, |_| Ok(())).and_then(|()| fs::remove_file(&probe));
+    let probe = folder.join(format!(".deltallm-{}", std::process::id()));
+    let written = fs::File::create_new(&probe).and_then(|_| fs::remove_file(&probe));
     written.with_context(|| format!("{}: cannot write", folder.display()))
 }
 

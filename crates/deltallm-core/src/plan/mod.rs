@@ -35,7 +35,7 @@ pub enum KeyPlan {
 
 /// Computes the bytes of one layer's cache before it exists.
 ///
-/// Dense plans are exact, but for the table of pages and the center of 8-bit keys where tokens are [dropped](Self::attended). Delta plans are as exact as what they expect of the deltas, for a cache that is filled token by token;
+/// Dense plans are exact; where tokens are [dropped](Self::attended), the table of pages and the center of 8-bit keys may differ. Delta plans are as exact as what they expect of the deltas, for a cache that is filled token by token;
 /// a chunk of `n` tokens holds up to `n` more exact keys while it is being attended to. Numbers that are too large stay at the
 /// largest one.
 ///

@@ -9,8 +9,8 @@ use crate::{Linear, Matrix, ModelConfig, ModelWeights, RopeConfig};
 pub(super) fn weights_checksum(config: &ModelConfig, weights: &ModelWeights) -> u32 {
     let ModelConfig { layers, head_dim, .. } = *config;
     let mut sum = Checksum::default();
-    sum.numbers(config.score_scale);
-    sum.numbers(config.logit_softcap);
+    let or_none = |number: Option<f32>| number.unwrap_or(0.0);
+    sum.numbers([config.norm_eps, or_none(config.score_scale), or_none(config.logit_softcap)]);
     for rope in std::iter::once(&config.rope).chain(&config.local_rope) {
         sum.rotation(rope, head_dim);
     }
@@ -22,9 +22,9 @@ pub(super) fn weights_checksum(config: &ModelConfig, weights: &ModelWeights) -> 
         let of_some = [&layer.query_norm, &layer.key_norm, &layer.attention_sub_norm, &layer.mlp_sub_norm];
         sum.norms(of_some.into_iter().flatten());
         sum.norms([&layer.attention_post_norm, &layer.mlp_post_norm].into_iter().flatten());
-        let into = [&layer.query, &layer.key, &layer.value, &layer.gate, &layer.up];
-        into.into_iter().for_each(|linear| sum.products(linear));
-        [&layer.attention_output, &layer.down].into_iter().for_each(|linear| sum.products(linear));
+        let of_attention = [&layer.query, &layer.key, &layer.value, &layer.attention_output];
+        let linears = of_attention.into_iter().chain([&layer.gate, &layer.up, &layer.down]);
+        linears.for_each(|linear| sum.products(linear));
     }
     sum.norms([&weights.final_norm]);
     sum.0.finalize()
@@ -66,12 +66,14 @@ mod tests {
     use super::*;
     use crate::ModelFile;
 
+    type Change<'a> = &'a dyn Fn(&mut ModelConfig, &mut ModelWeights);
+
     #[test]
     fn whatever_answers_otherwise_is_told_apart() {
         let file = ModelFile::open("../deltallm-cli/assets/fairy-tales.gguf").unwrap();
         let config = file.config().unwrap();
         let weights = ModelWeights::load(&file, &config).unwrap();
-        let of = |change: &dyn Fn(&mut ModelConfig, &mut ModelWeights)| {
+        let of = |change: Change| {
             let (mut config, mut weights) = (config.clone(), weights.clone());
             change(&mut config, &mut weights);
             weights_checksum(&config, &weights)
@@ -82,8 +84,9 @@ mod tests {
             let rows: Vec<usize> = (0..matrix.dim().0).collect();
             Matrix::F32(-matrix.rows(&rows).unwrap())
         };
-        let others: [&dyn Fn(&mut ModelConfig, &mut ModelWeights); 6] = [
-            &|config, _| config.score_scale = Some(0.3),
+        let others: [Change; 9] = [
+            &|config, _| config.norm_eps *= 1.0001,
+            &|config, _| config.score_scale = Some(30.0),
             &|config, _| config.logit_softcap = Some(30.0),
             &|config, _| config.rope.theta *= 1.0001,
             &|_, weights| weights.token_embedding = negative(&weights.token_embedding),
@@ -91,10 +94,13 @@ mod tests {
                 let output = &mut weights.layers[0].attention_output;
                 output.weight = negative(&output.weight);
             },
+            &|_, weights| weights.head = Some(negative(&weights.token_embedding)),
             &|_, weights| weights.layers[0].query_norm = Some(Array1::ones(64)),
+            &|_, weights| weights.layers[0].mlp_post_norm = Some(Array1::from_elem(64, 2.0)),
         ];
-        for (number, change) in others.into_iter().enumerate() {
-            assert_ne!(of(change), same, "change {number}");
-        }
+        let mut sums: Vec<u32> = others.into_iter().map(of).chain([same]).collect();
+        sums.sort_unstable();
+        sums.dedup();
+        assert_eq!(sums.len(), 10);
     }
 }

@@ -33,6 +33,13 @@ fn more_layers_than_the_file_has() {
 }
 
 #[test]
+fn larger_heads_than_any_model_has() {
+    let writer = tiny::llama().set("llama.attention.key_length", Value::U32(1 << 17));
+    let error = load(&writer).unwrap_err().to_string();
+    assert!(error.contains("head size") && error.contains("65536"), "{error}");
+}
+
+#[test]
 fn transposed_tensor() {
     let values = vec![0.0; tiny::FFN * tiny::HIDDEN];
     let writer = tiny::llama().f32_tensor("blk.0.ffn_up.weight", &[tiny::HIDDEN, tiny::FFN], &values);

@@ -185,6 +185,15 @@ fn dynamic_scaling_changes_nothing_up_to_the_context_which_is_the_end() {
 }
 
 #[test]
+fn yarn_reaches_as_far_as_it_is_made_for() {
+    for (trained, reach) in [(32_768, 131_072), (131_072, 131_072), (200_000, 200_000)] {
+        let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32_768});
+        let config = config(json!({"rope_scaling": yarn, "max_position_embeddings": trained})).unwrap();
+        assert_eq!(config.context_length, reach);
+    }
+}
+
+#[test]
 fn yarn_out_of_range_is_refused() {
     let yarn = |key: &str, value: Json| {
         let yarn = json!({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});

@@ -7,7 +7,7 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from . import Calibrator, Spec
-from ._transformers import DeltaCache, DeltaLayer, _array, _chunk, cache_argument, mask, patch, unpatch
+from ._transformers import DeltaCache, DeltaLayer, _array, _cache_argument, _chunk, mask, patch, unpatch
 
 _OBSERVING = "deltallm_observing"
 _observer = None
@@ -111,7 +111,7 @@ def _output_projection(attention):
 
 def _log_probabilities(model, window, cache):
     """After every token but the last, and of the tokens that follow."""
-    logits = model(window, use_cache=cache is not None, **{cache_argument(model): cache}).logits[0, :-1].float()
+    logits = model(window, use_cache=cache is not None, **{_cache_argument(model): cache}).logits[0, :-1].float()
     logs = torch.log_softmax(logits, -1)
     return logs, logs.gather(1, window[0, 1:, None])[:, 0]
 

@@ -299,7 +299,7 @@ def attention(module, query, key, value, attention_mask, scaling=None, dropout=0
     causal = getattr(module, "is_causal", True)
     tokens, keys = query.shape[-2], key.shape[-2]
     window, chunk = kwargs.get("sliding_window"), _chunk(module)
-    if causal and (attention_mask is None and (keys > tokens or chunk) or attention_mask is not None and attention_mask.ndim == 2):
+    if causal and (attention_mask is None and (keys > tokens or window or chunk) or attention_mask is not None and attention_mask.ndim == 2):
         function = sliding_window_causal_mask_function(window) if window else causal_mask_function
         if chunk:
             function = chunked_causal_mask_function(chunk, _left_padding(attention_mask, query))
@@ -327,7 +327,7 @@ AttentionInterface.register(NAME, attention)
 AttentionMaskInterface.register(NAME, mask)
 
 
-def cache_argument(model):
+def _cache_argument(model):
     """What a model calls the cache that it is given: `past_key_values` until transformers 5.23, `cache` since."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
@@ -364,7 +364,7 @@ def patch(model, spec=None):
 
     def with_cache(_, args, kwargs):
         if _wants_cache(kwargs) and not torch.is_grad_enabled() and model.device.type == "cpu":
-            kwargs[cache_argument(model)] = DeltaCache(model, spec)
+            kwargs[_cache_argument(model)] = DeltaCache(model, spec)
         return args, kwargs
 
     model._deltallm_hook = model.register_forward_pre_hook(with_cache, with_kwargs=True)
@@ -374,7 +374,7 @@ def patch(model, spec=None):
         if _wants_cache(kwargs) and self.device.type == "cpu":
             if kwargs.get("cache_implementation") or getattr(self.generation_config, "cache_implementation", None):
                 raise ValueError("cache_implementation: expected none, because a patched model has a DeltaCache")
-            kwargs[cache_argument(model)] = DeltaCache(model, spec)
+            kwargs[_cache_argument(model)] = DeltaCache(model, spec)
         return generate(*args, **kwargs)
 
     model.generate = types.MethodType(generate_with_cache, model)

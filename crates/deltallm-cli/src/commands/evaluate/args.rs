@@ -26,8 +26,8 @@ pub(crate) struct Args {
     /// Perplexity: attend one token at a time, as in generation
     #[arg(long)]
     pub(super) decode: bool,
-    /// Between context and continuation (choices, schema, last-word)
-    #[arg(long, value_name = "TEXT", default_value = " ", allow_hyphen_values = true)]
+    /// Between context and continuation (choices, schema, last-word); one that begins with a dash as --delimiter=TEXT
+    #[arg(long, value_name = "TEXT", default_value = " ")]
     pub(super) delimiter: String,
     /// Solved examples in front of every question (choices, schema, last-word): the last N records of --data, which are not
     /// scored then

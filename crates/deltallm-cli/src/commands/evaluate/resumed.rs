@@ -38,11 +38,8 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
     let beginning_sha256 = || sha256_hex(setup.beginning.as_bytes());
     let shots = (args.shots > 0).then(|| json!({"count": args.shots, "sha256": beginning_sha256()}));
     Ok(json!({
-        "model": {
-            "name": setup.model.name,
-            "fingerprint": config.fingerprint().0,
-            "weights": format!("{:08x}", setup.model.graph.weights_checksum()),
-        },
+        "model": {"name": setup.model.name, "fingerprint": config.fingerprint().0},
+        "weights": format!("{:08x}", setup.model.graph.weights_checksum()),
         "linear": args.model.linear,
         "task": args.task,
         "data_sha256": data_sha256,

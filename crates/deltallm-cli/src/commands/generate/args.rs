@@ -11,8 +11,8 @@ use crate::{CommonArgs, KernelArgs, MemoryArgs, ModelArgs};
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// Text to continue, or with --chat the question [default: the beginning of a story]
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    /// Text to continue, or with --chat the question; one that begins with a dash as --prompt=TEXT [default: the beginning of a story]
+    #[arg(long, value_name = "TEXT")]
     pub(super) prompt: Option<String>,
     /// Put the prompt through the model's chat template
     #[arg(long)]

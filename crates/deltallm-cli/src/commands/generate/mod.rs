@@ -30,8 +30,8 @@ pub(crate) fn run(mut args: Args) -> anyhow::Result<()> {
     let kernel = args.kernel.resolve(&model.graph)?;
     anyhow::ensure!(
         !args.prompt_lookup || model.graph.weights().treats_rows_alike(),
-        "--prompt-lookup: has no effect with weights in f32, f16 or bf16, where several tokens at once are added up in another order \
-         than one; leave it out, or use a quantised model with --linear packed"
+        "--prompt-lookup: has no effect where a layer or the head is held in f32, f16 or bf16, which add up several tokens in another \
+         order than one; leave it out, or use a model that is quantised throughout, with --linear packed"
     );
     if args.compare.is_some() {
         kernel.check_comparable()?;

@@ -50,7 +50,7 @@ pub struct ModelConfig {
     pub score_scale: Option<f32>,
     /// Logits become `cap * tanh(logits / cap)`.
     pub logit_softcap: Option<f32>,
-    /// Positions that the model was trained for.
+    /// Positions that the model is made for: with YaRN, those after scaling.
     pub context_length: usize,
     /// Whether the head is the embedding.
     pub tie_embeddings: bool,
