@@ -72,7 +72,7 @@ def arguments():
     add("--bench-model", default=ROOT / "target/release/bench-model", metavar="FILE", help="our program [default: in target/release]")
     add("--candle", metavar="FILE", help="bench-model for candle, if it was compiled another way [default: the one of --bench-model]")
     add("--model", default=ROOT / "models/SmolLM2-135M-Instruct.Q4_1.gguf", metavar="FILE", help="GGUF file [default: SmolLM2-135M]")
-    add("--text", metavar="FILE", help="what our models read [default: this project's documentation]")
+    add("--text", metavar="FILE", help="what our models read [default: tales by the brothers Grimm]")
     add("--profile", metavar="FILE", help="settings of our hybrid attention [default: built-in ones, where there are any for the model]")
     add("--prompts", type=numbers, default=[512, 2048], metavar="N,...", help="tokens of prompts [default: 512,2048]; '' for none")
     add("--depths", type=numbers, default=[128, 2048], metavar="N,...", help="tokens in the cache before decoding [default: 128,2048]; '' for none")

@@ -12,6 +12,7 @@ import argparse
 import collections
 import json
 import re
+import string
 from pathlib import Path
 
 import datasets
@@ -60,9 +61,13 @@ def from_file(path):
     return {"task": path.stem, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}}, **split, **what, "metric_list": accuracy}
 
 
+def words(text):
+    """As SQuAD counts them: without case, punctuation and articles."""
+    text = "".join(letter for letter in text.lower() if letter not in string.punctuation)
+    return re.sub(r"\b(a|an|the)\b", " ", text).split()
+
+
 def f1(answer, gold):
-    """Of words, as SQuAD counts them: without case, articles and punctuation."""
-    words = lambda text: re.sub(r"\b(a|an|the)\b", " ", re.sub(r"[^\w\s]", "", text.lower())).split()
     answer, gold = words(answer), words(gold)
     common = sum((collections.Counter(answer) & collections.Counter(gold)).values())
     return 2 * common / (len(answer) + len(gold)) if answer and gold else float(answer == gold)
@@ -79,8 +84,8 @@ def from_squad(path):
 
     def score(question, results):
         answer = results[0].strip() or "unanswerable"
-        best = max(f1(answer, gold) for gold in question["answers"])
-        return {"exact": float(best == 1), "f1": best}
+        exact = any(words(answer) == words(gold) for gold in question["answers"])
+        return {"exact": float(exact), "f1": max(f1(answer, gold) for gold in question["answers"])}
 
     return {
         "task": path.stem,
@@ -132,7 +137,7 @@ def main():
         for count in dict.fromkeys(shots.values()):
             tasks = [find(name, args.files) for name in shots if shots[name] == count]
             found |= lm_eval.simple_evaluate(lm, tasks=tasks, task_manager=manager, num_fewshot=count, limit=args.limit)["results"]
-    print(f"{'task':24} {'metric':20} {'dense':>9} {'deltallm':>9} {'change':>9} {'stderr':>9}")
+    print(f"{'task':24} {'metric':20} {'dense':>9} {'deltallm':>9} {'change':>9} {'dense ±':>9}")
     for task, dense in results["dense"].items():
         for metric, value in dense.items():
             if isinstance(value, float) and "stderr" not in metric:

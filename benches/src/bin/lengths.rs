@@ -26,6 +26,9 @@ const CHUNK: usize = 512;
 /// Dense attention (f16) and every --setting read the same window side by side, 512 tokens each in turn. A row is printed for
 /// each at every length: of a causal model, what has been read so far is what a shorter text would give. (Not so where settings
 /// depend on the length of the whole prompt, as the paper's block window does: name one length at a time for these.)
+///
+/// The dense attention that all are compared with has f32 products. Beside settings with --precision int16 or bf16, time exact attention with
+/// the same: --setting "exact: --kernel dense --precision int16".
 #[derive(Debug, Parser)]
 #[command(name = "lengths", version)]
 struct Args {

@@ -20,7 +20,7 @@ use serde::Serialize;
 
 /// Time and bytes of saving, opening, mapping and forking a session, beside reading its text anew.
 ///
-/// All times are medians of --repetitions in one process; files are in the system's memory when they are opened.
+/// All times are medians of --repetitions in one process, but for reading the text, which is done once; files are in the system's memory when they are opened.
 #[derive(Debug, Parser)]
 #[command(name = "saved", version)]
 struct Args {

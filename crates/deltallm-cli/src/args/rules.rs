@@ -68,6 +68,8 @@ const RULES: &[Rule] = &[
     rule("depths", &[], PREFILL, NOTHING_DECODED),
     rule("decode_tokens", &[], PREFILL, NOTHING_DECODED),
     rule("prompts", &[], ("phases", &["decode"]), "no prompt is timed"),
+    rule("exact_prompt", &[], ("decode", &[]), "tokens come one at a time, and none of them is a prompt"),
+    rule("phases", &["both"], ("decode", &[]), "tokens come one at a time, and none of them is a prompt"),
     rule("decode", &[], NOT_PERPLEXITY, "only the text of --task perplexity is attended one token at a time"),
     rule("delimiter", &[], ONE_TEXT, "there is no continuation behind a delimiter"),
     rule("shots", &["0"], ONE_TEXT, "only choices, schema and last-word are asked with solved examples"),

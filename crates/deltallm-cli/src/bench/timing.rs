@@ -1,6 +1,6 @@
 //! Order and statistics of repeated measurements.
 
-/// The order in which `count` subjects run in a turn: everyone comes first, and after everyone else, equally often.
+/// The order in which `count` subjects run in a turn: everyone comes first, and last, equally often.
 pub fn rotated(count: usize, turn: usize) -> impl Iterator<Item = usize> {
     (0..count).map(move |i| (i + turn) % count)
 }

@@ -72,20 +72,18 @@ impl Rule {
         let shape = [config.layers, config.kv_heads, config.head_dim];
         let ones = vec![1.0; shape.iter().product()];
         let ones = Arc::new(ThresholdProfile::new(config.fingerprint(), shape, ones)?);
-        let uniform = |name, base: HybridConfig| Self {
-            name,
-            thresholds: Arc::clone(&ones),
-            layers: vec![Some(base); config.layers],
-        };
+        let uniform = |name, layers| Self { name, thresholds: Arc::clone(&ones), layers };
         let paper = PaperRule::default();
         let name = format!("paper: one θ, blocks of {:.0} %, no sinks", 100.0 * paper.scale);
-        let mut rules = vec![uniform(name, paper.into())];
+        let mut rules = vec![uniform(name, vec![Some(paper.into()); config.layers])];
         let layers: Vec<_> = (0..config.layers).map(|layer| subject.kernel.hybrid_config(layer)).collect();
         let sliding =
             layers.iter().flatten().find(|config| matches!(config.exact_window, ExactWindow::Sliding(_)));
         let base = sliding.cloned().unwrap_or_else(|| HybridConfig::new(ThresholdPolicy::Uniform(1.0)));
         let name = format!("one θ, window {}, {} sinks", base.exact_window, base.exact_sinks);
-        rules.push(uniform(name, base));
+        // In the same layers as the calibrated thresholds, so that these do not gain by what they leave exact.
+        let coded = layers.iter().map(|layer| layer.as_ref().map(|_| base.clone()));
+        rules.push(uniform(name, coded.collect()));
         if let Some(profile) = subject.kernel.profile() {
             let thresholds = Arc::clone(profile.settings.thresholds());
             rules.push(Self { name: "calibrated thresholds, scaled".into(), thresholds, layers });

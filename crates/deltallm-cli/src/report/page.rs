@@ -140,9 +140,12 @@ fn longest(report: &Report) -> Option<&AtLength> {
     report.time.lengths.last()
 }
 
+/// Times as fast from which on a prompt counts as faster: less may be noise.
+const FASTER: f64 = 1.05;
+
 /// The first length from which on hybrid attention is faster at every length measured.
 fn faster_from(lengths: &[AtLength]) -> Option<&AtLength> {
-    let slower = lengths.iter().rposition(|at| faster(at) <= 1.0).map_or(0, |index| index + 1);
+    let slower = lengths.iter().rposition(|at| faster(at) < FASTER).map_or(0, |index| index + 1);
     lengths.get(slower)
 }
 

@@ -95,7 +95,7 @@ impl PairChoice {
         let mut heads: Vec<_> = heads
             .filter(|(layer, _, sparsity)| match self.layer {
                 Some(wanted) => *layer == wanted,
-                None => sparsity.elements > 0,
+                None => sparsity.exact_pairs < sparsity.pairs,
             })
             .filter(|(_, kv_head, _)| self.kv_head.is_none_or(|wanted| *kv_head == wanted))
             .collect();

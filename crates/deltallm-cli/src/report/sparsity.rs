@@ -26,8 +26,10 @@ pub struct Sparsity {
 /// Sparsity of one layer.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct LayerSparsity {
-    /// Whether the layer runs dense: then there are no deltas, and nothing is far.
+    /// Whether the layer runs dense: then nothing is far.
     pub dense: bool,
+    /// Whether its keys are coded as deltas.
+    pub deltas: bool,
     /// Zero fraction of each kv head.
     pub zero_fraction: Vec<f64>,
     /// Share of far values that were skipped, all heads together.
@@ -37,10 +39,14 @@ pub struct LayerSparsity {
 impl Sparsity {
     pub(super) fn new(measured: &Measured) -> Self {
         let total = measured.score.held_out();
-        let layers = measured.score.layers.iter().map(|stats| LayerSparsity {
-            dense: stats.total().elements == 0,
-            zero_fraction: stats.heads().iter().map(|head| head.zero_fraction()).collect(),
-            values_skipped: stats.total().values_skipped(),
+        let layers = measured.score.layers.iter().map(|stats| {
+            let total = stats.total();
+            LayerSparsity {
+                dense: total.elements == 0 && total.exact_pairs == total.pairs,
+                deltas: total.elements > 0,
+                zero_fraction: stats.heads().iter().map(|head| head.zero_fraction()).collect(),
+                values_skipped: total.values_skipped(),
+            }
         });
         Self {
             zero_fraction: total.zero_fraction,
@@ -51,10 +57,13 @@ impl Sparsity {
 
     /// Zero fractions of layers that are coded.
     fn zero_fractions(&self) -> impl Iterator<Item = f64> {
-        self.layers.iter().filter(|layer| !layer.dense).flat_map(|layer| layer.zero_fraction.iter().copied())
+        self.layers.iter().filter(|layer| layer.deltas).flat_map(|layer| layer.zero_fraction.iter().copied())
     }
 
     pub(super) fn summary(&self) -> String {
+        if self.zero_fractions().next().is_none() {
+            return format!("no deltas, values skipped {:.1} %", 100.0 * self.values_skipped);
+        }
         let [low, high] = self.extremes();
         format!(
             "zero fraction {:.1} % ({:.0} to {:.0} % by layer and kv head), values skipped {:.1} %",
@@ -77,10 +86,11 @@ impl Sparsity {
                 0.0 => "no values skipped".to_owned(),
                 share => format!("{:.0} % of far values skipped", 100.0 * share),
             };
-            canvas.headline(&format!(
-                "Sparsity by layer: {:.0} % zeros, {skipped}",
-                100.0 * self.zero_fraction
-            ))?;
+            let zeros = match self.zero_fractions().next() {
+                Some(_) => format!("{:.0} % zeros", 100.0 * self.zero_fraction),
+                None => "no deltas".to_owned(),
+            };
+            canvas.headline(&format!("Sparsity by layer: {zeros}, {skipped}"))?;
             let bottom = canvas.caption(&subject.caption(&subject.sample()))?;
             self.draw_heads(canvas, [(MARGIN, 80.0), (720.0, bottom)])?;
             self.draw_skipped(canvas, [(770.0, 100.0), (1380.0, bottom)])
@@ -108,10 +118,10 @@ impl Sparsity {
             canvas.text((x - 10.0, y + cell_height / 2.0), Align::Right, &index.to_string())?;
             for (kv_head, share) in layer.zero_fraction.iter().enumerate() {
                 let x = x + kv_head as f64 * cell_width;
-                let colour = if layer.dense { palette::GREY } else { scale.colour(*share) };
+                let colour = if layer.deltas { scale.colour(*share) } else { palette::GREY };
                 canvas.fill([(x + 1.0, y + 1.0), (x + cell_width - 1.0, y + cell_height - 1.0)], colour)?;
-                let text = if layer.dense { "–".into() } else { format!("{:.0}", 100.0 * share) };
-                let ink = if scale.is_dark(*share) && !layer.dense { palette::WHITE } else { palette::BLACK };
+                let text = if layer.deltas { format!("{:.0}", 100.0 * share) } else { "–".into() };
+                let ink = if scale.is_dark(*share) && layer.deltas { palette::WHITE } else { palette::BLACK };
                 if text_width("00", TEXT)? < cell_width && TEXT * 0.7 < cell_height {
                     let middle = (x + cell_width / 2.0, y + cell_height / 2.0);
                     canvas.text_in(middle, Align::Middle, &text, ink)?;

@@ -130,6 +130,7 @@ impl Subject<'_> {
         parts.extend(settings.sinks.map(|sinks| format!("{sinks} sinks")));
         parts.extend(settings.skip_margin.map(|margin| format!("skip {margin}")));
         let threads = rayon::current_num_threads();
+        parts.extend(settings.precision.map(|precision| format!("{precision} products")));
         parts.push(format!("cache {}", settings.kv));
         parts.push(settings.simd);
         parts.push(format!("{threads} thread{}", if threads == 1 { "" } else { "s" }));

@@ -84,7 +84,7 @@ impl Times {
         kernel: Cost,
         step: &mut dyn FnMut(),
     ) -> anyhow::Result<Self> {
-        let dense_kernel = subject.kernel.dense();
+        let dense_kernel = subject.kernel.dense_alike();
         let mut lengths = Vec::new();
         for tokens in Self::lengths(subject) {
             let (mut dense, mut hybrid) = ([0.0; REPETITIONS], [0.0; REPETITIONS]);

@@ -4,8 +4,8 @@ use ndarray::{Array1, Array2};
 
 use crate::{Linear, Matrix, ModelConfig, ModelWeights, RopeConfig};
 
-/// The checksum of what the first, a middle and the last layer make of a made-up input, of their norms, of some rows of the embedding and the
-/// head, and of the numbers that are not in the [fingerprint](ModelConfig::fingerprint), or rounded there.
+/// The checksum of some rows of every matrix and of all norms, of what the first, a middle and the last layer make of a made-up input, and of the
+/// numbers that are not in the [fingerprint](ModelConfig::fingerprint), or rounded there.
 pub(super) fn weights_checksum(config: &ModelConfig, weights: &ModelWeights) -> u32 {
     let ModelConfig { layers, head_dim, .. } = *config;
     let mut sum = Checksum::default();
@@ -16,15 +16,21 @@ pub(super) fn weights_checksum(config: &ModelConfig, weights: &ModelWeights) -> 
     }
     sum.some_rows(&weights.token_embedding);
     weights.head.iter().for_each(|head| sum.some_rows(head));
-    for layer in [0, layers / 2, layers.saturating_sub(1)] {
-        let Some(layer) = weights.layers.get(layer) else { continue };
+    for (index, layer) in weights.layers.iter().enumerate() {
         sum.norms([&layer.attention_norm, &layer.mlp_norm]);
         let of_some = [&layer.query_norm, &layer.key_norm, &layer.attention_sub_norm, &layer.mlp_sub_norm];
         sum.norms(of_some.into_iter().flatten());
         sum.norms([&layer.attention_post_norm, &layer.mlp_post_norm].into_iter().flatten());
         let of_attention = [&layer.query, &layer.key, &layer.value, &layer.attention_output];
         let linears = of_attention.into_iter().chain([&layer.gate, &layer.up, &layer.down]);
-        linears.for_each(|linear| sum.products(linear));
+        let multiplied = [0, layers / 2, layers - 1].contains(&index);
+        for linear in linears {
+            sum.some_rows(&linear.weight);
+            sum.numbers(linear.bias.iter().flatten().copied());
+            if multiplied {
+                sum.products(linear);
+            }
+        }
     }
     sum.norms([&weights.final_norm]);
     sum.0.finalize()

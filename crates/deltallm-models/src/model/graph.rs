@@ -104,9 +104,14 @@ impl Model {
     }
 
     /// Tells these weights, as they are multiplied here, from others of the same shape: fine-tuned ones, other quantisations, another instruction
-    /// set. A checksum of what the first, a middle and the last layer make of a made-up input, and of some rows of the embedding and the head.
+    /// set. A checksum of what the first, a middle and the last layer make of a made-up input, and of some rows of every matrix.
     pub fn weights_checksum(&self) -> u32 {
-        *self.checksum.get_or_init(|| weights_checksum(&self.config, &self.weights))
+        if let Some(sum) = self.checksum.get() {
+            return *sum;
+        }
+        // Before the cell is locked: a thread that waits for others meanwhile may come back here.
+        let sum = weights_checksum(&self.config, &self.weights);
+        *self.checksum.get_or_init(|| sum)
     }
 
     /// The instruction set that it computes with.

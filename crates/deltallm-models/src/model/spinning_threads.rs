@@ -1,6 +1,7 @@
 //! Threads that wait for the next product of a token by spinning instead of sleeping.
 
 use std::hint::spin_loop;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rayon::Yield;
@@ -8,7 +9,8 @@ use rayon::Yield;
 /// Whether threads are spinning: one call at a time is enough, and a thread that served two would let the first wait for the second.
 static SPINNING: AtomicBool = AtomicBool::new(false);
 
-/// Does `work`, and until it ends the other threads of the current rayon pool spin: they look for its tasks without pause.
+/// Does `work`, and until it ends the other threads of the current rayon pool spin: they look for its tasks without pause. Nobody waits for a
+/// thread that is busy with something else: once it comes, the work is done.
 ///
 /// A token goes through a few hundred products of some ten microseconds each. A thread that falls asleep between them takes longer
 /// than that to wake up.
@@ -17,25 +19,25 @@ pub(crate) fn with_spinning_threads<R>(work: impl FnOnce() -> R) -> R {
         return work();
     }
     let this = rayon::current_thread_index();
-    let done = AtomicBool::new(false);
-    rayon::in_place_scope(|scope| {
-        scope.spawn_broadcast(|_, context| {
-            // The pool's copy for this thread comes when the work is done.
-            while Some(context.index()) != this && !done.load(Ordering::Acquire) {
-                if rayon::yield_now() != Some(Yield::Executed) {
-                    spin_loop();
-                }
+    let done = Arc::new(AtomicBool::new(false));
+    let end = End(Arc::clone(&done));
+    rayon::spawn_broadcast(move |context| {
+        // This thread has work to do.
+        while Some(context.index()) != this && !done.load(Ordering::Acquire) {
+            if rayon::yield_now() != Some(Yield::Executed) {
+                spin_loop();
             }
-        });
-        let _end = End(&done);
-        work()
-    })
+        }
+    });
+    let result = work();
+    drop(end);
+    result
 }
 
 /// Lets the threads go, also when the work panics.
-struct End<'a>(&'a AtomicBool);
+struct End(Arc<AtomicBool>);
 
-impl Drop for End<'_> {
+impl Drop for End {
     fn drop(&mut self) {
         self.0.store(true, Ordering::Release);
         SPINNING.store(false, Ordering::Release);
@@ -67,6 +69,17 @@ mod tests {
                 });
             }
         });
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_is_busy() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let (go, wait) = std::sync::mpsc::channel();
+        pool.spawn(move || wait.recv().unwrap());
+        for _ in 0..10 {
+            assert_eq!(pool.install(|| with_spinning_threads(sum)), 4_999_950_000);
+        }
+        go.send(()).unwrap();
     }
 
     #[test]

@@ -19,7 +19,8 @@ use crate::{ModelError, files::mmap};
 ///
 /// Of every prompt two sessions are kept: at its end, and at the last whole [chunk](Session::set_chunk) before it. Only there another prompt
 /// goes on, so that it is cut where it would be cut had nothing been kept: the answer is the same, bit for bit. A session is found by its tokens, its model and the settings of its kernels, which are all in the name of its file. Several processes may
-/// use a folder at once: a file gets its name once it is whole, and one that goes away while it is read does no harm. Those that have not been
+/// use a folder at once: a file gets its name once it is whole, and one that goes away while it is read does no harm on a local disk. (Files are mapped: on a network's, one that
+/// another machine deletes can end the process that reads it.) Those that have not been
 /// used for the longest time are deleted where all together would be larger than the limit.
 ///
 /// ```
@@ -152,8 +153,9 @@ impl PromptCache {
         let mut writer = SnapshotWriter::new();
         if session.write(&mut writer).is_ok() {
             logits.into_iter().for_each(|logits| writer.floats(&logits.to_vec()));
-            if self.make_room(writer.bytes()) {
-                let _ = writer.write_file(&path);
+            if self.make_room(writer.bytes()) && writer.write_file(&path).is_ok() {
+                // Others may have written at the same time.
+                self.make_room(0);
             }
         }
         start.elapsed()

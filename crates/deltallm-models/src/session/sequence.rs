@@ -299,12 +299,16 @@ impl Session {
         }
         let config = self.model.config();
         let windows = (0..config.layers).filter(|layer| config.mask(*layer).most_keys().is_some());
-        // What the others let go of stays with the forks.
+        // What the others let go of stays with the forks, and all of them grow beside these.
         let room = |kernel: &dyn AttentionKernel, needed: usize| {
             kernel.budget().is_none_or(|budget| budget.available() >= needed)
         };
-        let needed = windows.clone().map(|layer| self.kernels[layer].footprint().total());
-        let needed = needed.fold(0, usize::saturating_add);
+        let of_layer =
+            |(layer, kernel): (usize, &Box<dyn AttentionKernel>)| match config.mask(layer).most_keys() {
+                Some(_) => kernel.footprint().total().saturating_add(kernel.growth(self.chunk).unwrap_or(0)),
+                None => kernel.growth(tokens).unwrap_or(0),
+            };
+        let needed = self.kernels.iter().enumerate().map(of_layer).fold(0, usize::saturating_add);
         let forks = windows.map(|layer| {
             let kernel = &self.kernels[layer];
             Some((layer, kernel.fork().filter(|_| room(&**kernel, needed))?))
@@ -316,7 +320,10 @@ impl Session {
     fn go_back(&mut self, len: usize, windows: Vec<(usize, Box<dyn AttentionKernel>)>) {
         let is_kept = |layer: usize| windows.iter().any(|(window, _)| *window == layer);
         let mut others = self.kernels.iter_mut().enumerate().filter(|(layer, _)| !is_kept(*layer));
-        if others.all(|(_, kernel)| kernel.check_truncate(len).is_ok() && kernel.detach().is_ok()) {
+        let can_go = |kernel: &mut dyn AttentionKernel| {
+            kernel.check_truncate(len).is_ok() && (kernel.len() == len || kernel.detach().is_ok())
+        };
+        if others.all(|(_, kernel)| can_go(&mut **kernel)) {
             for (layer, kernel) in windows {
                 self.kernels[layer] = kernel;
             }
@@ -335,7 +342,13 @@ impl Session {
     /// to there ([`AttentionError::Dropped`]), or the budget does not cover what a [fork](Self::fork) shares and must copy first. Nothing changes then.
     pub fn rewind(&mut self, len: usize) -> Result<(), ModelError> {
         self.discard_draft()?;
-        // All layers or none: each is asked first, and what a fork shares is copied first, for which there may be no memory.
+        self.cut_caches(len)?;
+        self.tokens.truncate(len);
+        Ok(())
+    }
+
+    /// Cuts the caches of all layers or of none: each is asked first, and what a fork shares is copied first, for which there may be no memory.
+    pub(super) fn cut_caches(&mut self, len: usize) -> Result<(), ModelError> {
         let of = |layer: usize| move |source| ModelError::Attention { layer, source };
         for (layer, kernel) in self.kernels.iter().enumerate() {
             kernel.check_truncate(len).map_err(of(layer))?;
@@ -346,7 +359,6 @@ impl Session {
         for (layer, kernel) in self.kernels.iter_mut().enumerate() {
             kernel.truncate(len).map_err(of(layer))?;
         }
-        self.tokens.truncate(len);
         Ok(())
     }
 

@@ -87,10 +87,8 @@ impl Session {
         if self.draft.is_none() {
             return Ok(());
         }
-        for (layer, kernel) in self.kernels.iter_mut().enumerate() {
-            kernel.truncate(self.tokens.len()).map_err(|source| ModelError::Attention { layer, source })?;
-            kernel.commit_step();
-        }
+        self.cut_caches(self.tokens.len())?;
+        self.kernels.iter_mut().for_each(|kernel| kernel.commit_step());
         self.draft = None;
         Ok(())
     }

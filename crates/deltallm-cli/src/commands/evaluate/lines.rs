@@ -41,7 +41,8 @@ pub(super) fn nothing_approximated(sparsity: &HeadSparsity) -> Option<&'static s
              --exact-prompt 0",
         );
     }
-    let nothing = sparsity.nonzeros == sparsity.elements && sparsity.skipped_values == 0;
+    let deltas = sparsity.elements > 0;
+    let nothing = deltas && sparsity.nonzeros == sparsity.elements && sparsity.skipped_values == 0;
     nothing.then_some(
         "warning      nothing was approximated: no delta was left out and no value skipped; take a higher --theta or \
          --target-sparsity, or a --skip-margin",

@@ -13,6 +13,7 @@ mod task;
 use std::time::Instant;
 
 use anyhow::ensure;
+use deltallm::ExactWindow;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -35,6 +36,10 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
     if args.compare.is_some() {
         kernel.check_comparable()?;
     }
+    ensure!(
+        !args.decode || !matches!(kernel.spec().exact_window, ExactWindow::Block { .. }),
+        "--decode: expected a window of so many keys, got one in blocks of a prompt, which there is none of; take --window N"
+    );
     let setup = Setup {
         context: context(&args, &model)?,
         dense: args.compare.map(|Baseline::Dense| kernel.dense()),

@@ -4,7 +4,9 @@ use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 
 use super::args::Args;
-use crate::{ModelProfile, Plan, ResumeLog, Resumed, Score, Setup, note, run_windows, sha256_hex};
+use crate::{
+    LoadedModel, ModelProfile, Plan, ResumeLog, Resumed, Score, Setup, note, run_windows, sha256_hex,
+};
 
 /// Runs the examples that are wanted, those in the log of an earlier run excepted.
 pub(super) fn run_all<R: Serialize + DeserializeOwned>(
@@ -41,6 +43,8 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
         "model": {"name": setup.model.name, "fingerprint": config.fingerprint().0},
         "weights": format!("{:08x}", setup.model.graph.weights_checksum()),
         "linear": args.model.linear,
+        "program": env!("CARGO_PKG_VERSION"),
+        "tokenizer_sha256": tokenizer_sha256(setup.model)?,
         "task": args.task,
         "data_sha256": data_sha256,
         "kernel": setup.kernel.kind(),
@@ -53,6 +57,13 @@ fn identity(args: &Args, setup: &Setup, data_sha256: &str) -> anyhow::Result<Val
         "decode": setup.decode,
         "compare": setup.dense.as_ref().map(|dense| dense.kind()),
     }))
+}
+
+/// Tells tokenizers apart by what they make of words, numbers, white space, code and other scripts.
+fn tokenizer_sha256(model: &LoadedModel) -> anyhow::Result<String> {
+    let sample = "It's 1234.5 %:\n\n  fn f(x: &str) -> Vec<u8> { x.into() }\t// ... Übergröße, œuvre, 東京 2026, Привет, عربي 🙂";
+    let bytes: Vec<u8> = model.encode(sample)?.into_iter().flat_map(u32::to_le_bytes).collect();
+    Ok(sha256_hex(&bytes))
 }
 
 /// As many examples as are wanted, so many at once.

@@ -52,11 +52,12 @@ pub(super) fn line(run: &Run, dense: Option<&Run>, difference: Option<&Option<Di
         };
         return format!("{cache}; {prompt}{text}");
     };
+    let products = run.kernel.settings().precision.map_or("", |_| " with f32 products");
     let speed = match dense.attention_seconds() / run.attention_seconds() {
         // Times of different work say nothing of speed.
         _ if !run.did_as_much_as(dense) => String::new(),
-        ratio if ratio >= 1.0 => format!("; attention {ratio:.1} times faster than dense"),
-        ratio => format!("; attention {:.1} times slower than dense", 1.0 / ratio),
+        ratio if ratio >= 1.0 => format!("; attention {ratio:.1} times faster than dense{products}"),
+        ratio => format!("; attention {:.1} times slower than dense{products}", 1.0 / ratio),
     };
     let tokens = run.tokens_beside(dense);
     let same = match difference {

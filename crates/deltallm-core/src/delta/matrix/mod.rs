@@ -202,6 +202,10 @@ impl<C: Codec> Matrix<C> {
         }
         // The last block stays open, full or not.
         let full = (len.saturating_sub(1) / BLOCK_TOKENS).saturating_sub(self.dropped);
+        // Those of blocks that stay are not counted again: a session may cut a little off a long history with every token.
+        let of_last =
+            |matrix: &Self| matrix.blocks().skip(full).map(|block| count(block.masks)).sum::<usize>();
+        let others = self.rule.nonzeros() - of_last(self);
         if full < self.sealed.len() {
             // Block `full` goes back into the open block's room, which has held as much; the ones after it go.
             self.sealed.truncate(full + 1);
@@ -227,7 +231,8 @@ impl<C: Codec> Matrix<C> {
         }
         self.open.codes.shrink_room(channels, escapes);
         self.charge.shrink(self.charge.bytes().saturating_sub(self.own_bytes()));
-        let nonzeros = self.nonzeros();
+        let nonzeros = if len == 0 { 0 } else { others + of_last(self) };
+        debug_assert_eq!(nonzeros, self.nonzeros());
         self.rule.rewind(len, nonzeros);
     }
 
