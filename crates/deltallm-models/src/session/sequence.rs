@@ -303,12 +303,15 @@ impl Session {
         let room = |kernel: &dyn AttentionKernel, needed: usize| {
             kernel.budget().is_none_or(|budget| budget.available() >= needed)
         };
-        let of_layer =
-            |(layer, kernel): (usize, &Box<dyn AttentionKernel>)| match config.mask(layer).most_keys() {
-                Some(_) => kernel.footprint().total().saturating_add(kernel.growth(self.chunk).unwrap_or(0)),
-                None => kernel.growth(tokens).unwrap_or(0),
-            };
-        let needed = self.kernels.iter().enumerate().map(of_layer).fold(0, usize::saturating_add);
+        let of_layer = |layer: usize| {
+            let kernel = &self.kernels[layer];
+            let growth = |tokens| kernel.growth(tokens).unwrap_or(0);
+            match config.mask(layer).most_keys() {
+                Some(_) => kernel.footprint().total().saturating_add(growth(self.chunk)),
+                None => growth(tokens),
+            }
+        };
+        let needed = (0..config.layers).map(of_layer).fold(0, usize::saturating_add);
         let forks = windows.map(|layer| {
             let kernel = &self.kernels[layer];
             Some((layer, kernel.fork().filter(|_| room(&**kernel, needed))?))
