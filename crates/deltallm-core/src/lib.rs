@@ -29,7 +29,7 @@
 //!
 //! | feature | by default | what |
 //! |---|---|---|
-//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdPolicy`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked |
+//! | `serde` | off | `Serialize` and `Deserialize` for [`ThresholdPolicy`], [`ModelFingerprint`], [`KvStore`], [`ElementType`], [`Footprint`] and [`SparsityStats`]; what is read is checked, one threshold and a target sparsity when a kernel is made |
 #![forbid(unsafe_code)]
 #![warn(missing_debug_implementations)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

@@ -20,16 +20,9 @@ impl TryFrom<Form> for ThresholdPolicy {
 
     fn try_from(form: Form) -> Result<Self, CoreError> {
         Ok(match form {
-            Form::Theta(theta) => {
-                let policy = Self::Uniform(theta);
-                policy.for_layer(0, 1, 1)?;
-                policy
-            }
-            Form::TargetSparsity(share) => {
-                let target = TargetSparsity::new(share);
-                target.for_layer(0, 1, 1)?;
-                Self::TargetSparsity(target)
-            }
+            // Checked where they are used, which names the field.
+            Form::Theta(theta) => Self::Uniform(theta),
+            Form::TargetSparsity(share) => Self::TargetSparsity(TargetSparsity::new(share)),
             Form::Channels(thresholds) => {
                 // Neither the model nor its heads are known here.
                 let shape = [1, 1, thresholds.len()];
@@ -80,8 +73,6 @@ mod tests {
         for bad in [
             r#"{"channels":[]}"#,
             r#"{"channels":[-1]}"#,
-            r#"{"theta":-1}"#,
-            r#"{"target_sparsity":7}"#,
             r#"{"theta":1,"channels":[1]}"#,
             r#"{"beta":1}"#,
             "0.5",
