@@ -299,19 +299,12 @@ impl Session {
         }
         let config = self.model.config();
         let windows = (0..config.layers).filter(|layer| config.mask(*layer).most_keys().is_some());
-        // What the others let go of stays with the forks, and all of them grow beside these.
+        // What the others let go of stays with the forks.
         let room = |kernel: &dyn AttentionKernel, needed: usize| {
             kernel.budget().is_none_or(|budget| budget.available() >= needed)
         };
-        let of_layer = |layer: usize| {
-            let kernel = &self.kernels[layer];
-            let growth = |tokens| kernel.growth(tokens).unwrap_or(0);
-            match config.mask(layer).most_keys() {
-                Some(_) => kernel.footprint().total().saturating_add(growth(self.chunk)),
-                None => growth(tokens),
-            }
-        };
-        let needed = (0..config.layers).map(of_layer).fold(0, usize::saturating_add);
+        let needed = windows.clone().map(|layer| self.kernels[layer].footprint().total());
+        let needed = needed.fold(0, usize::saturating_add);
         let forks = windows.map(|layer| {
             let kernel = &self.kernels[layer];
             Some((layer, kernel.fork().filter(|_| room(&**kernel, needed))?))
