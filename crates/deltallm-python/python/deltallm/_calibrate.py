@@ -126,7 +126,9 @@ def _score(model, spec, windows, dense):
             for window, expected in zip(windows, dense):
                 cache = DeltaCache(model, spec)
                 logs, of_text = _log_probabilities(model, window, cache)
-                kl += float((expected.exp() * (expected - logs)).sum())
+                gap = (expected - logs).double()
+                # p (ln p - ln q) - p + q: the last two add up to nothing, and no term is below zero by rounding.
+                kl += float((expected.double().exp() * (gap + torch.expm1(-gap))).sum())
                 same += int((expected.argmax(-1) == logs.argmax(-1)).sum())
                 loss -= float(of_text.sum())
                 loss_dense -= float(expected.gather(1, window[0, 1:, None]).sum())
