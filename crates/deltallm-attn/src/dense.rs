@@ -1,8 +1,8 @@
 //! Exact attention: the baseline everything else is measured against.
 
 use deltallm_core::{
-    BLOCK_TOKENS, CoreError, ElementType, Footprint, HeadSparsity, KvStore, MemoryBudget, SnapshotError,
-    SnapshotReader, SnapshotWriter, SparsityStats,
+    BLOCK_TOKENS, CoreError, Footprint, HeadSparsity, KvStore, MemoryBudget, SnapshotError, SnapshotReader,
+    SnapshotWriter, SparsityStats,
     internal::{PagedRows, RowFormat, TokenStore},
 };
 
@@ -128,45 +128,24 @@ impl DenseAttention {
         self.rows.last().map_or(0, PagedRows::first)
     }
 
-    /// All heads or, if a number does not fit in f16, none.
-    fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        let element = ElementType::F16;
-        self.rows.iter().try_for_each(|rows| rows.check_narrow(element))?;
-        if let Some(rows) = self.rows.alone() {
-            let mut charge = self.options.budget.reservation();
-            charge.grow(rows.iter().map(|rows| rows.narrow_growth(element)).sum())?;
-            rows.iter_mut().try_for_each(|rows| rows.narrow(element, &mut charge))?;
-        } else {
-            // Beside those of a fork.
-            self.replace_with(|rows, unlimited| rows.converted(element, unlimited))?;
-        }
-        self.options.store = KvStore::F16;
-        Ok(())
-    }
-
     /// Converts all keys and values, or none. Memory that this needs for a moment is not charged.
-    fn replace_with(
-        &mut self,
-        convert: impl Fn(&PagedRows, &MemoryBudget) -> Result<PagedRows, CoreError>,
-    ) -> Result<(), CoreError> {
-        let unlimited = MemoryBudget::unlimited();
-        let mut converted = Vec::with_capacity(self.rows.len());
-        for rows in self.rows.iter() {
-            converted.push(convert(rows, &unlimited)?);
-        }
-        self.rows.replace(converted, &self.options.budget)
-    }
-
-    /// All heads or none, as above. Of one or two channels, codes and their scale take as much as f16 or more: these stay.
-    fn narrow_to_int8(&mut self) -> Result<(), CoreError> {
+    fn narrow_to(&mut self, store: KvStore) -> Result<(), CoreError> {
         let shape = self.options.shape;
-        let bytes =
-            |format: RowFormat| format.row_bytes(shape.head_dim()) + format.row_bytes(shape.value_dim());
-        if bytes(RowFormat::Int8) >= bytes(ElementType::F16.into()) {
+        let bytes = |store: KvStore| {
+            let format = RowFormat::of(store);
+            format.row_bytes(shape.head_dim()) + format.row_bytes(shape.value_dim())
+        };
+        // Of one or two channels, 8-bit codes and their scale take as much as f16 or more.
+        if bytes(store) >= bytes(self.options.store) {
             return Ok(());
         }
-        self.replace_with(|rows, unlimited| rows.converted(RowFormat::Int8, unlimited))?;
-        self.options.store = KvStore::Int8;
+        let unlimited = MemoryBudget::unlimited();
+        let mut narrow = Vec::with_capacity(self.rows.len());
+        for rows in self.rows.iter() {
+            narrow.push(rows.converted(RowFormat::of(store), &unlimited)?);
+        }
+        self.rows.replace(narrow, &self.options.budget)?;
+        self.options.store = store;
         Ok(())
     }
 }
@@ -301,8 +280,8 @@ impl AttentionKernel for DenseAttention {
     fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.footprint().total();
         match self.options.store {
-            KvStore::F32 => self.narrow_to_f16()?,
-            KvStore::F16 | KvStore::Bf16 => self.narrow_to_int8()?,
+            KvStore::F32 => self.narrow_to(KvStore::F16)?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to(KvStore::Int8)?,
             _ => {}
         }
         Ok(held.saturating_sub(self.footprint().total()))

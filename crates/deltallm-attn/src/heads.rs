@@ -52,11 +52,6 @@ impl<T: TokenStore> Heads<T> {
         Ok(())
     }
 
-    /// Copies that share what does not change any more, and charge `budget` for the rest.
-    pub(crate) fn to_vec(&self, budget: &MemoryBudget) -> Result<Vec<T>, CoreError> {
-        self.0.fork(budget)
-    }
-
     /// Heads like these, which are empty, with the tokens that are next in a snapshot.
     pub(crate) fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
         Ok(Self::new(self.0.load(reader)?))

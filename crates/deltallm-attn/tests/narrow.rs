@@ -59,8 +59,8 @@ fn assert_delta_attends_the_keys_it_holds(
                 for freed in &freed {
                     match store {
                         KvStore::F32 => {
-                            matrix.narrow(ElementType::F16, &mut budget.reservation()).unwrap();
-                            values.narrow(ElementType::F16, &mut budget.reservation()).unwrap();
+                            matrix = matrix.to_float(ElementType::F16, &budget).unwrap();
+                            values = values.converted(ElementType::F16, &budget).unwrap();
                             store = KvStore::F16;
                         }
                         // Where everything escapes nothing would be gained, and nothing is done.

@@ -132,7 +132,7 @@ fn any_threshold_and_any_number_are_coded_or_refused() {
                     let mut rows = Vec::new();
                     matrix.reconstruct(usize::MAX, &mut rows);
                     assert!(rows.is_empty());
-                    let _ = matrix.narrow(ElementType::F16, &mut budget.reservation());
+                    let _ = matrix.to_float(ElementType::F16, &budget);
                     let _ = matrix.to_steps(&budget);
                 }
             }

@@ -33,7 +33,7 @@ proptest! {
         let mut matrix = coded(&keys[..before], theta, &budget);
         let rounded: Vec<f32> = reconstruction(&matrix).iter().map(|x| element.round(*x)).collect();
         let wide = matrix.key_bytes();
-        matrix.narrow(element, &mut budget.reservation()).unwrap();
+        matrix = matrix.to_float(element, &budget).unwrap();
         prop_assert_eq!(reconstruction(&matrix), rounded);
         prop_assert!(matrix.key_bytes() < wide);
         prop_assert_eq!(bytes(&matrix), budget.used());
@@ -49,11 +49,8 @@ proptest! {
         len in 0_usize..=200, seed: u64, element in element(),
     ) {
         let keys = keys(5, 200, seed);
-        let narrowed = |keys: &[Vec<f32>], budget: &MemoryBudget| {
-            let mut matrix = coded(keys, 0.7, budget);
-            matrix.narrow(element, &mut budget.reservation()).unwrap();
-            matrix
-        };
+        let narrowed =
+            |keys: &[Vec<f32>], budget: &MemoryBudget| coded(keys, 0.7, budget).to_float(element, budget).unwrap();
         let budget = MemoryBudget::unlimited();
         let mut matrix = narrowed(&keys, &budget);
         matrix.truncate(len).unwrap();
@@ -100,34 +97,30 @@ fn a_key_after_narrowing_is_compared_with_the_reference_as_rounded() {
     let budget = MemoryBudget::unlimited();
     let mut matrix = DeltaMatrix::new(vec![0.5], ElementType::F32, &budget).unwrap();
     matrix.push(&[1000.3]).unwrap();
-    matrix.narrow(ElementType::F16, &mut budget.reservation()).unwrap();
+    matrix = matrix.to_float(ElementType::F16, &budget).unwrap();
     // Within the threshold of what came, and not of what is held.
     matrix.push(&[999.9]).unwrap();
     assert_eq!((reconstruction(&matrix), matrix.nonzeros()), (vec![1000.5, 1000.0], 2));
 }
 
 #[test]
-fn rows_are_rounded_in_place_and_later_rows_too() {
+fn rows_are_rounded_and_later_rows_too() {
     let budget = MemoryBudget::unlimited();
     let mut rows = PagedRows::new(2, ElementType::F32, 4, &budget);
     let row = |t: usize| [0.1 * t as f32, 7.7];
     (0..11).for_each(|t| rows.push(&row(t)).unwrap());
     rows.drop_before(5);
     let held = rows.held_bytes();
-    rows.narrow(ElementType::F16, &mut budget.reservation()).unwrap();
+    rows = rows.converted(ElementType::F16, &budget).unwrap();
     assert_eq!(rows.held_bytes(), held / 2);
     (11..20).for_each(|t| rows.push(&row(t)).unwrap());
     let expected: Vec<f32> = (4..20).flat_map(row).map(|x| ElementType::F16.round(x)).collect();
     assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
     assert_eq!(rows.held_bytes() + rows.bookkeeping_bytes(), budget.used());
-    // As narrow already: nothing to do, whatever the type.
-    rows.narrow(ElementType::Bf16, &mut budget.reservation()).unwrap();
-    rows.narrow(ElementType::F32, &mut budget.reservation()).unwrap();
-    assert_eq!(rows.read(4..20, &mut Vec::new()), expected);
 }
 
 #[test]
-fn numbers_too_large_for_the_narrow_type_are_named_and_nothing_changes() {
+fn numbers_too_large_for_the_narrow_type_are_named() {
     let budget = MemoryBudget::unlimited();
     let mut rows = PagedRows::new(3, ElementType::F32, 4, &budget);
     let mut matrix = DeltaMatrix::new(vec![0.5; 3], ElementType::F32, &budget).unwrap();
@@ -136,18 +129,28 @@ fn numbers_too_large_for_the_narrow_type_are_named_and_nothing_changes() {
         rows.push(&key).unwrap();
         matrix.push(&key).unwrap();
     }
-    let (held, before) = (budget.used(), reconstruction(&matrix));
+    let held = budget.used();
     let errors = [
-        rows.narrow(ElementType::F16, &mut budget.reservation()).unwrap_err(),
-        matrix.narrow(ElementType::F16, &mut budget.reservation()).unwrap_err(),
+        rows.converted(ElementType::F16, &budget).unwrap_err(),
+        matrix.to_float(ElementType::F16, &budget).unwrap_err(),
     ];
     for error in errors {
         let limit = ElementType::F16.max_magnitude();
         assert_eq!(error, CoreError::NotStorable { channel: 2, element: ElementType::F16, limit, got: 1e5 });
     }
     assert_eq!(budget.used(), held);
-    assert_eq!(reconstruction(&matrix), before);
-    assert_eq!(rows.read(100..101, &mut Vec::new()), [1.0, 100.0, 1e5]);
-    rows.narrow(ElementType::Bf16, &mut budget.reservation()).unwrap();
-    matrix.narrow(ElementType::Bf16, &mut budget.reservation()).unwrap();
+    assert!(rows.converted(ElementType::Bf16, &budget).is_ok());
+    assert!(matrix.to_float(ElementType::Bf16, &budget).is_ok());
+}
+
+#[test]
+fn a_key_that_has_been_dropped_may_be_too_large() {
+    let budget = MemoryBudget::unlimited();
+    let mut matrix = DeltaMatrix::new(vec![0.5], ElementType::F32, &budget).unwrap();
+    // The last key of the first block, which the second one begins with.
+    (0..70).for_each(|t| matrix.push(&[if t == 63 { 1e5 } else { 1.0 }]).unwrap());
+    assert!(matrix.to_float(ElementType::F16, &budget).is_err());
+    matrix.drop_before(64);
+    let matrix = matrix.to_float(ElementType::F16, &budget).unwrap();
+    assert_eq!(reconstruction(&matrix), [1.0; 6]);
 }

@@ -1,6 +1,6 @@
 //! What the cache of hybrid attention holds: how many of its tokens are coded, how long exact copies stay, and narrower stores.
 
-use deltallm_core::{CoreError, ElementType, KvStore, MemoryBudget, internal::exchange_all};
+use deltallm_core::{CoreError, KvStore, MemoryBudget, internal::exchange_all};
 
 use super::{HybridAttention, head::HybridHead};
 use crate::{AttentionKernel, window::WindowState};
@@ -27,43 +27,21 @@ impl HybridAttention {
         self.heads.last().map_or(0, |head| head.coded_after_cut(needed))
     }
 
-    /// All heads or, if a number does not fit in f16, none.
-    pub(super) fn narrow_to_f16(&mut self) -> Result<(), CoreError> {
-        self.heads.iter().try_for_each(|head| head.check_narrow(ElementType::F16))?;
-        let element = ElementType::F16;
-        match self.heads.alone() {
-            Some(heads) => {
-                let mut charge = self.options.budget.reservation();
-                charge.grow(heads.iter().map(|head| head.narrow_growth(element)).sum())?;
-                heads.iter_mut().try_for_each(|head| head.narrow(element, &mut charge))?;
-            }
-            // Beside those of a fork.
-            None => {
-                let unlimited = MemoryBudget::unlimited();
-                let mut heads = self.heads.to_vec(&unlimited)?;
-                let mut free = unlimited.reservation();
-                heads.iter_mut().try_for_each(|head| head.narrow(element, &mut free))?;
-                self.heads.replace(heads, &self.options.budget)?;
-            }
-        }
-        self.options.store = KvStore::F16;
-        Ok(())
-    }
-
-    /// All heads, if that is smaller: with thresholds next to zero it is not.
-    pub(super) fn narrow_to_compact(&mut self) -> Result<(), CoreError> {
+    /// All heads in a narrower store, if that is smaller, as compact is not with thresholds next to zero. All stay as they are if a number
+    /// does not fit.
+    pub(super) fn narrow_to(&mut self, store: KvStore) -> Result<(), CoreError> {
         // Memory that the conversion needs for a moment is not charged; the result is smaller than what it replaces.
         let needed = self.needed_from(self.state, self.len());
         let unlimited = MemoryBudget::unlimited();
         let mut narrow = Vec::with_capacity(self.heads.len());
         for head in self.heads.iter() {
-            narrow.extend(head.to_compact(needed, &unlimited)?);
+            narrow.extend(head.narrowed(store, needed, &unlimited)?);
         }
         let bytes = |head: &HybridHead| head.footprint().total();
         let smaller = self.heads.iter().zip(&narrow).all(|(wide, narrow)| bytes(narrow) < bytes(wide));
         if smaller || self.is_empty() {
             self.heads.replace(narrow, &self.options.budget)?;
-            self.options.store = KvStore::Compact;
+            self.options.store = store;
         }
         Ok(())
     }

@@ -481,8 +481,8 @@ impl AttentionKernel for HybridAttention {
     fn narrow(&mut self) -> Result<usize, AttentionError> {
         let held = self.footprint().total();
         match self.options.store {
-            KvStore::F32 => self.narrow_to_f16()?,
-            KvStore::F16 | KvStore::Bf16 => self.narrow_to_compact()?,
+            KvStore::F32 => self.narrow_to(KvStore::F16)?,
+            KvStore::F16 | KvStore::Bf16 => self.narrow_to(KvStore::Compact)?,
             _ => {}
         }
         Ok(held.saturating_sub(self.footprint().total()))

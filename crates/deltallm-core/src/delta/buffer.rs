@@ -94,13 +94,6 @@ impl FloatBuffer {
         }
     }
 
-    /// Converts elements that have been checked to another type, with room for as many. While this runs the buffer exists in both.
-    pub(crate) fn convert(&mut self, element: ElementType) {
-        let mut converted = Self::with_capacity(element, self.capacity());
-        converted.copy_from(self);
-        *self = converted;
-    }
-
     /// Replaces the contents by those of `other`, rounded to this buffer's type.
     pub(crate) fn copy_from(&mut self, other: &Self) {
         self.truncate(0);

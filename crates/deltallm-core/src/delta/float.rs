@@ -75,13 +75,6 @@ impl FloatCodec {
         rule.count();
     }
 
-    /// Goes on in another float type, which holds the reference rounded.
-    pub(super) fn narrow(&mut self, element: ElementType, rule: &mut Rule) {
-        self.element = element;
-        element.round_row(&rule.reference, &mut self.stored);
-        rule.reference.copy_from_slice(&self.stored);
-    }
-
     /// Bytes of the codes of a sealed block that transmits `sent` values, and of the open one.
     pub(super) fn planned_bytes(element: ElementType, channels: usize, sent: usize) -> [usize; 2] {
         [channels.saturating_add(sent), most_numbers(channels)].map(|numbers| bytes(element, numbers))
@@ -122,23 +115,6 @@ impl<'a> FloatView<'a> {
     }
 }
 
-impl FloatBlock {
-    /// The numbers of a block, rounded to another type, with room for nothing else.
-    pub(super) fn rounded(view: FloatView<'_>, element: ElementType) -> Self {
-        let (frame, mut scratch) = (view.frame(), Vec::new());
-        let values = view.values(&mut scratch);
-        let mut numbers = FloatBuffer::with_capacity(element, frame.len() + values.len());
-        numbers.extend(&frame);
-        numbers.extend(values);
-        Self(numbers)
-    }
-
-    /// Converts numbers that have been checked to a narrower type.
-    pub(super) fn narrow(&mut self, element: ElementType) {
-        self.0.convert(element);
-    }
-}
-
 impl Codec for FloatCodec {
     type Codes = FloatBlock;
     type View<'a> = FloatView<'a>;
@@ -162,6 +138,9 @@ impl Codec for FloatCodec {
     fn start(&mut self, rule: &mut Rule, FloatBlock(numbers): &mut FloatBlock) {
         numbers.truncate(0);
         numbers.extend(&rule.reference);
+        // In a copy in a narrower type, the reference comes from a wider one.
+        self.element.round_row(&rule.reference, &mut self.stored);
+        rule.reference.copy_from_slice(&self.stored);
     }
 
     fn append(&mut self, key: &[f32], rule: &mut Rule, _token: usize, FloatBlock(numbers): &mut FloatBlock) {

@@ -292,41 +292,19 @@ impl DeltaMatrix {
         }
     }
 
-    /// Checks that every key frame and value can be stored in `element`, should that be narrower than the store's type.
+    /// A copy in a float type that charges `budget`, with the same transmitted channels. What has been coded before is off by at most its threshold
+    /// *plus* the rounding error of the type, because it was compared with the reference before rounding (`docs/method.md`, equation 7);
+    /// keys that come are compared with the reference as rounded.
     ///
     /// # Errors
-    /// [`CoreError::NotStorable`] names the first channel that is too large.
-    pub fn check_narrow(&self, element: ElementType) -> Result<(), CoreError> {
-        match &self.0 {
-            Form::Float(matrix) => matrix.check_narrow(element),
-            Form::Steps(_) => Ok(()),
-        }
-    }
-
-    /// Bytes that narrowing charges before it gives any back: for blocks that others share.
-    #[doc(hidden)]
-    pub fn narrow_growth(&self, element: ElementType) -> usize {
-        match &self.0 {
-            Form::Float(matrix) => matrix.narrow_growth(element),
-            Form::Steps(_) => 0,
-        }
-    }
-
-    /// Converts block by block to a narrower type and gives the freed bytes back; later keys are stored in it too, and
-    /// compared with the reference as rounded. A matrix that is as narrow already, or in steps, stays as it is. `charge` pays for as much as
-    /// [`narrow_growth`](Self::narrow_growth) says: blocks that a [fork](Self::fork) shares are copied.
-    ///
-    /// What has been coded before is off by at most its threshold *plus* the rounding error of the new type, because
-    /// it was compared with the reference before rounding (`docs/method.md`, equation 7).
-    ///
-    /// # Errors
-    /// As [`check_narrow`](Self::check_narrow); nothing changes then.
-    #[doc(hidden)]
-    pub fn narrow(&mut self, element: ElementType, charge: &mut Reservation) -> Result<(), CoreError> {
-        match &mut self.0 {
-            Form::Float(matrix) => matrix.narrow(element, charge),
-            Form::Steps(_) => Ok(()),
-        }
+    /// [`CoreError::NotStorable`] names the first channel that is too large for the type; [`CoreError::BudgetExhausted`].
+    pub fn to_float(&self, element: ElementType, budget: &MemoryBudget) -> Result<Self, CoreError> {
+        let codec = FloatCodec::new(element, self.channels());
+        let copy = match &self.0 {
+            Form::Float(matrix) => matrix.converted(codec, budget),
+            Form::Steps(matrix) => matrix.converted(codec, budget),
+        };
+        Ok(Self(Form::Float(copy?)))
     }
 
     /// A copy [in steps](Self::in_steps) that charges `budget`, with the same transmitted channels. What has been coded before is off by at most its

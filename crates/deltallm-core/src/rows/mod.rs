@@ -1,15 +1,15 @@
 //! Rows of keys or values, in pages.
 //!
-//! In reading order: here, the store; [`layout`] (its pages), [`forms`] (how rows are held, each form in its file), [`narrow`] (other
+//! In reading order: here, the store; [`layout`] (its pages), [`forms`] (how rows are held, each form in its file), [`copies`] (in other
 //! formats), [`saved`] (forks and snapshots).
 
 mod coded_page;
+mod copies;
 mod float;
 mod forms;
 mod int4;
 mod int8;
 mod layout;
-mod narrow;
 mod saved;
 #[cfg(test)]
 mod tests;

@@ -1,7 +1,10 @@
 //! Tests of rows in pages.
 
 use super::*;
-use crate::{element::ElementType, token_store::TokenStore};
+use crate::{
+    element::ElementType,
+    token_store::{TokenStore, exchange},
+};
 
 #[test]
 fn quantised_rows_read_back_within_a_scale_wherever_they_are_cut() {
@@ -180,9 +183,8 @@ fn forks_share_pages_until_one_writes() {
 }
 
 fn narrow(rows: &mut PagedRows) -> Result<(), CoreError> {
-    let mut charge = rows.budget().reservation();
-    charge.grow(rows.narrow_growth(ElementType::F16))?;
-    rows.narrow(ElementType::F16, &mut charge)
+    let narrow = rows.converted(ElementType::F16, &MemoryBudget::unlimited())?;
+    exchange(rows, narrow).map(|_| ())
 }
 
 #[test]
@@ -194,6 +196,7 @@ fn a_fork_that_the_budget_does_not_cover_leaves_no_trace() {
     let fork = rows.fork(&budget).unwrap();
     assert!(matches!(rows.push(&[0.0; 2]), Err(CoreError::BudgetExhausted { .. })));
     assert!(matches!(narrow(&mut rows), Err(CoreError::BudgetExhausted { .. })));
+    assert_eq!(first_column(&rows, 0..10), (0..10).map(|t| t as f32).collect::<Vec<_>>());
     drop(fork);
     rows.push(&[0.0; 2]).unwrap();
     narrow(&mut rows).unwrap();

@@ -1,8 +1,7 @@
 //! The exact tokens of a head: window and sinks.
 
 use deltallm_core::{
-    CachePlan, CoreError, ElementType, KvStore, MemoryBudget, Reservation, SnapshotError, SnapshotReader,
-    SnapshotWriter,
+    CachePlan, CoreError, KvStore, MemoryBudget, Reservation, SnapshotError, SnapshotReader, SnapshotWriter,
     internal::{PagedRows, TokenStore},
 };
 
@@ -62,13 +61,19 @@ impl ExactRows {
         Ok(Self { keys: copy(&self.keys)?, values: self.values.as_ref().map(copy).transpose()? })
     }
 
-    /// The same in f16, with the values of all tokens in `values`. Tokens whose values have been dropped are not copied.
-    pub(super) fn to_quantised(&self, values: &PagedRows, budget: &MemoryBudget) -> Result<Self, CoreError> {
+    /// The same, of a float store, in a narrower one; with their values, which are in `values`, where it quantises. Tokens whose values have
+    /// been dropped are not copied.
+    pub(super) fn narrowed(
+        &self,
+        store: KvStore,
+        values: &PagedRows,
+        budget: &MemoryBudget,
+    ) -> Result<Self, CoreError> {
         let end = self.keys.len();
         let first = self.keys.first().max(values.first()).min(end);
-        let copy =
-            |rows: &PagedRows| rows.copied(first..end, ElementType::F16, self.keys.page_tokens(), budget);
-        Ok(Self { keys: copy(&self.keys)?, values: Some(copy(values)?) })
+        let copy = |rows: &PagedRows| rows.copied(first..end, store.exact(), self.keys.page_tokens(), budget);
+        let values = store.is_quantised().then_some(values);
+        Ok(Self { keys: copy(&self.keys)?, values: values.map(copy).transpose()? })
     }
 }
 

@@ -1,11 +1,9 @@
 //! Coded keys in blocks, for any codec.
 //!
-//! In reading order: here, keys that come and go; [`block`], one of the blocks; [`bytes`]; [`narrow`] (a narrower float type); [`saved`] (forks and
-//! snapshots).
+//! In reading order: here, keys that come and go; [`block`], one of the blocks; [`bytes`]; [`saved`] (forks and snapshots).
 
 mod block;
 mod bytes;
-mod narrow;
 mod saved;
 
 use super::{
@@ -242,6 +240,9 @@ impl<C: Codec> Matrix<C> {
     }
 
     /// The same transmitted channels in another codec's codes.
+    ///
+    /// # Errors
+    /// [`CoreError::NotStorable`] names the first channel that the codec does not take, or [`CoreError::BudgetExhausted`].
     pub(super) fn converted<D: Codec>(
         &self,
         codec: D,
@@ -250,13 +251,18 @@ impl<C: Codec> Matrix<C> {
         let mut copy = Matrix::new(Rule::new(self.rule.thresholds.clone())?, codec, budget);
         (copy.dropped, copy.dropped_nonzeros) = (self.dropped, self.dropped_nonzeros);
         copy.rule.rewind(self.first(), self.dropped_nonzeros);
+        let takes = copy.codec.takes();
+        let largest = takes.max_magnitude();
         let mut rows = Vec::new();
         for block in self.blocks() {
             self.keys(block, &mut rows);
             // The frame of the copy is rounded from this frame and not from the copy's last key: no error adds up.
             copy.rule.reference = self.codec.frame(block.masks, block.codes);
+            // A number of the frame that is of no key here is transmitted anew by the first one, and only has to be a number.
+            copy.rule.reference.iter_mut().for_each(|x| *x = x.clamp(-largest, largest));
             let masks = block.masks.chunks_exact(words(self.channels()));
             for (key, sent) in rows.chunks_exact(self.channels()).zip(masks) {
+                takes.check(key)?;
                 copy.begin_key()?;
                 copy.rule.sent.copy_from_slice(sent);
                 copy.append(key);
