@@ -2,20 +2,31 @@
 
 use std::hint::spin_loop;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
+use deltallm_simd::tuning::SPIN_PAUSE;
 use rayon::Yield;
 
 /// Whether threads are spinning: one call at a time is enough, and a thread that served two would let the first wait for the second.
 static SPINNING: AtomicBool = AtomicBool::new(false);
 
+/// Calls that go without spinning, because other work wants the cores.
+static CALLS_WITHOUT: AtomicUsize = AtomicUsize::new(0);
+
+/// A thread that spins and comes to nothing for so long has lost its core to other work.
+const LOST: Duration = Duration::from_millis(1);
+
 /// Does `work`, and until it ends the other threads of the current rayon pool spin: they look for its tasks without pause. Nobody waits for a
 /// thread that is busy with something else: once it comes, the work is done.
 ///
 /// A token goes through a few hundred products of some ten microseconds each. A thread that falls asleep between them takes longer
-/// than that to wake up.
+/// than that to wake up. Beside other work, though, one that never sleeps loses its core in the middle of a task for which the others wait: once
+/// a core is lost, [`SPIN_PAUSE`] calls do without spinning.
 pub(crate) fn with_spinning_threads<R>(work: impl FnOnce() -> R) -> R {
-    if rayon::current_num_threads() == 1 || SPINNING.swap(true, Ordering::Acquire) {
+    let countdown = |calls: usize| calls.checked_sub(1);
+    let pause = || CALLS_WITHOUT.fetch_update(Ordering::Relaxed, Ordering::Relaxed, countdown).is_ok();
+    if rayon::current_num_threads() == 1 || pause() || SPINNING.swap(true, Ordering::Acquire) {
         return work();
     }
     let this = rayon::current_thread_index();
@@ -23,15 +34,27 @@ pub(crate) fn with_spinning_threads<R>(work: impl FnOnce() -> R) -> R {
     let end = End(Arc::clone(&done));
     rayon::spawn_broadcast(move |context| {
         // This thread has work to do.
-        while Some(context.index()) != this && !done.load(Ordering::Acquire) {
-            if rayon::yield_now() != Some(Yield::Executed) {
-                spin_loop();
-            }
+        if Some(context.index()) != this {
+            spin_until(&done);
         }
     });
     let result = work();
     drop(end);
     result
+}
+
+/// Looks for tasks until it is `done`, or the core is lost.
+fn spin_until(done: &AtomicBool) {
+    let mut here = Instant::now();
+    while !done.load(Ordering::Acquire) {
+        if rayon::yield_now() != Some(Yield::Executed) {
+            if here.elapsed() > LOST {
+                return CALLS_WITHOUT.store(SPIN_PAUSE, Ordering::Relaxed);
+            }
+            spin_loop();
+        }
+        here = Instant::now();
+    }
 }
 
 /// Lets the threads go, also when the work panics.
@@ -80,6 +103,17 @@ mod tests {
             assert_eq!(pool.install(|| with_spinning_threads(sum)), 4_999_950_000);
         }
         go.send(()).unwrap();
+    }
+
+    #[test]
+    fn calls_without_spinning_count_down() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        CALLS_WITHOUT.store(10 * SPIN_PAUSE, Ordering::Relaxed);
+        for _ in 0..10 {
+            assert_eq!(pool.install(|| with_spinning_threads(sum)), 4_999_950_000);
+        }
+        // Other tests count, too.
+        assert!(CALLS_WITHOUT.swap(0, Ordering::Relaxed) <= 10 * SPIN_PAUSE - 10);
     }
 
     #[test]
