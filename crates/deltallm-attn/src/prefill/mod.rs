@@ -58,7 +58,12 @@ pub(crate) fn attend<'a>(
     Output { mut rows, counts, log_sums }: Output,
 ) -> Result<(), AttentionError> {
     let shape = options.shape;
-    let skips = segments(0).iter().any(|segment| segment.skip_margin.is_some());
+    let positions = first..first + q.tokens();
+    // Not in a prompt that is attended exactly: it has no keys to choose from.
+    let skips = segments(0).iter().any(|segment| {
+        let any = |position| !split.range(segment.part, position).is_empty();
+        segment.skip_margin.is_some() && positions.clone().any(any)
+    });
     let size = TileSize::of(q.tokens(), shape.group(), skips);
     // Converting a block costs about as much as a tile spends on it: do it once if several tiles follow. What is prepared takes
     // more than its cache, so it is done for one head per thread at a time.
@@ -83,7 +88,7 @@ pub(crate) fn attend<'a>(
     for heads in chunks(0..shape.kv_heads(), at_once) {
         let segments: Vec<Segments> = heads.clone().map(segments).collect();
         let at_a_time = (QUERIES / shape.group() / size.queries).max(1) * size.queries;
-        for positions in multiples(first..first + q.tokens(), at_a_time) {
+        for positions in multiples(positions.clone(), at_a_time) {
             let mut tiles = Vec::new();
             for positions in multiples(positions.clone(), size.queries) {
                 for kv_head in heads.clone() {

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use deltallm_core::BLOCK_TOKENS;
+use deltallm_core::{BLOCK_TOKENS, internal::StoredRows};
 
 use super::{
     deltas::{HeldDeltas, streams},
@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     options::Settings,
-    segment::{Segment, SegmentKeys},
+    segment::{Segment, SegmentKeys, TokenRows},
 };
 
 /// Some of a segment's keys and values, ready for tiles.
@@ -67,7 +67,9 @@ pub(crate) fn prepare<'a>(
         _ => None,
     };
     let first_pass = first_pass.filter(|_| deltas.is_none());
-    if first_pass.is_some() || pairs.is_some() {
+    let converts_keys =
+        matches!(segment.keys, SegmentKeys::Rows(keys) if are_converted(keys, tokens.clone()));
+    if first_pass.is_some() || pairs.is_some() || converts_keys {
         read_keys(&segment.keys, tokens.clone(), head_dim, rows);
     }
     let first_pass = first_pass.and_then(|pass| pass.keys(tokens.clone(), rows, head_dim));
@@ -78,7 +80,9 @@ pub(crate) fn prepare<'a>(
             Box::new(TilePairKeys { pairs, first, keys })
         }
         (None, Some(matrix)) => Box::new(streams(isa, matrix, tokens.clone())),
-        _ if first_pass.is_some() => Box::new(ConvertedRows { first, rows: std::mem::take(rows) }),
+        _ if first_pass.is_some() || converts_keys => {
+            Box::new(ConvertedRows { first, rows: std::mem::take(rows) })
+        }
         _ => held(segment.keys),
     };
     let values: Box<dyn TileValues> = match pairs {
@@ -88,7 +92,9 @@ pub(crate) fn prepare<'a>(
             Box::new(TilePairValues { pairs, tokens, values })
         }
         // Those that are left of several blocks are multiplied together.
-        None if skips && (deltas.is_some() || first_pass.is_some()) => {
+        None if skips && (deltas.is_some() || first_pass.is_some())
+            || are_converted(segment.values, tokens.clone()) =>
+        {
             let mut rows = Vec::new();
             read_rows(segment.values, tokens, &mut rows);
             Box::new(ConvertedRows { first, rows })
@@ -96,6 +102,11 @@ pub(crate) fn prepare<'a>(
         None => Box::new(HeldRows(segment.values)),
     };
     Prepared { keys, values, first_pass }
+}
+
+/// Whether rows have to be converted to f32.
+fn are_converted(rows: &dyn TokenRows, tokens: Range<usize>) -> bool {
+    rows.stored(tokens).is_some_and(|(rows, _)| !matches!(rows, StoredRows::F32(_)))
 }
 
 /// Keys as f32, `[tokens, head_dim]`.
