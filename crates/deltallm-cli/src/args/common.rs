@@ -25,7 +25,7 @@ pub struct CommonArgs {
 }
 
 impl CommonArgs {
-    /// Starts the thread pool. Call it once, before any work.
+    /// Starts the thread pool, of which the current thread is one. Call it once, before any work.
     ///
     /// # Errors
     /// When the system refuses the threads.
@@ -34,6 +34,7 @@ impl CommonArgs {
         let threads = self.threads.map_or(0, usize::from);
         rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
+            .use_current_thread()
             .build_global()
             .with_context(|| format!("cannot start {threads} threads"))
     }

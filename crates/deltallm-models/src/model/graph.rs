@@ -15,7 +15,7 @@ use super::{
     batch::{AttentionInput, LogitRows, Sequence, attend, kernels, position, token_ranges, total_tokens},
     checksum::weights_checksum,
     layers::{Rope, Rotations, add, gated_mlp, rms_norm, rms_norm_in_place, scale},
-    spinning_threads::with_spinning_threads,
+    threads::{in_pool, with_spinning_threads},
     workspace::Workspace,
 };
 use crate::{ModelConfig, ModelError, ModelFile, ModelWeights, linear::inputs::Inputs};
@@ -162,7 +162,7 @@ impl Model {
         tokens: &[u32],
         kernels: &mut [K],
         rows: LogitRows,
-        mut observer: impl FnMut(AttentionInput),
+        mut observer: impl FnMut(AttentionInput) + Send,
     ) -> Result<Array2<f32>, ModelError> {
         self.run(&mut [Sequence { tokens, kernels, rows }], &mut observer)
     }
@@ -193,9 +193,17 @@ impl Model {
     fn run<K: AttentionKernel>(
         &self,
         batch: &mut [Sequence<K>],
-        observer: &mut dyn FnMut(AttentionInput),
+        observer: &mut (dyn FnMut(AttentionInput) + Send),
     ) -> Result<Array2<f32>, ModelError> {
         batch.iter().try_for_each(|sequence| self.check(sequence.tokens, sequence.kernels))?;
+        in_pool(|| self.run_checked(batch, observer))
+    }
+
+    fn run_checked<K: AttentionKernel>(
+        &self,
+        batch: &mut [Sequence<K>],
+        observer: &mut (dyn FnMut(AttentionInput) + Send),
+    ) -> Result<Array2<f32>, ModelError> {
         let mut workspace = self.workspaces().pop().unwrap_or_default();
         workspace.positions.clear();
         workspace.positions.extend(batch.iter().map(|sequence| position(sequence.kernels)));

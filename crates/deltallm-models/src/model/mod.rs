@@ -1,12 +1,12 @@
 //! The decoder: a [`batch`] of sequences goes through the [`graph`] (tokens in, logits out) and its [`layers`]; beside them the memory of a
-//! call and the [`checksum`] of the weights.
+//! call, its [`threads`] and the [`checksum`] of the weights.
 
 mod batch;
 mod buffer;
 mod checksum;
 mod graph;
 mod layers;
-mod spinning_threads;
+mod threads;
 mod workspace;
 
 pub use batch::{AttentionInput, LogitRows, Sequence};
