@@ -72,9 +72,9 @@ fn window(model: &Model, ids: &[u32], layers: &[usize]) -> anyhow::Result<Vec<Rc
         .forward_observed(ids, &mut kernels, LogitRows::None, |input| {
             if layers.contains(&input.layer) {
                 let (q, k, v) = (owned(input.q), owned(input.k), owned(input.v));
-                captured.push(Rc::new(Layer { shape, q, k, v }));
+                captured.push(Layer { shape, q, k, v });
             }
         })
         .context("cannot capture q, k and v")?;
-    Ok(captured)
+    Ok(captured.into_iter().map(Rc::new).collect())
 }

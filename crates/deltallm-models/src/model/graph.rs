@@ -138,7 +138,8 @@ impl Model {
     }
 
     /// Runs the next `tokens` through the model. `kernels` holds one attention kernel per layer, each with the same
-    /// number of cached tokens; they are extended by `tokens`. Returns logits, `[rows, vocab_size]`.
+    /// number of cached tokens; they are extended by `tokens`. Returns logits, `[rows, vocab_size]`. The work is done by the current rayon
+    /// pool, which a thread outside of it waits for.
     ///
     /// # Errors
     /// [`ModelError`] for no tokens, a token outside the vocabulary, more tokens than the context holds, a wrong number
