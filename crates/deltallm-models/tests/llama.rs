@@ -13,7 +13,7 @@ use deltallm_attn::{
     MemoryBudget, ThresholdPolicy,
 };
 use deltallm_core::CoreError;
-use deltallm_models::{LogitRows, Model, ModelError, ModelFile, Sequence, Session};
+use deltallm_models::{AttentionInput, LogitRows, Model, ModelError, ModelFile, Sequence, Session};
 use ndarray::aview1;
 use serde::Deserialize;
 
@@ -335,6 +335,17 @@ fn a_failing_sequence_leaves_the_whole_batch_where_it_was() {
     ];
     assert!(matches!(model.forward_batch(&mut batch), Err(ModelError::Attention { layer: 1, .. })));
     assert!(good.iter().chain(&bad).all(|kernel| kernel.is_empty()));
+}
+
+/// From outside of the pool every product would be handed over and waited for: a token took twice as long, and at times seconds.
+#[test]
+fn a_call_from_outside_of_the_pool_is_done_in_it() {
+    let model = load("gqa3-d64-llama3");
+    assert_eq!(rayon::current_thread_index(), None);
+    let mut inside = None;
+    let observer = |_: AttentionInput| inside = rayon::current_thread_index();
+    model.forward_observed(&[1], &mut dense_kernels(&model), LogitRows::Last, observer).unwrap();
+    assert_eq!(inside.is_some(), rayon::current_num_threads() > 1);
 }
 
 #[test]
