@@ -91,7 +91,7 @@ pub(crate) fn prepare<'a>(
             let values = pairs.values(rows, options.shape.value_dim());
             Box::new(TilePairValues { pairs, tokens, values })
         }
-        // Those that are left of several blocks are multiplied together.
+        // Those that are left of several blocks are multiplied together; and what is no f32 is converted once, not by every tile.
         None if skips && (deltas.is_some() || first_pass.is_some())
             || are_converted(segment.values, tokens.clone()) =>
         {

@@ -300,11 +300,7 @@ impl DeltaMatrix {
     /// [`CoreError::NotStorable`] names the first channel that is too large for the type; [`CoreError::BudgetExhausted`].
     pub fn to_float(&self, element: ElementType, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let codec = FloatCodec::new(element, self.channels());
-        let copy = match &self.0 {
-            Form::Float(matrix) => matrix.converted(codec, budget),
-            Form::Steps(matrix) => matrix.converted(codec, budget),
-        };
-        Ok(Self(Form::Float(copy?)))
+        Ok(Self(Form::Float(self.converted(codec, budget)?)))
     }
 
     /// A copy [in steps](Self::in_steps) that charges `budget`, with the same transmitted channels. What has been coded before is off by at most its
@@ -314,11 +310,15 @@ impl DeltaMatrix {
     /// [`CoreError::BudgetExhausted`]; [`CoreError::Channels`] for more than 65536 channels.
     pub fn to_steps(&self, budget: &MemoryBudget) -> Result<Self, CoreError> {
         let codec = StepCodec::new(&self.rule().thresholds)?;
-        let copy = match &self.0 {
+        Ok(Self(Form::Steps(self.converted(codec, budget)?)))
+    }
+
+    /// The same transmitted channels in the codes of a codec.
+    fn converted<C: Codec>(&self, codec: C, budget: &MemoryBudget) -> Result<Matrix<C>, CoreError> {
+        match &self.0 {
             Form::Float(matrix) => matrix.converted(codec, budget),
             Form::Steps(matrix) => matrix.converted(codec, budget),
-        };
-        Ok(Self(Form::Steps(copy?)))
+        }
     }
 
     /// Bytes that appending `tokens` keys would charge at most; for one key exactly.
