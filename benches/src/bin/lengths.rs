@@ -186,7 +186,7 @@ impl Reader {
         let before = self.time.get();
         let logits = self.model.forward(tokens, &mut self.kernels, LogitRows::All)?;
         self.calls.push(self.time.get() - before);
-        let scores = score_rows(logits.slice(s![skip..next.len(), ..]), &next[skip..]);
+        let scores = score_rows(logits.slice(s![skip..next.len(), ..]), &next[skip..])?;
         let logits = logits.slice_move(s![skip.., ..]);
         self.perplexity.add(&scores);
         Ok(Read { logits, scores })

@@ -58,28 +58,32 @@ pub enum CalibrationError {
     },
     /// Even few zeros diverge further than was asked for.
     #[error(
-        "expected a divergence that thresholds can stay within, got {limit:?} nats as their share of it: with {:.0} % zeros, the fewest \
-         that were tried, it is {least:.6} nats",
+        "expected a divergence that thresholds can stay within, got {limit:?} nats: with {:.0} % zeros, the fewest that are tried, it \
+         is {least:.6} nats",
         100.0 * zero_fraction
     )]
     Unreachable {
-        /// What the thresholds may cost, nats: half of what was asked for where values are skipped too.
+        /// What was asked for, nats.
         limit: f64,
         /// The smallest zero fraction.
         zero_fraction: f64,
-        /// The least divergence that was measured, nats.
+        /// Its divergence, nats.
         least: f64,
     },
-    /// A token of held-out text that the logits know nothing of.
-    #[error("tokens: expected ids below {expected}, the columns of the logits, got {got}")]
+    /// A token that the logits know nothing of.
+    #[error(
+        "expected tokens below {expected}, the size of the model's vocabulary, got {got}: the tokenizer is that of another model"
+    )]
     NoSuchToken {
         /// Columns of the logits.
         expected: usize,
         /// The token that came.
         got: u32,
     },
-    /// Logits of which no probabilities can be made.
-    #[error("logits, row {row}: expected numbers, at least one of them above -inf, got {got}")]
+    /// Logits of which no probabilities can be made, or that exclude the token that came.
+    #[error(
+        "logits, row {row}: expected numbers, and that of the next token above -inf, got {got}: the model's logits overflow"
+    )]
     Logit {
         /// The row.
         row: usize,

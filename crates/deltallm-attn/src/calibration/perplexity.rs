@@ -6,7 +6,7 @@ use deltallm_core::HeadSparsity;
 use deltallm_simd::Isa;
 use ndarray::{ArrayView2, Axis};
 
-use super::{logits, parallel::map};
+use super::{error::CalibrationError, logits, parallel::map};
 
 /// How a model did on one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -19,18 +19,36 @@ pub struct TokenScore {
     log_sum: f64,
 }
 
-/// Scores the tokens `next`, of which `logits` (`[rows, vocab_size]`) are the predictions; a row more is left out.
-/// A token that has no logit is impossible. Logarithms are right to some 1e-6.
-pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Vec<TokenScore> {
+/// Scores the tokens `next`, of which `logits` (`[rows, vocab_size]`) are the predictions; a row more is checked and left out.
+/// Logarithms are right to some 1e-6.
+///
+/// # Errors
+/// [`CalibrationError::NoSuchToken`] for a token that has no logit. [`CalibrationError::Logit`] for logits of which no probabilities can
+/// be made, and for a token that came though its logit is negative infinity, which is that of a token that cannot come.
+pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Result<Vec<TokenScore>, CalibrationError> {
+    let rows: Vec<usize> = (0..logits.nrows()).collect();
+    let scores = map(&rows, |&row| score_row(row, &contiguous(logits, row), next.get(row).copied()));
+    scores.into_iter().filter_map(Result::transpose).collect()
+}
+
+/// The score of the token that came after a row, if one did.
+fn score_row(row: usize, logits: &[f32], next: Option<u32>) -> Result<Option<TokenScore>, CalibrationError> {
     let isa = Isa::best();
-    let score = |&(index, token): &(usize, u32)| {
-        let row = contiguous(logits, index);
-        let (top, max) = logits::largest(isa, &row);
-        let log_sum = logits::log_sum_exp(isa, &row, max);
-        let logit = row.get(token as usize).map_or(f64::NEG_INFINITY, |x| f64::from(*x));
-        TokenScore { log_likelihood: logit - log_sum, top, log_sum }
+    let (top, max) = logits::largest(isa, logits);
+    let bad = logits.iter().find(|x| x.is_nan() || **x == f32::INFINITY);
+    if let Some(&got) = bad.or_else(|| (max == f32::NEG_INFINITY).then_some(&max)) {
+        return Err(CalibrationError::Logit { row, got });
+    }
+    let Some(token) = next else {
+        return Ok(None);
     };
-    map(&(0..logits.nrows()).zip(next.iter().copied()).collect::<Vec<_>>(), score)
+    let no_such_token = CalibrationError::NoSuchToken { expected: logits.len(), got: token };
+    let logit = *logits.get(token as usize).ok_or(no_such_token)?;
+    if logit == f32::NEG_INFINITY {
+        return Err(CalibrationError::Logit { row, got: logit });
+    }
+    let log_sum = logits::log_sum_exp(isa, logits, max);
+    Ok(Some(TokenScore { log_likelihood: f64::from(logit) - log_sum, top, log_sum }))
 }
 
 /// A row of logits, copied where it does not lie in one piece.
@@ -47,9 +65,10 @@ fn contiguous(logits: ArrayView2<'_, f32>, row: usize) -> Cow<'_, [f32]> {
 ///
 /// // Logits of 5 tokens from a vocabulary of 7, all alike.
 /// let mut perplexity = Perplexity::default();
-/// perplexity.add(&score_rows(Array2::zeros((5, 7)).view(), &[0, 1, 2, 6]));
+/// perplexity.add(&score_rows(Array2::zeros((5, 7)).view(), &[0, 1, 2, 6])?);
 /// assert_eq!(perplexity.tokens(), 4); // nothing follows the fifth
 /// assert!((perplexity.value() - 7.0).abs() < 1e-5);
+/// # Ok::<(), deltallm_attn::calibration::CalibrationError>(())
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -103,11 +122,12 @@ impl AddAssign for Perplexity {
 /// use ndarray::array;
 ///
 /// let (dense, other) = (array![[0.0, 0.0]], array![[0.0, 1.0]]);
-/// let [dense_scores, scores] = [&dense, &other].map(|logits| score_rows(logits.view(), &[0]));
+/// let (dense_scores, scores) = (score_rows(dense.view(), &[0])?, score_rows(other.view(), &[0])?);
 /// let mut comparison = Comparison::default();
 /// comparison.add((dense.view(), &dense_scores), (other.view(), &scores));
 /// assert_eq!(comparison.flips(), 1);
 /// assert!((comparison.kl() - 0.12).abs() < 0.001);
+/// # Ok::<(), deltallm_attn::calibration::CalibrationError>(())
 /// ```
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -198,7 +218,7 @@ mod tests {
     #[test]
     fn a_uniform_model_has_the_perplexity_of_its_vocabulary() {
         let mut perplexity = Perplexity::default();
-        perplexity.add(&score_rows(Array2::zeros((5, 7)).view(), &[0, 1, 2, 6]));
+        perplexity.add(&score_rows(Array2::zeros((5, 7)).view(), &[0, 1, 2, 6]).unwrap());
         assert_eq!(perplexity.tokens(), 4); // the fifth row predicts nothing that came
         assert!((perplexity.value() - 7.0).abs() < 1e-5);
     }
@@ -206,7 +226,7 @@ mod tests {
     #[test]
     fn perplexity_is_the_inverse_geometric_mean_probability() {
         let logits = logs(array![[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]);
-        let scores = score_rows(logits.view(), &[1, 2]);
+        let scores = score_rows(logits.view(), &[1, 2]).unwrap();
         let mut perplexity = Perplexity::default();
         perplexity.add(&scores);
         assert!((perplexity.value() - (0.25_f64 * 0.8).powf(-0.5)).abs() < 1e-6);
@@ -219,7 +239,7 @@ mod tests {
     #[test]
     fn sums_can_be_added_later() {
         let logits = logs(array![[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]);
-        let scores = score_rows(logits.view(), &[1, 2]);
+        let scores = score_rows(logits.view(), &[1, 2]).unwrap();
         let mut whole = Perplexity::default();
         whole.add(&scores);
         let mut parts = [Perplexity::default(); 2];
@@ -232,7 +252,7 @@ mod tests {
     #[test]
     fn the_comparison_with_itself_is_nothing() {
         let logits = logs(array![[0.5, 0.25, 0.25], [0.1, 0.1, 0.8]]);
-        let scores = score_rows(logits.view(), &[1, 2]);
+        let scores = score_rows(logits.view(), &[1, 2]).unwrap();
         let mut comparison = Comparison::default();
         comparison.add((logits.view(), &scores), (logits.view(), &scores));
         assert_eq!((comparison.kl(), comparison.flips(), comparison.top1_agreement()), (0.0, 0, 1.0));
@@ -243,7 +263,7 @@ mod tests {
     fn divergence_by_hand() {
         let dense = logs(array![[0.5, 0.5], [0.5, 0.5]]);
         let other = logs(array![[0.25, 0.75], [0.5, 0.5]]);
-        let scores = [&dense, &other].map(|logits| score_rows(logits.view(), &[0, 0]));
+        let scores = [&dense, &other].map(|logits| score_rows(logits.view(), &[0, 0]).unwrap());
         let mut comparison = Comparison::default();
         comparison.add((dense.view(), &scores[0]), (other.view(), &scores[1]));
         let expected = (0.5 * 2_f64.ln() + 0.5 * (2_f64 / 3.0).ln()) / 2.0;
@@ -257,9 +277,28 @@ mod tests {
     #[test]
     fn impossible_tokens_do_not_make_nan() {
         let dense = array![[0.0, f32::NEG_INFINITY]];
-        let scores = score_rows(dense.view(), &[0]);
+        let scores = score_rows(dense.view(), &[0]).unwrap();
         let mut comparison = Comparison::default();
         comparison.add((dense.view(), &scores), (dense.view(), &scores));
         assert_eq!(comparison.kl(), 0.0);
+    }
+    #[test]
+    fn tokens_without_a_logit_and_logits_that_are_no_numbers_are_refused() {
+        let (nan, infinity) = (f32::NAN, f32::INFINITY);
+        for token in [2, u32::MAX] {
+            let error = score_rows(array![[0.0, 1.0]].view(), &[token]).unwrap_err();
+            assert!(matches!(error, CalibrationError::NoSuchToken { expected: 2, .. }), "{error}");
+        }
+        for (logits, bad_row) in [
+            (array![[0.0, nan], [1.0, 0.0]], 0),
+            (array![[0.0, 1.0], [nan, 0.0]], 1), // a row whose next token is not known
+            (array![[0.0, 1.0], [infinity, 0.0]], 1),
+            (array![[0.0, 1.0], [-infinity, -infinity]], 1),
+            (array![[0.0, -infinity], [1.0, 0.0]], 0), // it cannot come, and did
+        ] {
+            let error = score_rows(logits.view(), &[1]).unwrap_err();
+            assert!(matches!(error, CalibrationError::Logit { row, .. } if row == bad_row), "{error}");
+        }
+        assert_eq!(score_rows(array![[-infinity, 1.0]].view(), &[1]).unwrap()[0].log_likelihood, 0.0);
     }
 }

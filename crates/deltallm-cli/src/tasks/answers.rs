@@ -6,8 +6,8 @@ use deltallm::models::{LogitRows, Sequence};
 use ndarray::{Array1, ArrayView2, Axis};
 
 use super::batch::{Prefilled, batches, prefill, sparsity};
-use crate::measure::{argmax, finite_scores};
-use crate::{Comparison, KernelChoice, LoadedModel};
+use crate::measure::argmax;
+use crate::{Comparison, KernelChoice, LoadedModel, score_rows};
 
 /// Most tokens of an answer. (lm-evaluation-harness allows 256; answers that are right are far shorter.)
 pub const ANSWER_TOKENS: usize = 64;
@@ -136,8 +136,7 @@ impl Draft {
     ) -> anyhow::Result<()> {
         let token = argmax(logits.index_axis(Axis(0), 0)).unwrap_or_default() as u32;
         if let (Some(follower), Some(following)) = (&mut self.follower, following) {
-            let [own, other] = [logits, following].map(|logits| finite_scores(logits, &[token]));
-            let (own, other) = (own?, other?);
+            let (own, other) = (score_rows(logits, &[token])?, score_rows(following, &[token])?);
             follower.comparison.add((logits, &own), (following, &other));
         }
         self.push(token, model)

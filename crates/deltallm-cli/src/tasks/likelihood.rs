@@ -6,8 +6,7 @@ use ndarray::{ArrayView2, s};
 use super::batch::batches;
 use super::reader::Reader;
 use super::{Request, Setup};
-use crate::measure::finite_scores;
-use crate::{Comparison, TokenScore};
+use crate::{Comparison, TokenScore, score_rows};
 
 /// How probable a continuation is.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -131,13 +130,13 @@ impl ExampleScores {
         dense_logits: Option<ArrayView2<f32>>,
     ) -> anyhow::Result<()> {
         let tail = logits.slice(s![logits.nrows() - targets.len().., ..]);
-        let scores = finite_scores(tail, targets)?;
+        let scores = score_rows(tail, targets)?;
         self.run[request] = RequestScore::new(&scores, targets);
         if let (Some(logits), Some(dense), Some(comparison)) =
             (dense_logits, &mut self.dense, &mut self.comparison)
         {
             let dense_tail = logits.slice(s![logits.nrows() - targets.len().., ..]);
-            let dense_scores = finite_scores(dense_tail, targets)?;
+            let dense_scores = score_rows(dense_tail, targets)?;
             dense[request] = RequestScore::new(&dense_scores, targets);
             comparison.add((dense_tail, &dense_scores), (tail, &scores));
         }

@@ -5,8 +5,7 @@ use ndarray::Array2;
 use serde::{Deserialize, Serialize};
 
 use super::Setup;
-use crate::measure::finite_scores;
-use crate::{Comparison, KernelChoice, OneByOne, Perplexity};
+use crate::{Comparison, KernelChoice, OneByOne, Perplexity, score_rows};
 
 /// Tokens whose logits are in memory at a time, once per kernel.
 const CHUNK: usize = 256;
@@ -60,10 +59,10 @@ impl WindowResult {
         logits: &Array2<f32>,
         dense_logits: Option<&Array2<f32>>,
     ) -> anyhow::Result<()> {
-        let scores = finite_scores(logits.view(), next)?;
+        let scores = score_rows(logits.view(), next)?;
         self.run.add(&scores);
         if let Some(dense_logits) = dense_logits {
-            let dense = finite_scores(dense_logits.view(), next)?;
+            let dense = score_rows(dense_logits.view(), next)?;
             self.dense.get_or_insert_default().add(&dense);
             let comparison = self.comparison.get_or_insert_default();
             comparison.add((dense_logits.view(), &dense), (logits.view(), &scores));
