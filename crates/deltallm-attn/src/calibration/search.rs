@@ -15,11 +15,10 @@ use super::{
 use crate::{AttentionShape, CalibrationGoal, ExactWindow, KernelSpec, LayerSpec, SkipMargin};
 
 /// Zero fractions among which the one for a divergence is sought, the one that is tried first, and the steps after it.
-const ZERO_FRACTIONS: [f64; 2] = [0.05, 0.95];
+const ZERO_FRACTIONS: [f64; 2] = [FEWEST_ZEROS, 0.95];
+const FEWEST_ZEROS: f64 = 0.05;
 const USUAL_ZERO_FRACTION: f64 = 0.63;
 const ZERO_FRACTION_STEPS: usize = 6;
-/// Skipping may bring the divergence to this multiple of what the thresholds alone cause: it may cost as much as they do.
-const SKIP_SHARE: f64 = 2.0;
 /// Margins at the context of the calibration among which one is sought, nats, and the steps of that search.
 const MARGINS: [f64; 2] = [SkipMargin::LEAST as f64, 9.0];
 const MARGIN_STEPS: usize = 5;
@@ -28,7 +27,7 @@ const MARGIN_STEPS: usize = 5;
 pub(super) fn runs(request: &CalibrationRequest) -> usize {
     let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { 1 + ZERO_FRACTION_STEPS } else { 0 };
     let margins = if request.skips { MARGIN_STEPS } else { 0 };
-    margins + search + 2
+    margins + search + 3
 }
 
 /// Scores settings.
@@ -49,10 +48,18 @@ pub(super) struct Search<'a> {
 
 impl Search<'_> {
     /// The settings that the request asks for, but for how many tokens were looked at.
+    ///
+    /// Thresholds and skipping may cost the same: what each adds to the divergence of the fewest zeros. Where linear layers round their
+    /// inputs, nearly all of that one is rounding, which a difference in the last digit sets off. It says nothing of either.
     pub(super) fn find(mut self) -> Result<Calibrated, CalibrationError> {
+        let fewest = self.spec(&self.thresholds(FEWEST_ZEROS)?);
+        let least = self.score(&fewest)?.kl;
         let zero_fraction = match self.request.goal {
             CalibrationGoal::ZeroFraction(share) => share,
-            CalibrationGoal::Kl(limit) if self.request.skips => self.zero_fraction(limit / SKIP_SHARE)?,
+            CalibrationGoal::Kl(limit) if limit < least => {
+                return Err(CalibrationError::Unreachable { limit, zero_fraction: FEWEST_ZEROS, least });
+            }
+            CalibrationGoal::Kl(limit) if self.request.skips => self.zero_fraction(limit.midpoint(least))?,
             CalibrationGoal::Kl(limit) => self.zero_fraction(limit)?,
         };
         let thresholds = self.thresholds(zero_fraction)?;
@@ -61,7 +68,7 @@ impl Search<'_> {
         let without_skipping = score.held_out();
         if self.request.skips {
             let limit = match self.request.goal {
-                CalibrationGoal::ZeroFraction(_) => without_skipping.kl * SKIP_SHARE,
+                CalibrationGoal::ZeroFraction(_) => 2.0 * without_skipping.kl - least,
                 CalibrationGoal::Kl(limit) => limit,
             };
             (spec, score) = self.margin(&spec, limit)?.unwrap_or((spec, score));
@@ -125,22 +132,19 @@ impl Search<'_> {
         }
     }
 
-    /// The largest zero fraction whose divergence stays within `limit`.
+    /// The largest zero fraction whose divergence stays within `limit`, as that of the fewest zeros does.
     fn zero_fraction(&mut self, limit: f64) -> Result<f64, CalibrationError> {
-        let [mut low, mut high] = ZERO_FRACTIONS;
-        let (mut next, mut reached, mut least) = (USUAL_ZERO_FRACTION, None, f64::INFINITY);
+        let ([mut low, mut high], mut next) = (ZERO_FRACTIONS, USUAL_ZERO_FRACTION);
         for _ in 0..=ZERO_FRACTION_STEPS {
             let spec = self.spec(&self.thresholds(next)?);
-            let kl = self.score(&spec)?.kl;
-            least = least.min(kl);
-            if kl <= limit {
-                (low, reached) = (next, Some(next));
+            if self.score(&spec)?.kl <= limit {
+                low = next;
             } else {
                 high = next;
             }
             next = 0.5 * (low + high);
         }
-        reached.ok_or(CalibrationError::Unreachable { limit, zero_fraction: low, least })
+        Ok(low)
     }
 
     /// The settings with the smallest margin whose divergence stays within `limit`, if any does.

@@ -149,15 +149,12 @@ pub(crate) fn run(args: Args) -> anyhow::Result<()> {
         anyhow::Ok(measured.score)
     });
     let mut found = match found {
-        Err(CalibrationError::Unreachable { limit, zero_fraction, least }) => {
-            let (got, share) = (args.max_kl.unwrap_or_default(), args.max_kl.unwrap_or_default() / limit);
-            anyhow::bail!(
-                "--max-kl: expected more than {:.6} nats, got {got:?}: even a zero fraction of {zero_fraction:.2}, the least that is \
-                 tried, costs {least:.6}, and thresholds get {:.0} % of the limit; allow more, or ask for a --sparsity",
-                share * least,
-                100.0 / share
-            );
-        }
+        Err(CalibrationError::Unreachable { zero_fraction, least, .. }) => anyhow::bail!(
+            "--max-kl: expected more than {:.6} nats, got {:?}: even a zero fraction of {zero_fraction:.2}, the least that is tried, costs \
+             {least:.6}, and a quarter of the limit is kept for other text; allow more, or ask for a --sparsity",
+            least / OF_LIMIT,
+            args.max_kl.unwrap_or_default()
+        ),
         found => found?,
     };
     drop(progress);
