@@ -72,7 +72,7 @@ pub enum CalibrationError {
     },
     /// A token that the logits know nothing of.
     #[error(
-        "expected tokens below {expected}, the size of the model's vocabulary, got {got}: the tokenizer is that of another model"
+        "expected tokens below {expected}, the columns of the logits, got {got}: the tokenizer may be that of another model"
     )]
     NoSuchToken {
         /// Columns of the logits.
@@ -81,11 +81,9 @@ pub enum CalibrationError {
         got: u32,
     },
     /// Logits of which no probabilities can be made, or that exclude the token that came.
-    #[error(
-        "logits, row {row}: expected numbers, and that of the next token above -inf, got {got}: the model's logits overflow"
-    )]
+    #[error("logits, row {row}: expected numbers, and that of the token that came above -inf, got {got}")]
     Logit {
-        /// The row.
+        /// The row, of those that were given together.
         row: usize,
         /// The number that came.
         got: f32,

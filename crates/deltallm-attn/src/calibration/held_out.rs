@@ -67,6 +67,9 @@ impl HeldOutText {
         if logits.nrows() != tokens.len() {
             return wrong("logits", "rows", tokens.len(), logits.nrows());
         }
+        if let Some(&got) = tokens.iter().find(|id| **id as usize >= logits.ncols()) {
+            return Err(CalibrationError::NoSuchToken { expected: logits.ncols(), got });
+        }
         let scores = score_rows(logits.view(), &tokens[1..])?;
         self.dense.add(&scores);
         self.windows.push(Window { tokens: tokens.to_vec(), logits, scores });
@@ -160,8 +163,10 @@ mod tests {
             let error = text.score(|_| Ok::<_, CalibrationError>((bad.clone(), stats()))).unwrap_err();
             assert!(matches!(error, CalibrationError::Logit { .. }), "{error}");
         }
-        let error = text.add(&[0, 2], good).unwrap_err();
-        assert!(matches!(error, CalibrationError::NoSuchToken { expected: 2, got: 2 }), "{error}");
+        for tokens in [[0, 2], [u32::MAX, 0]] {
+            let error = text.add(&tokens, good.clone()).unwrap_err();
+            assert!(matches!(error, CalibrationError::NoSuchToken { expected: 2, .. }), "{error}");
+        }
         assert_eq!(text.perplexity(), perplexity);
     }
 }

@@ -7,6 +7,7 @@ use deltallm_simd::Isa;
 use ndarray::{ArrayView2, Axis};
 
 use super::{error::CalibrationError, logits, parallel::map};
+use crate::AttentionError;
 
 /// How a model did on one token.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -23,9 +24,13 @@ pub struct TokenScore {
 /// Logarithms are right to some 1e-6.
 ///
 /// # Errors
-/// [`CalibrationError::NoSuchToken`] for a token that has no logit. [`CalibrationError::Logit`] for logits of which no probabilities can
+/// [`CalibrationError::Attention`] for fewer rows than tokens. [`CalibrationError::NoSuchToken`] for a token that has no logit. [`CalibrationError::Logit`] for logits of which no probabilities can
 /// be made, and for a token that came though its logit is negative infinity, which is that of a token that cannot come.
 pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Result<Vec<TokenScore>, CalibrationError> {
+    if logits.nrows() < next.len() {
+        let (input, dimension, expected, got) = ("logits", "rows (at least)", next.len(), logits.nrows());
+        return Err(AttentionError::Shape { input, dimension, expected, got }.into());
+    }
     let rows: Vec<usize> = (0..logits.nrows()).collect();
     let scores = map(&rows, |&row| score_row(row, &contiguous(logits, row), next.get(row).copied()));
     scores.into_iter().filter_map(Result::transpose).collect()
@@ -282,6 +287,7 @@ mod tests {
         comparison.add((dense.view(), &scores), (dense.view(), &scores));
         assert_eq!(comparison.kl(), 0.0);
     }
+
     #[test]
     fn tokens_without_a_logit_and_logits_that_are_no_numbers_are_refused() {
         let (nan, infinity) = (f32::NAN, f32::INFINITY);
@@ -289,6 +295,8 @@ mod tests {
             let error = score_rows(array![[0.0, 1.0]].view(), &[token]).unwrap_err();
             assert!(matches!(error, CalibrationError::NoSuchToken { expected: 2, .. }), "{error}");
         }
+        let error = score_rows(array![[0.0, 1.0]].view(), &[0, 0]).unwrap_err().to_string();
+        assert_eq!(error, "logits: expected rows (at least) = 2, got 1");
         for (logits, bad_row) in [
             (array![[0.0, nan], [1.0, 0.0]], 0),
             (array![[0.0, 1.0], [nan, 0.0]], 1), // a row whose next token is not known
@@ -299,6 +307,7 @@ mod tests {
             let error = score_rows(logits.view(), &[1]).unwrap_err();
             assert!(matches!(error, CalibrationError::Logit { row, .. } if row == bad_row), "{error}");
         }
-        assert_eq!(score_rows(array![[-infinity, 1.0]].view(), &[1]).unwrap()[0].log_likelihood, 0.0);
+        let certain = score_rows(array![[-infinity, 1.0]].view(), &[1]).unwrap()[0];
+        assert!(certain.log_likelihood.abs() < 1e-6);
     }
 }

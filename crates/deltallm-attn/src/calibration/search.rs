@@ -19,6 +19,9 @@ const ZERO_FRACTIONS: [f64; 2] = [FEWEST_ZEROS, 0.95];
 const FEWEST_ZEROS: f64 = 0.05;
 const USUAL_ZERO_FRACTION: f64 = 0.63;
 const ZERO_FRACTION_STEPS: usize = 6;
+/// What skipping may cost at least where a share of zeros is asked for, nats: about what the margin of the default costs
+/// (`docs/results/default.md`).
+const LEAST_FOR_SKIPPING: f64 = 0.001;
 /// Margins at the context of the calibration among which one is sought, nats, and the steps of that search.
 const MARGINS: [f64; 2] = [SkipMargin::LEAST as f64, 9.0];
 const MARGIN_STEPS: usize = 5;
@@ -27,7 +30,7 @@ const MARGIN_STEPS: usize = 5;
 pub(super) fn runs(request: &CalibrationRequest) -> usize {
     let search = if matches!(request.goal, CalibrationGoal::Kl(_)) { 1 + ZERO_FRACTION_STEPS } else { 0 };
     let margins = if request.skips { MARGIN_STEPS } else { 0 };
-    margins + search + 3
+    usize::from(search + margins > 0) + margins + search + 2
 }
 
 /// Scores settings.
@@ -52,8 +55,10 @@ impl Search<'_> {
     /// Thresholds and skipping may cost the same: what each adds to the divergence of the fewest zeros. Where linear layers round their
     /// inputs, nearly all of that one is rounding, which a difference in the last digit sets off. It says nothing of either.
     pub(super) fn find(mut self) -> Result<Calibrated, CalibrationError> {
-        let fewest = self.spec(&self.thresholds(FEWEST_ZEROS)?);
-        let least = self.score(&fewest)?.kl;
+        let least = match self.request.goal {
+            CalibrationGoal::ZeroFraction(_) if !self.request.skips => 0.0,
+            _ => self.score(&self.spec(&self.thresholds(FEWEST_ZEROS)?))?.kl,
+        };
         let zero_fraction = match self.request.goal {
             CalibrationGoal::ZeroFraction(share) => share,
             CalibrationGoal::Kl(limit) if limit < least => {
@@ -68,7 +73,9 @@ impl Search<'_> {
         let without_skipping = score.held_out();
         if self.request.skips {
             let limit = match self.request.goal {
-                CalibrationGoal::ZeroFraction(_) => 2.0 * without_skipping.kl - least,
+                CalibrationGoal::ZeroFraction(_) => {
+                    without_skipping.kl + (without_skipping.kl - least).max(LEAST_FOR_SKIPPING)
+                }
                 CalibrationGoal::Kl(limit) => limit,
             };
             (spec, score) = self.margin(&spec, limit)?.unwrap_or((spec, score));

@@ -68,7 +68,7 @@ impl<'s> Scorer<'s> {
     /// Scores the requests of each example. `progress` is told how many examples are done.
     ///
     /// # Errors
-    /// When the model fails, or a log-likelihood is not finite.
+    /// When the model fails, and for what [`score_rows`](crate::score_rows) refuses.
     pub(super) fn score_requests(
         &mut self,
         examples: &[&[Request]],

@@ -24,7 +24,7 @@ pub struct WindowResult {
 /// Scores every token of a window but its first. `progress` is told how many tokens are done.
 ///
 /// # Errors
-/// When the model fails, or its logits overflow.
+/// When the model fails, and for what [`score_rows`] refuses.
 pub fn score_window(
     setup: &Setup,
     window: &[u32],
