@@ -24,8 +24,9 @@ pub struct TokenScore {
 /// Logarithms are right to some 1e-6.
 ///
 /// # Errors
-/// [`CalibrationError::Attention`] for fewer rows than tokens. [`CalibrationError::NoSuchToken`] for a token that has no logit. [`CalibrationError::Logit`] for logits of which no probabilities can
-/// be made, and for a token that came though its logit is negative infinity, which is that of a token that cannot come.
+/// [`CalibrationError::Attention`] for fewer rows than tokens. [`CalibrationError::NoSuchToken`] for a token that has no logit.
+/// [`CalibrationError::Logit`] for logits of which no probabilities can be made, and for a token that came though its logit is
+/// negative infinity, which is that of a token that cannot come.
 pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Result<Vec<TokenScore>, CalibrationError> {
     if logits.nrows() < next.len() {
         let (input, dimension, expected, got) = ("logits", "rows (at least)", next.len(), logits.nrows());
@@ -40,9 +41,10 @@ pub fn score_rows(logits: ArrayView2<f32>, next: &[u32]) -> Result<Vec<TokenScor
 fn score_row(row: usize, logits: &[f32], next: Option<u32>) -> Result<Option<TokenScore>, CalibrationError> {
     let isa = Isa::best();
     let (top, max) = logits::largest(isa, logits);
-    let bad = logits.iter().find(|x| x.is_nan() || **x == f32::INFINITY);
-    if let Some(&got) = bad.or_else(|| (max == f32::NEG_INFINITY).then_some(&max)) {
-        return Err(CalibrationError::Logit { row, got });
+    // All of them, with no early end: whole vectors at a time.
+    if !logits.iter().fold(max > f32::NEG_INFINITY, |good, x| good & (*x < f32::INFINITY)) {
+        let bad = logits.iter().find(|x| x.is_nan() || **x == f32::INFINITY);
+        return Err(CalibrationError::Logit { row, got: *bad.unwrap_or(&max) });
     }
     let Some(token) = next else {
         return Ok(None);
