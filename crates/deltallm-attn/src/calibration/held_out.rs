@@ -67,8 +67,9 @@ impl HeldOutText {
         if logits.nrows() != tokens.len() {
             return wrong("logits", "rows", tokens.len(), logits.nrows());
         }
-        if let Some(&got) = tokens.iter().find(|id| **id as usize >= logits.ncols()) {
-            return Err(CalibrationError::NoSuchToken { expected: logits.ncols(), got });
+        // The first token follows nothing, so that no score is asked for it.
+        if tokens[0] as usize >= logits.ncols() {
+            return Err(CalibrationError::NoSuchToken { expected: logits.ncols(), got: tokens[0] });
         }
         let scores = score_rows(logits.view(), &tokens[1..])?;
         self.dense.add(&scores);
