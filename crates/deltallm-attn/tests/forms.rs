@@ -128,10 +128,11 @@ proptest! {
 /// Head sizes and groups of published models, and latent attention.
 #[test]
 fn heads_and_groups_of_all_published_sizes_equal_the_reference() {
-    let shapes = [64, 80, 96, 112, 128, 192, 256, 512].map(|head_dim| (3, head_dim, head_dim));
-    let groups = (1..=8).chain([12, 16, 32]).map(|group| (group, 64, 64));
+    let sizes = [64, 80, 96, 112, 128, 192, 256, 512];
+    let shapes = [1, 3, 8].map(|group| sizes.map(|head_dim| (group, head_dim, head_dim)));
+    let groups = (2..=7).chain([12, 16, 32]).flat_map(|group| [64, 128].map(|size| (group, size, size)));
     for (group, head_dim, value_dim) in
-        shapes.into_iter().chain(groups).chain([(16, 192, 128), (16, 576, 512)])
+        shapes.into_iter().flatten().chain(groups).chain([(16, 192, 128), (16, 576, 512)])
     {
         let shape = AttentionShape::new(group, 1, head_dim).unwrap().with_value_dim(value_dim).unwrap();
         let inputs = Inputs::new(shape, 150, 1);
@@ -322,6 +323,11 @@ fn a_batch_is_its_sequences_one_by_one() {
         let [a, b, c, d] = &mut together;
         forward_batch(&mut [a, b, c, d], lengths, q, k, v, out)
     };
+    // A sequence may have no tokens.
+    let (empty, view) = (HeadsView::new(&[], [0, 2, 16]).unwrap(), HeadsView::new(&[], [0, 2, 24]).unwrap());
+    let queries = HeadsView::new(&[], [0, 4, 16]).unwrap();
+    let nothing = HeadsViewMut::new(&mut [], [0, 4, 24]).unwrap();
+    forward_batch(&mut [&mut make()[0]], &[0], queries, empty, view, nothing).unwrap();
     let mut out = vec![0.0; 100 * heads * channels];
     for wrong in [&[1, 7, 30, 63][..], &[100], &[usize::MAX, 1, 1, 1]] {
         let view = HeadsViewMut::new(&mut out, [100, heads, channels]).unwrap();

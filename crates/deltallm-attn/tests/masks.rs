@@ -165,6 +165,65 @@ fn a_layer_holds_its_window_and_a_page_whatever_the_context() {
     }
 }
 
+/// A prefix in two calls, decoding behind it, and a call more: a query sees all tokens of its own call and of those before.
+#[test]
+fn bidirectional_calls_see_what_came_before_and_themselves() {
+    let mask = Mask::Bidirectional;
+    let inputs = Inputs::new(shape(), 230, 9);
+    let ends = [90, 200, 201, 202, 230];
+    let row = inputs.q_row();
+    // Nothing after a call is seen in it: the last rows of a shorter input are its results.
+    let expected = |method: &Method| -> Vec<f64> {
+        let rows = |(first, end): (usize, usize)| {
+            let (q, k, v) = (inputs.q.clone(), inputs.k.clone(), inputs.v.clone());
+            let kv_row = row / 2;
+            let shorter = Inputs {
+                tokens: end,
+                q: q[..end * row].to_vec(),
+                k: k[..end * kv_row].to_vec(),
+                v: v[..end * kv_row].to_vec(),
+                ..inputs
+            };
+            shorter.reference(method).0[first * row..].to_vec()
+        };
+        [0].into_iter().chain(ends).zip(ends).flat_map(rows).collect()
+    };
+    let check = |kernel: &mut dyn AttentionKernel, budget: &MemoryBudget, method: &Method, what: &str| {
+        let mut out = Vec::new();
+        for end in ends {
+            let most = budget.used() + kernel.growth(end - kernel.len()).unwrap();
+            out.extend(inputs.call(kernel, end).unwrap());
+            assert_eq!(budget.used(), kernel.footprint().total(), "{what}, {end}");
+            assert!(budget.used() <= most, "{what}, {end}: {} of {most}", budget.used());
+        }
+        assert_close(&out, &expected(method), what);
+    };
+    let policy = ThresholdPolicy::Uniform(0.3);
+    for store in KvStore::ALL {
+        let options = || {
+            let budget = MemoryBudget::unlimited();
+            (budget.clone(), AttentionOptions::default().isa(isa()).store(store).mask(mask).budget(budget))
+        };
+        let delta = Method { mask, store, thresholds: Some(vec![vec![0.3; 32]]), ..Method::dense(&shape()) };
+        if store == store.dense() {
+            let (budget, options) = options();
+            let mut kernel = DenseAttention::new(shape(), options).unwrap();
+            let method = Method { mask, store, ..Method::dense(&shape()) };
+            check(&mut kernel, &budget, &method, &format!("dense, {store}"));
+        }
+        if store.is_delta() {
+            let (budget, options) = options();
+            let mut kernel = DeltaAttention::new(shape(), policy.clone(), 0, options).unwrap();
+            check(&mut kernel, &budget, &delta, &format!("delta, {store}"));
+        }
+        let (budget, options) = options();
+        let config = HybridConfig::new(policy.clone()).exact_window(ExactWindow::Sliding(20)).exact_sinks(2);
+        let mut kernel = HybridAttention::new(shape(), config.codes_from(0).options(options)).unwrap();
+        let method = Method { exact_window: Some(ExactWindow::Sliding(20)), exact_sinks: 2, ..delta };
+        check(&mut kernel, &budget, &method, &format!("hybrid, {store}"));
+    }
+}
+
 #[test]
 fn a_plan_knows_what_is_dropped() {
     let inputs = Inputs::new(shape(), 700, 8);
