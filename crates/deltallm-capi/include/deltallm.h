@@ -393,6 +393,25 @@ DeltallmStatus deltallm_kernel_forward_views(struct DeltallmKernel *kernel,
                                              const struct DeltallmViewMut *out);
 
 /**
+ * The same as deltallm_kernel_forward for a batch: `sequences` kernels, of which sequence `i` gets the next `tokens[i]` tokens.
+ * `q`, `k`, `v` and `out` have the tokens of all sequences one after the other, contiguous. The kernels are of one shape, and no kernel is there
+ * twice. Sequences are spread over threads as heads are.
+ *
+ * After an error every cache holds the tokens it held before, and `out` may have been written in part.
+ *
+ * # Safety
+ * `kernels` points to `sequences` kernels, each of which is NULL or comes from deltallm_kernel_new and has not been freed, and `tokens` to as many
+ * numbers. The four buffers are as in deltallm_kernel_forward, with the tokens of all sequences.
+ */
+DeltallmStatus deltallm_forward_batch(struct DeltallmKernel *const *kernels,
+                                      const size_t *tokens,
+                                      size_t sequences,
+                                      const float *q,
+                                      const float *k,
+                                      const float *v,
+                                      float *out);
+
+/**
  * The same as deltallm_kernel_forward for numbers of 16 bits, of which the buffers have the bits: q, k, v and out are f16 or bf16, as
  * `half` says. Arithmetic and cache are those of the kernel, whatever the numbers are; results are rounded to the nearest.
  *

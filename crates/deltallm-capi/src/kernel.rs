@@ -4,7 +4,7 @@ use std::{
     ffi::{CStr, c_char},
     panic::{AssertUnwindSafe, catch_unwind},
     ptr,
-    sync::Mutex,
+    sync::{Mutex, MutexGuard},
 };
 
 use deltallm_attn::{AttentionKernel, AttentionShape};
@@ -103,6 +103,11 @@ impl DeltallmKernel {
         Ok(Self::new(config.shape()?, config.kernel()?))
     }
 
+    /// For one call, unless the kernel has panicked before.
+    pub(crate) fn lock(&self) -> Result<MutexGuard<'_, Box<dyn AttentionKernel>>, CallError> {
+        self.kernel.lock().map_err(|_| CallError::Poisoned)
+    }
+
     /// Shapes of q, k, v and out.
     pub(crate) fn shapes(&self, tokens: usize) -> [[usize; 3]; 4] {
         let (heads, kv_heads) = (self.shape.heads(), self.shape.kv_heads());
@@ -117,9 +122,7 @@ pub(crate) fn with<T>(
     kernel: Option<&DeltallmKernel>,
     body: impl FnOnce(&mut Box<dyn AttentionKernel>) -> Result<T, CallError>,
 ) -> Result<T, CallError> {
-    let kernel = existing(kernel)?;
-    let mut kernel = kernel.kernel.lock().map_err(|_| CallError::Poisoned)?;
-    body(&mut kernel)
+    body(&mut *existing(kernel)?.lock()?)
 }
 
 pub(crate) fn existing(kernel: Option<&DeltallmKernel>) -> Result<&DeltallmKernel, CallError> {

@@ -5,7 +5,7 @@
 //!
 //! One [`DeltallmKernel`] is the attention of one layer together with its key-value cache:
 //! [`deltallm_kernel_new`] makes it from a text in JSON, [`deltallm_kernel_forward`] appends tokens and attends
-//! ([`deltallm_kernel_forward_half`] in f16 and bf16), [`deltallm_kernel_truncate`] takes tokens back,
+//! ([`deltallm_kernel_forward_half`] in f16 and bf16, [`deltallm_forward_batch`] for several sequences), [`deltallm_kernel_truncate`] takes tokens back,
 //! [`deltallm_kernel_fork`] makes another one that shares the cache, [`deltallm_kernel_save`] and [`deltallm_kernel_load`] bring it into a file and
 //! back, [`deltallm_kernel_free`] ends it.
 //!
@@ -66,6 +66,7 @@
 
 #![warn(missing_debug_implementations)]
 
+mod batch;
 mod config;
 mod error;
 mod forward;
@@ -76,6 +77,7 @@ mod saved;
 #[cfg(test)]
 mod tests;
 
+pub use batch::deltallm_forward_batch;
 pub use error::{DeltallmStatus, deltallm_last_error};
 pub use forward::{
     deltallm_kernel_attend, deltallm_kernel_forward, deltallm_kernel_forward_views,

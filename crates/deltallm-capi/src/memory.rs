@@ -203,12 +203,17 @@ fn strides(
 }
 
 fn check_numbers<T>(argument: &'static str, data: *const T, len: usize) -> Result<(), CallError> {
+    check_length::<T>(argument, len)?;
+    check_pointer(argument, data, || format!("a pointer to {len} floats of {} bits", 8 * size_of::<T>()), len)
+}
+
+fn check_length<T>(argument: &'static str, len: usize) -> Result<(), CallError> {
     let most = isize::MAX as usize / size_of::<T>();
     if len > most {
         let expected = format!("a length of at most {most}");
         return Err(CallError::Argument { argument, expected, got: len.to_string() });
     }
-    check_pointer(argument, data, || format!("a pointer to {len} floats of {} bits", 8 * size_of::<T>()), len)
+    Ok(())
 }
 
 /// Refuses NULL, unless it points to nothing, and what is not aligned.
@@ -255,6 +260,24 @@ pub(crate) unsafe fn text<'a>(argument: &'static str, text: *const c_char) -> Re
         expected: "a text in UTF-8".to_owned(),
         got: error.to_string(),
     })
+}
+
+/// A list of the caller's.
+///
+/// # Safety
+/// `len` values can be read at `data`, unless it is NULL, and nobody writes them during `'a`.
+pub(crate) unsafe fn list<'a, T>(
+    argument: &'static str,
+    data: *const T,
+    len: usize,
+) -> Result<&'a [T], CallError> {
+    check_length::<T>(argument, len)?;
+    check_pointer(argument, data, || format!("a list of {len}"), len)?;
+    match len {
+        0 => Ok(&[]),
+        // SAFETY: the pointer is not null and aligned, the length does not overflow, and the caller vouches for the rest.
+        len => Ok(unsafe { slice::from_raw_parts(data, len) }),
+    }
 }
 
 /// A copy of the caller's view.

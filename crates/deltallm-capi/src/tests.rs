@@ -14,6 +14,7 @@ use deltallm_core::{Footprint, SparsityStats};
 
 use crate::{DeltallmStatus::*, error::guard, *};
 
+mod batch;
 mod half;
 mod saved;
 

@@ -4,8 +4,15 @@ use std::{env, fs, path::PathBuf};
 
 const HEADER: &str = "include/deltallm.h";
 /// Everything that is exported; the order is that of the header.
-const SOURCES: [&str; 6] =
-    ["src/error.rs", "src/memory.rs", "src/kernel.rs", "src/forward.rs", "src/half.rs", "src/saved.rs"];
+const SOURCES: [&str; 7] = [
+    "src/error.rs",
+    "src/memory.rs",
+    "src/kernel.rs",
+    "src/forward.rs",
+    "src/batch.rs",
+    "src/half.rs",
+    "src/saved.rs",
+];
 
 fn path(of: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(of)

@@ -3,7 +3,7 @@
 use crate::{AttentionError, AttentionKernel, HeadsView, HeadsViewMut};
 
 /// [`AttentionKernel::forward_heads`] for a batch of sequences whose tokens lie one after the other: sequence `i` has the next `tokens[i]`
-/// of them, and its cache is `kernels[i]`. Shapes are those of one sequence with the tokens of all. With the feature `rayon` the
+/// of them, which can be none, and its cache is `kernels[i]`. Shapes are those of one sequence with the tokens of all. With the feature `rayon` the
 /// sequences are spread over the current thread pool.
 ///
 /// ```
@@ -50,7 +50,7 @@ pub fn forward_batch(
         use rayon::prelude::*;
 
         let (mut tasks, mut rest) = (Vec::with_capacity(kernels.len()), out);
-        for (kernel, range) in kernels.iter_mut().zip(ranges) {
+        for (kernel, range) in kernels.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty()) {
             let [own, others] = rest.split_at(range.len());
             rest = others;
             tasks.push((kernel, range, own));
@@ -59,7 +59,7 @@ pub fn forward_batch(
             kernel.forward_heads(q.slice(range.clone())?, k.slice(range.clone())?, v.slice(range)?, out)
         });
     }
-    for (kernel, range) in kernels.iter_mut().zip(ranges) {
+    for (kernel, range) in kernels.iter_mut().zip(ranges).filter(|(_, range)| !range.is_empty()) {
         let [q, k, v] = [q, k, v].map(|view| view.slice(range.clone()));
         kernel.forward_heads(q?, k?, v?, out.slice(range)?)?;
     }
