@@ -16,8 +16,9 @@ use deltallm_models::{LinearForm, LogitRows, Model, ModelFile, Tokenizer};
 use serde::Deserialize;
 
 /// The fixture of a model, and its file.
-const MODELS: [(&str, &str); 2] = [
+const MODELS: [(&str, &str); 3] = [
     ("qwen2.5-coder-0.5b", "qwen2.5-coder-0.5b-instruct-q4_k_m.gguf"),
+    ("qwen2.5-coder-1.5b", "qwen2.5-coder-1.5b-instruct-q4_k_m.gguf"),
     ("gemma-3-270m", "gemma-3-270m-q4_k_m.gguf"),
 ];
 
