@@ -208,6 +208,7 @@ impl AttentionKernel for DenseAttention {
 
     fn undo_step(&mut self, len: usize) -> Result<(), AttentionError> {
         self.truncate(len)?;
+        self.log_sums.clear();
         self.step = None;
         Ok(())
     }

@@ -40,6 +40,8 @@ pub struct Method {
     pub sink_logits: Option<Vec<f64>>,
     /// How keys and values are stored.
     pub store: KvStore,
+    /// Whether far keys are in 8 bits as in [`KvStore::Int8`]: [`KvStore::Compact`] holds a head's keys so where its deltas would take more.
+    pub whole_keys: bool,
 }
 
 impl Method {
@@ -59,6 +61,7 @@ impl Method {
             softcap: None,
             sink_logits: None,
             store: KvStore::F32,
+            whole_keys: false,
         }
     }
 
@@ -227,10 +230,8 @@ impl Stored {
             KvStore::Compact => &|row| groups(row, &four_bits),
             _ => &float,
         };
-        let far_keys = |keys: &[Vec<f32>]| match method.store {
-            KvStore::Int8 => centered(keys),
-            _ => rows(keys, far),
-        };
+        let whole_keys = method.whole_keys || method.store == KvStore::Int8;
+        let far_keys = |keys: &[Vec<f32>]| if whole_keys { centered(keys) } else { rows(keys, far) };
         let Some(thresholds) = &method.thresholds else {
             let (keys, values) = (far_keys(keys), rows(values, far));
             return Self { far_keys: FarKeys::Rows(keys.clone()), far_values: values.clone(), keys, values };
@@ -242,9 +243,9 @@ impl Stored {
         };
         let [waited, waited_values] =
             [keys, values].map(|rows| rows.iter().map(|row| window(row)).collect::<Vec<_>>());
-        let far_keys = match method.store {
-            KvStore::Int8 => FarKeys::Rows(far_keys(&waited)),
-            store => FarKeys::Deltas(delta_matrix(&waited, store, &thresholds[kv_head])),
+        let far_keys = match whole_keys {
+            true => FarKeys::Rows(far_keys(&waited)),
+            false => FarKeys::Deltas(delta_matrix(&waited, method.store, &thresholds[kv_head])),
         };
         Self {
             keys: rows(keys, &float),

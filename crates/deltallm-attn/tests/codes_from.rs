@@ -125,7 +125,7 @@ proptest! {
     }
 }
 
-/// All of their channels escape: the keys lie in f16 then, and what is far is exact but for its values.
+/// All of their channels escape: the keys lie in 8 bits then.
 #[test]
 fn keys_that_never_rest_are_held_whole() {
     let shape = AttentionShape::new(2, 1, 64).unwrap();
@@ -138,6 +138,7 @@ fn keys_that_never_rest_are_held_whole() {
         exact_sinks: 4,
         exact_until: codes_from(shape, KvStore::Compact, 16, 4),
         store: KvStore::Compact,
+        whole_keys: true,
         ..Method::dense(&shape)
     };
     let (expected, _) = inputs.reference(&method);

@@ -175,13 +175,11 @@ fn bidirectional_calls_see_what_came_before_and_themselves() {
     // Nothing after a call is seen in it: the last rows of a shorter input are its results.
     let expected = |method: &Method| -> Vec<f64> {
         let rows = |(first, end): (usize, usize)| {
-            let (q, k, v) = (inputs.q.clone(), inputs.k.clone(), inputs.v.clone());
-            let kv_row = row / 2;
             let shorter = Inputs {
                 tokens: end,
-                q: q[..end * row].to_vec(),
-                k: k[..end * kv_row].to_vec(),
-                v: v[..end * kv_row].to_vec(),
+                q: inputs.q[..end * row].to_vec(),
+                k: inputs.k[..end * row / 2].to_vec(),
+                v: inputs.v[..end * row / 2].to_vec(),
                 ..inputs
             };
             shorter.reference(method).0[first * row..].to_vec()

@@ -43,7 +43,7 @@ enum DeltallmStatus
      */
     DELTALLM_STATUS_BUDGET = 4,
     /**
-     * The library has a bug and panicked. The kernel answers this from now on: free it.
+     * The library has a bug and panicked. The kernel, or all kernels of a batch, answer this from now on: free them.
      */
     DELTALLM_STATUS_PANIC = 5,
     /**
@@ -62,7 +62,7 @@ typedef int32_t DeltallmStatus;
 /**
  * The attention of one layer together with its key-value cache.
  *
- * Calls on one kernel wait for each other. After a panic in one of them the rest are refused.
+ * Calls on one kernel wait for each other. After a panic in one of them the rest are refused, on all kernels of a batch.
  */
 typedef struct DeltallmKernel DeltallmKernel;
 
@@ -394,14 +394,16 @@ DeltallmStatus deltallm_kernel_forward_views(struct DeltallmKernel *kernel,
 
 /**
  * The same as deltallm_kernel_forward for a batch: `sequences` kernels, of which sequence `i` gets the next `tokens[i]` tokens.
- * `q`, `k`, `v` and `out` have the tokens of all sequences one after the other, contiguous. The kernels are of one shape, and no kernel is there
- * twice. Sequences are spread over threads as heads are.
+ * That may be none: nothing happens to such a sequence. `q`, `k`, `v` and `out` have the tokens of all sequences one after the other, contiguous. The
+ * kernels are of one shape, and no kernel is there twice. Sequences are spread over threads, whatever `parallel` says. The call waits for all of its kernels.
  *
- * After an error every cache holds the tokens it held before, and `out` may have been written in part.
+ * After an error every cache holds the tokens it held before, and `out` may have been written in part. After a panic all kernels of the call answer
+ * that.
  *
  * # Safety
  * `kernels` points to `sequences` kernels, each of which is NULL or comes from deltallm_kernel_new and has not been freed, and `tokens` to as many
- * numbers. The four buffers are as in deltallm_kernel_forward, with the tokens of all sequences.
+ * numbers; both can be NULL if `sequences` is 0. The four buffers are as in deltallm_kernel_forward, with the tokens of all sequences. Nobody writes the
+ * lists during the call, and `out` does not overlap them.
  */
 DeltallmStatus deltallm_forward_batch(struct DeltallmKernel *const *kernels,
                                       const size_t *tokens,

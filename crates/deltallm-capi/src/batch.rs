@@ -7,19 +7,21 @@ use deltallm_attn::{AttentionError, AttentionKernel, forward_batch};
 use crate::{
     error::{CallError, DeltallmStatus, guard},
     forward::contiguous,
-    kernel::{DeltallmKernel, existing},
+    kernel::DeltallmKernel,
     memory::list,
 };
 
 /// The same as deltallm_kernel_forward for a batch: `sequences` kernels, of which sequence `i` gets the next `tokens[i]` tokens.
-/// `q`, `k`, `v` and `out` have the tokens of all sequences one after the other, contiguous. The kernels are of one shape, and no kernel is there
-/// twice. Sequences are spread over threads as heads are.
+/// That may be none: nothing happens to such a sequence. `q`, `k`, `v` and `out` have the tokens of all sequences one after the other, contiguous. The
+/// kernels are of one shape, and no kernel is there twice. Sequences are spread over threads, whatever `parallel` says. The call waits for all of its kernels.
 ///
-/// After an error every cache holds the tokens it held before, and `out` may have been written in part.
+/// After an error every cache holds the tokens it held before, and `out` may have been written in part. After a panic all kernels of the call answer
+/// that.
 ///
 /// # Safety
 /// `kernels` points to `sequences` kernels, each of which is NULL or comes from deltallm_kernel_new and has not been freed, and `tokens` to as many
-/// numbers. The four buffers are as in deltallm_kernel_forward, with the tokens of all sequences.
+/// numbers; both can be NULL if `sequences` is 0. The four buffers are as in deltallm_kernel_forward, with the tokens of all sequences. Nobody writes the
+/// lists during the call, and `out` does not overlap them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn deltallm_forward_batch(
     kernels: *const *mut DeltallmKernel,
@@ -31,12 +33,18 @@ pub unsafe extern "C" fn deltallm_forward_batch(
     out: *mut f32,
 ) -> DeltallmStatus {
     guard(|| {
-        // SAFETY: the caller's promise.
-        let (kernels, tokens) = unsafe {
-            let kernels = list("kernels", kernels, sequences)?.iter();
-            let kernels = kernels.map(|kernel| existing(kernel.as_ref()));
-            (kernels.collect::<Result<Vec<_>, _>>()?, list("tokens", tokens, sequences)?)
-        };
+        // SAFETY: the caller's promise is that both lists are that long, and that nobody writes them.
+        let (kernels, tokens) =
+            unsafe { (list("kernels", kernels, sequences)?, list("tokens", tokens, sequences)?) };
+        // SAFETY: the caller's promise is that each is a kernel, or NULL.
+        let kernel =
+            |(sequence, kernel): (usize, &*mut DeltallmKernel)| unsafe { kernel.as_ref() }.ok_or(sequence);
+        let kernels = kernels.iter().enumerate().map(kernel).collect::<Result<Vec<_>, _>>();
+        let kernels = kernels.map_err(|sequence| CallError::Argument {
+            argument: "kernels",
+            expected: "kernels from deltallm_kernel_new".to_owned(),
+            got: format!("NULL for sequence {sequence}"),
+        })?;
         let Some(first) = kernels.first() else { return Ok(()) };
         if let Some(other) = kernels.iter().find(|kernel| kernel.shape != first.shape) {
             return Err(CallError::Argument {
@@ -45,13 +53,14 @@ pub unsafe extern "C" fn deltallm_forward_batch(
                 got: format!("{:?} too", other.shape),
             });
         }
+        let mut locked = lock(&kernels)?;
+        // A sum that is too large fits no buffer.
         let sum = tokens.iter().fold(0, |sum: usize, tokens| sum.saturating_add(*tokens));
         if sum == 0 {
             return Ok(());
         }
         let ([q, k, v], out) = contiguous(first, sum, [q, k, v], out)?;
         let [q_shape, k_shape, v_shape, out_shape] = first.shapes(sum);
-        let mut locked = lock(&kernels)?;
         // SAFETY: the caller's promise, which is that these lengths are right.
         let inputs = unsafe { (q.heads("q", q_shape)?, k.heads("k", k_shape)?, v.heads("v", v_shape)?) };
         // SAFETY: the caller's promise, and that the inputs are elsewhere is checked before there is a slice.
@@ -98,5 +107,5 @@ fn all_or_none(
             Err(_) => undone = undone.and(kernel.undo_step(len)),
         }
     }
-    Ok(result.and(undone)?)
+    Ok(undone.and(result)?)
 }

@@ -27,7 +27,7 @@ pub enum DeltallmStatus {
     Attention = 3,
     /// The cache would outgrow `budget_bytes`.
     Budget = 4,
-    /// The library has a bug and panicked. The kernel answers this from now on: free it.
+    /// The library has a bug and panicked. The kernel, or all kernels of a batch, answer this from now on: free them.
     Panic = 5,
     /// A file cannot be read or written, or what is in it is damaged, or of a kernel with other settings.
     File = 6,

@@ -21,7 +21,7 @@ pub const DELTALLM_ABI_VERSION: u32 = 1;
 
 /// The attention of one layer together with its key-value cache.
 ///
-/// Calls on one kernel wait for each other. After a panic in one of them the rest are refused.
+/// Calls on one kernel wait for each other. After a panic in one of them the rest are refused, on all kernels of a batch.
 #[derive(Debug)]
 pub struct DeltallmKernel {
     pub(crate) shape: AttentionShape,

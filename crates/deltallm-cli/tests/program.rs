@@ -179,7 +179,7 @@ fn a_cache_is_smaller_than_f16_from_where_inspect_says() {
     assert!(["f32", "f16"].iter().all(|kv| store("dense", kv)["smaller_than_f16_from"].is_null()));
     let from = store("hybrid", "compact")["smaller_than_f16_from"].as_u64().expect("a length");
     // Everything is in f16 at first.
-    assert_eq!(from, 256);
+    assert_eq!(from, 192);
     // A short run takes as much, a long one much less; a float store takes more at first, and says why.
     let run = |kv: &str, tokens: u64| {
         let args =

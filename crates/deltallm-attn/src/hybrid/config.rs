@@ -33,7 +33,7 @@ pub struct HybridConfig {
     /// The length from which on a cache in [`KvStore::Int8`](deltallm_core::KvStore::Int8) or
     /// [`KvStore::Compact`](deltallm_core::KvStore::Compact) holds codes. A shorter one holds everything in f16, and its queries see all keys
     /// exactly. `None` is [`CachePlan::codes_from`](deltallm_core::CachePlan::codes_from), from where on it is smaller than in f16, and holds
-    /// keys whole whose deltas would take more than that.
+    /// keys in 8 bits whose deltas would take more.
     pub codes_from: Option<usize>,
     /// Skip a far value when its key scores by this margin or more below the best exact score, for every query of the
     /// tile (`docs/method.md`, equation 5); `None` keeps all.

@@ -388,6 +388,7 @@ impl AttentionKernel for HybridAttention {
             Some(step) if step.len == len => self.return_to(step)?,
             _ => self.truncate(len)?,
         }
+        self.log_sums.clear();
         self.step = None;
         Ok(())
     }

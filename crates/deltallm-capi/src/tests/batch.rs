@@ -41,24 +41,46 @@ fn a_batch_is_what_its_sequences_are_alone() {
         );
     }
     assert_eq!([&one, &two, &three].map(|kernel| len(kernel)), [9, 71, 0]);
-    assert_eq!(batch(&[], &[], &[]), (Ok, vec![]));
     assert_eq!(batch(&[&one], &[9], &[0]), (Ok, vec![]));
+    // SAFETY: of no sequences nothing is read.
+    let nothing = unsafe {
+        deltallm_forward_batch(
+            ptr::null(),
+            ptr::null(),
+            0,
+            ptr::null(),
+            ptr::null(),
+            ptr::null(),
+            ptr::null_mut(),
+        )
+    };
+    assert_eq!(nothing, Ok);
 }
 
 #[test]
 fn a_sequence_that_fails_takes_nothing_from_the_others() {
-    let small = hybrid(r#", "budget_bytes": 20000"#).unwrap();
-    let [one, other] = [dense(), hybrid("").unwrap()];
-    assert_eq!(batch(&[&one, &small, &other], &[0, 0, 0], &[3, 40, 70]).0, Ok, "{}", last_error());
-    let before = footprint(&small);
-    let (status, _) = batch(&[&one, &small, &other], &[3, 40, 70], &[2, 500, 1]);
+    // A window of 16: a cut would lose what the next queries see exactly, a step taken back does not.
+    let coded = || hybrid(r#", "window": 16, "log_sum_exp": true"#).unwrap();
+    let small = || hybrid(r#", "budget_bytes": 20000"#).unwrap();
+    let (together, alone) = ([coded(), dense(), small()], [coded(), dense(), small()]);
+    let (firsts, counts) = ([0; 3], [90, 3, 40]);
+    let all = together.each_ref().map(|kernel| &**kernel);
+    assert_eq!(batch(&all, &firsts, &counts).0, Ok, "{}", last_error());
+    for (kernel, count) in alone.iter().zip(counts) {
+        assert_eq!(forward(kernel, 0, count).0, Ok);
+    }
+    // Tokens that are not those that come afterwards.
+    let (status, _) = batch(&all, &[500, 500, 500], &[40, 2, 500]);
     assert_error(status, Budget, "bytes");
-    assert_eq!([&one, &small, &other].map(|kernel| len(kernel)), [3, 40, 70]);
-    let after = footprint(&small);
-    assert_eq!((after.keys, after.values, after.window), (before.keys, before.values, before.window));
-    let alone = dense();
-    forward(&alone, 0, 3);
-    assert_eq!(batch(&[&one, &small], &[3, 40], &[2, 1]).1[..2 * Q], forward(&alone, 3, 2).1);
+    assert_eq!(all.map(len), counts);
+    let mut sums = [0.0; 4];
+    // SAFETY: a kernel, and room for four numbers.
+    let status = unsafe { deltallm_kernel_log_sum_exp(Some(all[0]), sums.as_mut_ptr(), 4) };
+    assert_error(status, InvalidArgument, "a call before");
+    let (status, out) = batch(&all, &counts, &[30, 2, 1]);
+    let expected = alone.iter().zip(counts).zip([30, 2, 1]);
+    let expected = expected.map(|((kernel, first), count)| forward(kernel, first, count).1);
+    assert_eq!((status, out), (Ok, expected.collect::<Vec<_>>().concat()));
 }
 
 #[test]
@@ -93,11 +115,47 @@ fn lists_and_buffers_that_are_not_there_are_refused() {
         InvalidArgument,
         "tokens: expected a list of 1, got NULL",
     );
-    assert_error(call(all.0, all.1, 2, all.2), InvalidArgument, "kernel: expected a kernel");
+    assert_error(call(all.0, all.1, 2, all.2), InvalidArgument, "NULL for sequence 1");
     assert_error(call(all.0, all.1, usize::MAX, all.2), InvalidArgument, "a length of at most");
     assert_error(call(all.0, all.1, 1, ptr::null()), InvalidArgument, "k: expected a pointer");
-    let many = [usize::MAX];
-    assert_error(call(all.0, many.as_ptr(), 1, all.2), InvalidArgument, "tokens");
     assert_eq!(call(all.0, all.1, 1, all.2), Ok);
     assert_eq!(len(&kernel), 1);
+}
+
+#[test]
+fn lengths_whose_sum_overflows_and_outputs_that_overlap_are_refused() {
+    let [one, other] = [dense(), dense()];
+    let kernels = [&one, &other].map(|kernel| ptr::from_ref(&**kernel).cast_mut());
+    let mut numbers = [1.0; 2 * Q];
+    let (numbers, counts) = (numbers.as_mut_ptr(), [[usize::MAX, 1], [1, 1]]);
+    // SAFETY: what does not fit is refused before it is read.
+    let call = |counts: &[usize; 2]| unsafe {
+        deltallm_forward_batch(kernels.as_ptr(), counts.as_ptr(), 2, numbers, numbers, numbers, numbers)
+    };
+    assert_error(call(&counts[0]), InvalidArgument, "q: expected at most");
+    assert_error(call(&counts[1]), InvalidArgument, "out: expected memory apart from q");
+    assert_eq!([len(&one), len(&other)], [0, 0]);
+}
+
+#[test]
+fn a_panic_in_one_sequence_ends_all_kernels_of_the_call() {
+    let shape = AttentionShape::new(4, 2, 8).unwrap();
+    let whole = DenseAttention::new(shape, AttentionOptions::default()).unwrap();
+    let (broken, one) = (DeltallmKernel::new(shape, Box::new(Broken(whole))), dense());
+    assert_error(batch(&[&one, &broken], &[0; 2], &[1; 2]).0, Panic, "half done");
+    for count in [0, 1] {
+        assert_error(batch(&[&one], &[0], &[count]).0, Panic, "free it");
+    }
+}
+
+#[test]
+fn batches_in_another_order_do_not_wait_for_each_other_forever() {
+    let [one, other] = [dense(), dense()];
+    let orders = [[&*one, &*other], [&*other, &*one]];
+    std::thread::scope(|scope| {
+        for kernels in orders {
+            scope.spawn(move || (0..50).for_each(|_| assert_eq!(batch(&kernels, &[0; 2], &[1; 2]).0, Ok)));
+        }
+    });
+    assert_eq!([len(&one), len(&other)], [100; 2]);
 }

@@ -23,7 +23,7 @@ use crate::{
     element::ElementType,
     error::CoreError,
     kv_store::{BLOCK_TOKENS, KvStore},
-    rows::Layout,
+    rows::{Layout, RowFormat},
     snapshot::{SnapshotError, SnapshotReader, SnapshotWriter},
     threshold::HeadThresholds,
     token_store::TokenStore,
@@ -476,14 +476,13 @@ pub(crate) fn planned_bytes(
     }
 }
 
-/// The most that the coded keys of a head in [`KvStore::Compact`] may take beside a window: as much as whole keys in f16, and
-/// the room of the block that is being written, should that be more than a page. Keys that would take more are held whole.
+/// The most that the coded keys of a head in [`KvStore::Compact`] may take beside a window: as much as whole keys in 8 bits, and
+/// the room of the block that is being written, should that be more than a page. Keys that would take more are held so.
 pub fn most_key_bytes(channels: usize, tokens: usize) -> usize {
     let rows = |tokens: usize| {
         let pages = tokens.div_ceil(BLOCK_TOKENS);
-        let rows =
-            Layout { channels, format: ElementType::F16.into(), page_tokens: BLOCK_TOKENS, centered: false };
-        rows.bytes(pages, table_capacity(0, pages)).total()
+        let rows = Layout { channels, format: RowFormat::Int8, page_tokens: BLOCK_TOKENS, centered: true };
+        rows.bytes_from(pages, table_capacity(0, pages), [pages > 0, pages > 1]).total()
     };
     let nothing = Expected { sent: 0, wide: 0, escapes: 0 };
     let open = planned_bytes(KvStore::Compact, channels, 1, nothing).total();

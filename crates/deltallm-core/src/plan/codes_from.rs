@@ -17,7 +17,7 @@ impl CachePlan {
     /// let keys = KeyPlan::Delta { zero_fraction: 0.6, wide: 0.1, escapes: 0.1, window: 64, sinks: 4 };
     /// let plan = CachePlan::new(3, 64, KvStore::Compact, keys);
     /// let (f16, from) = (CachePlan::new(3, 64, KvStore::F16, KeyPlan::Dense), plan.codes_from());
-    /// assert_eq!(from, 256);
+    /// assert_eq!(from, 192);
     /// assert_eq!(plan.footprint(from - 1).total(), f16.footprint(from - 1).total());
     /// assert!(plan.footprint(from).total() < f16.footprint(from).total());
     /// ```

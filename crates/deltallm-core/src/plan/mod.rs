@@ -5,7 +5,6 @@ mod codes_from;
 use crate::{
     budget::{StoreBytes, table_capacity},
     delta::{Expected, most_key_bytes, planned_bytes},
-    element::ElementType,
     footprint::Footprint,
     kv_store::{BLOCK_TOKENS, KvStore},
     rows::{Layout, RowFormat},
@@ -160,9 +159,9 @@ impl CachePlan {
         // A value escapes at most once.
         let escapes = per_block(escapes.min(self.head_dim as f64));
         let keys = planned_bytes(self.store, self.head_dim, tokens, Expected { sent, wide, escapes });
-        // Keys that would take more are held whole.
+        // Keys that would take more are held in 8 bits.
         match self.holds_tokens_once() && keys.total() > most_key_bytes(self.head_dim, tokens) {
-            true => self.pages_of(ElementType::F16.into(), tokens, true)[0],
+            true => self.pages_of(RowFormat::Int8, tokens, true)[0],
             false => keys,
         }
     }
@@ -196,7 +195,7 @@ impl CachePlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{DeltaMatrix, MemoryBudget, internal::PagedRows};
+    use crate::{DeltaMatrix, ElementType, MemoryBudget, internal::PagedRows};
 
     #[test]
     fn a_dense_plan_is_exact_at_every_length() {

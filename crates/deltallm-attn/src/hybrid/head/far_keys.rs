@@ -12,7 +12,7 @@ use half::f16;
 #[expect(clippy::large_enum_variant, reason = "one for each kv head")]
 pub(crate) enum FarKeys {
     Delta(DeltaMatrix),
-    /// In 8 bits, or in f16 where deltas would take more.
+    /// In 8 bits: in [`KvStore::Int8`], and in [`KvStore::Compact`] where deltas would take more.
     Rows(PagedRows),
 }
 
@@ -114,8 +114,8 @@ impl FarKeys {
         }
     }
 
-    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in f16. What comes in
-    /// is of that type already; what deltas have made of the keys before is rounded to it. Returns the deltas that are no longer held.
+    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in 8 bits, those before as
+    /// the deltas have them. Returns the deltas that are no longer held.
     pub(super) fn keep_small(&mut self) -> Result<Option<DeltaMatrix>, CoreError> {
         let Self::Delta(matrix) = self else { return Ok(None) };
         let channels = matrix.channels();
@@ -124,7 +124,8 @@ impl FarKeys {
         }
         let unlimited = MemoryBudget::unlimited();
         let first = matrix.first();
-        let mut rows = PagedRows::starting_at(first, channels, ElementType::F16, BLOCK_TOKENS, &unlimited);
+        let mut rows =
+            PagedRows::starting_at(first, channels, RowFormat::Int8, BLOCK_TOKENS, &unlimited).centered();
         let mut keys = Vec::new();
         for block in first / BLOCK_TOKENS..matrix.blocks() {
             matrix.reconstruct(block, &mut keys);
@@ -188,14 +189,14 @@ impl TokenStore for FarKeys {
         }
     }
 
-    /// Keys that have become whole in f16 may stand where deltas are expected.
+    /// Keys that have become whole may stand where deltas are expected.
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
         match (&*reader.text()?, self) {
             ("deltas", Self::Delta(matrix)) => Ok(Self::Delta(matrix.load(reader)?)),
             ("whole keys", Self::Rows(rows)) => Ok(Self::Rows(rows.load(reader)?)),
             ("whole keys", Self::Delta(matrix)) => {
-                let rows = PagedRows::new(matrix.channels(), ElementType::F16, BLOCK_TOKENS, matrix.budget());
-                Ok(Self::Rows(rows.load(reader)?))
+                let rows = PagedRows::new(matrix.channels(), RowFormat::Int8, BLOCK_TOKENS, matrix.budget());
+                Ok(Self::Rows(rows.centered().load(reader)?))
             }
             (got, _) => {
                 let (expected, got) = ("as this cache holds them".to_owned(), got.to_owned());

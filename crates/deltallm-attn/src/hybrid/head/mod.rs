@@ -27,11 +27,11 @@ pub(crate) struct HybridHead {
     pub(crate) tail: ExactRows,
     /// How many of the first tokens are to be kept exactly; `None` keeps no token exactly.
     exact_sinks: Option<usize>,
-    /// Whether keys are held whole where their deltas would take more than f16.
+    /// Whether keys are held whole, in 8 bits, where their deltas would take more.
     bounded: bool,
     /// Whether tokens can be taken back that have left the window, and with them the exact form of what came after.
     rewinds: bool,
-    /// Deltas that `keep_small` replaced by f16 rows: uncharged while the call or step can be undone, then charged for as long as
+    /// Deltas that `keep_small` replaced by whole keys: uncharged while the call or step can be undone, then charged for as long as
     /// `exact_rewind` may return to them.
     replaced_deltas: Option<DeltaMatrix>,
     /// A key and a value of the tail on their way to be coded.
@@ -74,7 +74,7 @@ impl CodedTokens {
 
 impl HybridHead {
     /// An empty cache with room for nothing yet. `exact_sinks` is the number of first tokens to be kept exactly beside a window, or
-    /// `None` if no token is; `bounded` says whether keys may be held whole where deltas take more than f16.
+    /// `None` if no token is; `bounded` says whether keys may be held whole where deltas would take more.
     ///
     /// # Errors
     /// For thresholds that are not numbers >= 0.
