@@ -70,7 +70,7 @@ pub use threshold::{HeadThresholds, TargetSparsity, ThresholdPolicy, ThresholdPr
 pub mod internal {
     pub use crate::{
         check::LAYER_CHANNELS,
-        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes},
+        delta::{DeltaBlock, DeltaCodes, Escape, FloatCodes, StepCodes, most_key_bytes, whole_keys},
         quoted::{Quoted, message, quoted},
         rows::{FloatRows, GROUP, Int4Rows, Int8Rows, PagedRows, RowFormat, StoredRows},
         snapshot::write_file,

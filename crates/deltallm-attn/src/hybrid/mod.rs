@@ -13,14 +13,14 @@ use std::ops::Range;
 use deltallm_core::{
     CachePlan, CoreError, Footprint, HeadSparsity, KeyPlan, KvStore, MemoryBudget, SnapshotError,
     SnapshotReader, SnapshotWriter, SparsityStats,
-    internal::{PagedRows, TokenStore, most_key_bytes},
+    internal::{PagedRows, RowFormat, TokenStore, most_key_bytes, whole_keys},
 };
 
 pub use config::{HybridConfig, PaperRule};
 use head::{CodedTokens, ExactRows, FarKeys, HybridHead};
 
 use crate::{
-    AttentionError, AttentionKernel, AttentionShape, ExactWindow, HeadsView, HeadsViewMut, SkipMargin,
+    AttentionError, AttentionKernel, AttentionShape, ExactWindow, HeadsView, HeadsViewMut, Mask, SkipMargin,
     attend::attend,
     heads::Heads,
     options::Settings,
@@ -116,9 +116,9 @@ impl HybridAttention {
         let codes_from = if waits { config.codes_from } else { Some(0) };
         let mut heads = Vec::with_capacity(kv_heads);
         for thresholds in thresholds {
-            let bounded = codes_from.is_none();
+            let whole = codes_from.is_none().then(|| whole_keys_under(options.mask));
             let head =
-                HybridHead::new(store, thresholds, shape.value_dim(), exact_sinks, bounded, &options.budget)?;
+                HybridHead::new(store, thresholds, shape.value_dim(), exact_sinks, whole, &options.budget)?;
             heads.push(head.that_rewinds(options.exact_rewind > 0));
         }
         let mut kernel = Self {
@@ -167,7 +167,7 @@ impl HybridAttention {
             };
             let shape = self.options.shape;
             let plan = CachePlan::new(shape.kv_heads(), shape.head_dim(), self.options.store, keys);
-            plan.value_dim(shape.value_dim()).codes_from()
+            plan.value_dim(shape.value_dim()).attended(self.options.mask.most_keys()).codes_from()
         });
         state.codes_from(codes_from)
     }
@@ -323,6 +323,11 @@ impl HybridAttention {
     }
 }
 
+/// How a head holds its keys where their deltas would take more.
+fn whole_keys_under(mask: Mask) -> RowFormat {
+    whole_keys(mask.most_keys().is_some())
+}
+
 /// Window or sinks; `values` are those of all tokens.
 fn exact_segment<'a>(rows: &'a ExactRows, values: &'a PagedRows, part: Part) -> Segment<'a> {
     let values = rows.values.as_ref().unwrap_or(values);
@@ -426,7 +431,7 @@ impl AttentionKernel for HybridAttention {
         let begins = needed > 0 && self.begins_later();
         // Where codes begin, keys may become whole at once, and their deltas be kept.
         let deltas = if begins && self.options.exact_rewind > 0 {
-            most_key_bytes(self.options.shape.head_dim(), needed)
+            most_key_bytes(whole_keys_under(self.options.mask), self.options.shape.head_dim(), needed)
         } else {
             0
         };

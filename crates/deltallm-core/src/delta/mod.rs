@@ -476,12 +476,18 @@ pub(crate) fn planned_bytes(
     }
 }
 
-/// The most that the coded keys of a head in [`KvStore::Compact`] may take beside a window: as much as whole keys in 8 bits, and
-/// the room of the block that is being written, should that be more than a page. Keys that would take more are held so.
-pub fn most_key_bytes(channels: usize, tokens: usize) -> usize {
+/// How a head in [`KvStore::Compact`] holds its keys beside a window where their deltas would take more: whole, in 8 bits. Where tokens are `dropped` from
+/// the front in f16, because 8 bits are relative to the mean of the first page.
+pub fn whole_keys(dropped: bool) -> RowFormat {
+    if dropped { ElementType::F16.into() } else { RowFormat::Int8 }
+}
+
+/// The most that the coded keys of such a head may take: as much as [whole ones](whole_keys) in that format, and
+/// the room of the block that is being written, should that be more than a page.
+pub fn most_key_bytes(format: RowFormat, channels: usize, tokens: usize) -> usize {
     let rows = |tokens: usize| {
         let pages = tokens.div_ceil(BLOCK_TOKENS);
-        let rows = Layout { channels, format: RowFormat::Int8, page_tokens: BLOCK_TOKENS, centered: true };
+        let rows = Layout { channels, format, page_tokens: BLOCK_TOKENS, centered: true };
         rows.bytes_from(pages, table_capacity(0, pages), [pages > 0, pages > 1]).total()
     };
     let nothing = Expected { sent: 0, wide: 0, escapes: 0 };

@@ -1,7 +1,12 @@
 //! From which length on a cache with a window holds codes, so that it is never larger than one in f16.
 
 use super::{CachePlan, KeyPlan};
-use crate::{delta::most_key_bytes, element::ElementType, kv_store::BLOCK_TOKENS, rows::RowFormat};
+use crate::{
+    delta::{most_key_bytes, whole_keys},
+    element::ElementType,
+    kv_store::BLOCK_TOKENS,
+    rows::RowFormat,
+};
 
 impl CachePlan {
     /// The length from which on a cache beside an exact window holds codes, in the stores that quantise; a shorter one holds
@@ -41,7 +46,8 @@ impl CachePlan {
     fn most_bytes(&self, tokens: usize, window: usize, sinks: usize) -> usize {
         let coded = self.coded(tokens, window);
         let [keys, values] = self.pages_of(RowFormat::of(self.store), coded, true).map(|bytes| bytes.total());
-        let keys = if self.store.is_delta() { most_key_bytes(self.head_dim, coded) } else { keys };
+        let whole = whole_keys(self.attended.is_some());
+        let keys = if self.store.is_delta() { most_key_bytes(whole, self.head_dim, coded) } else { keys };
         [keys, values].into_iter().fold(self.exact_rows(tokens, window, sinks).total(), usize::saturating_add)
     }
 }

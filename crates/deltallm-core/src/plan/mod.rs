@@ -4,7 +4,7 @@ mod codes_from;
 
 use crate::{
     budget::{StoreBytes, table_capacity},
-    delta::{Expected, most_key_bytes, planned_bytes},
+    delta::{Expected, most_key_bytes, planned_bytes, whole_keys},
     footprint::Footprint,
     kv_store::{BLOCK_TOKENS, KvStore},
     rows::{Layout, RowFormat},
@@ -159,9 +159,10 @@ impl CachePlan {
         // A value escapes at most once.
         let escapes = per_block(escapes.min(self.head_dim as f64));
         let keys = planned_bytes(self.store, self.head_dim, tokens, Expected { sent, wide, escapes });
-        // Keys that would take more are held in 8 bits.
-        match self.holds_tokens_once() && keys.total() > most_key_bytes(self.head_dim, tokens) {
-            true => self.pages_of(RowFormat::Int8, tokens, true)[0],
+        // Keys that would take more are held whole.
+        let whole = whole_keys(self.attended.is_some());
+        match self.holds_tokens_once() && keys.total() > most_key_bytes(whole, self.head_dim, tokens) {
+            true => self.pages_of(whole, tokens, true)[0],
             false => keys,
         }
     }

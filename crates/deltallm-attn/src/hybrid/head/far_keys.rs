@@ -3,7 +3,7 @@
 use deltallm_core::{
     BLOCK_TOKENS, CoreError, DeltaMatrix, ElementType, HeadThresholds, KvStore, MemoryBudget, Reservation,
     SnapshotError, SnapshotReader, SnapshotWriter,
-    internal::{PagedRows, RowFormat, TokenStore, exchange, most_key_bytes},
+    internal::{PagedRows, RowFormat, TokenStore, exchange, most_key_bytes, whole_keys},
 };
 use half::f16;
 
@@ -12,7 +12,7 @@ use half::f16;
 #[expect(clippy::large_enum_variant, reason = "one for each kv head")]
 pub(crate) enum FarKeys {
     Delta(DeltaMatrix),
-    /// In 8 bits: in [`KvStore::Int8`], and in [`KvStore::Compact`] where deltas would take more.
+    /// Whole: in [`KvStore::Int8`], and in [`KvStore::Compact`] where deltas would take more.
     Rows(PagedRows),
 }
 
@@ -100,32 +100,31 @@ impl FarKeys {
 
     /// Bytes that [`keep_small`](Self::keep_small) may charge when `tokens` keys come: nothing, unless the deltas stay, for a fork or because they
     /// are `kept`.
-    pub(super) fn growth_of_rows(&self, tokens: usize, kept: bool) -> usize {
+    pub(super) fn growth_of_rows(&self, tokens: usize, kept: bool, whole: RowFormat) -> usize {
         let Self::Delta(matrix) = self else { return 0 };
         let (channels, held) = (matrix.channels(), matrix.len() - matrix.first());
-        let most = most_key_bytes(channels, held + 1);
+        let most = most_key_bytes(whole, channels, held + 1);
         let bytes = matrix.key_bytes() + matrix.bookkeeping_bytes();
         let becomes_whole = tokens > 0 && matrix.bytes_with_next() > most
             || tokens > 1 && bytes.saturating_add(matrix.growth(tokens)) > most;
         if becomes_whole && (kept || matrix.is_shared()) {
-            most_key_bytes(channels, held.saturating_add(tokens))
+            most_key_bytes(whole, channels, held.saturating_add(tokens))
         } else {
             0
         }
     }
 
-    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held whole, in 8 bits, those before as
+    /// Makes sure that one more key takes no more than [`most_key_bytes`]: keys whose deltas would are held `whole`, those before as
     /// the deltas have them. Returns the deltas that are no longer held.
-    pub(super) fn keep_small(&mut self) -> Result<Option<DeltaMatrix>, CoreError> {
+    pub(super) fn keep_small(&mut self, whole: RowFormat) -> Result<Option<DeltaMatrix>, CoreError> {
         let Self::Delta(matrix) = self else { return Ok(None) };
         let channels = matrix.channels();
-        if matrix.bytes_with_next() <= most_key_bytes(channels, matrix.len() - matrix.first() + 1) {
+        if matrix.bytes_with_next() <= most_key_bytes(whole, channels, matrix.len() - matrix.first() + 1) {
             return Ok(None);
         }
         let unlimited = MemoryBudget::unlimited();
         let first = matrix.first();
-        let mut rows =
-            PagedRows::starting_at(first, channels, RowFormat::Int8, BLOCK_TOKENS, &unlimited).centered();
+        let mut rows = PagedRows::starting_at(first, channels, whole, BLOCK_TOKENS, &unlimited).centered();
         let mut keys = Vec::new();
         for block in first / BLOCK_TOKENS..matrix.blocks() {
             matrix.reconstruct(block, &mut keys);
@@ -183,7 +182,7 @@ impl TokenStore for FarKeys {
                 matrix.save(writer);
             }
             Self::Rows(rows) => {
-                writer.text("whole keys");
+                writer.text(if rows.format() == RowFormat::Int8 { "keys in 8 bits" } else { "keys in f16" });
                 rows.save(writer);
             }
         }
@@ -193,9 +192,10 @@ impl TokenStore for FarKeys {
     fn load(&self, reader: &mut SnapshotReader) -> Result<Self, SnapshotError> {
         match (&*reader.text()?, self) {
             ("deltas", Self::Delta(matrix)) => Ok(Self::Delta(matrix.load(reader)?)),
-            ("whole keys", Self::Rows(rows)) => Ok(Self::Rows(rows.load(reader)?)),
-            ("whole keys", Self::Delta(matrix)) => {
-                let rows = PagedRows::new(matrix.channels(), RowFormat::Int8, BLOCK_TOKENS, matrix.budget());
+            ("keys in 8 bits", Self::Rows(rows)) => Ok(Self::Rows(rows.load(reader)?)),
+            (form @ ("keys in 8 bits" | "keys in f16"), Self::Delta(matrix)) => {
+                let rows = whole_keys(form == "keys in f16");
+                let rows = PagedRows::new(matrix.channels(), rows, BLOCK_TOKENS, matrix.budget());
                 Ok(Self::Rows(rows.centered().load(reader)?))
             }
             (got, _) => {

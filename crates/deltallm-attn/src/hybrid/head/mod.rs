@@ -27,8 +27,8 @@ pub(crate) struct HybridHead {
     pub(crate) tail: ExactRows,
     /// How many of the first tokens are to be kept exactly; `None` keeps no token exactly.
     exact_sinks: Option<usize>,
-    /// Whether keys are held whole, in 8 bits, where their deltas would take more.
-    bounded: bool,
+    /// How keys are held where their deltas would take more; `None` holds deltas in any case.
+    whole: Option<RowFormat>,
     /// Whether tokens can be taken back that have left the window, and with them the exact form of what came after.
     rewinds: bool,
     /// Deltas that `keep_small` replaced by whole keys: uncharged while the call or step can be undone, then charged for as long as
@@ -74,7 +74,7 @@ impl CodedTokens {
 
 impl HybridHead {
     /// An empty cache with room for nothing yet. `exact_sinks` is the number of first tokens to be kept exactly beside a window, or
-    /// `None` if no token is; `bounded` says whether keys may be held whole where deltas would take more.
+    /// `None` if no token is; `whole` says how keys are held where deltas would take more, if they may.
     ///
     /// # Errors
     /// For thresholds that are not numbers >= 0.
@@ -83,7 +83,7 @@ impl HybridHead {
         thresholds: HeadThresholds,
         value_dim: usize,
         exact_sinks: Option<usize>,
-        bounded: bool,
+        whole: Option<RowFormat>,
         budget: &MemoryBudget,
     ) -> Result<Self, CoreError> {
         let sink_pages = CachePlan::sink_page_tokens(exact_sinks.unwrap_or(0));
@@ -93,7 +93,7 @@ impl HybridHead {
             sinks: ExactRows::new(store, [keys.channels(), value_dim], sink_pages, budget),
             keys,
         };
-        Ok(Self { bounded, ..Self::with_codes(coded, store, exact_sinks, budget) })
+        Ok(Self { whole, ..Self::with_codes(coded, store, exact_sinks, budget) })
     }
 
     /// The same, in which deltas whose keys become whole are kept for a rewind, or not.
@@ -117,7 +117,7 @@ impl HybridHead {
             coded,
             tail: ExactRows::new(store, channels, pages, budget),
             exact_sinks,
-            bounded: false,
+            whole: None,
             rewinds: false,
             replaced_deltas: None,
             row: channels.map(row),
@@ -161,10 +161,12 @@ impl HybridHead {
         if !self.codes_later() {
             return Ok(());
         }
-        let Self { coded, tail, exact_sinks, bounded, replaced_deltas, row: [key, value], .. } = self;
+        let Self { coded, tail, exact_sinks, whole, replaced_deltas, row: [key, value], .. } = self;
         let ExactRows { keys, values: Some(values) } = tail else { return Ok(()) };
         for token in coded.len()..end {
-            if *bounded && let Some(deltas) = coded.keys.keep_small()? {
+            if let Some(whole) = *whole
+                && let Some(deltas) = coded.keys.keep_small(whole)?
+            {
                 *replaced_deltas = Some(deltas);
             }
             let (key, value) = (keys.read(token..token + 1, key), values.read(token..token + 1, value));
@@ -311,7 +313,7 @@ impl HybridHead {
         let tail = self.tail.rows().map(|rows| rows.growth(tail));
         let sinks = sinks.rows().map(|rows| rows.growth(kept));
         // Keys that become whole while someone holds on to their deltas.
-        let as_rows = if self.bounded { keys.growth_of_rows(coded, self.rewinds) } else { 0 };
+        let as_rows = self.whole.map_or(0, |whole| keys.growth_of_rows(coded, self.rewinds, whole));
         let all = tail.chain(sinks).chain([keys.growth(coded), values.growth(coded), as_rows]);
         all.fold(0, usize::saturating_add)
     }

@@ -5,7 +5,7 @@ use deltallm_core::{
     internal::{PagedRows, TokenStore, pay},
 };
 
-use super::{CodedTokens, HybridHead};
+use super::{CodedTokens, FarKeys, HybridHead};
 use crate::saved::invalid;
 
 impl TokenStore for HybridHead {
@@ -78,8 +78,10 @@ impl TokenStore for HybridHead {
             (got, None) => return Err(invalid("deltas of whole keys", "none", got)),
         };
         let mut head = Self { coded, tail, replaced_deltas, row, ..*self };
-        if !self.bounded && self.coded.keys.deltas().is_some() && head.coded.keys.deltas().is_none() {
-            return Err(invalid("whole keys", "deltas", head.coded.keys.len()));
+        if let (FarKeys::Delta(_), FarKeys::Rows(rows)) = (&self.coded.keys, &head.coded.keys)
+            && self.whole != Some(rows.format())
+        {
+            return Err(invalid("whole keys", "keys as this cache may hold them", head.coded.keys.len()));
         }
         head.check_parts()?;
         head.replaced_deltas.take_if(|deltas| pay(deltas, self.coded.values.budget()).is_err());
